@@ -1,0 +1,23 @@
+"""How a key says what luthier does with it. A plain dataclass field is supported; the two functions here mark the rest.
+
+    rank: int = 8                                          # supported
+    shift: bool = refused(False, "reason", "remedy")       # any value but the default is an error with this reason and remedy
+    old: str = no_effect("all", "reason")                  # accepted; any value but the default is a warning with this reason
+
+The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only `explain`,
+`schema` and the docs need it.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def refused(default: Any, reason: str, remedy: str, allowed: tuple[Any, ...] = ()) -> Any:
+    """A known key that this version cannot honour. Its default, and the values in `allowed`, still pass."""
+    metadata = {"status": "refused", "reason": reason, "remedy": remedy, "allowed": (default, *allowed)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def no_effect(default: Any, reason: str) -> Any:
+    """A known key that users' files carry and that changes nothing here, for the given reason."""
+    return dataclasses.field(default=default, metadata={"status": "no_effect", "reason": reason})

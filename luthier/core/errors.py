@@ -1,0 +1,85 @@
+"""Everything a user can cause, as one tree. The CLI catches `LuthierError` and nothing else.
+
+    LuthierError                exit status 1
+      InvalidInput              exit status 2: what the user gave is wrong
+        ConfigError             the run file or an override; carries all problems
+        DataError               dataset_info.json, a data file, or no usable row
+        ModelError              the model folder, adapter or GGUF file
+        OutputError             the output folder
+        MissingExtra            an optional library is not installed
+        UnknownVariant          a name that no file provides
+      RunFailed                 the run itself went wrong (disk full, loss not finite, ...)
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+class LuthierError(Exception):
+    """Base of all errors that the CLI prints without a traceback. The message names what, where, why and the remedy."""
+
+    exit_status = 1
+
+
+class RunFailed(LuthierError):
+    """The run was right and still could not be completed."""
+
+
+class InvalidInput(LuthierError, ValueError):
+    """What the user gave is wrong."""
+
+    exit_status = 2
+
+
+class DataError(InvalidInput):
+    """A dataset cannot be used."""
+
+
+class ModelError(InvalidInput):
+    """A model, tokenizer or adapter cannot be used."""
+
+
+class OutputError(InvalidInput):
+    """The output folder cannot be used."""
+
+
+class MissingExtra(InvalidInput):
+    """An optional library is needed and not installed. See `luthier.core.versions.require`."""
+
+
+class UnknownVariant(InvalidInput):
+    """A name that no file in the variant's folder provides."""
+
+
+class RowError(ValueError):
+    """One row of a dataset cannot be used; the text is the reason. Counted by the ledger, never shown as a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds file, line and value."""
+
+    key: str
+    reason: str
+    remedy: str = ""
+    value: Any = None
+    has_value: bool = False
+    file: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = ":".join(str(part) for part in (self.file, self.line) if part)
+        subject = f"{self.key}: {self.value!r}" if self.has_value else self.key
+        text = f"{where}: {subject}: {self.reason}" if where else f"{subject}: {self.reason}"
+        return f"{text} -> {self.remedy}" if self.remedy else text
+
+
+class ConfigError(InvalidInput):
+    """Problems in a run file or its overrides, all at once."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source, self.problems = source, tuple(problems)
+        count = len(self.problems)
+        head = f"{source}: {count} problem{'s' if count > 1 else ''}"
+        super().__init__("\n  ".join([head, *map(str, self.problems)]))

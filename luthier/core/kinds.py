@@ -1,0 +1,9 @@
+"""The extension points of luthier, one line each. To add a variant, add a file to the folder named here."""
+
+from luthier.core.registry import Registry
+
+STAGES = Registry("stage", "luthier.stages", "STAGE")
+ADAPTERS = Registry("finetuning_type", "luthier.model.adapters", "ADAPTER")
+FORMATS = Registry("formatting", "luthier.data.formats", "FORMAT")
+TOOL_SYNTAXES = Registry("tool_format", "luthier.data.tools", "SYNTAX")
+ENGINES = Registry("infer_backend", "luthier.infer.engines", "ENGINE")

@@ -1,0 +1,44 @@
+"""What luthier says while it works. Everything goes to stderr; stdout is for results.
+
+Only the first process of a distributed run speaks. `LLAMAFACTORY_VERBOSITY` sets the level, as in the reference.
+"""
+
+import logging
+import os
+import sys
+
+LOGGER = logging.getLogger("luthier")
+
+
+class _Stderr(logging.StreamHandler):
+    """Looks `sys.stderr` up at every record, so that a redirection made later is honoured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def set_up() -> None:
+    """Attach the handler once; called by the CLI and by the Python API."""
+    if LOGGER.handlers:
+        return
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.addHandler(handler)
+    LOGGER.propagate = False
+    level = os.environ.get("LLAMAFACTORY_VERBOSITY", "INFO").upper()
+    LOGGER.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+
+
+def is_main_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")
+
+
+def info(message: str) -> None:
+    if is_main_process():
+        LOGGER.info(message)
+
+
+def warn(message: str) -> None:
+    if is_main_process():
+        LOGGER.warning("warning: %s", message)

@@ -1,0 +1,56 @@
+"""What a training stage is. Each other file in this folder is one stage; its file name is its YAML name.
+
+A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (`luthier.train.trainer`) take it as it is,
+and never ask for its name.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import Encoding, Packer
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """Numbers not yet divided, so that a loss does not depend on how an optimizer step was cut into batches."""
+
+    total: "Tensor"
+    """Scalar: the sum of the loss over the units of this batch."""
+    metrics: Mapping[str, tuple["Tensor", int]] = field(default_factory=dict)
+    """Name -> (sum, count) of what is logged beside the loss."""
+
+
+def no_problems(run: "TrainRun") -> Iterable[Problem]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training method. Features are plain dicts of integer lists; a batch is a dict of tensors."""
+
+    name: str
+    config: type
+    """The YAML keys that only this stage understands."""
+    examples: tuple[type, ...]
+    """The example types it takes; a row that gives another is dropped with the reason."""
+    columns: tuple[str, ...]
+    """The columns of one tokenised row, in order."""
+    encode: "Callable[[Any, Encoding, Any], Any]"
+    """(example, encoding, config) -> `luthier.data.prepare.Encoded`. Raises `RowError` for a row that cannot be used."""
+    packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
+    """Joins encoded rows into longer ones (pt blocks), or None."""
+    collate: Callable[..., dict[str, Any]]
+    """(features, pad_token_id, ...) -> batch. See `luthier.data.collate`."""
+    units: Callable[[Mapping[str, Any]], int]
+    """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
+    loss: Callable[..., LossOutput]
+    """(model, batch, config) -> LossOutput."""
+    check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
+    """Rules between keys that concern this stage; runs before torch is imported."""
