@@ -1,0 +1,103 @@
+"""manifest.json: what a finished folder holds, so that a truncated copy or a changed file is noticed.
+
+    {"format": 1, "created": "...Z", "versions": {"luthier": "...", "torch": "...", ...}, <the facts of the writer>,
+     "files": {"model.safetensors": {"size_bytes": 123, "sha256": "..."}, ...}}
+
+Checkpoints inside the folder (`checkpoint-N/`) come and go while the rest stays, so the manifest leaves them out.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import luthier
+from luthier.core.errors import OutputError
+from luthier.core.versions import library_version
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_files(folder: Path) -> Iterator[Path]:
+    """The files a manifest of `folder` speaks of, in a fixed order."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
+        if path.is_file() and not in_checkpoint and str(inside) not in (MANIFEST_NAME, MANIFEST_NAME + ".new"):
+            yield path
+
+
+def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
+    """Describe the finished `folder`; the file appears whole or not at all.
+
+    `facts` (seeds, data fingerprint, source model, ...) are written as JSON as they are.
+    """
+    root = Path(folder)
+    versions = {"python": platform.python_version(), "luthier": luthier.__version__}
+    versions |= {name: found for name in RECORDED_LIBRARIES if (found := library_version(name)) is not None}
+    content = {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": versions,
+        **facts,
+        "files": {
+            path.relative_to(root).as_posix(): {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in manifest_files(root)
+        },
+    }
+    target, draft = root / MANIFEST_NAME, root / (MANIFEST_NAME + ".new")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    return target
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of `folder`. Raises `OutputError` if there is no folder, no manifest, or one that cannot be read."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise OutputError(f"{root}: no such folder")
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise OutputError(f"{root}: holds no {MANIFEST_NAME}, so there is nothing to compare it with")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(f"{path}: is not a manifest: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise OutputError(f"{path}: is not a manifest: it holds no `files`")
+    return content
+
+
+def verify_folder(folder: str | os.PathLike[str]) -> list[str]:
+    """What differs between `folder` and its manifest, one line per file; empty when all is well.
+
+    Files that the manifest does not name are no fault: people add notes, and training adds checkpoints.
+    """
+    root = Path(folder)
+    findings = []
+    for name, recorded in read_manifest(root)["files"].items():
+        path, size_bytes = root / name, recorded["size_bytes"]
+        if not path.is_file():
+            findings.append(f"{name}: missing")
+        elif (actual := path.stat().st_size) < size_bytes:
+            findings.append(f"{name}: truncated, {actual} of {size_bytes} bytes")
+        elif actual > size_bytes:
+            findings.append(f"{name}: changed, {actual} bytes instead of {size_bytes}")
+        elif file_sha256(path) != recorded["sha256"]:
+            findings.append(f"{name}: changed, same size but another sha256")
+    return findings

@@ -1,0 +1,92 @@
+"""Answers to many prompts, several at a time: what `predict_with_generate` and the benchmarks need.
+
+Prompts are padded on the left (the last prompt token must be the last column) and sorted by length first, so that a
+batch pads little; answers come back in the order of the prompts.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from luthier.infer.types import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    stop_ids: Collection[int],
+    batch_size: int,
+) -> Iterator[list[int]]:
+    """The new token ids of each prompt, without the stop token and without padding.
+
+    A prompt that fills the model leaves no room and gets an empty answer. The model's train/eval mode and the random
+    state are as before whenever an answer is handed out, so that an evaluation in the midst of training changes nothing
+    there; each batch draws from a seed of its own, so that the answers can be had again.
+    """
+    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    waiting: dict[int, list[int]] = {}
+    next_index = 0
+    for start in range(0, len(prompts), batch_size):
+        chosen = longest_first[start : start + batch_size]
+        seed = (settings.seed or 0) + start
+        answers = _generate_batch(model, tokenizer, [prompts[index] for index in chosen], settings, stop_ids, seed)
+        waiting.update(zip(chosen, answers, strict=True))
+        while next_index in waiting:
+            yield waiting.pop(next_index)
+            next_index += 1
+
+
+def _generate_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    stop_ids: Collection[int],
+    seed: int,
+) -> list[list[int]]:
+    import torch
+
+    from luthier.infer.decoding import generation_config, num_positions
+
+    limit = num_positions(model)
+    budgets = [settings.num_new_tokens(len(prompt), limit) for prompt in prompts]
+    with_room = [index for index, budget in enumerate(budgets) if budget > 0]
+    answers: list[list[int]] = [[] for _ in prompts]
+    if not with_room:
+        return answers
+    width = max(len(prompts[index]) for index in with_room)
+    padding = [[tokenizer.pad_token_id] * (width - len(prompts[index])) for index in with_room]
+    input_ids = torch.tensor([[*pad, *prompts[index]] for pad, index in zip(padding, with_room, strict=True)])
+    attention_mask = torch.tensor([[0] * len(pad) + [1] * (width - len(pad)) for pad in padding])
+    config = generation_config(
+        settings,
+        model=model,
+        num_prompt_tokens=width,
+        num_new_tokens=max(budgets[index] for index in with_room),
+        stop_ids=stop_ids,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                generation_config=config,
+            )
+    finally:
+        model.train(was_training)
+    for index, row in zip(with_room, output[:, width:].tolist(), strict=True):
+        answers[index] = _until_stop(row[: budgets[index]], stop_ids)
+    return answers
+
+
+def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    end = next((position for position, token_id in enumerate(ids) if token_id in stop_ids), len(ids))
+    return ids[:end]

@@ -1,0 +1,91 @@
+"""The bridge to `generate()` of transformers, and the way back from token ids to text."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from luthier.infer.types import Settings
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer writes for bytes that are not (yet) a character."""
+
+
+def num_positions(model: "PreTrainedModel") -> int | None:
+    """The longest sequence the model was built for, or None if its architecture has no such limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def generation_config(
+    settings: Settings,
+    *,
+    model: "PreTrainedModel",
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    stop_ids: Collection[int],
+    pad_token_id: int,
+) -> "GenerationConfig":
+    """Settings in the words of transformers. What is left unset there, the model's generation_config.json fills in."""
+    from transformers import GenerationConfig
+
+    if settings.is_greedy:  # neutral values instead of none, lest the model's own be filled in and warned of
+        choice: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    else:
+        choice = {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+    if settings.num_beams > 1:
+        choice["length_penalty"] = settings.length_penalty
+    # transformers takes either of two limits and warns when it finds both, one of them in the model's own file
+    if model.generation_config.max_new_tokens is None:
+        choice["max_length"] = num_prompt_tokens + num_new_tokens
+    else:
+        choice["max_new_tokens"] = num_new_tokens
+    return GenerationConfig(
+        num_beams=settings.num_beams,
+        repetition_penalty=settings.repetition_penalty,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=pad_token_id,
+        use_cache=True,
+        **choice,
+    )
+
+
+class TextStream:
+    """Turns token ids into text one by one; what it gives out adds up to the decoded whole.
+
+    A token may be part of a character only, and a tokenizer may write a token differently at the start of a text
+    (leading spaces of SentencePiece). So each step decodes a window that begins one output earlier and gives out what
+    is new in it, and a window that ends in half a character waits.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", skip_special_tokens: bool) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
+        self._ids: list[int] = []
+        self._window_start, self._num_given = 0, 0
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; often empty."""
+        self._ids.append(token_id)
+        fresh = self._fresh()
+        if not fresh or fresh.endswith(UNFINISHED):
+            return ""
+        self._window_start, self._num_given = self._num_given, len(self._ids)
+        return fresh
+
+    def finish(self) -> str:
+        """What is left at the end; half a character stays out."""
+        return self._fresh().rstrip(UNFINISHED)
+
+    def _fresh(self) -> str:
+        given = self._decode(self._ids[self._window_start : self._num_given])
+        return self._decode(self._ids[self._window_start :])[len(given) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
+        )

@@ -1,0 +1,31 @@
+"""What an inference engine is: it turns prompt ids into text. Each other file in this folder is one `infer_backend`."""
+
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from luthier.infer.types import Answer, Settings
+
+if TYPE_CHECKING:
+    from luthier.config.runs import InferRun
+
+
+class Generating(Protocol):
+    """A loaded model that answers, one prompt at a time."""
+
+    def stream(self, prompt_ids: Sequence[int], settings: Settings) -> Generator[str, None, Answer]:
+        """Text as it comes into being, whole characters only and no stop token; the generator returns the whole answer.
+
+        Closing the generator, or an interrupt while waiting for the next piece, ends the work on this answer; the model
+        stays ready for the next one. Raises `InvalidInput` for a prompt that leaves no room for an answer.
+        """
+
+    def generate(self, prompt_ids: Sequence[int], settings: Settings) -> Answer:
+        """The whole answer at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    name: str
+    open: "Callable[[InferRun, Any, Collection[int]], Generating]"
+    """(run, tokenizer, stop ids) -> the loaded model."""

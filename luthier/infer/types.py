@@ -1,0 +1,65 @@
+"""What goes into an answer and what comes out of one."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from luthier.config.generate import GeneratingConfig
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to choose the next tokens. Every field but `seed` is the YAML key of that name."""
+
+    do_sample: bool = True
+    temperature: float = 0.95
+    top_p: float = 0.7
+    top_k: int = 50
+    num_beams: int = 1
+    max_length: int = 1024
+    max_new_tokens: int = 1024
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    skip_special_tokens: bool = True
+    seed: int | None = None
+    """Start of the random numbers of one answer; None goes on with whatever the process has."""
+
+    @classmethod
+    def of(cls, generating: "GeneratingConfig", seed: int | None = None) -> "Settings":
+        return cls(
+            do_sample=generating.do_sample,
+            temperature=generating.temperature,
+            top_p=generating.top_p,
+            top_k=generating.top_k,
+            num_beams=generating.num_beams,
+            max_length=generating.max_length,
+            max_new_tokens=generating.max_new_tokens,
+            repetition_penalty=generating.repetition_penalty,
+            length_penalty=generating.length_penalty,
+            skip_special_tokens=generating.skip_special_tokens,
+            seed=seed,
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        return not self.do_sample or self.temperature == 0
+
+    def num_new_tokens(self, num_prompt_tokens: int, num_positions: int | None) -> int:
+        """How long the answer to a prompt may get, at most; zero or less means that there is no room for one.
+
+        `num_positions` is the longest sequence the model was built for, None if it knows no limit.
+        """
+        room = self.max_new_tokens if self.max_new_tokens > 0 else self.max_length - num_prompt_tokens
+        return room if num_positions is None else min(room, num_positions - num_prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    text: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    """Tokens generated, the one that ended the answer included."""
+    finish_reason: FinishReason
+    """`stop`: the model ended its turn, by its eos token or a stop word of the template; `length`: it was cut off."""
