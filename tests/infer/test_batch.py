@@ -1,0 +1,65 @@
+"""Batched answers equal single ones, whatever the padding, and come in the order of the prompts."""
+
+import pytest
+
+from luthier.infer.batch import generate_answers
+from luthier.infer.types import Settings
+from tests.infer.scripted import say, scripted_model
+
+EOS = 260
+PROMPTS = [[65, 66, 67], [70] * 9, [80], [1, 2], [5] * 30, [90, 91, 92, 93]]
+
+
+@pytest.fixture(scope="module")
+def model(llama_folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(llama_folder).eval()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 10])
+def test_greedy_answers_are_those_of_one_prompt_at_a_time(model, tokenizer, batch_size):
+    import torch
+
+    settings = Settings(do_sample=False, max_new_tokens=8)
+    answers = list(generate_answers(model, tokenizer, PROMPTS, settings, {EOS}, batch_size))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(8):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert answer == ids[len(prompt) :]
+
+
+def test_an_answer_ends_before_its_stop_token(tokenizer):
+    model = scripted_model([*say("ok"), EOS, *say("more")], num_prompt_tokens=2)
+    assert list(generate_answers(model, tokenizer, [[1, 2], [3, 4]], Settings(do_sample=False), {EOS}, 2)) == [
+        say("ok"),
+        say("ok"),
+    ]
+
+
+def test_max_length_is_counted_for_each_prompt_by_itself(model, tokenizer):
+    settings = Settings(do_sample=False, max_new_tokens=0, max_length=10)
+    answers = list(generate_answers(model, tokenizer, [[65] * 4, [66] * 9, [67] * 10, [68] * 600], settings, {EOS}, 4))
+    assert [len(answer) for answer in answers] == [6, 1, 0, 0]
+
+
+def test_training_goes_on_as_if_nothing_had_been_generated(model, tokenizer):
+    import torch
+
+    model.train()
+    torch.manual_seed(3)
+    before = torch.rand(1)
+    torch.manual_seed(3)
+    sampled = [
+        list(generate_answers(model, tokenizer, PROMPTS, Settings(top_p=1.0, max_new_tokens=4), {EOS}, 2)) for _ in "ab"
+    ]
+    assert torch.rand(1) == before
+    assert model.training
+    assert sampled[0] == sampled[1]
+    model.eval()
+
+
+def test_no_prompts_no_answers(model, tokenizer):
+    assert list(generate_answers(model, tokenizer, [], Settings(), {EOS}, 4)) == []
