@@ -1,0 +1,75 @@
+"""What this process runs on: device, number formats, memory, place among the processes of a distributed run."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    device: str
+    """Type of the device that computes: `cpu`, `cuda`, `mps`, `xpu`, `npu`, ..."""
+    num_accelerators: int
+    """Accelerators that this process sees; 0 on a machine that computes on its CPU."""
+    bf16: bool
+    """bfloat16 in hardware. Without it a CPU still computes bfloat16, only slower than float32."""
+    fp16: bool
+    """float16 in hardware with a gradient scaler, which no CPU has."""
+    memory_bytes: int
+    """Memory of the host."""
+    device_memory_bytes: int
+    """Memory of one accelerator, or of the host where there is none."""
+    num_cpus: int
+    """CPUs that this process may use, which is not always all that the host has."""
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def device_name(self) -> str:
+        """The device of this process, as torch names it."""
+        return f"{self.device}:{self.local_rank}" if self.num_accelerators else self.device
+
+
+@lru_cache(maxsize=1)
+def detect() -> Machine:
+    """Look once. Imports torch."""
+    import torch
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = accelerator.type if accelerator is not None else "cpu"
+    num_accelerators = torch.accelerator.device_count() if accelerator is not None else 0
+    if device == "cuda":
+        bf16, device_memory_bytes = torch.cuda.is_bf16_supported(including_emulation=False), _cuda_memory_bytes()
+    elif device == "cpu":
+        bf16, device_memory_bytes = _cpu_has_bf16(), memory_bytes
+    else:
+        bf16, device_memory_bytes = True, memory_bytes
+    return Machine(
+        device=device,
+        num_accelerators=num_accelerators,
+        bf16=bf16,
+        fp16=device != "cpu",
+        memory_bytes=memory_bytes,
+        device_memory_bytes=device_memory_bytes,
+        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        rank=int(os.environ.get("RANK", "0")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def _cuda_memory_bytes() -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def _cpu_has_bf16() -> bool:
+    """AVX-512 BF16 on x86, BF16 on Arm. The kernel says so, since torch has no public question for it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return any(line.startswith(("flags", "Features")) and "bf16" in line for line in file)
+    except FileNotFoundError:  # only Linux has this file
+        return False

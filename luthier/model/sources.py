@@ -1,0 +1,166 @@
+"""Where a model comes from: a folder, a GGUF file (or a folder that holds just one), or a name on the hub.
+
+Nothing here imports torch, so a wrong path is reported in a fraction of a second.
+"""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.core.errors import ModelError
+from luthier.model.gguf import read_header
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+_WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `from_pretrained` is called with."""
+
+    name: str
+    """A folder or a hub id."""
+    gguf_file: str | None = None
+    """The name of the GGUF file in that folder."""
+    is_local: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
+
+
+def locate(name_or_path: str) -> Source:
+    """Find out what `name_or_path` is. Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path}: this file is not a model; give the folder it is in, or a .gguf file")
+        return Source(str(path.parent), path.name)
+    if path.is_dir():
+        return Source(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
+    if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name_or_path):
+        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+        raise ModelError(f"{name_or_path}: there is no such model file or folder (the path exists up to {parent})")
+    return Source(name_or_path, is_local=False)
+
+
+def _only_gguf(folder: Path) -> str:
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        raise ModelError(f"{folder}: it holds {len(files)} GGUF files; name the one to load: {', '.join(files)}")
+    if files:
+        return files[0]
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: this is an adapter, not a model; give it as adapter_name_or_path and its base model as "
+            "model_name_or_path"
+        )
+    inner = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
+    hint = f"; did you mean its folder {inner[-1]}?" if inner else ""
+    raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
+
+
+def check_source(name_or_path: str, *, weights: bool = True) -> None:
+    """Look at the files of a model without loading it.
+
+    `weights=False` asks for the config alone (training from scratch).
+    Raises `ModelError` for anything missing, half written or not a model. A hub id is not looked up.
+    """
+    source = locate(name_or_path)
+    if not source.is_local:
+        return
+    folder = Path(source.name)
+    if source.gguf_file:
+        read_header(folder / source.gguf_file)
+        return
+    _check_config(folder / "config.json")
+    if weights:
+        _check_weights(folder)
+
+
+def check_adapter_source(name_or_path: str, folder: str | None = None) -> None:
+    """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
+    path = Path(name_or_path).expanduser()
+    path = path / folder if folder else path
+    if not path.is_dir():
+        if folder is None and _HUB_ID.fullmatch(name_or_path):
+            return
+        raise ModelError(f"{path}: there is no such adapter folder")
+    config = path / "adapter_config.json"
+    if not config.is_file():
+        checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
+        hint = f"; did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
+        raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
+    _read_json(config)
+    weights = path / "adapter_model.safetensors"
+    if weights.is_file():
+        check_safetensors(weights)
+    elif not (path / "adapter_model.bin").is_file():
+        raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ModelError(f"{path}: this is not valid JSON ({fault}); copy or download it again") from fault
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: this should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _check_config(path: Path) -> None:
+    config = _read_json(path)
+    if "model_type" not in config and "architectures" not in config:
+        raise ModelError(f"{path}: this config names no model_type, so it is not the config of a language model")
+
+
+def _check_weights(folder: Path) -> None:
+    present = [name for name in _WEIGHT_FILES if (folder / name).is_file()]
+    if not present:
+        raise ModelError(
+            f"{folder}: the weights are missing: none of {', '.join(_WEIGHT_FILES)} is there; copy the whole folder, "
+            "or set train_from_scratch: true to start from random weights"
+        )
+    shards = [present[0]]
+    if present[0].endswith(".index.json"):
+        index = folder / present[0]
+        content = _read_json(index)
+        if not isinstance(content.get("weight_map"), dict):
+            raise ModelError(f"{index}: this index has no weight_map; copy or download it again")
+        shards = sorted(set(content["weight_map"].values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])}; copy "
+                "or download them again"
+            )
+    for shard in shards:
+        if shard.endswith(".safetensors"):
+            check_safetensors(folder / shard)
+
+
+def check_safetensors(path: Path) -> None:
+    """The file is as long as its header says. Raises `ModelError`.
+
+    Layout: u64 length of the header, the header as JSON with the byte range of each tensor, the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        tensors = json.loads(header)
+        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError) as fault:
+        raise ModelError(
+            f"{path}: this is not a whole safetensors file (its header cannot be read); copy or download it again"
+        ) from fault
+    if 8 + length + end != size:
+        raise ModelError(
+            f"{path}: this file is cut off or damaged: {size:,} bytes instead of {8 + length + end:,}; copy or "
+            "download it again"
+        )

@@ -1,0 +1,165 @@
+"""The tokenizer: loaded from wherever the model is, then fitted to the chat format.
+
+Fitting means: an end token and a padding token exist, what ends an answer in the chat format is one token, and the
+tokens that the user adds are there.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.model.gguf import check_loadable
+from luthier.model.sources import Source, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTokenizer:
+    tokenizer: "PreTrainedTokenizerBase"
+    added_tokens: tuple[str, ...] = ()
+    """Tokens that the model has never seen, in the order of their ids."""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    """Added token -> what it means (`new_special_tokens_config`)."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Generation stops at any of these; the end token comes first."""
+    notes: tuple[str, ...] = ()
+    """What was changed, for the log and the report."""
+
+
+def load_tokenizer(
+    name_or_path: str,
+    *,
+    use_fast: bool = True,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    split_special_tokens: bool = False,
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, a GGUF file or a hub id; it pads on the right.
+
+    transformers 5 has one kind of tokenizer, so `use_fast` matters for remote code only.
+    Raises `ModelError` where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source = locate(name_or_path)
+    if source.gguf_file:
+        check_loadable(Path(source.name) / source.gguf_file)
+    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.name,
+            use_fast=use_fast,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            split_special_tokens=split_special_tokens,
+            padding_side="right",
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as fault:  # what transformers raises for files it cannot use
+        raise unusable(source, "tokenizer", fault) from fault
+
+
+def unusable(source: Source, part: str, fault: BaseException) -> ModelError:
+    """The error for a `part` of a model that a library refused, with its first sentence and a remedy."""
+    reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__).strip()
+    if source.is_local:
+        remedy = "make sure that the folder is complete; copy or download it again"
+        where = f"{source}: its {part} cannot be loaded"
+    else:
+        remedy = "give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
+        where = f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub"
+    return ModelError(f"{where} ({reason}); {remedy}")
+
+
+def fit_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    stop_words: Iterable[str] = (),
+    replace_eos: bool = False,
+    add_tokens: Iterable[str] = (),
+    add_special_tokens: Iterable[str] = (),
+    new_special_tokens: Mapping[str, str] | None = None,
+    vocab_size: int | None = None,
+    min_length_tokens: int | None = None,
+) -> FittedTokenizer:
+    """Fit `tokenizer`, in place, to a chat format and to the tokens that the user adds.
+
+    `stop_words`, `replace_eos`: of the chat format; with `replace_eos` the first stop word becomes the end token.
+    `new_special_tokens`: token -> description; takes the place of `add_special_tokens`.
+    `vocab_size`: rows of the model's embedding if it is not to grow (no `resize_vocab`), else None.
+    `min_length_tokens`: raise `model_max_length` to this, so that long rows cause no warning.
+    Raises `ModelError` for an end token without room in the embedding.
+    """
+    size_before, notes = len(tokenizer), []
+    specials = list(new_special_tokens or add_special_tokens)
+    tokenizer.add_tokens(list(add_tokens))
+    if specials:
+        _add_specials(tokenizer, specials)
+    stops = list(stop_words)
+    if replace_eos and stops:
+        _set_eos(tokenizer, stops[0], vocab_size)
+        notes.append(f"the end token is {stops[0]!r}, as the chat format says")
+    elif tokenizer.eos_token is None:
+        _set_eos(tokenizer, "<|endoftext|>", vocab_size)
+        notes.append("the tokenizer has no end token: '<|endoftext|>' becomes it")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        notes.append(f"the tokenizer has no padding token: the end token {tokenizer.eos_token!r} serves as one")
+    known = tokenizer.get_vocab()
+    for word in stops[1:] if replace_eos else stops:
+        if word in known or vocab_size is None or len(tokenizer) < vocab_size:
+            _add_specials(tokenizer, [word])
+        else:
+            notes.append(
+                f"the stop word {word!r} is no token of this model and is left out; resize_vocab: true adds it"
+            )
+    if min_length_tokens is not None and tokenizer.model_max_length < min_length_tokens:
+        tokenizer.model_max_length = min_length_tokens
+    added = tuple(tokenizer.convert_ids_to_tokens(list(range(size_before, len(tokenizer)))))
+    if added:
+        notes.append(f"{len(added)} tokens added: {', '.join(map(repr, added[:8]))}{', ...' if len(added) > 8 else ''}")
+    stop_ids = stop_token_ids(tokenizer, stops)
+    return FittedTokenizer(tokenizer, added, dict(new_special_tokens or {}), stop_ids, tuple(notes))
+
+
+def _add_specials(tokenizer: "PreTrainedTokenizerBase", tokens: list[str]) -> None:
+    tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+
+
+def _set_eos(tokenizer: "PreTrainedTokenizerBase", token: str, vocab_size: int | None) -> None:
+    if token not in tokenizer.get_vocab() and vocab_size is not None and len(tokenizer) >= vocab_size:
+        raise ModelError(
+            f"the chat format ends an answer with {token!r}, which is no token of this model, and its embedding of "
+            f"{vocab_size:,} rows has no room for it; set resize_vocab: true, or choose another template"
+        )
+    tokenizer.add_special_tokens({"eos_token": token})
+
+
+def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", stop_words: Iterable[str] = ()) -> tuple[int, ...]:
+    """The end token and those stop words that are one token each."""
+    known = tokenizer.get_vocab()
+    ids = [tokenizer.eos_token_id, *(known[word] for word in stop_words if word in known)]
+    return tuple(dict.fromkeys(index for index in ids if index is not None))
+
+
+def read_new_special_tokens(path: Path) -> dict[str, str]:
+    """`new_special_tokens_config`: a YAML file of token -> description. Raises `ModelError`."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as fault:
+        raise ModelError(f"new_special_tokens_config: there is no file {path}") from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise ModelError(f"{path}: this is not valid YAML ({fault})") from fault
+    if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):
+        raise ModelError(f"{path}: this must map each new token to its description, e.g. '<think>: start of a thought'")
+    return content
