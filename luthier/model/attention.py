@@ -1,15 +1,27 @@
-"""Which attention code the model runs."""
+"""Which attention code a model runs, and attention over several samples that lie behind one another in one row.
 
+Letters: H heads, T tokens of the row, n tokens of one sample, D head size.
+
+A row of several samples needs no padding, but token t may only look at tokens of its own sample. A mask for that has
+T x T entries. FlashAttention takes the boundaries of the samples instead; where it is missing, `per_sample_attention`
+does the same with PyTorch's own kernels: one call per sample, n x n and never a mask.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
+PER_SAMPLE = "luthier_per_sample"
+"""The name under which transformers knows `per_sample_attention`."""
 _FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _ASKED = {"disabled": "eager", "sdpa": "sdpa", **_FLASH}
 
@@ -28,34 +40,28 @@ def resolve_attention(
     """What `flash_attn: asked` becomes: `auto`, `disabled`, `sdpa`, `fa2` or `fa3`.
 
     What the machine or the model lacks is replaced by the best they have. `model_class` is None for remote code, which
-    is believed to know every implementation. Raises `ModelError` for a model whose only one the machine lacks.
+    is believed to know every implementation.
     """
-    lacks = {name: _lacks(name, config, model_class, dtype, machine) for name in ("sdpa", "eager", *_FLASH.values())}
     wanted = _ASKED.get(asked, "sdpa")
-    if not lacks[wanted]:
+    lack = _lack(wanted, config, model_class, dtype, machine)
+    if not lack:
         return Attention(wanted)
-    best = next((name for name in ("sdpa", "eager") if not lacks[name]), None)
-    if best is None:
-        raise ModelError(f"flash_attn: {asked}: {lacks[wanted]}, and this model has no other attention to run")
-    return Attention(best, "" if asked == "auto" else f"{lacks[wanted]}: {best} attention runs instead")
+    best = "eager" if wanted == "sdpa" or _sdpa_lack(config, model_class) else "sdpa"
+    return Attention(best, "" if asked == "auto" else f"{lack}: {best} attention runs instead")
 
 
-def _lacks(
-    implementation: str,
-    config: "PreTrainedConfig",
-    model_class: "type | None",
-    dtype: "torch.dtype",
-    machine: Machine,
+def _lack(
+    wanted: str, config: "PreTrainedConfig", model_class: "type | None", dtype: "torch.dtype", machine: Machine
 ) -> str:
-    """What keeps `implementation` from running, or the empty text."""
-    if implementation == "eager":
+    """What keeps `wanted` from running, or the empty text."""
+    if wanted == "eager":
         return ""
-    if implementation == "sdpa":
-        return _sdpa_lacks(config, model_class)
-    return _flash_lacks(implementation, model_class, dtype, machine)
+    if wanted == "sdpa":
+        return _sdpa_lack(config, model_class)
+    return _flash_lack(wanted, model_class, dtype, machine)
 
 
-def _sdpa_lacks(config: "PreTrainedConfig", model_class: "type | None") -> str:
+def _sdpa_lack(config: "PreTrainedConfig", model_class: "type | None") -> str:
     if model_class is not None and not model_class._supports_sdpa:  # type: ignore[attr-defined]
         return f"{model_class.__name__} has no SDPA attention"
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -63,11 +69,11 @@ def _sdpa_lacks(config: "PreTrainedConfig", model_class: "type | None") -> str:
     return ""
 
 
-def _flash_lacks(implementation: str, model_class: "type | None", dtype: "torch.dtype", machine: Machine) -> str:
+def _flash_lack(wanted: str, model_class: "type | None", dtype: "torch.dtype", machine: Machine) -> str:
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    version = implementation[-1]
+    version = wanted[-1]
     if machine.device == "cpu":
         return f"FlashAttention-{version} needs a GPU and this machine has none"
     if not (is_flash_attn_2_available() if version == "2" else is_flash_attn_3_available()):
@@ -77,3 +83,176 @@ def _flash_lacks(implementation: str, model_class: "type | None", dtype: "torch.
     if model_class is not None and not model_class._supports_flash_attn:  # type: ignore[attr-defined]
         return f"{model_class.__name__} has no FlashAttention"
     return ""
+
+
+def per_sample_attention(
+    module: "nn.Module",
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: "Tensor | None",
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: "Tensor | None" = None,
+    **kwargs: Any,
+) -> "tuple[Tensor, None]":
+    """Causal attention within each sample; transformers calls it from the attention layer of a model.
+
+    query: (1, H, T, D); key, value: (1, H / groups, T, D). cu_seq_lens_q: where each sample starts, and T at the end;
+    without it a row is one sample. With a mask, that is in padded batches and while generating, it is plain attention.
+    Returns (1, T, H, D) and no weights.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if attention_mask is not None and softcap is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if attention_mask is not None:
+        out = _scored_attention(query, key, value, attention_mask, scaling, dropout, softcap)
+        return out.transpose(1, 2).contiguous(), None
+    bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    outputs = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        sample = [part[:, :, start:end] for part in (query, key, value)]
+        num_tokens = end - start
+        mask = None
+        if softcap is not None or (sliding_window is not None and num_tokens > sliding_window):
+            mask = _causal_mask(num_tokens, sliding_window, query.device)
+        if softcap is not None:
+            out = _scored_attention(*sample, mask, scaling, dropout, softcap)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *sample, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            )
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
+
+
+def _causal_mask(num_tokens: int, sliding_window: int | None, device: "torch.device") -> "Tensor":
+    """(n, n), true where token i may see token j: j <= i, and i - j < sliding_window."""
+    import torch
+
+    mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+    return mask if sliding_window is None else mask.triu(1 - sliding_window)
+
+
+def _scored_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    mask: "Tensor",
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> "Tensor":
+    """softmax(c tanh(s Q K^T / c)) V with c = softcap, for models (Gemma 2) whose scores no fused kernel computes."""
+    import torch
+
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+def per_sample_mask(
+    batch_size: int, q_length: int, kv_length: int, *, attention_mask: "Tensor | None" = None, **kwargs: Any
+) -> "Tensor | None":
+    """The mask that goes with `per_sample_attention`: none for whole unpadded rows, else that of plain SDPA."""
+    from transformers.masking_utils import sdpa_mask
+
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(
+        batch_size, q_length, kv_length, attention_mask=attention_mask, **{**kwargs, "allow_is_causal_skip": False}
+    )
+
+
+def isolate_samples(model: "nn.Module") -> None:
+    """Make `model` keep apart the samples of a row, given their boundaries as `cu_seq_lens_q` beside `position_ids`.
+
+    Only for models of which `isolates_samples` says that they can. FlashAttention does it by itself.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    base = _base_model(model)
+    if base.config._attn_implementation not in _FLASH.values():
+        AttentionInterface.register(PER_SAMPLE, per_sample_attention)
+        AttentionMaskInterface.register(PER_SAMPLE, per_sample_mask)
+        base.set_attn_implementation(PER_SAMPLE)
+
+
+def isolates_samples(model: "nn.Module") -> str | None:
+    """None if `isolate_samples` works for this model, else the reason why its rows have to be padded.
+
+    What the classes tell is asked first; then it is tried: the logits of a sample behind another one must be those of
+    the sample alone.
+    """
+    base = _base_model(model)
+    layer_types = set(getattr(base.config, "layer_types", None) or ())
+    if base.config.is_encoder_decoder:
+        return "it has an encoder"
+    if base.config.sub_configs:
+        return "it reads more than text"
+    if layer_types - {"full_attention", "sliding_attention"}:
+        return f"its layers are not all attention ({', '.join(sorted(layer_types))})"
+    if "sliding_attention" in layer_types and not base._supports_flash_attn:
+        return "its sliding windows do not reach the attention function"
+    if not base._can_set_attn_implementation():
+        return "its attention cannot be replaced"
+    if not _is_isolated(base):
+        return "tried on two samples, the first one changed the second"
+    return None
+
+
+def _base_model(model: "nn.Module") -> "PreTrainedModel":
+    """The transformers model itself, inside its adapters."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
+
+
+def _is_isolated(base: "PreTrainedModel") -> bool:
+    import torch
+
+    size = base.config.vocab_size
+    first, second = torch.arange(1, 6) % size, torch.arange(7, 14) % size
+    alone_ids = second[None].to(base.device)
+    bounds = torch.tensor([0, 5, 12], dtype=torch.int32, device=base.device)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(base.device)
+    # Norms or adapters may be float32 in a 16-bit model, which only computes under autocast then, as in training.
+    half = next((weight.dtype for weight in base.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
+    autocast = torch.autocast(base.device.type, dtype=half, enabled=half is not None)
+    with _evaluating(base), torch.no_grad(), autocast:
+        alone = base(input_ids=alone_ids, use_cache=False).logits[0]
+        used = base.config._attn_implementation
+        isolate_samples(base)
+        together = base(
+            input_ids=torch.cat([first, second])[None].to(base.device),
+            position_ids=positions,
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=7,
+            max_length_k=7,
+            use_cache=False,
+        ).logits[0, 5:]
+        base.set_attn_implementation(used)
+    tolerance = 8 * torch.finfo(half).eps if half is not None else 1e-4
+    return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
+
+
+@contextlib.contextmanager
+def _evaluating(model: "nn.Module") -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -24,7 +24,7 @@ def training_dtype(
 def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machine: Machine) -> "torch.dtype":
     """`infer_dtype`: `float32`, `float16`, `bfloat16`, or `auto`.
 
-    `auto` keeps the 16-bit format of the checkpoint where the machine computes it; otherwise it takes a 16-bit format on
+    `auto` keeps the 16-bit format of the checkpoint where the machine computes it; otherwise it is a 16-bit format on
     an accelerator and float32 on a CPU.
     """
     import torch

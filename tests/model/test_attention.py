@@ -1,0 +1,152 @@
+"""Attention: the choice is explained, and samples in one row know nothing of each other."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from luthier.core.machine import detect
+from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention
+from luthier.model.load import model_class
+from tests.tiny import TINY_LLAMA
+
+LENGTHS = (7, 1, 30, 12)
+SLIDING = {"sliding_window": 8}
+ISOLATED = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": SLIDING | {"head_dim": 16},
+    "gemma2": SLIDING | {"head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": SLIDING | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2},
+    "phi3": {"pad_token_id": 0},
+    "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 4},
+    "olmo2": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+}
+PADDED = {
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "mamba": {},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "qwen3_next": {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "num_hidden_layers": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+def build(name: str, changes: dict):
+    """A random model with weights large enough that a leak shows."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(name, **{**TINY_LLAMA, "initializer_range": 0.2, **changes})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def one_row(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, 250, (length,), generator=generator) for length in LENGTHS]
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    return rows, {
+        "input_ids": torch.cat(rows)[None],
+        "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": max(LENGTHS),
+        "max_length_k": max(LENGTHS),
+    }
+
+
+@pytest.mark.parametrize("name", ISOLATED)
+def test_logits_of_samples_in_one_row_are_those_of_each_alone(name):
+    model = build(name, ISOLATED[name])
+    rows, batch = one_row()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])
+        assert isolates_samples(model) is None
+        isolate_samples(model)
+        together = model(**batch, use_cache=False).logits[0]
+    torch.testing.assert_close(together, alone, atol=1e-5 * alone.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_gradients_of_one_row_are_the_sum_of_those_of_its_samples(reentrant):
+    model = build("llama", {}).train()
+    if reentrant is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    rows, batch = one_row()
+    for row in rows:
+        model(input_ids=row[None], use_cache=False).logits.square().sum().backward()
+    expected = model.model.embed_tokens.weight.grad.clone()
+    model.zero_grad()
+    isolate_samples(model)
+    model(**batch, use_cache=False).logits.square().sum().backward()
+    found = model.model.embed_tokens.weight.grad
+    torch.testing.assert_close(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_model_that_mixes_samples_is_refused_and_left_as_it_was(name):
+    model = build(name, PADDED[name])
+    before = model.config._attn_implementation
+    assert isolates_samples(model)
+    assert model.config._attn_implementation == before
+
+
+def test_no_mask_of_row_by_row_size_is_built(monkeypatch):
+    model = build("llama", {})
+    isolate_samples(model)
+    monkeypatch.setattr("transformers.masking_utils.sdpa_mask", lambda *a, **k: pytest.fail("a mask was built"))
+    model(**one_row()[1], use_cache=False)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+def test_padded_batches_and_generation_are_as_before(name):
+    model = build(name, ISOLATED[name])
+    batch = {
+        "input_ids": torch.tensor([[256, 256, 5, 6, 7, 8, 9, 4, 3, 2], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]),
+        "attention_mask": torch.tensor([[0, 0, *[1] * 8], [1] * 10]),
+    }
+    kept = batch["attention_mask"].bool()
+    with torch.no_grad():
+        logits = model(**batch).logits[kept]
+        words = model.generate(**batch, max_new_tokens=8, do_sample=False)
+        isolate_samples(model)
+        torch.testing.assert_close(model(**batch).logits[kept], logits, atol=1e-4, rtol=1e-4)
+        assert torch.equal(model.generate(**batch, max_new_tokens=8, do_sample=False), words)
+
+
+def test_the_name_of_the_attention_is_not_saved(tmp_path):
+    model = build("llama", {})
+    isolate_samples(model)
+    model.save_pretrained(tmp_path)
+    assert PER_SAMPLE not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected", "reason"),
+    [
+        ("auto", "cpu", "sdpa", ""),
+        ("sdpa", "cpu", "sdpa", ""),
+        ("disabled", "cpu", "eager", ""),
+        ("fa2", "cpu", "sdpa", "needs a GPU"),
+        ("fa3", "cuda", "sdpa", "not installed"),
+    ],
+)
+def test_the_best_that_the_machine_has_is_chosen_and_explained(asked, device, expected, reason):
+    config = AutoConfig.for_model("llama", **TINY_LLAMA)
+    machine = dataclasses.replace(detect(), device=device)
+    choice = resolve_attention(
+        asked, config=config, model_class=model_class(config), dtype=torch.bfloat16, machine=machine
+    )
+    assert choice.implementation == expected
+    assert reason in choice.reason
+    assert bool(reason) == bool(choice.reason)
+
+
+def test_capped_scores_run_in_the_plain_implementation():
+    config = AutoConfig.for_model("gemma2")
+    choice = resolve_attention(
+        "auto", config=config, model_class=model_class(config), dtype=torch.float32, machine=detect()
+    )
+    assert choice.implementation == "eager"
