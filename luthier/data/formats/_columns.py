@@ -1,0 +1,121 @@
+"""Typed access to the columns that all formats share; a value of another type is a `RowError` that names the column."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.core.errors import RowError
+from luthier.data.description import DatasetSpec
+from luthier.data.types import Media
+
+Row = Mapping[str, Any]
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "a boolean"),
+    (str, "text"),
+    ((int, float), "a number"),
+    (Mapping, "an object"),
+    ((list, tuple), "a list"),
+)
+
+
+def kind(value: Any) -> str:
+    """The type of a value, in words that fit after "is"."""
+    if value is None:
+        return "null"
+    for types, words in _KINDS:
+        if isinstance(value, types):
+            return words
+    return f"of type {type(value).__name__}"
+
+
+def optional_text(row: Row, column: str | None) -> str:
+    """The text of a column that rows may leave out; empty when it is absent or null."""
+    value = row.get(column) if column else None
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"column {column!r} is {kind(value)}, not text")
+    return value or ""
+
+
+def present(row: Row, column: str) -> Any:
+    """The value of a column that must be there."""
+    if column not in row:
+        raise RowError(f"column {column!r} is missing")
+    return row[column]
+
+
+def flag(row: Row, column: str) -> bool:
+    """A true-or-false column. A csv table can write it only in words."""
+    value = present(row, column)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if not isinstance(value, bool):
+        raise RowError(f"column {column!r} is {kind(value)}, not true or false")
+    return value
+
+
+def tools_text(row: Row, column: str | None) -> str:
+    """The list of tools as JSON text; empty when there are none. Takes JSON text, a list or a single tool."""
+    value = row.get(column) if column else None
+    if value is None or value == "":
+        return ""
+    tools = value
+    if isinstance(value, str):
+        try:
+            tools = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"column {column!r} is not JSON: {error}") from error
+    if isinstance(tools, Mapping):
+        tools = [tools]
+        value = tools
+    if not isinstance(tools, list):
+        raise RowError(f"column {column!r} is {kind(tools)}, not a list of tools")
+    for index, tool in enumerate(tools, start=1):
+        _check_tool(tool, f"tool {index} of column {column!r}")
+    if not tools:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _check_tool(tool: Any, where: str) -> None:
+    """A bare function, or `{"type": "function", "function": {...}}`."""
+    if not isinstance(tool, Mapping):
+        raise RowError(f"{where} is {kind(tool)}, not an object")
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping):
+        raise RowError(f"the function of {where} is {kind(function)}, not an object")
+    if not isinstance(function.get("name"), str):
+        raise RowError(f"{where} has no name")
+
+
+def media(row: Row, spec: DatasetSpec) -> Media:
+    """Paths of the media columns, joined with `media_dir` where they are relative."""
+    columns = spec.columns
+    return Media(
+        images=_paths(row, columns.images, spec),
+        videos=_paths(row, columns.videos, spec),
+        audios=_paths(row, columns.audios, spec),
+    )
+
+
+def _paths(row: Row, column: str | None, spec: DatasetSpec) -> tuple[str, ...]:
+    value = row.get(column) if column else None
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise RowError(f"column {column!r} is {kind(value)}, not a list of paths")
+    for index, item in enumerate(items, start=1):
+        if not isinstance(item, str):
+            raise RowError(f"item {index} of column {column!r} is {kind(item)}, not a path")
+    return tuple(_located(item, column, spec) for item in items)
+
+
+def _located(path: str, column: str | None, spec: DatasetSpec) -> str:
+    """Rows from a hub or a cloud keep their paths: the files do not lie under `media_dir`."""
+    if spec.source.kind != "file" or "://" in path:
+        return path
+    joined = os.path.join(spec.media_dir, path)
+    if not os.path.isfile(joined):
+        raise RowError(f"column {column!r} names {path!r}, which is not a file in media_dir ({spec.media_dir or '.'})")
+    return joined

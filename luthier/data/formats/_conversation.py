@@ -1,0 +1,133 @@
+"""What sharegpt and openai share: from a row's messages, already told apart by role, to an example.
+
+A conversation alternates: the 1st, 3rd, ... message is user or observation, the 2nd, 4th, ... assistant or function.
+One system message may stand in front. Positions in reasons count the messages as the row has them, from 1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from luthier.core.errors import RowError
+from luthier.data.description import DatasetSpec, Tags
+from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
+from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Role
+
+ASKING: tuple[Role, ...] = ("user", "observation")
+ANSWERING: tuple[Role, ...] = ("assistant", "function")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """One message of a row: its place in words, its role (None if no tag names it), the role as written, its text."""
+
+    place: str
+    role: Role | Literal["system"] | None
+    tag: str
+    content: str
+
+
+def message_objects(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
+    """The messages of a row, each an object."""
+    messages = present(row, column)
+    if not isinstance(messages, list):
+        raise RowError(f"column {column!r} is {kind(messages)}, not a list of messages")
+    for number, message in enumerate(messages, start=1):
+        require_object(message, f"message {number}")
+    if not messages:
+        raise RowError(f"column {column!r} has no messages")
+    return messages
+
+
+def require_object(message: Any, place: str) -> None:
+    if not isinstance(message, Mapping):
+        raise RowError(f"{place} is {kind(message)}, not an object")
+
+
+def message_text(message: Mapping[str, Any], key: str | None, place: str) -> str:
+    """A text member of a message, such as its role or content."""
+    assert key is not None, "the catalog refuses tags without role_tag or content_tag"
+    if key not in message:
+        raise RowError(f"{place} has no {key!r}")
+    if not isinstance(message[key], str):
+        raise RowError(f"{key!r} of {place} is {kind(message[key])}, not text")
+    return message[key]
+
+
+def role_of(tag: str, tags: Tags) -> Role | Literal["system"] | None:
+    names: dict[str | None, Role | Literal["system"]] = {
+        tags.system_tag: "system",
+        tags.observation_tag: "observation",
+        tags.function_tag: "function",
+        tags.assistant_tag: "assistant",
+        tags.user_tag: "user",
+    }
+    return names.get(tag)
+
+
+def to_example(
+    row: Mapping[str, Any],
+    spec: DatasetSpec,
+    tags: Tags,
+    spoken: Sequence[Spoken],
+    speak: Callable[[Mapping[str, Any], Tags, str], Spoken],
+) -> Example:
+    """`speak` reads one message object; it is used for `chosen` and `rejected`, which stand outside the list."""
+    columns = spec.columns
+    system = optional_text(row, columns.system)
+    if spoken[0].role == "system":
+        system, spoken = spoken[0].content, spoken[1:]
+    messages = tuple(_in_order(spoken, tags))
+    tools = tools_text(row, columns.tools)
+    if spec.ranking:
+        assert columns.chosen is not None and columns.rejected is not None, "the catalog refuses ranking without them"
+        _require_end(spoken, ASKING, tags)
+        chosen, rejected = (_answer(row, column, tags, speak) for column in (columns.chosen, columns.rejected))
+        return Preference(messages, chosen, rejected, system=system, tools=tools, media=media(row, spec))
+    _require_end(spoken, ANSWERING, tags)
+    if columns.kto_tag:
+        liked = flag(row, columns.kto_tag)
+        return Feedback(messages, liked, system=system, tools=tools, media=media(row, spec))
+    return Dialogue(messages, system=system, tools=tools, media=media(row, spec))
+
+
+def _in_order(spoken: Sequence[Spoken], tags: Tags) -> list[Message]:
+    messages = []
+    for index, one in enumerate(spoken):
+        expected = ANSWERING if index % 2 else ASKING
+        if one.role not in expected:
+            raise RowError(f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected")
+        messages.append(Message(one.role, one.content))
+    return messages
+
+
+def _require_end(spoken: Sequence[Spoken], expected: tuple[Role, ...], tags: Tags) -> None:
+    if not spoken:
+        raise RowError("there is only a system message")
+    if spoken[-1].role not in expected:
+        last = spoken[-1]
+        raise RowError(
+            f"the conversation ends with {last.place} of role {last.tag!r}, not with {_names(expected, tags)}"
+        )
+
+
+def _answer(
+    row: Mapping[str, Any], column: str, tags: Tags, speak: Callable[[Mapping[str, Any], Tags, str], Spoken]
+) -> Message:
+    value = present(row, column)
+    if not isinstance(value, Mapping):
+        raise RowError(f"column {column!r} is {kind(value)}, not a message")
+    answer = speak(value, tags, f"the message in column {column!r}")
+    if answer.role not in ANSWERING:
+        raise RowError(f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected")
+    return Message(answer.role, answer.content)
+
+
+def _names(roles: Sequence[Role], tags: Tags) -> str:
+    called = {
+        "user": tags.user_tag,
+        "observation": tags.observation_tag,
+        "assistant": tags.assistant_tag,
+        "function": tags.function_tag,
+    }
+    return " or ".join(repr(called[role]) for role in roles if called[role])

@@ -1,0 +1,110 @@
+"""Messages as OpenAI's chat API has them: `role`, `content`, `tool_calls`, and a role of their own for tools.
+
+What differs from sharegpt:
+- an assistant message with `tool_calls` becomes one function message, the JSON list of its calls. Text beside the calls
+  is kept in front of them; the calls then stand in a `<tool_call>` span, which is how a function message carries text;
+- tool messages in a row become one observation;
+- when the description gives no `tags`, rows with `role` are read with OpenAI's own names instead of sharegpt's, and
+  when it gives no `columns`, rows with `messages` are read from `messages` and `tools`. What is given always wins.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from luthier.core.errors import RowError
+from luthier.data.description import DatasetSpec, Tags
+from luthier.data.formats import Format
+from luthier.data.formats._columns import kind
+from luthier.data.formats._conversation import (
+    Spoken,
+    message_objects,
+    message_text,
+    require_object,
+    role_of,
+    to_example,
+)
+from luthier.data.types import Example
+
+OBSERVATION_JOINER = "\n</tool_response>\n<tool_response>\n"
+_OWN_TAGS = Tags(
+    role_tag="role",
+    content_tag="content",
+    user_tag="user",
+    assistant_tag="assistant",
+    observation_tag="tool",
+    function_tag=None,
+    system_tag="system",
+)
+
+
+def read(row: Mapping[str, Any], spec: DatasetSpec) -> Example:
+    if not spec.columns_given and "messages" in row and spec.columns.messages not in row:
+        spec = replace(spec, columns=replace(spec.columns, messages="messages", tools="tools"))
+    assert spec.columns.messages is not None, "the catalog refuses openai without messages"
+    messages = message_objects(row, spec.columns.messages)
+    own_names = not spec.tags_given and "role" in messages[0] and spec.tags.role_tag not in messages[0]
+    tags = _OWN_TAGS if own_names else spec.tags
+    spoken = [speak(message, tags, f"message {number}") for number, message in enumerate(messages, start=1)]
+    return to_example(row, spec, tags, list(_joined(spoken)), speak)
+
+
+def speak(message: Mapping[str, Any], tags: Tags, place: str) -> Spoken:
+    tag = message_text(message, tags.role_tag, place)
+    role = role_of(tag, tags)
+    if role in ("assistant", "function") and message.get("tool_calls"):
+        return Spoken(place, "function", tag, _calls_text(message, tags, place))
+    return Spoken(place, role, tag, message_text(message, tags.content_tag, place))
+
+
+def _joined(spoken: Sequence[Spoken]) -> Iterator[Spoken]:
+    waiting: Spoken | None = None
+    for one in spoken:
+        if waiting and one.role == "observation":
+            waiting = replace(waiting, content=waiting.content + OBSERVATION_JOINER + one.content)
+            continue
+        if waiting:
+            yield waiting
+        waiting = one if one.role == "observation" else None
+        if not waiting:
+            yield one
+    if waiting:
+        yield waiting
+
+
+def _calls_text(message: Mapping[str, Any], tags: Tags, place: str) -> str:
+    calls = message["tool_calls"]
+    if not isinstance(calls, list):
+        raise RowError(f"'tool_calls' of {place} is {kind(calls)}, not a list")
+    functions = [_function(call, f"tool call {number} of {place}") for number, call in enumerate(calls, start=1)]
+    text = json.dumps(functions, ensure_ascii=False)
+    beside = message.get(tags.content_tag or "")
+    if beside is None or beside == "":
+        return text
+    beside = message_text(message, tags.content_tag, place)
+    if "<tool_call>" in beside:
+        raise RowError(f"the text of {place} holds '<tool_call>' beside its tool_calls")
+    return f"{beside}\n<tool_call>{text}</tool_call>"
+
+
+def _function(call: Any, place: str) -> dict[str, Any]:
+    require_object(call, place)
+    function = call.get("function")
+    require_object(function, f"the function of {place}")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str):
+        raise RowError(f"the name of {place} is {kind(name)}, not text")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"the arguments of {place} are not JSON: {error}") from error
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"the arguments of {place} are {kind(arguments)}, not an object")
+    return {"name": name, "arguments": arguments}
+
+
+FORMAT = Format(name="openai", read=read)

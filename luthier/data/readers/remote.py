@@ -1,0 +1,123 @@
+"""Rows that do not lie on this machine: hub repositories through their client libraries, cloud files through fsspec."""
+
+import importlib
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError
+from luthier.core.versions import require
+from luthier.data.readers import DataFile, Row
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from luthier.data.description import DatasetSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Driver:
+    """The library behind a cloud protocol, how it is asked to go without credentials, and its own error class."""
+
+    module: str
+    anonymous: dict[str, Any]
+    errors: str
+    error: str
+
+
+_S3 = _Driver("s3fs", {"anon": True}, "botocore.exceptions", "BotoCoreError")
+_GCS = _Driver("gcsfs", {"token": "anon"}, "gcsfs.retry", "HttpError")
+_DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
+
+
+def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None) -> Iterator[Row]:
+    """Rows of a hub repository. Raises `DataError` when it cannot be reached and `MissingExtra` without its library."""
+    rows = _hub_rows(spec, cache_dir, token)
+    for number, data in enumerate(rows, start=1):
+        yield Row(spec.source.location, number, data)
+
+
+def _hub_rows(spec: "DatasetSpec", cache_dir: str | None, token: str | None) -> Any:
+    """An iterable of rows. The three clients take the same words for the same things but the first two."""
+    load, words = _LOADERS[spec.source.kind](spec)
+    try:
+        loaded = load(**words, data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token)
+    # What the clients raise when a repository is absent, private or out of reach, or has no such subset or split.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded "
+            f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
+            f"as `file_name`"
+        ) from error
+    return loaded.to_hf_dataset() if spec.source.kind == "ms_hub" else loaded
+
+
+def _hugging_face(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+    from datasets import load_dataset
+
+    return load_dataset, {"path": spec.source.location, "name": spec.subset}
+
+
+def _modelscope(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+    client = require("modelscope", "modelscope", f"dataset {spec.name!r} on ModelScope")
+    return client.MsDataset.load, {"dataset_name": spec.source.location, "subset_name": spec.subset}
+
+
+def _modelers(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+    client = require("openmind", "openmind", f"dataset {spec.name!r} on Modelers")
+    return client.OmDataset.load_dataset, {"path": spec.source.location, "name": spec.subset}
+
+
+_LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of a client's error, whose text may go over a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cloud_files(spec: "DatasetSpec") -> list[DataFile]:
+    """The files at a cloud address, read without credentials first and with the machine's own if that is refused.
+
+    Raises `DataError` when they cannot be listed and `MissingExtra` without the driver.
+    """
+    url = spec.source.location
+    protocol = url.partition("://")[0]
+    refusals: tuple[type[BaseException], ...] = (OSError, ValueError)
+    accesses: list[dict[str, Any]] = [{}]
+    if protocol in _DRIVERS:
+        driver = _DRIVERS[protocol]
+        require(driver.module, "cloud", f"dataset {spec.name!r} at {url}")
+        refusals += (getattr(importlib.import_module(driver.errors), driver.error),)
+        accesses.insert(0, driver.anonymous)
+    from fsspec.core import url_to_fs
+
+    reasons = []
+    for options in accesses:
+        try:
+            return _listed(*url_to_fs(url, **options))
+        except refusals as error:
+            reasons.append(first_line(error))
+    raise DataError(
+        f"dataset {spec.name!r}: {url} cannot be read ({'; '.join(dict.fromkeys(reasons))}) -> check the address, "
+        f"the network and the credentials"
+    )
+
+
+def _listed(system: "AbstractFileSystem", path: str) -> list[DataFile]:
+    if not system.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    paths = sorted(system.find(path)) if system.isdir(path) else [path]
+    visible = [entry for entry in paths if not posixpath.basename(entry).startswith(".")]
+    if not visible:
+        raise FileNotFoundError(f"{path}: no file in this folder")
+    return [
+        DataFile(entry, posixpath.splitext(entry)[1].lstrip(".").lower(), partial(_open, system, entry))
+        for entry in visible
+    ]
+
+
+def _open(system: "AbstractFileSystem", path: str) -> IO[bytes]:
+    return system.open(path, "rb")
