@@ -1,0 +1,86 @@
+"""Token ids together with what is learned of them, cut to a length.
+
+Both parts of a turn share one budget and are cut at their ends. Turns are taken in order (from the last one backwards
+with `mask_history`) until the budget is used up, so what does not fit is missing at the far end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+IGNORE_INDEX = -100
+"""The label of a token that is not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row: `labels[i]` is `input_ids[i]` where that token is learned, else `IGNORE_INDEX`."""
+
+    input_ids: list[int]
+    labels: list[int]
+    lost_tokens: int = 0
+    """Tokens that were cut off."""
+    lost_labels: int = 0
+    """Those among them that would have been learned."""
+    lost_terminator: bool = False
+    """A learned answer lost its end, so the row teaches not to stop there."""
+
+
+def split_budget(source: int, target: int, cutoff: int) -> tuple[int, int]:
+    """How many tokens of a prompt and of its answer are kept of `cutoff` in all.
+
+    The shorter part is kept whole if it takes less than half; otherwise both shrink in proportion.
+    """
+    if 2 * target < cutoff:
+        most = target
+    elif 2 * source < cutoff:
+        most = cutoff - source
+    else:
+        most = cutoff * target // (source + target)
+    kept_target = min(target, most)
+    return min(source, max(cutoff - kept_target, 0)), kept_target
+
+
+def label_turns(
+    turns: Sequence[tuple[list[int], list[int]]],
+    *,
+    cutoff_len: int | None,
+    train_on_prompt: bool = False,
+    mask_history: bool = False,
+    eos_token_id: int | None = None,
+) -> Encoded:
+    """One row from the (prompt ids, answer ids) of a conversation.
+
+    `train_on_prompt` learns the prompts too; `mask_history` the last answer only. `eos_token_id` is given for formats
+    without an eos in their slots: it is put at the very end, and learned in place of the first prompt token after each
+    learned answer, which teaches to stop there. `cutoff_len` None is no limit.
+    """
+    closing = [] if eos_token_id is None else [eos_token_id]
+    total = sum(len(source) + len(target) for source, target in turns)
+    budget = total if cutoff_len is None else cutoff_len - len(closing)
+    rows: list[tuple[list[int], list[int]]] = []
+    num_kept, num_learned, num_wanted, cut = 0, 0, 0, False
+    for order, (source, target) in enumerate(reversed(turns) if mask_history else turns):
+        learned = not mask_history or order == 0
+        num_wanted += len(target) * learned + len(source) * train_on_prompt
+        if budget - num_kept <= 0:
+            continue
+        source_kept, target_kept = split_budget(len(source), len(target), budget - num_kept)
+        num_kept += source_kept + target_kept
+        num_learned += target_kept * learned + source_kept * train_on_prompt
+        cut = cut or (learned and target_kept < len(target))
+        ids, labels = source[:source_kept], [IGNORE_INDEX] * source_kept
+        if train_on_prompt:
+            labels = list(ids)
+        elif closing and order and not mask_history and labels:
+            labels[0] = closing[0]
+        ids = ids + target[:target_kept]
+        rows.append((ids, labels + (target[:target_kept] if learned else [IGNORE_INDEX] * target_kept)))
+    if mask_history:
+        rows.reverse()
+    return Encoded(
+        input_ids=[i for ids, _ in rows for i in ids] + closing,
+        labels=[label for _, labels in rows for label in labels] + closing,
+        lost_tokens=total - num_kept,
+        lost_labels=num_wanted - num_learned,
+        lost_terminator=cut,
+    )

@@ -1,0 +1,162 @@
+"""Chat formats: what text stands around the messages of a conversation. One TOML file per family, one table per format.
+
+A slot is a tuple of pieces. Each piece of text is tokenised by itself, so the token ids depend on where one piece ends
+and the next begins. `{{content}}` and `{{idx}}` (the number of the turn) are filled in by `luthier.data.render`.
+
+A table names only what differs from its `base`, or else from the defaults below. Three keys follow another one if they
+are not given: `observation` follows `user`, `call_slots` follows `assistant`, `call_syntax` follows `tool_syntax`.
+A table whose name begins with `_` is only a base.
+"""
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.core.errors import UnknownVariant
+from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.core.registry import nearest
+
+Kind = Literal["plain", "llama2", "reasoning", "glm47reasoning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """The tokenizer's own bos or eos token; nothing if it has none."""
+
+    kind: Literal["bos", "eos"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token, looked up by its text."""
+
+    text: str
+
+
+Piece = str | Special | Token
+Slot = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """One chat format."""
+
+    name: str
+    kind: Kind = "plain"
+    """`llama2` puts the system text inside the first user turn; `reasoning` knows thoughts; `glm47reasoning` does too,
+    and its empty thought is the closing word alone."""
+    prefix: Slot = ()
+    system: Slot = ("{{content}}",)
+    user: Slot
+    """Ends with what opens the answer."""
+    assistant: Slot
+    observation: Slot
+    """What the tools answered. Ends with what opens the answer."""
+    tool_syntax: str = "default"
+    """How the tools are described; a file of `luthier.data.tools`."""
+    call_syntax: str
+    """How calls are written."""
+    call_slots: Slot
+    """An answer that calls tools."""
+    default_system: str = ""
+    stop_words: tuple[str, ...] = ()
+    thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
+    tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
+    """What may enclose the JSON of a call in the data."""
+    efficient_eos: bool = False
+    """No eos in the slots: it is put once at the very end."""
+    replace_eos: bool = False
+    """The first stop word becomes the tokenizer's eos."""
+    replace_chat_template: bool = False
+    """A chat template that the tokenizer brings along gives way to one made from these slots."""
+    multimodal: str = "base"
+
+    @property
+    def reasons(self) -> bool:
+        return self.kind in ("reasoning", "glm47reasoning")
+
+    @property
+    def empty_thought(self) -> str:
+        """What an answer without a thought begins with, where thinking is known."""
+        return self.thought_words[1] if self.kind == "glm47reasoning" else "".join(self.thought_words)
+
+
+_HEADER = re.compile(r'^\[(?:"([^"\n]+)"|([\w-]+))\]$', re.MULTILINE)
+_SLOTS = ("prefix", "system", "user", "assistant", "observation", "call_slots")
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """Table name -> file, bases included. Finds the headers without parsing, since `check` asks for names only."""
+    return {
+        quoted or bare: file
+        for file in sorted(Path(__file__).parent.glob("*.toml"))
+        for quoted, bare in _HEADER.findall(file.read_text("utf-8"))
+    }
+
+
+@cache
+def template_names() -> tuple[str, ...]:
+    return tuple(sorted(name for name in _files() if not name.startswith("_")))
+
+
+def family_of(name: str) -> str:
+    """The file that holds a format."""
+    return _files()[name].stem
+
+
+@cache
+def _tables(file: Path) -> dict[str, dict[str, Any]]:
+    return tomllib.loads(file.read_text("utf-8"))
+
+
+def _keys(name: str) -> dict[str, Any]:
+    """The keys of a table on top of those of its bases."""
+    own = dict(_tables(_files()[name])[name])
+    base = own.pop("base", None)
+    return {**_keys(base), **own} if base else own
+
+
+def _piece(value: str | dict[str, Any]) -> Piece:
+    if isinstance(value, str):
+        return value
+    return Special(value["special"]) if "special" in value else Token(value["token"])
+
+
+@cache
+def _load(name: str) -> Template:
+    keys = _keys(name)
+    keys.setdefault("observation", keys["user"])
+    keys.setdefault("call_slots", keys["assistant"])
+    keys.setdefault("call_syntax", keys.get("tool_syntax", "default"))
+    for key, value in keys.items():
+        if key in _SLOTS:
+            keys[key] = tuple(map(_piece, value))
+        elif isinstance(value, list):
+            keys[key] = tuple(value)
+    return Template(name=name, **keys)
+
+
+def get_template(name: str, tool_format: str | None = None, default_system: str | None = None) -> Template:
+    """The format called `name`, with another tool syntax or default system text if given.
+
+    A call in another syntax is enclosed like any other answer of the format: the format's own call slots may hold words
+    of its own syntax. Raises `UnknownVariant`, with the nearest name, for an unknown format or syntax.
+    """
+    if name not in template_names():
+        close = nearest(name, template_names())
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise UnknownVariant(f"template: unknown chat format {name!r}{hint} (`luthier template list` names all)")
+    template = _load(name)
+    if tool_format is not None:
+        TOOL_SYNTAXES.get(tool_format)
+        template = dataclasses.replace(
+            template, tool_syntax=tool_format, call_syntax=tool_format, call_slots=template.assistant
+        )
+    if default_system is not None:
+        template = dataclasses.replace(template, default_system=default_system)
+    return template

@@ -1,0 +1,56 @@
+"""The plain words of ReAct prompts, `Action: name` and `Action Input: {json}`: for models without a syntax of their own."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import date
+
+from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump
+
+_CALL = re.compile(r"Action:[ \t]*(\S[^\n]*?)[ \t]*\nAction Input:\s*")
+
+
+def _parameter(name: str, schema: Tool, required: bool) -> str:
+    enum = f", should be one of [{', '.join(map(str, schema['enum']))}]" if schema.get("enum") else ""
+    items = f", where each item should be {schema['items'].get('type', '')}" if schema.get("items") else ""
+    kind = f"{schema.get('type', '')}{', required' if required else ''}"
+    return f"  - {name} ({kind}): {schema.get('description', '')}{enum}{items}\n"
+
+
+def _tool(tool: Tool) -> str:
+    schema = tool.get("parameters", {})
+    required = schema.get("required", ())
+    parameters = "".join(_parameter(n, p, n in required) for n, p in schema.get("properties", {}).items())
+    description = tool.get("description", "")
+    return f"> Tool Name: {tool['name']}\nTool Description: {description}\nTool Args:\n{parameters}\n"
+
+
+def describe(tools: Sequence[Tool], today: date) -> str:
+    functions = [bare(tool) for tool in tools]
+    return (
+        f"You have access to the following tools:\n{''.join(map(_tool, functions))}"
+        "Use the following format if using a tool:\n```\n"
+        f"Action: tool name (one of [{', '.join(f['name'] for f in functions)}])\n"
+        "Action Input: the input to the tool, in a JSON format representing the kwargs "
+        '(e.g. ```{"input": "hello world", "num_beams": 5}```)\n```\n'
+    )
+
+
+def write(calls: Sequence[ToolCall]) -> str:
+    return "\n".join(f"Action: {call.name}\nAction Input: {dump(call.arguments)}" for call in calls)
+
+
+def parse(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall] | None:
+    calls, at = [], 0
+    while match := _CALL.search(text, at):
+        try:
+            arguments, at = json.JSONDecoder().raw_decode(text, match.end())
+        except ValueError:
+            return None
+        if not isinstance(arguments, dict):
+            return None
+        calls.append(ToolCall(match[1], arguments))
+    return calls or None
+
+
+SYNTAX = ToolSyntax(name="default", describe=describe, write=write, parse=parse)
