@@ -1,0 +1,60 @@
+"""One conversation: what has been said, and the prompt that asks for the next answer."""
+
+import json
+
+from luthier.core.errors import InvalidInput
+from luthier.data.tools import ToolCall
+from luthier.data.types import Message
+from luthier.infer.prompting import Prompting
+
+
+class Conversation:
+    """Questions and answers in turn. `ask` and `answered` alternate; a question without an answer is taken back."""
+
+    def __init__(self, prompting: Prompting, system: str = "", tools: str = "") -> None:
+        self.prompting, self.system = prompting, system
+        self.tools = read_tools(tools) if tools else ""
+        self.history: tuple[Message, ...] = ()
+        self.calls: list[ToolCall] = []
+        """The tools that the last answer calls."""
+
+    @property
+    def awaits_tool_result(self) -> bool:
+        """Whether the last answer called a tool, so that the next message is what the tool returned."""
+        return bool(self.calls)
+
+    def ask(self, text: str) -> list[int]:
+        """Add a message and return the prompt ids that ask for the answer to it."""
+        assert len(self.history) % 2 == 0, "the last question has no answer yet"
+        question = Message("observation" if self.awaits_tool_result else "user", text)
+        prompt_ids = self.prompting.prompt_ids((*self.history, question), self.system, self.tools)
+        self.history = (*self.history, question)
+        return prompt_ids
+
+    def answered(self, text: str) -> None:
+        """Record the answer to the last message."""
+        message, self.calls = self.prompting.read_answer(text, self.tools)
+        self.history = (*self.history, message)
+
+    def unanswered(self) -> None:
+        """Take back the last message."""
+        self.history = self.history[:-1]
+
+    def clear(self) -> None:
+        """Forget what has been said; the system text and the tools stay."""
+        self.history, self.calls = (), []
+
+
+def read_tools(text: str) -> str:
+    """Check a JSON list of tools, each a function object bare or as `{"type": "function", "function": {...}}`."""
+    try:
+        tools = json.loads(text)
+    except ValueError as fault:
+        raise InvalidInput(f"tools: this is not valid JSON ({fault})") from fault
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidInput("tools: this should be a JSON list of function descriptions")
+    for number, tool in enumerate(tools, start=1):
+        function = tool.get("function", tool)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidInput(f"tools: the function {number} of the list has no name")
+    return text

@@ -1,0 +1,55 @@
+"""A chat with a loaded model: what `luthier.chat({...})` returns, and what the terminal and the servers talk to."""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from luthier.infer.conversation import Conversation
+from luthier.infer.engines import Generating
+from luthier.infer.types import Answer, Settings
+
+if TYPE_CHECKING:
+    from luthier.data.tools import ToolCall
+
+
+class ChatSession:
+    """Questions and answers with one model; it remembers the conversation until `clear()`."""
+
+    def __init__(self, model: Generating, conversation: Conversation, settings: Settings) -> None:
+        self.model, self.conversation, self.settings = model, conversation, settings
+
+    def stream(self, text: str, settings: Settings | None = None) -> Generator[str, None, Answer]:
+        """The answer to `text` piece by piece. If it is left before its end, what was said until then counts as said.
+
+        Raises `InvalidInput` for a conversation that leaves no room for an answer or that the chat format cannot write.
+        """
+        prompt_ids = self.conversation.ask(text)
+        said: list[str] = []
+        answer = None
+        pieces = self.model.stream(prompt_ids, settings or self.settings)
+        try:
+            while True:
+                piece = next(pieces)
+                said.append(piece)
+                yield piece
+        except StopIteration as done:
+            answer = done.value
+            return done.value
+        finally:
+            pieces.close()
+            if said or answer is not None:
+                self.conversation.answered("".join(said))
+            else:
+                self.conversation.unanswered()
+
+    def ask(self, text: str, settings: Settings | None = None) -> str:
+        """The whole answer to `text`."""
+        return "".join(self.stream(text, settings))
+
+    @property
+    def tool_calls(self) -> "list[ToolCall]":
+        """The tools that the last answer calls; the next question is then what the tools returned."""
+        return self.conversation.calls
+
+    def clear(self) -> None:
+        """Begin a new conversation with the same system text and tools."""
+        self.conversation.clear()

@@ -1,0 +1,39 @@
+"""A prompting and a model that need neither tokenizer nor weights: prompts are texts, answers come from a list."""
+
+from luthier.data.types import Message
+from luthier.infer.prompting import as_json, read_calls
+from luthier.infer.types import Answer
+
+
+class PlainPrompting:
+    """`role: content` lines; a prompt "id" is a character. Calls are those of the syntax `qwen`."""
+
+    description = "plain lines"
+
+    def prompt_ids(self, messages, system, tools):
+        head = ([f"system: {system}"] if system else []) + ([f"tools: {tools}"] if tools else [])
+        return [ord(c) for c in "\n".join([*head, *(f"{m.role}: {m.content}" for m in messages)])]
+
+    def read_answer(self, text, tools):
+        calls = read_calls("qwen", text, tools)
+        return (Message("function", as_json(calls)), calls) if calls else (Message("assistant", text), [])
+
+
+class ScriptedModel:
+    """Gives its answers one after the other, a word at a time, and keeps the prompts it has seen."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.prompts = list(answers), []
+
+    def stream(self, prompt_ids, settings):
+        self.prompts.append("".join(map(chr, prompt_ids)))
+        answer = self.answers.pop(0)
+        for word in answer.split("|"):
+            if word == "^C":
+                raise KeyboardInterrupt
+            yield word
+        text = answer.replace("|", "")
+        return Answer(text=text, num_prompt_tokens=len(prompt_ids), num_new_tokens=len(text), finish_reason="stop")
+
+    def generate(self, prompt_ids, settings):
+        raise AssertionError("a session streams")

@@ -1,0 +1,100 @@
+"""A conversation keeps questions and answers in turn, calls as calls, and takes back what was not answered."""
+
+import json
+
+import pytest
+
+from luthier.core.errors import InvalidInput
+from luthier.data.types import Message
+from luthier.infer.conversation import Conversation, read_tools
+from luthier.infer.session import ChatSession
+from luthier.infer.types import Settings
+from tests.infer.fakes import PlainPrompting, ScriptedModel
+
+TOOLS = json.dumps([{"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}])
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Łódź"}}\n</tool_call>'
+
+
+def session(*answers, **conversation):
+    return ChatSession(ScriptedModel(*answers), Conversation(PlainPrompting(), **conversation), Settings())
+
+
+def test_the_prompt_holds_what_was_said_before():
+    chat = session("Hello.", "Fine.", system="Be brief.")
+    assert chat.ask("Hi") == "Hello."
+    chat.ask("How are you?")
+    assert chat.model.prompts == [
+        "system: Be brief.\nuser: Hi",
+        "system: Be brief.\nuser: Hi\nassistant: Hello.\nuser: How are you?",
+    ]
+
+
+def test_clear_forgets_the_history_and_keeps_the_system_text():
+    chat = session("Hello.", "Again.", system="Be brief.")
+    chat.ask("Hi")
+    chat.clear()
+    chat.ask("Hi")
+    assert chat.model.prompts[0] == chat.model.prompts[1]
+
+
+def test_calls_are_kept_as_calls_and_the_next_message_is_the_result():
+    chat = session(CALL, "It rains.", "Bye.", tools=TOOLS)
+    chat.ask("Weather?")
+    assert [(call.name, call.arguments) for call in chat.tool_calls] == [("weather", {"city": "Łódź"})]
+    chat.ask("rain")
+    assert chat.conversation.history[1] == Message("function", '[{"name": "weather", "arguments": {"city": "Łódź"}}]')
+    assert [message.role for message in chat.conversation.history] == ["user", "function", "observation", "assistant"]
+    assert chat.tool_calls == []
+    chat.ask("Thanks")
+    assert chat.conversation.history[4].role == "user"
+
+
+def test_without_tools_nothing_is_a_call():
+    chat = session(CALL)
+    chat.ask("Weather?")
+    assert chat.conversation.history[1] == Message("assistant", CALL)
+
+
+def test_an_answer_left_half_way_counts_as_far_as_it_went():
+    chat = session("one |two |three")
+    pieces = chat.stream("Count")
+    assert [next(pieces), next(pieces)] == ["one ", "two "]
+    pieces.close()
+    assert chat.conversation.history == (Message("user", "Count"), Message("assistant", "one two "))
+
+
+def test_an_interrupted_answer_counts_as_far_as_it_went():
+    chat = session("one |^C")
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("Count")
+    assert chat.conversation.history[1] == Message("assistant", "one ")
+
+
+def test_a_question_that_got_no_answer_is_taken_back():
+    chat = session("^C", "yes")
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("Are you there?")
+    assert chat.conversation.history == ()
+    chat.ask("Now?")
+    assert chat.model.prompts[-1] == "user: Now?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "a JSON list"),
+        ("[1]", "a JSON list"),
+        ('[{"name": "a"}, {"description": "b"}]', "function 2 of the list has no name"),
+        ('[{"type": "function", "function": 1}]', "function 1 of the list has no name"),
+    ],
+)
+def test_tools_that_are_none_are_refused(text, message):
+    with pytest.raises(InvalidInput, match=message):
+        read_tools(text)
+
+
+def test_tools_may_be_bare_or_wrapped():
+    assert read_tools(TOOLS) == TOOLS
+    wrapped = json.dumps([{"type": "function", "function": {"name": "f"}}])
+    assert read_tools(wrapped) == wrapped
