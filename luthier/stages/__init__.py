@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.config.runs import TrainRun
-    from luthier.data.prepare import Encoding, Packer
+    from luthier.data.blocks import Blocks
+    from luthier.data.encoding import Encoding
+    from luthier.data.labels import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +42,13 @@ class Stage:
     """The YAML keys that only this stage understands."""
     examples: tuple[type, ...]
     """The example types it takes; a row that gives another is dropped with the reason."""
-    columns: tuple[str, ...]
-    """The columns of one tokenised row, in order."""
-    encode: "Callable[[Any, Encoding, Any], Any]"
-    """(example, encoding, config) -> `luthier.data.prepare.Encoded`. Raises `RowError` for a row that cannot be used."""
-    packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
-    """Joins encoded rows into longer ones (pt blocks), or None."""
-    collate: Callable[..., dict[str, Any]]
-    """(features, pad_token_id, ...) -> batch. See `luthier.data.collate`."""
+    encode: "Callable[[Any, Encoding, Any], Encoded]"
+    """(example, encoding, config) -> one tokenised row. Raises `RowError` for a row that cannot be used."""
+    packer: "Callable[[TrainRun, Encoding], Blocks | None]" = lambda run, encoding: None
+    """Joins encoded rows into longer ones (the blocks of pt), or None."""
     units: Callable[[Mapping[str, Any]], int]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
-    """(model, batch, config) -> LossOutput."""
+    """(models, batch, config, *, training) -> LossOutput."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
     """Rules between keys that concern this stage; runs before torch is imported."""

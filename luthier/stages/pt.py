@@ -1,8 +1,65 @@
-"""(Continued) pre-training: next-token cross-entropy on every token of plain text, in blocks of `cutoff_len` tokens."""
+"""(Continued) pre-training: next-token cross-entropy on every token of plain text.
 
+All texts are laid behind one another, each closed by the end-of-text token, and cut into blocks of `cutoff_len` tokens;
+with `packing: false` every text is a row of its own.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RowError
+from luthier.data.types import Dialogue, Prompt
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage
+from luthier.stages._causal import count_targets, next_token_loss
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.data.blocks import Blocks
+    from luthier.data.encoding import Encoding
+    from luthier.data.labels import Encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PtConfig:
-    """Keys that only `stage: pt` reads: none yet."""
+    label_smoothing_factor: float = 0.0
+    """Share of each target that is spread evenly over the vocabulary."""
+
+
+def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Encoded":
+    """The text of the first message with the end-of-text token; every token is a label."""
+    from luthier.data.labels import Encoded
+
+    text = example.messages[0].content
+    if not text:
+        raise RowError("the text is empty")
+    ids = encoding.encoder.text(text + encoding.end_of_text)
+    kept = ids[: encoding.cutoff_len]
+    lost = len(ids) - len(kept)
+    return Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)
+
+
+def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":
+    from luthier.data.blocks import Blocks
+
+    if run.data.packing is False:
+        return None
+    # The reference takes one token off when `packing: true` is written out, and none when it is left to the stage.
+    size = run.data.cutoff_len - (1 if run.data.packing else 0)
+    return Blocks(size, encoding.leading_bos)
+
+
+def loss(models: Models, batch: Mapping[str, Any], config: PtConfig, *, training: bool) -> LossOutput:
+    return next_token_loss(models, batch, label_smoothing=config.label_smoothing_factor if training else 0.0)
+
+
+STAGE = Stage(
+    name="pt",
+    config=PtConfig,
+    examples=(Prompt, Dialogue),
+    encode=encode,
+    packer=packer,
+    units=count_targets,
+    loss=loss,
+)

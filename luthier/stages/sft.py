@@ -1,6 +1,19 @@
-"""Supervised fine-tuning: next-token cross-entropy on the answers."""
+"""Supervised fine-tuning: next-token cross-entropy on the answers of a conversation."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import Problem
+from luthier.data.types import Dialogue
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage
+from luthier.stages._causal import count_targets, next_token_loss
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.data.encoding import Encoding
+    from luthier.data.labels import Encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,3 +24,51 @@ class SftConfig:
     """Learn the last answer of a conversation only."""
     compute_accuracy: bool = False
     """Report next-token accuracy on the evaluation data."""
+    label_smoothing_factor: float = 0.0
+    """Share of each target that is spread evenly over the vocabulary."""
+
+
+def check(run: "TrainRun") -> Iterable[Problem]:
+    config = run.method
+    if config.train_on_prompt and config.mask_history:
+        yield Problem(
+            "mask_history", "learns the last answer only, while train_on_prompt learns every prompt", "set one of the two"
+        )
+    if config.compute_accuracy and run.training["predict_with_generate"]:
+        yield Problem(
+            "compute_accuracy", "measures given answers, while predict_with_generate writes new ones", "set one of the two"
+        )
+
+
+def encode(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Encoded":
+    """Every turn of the conversation; the prompt tokens are not learned unless `train_on_prompt`."""
+    from luthier.data.labels import label_turns
+
+    turns = encoding.turns(example, keep_past_thinking=not config.mask_history)
+    return label_turns(
+        turns,
+        cutoff_len=encoding.cutoff_len,
+        train_on_prompt=config.train_on_prompt,
+        mask_history=config.mask_history,
+        eos_token_id=encoding.closing_eos,
+    )
+
+
+def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, training: bool) -> LossOutput:
+    return next_token_loss(
+        models,
+        batch,
+        label_smoothing=config.label_smoothing_factor if training else 0.0,
+        with_accuracy=config.compute_accuracy and not training,
+    )
+
+
+STAGE = Stage(
+    name="sft",
+    config=SftConfig,
+    examples=(Dialogue,),
+    encode=encode,
+    units=count_targets,
+    loss=loss,
+    check=check,
+)

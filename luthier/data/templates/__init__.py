@@ -151,7 +151,11 @@ def get_template(name: str, tool_format: str | None = None, default_system: str 
         close = nearest(name, template_names())
         hint = f"; did you mean {close!r}?" if close else ""
         raise UnknownVariant(f"template: unknown chat format {name!r}{hint} (`luthier template list` names all)")
-    template = _load(name)
+    return with_options(_load(name), tool_format, default_system)
+
+
+def with_options(template: Template, tool_format: str | None, default_system: str | None) -> Template:
+    """The format with another tool syntax or default system text, where one is given."""
     if tool_format is not None:
         TOOL_SYNTAXES.get(tool_format)
         template = dataclasses.replace(

@@ -1,0 +1,76 @@
+"""From tokenised rows to the tensors of one batch. B rows, T tokens of the longest row, N tokens of all rows.
+
+Causal models predict token t + 1 at position t. The shift is made here, once: `positions` says where something is learned
+and `targets` what, so that no loss has to shift labels and no model has to compute logits that nobody reads.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_INDEX = -100
+PAD_MULTIPLE = 8
+"""Padded lengths are multiples of this, which tensor cores like."""
+
+Features = Mapping[str, Sequence[int]]
+
+
+def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
+    """All rows behind one another in a single row of N tokens; position ids and attention start anew at each.
+
+    The keys are those that transformers' attention functions take for rows of different lengths (`cu_seq_lens_*`,
+    `max_length_*`): nothing is padded, so nothing is computed in vain.
+    """
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    longest = max(lengths)
+    labels = torch.tensor([label for row in rows for label in (*row["labels"][1:], IGNORE_INDEX)])
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        **_targets(labels, torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))),
+    }
+
+
+def pad_rows(rows: Sequence[Features], pad_token_id: int, *, side: str = "right") -> dict[str, Any]:
+    """Rows as a (B, T) rectangle with an attention mask; T is a multiple of 8."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+
+    def rectangle(sequences: list[list[int]], filler: int) -> "Tensor":
+        spaces = [[filler] * (width - len(sequence)) for sequence in sequences]
+        pairs = zip(sequences, spaces, strict=True)
+        return torch.tensor([[*s, *fill] if side == "right" else [*fill, *s] for s, fill in pairs])
+
+    ids = [list(row["input_ids"]) for row in rows]
+    labels = rectangle([[*row["labels"][1:], IGNORE_INDEX] for row in rows], IGNORE_INDEX)
+    return {
+        "input_ids": rectangle(ids, pad_token_id),
+        "attention_mask": rectangle([[1] * len(row) for row in ids], 0),
+        **_targets(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width)),
+    }
+
+
+def _targets(next_labels: "Tensor", row_of_position: "Tensor") -> dict[str, "Tensor"]:
+    """next_labels: for each flattened position, the label of the token after it."""
+    positions = (next_labels != IGNORE_INDEX).nonzero().squeeze(-1)
+    return {"positions": positions, "targets": next_labels[positions], "target_rows": row_of_position[positions]}
+
+
+LOSS_KEYS = ("positions", "targets", "target_rows")
+"""What a batch carries for the loss; everything else goes into the model."""
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a batch that the model's `forward` takes."""
+    return {key: value for key, value in batch.items() if key not in LOSS_KEYS}

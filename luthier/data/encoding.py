@@ -1,0 +1,77 @@
+"""All that turns an example into token ids: tokenizer, chat format, length limit and what becomes of thoughts."""
+
+from dataclasses import dataclass, replace
+
+from luthier.data.encode import Encoder
+from luthier.data.labels import Encoded, split_budget
+from luthier.data.render import render
+from luthier.data.templates import Template
+from luthier.data.types import Dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    encoder: Encoder
+    template: Template
+    cutoff_len: int | None
+    """Most tokens of a row; None for no limit."""
+    enable_thinking: bool | None = True
+    preserve_thinking: bool = False
+
+    def unlimited(self) -> "Encoding":
+        return replace(self, cutoff_len=None)
+
+    def turns(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[tuple[list[int], list[int]]]:
+        """(prompt ids, answer ids) of every turn, as training sees them."""
+        turns = render(
+            self.template,
+            dialogue.messages,
+            system=dialogue.system,
+            tools=dialogue.tools,
+            enable_thinking=self.enable_thinking,
+            preserve_thinking=self.preserve_thinking,
+            purpose="train",
+            keep_past_thinking=keep_past_thinking,
+        )
+        return [(self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)) for turn in turns]
+
+    def last_turn(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+        """(prompt ids, answer ids) of the last answer, with the history in the prompt as an inference server sends it."""
+        (turn,) = render(
+            self.template,
+            dialogue.messages,
+            system=dialogue.system,
+            tools=dialogue.tools,
+            enable_thinking=self.enable_thinking,
+            preserve_thinking=self.preserve_thinking,
+            purpose="infer",
+        )
+        return self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)
+
+    @property
+    def closing_eos(self) -> int | None:
+        """The end-of-text id for formats that close a whole conversation with it instead of every answer."""
+        return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
+
+    @property
+    def leading_bos(self) -> int | None:
+        """The id that opens every text, for tokenizers that are built to put it there."""
+        tokenizer = self.encoder.tokenizer
+        return tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
+
+    @property
+    def end_of_text(self) -> str:
+        """What closes a plain text. Llama 3 chats end in <|eot_id|>, but its plain texts do not."""
+        return "<|end_of_text|>" if self.template.name == "llama3" else self.encoder.tokenizer.eos_token
+
+
+def encode_last_turn(dialogue: Dialogue, encoding: Encoding) -> Encoded:
+    """For generation: `input_ids` is the prompt of the last answer and `labels` that answer, within one budget."""
+    prompt, answer = encoding.last_turn(dialogue)
+    if encoding.cutoff_len is None:
+        return Encoded(prompt, answer)
+    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), encoding.cutoff_len)
+    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+    lost_labels = len(answer) - len(kept_answer)
+    lost_tokens = len(prompt) - len(kept_prompt) + lost_labels
+    return Encoded(kept_prompt, kept_answer, lost_tokens, lost_labels, lost_terminator=lost_labels > 0)

@@ -1,0 +1,84 @@
+"""The account of every row: rows in = kept + dropped, and what truncation cost. Printed once, saved as data_report.json."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MAX_LISTED_ROWS = 20
+"""Row numbers named per reason in the report; the count is always complete."""
+
+
+@dataclass(slots=True)
+class DatasetAccount:
+    """What became of the rows of one dataset."""
+
+    rows_in: int = 0
+    kept: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    lost_tokens: int = 0
+    lost_labelled_tokens: int = 0
+    lost_terminators: int = 0
+    split_into: int = 0
+    """Rows made by cutting overlong ones (`on_overlong: split`)."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> how many rows."""
+    dropped_rows: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first rows it was given for, as file:row."""
+
+    def drop(self, place: str, reason: str) -> None:
+        self.dropped[reason] += 1
+        rows = self.dropped_rows.setdefault(reason, [])
+        if len(rows) < MAX_LISTED_ROWS:
+            rows.append(place)
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The accounts of all datasets of a run, and how rows became training samples."""
+
+    accounts: dict[str, DatasetAccount] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    """Split -> rows as the trainer sees them, after mixing and packing."""
+    leftover_tokens: int = 0
+    """Tokens at the end of the last block of a pt run, too few to fill it."""
+
+    def account(self, dataset: str) -> DatasetAccount:
+        return self.accounts.setdefault(dataset, DatasetAccount())
+
+    def reasons(self) -> list[str]:
+        """One line per dataset and reason, with the first rows."""
+        lines = []
+        for name, account in self.accounts.items():
+            for reason, count in account.dropped.most_common():
+                rows = account.dropped_rows[reason]
+                more = f" and {count - len(rows)} more" if count > len(rows) else ""
+                lines.append(f"{name}: {count} dropped: {reason} ({', '.join(rows)}{more})")
+        return lines
+
+    def summary(self) -> list[str]:
+        """What a person should know before training starts."""
+        lines = []
+        for name, account in self.accounts.items():
+            line = f"data {name}: {account.rows_in} rows = {account.kept} kept + {account.num_dropped} dropped"
+            line += f"; {account.tokens} tokens, {account.labelled_tokens} of them learned"
+            if account.truncated:
+                line += (
+                    f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"
+                    f" {account.lost_labelled_tokens} of them learned, {account.lost_terminators} terminators)"
+                )
+            if account.split_into:
+                line += f"; overlong rows cut into {account.split_into}"
+            lines.append(line)
+        if self.leftover_tokens:
+            lines.append(f"data: {self.leftover_tokens} tokens left over, too few to fill a last block")
+        return lines + self.reasons()
+
+    def to_json(self) -> dict[str, Any]:
+        accounts = {name: asdict(account) for name, account in self.accounts.items()}
+        return {"datasets": accounts, "samples": self.samples, "leftover_tokens": self.leftover_tokens}

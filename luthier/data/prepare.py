@@ -1,0 +1,220 @@
+"""From the datasets a run names to tokenised rows, with an account of every row on the way.
+
+    read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError, RowError
+from luthier.core.kinds import FORMATS
+from luthier.data.catalog import DatasetSpec, load_catalog
+from luthier.data.encoding import Encoding, encode_last_turn
+from luthier.data.labels import IGNORE_INDEX, Encoded
+from luthier.data.ledger import DatasetAccount, Ledger
+from luthier.data.mix import mix, split_validation
+from luthier.data.read import read_rows
+from luthier.data.types import Dialogue
+
+if TYPE_CHECKING:
+    import datasets
+
+    from luthier.config.data import DataConfig
+    from luthier.config.runs import TrainRun
+    from luthier.stages import Stage
+
+Encode = Callable[[Any, Encoding], Encoded]
+WRITE_BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Rows ready for the trainer: each has `input_ids` and `labels` of equal length."""
+
+    train: "datasets.Dataset | None"
+    eval: "Mapping[str, datasets.Dataset]"
+    """Evaluation rows by dataset name; the name is empty unless `eval_on_each_dataset`."""
+    prompts: "Mapping[str, datasets.Dataset]"
+    """For `predict_with_generate`: `input_ids` is the prompt, `labels` the given answer."""
+    ledger: Ledger
+
+
+def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
+    """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
+    builder = _Builder(run.data, encoding, run.training["seed"], stage.examples)
+
+    def encode(example: Any, encoding: Encoding) -> Encoded:
+        return stage.encode(example, encoding, run.method)
+
+    train = builder.tables(run.data.dataset, encode) if run.data.dataset else []
+    evaluation = builder.tables(run.data.eval_dataset, encode) if run.data.eval_dataset else []
+    generates = run.training["predict_with_generate"]
+    prompts = builder.tables(run.data.eval_dataset, encode_last_turn) if generates and run.data.eval_dataset else []
+
+    train_rows, eval_rows, prompt_rows = None, {}, {}
+    if train:
+        mixed = builder.mixed(train)
+        if run.data.val_size:
+            train_index, eval_index = split_validation(len(mixed), run.data.val_size, run.training["seed"])
+            eval_rows = {"": mixed.select(eval_index)}
+            if generates:
+                # The same rows, told apart into prompt and answer: encoding drops the same rows in the same order.
+                prompt_rows = {"": builder.mixed(builder.tables(run.data.dataset, encode_last_turn)).select(eval_index)}
+            mixed = mixed.select(train_index)
+        train_rows = builder.packed(mixed, stage.packer(run, encoding))
+        builder.ledger.samples["train"] = len(train_rows)
+    if evaluation:
+        eval_rows = builder.by_name(evaluation, run.data.eval_on_each_dataset, run.data.eval_dataset)
+        prompt_rows = builder.by_name(prompts, run.data.eval_on_each_dataset, run.data.eval_dataset) if prompts else {}
+    eval_rows = {name: builder.packed(rows, stage.packer(run, encoding)) for name, rows in eval_rows.items()}
+    builder.ledger.samples.update({f"eval {name}".strip(): len(rows) for name, rows in eval_rows.items()})
+    return PreparedData(train_rows, eval_rows, prompt_rows, builder.ledger)
+
+
+class _Builder:
+    """What the steps of `prepare` share."""
+
+    def __init__(self, data: "DataConfig", encoding: Encoding, seed: int, takes: tuple[type, ...]) -> None:
+        self.data, self.encoding, self.seed, self.takes = data, encoding, seed, takes
+        self.catalog = load_catalog(data.dataset_dir)
+        self.ledger = Ledger()
+
+    def tables(self, names: Sequence[str], encode: Encode) -> "list[datasets.Dataset]":
+        """One table of encoded rows per dataset."""
+        tables = []
+        for name in names:
+            account = DatasetAccount()
+            table = _table(self.encoded(self.catalog.get(name), account, encode))
+            # The same dataset may be encoded twice, for the loss and for generation; the first account is the one told.
+            self.ledger.accounts.setdefault(name, account)
+            if not len(table):
+                lines = Ledger({name: account}).reasons() or ["it has no rows"]
+                raise DataError("\n  ".join([f"dataset {name!r} has no usable row", *lines]))
+            tables.append(table)
+        return tables
+
+    def encoded(self, spec: DatasetSpec, account: DatasetAccount, encode: Encode) -> Iterator[Encoded]:
+        read = FORMATS.get(spec.formatting).read
+        for row in read_rows(spec, max_samples=self.data.max_samples, seed=self.seed):
+            account.rows_in += 1
+            place = f"{row.file}:{row.number}"
+            if row.data is None:
+                account.drop(place, row.reason)
+                continue
+            try:
+                example = read(row.data, spec)
+                if not isinstance(example, self.takes):
+                    raise RowError(_not_taken(example, self.takes))
+                rows = list(self.fitted(example, encode, account, place))
+            except RowError as error:
+                account.drop(place, str(error))
+                continue
+            account.kept += 1
+            for encoded in rows:
+                account.tokens += len(encoded.input_ids)
+                account.labelled_tokens += sum(label != IGNORE_INDEX for label in encoded.labels)
+            yield from rows
+
+    def fitted(self, example: Any, encode: Encode, account: DatasetAccount, place: str) -> Iterable[Encoded]:
+        """The row within `cutoff_len`, by the rule of `on_overlong`."""
+        cutoff_len, rule = self.encoding.cutoff_len, self.data.on_overlong
+        encoded = encode(example, self.encoding)
+        if encoded.lost_tokens == 0:
+            _require_labels(encoded, "no token of it is learned")
+            return [encoded]
+        assert cutoff_len is not None, "a row cannot lose tokens to no limit"
+        length = len(encoded.input_ids) + encoded.lost_tokens
+        if rule == "error":
+            raise DataError(
+                f"{place}: {length} tokens, but cutoff_len is {cutoff_len} -> raise cutoff_len, or set on_overlong"
+            )
+        if rule == "drop":
+            raise RowError(f"longer than cutoff_len {cutoff_len}")
+        if rule == "split":
+            pieces = [p for p in _split(encode(example, self.encoding.unlimited()), cutoff_len) if _has_labels(p)]
+            if not pieces:
+                raise RowError("no token of it is learned")
+            account.split_into += len(pieces)
+            return pieces
+        _require_labels(encoded, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
+        account.truncated += 1
+        account.lost_tokens += encoded.lost_tokens
+        account.lost_labelled_tokens += encoded.lost_labels
+        account.lost_terminators += encoded.lost_terminator
+        return [encoded]
+
+    def mixed(self, tables: "list[datasets.Dataset]") -> "datasets.Dataset":
+        """All datasets as one, in the order of `mix_strategy`."""
+        import datasets
+
+        whole = datasets.concatenate_datasets(tables)
+        if len(tables) == 1 or self.data.mix_strategy == "concat":
+            return whole
+        order = mix([len(table) for table in tables], self.data.mix_strategy, self.data.interleave_probs, self.seed)
+        offsets = [sum(len(table) for table in tables[:index]) for index in range(len(tables))]
+        return whole.select([offsets[table] + row for table, row in order])
+
+    def by_name(
+        self, tables: "list[datasets.Dataset]", apart: bool, names: Sequence[str]
+    ) -> "dict[str, datasets.Dataset]":
+        return dict(zip(names, tables, strict=True)) if apart else {"": self.mixed(tables)}
+
+    def packed(self, rows: "datasets.Dataset", blocks: Any) -> "datasets.Dataset":
+        if blocks is None:
+            return rows
+        texts = (Encoded(row["input_ids"], row["labels"]) for row in rows)
+        table = _table(Encoded(block, block) for block in blocks.join(texts))
+        self.ledger.leftover_tokens += blocks.num_leftover_tokens
+        if not len(table):
+            raise DataError(
+                f"the texts have {blocks.num_leftover_tokens} tokens together, too few for one block of"
+                f" {blocks.size_tokens} -> lower cutoff_len, add text, or set packing: false"
+            )
+        return table
+
+
+def _table(rows: Iterable[Encoded]) -> "datasets.Dataset":
+    """Rows as an Arrow table: no Python object per token is kept."""
+    import datasets
+    import pyarrow as pa
+
+    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+    batches: list[pa.RecordBatch] = []
+    ids: list[list[int]] = []
+    labels: list[list[int]] = []
+
+    def flush() -> None:
+        batches.append(pa.record_batch([pa.array(ids, schema.field(0).type), pa.array(labels, schema.field(1).type)], schema))
+        ids.clear()
+        labels.clear()
+
+    for row in rows:
+        ids.append(row.input_ids)
+        labels.append(row.labels)
+        if len(ids) == WRITE_BATCH_ROWS:
+            flush()
+    flush()
+    return datasets.Dataset(pa.Table.from_batches(batches, schema))
+
+
+def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
+    for start in range(0, len(encoded.input_ids), cutoff_len):
+        part = slice(start, start + cutoff_len)
+        yield Encoded(encoded.input_ids[part], encoded.labels[part])
+
+
+def _has_labels(encoded: Encoded) -> bool:
+    # The first token of a row has no predecessor, so its label is never learned.
+    return any(label != IGNORE_INDEX for label in encoded.labels[1:])
+
+
+def _require_labels(encoded: Encoded, reason: str) -> None:
+    if not _has_labels(encoded):
+        raise RowError(reason)
+
+
+def _not_taken(example: Any, takes: tuple[type, ...]) -> str:
+    if Dialogue in takes:
+        return f"the row is a {type(example).__name__}, and this stage needs an answer to learn"
+    return f"the row is a {type(example).__name__}, and this stage takes {' or '.join(t.__name__ for t in takes)}"

@@ -1,0 +1,174 @@
+"""From hidden states to the loss at the labelled positions, without ever holding the logits of all positions.
+
+B rows, T tokens, K labelled positions, H hidden size, V vocabulary.
+
+The logits of a batch are its largest tensor: (B, T, V) in float32 is 800 MB for 4 x 1024 tokens and 50,000 words, and most
+of it belongs to prompt tokens that nobody learns. So the head runs on the K labelled positions only, in chunks, and each
+chunk's gradient is taken at once, while its logits are still there.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CHUNK_ELEMENTS = 2**26
+"""Logits held at a time: 64 Mi numbers, 256 MB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """How the logits of a model come out of its hidden states."""
+
+    linear: "nn.Linear | None"
+    """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters on the head)."""
+    takes_positions: bool
+    """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
+
+
+def inspect_head(model: "nn.Module") -> OutputHead:
+    """Find out by trying: the logits of two tokens are compared with the head applied to what the model fed it.
+
+    `model` is the bare model or a peft model, not yet wrapped for distributed training.
+    """
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
+    linear = base.get_output_embeddings()
+    if not takes_positions or type(linear) is not torch.nn.Linear:
+        return OutputHead(None, takes_positions)
+    was_training = model.training
+    model.eval()
+    ids = torch.tensor([[0, 1]], device=linear.weight.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        with hidden_instead_of_logits(linear):
+            hidden = model(input_ids=ids, use_cache=False).logits
+        is_plain = hidden.shape[-1] == linear.in_features and torch.equal(linear(hidden), logits)
+    model.train(was_training)
+    return OutputHead(linear if is_plain else None, takes_positions)
+
+
+@contextmanager
+def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
+    """While open, the head hands its input through, so the model returns hidden states where it returns logits."""
+    linear.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del linear.forward
+
+
+def summed_loss(
+    model: "nn.Module",
+    head: OutputHead,
+    inputs: Mapping[str, Any],
+    positions: "Tensor",
+    targets: "Tensor",
+    *,
+    label_smoothing: float = 0.0,
+) -> "tuple[Tensor, Tensor]":
+    """Cross-entropy summed over the labelled positions, and what the model would have said there.
+
+    inputs: what `forward` takes (input_ids of shape (B, T), masks, position ids).
+    positions: (K,) indices into the flattened B x T positions whose next token is learned.
+    targets: (K,) the token ids to be predicted there.
+    label_smoothing: share of the target spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567, section 7).
+
+    Returns the scalar sum and the (K,) most likely ids.
+    """
+    import torch.nn.functional as F
+
+    if head.linear is not None:
+        with hidden_instead_of_logits(head.linear):
+            hidden = _at_positions(model, head, inputs, positions)
+        return linear_cross_entropy(hidden, head.linear.weight, head.linear.bias, targets, label_smoothing)
+    logits = _at_positions(model, head, inputs, positions)
+    if logits.element_size() < 4:
+        logits = logits.float()
+    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    return loss, logits.detach().argmax(-1)
+
+
+def _at_positions(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
+    """(K, V) logits, or (K, H) hidden states, at `positions`."""
+    num_rows, num_tokens = inputs["input_ids"].shape
+    if not head.takes_positions:
+        return model(**inputs, use_cache=False).logits.flatten(0, 1)[positions]
+    if num_rows == 1:
+        return model(**inputs, use_cache=False, logits_to_keep=positions).logits[0]
+    # Several rows share one list of columns: those that any row needs.
+    columns, column_index = (positions % num_tokens).unique(return_inverse=True)
+    kept = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    return kept[positions // num_tokens, column_index]
+
+
+def linear_cross_entropy(
+    hidden: "Tensor", weight: "Tensor", bias: "Tensor | None", targets: "Tensor", label_smoothing: float = 0.0
+) -> "tuple[Tensor, Tensor]":
+    """sum_k CE(hidden_k W^T + b, target_k) with logits of one chunk of positions in memory at a time.
+
+    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns the scalar sum and the (K,) most likely ids.
+    With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = p - q, so the gradients of
+    hidden, weight and bias are known chunk by chunk in the forward pass and only scaled in the backward pass.
+    """
+    import torch
+
+    class LinearCrossEntropy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
+            needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
+            grads = [
+                torch.zeros_like(t) if need else None for t, need in zip((hidden, weight, bias), needs, strict=True)
+            ]
+            matrix = weight.to(hidden.dtype)
+            total = torch.zeros((), dtype=_at_least_float32(hidden.dtype), device=hidden.device)
+            best = torch.empty_like(targets)
+            size = max(64, CHUNK_ELEMENTS // weight.shape[0])
+            for start in range(0, hidden.shape[0], size):
+                part = slice(start, start + size)
+                logits = torch.nn.functional.linear(
+                    hidden[part], matrix, None if bias is None else bias.to(hidden.dtype)
+                )
+                logits = logits.to(total.dtype)
+                best[part] = logits.argmax(-1)
+                log_normaliser = logits.logsumexp(-1, keepdim=True)
+                picked = logits.gather(-1, targets[part, None])
+                nll = log_normaliser - picked
+                if label_smoothing:
+                    even = log_normaliser - logits.mean(-1, keepdim=True)
+                    nll = (1 - label_smoothing) * nll + label_smoothing * even
+                total += nll.sum()
+                if not any(needs):
+                    continue
+                d_logits = logits.sub_(log_normaliser).exp_()
+                d_logits.scatter_add_(-1, targets[part, None], torch.full_like(picked, label_smoothing - 1))
+                if label_smoothing:
+                    d_logits -= label_smoothing / d_logits.shape[-1]
+                d_logits = d_logits.to(hidden.dtype)
+                if grads[0] is not None:
+                    grads[0][part] = d_logits @ matrix
+                if grads[1] is not None:
+                    grads[1] += (d_logits.T @ hidden[part]).to(grads[1].dtype)
+                if grads[2] is not None:
+                    grads[2] += d_logits.sum(0).to(grads[2].dtype)
+            ctx.grads = grads
+            ctx.mark_non_differentiable(best)
+            return total, best
+
+        @staticmethod
+        def backward(ctx, d_total, _):  # type: ignore[no-untyped-def, override]
+            return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
+
+    return LinearCrossEntropy.apply(hidden, weight, bias)
+
+
+def _at_least_float32(dtype):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,76 @@
+"""The text side of a run: tokenizer fitted to the chat format, and the two together as an `Encoding`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.log import info, warn
+from luthier.data.encode import Encoder
+from luthier.data.encoding import Encoding
+from luthier.data.templates import Template, get_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.config.runs import ExportRun, InferRun, TrainRun
+    from luthier.model.tokenizer import FittedTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    fitted: "FittedTokenizer"
+    template: Template
+    encoding: Encoding
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.fitted.tokenizer
+
+
+def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
+    """Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
+    from luthier.data.jinja import give_chat_template
+    from luthier.model.load import load_config
+    from luthier.model.sources import check_source
+    from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens
+
+    model, data = run.model, run.data
+    named = None if data.template in (None, "auto") else data.template
+    template = get_template(named, data.tool_format, data.default_system) if named else None
+    check_source(model.model_name_or_path, weights=not model.train_from_scratch)
+    hub = {
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.hf_hub_token,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    tokenizer = load_tokenizer(
+        model.model_name_or_path,
+        use_fast=model.use_fast_tokenizer,
+        split_special_tokens=model.split_special_tokens,
+        **hub,
+    )
+    config = load_config(model.model_name_or_path, **hub)
+    if template is None:
+        template = own_template(tokenizer, data.tool_format, data.default_system)
+        info(f"template: {template.describe_source}")
+    new_tokens = read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
+    may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
+    fitted = fit_tokenizer(
+        tokenizer,
+        stop_words=template.stop_words,
+        replace_eos=template.replace_eos,
+        add_tokens=model.add_tokens,
+        add_special_tokens=model.add_special_tokens,
+        new_special_tokens=new_tokens,
+        vocab_size=None if may_grow else config.get_text_config().vocab_size,
+        min_length_tokens=data.cutoff_len,
+    )
+    for note in fitted.notes:
+        info(note)
+    if data.dataset and not data.template and run.stage != "pt":
+        warn("template is not set: rows are rendered by the format `empty`, without any role marks")
+    give_chat_template(tokenizer, template)
+    encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
+    encoding = Encoding(encoder, template, data.cutoff_len, data.enable_thinking, data.preserve_thinking)
+    return TextSide(fitted, template, encoding)

@@ -1,0 +1,43 @@
+"""What pt and sft share: next-token cross-entropy over the labelled tokens of a batch."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.collate import model_inputs
+from luthier.model.types import Models
+from luthier.stages import LossOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def count_targets(batch: Mapping[str, Any]) -> int:
+    """How many tokens of this batch are learned."""
+    return batch["targets"].numel()
+
+
+def next_token_loss(
+    models: Models, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, with_accuracy: bool = False
+) -> LossOutput:
+    """- sum over labelled t of log p(x_t | x_<t), and if asked the mean over rows of the share of tokens guessed right."""
+    from luthier.model.heads import summed_loss
+
+    total, best = summed_loss(
+        models.policy,
+        models.head,
+        model_inputs(batch),
+        batch["positions"],
+        batch["targets"],
+        label_smoothing=label_smoothing,
+    )
+    metrics = {"accuracy": _row_accuracy(best == batch["targets"], batch["target_rows"])} if with_accuracy else {}
+    return LossOutput(total, metrics)
+
+
+def _row_accuracy(is_right: "Tensor", rows: "Tensor") -> "tuple[Tensor, int]":
+    """(sum over rows of the row's accuracy, number of rows)."""
+    import torch
+
+    _, row_index, row_counts = rows.unique(return_inverse=True, return_counts=True)
+    rights = torch.zeros_like(row_counts, dtype=torch.float32).index_add_(0, row_index, is_right.float())
+    return (rights / row_counts).sum(), row_counts.numel()

@@ -1,0 +1,69 @@
+"""transformers' TrainingArguments, built at the last moment from the frozen run."""
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.legacy import training_arguments_kwargs
+from luthier.core.errors import InvalidInput, MissingExtra
+from luthier.core.machine import Machine
+
+if TYPE_CHECKING:
+    from transformers import Seq2SeqTrainingArguments, TrainerCallback
+
+    from luthier.config.runs import TrainRun
+
+
+def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArguments":
+    """What the user gave, and the few values that belong to luthier whatever the user gives.
+
+    Raises `InvalidInput` for what this machine or the installed transformers cannot do.
+    """
+    from transformers import Seq2SeqTrainingArguments
+
+    if run.training["fp16"] and machine.device == "cpu":
+        raise InvalidInput("fp16: true: half precision training needs an accelerator, and this machine has none -> bf16: true, or leave it out")
+    values = training_arguments_kwargs(run.training)
+    values |= {
+        "do_train": run.trains,
+        # Rows carry exactly what the collator of the stage needs.
+        "remove_unused_columns": False,
+        # luthier has its own progress bar, its own trackers' set-up and its own gradient checkpointing.
+        "disable_tqdm": True,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "prediction_loss_only": True,
+        # A loss that is not a number stops the run; hiding it would let a broken model train on.
+        "logging_nan_inf_filter": False,
+    }
+    if run.finetuning.early_stopping_steps is not None and run.training["metric_for_best_model"] is None:
+        values["metric_for_best_model"] = "loss"
+    if run.finetuning_type == "lora" and run.training["ddp_find_unused_parameters"] is None:
+        values["ddp_find_unused_parameters"] = False
+    try:
+        return Seq2SeqTrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"{run.source}: transformers does not accept these training keys: {error}") from error
+    except ImportError as error:
+        raise MissingExtra(f"{run.source}: a training key needs a library that is not installed: {error}") from error
+
+
+def trackers(report_to: Any) -> "list[TrainerCallback]":
+    """One callback per tracker named by `report_to`. Raises `MissingExtra` for one whose library is not installed."""
+    import os
+
+    from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ())
+    if names == ["all"]:
+        names = get_available_reporting_integrations()
+    os.environ.setdefault("WANDB_PROJECT", "luthier")
+    callbacks = []
+    for name in names:
+        if name == "none":
+            continue
+        try:
+            (tracker,) = get_reporting_integration_callbacks([name])
+            callbacks.append(tracker())
+        except (RuntimeError, ImportError) as error:
+            # Each tracker of transformers says in this way that its library is missing.
+            raise MissingExtra(f"report_to: {name} needs a library that is not installed: pip install {name} ({error})") from error
+    return callbacks

@@ -1,0 +1,50 @@
+"""trainer_log.jsonl: one JSON object per logged step, under the names that users' scripts and the web page read."""
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+RENAMED = {
+    "loss": "loss",
+    "eval_loss": "eval_loss",
+    "learning_rate": "lr",
+    "epoch": "epoch",
+    "rewards/accuracies": "accuracy",
+    "throughput": "throughput",
+}
+LEFT_OUT = {"step", "total_flos"}
+TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_second")
+
+
+class TrainerLog(TrainerCallback):
+    """Appends to the log on the main process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start_seconds = 0.0
+        self.start_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start_seconds = time.monotonic()
+        self.start_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not self.start_seconds:
+            return
+        line = {"current_steps": state.global_step, "total_steps": state.max_steps}
+        for name, value in logs.items():
+            if name in LEFT_OUT or name.endswith(TIMING) or not isinstance(value, int | float):
+                continue
+            line[RENAMED.get(name, name)] = value
+        elapsed = time.monotonic() - self.start_seconds
+        done = state.global_step - self.start_step
+        left = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
+        line["percentage"] = round(100 * state.global_step / state.max_steps, 2) if state.max_steps else 100.0
+        line["elapsed_time"] = str(timedelta(seconds=int(elapsed)))
+        line["remaining_time"] = str(timedelta(seconds=int(left)))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,101 @@
+"""Training, evaluation and prediction of one run, whatever its stage."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RunFailed
+from luthier.core.log import info
+from luthier.data.collate import concatenate_rows, pad_rows
+from luthier.data.prepare import PreparedData
+from luthier.model.heads import inspect_head
+from luthier.stages import Stage
+from luthier.train.trainer import EvalMetrics, StageTrainer
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
+
+    from luthier.config.runs import TrainRun
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a training run did; the command prints it and the output folder keeps it."""
+
+    output_dir: Path
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """`train`, `eval`, `predict` -> metric -> value."""
+    log_history: Sequence[Mapping[str, Any]] = ()
+    """What was logged, step by step, as in trainer_state.json."""
+    was_interrupted: bool = False
+
+
+def build_trainer(
+    run: "TrainRun",
+    stage: Stage,
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: PreparedData,
+    args: "Seq2SeqTrainingArguments",
+    callbacks: "list[TrainerCallback]",
+    *,
+    concatenates: bool,
+    eval_metrics: EvalMetrics | None,
+) -> StageTrainer:
+    """`concatenates`: the attention of the model keeps rows apart that lie behind one another, so nothing is padded."""
+    if run.finetuning.early_stopping_steps is not None:
+        from transformers import EarlyStoppingCallback
+
+        callbacks = [*callbacks, EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps)]
+    eval_sets: Any = data.eval[""] if set(data.eval) == {""} else dict(data.eval) or None
+    return StageTrainer(
+        stage=stage,
+        config=run.method,
+        model=model,
+        head=inspect_head(model),
+        args=args,
+        collate=collator(tokenizer.pad_token_id, concatenates),
+        train_dataset=data.train,
+        eval_dataset=eval_sets,
+        tokenizer=tokenizer,
+        callbacks=callbacks,
+        shuffle=not run.finetuning.disable_shuffling,
+        eval_metrics=eval_metrics,
+    )
+
+
+def collator(pad_token_id: int, concatenates: bool) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    if concatenates:
+        return concatenate_rows
+    return lambda rows: pad_rows(rows, pad_token_id)
+
+
+def fit(trainer: StageTrainer, resume_from: Path | None) -> dict[str, float]:
+    """Train to the end and save the weights. Returns the metrics of training.
+
+    Raises `RunFailed` if memory runs out. A run stopped by a signal returns normally, with its checkpoint saved.
+    """
+    import torch
+
+    if resume_from is not None:
+        info(f"going on from {resume_from}")
+    try:
+        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(
+            f"the device ran out of memory at step {trainer.state.global_step}: {error}"
+            " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
+        ) from error
+    metrics = {name: value for name, value in output.metrics.items() if name != "total_flos"}
+    metrics |= {"total_flos": output.metrics["total_flos"], "train_tokens_per_second": round(trainer.throughput(), 2)}
+    metrics["epoch"] = trainer.state.epoch
+    return metrics
+
+
+def with_perplexity(metrics: Mapping[str, float]) -> dict[str, float]:
+    """eval_loss -> eval_perplexity = exp(loss), for every evaluation set."""
+    more = {name.removesuffix("loss") + "perplexity": math.exp(value) for name, value in metrics.items() if name.endswith("_loss")}
+    return {**metrics, **more}

@@ -1,0 +1,93 @@
+"""What a run leaves beside its weights: metrics, plots, model card, the resolved run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.log import info, warn
+from luthier.core.versions import require
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+
+SMOOTHING = 0.9
+"""Weight of the past in the smoothed line of a plot."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> None:
+    """`<split>_results.json`, and its keys added to `all_results.json`."""
+    write_json(output_dir / f"{split}_results.json", dict(metrics))
+    path = output_dir / "all_results.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, {**earlier, **metrics})
+
+
+def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """One PNG per metric that was logged at two steps or more: training_loss.png, training_eval_loss.png, ..."""
+    require("matplotlib", "plot", "plot_loss: true")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    left_out = {"step", "epoch", "total_flos", "learning_rate", "throughput"}
+    names = {name for logs in history for name in logs} - left_out
+    paths = []
+    for name in sorted(names):
+        points = [(logs["step"], logs[name]) for logs in history if isinstance(logs.get(name), int | float)]
+        if name.endswith(("_runtime", "_per_second", "train_loss", "preparation_time")) or len(points) < 2:
+            continue
+        steps, values = zip(*points, strict=True)
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(xlabel="step", ylabel=name, title=f"{name} of {output_dir.name}")
+        axes.plot(steps, values, color="#9db8d9", label="logged")
+        axes.plot(steps, smoothed(values), color="#1f4e8c", label="smoothed")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        path = output_dir / f"training_{name.replace('/', '_')}.png"
+        figure.savefig(path, dpi=100)
+        paths.append(path)
+    if not paths:
+        warn("plot_loss: no metric was logged at two steps or more, so there is nothing to draw; lower logging_steps")
+    for path in paths:
+        info(f"plot: {path}")
+    return paths
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    line, average, weight = [], 0.0, 0.0
+    for value in values:
+        average = SMOOTHING * average + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        line.append(average / weight)
+    return line
+
+
+def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """README.md of the output folder, with the metadata that model hubs read."""
+    import yaml
+
+    keys = (
+        "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+        "lr_scheduler_type", "optim", "seed",
+    )  # fmt: skip
+    is_adapter = run.finetuning_type == "lora"
+    header: dict[str, Any] = {"base_model": base_model, "library_name": "peft" if is_adapter else "transformers"}
+    header |= {"license": "other", "tags": ["luthier", run.stage, run.finetuning_type, "generated_from_trainer"]}
+    if run.data.dataset:
+        header["datasets"] = list(run.data.dataset)
+    lines = ["---", yaml.safe_dump(header, allow_unicode=True, sort_keys=False).strip(), "---", ""]
+    lines += [f"# {Path(run.training['output_dir']).name}", ""]
+    sets = ", ".join(run.data.dataset) or "no dataset"
+    lines += [f"`{base_model}`, fine-tuned by {run.stage} ({run.finetuning_type}) on {sets} with Luthier.", ""]
+    lines += ["## Training", "", "| key | value |", "|---|---|"]
+    lines += [f"| {key} | {run.training[key]} |" for key in keys]
+    for split, values in metrics.items():
+        lines += ["", f"## {split.capitalize()} results", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {value:.6g} |" for name, value in values.items() if isinstance(value, int | float)]
+    return "\n".join(lines) + "\n"

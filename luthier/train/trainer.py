@@ -1,0 +1,164 @@
+"""The one trainer: transformers' loop with the loss, the units and the batches of a `Stage` value.
+
+What differs between training methods arrives as that value; there is no subclass per stage and no question for its name.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from luthier.core.errors import RunFailed
+from luthier.model.heads import OutputHead
+from luthier.model.types import Models
+from luthier.stages import Stage
+from luthier.train.checkpoints import saving
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
+
+EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
+
+
+class StageTrainer(Trainer):
+    """transformers.Trainer for any stage."""
+
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        config: Any,
+        model: "nn.Module",
+        head: OutputHead,
+        args: "Seq2SeqTrainingArguments",
+        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+        train_dataset: "datasets.Dataset | None",
+        eval_dataset: "datasets.Dataset | dict[str, datasets.Dataset] | None",
+        tokenizer: "PreTrainedTokenizerBase",
+        callbacks: "list[TrainerCallback]",
+        shuffle: bool = True,
+        eval_metrics: EvalMetrics | None = None,
+    ) -> None:
+        """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE."""
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.stage, self.stage_config, self.head = stage, config, head
+        self.shuffle, self.eval_metrics = shuffle, eval_metrics
+        # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
+        self.loss_is_scaled_for_ga = True
+        self.num_trained_tokens = 0
+        self._metric_sums: dict[str, Tensor] = {}
+        self._metric_counts: dict[str, int] = {}
+        self._train_start_seconds = 0.0
+
+    # -- training --------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.shuffle:
+            return super()._get_train_sampler(train_dataset)
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
+        """The units of one optimizer step over all its micro-batches and all processes."""
+        counts = [(self.stage.units(batch), _num_tokens(batch)) for batch in batch_samples]
+        sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
+        num_units, num_tokens = self.accelerator.gather(sums).sum(0)
+        self.num_trained_tokens += int(num_tokens)
+        if not self._train_start_seconds:
+            self._train_start_seconds = time.monotonic()
+        return num_units
+
+    def compute_loss(
+        self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        output = self.stage.loss(Models(model, self.head), inputs, self.stage_config, training=True)
+        for name, (total, count) in output.metrics.items():
+            self._metric_sums[name] = self._metric_sums.get(name, 0) + total.detach()
+            self._metric_counts[name] = self._metric_counts.get(name, 0) + count
+        # Gradients are averaged over processes, and this loss is already a share of the whole step.
+        return output.total / num_items_in_batch * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise RunFailed(
+                    f"the loss became {logs['loss']} at step {self.state.global_step}: training stopped, checkpoints saved"
+                    " before stay -> lower learning_rate, or train in float32 or bf16"
+                )
+            for name, total in self._metric_sums.items():
+                logs[name] = float(total) / self._metric_counts[name]
+            self._metric_sums, self._metric_counts = {}, {}
+            logs["throughput"] = round(self.throughput(), 2)
+        super().log(logs, start_time)
+
+    def throughput(self) -> float:
+        """Tokens per second since training began, padding not counted."""
+        return self.num_trained_tokens / max(time.monotonic() - self._train_start_seconds, 1e-9)
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and metrics as sums over the whole set divided by their counts, so the batch size does not matter."""
+        model = self._wrap_model(self.model, training=False)
+        if not self.accelerator._models and model is self.model:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
+        counts: dict[str, int] = {"loss": 0}
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                output = self.stage.loss(Models(model, self.head), inputs, self.stage_config, training=False)
+            parts = {"loss": (output.total, self.stage.units(inputs)), **output.metrics}
+            for name, (total, count) in parts.items():
+                sums[name] = sums.get(name, 0) + total
+                counts[name] = counts.get(name, 0) + count
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = {}
+        for name, total in sums.items():
+            pair = torch.stack([total.double(), torch.tensor(counts[name], device=total.device).double()])
+            value, count = self.accelerator.gather(pair[None]).sum(0).tolist()
+            metrics[f"{metric_key_prefix}_{name}"] = value / count if count else math.nan
+        if self.eval_metrics is not None:
+            more = self.eval_metrics(model, metric_key_prefix)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
+        return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        with saving(self.args.output_dir, f"checkpoint-{self.state.global_step}", self.args.should_save):
+            super()._save_checkpoint(model, trial)
+
+    def save_final(self) -> None:
+        """The weights of the finished run into `output_dir`. Raises `RunFailed` if they do not fit on the disk."""
+        with saving(self.args.output_dir, None, self.args.should_save):
+            self.save_model()
+
+
+def _num_tokens(batch: Mapping[str, Any]) -> int:
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
