@@ -1,8 +1,10 @@
-"""How a key says what luthier does with it. A plain dataclass field is supported; the two functions here mark the rest.
+"""How a key says what luthier does with it. A plain dataclass field is supported; the functions here mark the rest.
 
     rank: int = 8                                          # supported
     shift: bool = refused(False, "reason", "remedy")       # any value but the default is an error with this reason and remedy
     old: str = no_effect("all", "reason")                  # accepted; any value but the default is a warning with this reason
+    stage: str = variant("sft")                            # supported; the values are the names of the registry `stage`
+    former: str = renamed("", "current")                   # accepted, and stored under the key `current`, with a warning
 
 The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only `explain`,
 `schema` and the docs need it.
@@ -21,3 +23,14 @@ def refused(default: Any, reason: str, remedy: str, allowed: tuple[Any, ...] = (
 def no_effect(default: Any, reason: str) -> Any:
     """A known key that users' files carry and that changes nothing here, for the given reason."""
     return dataclasses.field(default=default, metadata={"status": "no_effect", "reason": reason})
+
+
+def variant(default: str) -> Any:
+    """A key whose values are file names: those of the registry of `luthier.core.kinds` with the same key."""
+    return dataclasses.field(default=default, metadata={"status": "supported", "variant": True})
+
+
+def renamed(default: Any, current: str) -> Any:
+    """A key that is now called `current`; what it holds is stored there, in the same type."""
+    reason = f"now called {current}, and stored there"
+    return dataclasses.field(default=default, metadata={"status": "renamed", "current": current, "reason": reason})

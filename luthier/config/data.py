@@ -1,0 +1,72 @@
+"""The keys that say which rows are read and how they become tokens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.config.fields import no_effect, refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    template: str | None = None
+    """Chat format (`luthier template list`); unset or `auto` takes the model's own."""
+    dataset: tuple[str, ...] = ()
+    """Names from `dataset_info.json` to learn from."""
+    eval_dataset: tuple[str, ...] = ()
+    """Names from `dataset_info.json` to evaluate on."""
+    dataset_dir: str = "data"
+    """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` for the hub."""
+    media_dir: str | None = no_effect(None, "this version reads text only")
+    """Folder that paths of pictures, films and sounds start from."""
+    cutoff_len: int = 2048
+    """Longest row, in tokens."""
+    streaming: bool = refused(
+        False, "streaming is not part of this version", "leave it out: rows are memory-mapped, not held in memory"
+    )
+    """Read rows while training instead of before."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
+    """How several datasets become one: one after the other, or in turns until the first, or every one, is used up."""
+    interleave_probs: tuple[float, ...] = ()
+    """Share of each dataset when they are taken in turns, one number per dataset."""
+    overwrite_cache: bool = False
+    """Tokenise again even if the same rows have been tokenised before."""
+    preprocessing_batch_size: int = 1000
+    """Rows tokenised together; pt cuts its blocks within such a batch."""
+    preprocessing_num_workers: int | None = None
+    """Processes that tokenise."""
+    max_samples: int | None = None
+    """Use only this many rows of every dataset, counted from its start."""
+    eval_num_beams: int | None = None
+    """Beams for `predict_with_generate`; goes before `generation_num_beams`."""
+    ignore_pad_token_for_loss: bool = True
+    """Leave padding out of the loss."""
+    val_size: float = 0.0
+    """Part of the training rows set aside for evaluation: a share below 1, or a number of rows."""
+    eval_on_each_dataset: bool = False
+    """Report the evaluation of each dataset by itself."""
+    packing: bool | None = None
+    """Join rows into blocks of `cutoff_len` tokens; unset means yes for pt and no for other stages."""
+    neat_packing: bool = refused(
+        False,
+        "packing several conversations into one row is not part of this version",
+        "leave it out: rows are padded per batch",
+    )
+    """Pack conversations so that they cannot see each other."""
+    tool_format: str | None = None
+    """Syntax of tool calls; unset takes that of the template."""
+    default_system: str | None = None
+    """System text for rows that have none; unset takes that of the template."""
+    enable_thinking: bool | None = True
+    """For templates with a thinking part: on, off, or (null) as the row has it."""
+    preserve_thinking: bool = False
+    """Keep the thinking parts of earlier answers in the prompt."""
+    tokenized_path: str | None = refused(
+        None,
+        "a folder of tokenised rows is not part of this version",
+        "leave it out: tokenised rows are cached by their content, and used again by themselves",
+    )
+    """Folder that tokenised rows are written to, or read from if it holds some."""
+    data_shared_file_system: bool = False
+    """All machines see the same files, so only one of them tokenises."""
+    on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
+    """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""

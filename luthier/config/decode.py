@@ -1,0 +1,172 @@
+"""From what a user wrote to a value of the declared type, or a phrase that says why not.
+
+YAML, JSON and Python values are taken as they are: nothing but a number is a number, nothing but true and false is a bool.
+A `Text` (a word of the command line, or what an interpolation gave) has no type yet and is read as the key's type wants it.
+"""
+
+import math
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+BOOL_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+PARSED_KINDS = (bool, int, float, dict, tuple, str)
+"""The order in which the members of a union are tried, so that text is the last resort."""
+
+
+class Text(str):
+    """Untyped words; see the module's docstring."""
+
+    __slots__ = ()
+
+
+class Misfit(ValueError):
+    """The value is not of the type; `reason` and `remedy` are phrases for the user."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+
+def describe_type(expected: Any, choices: tuple[str, ...] = ()) -> str:
+    """The type in words, e.g. `whole number or null`."""
+    origin, args = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        members = [describe_type(a, choices) for a in args if a is not type(None)]
+        return " or ".join(members + ["null"] * (type(None) in args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        items = {str: "texts", float: "numbers"}[args[0]]
+        return f"list of {items}" + (f" out of {', '.join(choices)}" if choices else "")
+    if choices and expected is str:
+        return f"one of {', '.join(choices)}"
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(expected, "mapping")
+
+
+def decode(value: Any, expected: Any, choices: tuple[str, ...] = ()) -> Any:
+    """`value` as the annotation `expected`, text being one of `choices` if there are any. Raises `Misfit`."""
+    members = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+    if type(None) in members and (value is None or (isinstance(value, Text) and value == "null")):
+        return None
+    members = tuple(m for m in members if m is not type(None))
+    if len(members) == 1:
+        return _decode_one(value, members[0], choices)
+    for kind in PARSED_KINDS:
+        for member in members:
+            if member is kind or get_origin(member) is kind:
+                try:
+                    decoded = _decode_one(value, member, choices)
+                except Misfit as misfit:
+                    if kind is str and choices and isinstance(value, str):
+                        raise misfit from None
+                    continue
+                # A single text for `list | str` stays a text: a pattern or a path is not a list.
+                if not (kind is tuple and str in members and isinstance(value, str) and "," not in value):
+                    return decoded
+    raise Misfit(f"must be {describe_type(expected, choices)}")
+
+
+def _decode_one(value: Any, expected: Any, choices: tuple[str, ...]) -> Any:
+    origin = get_origin(expected)
+    if origin is Literal:
+        return _choice(value, get_args(expected))
+    if origin is tuple:
+        return _items(value, get_args(expected)[0], choices)
+    if expected is dict or origin is dict:
+        return _mapping(value)
+    if expected is str and choices:
+        return _choice(value, choices)
+    return {bool: _bool, int: _int, float: _float, str: _str}[expected](value)
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, Text) and value.lower() in BOOL_WORDS:
+        return BOOL_WORDS[value.lower()]
+    if isinstance(value, bool):
+        return value
+    raise Misfit("must be true or false", _unquote(value, BOOL_WORDS))
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, Text):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise Misfit("must be a whole number", _unquote(value, ()))
+
+
+def _float(value: Any) -> float:
+    # YAML 1.1 reads 5e-6 as text, so text that spells a number is one.
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isnan(number):
+            return number
+    raise Misfit("must be a number")
+
+
+def _str(value: Any) -> str:
+    if isinstance(value, str | os.PathLike):
+        return str(os.fspath(value))
+    remedy = (
+        "" if isinstance(value, list | tuple | Mapping) or value is None else f'write it in quotes: "{_plain(value)}"'
+    )
+    raise Misfit("must be text", remedy)
+
+
+def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    if value is False and "no" in choices:  # YAML 1.1 reads the word no as false
+        return "no"
+    if isinstance(value, str) and str(value) in choices:
+        return str(value)
+    from luthier.core.registry import nearest
+
+    close = nearest(str(value), choices)
+    raise Misfit(f"must be one of {', '.join(map(str, choices))}", f"did you mean {close}?" if close else "")
+
+
+def _items(value: Any, item_type: Any, choices: tuple[str, ...]) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        if isinstance(value, Text) and value.startswith("["):
+            value = parse_words(value)
+        else:
+            value = [Text(item.strip()) for item in value.split(",") if item.strip()]
+    elif isinstance(value, int | float) and not isinstance(value, bool) and item_type is float:
+        value = [value]
+    elif value is False and "no" in choices:
+        value = ["no"]
+    if not isinstance(value, list | tuple):
+        raise Misfit(f"must be a {describe_type(tuple[item_type, ...])}, written with commas or as a list")
+    return tuple(decode(item, item_type, choices) for item in value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_words(value)
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    raise Misfit("must be a mapping, or JSON text of one")
+
+
+def parse_words(text: str) -> Any:
+    """The value that `text` spells in YAML, of which JSON is a part. Raises `Misfit`."""
+    from luthier.config.source import parse_value
+
+    return parse_value(text)
+
+
+def _unquote(value: Any, words: Any) -> str:
+    if isinstance(value, str) and not isinstance(value, Text) and (value.lower() in words or value.isdigit()):
+        return "take the quotes off"
+    return ""
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

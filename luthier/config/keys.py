@@ -1,0 +1,110 @@
+"""Every key that luthier knows: its type, default, status and owners. The one table that loading, `explain`, `schema` and
+the key reference read.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from luthier.config.data import DataConfig
+from luthier.config.export import ExportConfig
+from luthier.config.finetuning import FinetuningConfig, MethodChoice
+from luthier.config.generate import GeneratingConfig
+from luthier.config.later import LATER
+from luthier.config.legacy import LegacyTrainingConfig
+from luthier.config.model import ModelConfig
+from luthier.config.sections import Section
+from luthier.config.training import NOTES, TrainingKeys, training_table
+from luthier.core.kinds import ADAPTERS, ENGINES, STAGES
+
+MODEL = Section("model", ModelConfig)
+DATA = Section("data", DataConfig)
+CHOICE = Section("method choice", MethodChoice)
+FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
+GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer"))
+EXPORT = Section("export", ExportConfig, commands=("export",))
+TRAINING = Section("training", TrainingKeys, commands=("train",))
+LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
+
+REGISTRIES = {registry.key: registry for registry in (STAGES, ADAPTERS, ENGINES)}
+"""The registries whose key is a key of the run file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a run file, as one section declares it."""
+
+    name: str
+    type: Any
+    section: Section
+    default: Any = None
+    is_required: bool = False
+    choices: tuple[str, ...] = ()
+    status: str = "supported"
+    """supported, no_effect, refused, renamed, or later (a variant this version does not have reads it)."""
+    reason: str = ""
+    remedy: str = ""
+    allowed: tuple[Any, ...] = ()
+    """Values that a refused key may have all the same."""
+    current: str = ""
+    """The key that a renamed key is stored under."""
+    is_variant: bool = False
+    """The values are the names of a registry."""
+
+
+def later_variants(key: str) -> tuple[str, ...]:
+    """Names of `stage`, `finetuning_type` or `infer_backend` that are known and not part of this version."""
+    present = REGISTRIES[key].names
+    return tuple(value for section in LATER if section.key == key for value in section.values if value not in present)
+
+
+@cache
+def sections() -> tuple[Section, ...]:
+    """Every section, those of the variants included."""
+    stages = [Section(name, STAGES.get(name).config, ("train",), "stage", (name,)) for name in STAGES.names]
+    adapters = [
+        Section(name, ADAPTERS.get(name).config, key="finetuning_type", values=(name,)) for name in ADAPTERS.names
+    ]
+    return (CHOICE, MODEL, *adapters, DATA, *stages, FINETUNING, TRAINING, LEGACY, GENERATING, EXPORT, *LATER)
+
+
+@cache
+def keys_of(section: Section) -> tuple[Key, ...]:
+    """The keys that a section declares."""
+    return tuple(_training_keys() if section is TRAINING else _declared_keys(section))
+
+
+def _training_keys() -> Iterator[Key]:
+    for name, entry in training_table().items():
+        yield Key(name, entry.type, TRAINING, entry.default, choices=entry.choices, **NOTES.get(name, {}))
+
+
+def _declared_keys(section: Section) -> Iterator[Key]:
+    is_later = section in LATER
+    for field in dataclasses.fields(section.config):
+        note = dict(field.metadata)
+        is_variant = note.pop("variant", False)
+        if is_later:
+            note.setdefault("status", "later")
+        yield Key(
+            field.name,
+            field.type,
+            section,
+            default=None if field.default is dataclasses.MISSING else field.default,
+            is_required=field.default is dataclasses.MISSING,
+            choices=REGISTRIES[field.name].names if is_variant else (),
+            is_variant=is_variant,
+            **note,
+        )
+
+
+@cache
+def catalogue() -> Mapping[str, tuple[Key, ...]]:
+    """Name -> the key as each of its owners declares it, the owner that this version has first."""
+    found: dict[str, list[Key]] = {}
+    for section in sections():
+        for key in keys_of(section):
+            found.setdefault(key.name, []).append(key)
+    return {name: tuple(keys) for name, keys in found.items()}

@@ -1,0 +1,57 @@
+"""Keys of variants that this version does not have, and who would read them.
+
+They are known, so that a reference user's file gets a reason instead of "unknown key". When a variant arrives, its class
+moves to the variant's file and its line leaves this table.
+"""
+
+from luthier.config.later import (
+    adapters,
+    engines,
+    evaluation,
+    launch,
+    losses,
+    media,
+    optimizers,
+    precision,
+    profiling,
+    quantization,
+    stages,
+    streaming,
+    tracking,
+)
+from luthier.config.sections import Section
+
+LATER = (
+    Section("rm", stages.RmConfig, commands=("train",), key="stage", values=("rm",)),
+    Section("dpo", stages.DpoConfig, commands=("train",), key="stage", values=("dpo",)),
+    Section("kto", stages.KtoConfig, commands=("train",), key="stage", values=("kto",)),
+    Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
+    Section("oft", adapters.OftConfig, key="finetuning_type", values=("oft",)),
+    Section(
+        "llama_pro", adapters.LlamaProConfig, commands=("train",), key="finetuning_type", values=("freeze", "lora")
+    ),
+    Section("dft", losses.DftConfig, commands=("train",), key="stage", values=("sft",)),
+    Section("asft", losses.AsftConfig, commands=("train",), key="use_asft_loss"),
+    Section("eaft", losses.EaftConfig, commands=("train",), key="use_eaft_loss"),
+    Section("galore", optimizers.GaloreConfig, commands=("train",), key="use_galore"),
+    Section("apollo", optimizers.ApolloConfig, commands=("train",), key="use_apollo"),
+    Section("badam", optimizers.BadamConfig, commands=("train",), key="use_badam"),
+    Section("adam_mini", optimizers.AdamMiniConfig, commands=("train",)),
+    Section("muon", optimizers.MuonConfig, commands=("train",)),
+    Section("quantization", quantization.QuantizationConfig, key="quantization_bit"),
+    Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
+    Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),
+    Section("ktransformers", engines.KTransformersConfig, key="use_kt"),
+    Section("ray", launch.RayConfig, commands=("train",), environment="USE_RAY"),
+    Section("mca", launch.McaConfig, commands=("train",)),
+    Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
+    Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
+    Section("fp8", precision.Fp8Config, commands=("train",), key="fp8"),
+    Section("profiler", profiling.ProfilerConfig, commands=("train",), key="enable_torch_profiler"),
+    Section("module_profiler", profiling.ModuleProfilerConfig, commands=("train",)),
+    Section("swanlab", tracking.SwanlabConfig, commands=("train",), key="use_swanlab"),
+    Section("processor", media.ProcessorConfig),
+    Section("towers", media.TowerConfig, commands=("train",)),
+    Section("streaming", streaming.StreamingConfig, commands=("train",), key="streaming"),
+    Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
+)

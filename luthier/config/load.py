@@ -1,0 +1,248 @@
+"""Read what a user wrote and return a checked, frozen run, or every problem at once. Imports neither torch nor transformers.
+
+A key that the chosen variants do not read is a warning that names who would; a key nobody knows is an error.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.decode import Misfit, decode
+from luthier.config.interpolate import interpolate
+from luthier.config.keys import (
+    DATA,
+    EXPORT,
+    FINETUNING,
+    GENERATING,
+    MODEL,
+    REGISTRIES,
+    Key,
+    catalogue,
+    keys_of,
+    later_variants,
+    sections,
+)
+from luthier.config.legacy import LegacyTrainingConfig
+from luthier.config.masking import is_secret
+from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rules, launcher_problems
+from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.sections import Section, is_on
+from luthier.config.source import Written, read
+from luthier.config.training import OWN_DEFAULTS, TrainingKeys
+from luthier.core.errors import ConfigError, Problem
+from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.core.registry import nearest
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
+    "train": (MODEL_RULES, GENERATING_RULES, TRAIN_RULES),
+    "infer": (MODEL_RULES, GENERATING_RULES),
+    "export": (MODEL_RULES, EXPORT_RULES),
+}
+
+
+def load_train(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> TrainRun:
+    """The run that a file, a mapping or command-line words describe. Raises `ConfigError` with all problems.
+
+    `overrides` are more words (`key=value` or `--key value`) that go before what `source` says.
+    """
+    run = load("train", read_source(source, overrides))
+    assert isinstance(run, TrainRun)
+    return run
+
+
+def load_infer(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> InferRun:
+    """As `load_train`, for commands that generate text."""
+    run = load("infer", read_source(source, overrides))
+    assert isinstance(run, InferRun)
+    return run
+
+
+def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> ExportRun:
+    """As `load_train`, for `luthier export`."""
+    run = load("export", read_source(source, overrides))
+    assert isinstance(run, ExportRun)
+    return run
+
+
+def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> Written:
+    """What the user wrote, interpolations replaced. Raises `ConfigError` if it cannot be read at all."""
+    written = read(source, overrides, catalogue().__contains__)
+    interpolate(written, os.environ)
+    return written
+
+
+def load(command: str, written: Written) -> TrainRun | InferRun | ExportRun:
+    """Decode and check. `command` is one of `luthier.config.sections.RUN_COMMANDS`."""
+    draft = _Draft(command, written)
+    draft.decode()
+    draft.judge()
+    run = draft.build()
+    draft.apply_rules(run)
+    if draft.problems:
+        raise ConfigError(written.source, sorted(draft.problems, key=_place))
+    return replace(run, warnings=tuple(sorted(draft.warnings, key=_place)))
+
+
+def locate(problem: Problem, written: Written) -> Problem:
+    """`problem` with the file, line and value of its key, if the key was written."""
+    entry = written.entries.get(problem.key)
+    if entry is None or problem.file:
+        return problem if problem.file else replace(problem, file=written.source)
+    value = "***" if is_secret(problem.key) else entry.value
+    return replace(problem, value=value, has_value=True, file=entry.file, line=entry.line)
+
+
+def _place(problem: Problem) -> tuple[bool, str, int]:
+    return problem.line is None, problem.file, problem.line or 0
+
+
+class _Draft:
+    """A run in the making: the values decoded so far, and what was found wrong."""
+
+    def __init__(self, command: str, written: Written) -> None:
+        self.command, self.written = command, written
+        self.problems = list(written.problems)
+        self.warnings: list[Problem] = []
+        self.given: dict[str, Any] = {}
+
+    def blame(self, key: str, reason: str, remedy: str = "") -> None:
+        self.problems.append(locate(Problem(key, reason, remedy), self.written))
+
+    def warn(self, key: str, reason: str, remedy: str = "") -> None:
+        self.warnings.append(locate(Problem(key, reason, remedy), self.written))
+
+    def decode(self) -> None:
+        """Fill `given`; unknown keys and values of the wrong type are problems."""
+        for name, entry in self.written.entries.items():
+            if name not in catalogue():
+                self._unknown(name)
+                continue
+            key = catalogue()[name][0]
+            if key.is_variant and entry.value in later_variants(name):
+                self._later_variant(name, str(entry.value))
+                continue
+            if isinstance(key.default, tuple) and (entry.value is None or entry.value == "null"):
+                self.given[name] = key.default
+                continue
+            try:
+                self.given[name] = decode(entry.value, key.type, key.choices)
+            except Misfit as misfit:
+                self.blame(name, misfit.reason, misfit.remedy)
+
+    def _unknown(self, name: str) -> None:
+        close = nearest(name, catalogue())
+        remedy = f"did you mean {close}?" if close else "see docs/reference/keys.md"
+        if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
+            self.warn(name, "unknown key, not read", remedy)
+        else:
+            self.blame(name, "unknown key", remedy)
+
+    def _later_variant(self, name: str, value: str) -> None:
+        """Known by name, so its keys are judged as those of a run that has it."""
+        self.given[name] = value
+        self.blame(name, f"{value} is not part of this version", f"use one of {', '.join(REGISTRIES[name].names)}")
+
+    def value(self, name: str) -> Any:
+        """What was given for a key, or its default."""
+        return self.given[name] if name in self.given else catalogue()[name][0].default
+
+    def judge(self) -> None:
+        """Refused values become problems; keys without effect and keys that nobody reads become warnings."""
+        switches = {section.key for section in sections() if section.key}
+        values = {name: self.value(name) for name in switches}
+        for name in self.given:
+            keys = catalogue()[name]
+            readers = [
+                key for key in keys if key.section.reads(self.command, values, os.environ) or self._is_switch(key)
+            ]
+            if readers:
+                self._judge_status(readers[0])
+            else:
+                reader = " or ".join(dict.fromkeys(key.section.reader(self.command) for key in keys))
+                self.warn(name, f"is not read here, only by {reader}")
+
+    def _is_switch(self, key: Key) -> bool:
+        return key.name == key.section.key and self.command in key.section.commands
+
+    def _judge_status(self, key: Key) -> None:
+        value = self.given[key.name]
+        if key.status == "refused" and value not in key.allowed:
+            self.blame(key.name, key.reason, key.remedy)
+        elif key.status == "no_effect" and value != key.default:
+            self.warn(key.name, f"has no effect: {key.reason}")
+        elif key.status == "renamed":
+            self.warn(key.name, key.reason)
+
+    def build(self) -> TrainRun | InferRun | ExportRun:
+        """The run, with defaults in the place of what could not be decoded."""
+        stage, finetuning_type = self.value("stage"), self.value("finetuning_type")
+        common = {
+            "source": self.written.source,
+            "stage": stage,
+            "finetuning_type": finetuning_type,
+            "model": self._section(MODEL),
+            "data": self._section(DATA),
+            "finetuning": self._section(FINETUNING),
+            "generating": self._section(GENERATING),
+            "adapter": self._section(self._variant_section("finetuning_type", finetuning_type)),
+            "given": MappingProxyType(dict(self.given)),
+        }
+        if self.command == "train":
+            method = self._section(self._variant_section("stage", stage))
+            return TrainRun(**common, method=method, training=self._training())
+        if self.command == "export":
+            return ExportRun(**common, export=self._section(EXPORT))
+        return InferRun(**common)
+
+    def _variant_section(self, key: str, value: str) -> Section:
+        return next(section for section in sections() if section.key == key and value in section.values)
+
+    def _section(self, section: Section) -> Any:
+        values = {key.name: self.given[key.name] for key in keys_of(section) if key.name in self.given}
+        for key in keys_of(section):
+            if key.is_required and key.name not in values:
+                values[key.name] = ""
+                if key.name not in self.written.entries:
+                    self.blame(key.name, "is missing", "every run needs it")
+        return section.config(**values)
+
+    def _training(self) -> TrainingKeys:
+        given: dict[str, Any] = {}
+        for name, value in self.given.items():
+            for key in catalogue()[name]:
+                if key.section.config is TrainingKeys or name in OWN_DEFAULTS:
+                    given[name] = value
+                elif key.section.config is LegacyTrainingConfig and key.current:
+                    given.setdefault(key.current, value)
+        return TrainingKeys(MappingProxyType(given))
+
+    def apply_rules(self, run: TrainRun | InferRun | ExportRun) -> None:
+        """Rules between keys. A key that is already at fault is not blamed again, since a default stands in its place."""
+        at_fault = {problem.key for problem in self.problems}
+        found: list[Problem] = []
+        for rules in COMMAND_RULES[self.command]:
+            found += rules(run)
+            self.warnings += self._located(rules.broken_by(run, warnings=True))
+        for check in self._variant_checks(run):
+            found += check(run)
+            if isinstance(check, Rules):
+                self.warnings += self._located(check.broken_by(run, warnings=True))
+        if self.command == "train":
+            found += launcher_problems()
+        self.problems += self._located(problem for problem in found if problem.key not in at_fault)
+
+    def _variant_checks(self, run: TrainRun | InferRun | ExportRun) -> list[Any]:
+        checks = []
+        if run.finetuning_type in ADAPTERS.names:
+            checks.append(ADAPTERS.get(run.finetuning_type).check)
+        if isinstance(run, TrainRun) and run.stage in STAGES.names:
+            checks.append(STAGES.get(run.stage).check)
+        return checks
+
+    def _located(self, problems: Iterable[Problem]) -> list[Problem]:
+        return [locate(problem, self.written) for problem in problems]

@@ -1,0 +1,98 @@
+"""The keys that say which model is loaded and how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.config.fields import no_effect, refused, variant
+
+_HUB = "models come from a local folder, a GGUF file or the Hugging Face hub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    model_name_or_path: str
+    """Base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
+    adapter_name_or_path: tuple[str, ...] = ()
+    """Adapter folders or hub names. All but the last are merged; the last is trained on, unless `create_new_adapter`."""
+    adapter_folder: str | None = None
+    """Sub-folder that holds the adapter inside its repository."""
+    cache_dir: str | None = None
+    """Where downloads from the hub are kept."""
+    use_fast_tokenizer: bool = True
+    """Use the tokenizer written in Rust; if the model has only the other kind, that one is used."""
+    resize_vocab: bool = False
+    """Enlarge the embeddings to the size of the tokenizer; happens by itself when tokens are added."""
+    split_special_tokens: bool = False
+    """Read special tokens that stand in the text as ordinary characters."""
+    add_tokens: tuple[str, ...] = ()
+    """Ordinary tokens to add to the tokenizer."""
+    add_special_tokens: tuple[str, ...] = ()
+    """Special tokens to add to the tokenizer."""
+    new_special_tokens_config: str | None = None
+    """YAML file that maps each new special token to a description; takes the place of `add_special_tokens`."""
+    init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = "noise_init"
+    """Start of the new embedding rows: mean with noise, mean of the description's tokens, or the latter with noise."""
+    model_revision: str = "main"
+    """Branch, tag or commit of the model on the hub."""
+    low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
+    """Load the weights without a second copy in memory."""
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = refused(
+        None,
+        "stretching the context window is not part of this version",
+        "leave it out and keep cutoff_len inside the window",
+    )
+    """Stretch the rotary position embedding to a longer context."""
+    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
+    """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3."""
+    shift_attn: bool = refused(False, "shifted sparse attention (LongLoRA) is not part of this version", "leave it out")
+    """Attend within shifted groups of a long text (https://arxiv.org/abs/2309.12307)."""
+    mixture_of_depths: Literal["convert", "load"] | None = refused(
+        None, "mixture of depths is not part of this version", "leave it out"
+    )
+    """Turn the model into one that skips layers per token, or load such a model (https://arxiv.org/abs/2404.02258)."""
+    use_unsloth: bool = refused(False, "loading through unsloth is not part of this version", "leave it out")
+    """Load the model through the library unsloth."""
+    use_unsloth_gc: bool = refused(
+        False,
+        "parking activations in main memory is not part of this version",
+        "leave it out: layers are recomputed by default",
+    )
+    """Checkpoint layers with the activations parked in main memory."""
+    enable_liger_kernel: bool = refused(False, "liger kernels are not part of this version", "leave it out")
+    """Replace parts of the model by fused kernels of the library liger-kernel."""
+    moe_aux_loss_coef: float | None = refused(
+        None,
+        "the router balance loss is not part of this version",
+        "leave it out: the loss is that of the labels alone",
+    )
+    """Weight of the loss that balances the experts of a mixture-of-experts model."""
+    disable_gradient_checkpointing: bool = False
+    """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory."""
+    use_reentrant_gc: bool = True
+    """Recompute layers with PyTorch's reentrant checkpointing."""
+    upcast_layernorm: bool = False
+    """Hold the weights of normalisation layers in float32."""
+    upcast_lmhead_output: bool = False
+    """Turn the output of the head into float32."""
+    train_from_scratch: bool = False
+    """Take the shape of the model only and start from random weights."""
+    infer_backend: str = variant("huggingface")
+    """The engine that generates text."""
+    offload_folder: str = no_effect("offload", "weights are never moved to disk")
+    """Where weights that do not fit into memory are put."""
+    use_kv_cache: bool = True
+    """Keep keys and values of earlier tokens while generating."""
+    use_v1_kernels: bool | None = no_effect(False, "there is one set of kernels only")
+    """Use the second kernel set of the reference."""
+    infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Number type of the weights for generation and export."""
+    hf_hub_token: str | None = None
+    """Token for private models on the Hugging Face hub. Never printed."""
+    ms_hub_token: str | None = no_effect(None, _HUB)
+    """Token for ModelScope. Never printed."""
+    om_hub_token: str | None = no_effect(None, _HUB)
+    """Token for Modelers. Never printed."""
+    print_param_status: bool = False
+    """Print name, number type, device and trainability of every parameter after loading."""
+    trust_remote_code: bool = False
+    """Run the Python code that ships inside the model's repository."""

@@ -1,0 +1,74 @@
+"""What travels from the command line into the code: a whole run, checked and frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.config.data import DataConfig
+from luthier.config.export import ExportConfig
+from luthier.config.finetuning import FinetuningConfig
+from luthier.config.generate import GeneratingConfig
+from luthier.config.model import ModelConfig
+from luthier.config.training import TrainingKeys
+from luthier.core.errors import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun:
+    """A run of `luthier train`."""
+
+    source: str
+    """The run file, or in words where the keys came from."""
+    stage: str
+    finetuning_type: str
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingKeys
+    finetuning: FinetuningConfig
+    generating: GeneratingConfig
+    method: Any
+    """The `config` of the stage, e.g. `SftConfig`."""
+    adapter: Any
+    """The `config` of the finetuning type, e.g. `LoraConfig`."""
+    given: Mapping[str, Any]
+    """The keys that the user wrote, decoded."""
+    warnings: tuple[Problem, ...] = ()
+    """What has no effect, or is not read; to be told to the user once."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains: asked to, or not asked to do anything else."""
+        return self.training["do_train"] or not (self.training["do_eval"] or self.training["do_predict"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRun:
+    """A run that generates text, e.g. `luthier chat`."""
+
+    source: str
+    stage: str
+    finetuning_type: str
+    model: ModelConfig
+    data: DataConfig
+    finetuning: FinetuningConfig
+    generating: GeneratingConfig
+    adapter: Any
+    given: Mapping[str, Any]
+    warnings: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRun:
+    """A run of `luthier export`."""
+
+    source: str
+    stage: str
+    finetuning_type: str
+    model: ModelConfig
+    data: DataConfig
+    finetuning: FinetuningConfig
+    generating: GeneratingConfig
+    adapter: Any
+    export: ExportConfig
+    given: Mapping[str, Any]
+    warnings: tuple[Problem, ...] = ()

@@ -1,0 +1,237 @@
+"""Reading what a user wrote: a YAML or JSON file with overrides, flags, or a Python mapping. Values keep their file and line.
+
+luthier train run.yaml learning_rate=1e-4 lr_scheduler_kwargs.num_cycles=2
+luthier train --stage sft --do_train --learning_rate 1e-4
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from luthier.config.decode import Misfit, Text
+from luthier.core.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+COMMAND_LINE = "command line"
+MAPPING = "the given mapping"
+SUFFIXES = (".yaml", ".yml", ".json")
+BaseLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class Loader(BaseLoader):
+    """Safe YAML in which 1e-4 is a number, as in YAML 1.2 and JSON."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One value as it was written, and where."""
+
+    value: Any
+    file: str
+    line: int | None = None
+
+
+@dataclass(slots=True)
+class Written:
+    """All that the user wrote, last word last. `problems` are faults that do not keep the rest from being read."""
+
+    source: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read(
+    source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str], knows: Callable[[str], bool]
+) -> Written:
+    """Read a run file, a mapping, or the words of a command line (which may start with a run file).
+
+    `knows` says whether a name is a key. Raises `ConfigError` if there is nothing that could be read.
+    """
+    if isinstance(source, Mapping):
+        written = Written(MAPPING, {str(name): Entry(value, MAPPING) for name, value in source.items()})
+        words = list(overrides)
+    elif isinstance(source, list | tuple):
+        words = [*source, *overrides]
+        first = words[0] if words else ""
+        is_file = first.endswith(SUFFIXES) and not first.startswith("-") and "=" not in first
+        written = _read_file(Path(words.pop(0))) if is_file else Written(COMMAND_LINE)
+    else:
+        written = _read_file(Path(str(source)))
+        words = list(overrides)
+    _add_words(written, words, knows)
+    return written
+
+
+def unreadable(path: Path | str, reason: str, remedy: str = "", line: int | None = None) -> ConfigError:
+    return ConfigError(str(path), [Problem("run file", reason, remedy, file=str(path), line=line)])
+
+
+def _read_file(path: Path) -> Written:
+    if path.suffix not in SUFFIXES:
+        raise unreadable(path, "is not a run file", "give it a name that ends in .yaml, .yml or .json")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise unreadable(path, "does not exist", f"the current folder is {Path.cwd()}") from None
+    except UnicodeDecodeError as error:
+        raise unreadable(path, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise unreadable(path, f"cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise unreadable(path, "is empty")
+    return _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
+
+
+def _read_yaml(path: Path, text: str) -> Written:
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise unreadable(path, "holds no keys")
+        if not isinstance(node, yaml.MappingNode):
+            raise unreadable(path, "must be a mapping of keys to values", "write lines of the form `key: value`")
+        written = Written(str(path), problems=list(_repeated_keys(node, str(path))))
+        loader.flatten_mapping(node)
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                entry = Entry(loader.construct_object(value, deep=True), str(path), key.start_mark.line + 1)
+                written.entries[key.value] = entry
+            else:
+                written.problems.append(
+                    Problem("run file", "a key must be text", file=str(path), line=key.start_mark.line + 1)
+                )
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise unreadable(path, f"is not valid YAML: {error.problem}", line=line) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        raise unreadable(path, f"is not valid YAML: {error}") from None
+    return written
+
+
+def _repeated_keys(node: yaml.Node, file: str, prefix: str = "") -> list[Problem]:
+    """A key written twice in one mapping, at any depth: YAML would silently take the last."""
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in lines:
+                    problems.append(_repeated(prefix + key.value, file, lines[key.value], line))
+                lines.setdefault(key.value, line)
+                problems += _repeated_keys(value, file, f"{prefix}{key.value}.")
+    return problems
+
+
+def _repeated(key: str, file: str, first: int, second: int) -> Problem:
+    return Problem(key, f"written twice, on lines {first} and {second}", "keep one of them", file=file, line=second)
+
+
+def _read_json(path: Path, text: str) -> Written:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise unreadable(path, f"is not valid JSON: {error.msg}", line=error.lineno) from None
+    if not isinstance(value, dict):
+        raise unreadable(path, "must be an object of keys and values")
+    written = Written(str(path))
+    for name, item, offset in _json_members(text):
+        line = text.count("\n", 0, offset) + 1
+        earlier = written.entries.get(name)
+        if earlier is not None and earlier.line is not None:
+            written.problems.append(_repeated(name, str(path), earlier.line, line))
+        written.entries[name] = Entry(item, str(path), line)
+    return written
+
+
+def _json_members(text: str) -> list[tuple[str, Any, int]]:
+    """Name, value and offset of every member of the object that the valid JSON `text` is, repeated ones included."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[\s,:]*")
+
+    def after_space(offset: int) -> int:
+        match = space.match(text, offset)
+        assert match is not None
+        return match.end()
+
+    members = []
+    offset = after_space(text.index("{") + 1)
+    while text[offset] != "}":
+        name, end = decoder.raw_decode(text, offset)
+        value, end = decoder.raw_decode(text, after_space(end))
+        members.append((name, value, offset))
+        offset = after_space(end)
+    return members
+
+
+def parse_value(text: str) -> Any:
+    """The value that `text` spells in YAML, of which JSON is a part. Raises `Misfit`."""
+    try:
+        return yaml.load(str(text), Loader)  # libyaml takes no subclass of str
+    except (yaml.YAMLError, ValueError):
+        raise Misfit("is neither YAML nor JSON") from None
+
+
+def _add_words(written: Written, words: list[str], knows: Callable[[str], bool]) -> None:
+    """Add `key=value`, `--key value`, `--key=value`, `--key` (true) and `--no_key` (false); a later word wins."""
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        name, equals, value = word.partition("=")
+        is_flag = name.startswith("--")
+        if not is_flag and not equals:
+            reason = "a word that belongs to no key"
+            written.problems.append(Problem(word, reason, "write key=value or --key value", file=COMMAND_LINE))
+            continue
+        if is_flag:
+            name = name[2:].replace("-", "_")
+        if equals:
+            _add(written, name, Text(value))
+        elif position < len(words) and not _starts_key(words[position], knows):
+            _add(written, name, Text(words[position]))
+            position += 1
+        elif name.startswith("no_") and not knows(name) and knows(name[3:]):
+            _add(written, name[3:], False)
+        else:
+            _add(written, name, True)
+
+
+def _starts_key(word: str, knows: Callable[[str], bool]) -> bool:
+    name, equals, _ = word.partition("=")
+    return word.startswith("--") or (bool(equals) and knows(name.partition(".")[0]))
+
+
+def _add(written: Written, name: str, value: Any) -> None:
+    """Set one key; `a.b` sets `b` inside the mapping `a`, leaving the rest of the mapping."""
+    top, *inner = name.split(".")
+    if not inner:
+        written.entries[name] = Entry(value, COMMAND_LINE)
+        return
+    earlier = written.entries[top].value if top in written.entries else {}
+    try:
+        root = place = _copy(parse_value(earlier) if isinstance(earlier, str) else earlier)
+        for step in inner[:-1]:
+            place = place.setdefault(step, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise Misfit(f"{top} holds no mapping that a key could be set in")
+        place[inner[-1]] = parse_value(value) if isinstance(value, Text) else value
+    except Misfit as misfit:
+        written.problems.append(Problem(name, misfit.reason, misfit.remedy, value, True, COMMAND_LINE))
+    else:
+        written.entries[top] = Entry(root, COMMAND_LINE)
+
+
+def _copy(value: Any) -> Any:
+    return {name: _copy(item) for name, item in value.items()} if isinstance(value, Mapping) else value
