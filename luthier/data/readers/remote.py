@@ -40,10 +40,10 @@ def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None) -
 
 
 def _hub_rows(spec: "DatasetSpec", cache_dir: str | None, token: str | None) -> Any:
-    """An iterable of rows. The three clients take the same words for the same things but the first two."""
-    load, words = _LOADERS[spec.source.kind](spec)
+    """An iterable of rows. The three clients share all words but those for the repository and the subset."""
+    load = _LOADERS[spec.source.kind](spec)
     try:
-        loaded = load(**words, data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token)
+        return load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token)
     # What the clients raise when a repository is absent, private or out of reach, or has no such subset or split.
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
@@ -51,23 +51,27 @@ def _hub_rows(spec: "DatasetSpec", cache_dir: str | None, token: str | None) -> 
             f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
             f"as `file_name`"
         ) from error
-    return loaded.to_hf_dataset() if spec.source.kind == "ms_hub" else loaded
 
 
-def _hugging_face(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+def _hugging_face(spec: "DatasetSpec") -> Callable[..., Any]:
     from datasets import load_dataset
 
-    return load_dataset, {"path": spec.source.location, "name": spec.subset}
+    return partial(load_dataset, spec.source.location, spec.subset)
 
 
-def _modelscope(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+def _modelscope(spec: "DatasetSpec") -> Callable[..., Any]:
     client = require("modelscope", "modelscope", f"dataset {spec.name!r} on ModelScope")
-    return client.MsDataset.load, {"dataset_name": spec.source.location, "subset_name": spec.subset}
+
+    def load(**words: Any) -> Any:
+        loaded = client.MsDataset.load(spec.source.location, subset_name=spec.subset, **words)
+        return loaded.to_hf_dataset() if isinstance(loaded, client.MsDataset) else loaded
+
+    return load
 
 
-def _modelers(spec: "DatasetSpec") -> tuple[Callable[..., Any], dict[str, Any]]:
+def _modelers(spec: "DatasetSpec") -> Callable[..., Any]:
     client = require("openmind", "openmind", f"dataset {spec.name!r} on Modelers")
-    return client.OmDataset.load_dataset, {"path": spec.source.location, "name": spec.subset}
+    return partial(client.OmDataset.load_dataset, path=spec.source.location, name=spec.subset)
 
 
 _LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}
