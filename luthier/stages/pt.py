@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules import Rule, Rules
 from luthier.core.errors import RowError
 from luthier.data.types import Dialogue, Prompt
 from luthier.model.types import Models
@@ -25,6 +26,24 @@ if TYPE_CHECKING:
 class PtConfig:
     label_smoothing_factor: float = 0.0
     """Share of each target that is spread evenly over the vocabulary."""
+
+
+RULES = Rules(
+    (
+        Rule(
+            ("predict_with_generate", "stage"),
+            "writes answers, and plain text has no questions",
+            "leave it out, or use stage: sft",
+            lambda run: run.training["predict_with_generate"],
+        ),
+        Rule(
+            ("do_predict", "stage"),
+            "writes answers, and plain text has no questions",
+            "use do_eval: true for the perplexity, or stage: sft",
+            lambda run: run.training["do_predict"],
+        ),
+    )
+)
 
 
 def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Encoded":
@@ -62,4 +81,5 @@ STAGE = Stage(
     packer=packer,
     units=count_targets,
     loss=loss,
+    check=RULES,
 )

@@ -1,17 +1,16 @@
 """Supervised fine-tuning: next-token cross-entropy on the answers of a conversation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import Problem
+from luthier.config.rules import Rule, Rules
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
-    from luthier.config.runs import TrainRun
     from luthier.data.encoding import Encoding
     from luthier.data.labels import Encoded
 
@@ -28,16 +27,34 @@ class SftConfig:
     """Share of each target that is spread evenly over the vocabulary."""
 
 
-def check(run: "TrainRun") -> Iterable[Problem]:
-    config = run.method
-    if config.train_on_prompt and config.mask_history:
-        yield Problem(
-            "mask_history", "learns the last answer only, while train_on_prompt learns every prompt", "set one of the two"
-        )
-    if config.compute_accuracy and run.training["predict_with_generate"]:
-        yield Problem(
-            "compute_accuracy", "measures given answers, while predict_with_generate writes new ones", "set one of the two"
-        )
+RULES = Rules(
+    (
+        Rule(
+            ("mask_history", "train_on_prompt"),
+            "learns the last answer only, while train_on_prompt learns every prompt",
+            "set one of the two",
+            lambda run: run.method.train_on_prompt and run.method.mask_history,
+        ),
+        Rule(
+            ("compute_accuracy", "predict_with_generate"),
+            "measures given answers, while predict_with_generate writes new ones",
+            "set one of the two",
+            lambda run: run.method.compute_accuracy and run.training["predict_with_generate"],
+        ),
+        Rule(
+            ("do_predict", "predict_with_generate"),
+            "writes the answers of the model, which predict_with_generate turns on",
+            "set predict_with_generate: true",
+            lambda run: run.training["do_predict"] and not run.training["predict_with_generate"],
+        ),
+        Rule(
+            ("packing", "stage"),
+            "packing conversations into one row is not part of this version",
+            "leave it out: rows are padded per batch",
+            lambda run: bool(run.data.packing),
+        ),
+    )
+)
 
 
 def encode(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Encoded":
@@ -70,5 +87,5 @@ STAGE = Stage(
     encode=encode,
     units=count_targets,
     loss=loss,
-    check=check,
+    check=RULES,
 )

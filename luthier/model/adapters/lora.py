@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from luthier.config.fields import refused
+from luthier.config.rules import Rules, at_least, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +34,12 @@ class LoraConfig:
     """Learning rate of B divided by that of A (https://arxiv.org/abs/2402.12354)."""
     loraplus_lr_embedding: float = 1e-6
     """Learning rate of embedding adapters under LoRA+."""
+
+
+RULES = Rules(
+    (
+        at_least("adapter", "lora_rank", 1),
+        at_least("adapter", "lora_alpha", 1),
+        within("adapter", "lora_dropout", 0, 1, or_high=False),
+    )
+)
