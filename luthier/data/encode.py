@@ -76,8 +76,8 @@ class Encoder:
 
     def _special(self, piece: Special | Token) -> list[int]:
         if isinstance(piece, Special):
-            token = self.tokenizer.bos_token_id if piece.kind == "bos" else self.tokenizer.eos_token_id
-            return [] if token is None else [token]
+            own = self.tokenizer.bos_token_id if piece.kind == "bos" else self.tokenizer.eos_token_id
+            return [] if own is None else [own]
         if piece.text not in self._tokens:
             known = self.tokenizer.convert_tokens_to_ids(piece.text)
             if known is None or (known == self.tokenizer.unk_token_id and piece.text != self.tokenizer.unk_token):
@@ -85,5 +85,6 @@ class Encoder:
                     f"the chat format needs the token {piece.text!r}, which this tokenizer lacks: "
                     "choose the format that belongs to the model"
                 )
+            assert isinstance(known, int)
             self._tokens[piece.text] = known
         return [self._tokens[piece.text]]

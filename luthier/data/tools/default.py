@@ -1,4 +1,4 @@
-"""The plain words of ReAct prompts, `Action: name` and `Action Input: {json}`: for models without a syntax of their own."""
+"""The plain words of ReAct prompts, `Action: name` and `Action Input: {json}`: for models that know no syntax."""
 
 import json
 import re

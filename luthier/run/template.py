@@ -1,0 +1,144 @@
+"""`luthier template list | show NAME | render NAME FILE`: the chat formats, without a tokenizer."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from luthier.core.errors import DataError, InvalidInput, RowError
+from luthier.core.registry import nearest
+from luthier.data.render import as_text, render
+from luthier.data.templates import Special, Template, Token, family_of, get_template, template_names
+from luthier.data.types import Message, Role
+
+_KEYS = {"id", "system", "tools", "messages", "enable_thinking"}
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0: done; 2 (raised): an unknown format or an unusable file."""
+    parser = argparse.ArgumentParser(prog="luthier template", description=__doc__)
+    words = parser.add_subparsers(dest="word", metavar="list | show | render | check", required=True)
+    words.add_parser("list", help="names, with kind, tool syntax and file")
+    words.add_parser("show", help="all keys of one format").add_argument("name", metavar="NAME")
+    renderer = words.add_parser("render", help="the conversations of a JSON file, one JSON line each")
+    renderer.add_argument("name", metavar="NAME")
+    renderer.add_argument("file", metavar="FILE", type=Path)
+    words.add_parser("check", help="not in this version").add_argument("rest", nargs="*")
+    asked = parser.parse_args(argv)
+    if asked.word == "list":
+        _list()
+    elif asked.word == "show":
+        print(show(get_template(asked.name)), end="")
+    elif asked.word == "render":
+        template = get_template(asked.name)
+        for conversation in read_conversations(asked.file):
+            try:
+                print(json.dumps(render_conversation(template, conversation), ensure_ascii=False))
+            except RowError as error:
+                raise DataError(f"{asked.file}: conversation {conversation['id']!r}: {error}") from error
+    else:
+        raise InvalidInput(
+            "`luthier template check` is not part of this version; `template render` shows a format's text"
+        )
+    return 0
+
+
+def _list() -> None:
+    width = max(map(len, template_names()))
+    for name in template_names():
+        template = get_template(name)
+        print(f"{name:{width}}  {template.kind:15}  tools: {template.tool_syntax:9}  {family_of(name)}.toml")
+
+
+def show(template: Template) -> str:
+    """The resolved format, in the notation of the TOML files."""
+    lines = [f"[{template.name}]  # {family_of(template.name)}.toml, with all defaults filled in"]
+    for key, value in dataclasses.asdict(template).items():
+        lines += [] if key == "name" else [f"{key} = {_toml(getattr(template, key), value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any, plain: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item, item) for item in value)}]"
+    if isinstance(value, Special):
+        return f'{{ special = "{value.kind}" }}'
+    if isinstance(value, Token):
+        return f"{{ token = {json.dumps(value.text, ensure_ascii=False)} }}"
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def render_conversation(template: Template, conversation: dict[str, Any]) -> dict[str, Any]:
+    """What training and inference make of a conversation, with <BOS> and <EOS> for the tokenizer's own tokens.
+
+    `turns` are the [prompt, answer] pairs of training; `inference_prompt` and `response` the last turn at inference.
+    """
+    messages = tuple(Message(message["role"], message["content"]) for message in conversation["messages"])
+    given = {key: conversation[key] for key in ("system", "tools", "enable_thinking") if key in conversation}
+    pairs = messages[: len(messages) // 2 * 2]
+    turns = render(template, pairs, purpose="train", **given) if pairs else ()
+    (last,) = render(template, messages, purpose="infer", **given)
+    return {
+        "template": template.name,
+        "conversation": conversation["id"],
+        "turns": [[as_text(turn.prompt), as_text(turn.answer)] for turn in turns],
+        "inference_prompt": as_text(last.prompt),
+        "response": as_text(last.answer),
+    }
+
+
+def read_conversations(file: Path) -> list[dict[str, Any]]:
+    """The conversations of a JSON file. Raises `DataError` for a file that is absent, no JSON or of another shape."""
+    try:
+        text = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    try:
+        conversations = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON: {error}") from error
+    if not isinstance(conversations, list):
+        raise DataError(f"{file}: holds {type(conversations).__name__}, not a list of conversations")
+    for number, conversation in enumerate(conversations, start=1):
+        if problem := _problem(conversation):
+            raise DataError(f"{file}: conversation {number}: {problem}")
+    return conversations
+
+
+def _problem(conversation: Any) -> str | None:
+    """What is wrong with the shape of a conversation, if anything."""
+    if not isinstance(conversation, dict):
+        return f"not an object but {type(conversation).__name__}"
+    for key in conversation:
+        if key not in _KEYS:
+            close = nearest(key, _KEYS)
+            return f"unknown key {key!r}" + (f"; did you mean {close!r}?" if close else "")
+    for key in ("id", "messages"):
+        if key not in conversation:
+            return f"{key!r} is missing"
+    for key in ("id", "system", "tools"):
+        if not isinstance(conversation.get(key, ""), str):
+            return f"{key!r} is not a text" + (" (the tools are JSON inside a text)" if key == "tools" else "")
+    if not isinstance(conversation.get("enable_thinking"), bool | None):
+        return "'enable_thinking' is not true, false or null"
+    messages = conversation["messages"]
+    if not isinstance(messages, list) or not messages:
+        return "'messages' is not a list of messages"
+    return next(filter(None, (_message_problem(message, i) for i, message in enumerate(messages))), None)
+
+
+def _message_problem(message: Any, index: int) -> str | None:
+    where = f"message {index + 1}"
+    match message:
+        case {"role": str(role), "content": str(), **rest}:
+            if rest:
+                return f"{where}: unknown key {next(iter(rest))!r}"
+        case _:
+            return f"{where} is not an object with the texts 'role' and 'content'"
+    if role not in get_args(Role):
+        return f"{where}: unknown role {role!r} (one of {', '.join(get_args(Role))})"
+    wanted = ("user", "observation") if index % 2 == 0 else ("assistant", "function")
+    return None if role in wanted else f"{where}: the role is {role!r}, but {' or '.join(wanted)} stands here"
