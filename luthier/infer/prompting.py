@@ -123,6 +123,18 @@ class OwnTemplatePrompting:
         return (Message("function", as_json(calls)), calls) if calls else (Message("assistant", text), [])
 
 
+def answer_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The special token that the tokenizer's own chat template puts behind an answer, None if it puts none there.
+
+    It is the eos token of most tokenizers, but not of those that a base model shares with its chat model.
+    """
+    mark = "⟪answer⟫"
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    _, _, behind = str(tokenizer.apply_chat_template(talk, tokenize=False)).rpartition(mark)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((index for index in tokenizer.encode(behind, add_special_tokens=False) if index in special), None)
+
+
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:
     """The calls in an answer; none if there are no tools to call."""
     return (TOOL_SYNTAXES.get(syntax).parse(text, json.loads(tools)) or []) if tools else []
