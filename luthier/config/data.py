@@ -1,7 +1,7 @@
 """The keys that say which rows are read and how they become tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from luthier.config.fields import no_effect, refused
 
@@ -14,8 +14,8 @@ class DataConfig:
     """Names from `dataset_info.json` to learn from."""
     eval_dataset: tuple[str, ...] = ()
     """Names from `dataset_info.json` to evaluate on."""
-    dataset_dir: str = "data"
-    """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` for the hub."""
+    dataset_dir: dict[str, Any] | str = "data"
+    """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` for the hub; or the descriptions themselves."""
     media_dir: str | None = no_effect(None, "this version reads text only")
     """Folder that paths of pictures, films and sounds start from."""
     cutoff_len: int = 2048

@@ -93,7 +93,7 @@ def locate(problem: Problem, written: Written) -> Problem:
     entry = written.entries.get(problem.key)
     if entry is None or problem.file:
         return problem if problem.file else replace(problem, file=written.source)
-    value = "***" if is_secret(problem.key) else entry.value
+    value = "***" if is_secret(problem.key) else problem.value if problem.has_value else entry.value
     return replace(problem, value=value, has_value=True, file=entry.file, line=entry.line)
 
 

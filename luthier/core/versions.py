@@ -1,7 +1,6 @@
 """Optional libraries: imported when used, and their absence is one sentence with the pip line."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 from types import ModuleType
 
@@ -14,7 +13,9 @@ def is_installed(module: str) -> bool:
 
 
 def missing_extra(module: str, extra: str, purpose: str) -> MissingExtra:
-    return MissingExtra(f"{purpose} needs the library `{module}`, which is not installed: pip install 'luthier[{extra}]'")
+    return MissingExtra(
+        f"{purpose} needs the library `{module}`, which is not installed: pip install 'luthier[{extra}]'"
+    )
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -29,6 +30,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
 def library_version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    import importlib.metadata  # three times as slow to import as the rest of what `luthier check` needs from here
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,119 @@
+"""The command `luthier`: finds the function of a command, calls it, and turns errors into exit statuses.
+
+    0 done   1 the run failed   2 what the user gave is wrong   130 interrupted
+
+Every import is inside a function, so that `luthier version` starts nothing else.
+"""
+
+import sys
+
+COMMANDS = {
+    "train": ("RUN [key=value ...]", "run a training stage"),
+    "check": ("RUN [key=value ...] [--for train|chat|export]", "validate a run file and its datasets"),
+    "plan": ("RUN [--json]", "say what a run will do, before any weights are loaded"),
+    "data": ("RUN [--limit N] [--split train|eval] [--row K] [--json]", "show the tokenised rows"),
+    "template": ("list | show NAME | render NAME FILE | check MODEL [NAME]", "the chat formats"),
+    "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
+    "export": ("RUN", "merge adapters and write a model folder"),
+    "verify": ("DIR", "compare a result with its manifest"),
+    "schema": ("", "print the JSON Schema of a run file"),
+    "explain": ("KEY", "say what a key does"),
+    "env": ("", "list the versions of what luthier uses"),
+    "version": ("", "print the version"),
+    "help": ("[COMMAND]", "print this"),
+}
+"""Command -> its words, and what it does. `luthier.run.<command>` holds `main(argv) -> exit status`."""
+
+LATER = ("api", "webchat", "webui", "eval")
+"""Commands of the reference that this version does not have."""
+
+
+def usage() -> str:
+    lines = ["usage: luthier COMMAND ...", ""]
+    lines += [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += [
+        "",
+        "RUN is a YAML or JSON file; key=value after it overrides, and --key value flags work without a file too.",
+    ]
+    lines += [
+        "`luthier COMMAND --help` says more about one command. llamafactory-cli is a second name of this program."
+    ]
+    return "\n".join(lines)
+
+
+def command_usage(name: str) -> str:
+    words, summary = COMMANDS[name]
+    return f"usage: luthier {name} {words}".rstrip() + f"\n\n{summary}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit status of the process."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader, e.g. `head`, has seen enough. Python would complain once more when it closes stdout.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("luthier: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("help", [])
+    name = {"-h": "help", "--help": "help", "-v": "version", "--version": "version"}.get(name, name)
+    if name == "help":
+        return _help(rest)
+    if name == "version":
+        from luthier import __version__
+
+        print(f"luthier {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"luthier: {_unknown(name)}", file=sys.stderr)
+        return 2
+    if "--help" in rest or "-h" in rest:
+        print(command_usage(name))
+        return 0
+    return _run(name, rest)
+
+
+def _help(rest: list[str]) -> int:
+    print(command_usage(rest[0]) if rest and rest[0] in COMMANDS else usage())
+    return 0
+
+
+def _unknown(name: str) -> str:
+    if name in LATER:
+        return f"the command `{name}` is not part of this version"
+    from luthier.core.registry import nearest
+
+    close = nearest(name, COMMANDS)
+    hint = f"; did you mean `{close}`?" if close else ""
+    return f"unknown command `{name}`{hint} (`luthier help` lists them)"
+
+
+def _run(name: str, rest: list[str]) -> int:
+    import importlib
+
+    from luthier.core.errors import LuthierError
+    from luthier.core.log import set_up
+
+    set_up()
+    try:
+        status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
+        return status
+    except LuthierError as error:
+        import os
+
+        if os.environ.get("LUTHIER_DEBUG") == "1":
+            import traceback
+
+            traceback.print_exc()
+        print(f"luthier: {error}", file=sys.stderr)
+        return error.exit_status

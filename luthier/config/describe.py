@@ -1,0 +1,154 @@
+"""What is known about keys, in words and as JSON Schema. Only `explain`, `schema`, the key reference and tests need this."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from luthier.config.decode import describe_type
+from luthier.config.keys import TRAINING, Key, catalogue
+from luthier.config.masking import masked
+from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
+from luthier.core.errors import UnknownVariant
+from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.core.registry import nearest
+
+__all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
+
+TRAINING_HELP = Path(__file__).with_name("training_help.toml")
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@cache
+def _training_help() -> Mapping[str, str]:
+    return tomllib.loads(TRAINING_HELP.read_text(encoding="utf-8"))
+
+
+@cache
+def _help_strings(config: type) -> Mapping[str, str]:
+    """Field -> the string under it in the source of the class."""
+    path = sys.modules[config.__module__].__file__
+    assert path is not None
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__).body
+    found = {}
+    for field, below in zip(body, body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def help_of(key: Key) -> str:
+    """One line: what the key does."""
+    return _training_help()[key.name] if key.section is TRAINING else _help_strings(key.section.config)[key.name]
+
+
+def shown(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    if value is None or value == ():
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def status_of(key: Key) -> str:
+    """What this version does with the key, with the reason."""
+    if key.status == "refused":
+        return f"refused unless {' or '.join(dict.fromkeys(map(shown, key.allowed)))}: {key.reason} -> {key.remedy}"
+    if key.status == "no_effect":
+        return f"accepted without effect: {key.reason}"
+    if key.status == "later":
+        return "known; nothing in this version reads it"
+    return f"accepted: {key.reason}" if key.status == "renamed" else "supported"
+
+
+@cache
+def _all_rules() -> tuple[Rule, ...]:
+    checks = [registry.get(name).check for registry in (STAGES, ADAPTERS) for name in registry.names]
+    tables = [MODEL_RULES, GENERATING_RULES, TRAIN_RULES, EXPORT_RULES, *(c for c in checks if isinstance(c, Rules))]
+    return tuple(rule for table in tables for rule in table)
+
+
+def rules_about(name: str) -> Iterator[str]:
+    """Each rule that the key takes part in, in words."""
+    for rule in _all_rules():
+        if name in rule.keys:
+            others = f" (together with {', '.join(rule.keys[1:])})" if rule.keys[1:] else ""
+            weight = "warning" if rule.only_warns else "error"
+            yield f"{weight}: {rule.keys[0]}{others}: {rule.reason}" + (f" -> {rule.remedy}" if rule.remedy else "")
+
+
+def explain(name: str) -> str:
+    """All about one key. Raises `UnknownVariant` with the nearest name."""
+    if name not in catalogue():
+        close = nearest(name, catalogue())
+        raise UnknownVariant(f"{name}: unknown key" + (f"; did you mean {close}?" if close else ""))
+    keys = catalogue()[name]
+    lines = [name, *(f"  {text}" for text in dict.fromkeys(help_of(key) for key in keys))]
+    first = keys[0]
+    lines.append(f"  type      {describe_type(first.type, first.choices)}")
+    lines.append(f"  default   {'none, it must be given' if first.is_required else shown(first.default)}")
+    lines.append(f"  read by   {', '.join(dict.fromkeys(key.section.reader() for key in keys))}")
+    lines.append(f"  status    {status_of(first)}")
+    lines += [f"  {'rules' if number == 0 else '':<10}{text}" for number, text in enumerate(rules_about(name))]
+    return "\n".join(lines)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a run file. A value may always be text with an interpolation in it."""
+    properties: dict[str, Any] = {}
+    for name, keys in catalogue().items():
+        key = keys[0]
+        entry: dict[str, Any] = {"description": help_of(key)}
+        if key.status not in ("supported", "renamed"):
+            entry["description"] += f" ({status_of(key)})"
+        alternatives = list(_schemas(key.type, key.choices))
+        if not any(part == {"type": "string"} for part in alternatives):
+            alternatives.append({"$ref": "#/$defs/interpolation"})
+        entry |= alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
+        if not key.is_required:
+            entry["default"] = list(key.default) if isinstance(key.default, tuple) else key.default
+        if key.status in ("renamed", "refused", "no_effect"):
+            entry["deprecated"] = True
+        properties[name] = entry
+    return {
+        "$schema": SCHEMA_DIALECT,
+        "title": "Run file of luthier",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "$defs": {"interpolation": {"type": "string", "pattern": r"\$\{"}},
+    }
+
+
+def _schemas(expected: Any, choices: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """One schema for each kind of value that the type takes."""
+    origin, args = get_origin(expected), get_args(expected)
+    if origin is Literal:
+        yield {"enum": list(args)}
+    elif origin is tuple:
+        (item,) = _schemas(args[0], choices)
+        yield {"type": "string"}
+        yield {"type": "array", "items": item}
+        yield {"type": "null"}
+        if args[0] is float:
+            yield item
+    elif origin is not None and origin is not dict:
+        yield from (part for member in args for part in _schemas(member, choices))
+    elif expected is str and choices:
+        yield {"enum": list(choices)}
+        if "no" in choices:  # which YAML 1.1 reads as false
+            yield {"const": False}
+    else:
+        names = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null"}
+        yield {"type": names.get(expected, "object")}

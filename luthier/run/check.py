@@ -1,0 +1,84 @@
+"""`luthier check RUN`: every key, the rules between keys, the chat format and the datasets, without importing torch."""
+
+import sys
+from collections.abc import Collection
+
+from luthier.config.load import load, locate, read_source
+from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.core.errors import ConfigError, InvalidInput, Problem
+from luthier.core.registry import nearest
+
+KINDS = {"train": "train", "chat": "infer", "export": "export"}
+"""Word after `--for` -> kind of run file."""
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0 if the run can start (warnings on stdout), 2 (raised) with all problems otherwise."""
+    words, kind = _split_kind(argv)
+    if not words:
+        raise InvalidInput("check: which run file? e.g. `luthier check run.yaml`")
+    written = read_source(words)
+    command = kind or guess_kind(written.entries)
+    run = load(command, written)
+    problems, warnings = content_problems(run)
+    if problems:
+        raise ConfigError(written.source, [locate(problem, written) for problem in problems])
+    report(run, command, [*run.warnings, *(locate(warning, written) for warning in warnings)])
+    return 0
+
+
+def _split_kind(argv: list[str]) -> tuple[list[str], str | None]:
+    words, kind = [], None
+    rest = iter(argv)
+    for word in rest:
+        if word == "--for" or word.startswith("--for="):
+            value = word.partition("=")[2] or next(rest, "")
+            if value not in KINDS:
+                raise InvalidInput(f"check: --for {value or '(nothing)'}: must be one of {', '.join(KINDS)}")
+            kind = KINDS[value]
+        else:
+            words.append(word)
+    return words, kind
+
+
+def guess_kind(keys: Collection[str]) -> str:
+    """The kind of run file that these keys belong to."""
+    if "export_dir" in keys:
+        return "export"
+    trains = ("dataset", "eval_dataset", "output_dir", "do_train", "do_eval", "do_predict")
+    if any(key in keys for key in trains) or ("stage" in keys and "adapter_name_or_path" not in keys):
+        return "train"
+    return "infer"
+
+
+def content_problems(run: TrainRun | InferRun | ExportRun) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings) in what the keys point to: the chat format, and the datasets of a training run."""
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    name = run.data.template
+    if name not in (None, "auto"):
+        from luthier.data.templates import template_names
+
+        known = template_names()
+        if name not in known:
+            close = nearest(name, known)
+            remedy = f"did you mean {close}?" if close else "`luthier template list` names them"
+            problems.append(Problem("template", "no chat format has this name", remedy))
+    if isinstance(run, TrainRun):
+        from luthier.data.catalog import check_datasets
+
+        problems_found, warnings_found = check_datasets(run.data, run.stage)
+        problems += problems_found
+        warnings += warnings_found
+    return problems, warnings
+
+
+def report(run: TrainRun | InferRun | ExportRun, command: str, warnings: list[Problem]) -> None:
+    """What was found, on stdout."""
+    for warning in warnings:
+        print(f"warning: {warning}")
+    count = len(run.given)
+    noted = f", {len(warnings)} warning{'s' * (len(warnings) != 1)}" if warnings else ""
+    what = f"stage {run.stage}, {run.finetuning_type}" if command == "train" else command
+    print(f"{run.source}: {count} key{'s' * (count != 1)} fine{noted} ({what})")
+    sys.stdout.flush()
