@@ -10,10 +10,11 @@ does the same with PyTorch's own kernels: one call per sample, n x n and never a
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError
 from luthier.core.machine import Machine
+from luthier.model.merge import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -113,22 +114,22 @@ def per_sample_attention(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if attention_mask is not None:
+    if attention_mask is not None and softcap is not None:
         out = _scored_attention(query, key, value, attention_mask, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
     bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
     outputs = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
-        sample = [part[:, :, start:end] for part in (query, key, value)]
+    for start, end in pairwise(bounds):
+        q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
         num_tokens = end - start
         mask = None
         if softcap is not None or (sliding_window is not None and num_tokens > sliding_window):
             mask = _causal_mask(num_tokens, sliding_window, query.device)
         if softcap is not None:
-            out = _scored_attention(*sample, mask, scaling, dropout, softcap)
+            out = _scored_attention(q, k, v, mask, scaling, dropout, softcap)
         else:
             out = torch.nn.functional.scaled_dot_product_attention(
-                *sample, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1), None
@@ -146,18 +147,18 @@ def _scored_attention(
     query: "Tensor",
     key: "Tensor",
     value: "Tensor",
-    mask: "Tensor",
+    mask: "Tensor | None",
     scaling: float | None,
     dropout: float,
-    softcap: float | None,
+    softcap: float,
 ) -> "Tensor":
     """softmax(c tanh(s Q K^T / c)) V with c = softcap, for models (Gemma 2) whose scores no fused kernel computes."""
     import torch
 
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value
 
@@ -182,7 +183,7 @@ def isolate_samples(model: "nn.Module") -> None:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    base = _base_model(model)
+    base = unwrap(model)
     if base.config._attn_implementation not in _FLASH.values():
         AttentionInterface.register(PER_SAMPLE, per_sample_attention)
         AttentionMaskInterface.register(PER_SAMPLE, per_sample_mask)
@@ -195,7 +196,7 @@ def isolates_samples(model: "nn.Module") -> str | None:
     What the classes tell is asked first; then it is tried: the logits of a sample behind another one must be those of
     the sample alone.
     """
-    base = _base_model(model)
+    base = unwrap(model)
     layer_types = set(getattr(base.config, "layer_types", None) or ())
     if base.config.is_encoder_decoder:
         return "it has an encoder"
@@ -210,13 +211,6 @@ def isolates_samples(model: "nn.Module") -> str | None:
     if not _is_isolated(base):
         return "tried on two samples, the first one changed the second"
     return None
-
-
-def _base_model(model: "nn.Module") -> "PreTrainedModel":
-    """The transformers model itself, inside its adapters."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
 
 
 def _is_isolated(base: "PreTrainedModel") -> bool:

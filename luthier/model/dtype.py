@@ -1,4 +1,7 @@
-"""Which number format the weights are loaded in. `checkpoint` is the format they were saved in, None if unknown."""
+"""Number formats: what the weights are loaded in, and which of them are float32 beside 16-bit ones.
+
+`checkpoint` is the format the weights were saved in, None if unknown.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +9,8 @@ from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 def training_dtype(
@@ -38,3 +43,27 @@ def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machi
     if machine.device == "cpu":
         return torch.float32
     return torch.bfloat16 if machine.bf16 else torch.float16
+
+
+def upcast_trainable(model: "nn.Module") -> None:
+    """Parameters that learn are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa."""
+    import torch
+
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()
+
+
+def upcast_norms(model: "nn.Module") -> None:
+    """`upcast_layernorm`: the weights of normalisation layers are float32."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 and ("norm" in name or "ln" in name):
+            weight.data = weight.data.to(torch.float32)
+
+
+def upcast_head_output(model: "PreTrainedModel") -> None:
+    """`upcast_lmhead_output`: the logits are float32 as they leave the output head."""
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: output.float())

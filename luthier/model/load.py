@@ -1,4 +1,4 @@
-"""From a name to a model with its weights in place."""
+"""From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,13 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.core.kinds import ADAPTERS
+from luthier.core.log import info
+from luthier.core.machine import Machine, detect
+from luthier.model.attention import isolates_samples, resolve_attention
+from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
+from luthier.model.embeddings import fit_embeddings
 from luthier.model.gguf import check_loadable
+from luthier.model.merge import GivenAdapters, merge_adapters, unwrap
 from luthier.model.sources import Source, check_source, locate
-from luthier.model.tokenizer import unusable
+from luthier.model.tokenizer import FittedTokenizer, unusable
+from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from luthier.config.model import ModelConfig
+    from luthier.config.runs import ExportRun, InferRun, TrainRun
 
 
 @contextlib.contextmanager
@@ -50,6 +63,14 @@ def load_config(
             trust_remote_code=trust_remote_code,
             **options,
         )
+
+
+def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":
+    """The number format the weights were saved in, if the config says."""
+    import torch
+
+    dtype = config.dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def auto_class(config: "PreTrainedConfig") -> Any:
@@ -120,4 +141,173 @@ def load_model(
             f"{source}: {len(missing)} weights of the model are not in its files ({', '.join(missing[:3])}, ...); the "
             "files belong to another model or are incomplete"
         )
+    repair_generation_config(model)
     return model
+
+
+def repair_generation_config(model: "PreTrainedModel") -> None:
+    """Sampling settings without sampling mean that sampling was meant; transformers refuses to save them otherwise."""
+    generation = model.generation_config
+    if generation is None or generation.do_sample:
+        return
+    settings = ((generation.temperature, 1.0), (generation.top_p, 1.0), (generation.typical_p, 1.0))
+    if any(value is not None and value != neutral for value, neutral in settings):
+        generation.do_sample = True
+
+
+def count_parameters(model: "nn.Module") -> tuple[int, int]:
+    """(trainable, all); a tied weight counts once."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+
+
+def describe_parameters(model: "nn.Module") -> Iterator[str]:
+    """One line per parameter, for `print_param_status`."""
+    for name, weight in model.named_parameters():
+        state = "learns" if weight.requires_grad else "frozen"
+        yield f"{name}: {tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')} on {weight.device}, {state}"
+
+
+def prepare_for_training(
+    model: "nn.Module",
+    *,
+    gradient_checkpointing: bool = True,
+    use_reentrant: bool = True,
+    upcast_lmhead_output: bool = False,
+    pure_bf16: bool = False,
+) -> None:
+    """The last touches on a model whose trainable parameters are settled: number formats, cache, checkpointing."""
+    base = unwrap(model)
+    if not pure_bf16:
+        upcast_trainable(model)
+    if upcast_lmhead_output:
+        upcast_head_output(base)
+    base.config.use_cache = False
+    if gradient_checkpointing:
+        enable_checkpointing(base, use_reentrant=use_reentrant)
+    model.train()
+
+
+def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine | None = None) -> LoadedModel:
+    """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
+
+    `fitted`: from `fit_tokenizer`. Raises `ModelError`.
+    """
+    import torch
+
+    keys, machine = run.model, machine or detect()
+    torch.manual_seed(run.training["seed"])  # fresh adapters and new weights start at random
+    pure_bf16 = run.finetuning.pure_bf16
+    hub = _hub(keys)
+    config = load_config(keys.model_name_or_path, **hub)
+    dtype = training_dtype(
+        bf16=run.training["bf16"],
+        fp16=run.training["fp16"],
+        pure_bf16=pure_bf16,
+        checkpoint=checkpoint_dtype(config),
+        machine=machine,
+    )
+    attention = resolve_attention(
+        keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
+    )
+    if attention.reason:
+        info(f"flash_attn: {keys.flash_attn}: {attention.reason}")
+    base = load_model(
+        keys.model_name_or_path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention.implementation,
+        train_from_scratch=keys.train_from_scratch,
+        **hub,
+    )
+    padding_reason = isolates_samples(base)
+    fit_embeddings(
+        base,
+        fitted.tokenizer,
+        added_tokens=fitted.added_tokens,
+        descriptions=fitted.descriptions,
+        init=keys.init_special_tokens,
+        seed=run.training["seed"],
+    )
+    if keys.upcast_layernorm:
+        upcast_norms(base)
+    model = ADAPTERS.get(run.finetuning_type).apply(
+        base,
+        run.adapter,
+        given=_given_adapters(keys),
+        train_embeddings=keys.resize_vocab or _adds_tokens(keys),
+        pure_bf16=pure_bf16,
+    )
+    prepare_for_training(
+        model,
+        gradient_checkpointing=not keys.disable_gradient_checkpointing,
+        use_reentrant=keys.use_reentrant_gc,
+        upcast_lmhead_output=keys.upcast_lmhead_output,
+        pure_bf16=pure_bf16,
+    )
+    trainable, total = count_parameters(model)
+    info(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
+    for line in describe_parameters(model) if keys.print_param_status else ():
+        info(line)
+    return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
+
+
+def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
+    """The model with all adapters of the run merged, in evaluation mode, where it computes fastest."""
+    machine = machine or detect()
+    return _load_merged(run.model, machine, "auto" if machine.num_accelerators else None, for_export=False)
+
+
+def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTrainedModel":
+    """The model with all adapters of the run merged, in the number format it is to be saved in.
+
+    `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best.
+    """
+    device_map = "auto" if run.export.export_device == "auto" else None
+    return _load_merged(run.model, machine or detect(), device_map, for_export=True)
+
+
+def _load_merged(
+    keys: "ModelConfig", machine: Machine, device_map: str | None, *, for_export: bool
+) -> "PreTrainedModel":
+    hub = _hub(keys)
+    config = load_config(keys.model_name_or_path, **hub)
+    dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
+    if for_export and keys.infer_dtype == "auto":
+        dtype = checkpoint_dtype(config) or dtype
+    attention = resolve_attention(
+        keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
+    )
+    if attention.reason:
+        info(f"flash_attn: {keys.flash_attn}: {attention.reason}")
+    model = load_model(
+        keys.model_name_or_path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention.implementation,
+        device_map=device_map,
+        **hub,
+    )
+    given = _given_adapters(keys)
+    model = merge_adapters(model, given.names, given)
+    model.config.use_cache = keys.use_kv_cache
+    return model.eval()
+
+
+def _hub(keys: "ModelConfig") -> dict[str, Any]:
+    return {
+        "revision": keys.model_revision,
+        "cache_dir": keys.cache_dir,
+        "token": keys.hf_hub_token,
+        "trust_remote_code": keys.trust_remote_code,
+    }
+
+
+def _given_adapters(keys: "ModelConfig") -> GivenAdapters:
+    return GivenAdapters(
+        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, keys.hf_hub_token
+    )
+
+
+def _adds_tokens(keys: "ModelConfig") -> bool:
+    return bool(keys.add_tokens or keys.add_special_tokens or keys.new_special_tokens_config)

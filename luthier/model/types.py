@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from luthier.model.attention import Attention
     from luthier.model.heads import OutputHead
 
 
@@ -17,3 +19,18 @@ class Models:
     """The model that learns; wrapped for distributed training where that applies."""
     head: "OutputHead"
     """How the policy turns hidden states into logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model whose right weights learn, and how it came to be as it is."""
+
+    model: "nn.Module"
+    """The transformers model, or the peft model around it."""
+    dtype: "torch.dtype"
+    """What the weights were loaded in; trainable ones may be float32 beside it."""
+    attention: "Attention"
+    num_trainable: int
+    num_parameters: int
+    padding_reason: str | None
+    """None if rows may lie behind one another in one row without padding, else why they may not."""

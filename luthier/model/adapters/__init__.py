@@ -1,4 +1,4 @@
-"""What an adapter method is: which weights of a model learn. Each other file in this folder is one `finetuning_type`."""
+"""What an adapter method is: which weights of a model learn. Each other file here is one `finetuning_type`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +16,10 @@ class Adapter:
     config: type
     """The YAML keys that only this method understands."""
     apply: Callable[..., Any]
-    """(model, config, ...) -> the model with exactly the right parameters trainable (see `luthier.model.load.prepare_for_training`)."""
+    """(model, config, given, train_embeddings, pure_bf16) -> the model with exactly the right parameters trainable.
+
+    `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
+    what is new stays in 16 bits. See `luthier.model.load.load_for_training`.
+    """
     check: "Callable[[TrainRun], Iterable[Problem]]" = lambda run: ()
     """Rules between keys that concern this method; runs before torch is imported."""

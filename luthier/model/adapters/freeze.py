@@ -1,6 +1,18 @@
 """Train a few whole layers and leave the rest as it is."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError
+from luthier.core.log import warn
+from luthier.model.adapters import Adapter
+from luthier.model.embeddings import embedding_names
+from luthier.model.merge import GivenAdapters
+from luthier.model.modules import unknown_module
+
+if TYPE_CHECKING:
+    from torch.nn import ModuleList
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,3 +23,56 @@ class FreezeConfig:
     """Names of the modules inside those layers that learn, or `all`."""
     freeze_extra_modules: tuple[str, ...] = ()
     """Names of modules outside the layers that learn too, e.g. `lm_head`."""
+
+
+def apply(
+    model: "PreTrainedModel", config: FreezeConfig, *, given: GivenAdapters, train_embeddings: bool, pure_bf16: bool
+) -> "PreTrainedModel":
+    """Freeze the model but for the chosen layers and modules. Raises `ModelError` for names that no module has."""
+    name, layers = layer_list(model)
+    chosen = layers_to_train(len(layers), config.freeze_trainable_layers)
+    inside = {n for n, _ in layers.named_parameters()}
+    outside = {n for n, _ in model.named_modules() if n and not n.startswith(f"{name}.") and not name.startswith(n)}
+    everything = "all" in config.freeze_trainable_modules
+    for word in () if everything else config.freeze_trainable_modules:
+        if not any(word in n.split(".")[1:-1] for n in inside):
+            raise unknown_module(
+                word, (part for n in inside for part in n.split(".")[1:-1]), "freeze_trainable_modules"
+            )
+    for word in config.freeze_extra_modules:
+        if not any(word in n.split(".") for n in outside):
+            raise unknown_module(word, (n.rpartition(".")[2] for n in outside), "freeze_extra_modules")
+    model.requires_grad_(False)
+    for index in chosen:
+        for n, weight in layers[index].named_parameters():
+            weight.requires_grad_(everything or bool(set(config.freeze_trainable_modules) & set(n.split(".")[:-1])))
+    extra = set(config.freeze_extra_modules)
+    if train_embeddings:
+        extra.update(embedding_names(model))
+    for n in outside:
+        if n in extra or extra & set(n.split(".")):
+            model.get_submodule(n).requires_grad_(True)
+    return model
+
+
+def layer_list(model: "PreTrainedModel") -> "tuple[str, ModuleList]":
+    """The blocks of the language model: the list of modules that is as long as its config says."""
+    from torch.nn import ModuleList
+
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, ModuleList) and len(module) == num_layers:
+            return name, module
+    raise ModelError(
+        f"finetuning_type: freeze: {type(model).__name__} has no list of {num_layers} layers to choose from"
+    )
+
+
+def layers_to_train(num_layers: int, wanted: int) -> range:
+    """The last `wanted` layers, or the first -`wanted`."""
+    if abs(wanted) > num_layers:
+        warn(f"freeze_trainable_layers: {wanted}: this model has {num_layers} layers, and all of them learn")
+    return range(max(0, num_layers - wanted), num_layers) if wanted > 0 else range(min(-wanted, num_layers))
+
+
+ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply)

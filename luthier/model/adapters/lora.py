@@ -1,8 +1,18 @@
 """Low-rank adapters, W + (alpha / r) B A, through peft (https://arxiv.org/abs/2106.09685)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.config.fields import refused
+from luthier.model.adapters import Adapter
+from luthier.model.embeddings import embedding_names
+from luthier.model.merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.modules import require_modules
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 from luthier.config.rules import Rules, at_least, within
 
 
@@ -43,3 +53,79 @@ RULES = Rules(
         within("adapter", "lora_dropout", 0, 1, or_high=False),
     )
 )
+
+
+def apply(
+    model: "PreTrainedModel",
+    config: LoraConfig,
+    *,
+    given: GivenAdapters,
+    train_embeddings: bool,
+    pure_bf16: bool,
+) -> "PeftModel":
+    """Freeze the model and put a trainable adapter on it.
+
+    Of the `given` adapters all but the last are merged and the last is trained on; with `create_new_adapter` all are
+    merged and a fresh one is trained. `train_embeddings`: the embedding has new rows, so it learns too.
+    Raises `ModelError` for names that no module has and for adapters that do not fit.
+    """
+    import peft
+
+    if given and not config.create_new_adapter:
+        model = merge_adapters(model, given.names[:-1], given)
+        return attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    model = merge_adapters(model, given.names, given)
+    saved = require_modules(model, config.additional_target, "additional_target")
+    if train_embeddings and not saved:
+        saved = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            task_type=peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(target_modules(model, config.lora_target)),
+            modules_to_save=list(saved) or None,
+            ensure_weight_tying=bool(saved) and model.config.tie_word_embeddings,
+            fan_in_fan_out=_stores_transposed(model),
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        ),
+        autocast_adapter_dtype=not pure_bf16,
+    )
+
+
+def target_modules(model: "PreTrainedModel", wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names peft is given for `lora_target`. Raises `ModelError` for a name that no module ends in."""
+    if "all" in wanted:
+        return _all_linear(model)
+    return require_modules(model, wanted, "lora_target")
+
+
+def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Every linear layer but the output head: by last name, or by full name where others share that last name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    full, others = [], set()
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+            full.append(name)
+        else:
+            others.add(name.rpartition(".")[2])
+    short = {name.rpartition(".")[2] for name in full}
+    if short & others or any(name.isdecimal() for name in short):
+        return tuple(full)
+    return tuple(sorted(short))
+
+
+def _stores_transposed(model: "PreTrainedModel") -> bool:
+    """GPT-2 keeps its weights as (in, out); peft has to be told."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+ADAPTER = Adapter(name="lora", config=LoraConfig, apply=apply, check=RULES)

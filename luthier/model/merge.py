@@ -1,0 +1,127 @@
+"""Adapters that exist already: put on a model, checked against it, and merged into its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.core.log import info, warn
+from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
+from luthier.model.sources import check_adapter_source
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAdapters:
+    """`adapter_name_or_path` and where to look for it."""
+
+    names: Sequence[str] = ()
+    folder: str | None = None
+    """Sub-folder of each that holds the adapter (`adapter_folder`)."""
+    revision: str = "main"
+    cache_dir: str | None = None
+    token: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+
+def merge_adapters(model: "PreTrainedModel", names: Sequence[str], given: GivenAdapters) -> "PreTrainedModel":
+    """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit."""
+    for name in names:
+        model = attach_adapter(model, name, given, is_trainable=False).merge_and_unload()
+        info(f"adapter {name} merged into the model")
+    return model
+
+
+def attach_adapter(
+    model: "PreTrainedModel", name: str, given: GivenAdapters, *, is_trainable: bool, pure_bf16: bool = False
+) -> "PeftModel":
+    """The model with the adapter on top. Raises `ModelError` if it is missing, damaged or made for another model."""
+    from peft import PeftConfig, PeftModel
+
+    path = adapter_path(name, given)
+    shapes = _shapes(path)
+    config = PeftConfig.from_pretrained(str(path))
+    _make_room(model, shapes)
+    base, used = config.base_model_name_or_path or "", model.config._name_or_path
+    try:
+        adapted = PeftModel.from_pretrained(
+            model, str(path), is_trainable=is_trainable, autocast_adapter_dtype=not pure_bf16
+        )
+    except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
+        raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
+    _check_names(adapted, shapes, name, base, used)
+    if base and Path(base).name != Path(used).name:
+        warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
+    return adapted
+
+
+def adapter_path(name: str, given: GivenAdapters) -> Path:
+    """The local folder of an adapter, downloaded if it is on the hub. Raises `ModelError`."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        check_adapter_source(name)
+        try:
+            path = Path(snapshot_download(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token))
+        except (OSError, ValueError) as fault:
+            reason = str(fault).splitlines()[0]
+            raise ModelError(
+                f"{name}: there is no adapter folder of this name here, and the hub does not give one ({reason}); "
+                "check adapter_name_or_path"
+            ) from fault
+    check_adapter_source(str(path), given.folder)
+    return path / given.folder if given.folder else path
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of the adapter's file."""
+    from peft.utils.save_and_load import load_peft_weights
+
+    return {name: tuple(tensor.shape) for name, tensor in load_peft_weights(str(path), device="cpu").items()}
+
+
+def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]]) -> None:
+    """An adapter trained with `resize_vocab` carries an embedding of more rows than the model it started from."""
+    rows = [shapes[key] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
+    if rows and rows[0][0] > num_rows(model):
+        info(f"the embedding grows from {num_rows(model):,} to {rows[0][0]:,} rows, as the adapter was trained")
+        grow_embeddings(model, rows[0][0])
+
+
+def _first_difference(fault: str) -> str:
+    lines = [line.strip() for line in fault.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("size mismatch")), lines[0] if lines else "")
+
+
+def _does_not_fit(name: str, base: str, used: str, reason: str) -> ModelError:
+    return ModelError(
+        f"{name}: this adapter does not fit the model {used}: it was trained on {base or 'another model'} ({reason}); "
+        "set model_name_or_path to the model it was trained on"
+    )
+
+
+def _check_names(adapted: "PeftModel", shapes: dict[str, tuple[int, ...]], name: str, base: str, used: str) -> None:
+    """Every tensor of the adapter has found its place, and every place a tensor."""
+    from peft import get_peft_model_state_dict
+
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    lacking, homeless = expected - set(shapes), {key for key in shapes if "lora_" in key} - expected
+    for keys, words in ((lacking, "has no weights for"), (homeless, "has weights for what the model does not have,")):
+        if keys:
+            reason = f"it {words} {len(keys)} places such as {min(keys)}"
+            raise _does_not_fit(name, base, used, reason)
+
+
+def unwrap(model: Any) -> "PreTrainedModel":
+    """The transformers model itself, inside its adapters."""
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
