@@ -1,7 +1,7 @@
 """CPU seconds (user + system) of the commands that must answer at once: `python benchmarks/bench_startup.py [RUNS]`.
 
-Each command is a process of its own; the median and the least of the runs are printed beside the target. Exit status 1 if a
-median is above its target.
+Each command is a process of its own; the median and the least of the runs are printed beside the target. Exit status 1
+if a median is above its target.
 """
 
 import os

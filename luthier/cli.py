@@ -43,7 +43,10 @@ def usage() -> str:
 
 def command_usage(name: str) -> str:
     words, summary = COMMANDS[name]
-    return f"usage: luthier {name} {words}".rstrip() + f"\n\n{summary}"
+    text = f"usage: luthier {name} {words}".rstrip() + f"\n\n{summary}"
+    if words.startswith("RUN"):
+        text += "\n\n`luthier explain KEY` says what a key of RUN does; docs/reference/keys.md lists them all."
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

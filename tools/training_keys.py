@@ -1,4 +1,7 @@
-"""Write `luthier/config/hf_training_keys.json` from the installed transformers: `python -m tools.training_keys [--check]`."""
+"""Write `luthier/config/hf_training_keys.json` from the installed transformers.
+
+`python -m tools.training_keys [--check]`
+"""
 
 import dataclasses
 import enum

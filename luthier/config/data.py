@@ -15,7 +15,7 @@ class DataConfig:
     eval_dataset: tuple[str, ...] = ()
     """Names from `dataset_info.json` to evaluate on."""
     dataset_dir: dict[str, Any] | str = "data"
-    """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` for the hub; or the descriptions themselves."""
+    """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` (hub); or the descriptions themselves."""
     media_dir: str | None = no_effect(None, "this version reads text only")
     """Folder that paths of pictures, films and sounds start from."""
     cutoff_len: int = 2048

@@ -1,7 +1,7 @@
 """From what a user wrote to a value of the declared type, or a phrase that says why not.
 
-YAML, JSON and Python values are taken as they are: nothing but a number is a number, nothing but true and false is a bool.
-A `Text` (a word of the command line, or what an interpolation gave) has no type yet and is read as the key's type wants it.
+YAML, JSON and Python values are taken as they are: nothing but a number is a number, only true and false are bools. A
+`Text` (a word of the command line, or what an interpolation gave) has no type yet and is read as the key's type wants.
 """
 
 import math

@@ -1,10 +1,11 @@
-"""What is known about keys, in words and as JSON Schema. Only `explain`, `schema`, the key reference and tests need this."""
+"""What is known about keys, in words and as JSON Schema, for `explain`, `schema` and the key reference."""
 
 import ast
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -36,7 +37,7 @@ def _help_strings(config: type) -> Mapping[str, str]:
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__).body
     found = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

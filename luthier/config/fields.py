@@ -1,13 +1,13 @@
 """How a key says what luthier does with it. A plain dataclass field is supported; the functions here mark the rest.
 
-    rank: int = 8                                          # supported
-    shift: bool = refused(False, "reason", "remedy")       # any value but the default is an error with this reason and remedy
-    old: str = no_effect("all", "reason")                  # accepted; any value but the default is a warning with this reason
-    stage: str = variant("sft")                            # supported; the values are the names of the registry `stage`
-    former: str = renamed("", "current")                   # accepted, and stored under the key `current`, with a warning
+    rank: int = 8                                       # supported
+    shift: bool = refused(False, "reason", "remedy")    # any value but the default is an error, with reason and remedy
+    old: str = no_effect("all", "reason")               # accepted; any value but the default is a warning
+    stage: str = variant("sft")                         # supported; the values are the names of the registry `stage`
+    former: str = renamed("", "current")                # accepted with a warning, and stored under the key `current`
 
-The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only `explain`,
-`schema` and the docs need it.
+The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only
+`explain`, `schema` and the docs need it.
 """
 
 import dataclasses

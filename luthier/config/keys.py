@@ -1,5 +1,6 @@
-"""Every key that luthier knows: its type, default, status and owners. The one table that loading, `explain`, `schema` and
-the key reference read.
+"""Every key that luthier knows: its type, default, status and owners.
+
+The one table that loading, `explain`, `schema` and the key reference read.
 """
 
 import dataclasses

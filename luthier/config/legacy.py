@@ -1,4 +1,4 @@
-"""Keys that older transformers had and users' files still carry, and how they reach the `TrainingArguments` of today."""
+"""Keys that older transformers had and files still carry, and how they reach the `TrainingArguments` of today."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -104,8 +104,8 @@ class LegacyTrainingConfig:
 def training_arguments_kwargs(keys: TrainingKeys) -> dict[str, Any]:
     """What to give to the `Seq2SeqTrainingArguments` of the installed transformers: the user's keys, in today's names.
 
-    `warmup_ratio` becomes a fractional `warmup_steps` (unless that is given too). Keys without effect here, and those of
-    `READ_BY_US`, are left out; tuples become lists. Raises `InvalidInput` for a key that the installed version lacks.
+    `warmup_ratio` becomes a fractional `warmup_steps` (unless that is given too). Keys without effect here, and those
+    of `READ_BY_US`, are left out; tuples become lists. Raises `InvalidInput` for keys that the installed version lacks.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""Read what a user wrote and return a checked, frozen run, or every problem at once. Imports neither torch nor transformers.
+"""Read what a user wrote and return a checked, frozen run, or every problem at once. torch is not imported.
 
 A key that the chosen variants do not read is a warning that names who would; a key nobody knows is an error.
 """
@@ -222,7 +222,7 @@ class _Draft:
         return TrainingKeys(MappingProxyType(given))
 
     def apply_rules(self, run: TrainRun | InferRun | ExportRun) -> None:
-        """Rules between keys. A key that is already at fault is not blamed again, since a default stands in its place."""
+        """Rules between keys. A key already at fault is not blamed again, since a default stands in its place."""
         at_fault = {problem.key for problem in self.problems}
         found: list[Problem] = []
         for rules in COMMAND_RULES[self.command]:

@@ -13,7 +13,7 @@ class ModelConfig:
     model_name_or_path: str
     """Base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
     adapter_name_or_path: tuple[str, ...] = ()
-    """Adapter folders or hub names. All but the last are merged; the last is trained on, unless `create_new_adapter`."""
+    """Adapters: all but the last are merged, and the last is trained on, unless `create_new_adapter`."""
     adapter_folder: str | None = None
     """Sub-folder that holds the adapter inside its repository."""
     cache_dir: str | None = None

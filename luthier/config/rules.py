@@ -1,6 +1,6 @@
-"""Rules between keys, as values: what must not be, why, and what to do. Rules of one variant stand in the variant's file.
+"""Rules between keys, as values: what must not be, why, and what to do. Those of a variant stand in the variant's file.
 
-`Rules` is also the type of the `check` of a stage or an adapter, so that `luthier explain` can show what a key excludes.
+`Rules` is also the type of the `check` of a stage or an adapter, so `luthier explain` can show what a key excludes.
 """
 
 import os

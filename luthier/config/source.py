@@ -1,4 +1,4 @@
-"""Reading what a user wrote: a YAML or JSON file with overrides, flags, or a Python mapping. Values keep their file and line.
+"""Reading what a user wrote: a YAML or JSON file with overrides, flags, or a mapping. Values keep file and line.
 
 luthier train run.yaml learning_rate=1e-4 lr_scheduler_kwargs.num_cycles=2
 luthier train --stage sft --do_train --learning_rate 1e-4

@@ -37,22 +37,30 @@ TYPES: dict[str, Any] = {
 """How the table spells types; `list` is a comma list of texts."""
 
 _CHECKPOINTING = "layers are recomputed unless disable_gradient_checkpointing is true; use_reentrant_gc says how"
-
+_SUMS = "an evaluation adds numbers up batch by batch, and keeps nothing else"
+_NO_EFFECT = {
+    "remove_unused_columns": "the columns of a row are exactly those its stage needs",
+    "label_names": "the stage knows where its labels are",
+    "gradient_checkpointing": _CHECKPOINTING,
+    "gradient_checkpointing_kwargs": _CHECKPOINTING,
+    "activation_checkpointing": _CHECKPOINTING,
+    "activation_checkpointing_kwargs": _CHECKPOINTING,
+    "average_tokens_across_devices": "a loss is always divided by its units over all devices and micro-steps",
+    "local_rank": "the launcher sets it",
+    "disable_tqdm": "the progress bar is drawn in a terminal only",
+    "logging_nan_inf_filter": "a loss that is not a number stops the run",
+    "prediction_loss_only": _SUMS,
+    "eval_accumulation_steps": _SUMS,
+    "eval_do_concat_batches": _SUMS,
+    "eval_use_gather_object": _SUMS,
+    "batch_eval_metrics": _SUMS,
+    "include_for_metrics": _SUMS,
+    "bf16_full_eval": "an evaluation computes as training does",
+    "fp16_full_eval": "an evaluation computes as training does",
+    "sortish_sampler": "transformers no longer reads it",
+}
 NOTES: dict[str, dict[str, Any]] = {
-    "remove_unused_columns": {
-        "status": "no_effect",
-        "reason": "the columns of a row are exactly those its stage needs",
-    },
-    "label_names": {"status": "no_effect", "reason": "the stage knows where its labels are"},
-    "gradient_checkpointing": {"status": "no_effect", "reason": _CHECKPOINTING},
-    "gradient_checkpointing_kwargs": {"status": "no_effect", "reason": _CHECKPOINTING},
-    "activation_checkpointing": {"status": "no_effect", "reason": _CHECKPOINTING},
-    "activation_checkpointing_kwargs": {"status": "no_effect", "reason": _CHECKPOINTING},
-    "average_tokens_across_devices": {
-        "status": "no_effect",
-        "reason": "a loss is always divided by its units over all devices and micro-steps",
-    },
-    "local_rank": {"status": "no_effect", "reason": "the launcher sets it"},
+    **{name: {"status": "no_effect", "reason": reason} for name, reason in _NO_EFFECT.items()},
     "parallelism_config": {
         "status": "refused",
         "reason": "it takes a Python object, which a run file cannot hold",
