@@ -15,7 +15,6 @@ from luthier.core.registry import nearest
 from luthier.data.columns_check import check_columns
 from luthier.data.description import Columns, DatasetSpec, Source, Tags, parse_description
 from luthier.data.located_json import LocatedJson, read_located
-from luthier.data.readers.remote import first_line
 
 if TYPE_CHECKING:
     from luthier.config.data import DataConfig
@@ -90,6 +89,8 @@ def load_catalog(
 
 def _remote_catalog(repository: str, token: str | None) -> str:
     from huggingface_hub import hf_hub_download
+
+    from luthier.data.readers.remote import first_line
 
     try:
         return hf_hub_download(repository, CATALOG_FILE, repo_type="dataset", token=token)

@@ -14,7 +14,7 @@ from luthier.core.errors import DataError
 from luthier.core.registry import nearest
 from luthier.data.description import DatasetSpec
 from luthier.data.mix import sample_rows
-from luthier.data.readers import DataFile, Row, remote
+from luthier.data.readers import DataFile, Row
 from luthier.data.readers.columnar import read_columnar, schema_names
 from luthier.data.readers.json_rows import read_json
 from luthier.data.readers.plain import csv_column_names, read_csv, read_txt
@@ -52,7 +52,9 @@ def read_rows(
 def data_files(spec: DatasetSpec) -> list[DataFile]:
     """The files of a local or cloud dataset, in order. Raises `DataError`; files are not opened."""
     if spec.source.kind == "cloud":
-        files = remote.cloud_files(spec)
+        from luthier.data.readers.remote import cloud_files  # what it imports would slow every command
+
+        files = cloud_files(spec)
     else:
         files = [_local_file(path) for path in _local_paths(spec)]
     for file in files:
@@ -80,7 +82,9 @@ def column_names(file: DataFile) -> list[str] | None:
 def _all_rows(spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None) -> Iterator[Row]:
     empty = True
     if spec.source.kind in _HUBS:
-        for row in remote.read_hub(spec, cache_dir=cache_dir, token=hf_hub_token):
+        from luthier.data.readers.remote import read_hub  # what it imports would slow every command
+
+        for row in read_hub(spec, cache_dir=cache_dir, token=hf_hub_token):
             empty = False
             yield row
     else:

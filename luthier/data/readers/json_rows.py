@@ -137,27 +137,26 @@ def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[s
         try:
             value, end = decoder.raw_decode(window.text, window.position)
         except json.JSONDecodeError as error:
-            if _may_be_cut(error, len(window.text) - _CUT_MARGIN) and window.more():
+            offset = error.pos - window.position
+            is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(window.text.rstrip())
+            if (is_cut or error.pos >= len(window.text) - _CUT_MARGIN) and window.more():
                 continue
-            if _may_be_cut(error, len(window.text.rstrip())):
+            if is_cut:
                 raise _cut_off(file, number, window) from error
-            window.skip(error.pos - window.position)
+            window.skip(offset)
             raise DataError(f"{file.name}: {window.place()}: row {number} is not JSON: {error.msg}") from error
         except RecursionError as error:
             raise DataError(f"{file.name}: {window.place()}: row {number} is nested too deep to be read") from error
         except ValueError as error:
             reason, decoder = _refusal(error), _LENIENT
             continue
-        # A number that ends with the window may go on behind it.
-        if end == len(window.text) and window.more():
+        num_characters = end - window.position
+        # A number may go on behind the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
+        if end + len("e-") >= len(window.text) and window.more():
             continue
-        has_surrogate_escape = _SURROGATE.search(window.text, window.position, end) is not None
-        window.skip(end - window.position)
+        has_surrogate_escape = window.search(_SURROGATE, num_characters)
+        window.skip(num_characters)
         return (None, reason) if reason else _checked(value, has_surrogate_escape)
-
-
-def _may_be_cut(error: json.JSONDecodeError, end: int) -> bool:
-    return error.msg.startswith("Unterminated string") or error.pos >= end
 
 
 def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:
@@ -203,6 +202,9 @@ class _Window:
 
     def skip(self, num_characters: int) -> None:
         self.position += num_characters
+
+    def search(self, pattern: re.Pattern[str], num_characters: int) -> bool:
+        return pattern.search(self.text, self.position, self.position + num_characters) is not None
 
     def peek(self) -> str:
         """The next character that is not white space, which becomes the position; empty at the end."""

@@ -20,7 +20,7 @@ def chunks(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
     while True:
         data = stream.read(size)
         if done_bytes == 0:
-            data = _without_mark(file, data)
+            data, done_bytes = _without_mark(file, data)
         pending = decoder.getstate()[0]
         try:
             text = decoder.decode(data, final=not data)
@@ -38,7 +38,7 @@ def lines(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
     done_bytes = 0
     for data in stream:
         if done_bytes == 0:
-            data = _without_mark(file, data)
+            data, done_bytes = _without_mark(file, data)
         try:
             yield data.decode()
         except UnicodeDecodeError as error:
@@ -46,11 +46,13 @@ def lines(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
         done_bytes += len(data)
 
 
-def _without_mark(file: DataFile, data: bytes) -> bytes:
+def _without_mark(file: DataFile, data: bytes) -> tuple[bytes, int]:
+    """The data behind a byte order mark, and the length of the mark."""
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise DataError(f"{file.name}: the file is {encoding}, not UTF-8 -> save it as UTF-8")
-    return data.removeprefix(codecs.BOM_UTF8)
+    behind = data.removeprefix(codecs.BOM_UTF8)
+    return behind, len(data) - len(behind)
 
 
 def _not_utf8(file: DataFile, position: int, byte: int) -> DataError:
