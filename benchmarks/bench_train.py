@@ -102,7 +102,9 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes}))
         return
     tokens = useful_tokens(args.steps)
-    print(f"SmolLM2-135M, LoRA rank 8 on all linear layers, {args.dtype}, {args.steps} steps of 4 rows, {tokens} useful tokens")
+    print(
+        f"SmolLM2-135M, LoRA rank 8 on all linear layers, {args.dtype}, {args.steps} steps of 4 rows, {tokens} useful tokens"
+    )
     print(f"{'':14}{'tokens/s':>10}{'seconds':>10}{'peak GB':>10}")
     for name in ("plain", "luthier"):
         start = time.monotonic()

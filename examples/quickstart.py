@@ -42,7 +42,9 @@ def main() -> None:
     merged = ask("examples/chat_merged.yaml")
 
     print(f"\n{QUESTIONS[0]}\n  before: {before[0]}\n  after:  {after[0]}\n  merged: {merged[0]}")
-    print(f"\nLoss plot: quickstart/lora/training_loss.png    Merged model: quickstart/merged    {time.monotonic() - start:.0f} s")
+    print(
+        f"\nLoss plot: quickstart/lora/training_loss.png    Merged model: quickstart/merged    {time.monotonic() - start:.0f} s"
+    )
     if "Luthier" not in after[0] or after[0] == before[0]:
         sys.exit("quickstart: the answer did not change as the data teach")
     if merged != after:

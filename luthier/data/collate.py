@@ -1,7 +1,7 @@
 """From tokenised rows to the tensors of one batch. B rows, T tokens of the longest row, N tokens of all rows.
 
-Causal models predict token t + 1 at position t. The shift is made here, once: `positions` says where something is learned
-and `targets` what, so that no loss has to shift labels and no model has to compute logits that nobody reads.
+Causal models predict token t + 1 at position t. The shift is made here, once: `positions` says where something is
+learned and `targets` what, so that no loss has to shift labels and no model computes logits that nobody reads.
 """
 
 from collections.abc import Mapping, Sequence

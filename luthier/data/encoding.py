@@ -36,7 +36,7 @@ class Encoding:
         return [(self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)) for turn in turns]
 
     def last_turn(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
-        """(prompt ids, answer ids) of the last answer, with the history in the prompt as an inference server sends it."""
+        """(prompt ids, answer ids) of the last answer, with the history in the prompt as a server sends it."""
         (turn,) = render(
             self.template,
             dialogue.messages,

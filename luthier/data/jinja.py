@@ -4,7 +4,12 @@ It writes what `luthier.data.render` writes for inference: system, user and assi
 `tool`), thoughts with `enable_thinking` and `preserve_thinking`. Tools and calls it refuses: their syntaxes are code.
 """
 
+from typing import TYPE_CHECKING
+
 from luthier.data.templates import Slot, Special, Template, Token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ARGUMENTS = """\
 {%- if tools %}{{ raise_exception('This chat template was made without tools.') }}{% endif -%}
@@ -107,3 +112,11 @@ def _expression(slot: Slot, variable: str) -> str:
 
 def _output(slot: Slot, variable: str) -> str:
     return f"{{{{- {_expression(slot, variable)} -}}}}\n" if slot else ""
+
+
+def give_chat_template(tokenizer: "PreTrainedTokenizerBase", template: Template) -> None:
+    """Make the tokenizer's chat template that of the format, if it has none or the format is to replace it."""
+    if tokenizer.chat_template is None or template.replace_chat_template:
+        text = chat_template(template)
+        if text is not None:
+            tokenizer.chat_template = text

@@ -1,4 +1,4 @@
-"""The account of every row: rows in = kept + dropped, and what truncation cost. Printed once, saved as data_report.json."""
+"""The account of every row: rows in = kept + dropped, and what truncation cost. Saved as data_report.json."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field

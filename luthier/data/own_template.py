@@ -20,6 +20,10 @@ SYSTEM, USER, ANSWER, NEXT = "⟪system⟫", "⟪user⟫", "⟪answer⟫", "⟪n
 CONTENT = "{{content}}"
 
 
+class NotReadOff(ModelError):
+    """The model's own chat template is more than slots: its program can write prompts, but no rows to learn from."""
+
+
 class _MoreThanSlots(Exception):
     """The chat template does something that slots cannot say."""
 
@@ -39,7 +43,7 @@ def choose_template(
 def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The slots of the tokenizer's chat template; the format `empty` if it has none.
 
-    Raises `ModelError` for a chat template that slots cannot express.
+    Raises `NotReadOff` for a chat template that slots cannot express.
     """
     if not tokenizer.chat_template:
         return replace(get_template("empty"), name="auto")
@@ -47,7 +51,7 @@ def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
         template = _read_off(tokenizer)
         _prove(template, tokenizer)
     except _MoreThanSlots as reason:
-        raise ModelError(
+        raise NotReadOff(
             f"template: the chat template of this model cannot be read off by itself ({reason})"
             " -> name the format, see `luthier template list`"
         ) from None

@@ -1,8 +1,9 @@
 """From the datasets a run names to tokenised rows, with an account of every row on the way.
 
-    read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
+read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,17 @@ class PreparedData:
     prompts: "Mapping[str, datasets.Dataset]"
     """For `predict_with_generate`: `input_ids` is the prompt, `labels` the given answer."""
     ledger: Ledger
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all token ids and labels, in order: two runs on the same rows have the same one."""
+        digest = hashlib.sha256()
+        for rows in (self.train, *self.eval.values()):
+            if rows is not None:
+                for batch in rows.with_format("arrow").iter(WRITE_BATCH_ROWS):
+                    for column in batch.columns:
+                        digest.update(repr(column.to_pylist()).encode())
+        return digest.hexdigest()
 
 
 def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
@@ -77,7 +89,7 @@ class _Builder:
 
     def __init__(self, data: "DataConfig", encoding: Encoding, seed: int, takes: tuple[type, ...]) -> None:
         self.data, self.encoding, self.seed, self.takes = data, encoding, seed, takes
-        self.catalog = load_catalog(data.dataset_dir)
+        self.catalog = load_catalog(data.dataset_dir, data.media_dir)
         self.ledger = Ledger()
 
     def tables(self, names: Sequence[str], encode: Encode) -> "list[datasets.Dataset]":
@@ -185,7 +197,9 @@ def _table(rows: Iterable[Encoded]) -> "datasets.Dataset":
     labels: list[list[int]] = []
 
     def flush() -> None:
-        batches.append(pa.record_batch([pa.array(ids, schema.field(0).type), pa.array(labels, schema.field(1).type)], schema))
+        batches.append(
+            pa.record_batch([pa.array(ids, schema.field(0).type), pa.array(labels, schema.field(1).type)], schema)
+        )
         ids.clear()
         labels.clear()
 

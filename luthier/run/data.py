@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     data = prepare(run, STAGES.get(run.stage), text.encoding)
     sets = {"": data.train} if options.split == "train" else data.prompts or data.eval
     if not sets or None in sets.values():
-        raise InvalidInput(f"this run has no {options.split} rows -> name a dataset{', or set val_size' * (options.split == 'eval')}")
+        raise InvalidInput(
+            f"this run has no {options.split} rows -> name a dataset{', or set val_size' * (options.split == 'eval')}"
+        )
     for name, rows in sets.items():
         if options.row is not None and not 0 <= options.row < len(rows):
             raise InvalidInput(f"--row {options.row}: there are rows 0 to {len(rows) - 1}")

@@ -1,13 +1,14 @@
 """The text side of a run: tokenizer fitted to the chat format, and the two together as an `Encoding`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.log import info, warn
+from luthier.core.log import info
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
-from luthier.data.templates import Template, get_template
+from luthier.data.own_template import NotReadOff, choose_template
+from luthier.data.templates import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +36,6 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens
 
     model, data = run.model, run.data
-    named = None if data.template in (None, "auto") else data.template
-    template = get_template(named, data.tool_format, data.default_system) if named else None
     check_source(model.model_name_or_path, weights=not model.train_from_scratch)
     hub = {
         "revision": model.model_revision,
@@ -51,10 +50,12 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
         **hub,
     )
     config = load_config(model.model_name_or_path, **hub)
-    if template is None:
-        template = own_template(tokenizer, data.tool_format, data.default_system)
-        info(f"template: {template.describe_source}")
-    new_tokens = read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
+    template = choose_template(data.template, tokenizer, data.tool_format, data.default_system)
+    if data.template in (None, "auto"):
+        info("template: the model's own" if tokenizer.chat_template else "template: none, so rows get no role marks")
+    new_tokens = (
+        read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
+    )
     may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
     fitted = fit_tokenizer(
         tokenizer,
@@ -68,9 +69,19 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
     )
     for note in fitted.notes:
         info(note)
-    if data.dataset and not data.template and run.stage != "pt":
-        warn("template is not set: rows are rendered by the format `empty`, without any role marks")
     give_chat_template(tokenizer, template)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     encoding = Encoding(encoder, template, data.cutoff_len, data.enable_thinking, data.preserve_thinking)
     return TextSide(fitted, template, encoding)
+
+
+def load_chat_side(run: "InferRun | ExportRun") -> tuple[TextSide, bool]:
+    """The same for a model that is used and not trained, and whether its own chat template must write the prompts.
+
+    That is so where no format is named and the model's own template cannot be read off: it can still be run.
+    """
+    try:
+        return load_text_side(run), False
+    except NotReadOff:
+        info("template: the model's own, which is run as the program it is")
+        return load_text_side(replace(run, data=replace(run.data, template="empty"))), True

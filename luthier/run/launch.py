@@ -20,7 +20,9 @@ def launch_if_needed(argv: list[str]) -> int | None:
     Wanted means FORCE_TORCHRUN, or more than one accelerator visible, in a process that no launcher has started.
     """
     if is_on("USE_RAY"):
-        raise InvalidInput("USE_RAY: Ray is not part of this version -> unset it; FORCE_TORCHRUN=1 starts one process per device")
+        raise InvalidInput(
+            "USE_RAY: Ray is not part of this version -> unset it; FORCE_TORCHRUN=1 starts one process per device"
+        )
     if "LOCAL_RANK" in os.environ:
         return None
     if not is_on("FORCE_TORCHRUN"):
@@ -49,13 +51,22 @@ def torchrun_command(argv: list[str], num_devices: int | None) -> list[str]:
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--nproc-per-node", env.get("NPROC_PER_NODE", str(num_devices))]
     if "RDZV_ID" in env:
-        nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}" if "MIN_NNODES" in env and "MAX_NNODES" in env else env.get("NNODES", "1")
+        nodes = (
+            f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
+            if "MIN_NNODES" in env and "MAX_NNODES" in env
+            else env.get("NNODES", "1")
+        )
         command += ["--nnodes", nodes, "--rdzv-id", env["RDZV_ID"], "--rdzv-backend", "c10d"]
         command += ["--rdzv-endpoint", f"{env.get('MASTER_ADDR', '127.0.0.1')}:{env.get('MASTER_PORT', '29500')}"]
         command += ["--max-restarts", env.get("MAX_RESTARTS", "0")]
     else:
         command += ["--nnodes", env.get("NNODES", "1"), "--node-rank", env.get("NODE_RANK", "0")]
-        command += ["--master-addr", env.get("MASTER_ADDR", "127.0.0.1"), "--master-port", env.get("MASTER_PORT", free_port())]
+        command += [
+            "--master-addr",
+            env.get("MASTER_ADDR", "127.0.0.1"),
+            "--master-port",
+            env.get("MASTER_PORT", free_port()),
+        ]
     return [*command, "-m", "luthier", "train", *argv]
 
 

@@ -1,21 +1,21 @@
 """`luthier train RUN`: a run file in, a fine-tuned model out. One path for every stage."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier.core.kinds import ADAPTERS, STAGES
-from luthier.core.log import info, warn
+from luthier.core.kinds import STAGES
+from luthier.core.log import info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
 
 if TYPE_CHECKING:
     from torch import nn
 
     from luthier.config.runs import TrainRun
+    from luthier.core.machine import Machine
     from luthier.data.prepare import PreparedData
-    from luthier.train.fit import RunResult
-    from luthier.train.trainer import EvalMetrics, StageTrainer
+    from luthier.training.fit import RunResult
+    from luthier.training.trainer import StageTrainer
 
 
 def main(argv: list[str]) -> int:
@@ -41,8 +41,10 @@ def train(run: "TrainRun") -> "RunResult":
     """
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
-    from luthier.train.arguments import training_arguments
-    from luthier.train.checkpoints import require_writable, resume_point
+    from luthier.run.predict import generation_metrics
+    from luthier.training.arguments import training_arguments
+    from luthier.training.checkpoints import require_writable, resume_point
+    from luthier.training.fit import build_trainer
 
     for warning in run.warnings:
         warn(str(warning))
@@ -50,12 +52,85 @@ def train(run: "TrainRun") -> "RunResult":
     require_writable(output_dir)
     resume_from = None
     if run.trains:
-        resume_from = resume_point(output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"])
+        resume_from = resume_point(
+            output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+        )
     machine = detect()
     args = training_arguments(run, machine)
     text = load_text_side(run)
     data = prepare(run, stage, text.encoding)
-    report_data(output_dir, data, text)
-    model, concatenates = load_policy(run, machine, text)
-    trainer = make_trainer(run, stage, model, text, data, args, concatenates=concatenates)
-    return go(run, trainer, data, text, resume_from)
+    report_data(run, data, text)
+    model, concatenates = load_policy(run, text, machine)
+    trainer = build_trainer(
+        run,
+        stage,
+        model,
+        text.tokenizer,
+        data,
+        args,
+        concatenates=concatenates,
+        eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+    )
+    return carry_out(run, trainer, data, text, resume_from)
+
+
+def load_policy(run: "TrainRun", text: TextSide, machine: "Machine") -> "tuple[nn.Module, bool]":
+    """The model, and whether its attention keeps rows apart that lie behind one another without padding."""
+    from luthier.model.attention import isolate_samples, isolates_samples
+    from luthier.model.load import load_for_inference, load_for_training
+
+    if run.trains:
+        loaded = load_for_training(run, text.fitted, machine)
+        model, padding_reason = loaded.model, loaded.padding_reason
+    else:
+        model = load_for_inference(run, machine)
+        padding_reason = isolates_samples(model)
+    if padding_reason is None:
+        isolate_samples(model)
+    else:
+        info(f"rows are padded: {padding_reason}")
+    return model, padding_reason is None
+
+
+def report_data(run: "TrainRun", data: "PreparedData", text: TextSide) -> None:
+    """The ledger and the first row, before the weights are loaded."""
+    from luthier.data.show import coloured
+
+    for line in data.ledger.summary():
+        info(line)
+    first = data.train[0] if run.trains and data.train is not None else None
+    if first is not None:
+        info(f"first row (learned between ⟦ and ⟧): {coloured(first, text.tokenizer, colours=False)}")
+    if is_main_process():
+        from luthier.training.report import write_json
+
+        write_json(Path(run.training["output_dir"]) / "data_report.json", data.ledger.to_json())
+
+
+def carry_out(
+    run: "TrainRun", trainer: "StageTrainer", data: "PreparedData", text: TextSide, resume_from: Path | None
+) -> "RunResult":
+    """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
+    from luthier.run.predict import predict
+    from luthier.training.fit import RunResult, fit, with_perplexity
+    from luthier.training.report import finish_training, save_metrics
+
+    output_dir = Path(run.training["output_dir"])
+    metrics: dict[str, Mapping[str, float]] = {}
+    if run.trains:
+        metrics["train"], was_interrupted = fit(trainer, resume_from)
+        if was_interrupted:
+            return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
+        trainer.save_final()
+    if run.training["do_eval"] and data.eval:
+        evaluation = trainer.evaluate()
+        metrics["eval"] = with_perplexity(evaluation) if run.stage == "pt" else evaluation
+    if run.training["do_predict"]:
+        metrics["predict"] = predict(run, trainer.model, data, text)
+    if trainer.is_world_process_zero():
+        for split, values in metrics.items():
+            save_metrics(output_dir, split, values)
+        if run.trains:
+            facts = {"seed": run.training["seed"], "data": data.fingerprint, "model": run.model.model_name_or_path}
+            finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+    return RunResult(output_dir, metrics, trainer.state.log_history)

@@ -19,7 +19,7 @@ def count_targets(batch: Mapping[str, Any]) -> int:
 def next_token_loss(
     models: Models, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, with_accuracy: bool = False
 ) -> LossOutput:
-    """- sum over labelled t of log p(x_t | x_<t), and if asked the mean over rows of the share of tokens guessed right."""
+    """- sum over labelled t of log p(x_t | x_<t); and if asked, the share of tokens guessed right, row by row."""
     from luthier.model.heads import summed_loss
 
     total, best = summed_loss(

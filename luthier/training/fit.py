@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import EarlyStoppingCallback
+
 from luthier.core.errors import RunFailed
 from luthier.core.log import info
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
 from luthier.stages import Stage
-from luthier.train.trainer import EvalMetrics, StageTrainer
+from luthier.training.arguments import trackers
+from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.trainer import EvalMetrics, StageTrainer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,16 +45,20 @@ def build_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     data: PreparedData,
     args: "Seq2SeqTrainingArguments",
-    callbacks: "list[TrainerCallback]",
     *,
     concatenates: bool,
     eval_metrics: EvalMetrics | None,
 ) -> StageTrainer:
     """`concatenates`: the attention of the model keeps rows apart that lie behind one another, so nothing is padded."""
-    if run.finetuning.early_stopping_steps is not None:
-        from transformers import EarlyStoppingCallback
+    from luthier.training.callbacks.progress import ProgressBar
+    from luthier.training.callbacks.trainer_log import TrainerLog
 
-        callbacks = [*callbacks, EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps)]
+    log = TrainerLog(
+        Path(run.training["output_dir"], "trainer_log.jsonl"), starts_anew=run.training["overwrite_output_dir"]
+    )
+    callbacks: list[TrainerCallback] = [log, ProgressBar(), *trackers(run.training["report_to"])]
+    if run.finetuning.early_stopping_steps is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
     eval_sets: Any = data.eval[""] if set(data.eval) == {""} else dict(data.eval) or None
     return StageTrainer(
         stage=stage,
@@ -73,29 +82,31 @@ def collator(pad_token_id: int, concatenates: bool) -> Callable[[Sequence[Mappin
     return lambda rows: pad_rows(rows, pad_token_id)
 
 
-def fit(trainer: StageTrainer, resume_from: Path | None) -> dict[str, float]:
-    """Train to the end and save the weights. Returns the metrics of training.
+def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, float], bool]:
+    """Train to the end. Returns the metrics of training, and whether a signal ended it early (its checkpoint is saved).
 
-    Raises `RunFailed` if memory runs out. A run stopped by a signal returns normally, with its checkpoint saved.
+    Raises `RunFailed` if memory runs out.
     """
-    import torch
-
     if resume_from is not None:
         info(f"going on from {resume_from}")
-    try:
-        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(
-            f"the device ran out of memory at step {trainer.state.global_step}: {error}"
-            " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
-        ) from error
-    metrics = {name: value for name, value in output.metrics.items() if name != "total_flos"}
-    metrics |= {"total_flos": output.metrics["total_flos"], "train_tokens_per_second": round(trainer.throughput(), 2)}
-    metrics["epoch"] = trainer.state.epoch
-    return metrics
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        try:
+            output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"the device ran out of memory at step {trainer.state.global_step}: {error}"
+                " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
+            ) from error
+    metrics = dict(output.metrics) | {"train_tokens_per_second": round(trainer.throughput(), 2)}
+    return metrics | {"epoch": trainer.state.epoch}, stop.was_interrupted
 
 
 def with_perplexity(metrics: Mapping[str, float]) -> dict[str, float]:
     """eval_loss -> eval_perplexity = exp(loss), for every evaluation set."""
-    more = {name.removesuffix("loss") + "perplexity": math.exp(value) for name, value in metrics.items() if name.endswith("_loss")}
+    more = {
+        name.removesuffix("loss") + "perplexity": math.exp(value)
+        for name, value in metrics.items()
+        if name.endswith("_loss")
+    }
     return {**metrics, **more}

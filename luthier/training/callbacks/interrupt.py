@@ -2,7 +2,7 @@
 
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainerCallback
 
@@ -10,15 +10,20 @@ from luthier.core.log import warn
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns a signal into a clean stop; `was_interrupted` tells afterwards."""
+    """While open as a context, turns a signal into a clean stop; `was_interrupted` tells afterwards."""
 
     def __init__(self) -> None:
         self.was_interrupted = False
         self.previous: dict[int, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.was_interrupted:
@@ -30,11 +35,3 @@ class StopOnSignal(TrainerCallback):
         if self.was_interrupted:
             control.should_save = True
             control.should_training_stop = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.masking import masked
 from luthier.core.log import info, warn
+from luthier.core.manifest import write_manifest
 from luthier.core.versions import require
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
+    from luthier.training.trainer import StageTrainer
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed line of a plot."""
@@ -91,3 +95,31 @@ def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[s
         lines += ["", f"## {split.capitalize()} results", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in values.items() if isinstance(value, int | float)]
     return "\n".join(lines) + "\n"
+
+
+def resolved_run(run: "TrainRun") -> dict[str, Any]:
+    """Every key in effect: what the user gave, and the defaults of the sections and variants of this run."""
+    sections = (run.model, run.data, run.method, run.adapter, run.finetuning, run.generating)
+    defaults = {name: value for section in sections for name, value in asdict(section).items()}
+    values = {"stage": run.stage, "finetuning_type": run.finetuning_type, **defaults, **run.training.given, **run.given}
+    return masked({name: value for name, value in values.items() if value not in (None, ())})
+
+
+def finish_training(
+    run: "TrainRun",
+    trainer: "StageTrainer",
+    metrics: Mapping[str, Mapping[str, float]],
+    base_model: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Everything in `output_dir` beside weights, metrics and log; the manifest comes last and describes all of it."""
+    import yaml
+
+    output_dir = Path(run.training["output_dir"])
+    trainer.save_state()
+    (output_dir / "README.md").write_text(model_card(run, base_model, metrics), encoding="utf-8")
+    text = yaml.safe_dump(resolved_run(run), allow_unicode=True, sort_keys=False)
+    (output_dir / "run.yaml").write_text(text, encoding="utf-8")
+    if run.finetuning.plot_loss:
+        plot_history(output_dir, trainer.state.log_history)
+    write_manifest(output_dir, **facts)

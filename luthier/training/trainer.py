@@ -1,6 +1,6 @@
 """The one trainer: transformers' loop with the loss, the units and the batches of a `Stage` value.
 
-What differs between training methods arrives as that value; there is no subclass per stage and no question for its name.
+What differs between training methods arrives as that value; no subclass per stage, no question for its name.
 """
 
 import math
@@ -18,7 +18,7 @@ from luthier.core.errors import RunFailed
 from luthier.model.heads import OutputHead
 from luthier.model.types import Models
 from luthier.stages import Stage
-from luthier.train.checkpoints import saving
+from luthier.training.checkpoints import saving
 
 if TYPE_CHECKING:
     import datasets
@@ -98,8 +98,8 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise RunFailed(
-                    f"the loss became {logs['loss']} at step {self.state.global_step}: training stopped, checkpoints saved"
-                    " before stay -> lower learning_rate, or train in float32 or bf16"
+                    f"the loss became {logs['loss']} at step {self.state.global_step}; checkpoints saved before stay"
+                    " -> lower learning_rate, or train in float32 or bf16"
                 )
             for name, total in self._metric_sums.items():
                 logs[name] = float(total) / self._metric_counts[name]

@@ -20,7 +20,10 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     from transformers import Seq2SeqTrainingArguments
 
     if run.training["fp16"] and machine.device == "cpu":
-        raise InvalidInput("fp16: true: half precision training needs an accelerator, and this machine has none -> bf16: true, or leave it out")
+        raise InvalidInput(
+            "fp16: true: half precision training needs an accelerator, and this machine has none"
+            " -> bf16: true, or leave it out"
+        )
     values = training_arguments_kwargs(run.training)
     values |= {
         "do_train": run.trains,
@@ -65,5 +68,7 @@ def trackers(report_to: Any) -> "list[TrainerCallback]":
             callbacks.append(tracker())
         except (RuntimeError, ImportError) as error:
             # Each tracker of transformers says in this way that its library is missing.
-            raise MissingExtra(f"report_to: {name} needs a library that is not installed: pip install {name} ({error})") from error
+            raise MissingExtra(
+                f"report_to: {name} needs a library that is not installed: pip install {name} ({error})"
+            ) from error
     return callbacks

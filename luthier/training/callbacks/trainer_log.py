@@ -23,14 +23,17 @@ TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_s
 class TrainerLog(TrainerCallback):
     """Appends to the log on the main process."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, starts_anew: bool) -> None:
+        """A run that goes on from a checkpoint appends to the log; `starts_anew` begins a new one all the same."""
+        self.path, self.starts_anew = path, starts_anew
         self.start_seconds = 0.0
         self.start_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start_seconds = time.monotonic()
         self.start_step = state.global_step
+        if state.is_world_process_zero and (self.starts_anew or state.global_step == 0):
+            self.path.unlink(missing_ok=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: writing them, finding the last whole one, and what may stand in output_dir."""
+"""Checkpoints that are whole or not there: writing them, finding the last whole one, guarding output_dir."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin"
 
 @contextmanager
 def saving(output_dir: str, checkpoint: str | None, is_writer: bool) -> Iterator[None]:
-    """Runs a save. If it fails, removes the half-written checkpoint and says what is left; if not, adds its manifest."""
+    """Runs a save. If it fails, removes the half-written checkpoint and says what is left; else adds its manifest."""
     from safetensors import SafetensorError
 
     folder = Path(output_dir, checkpoint) if checkpoint else Path(output_dir)
@@ -29,7 +29,9 @@ def saving(output_dir: str, checkpoint: str | None, is_writer: bool) -> Iterator
             shutil.rmtree(folder, ignore_errors=True)
         last = last_whole_checkpoint(Path(output_dir))
         kept = f"the last whole checkpoint is {last}" if last else "no checkpoint had been saved before"
-        raise RunFailed(f"cannot save to {folder}: {error}; {kept} -> free some space or choose another output_dir, then resume") from error
+        raise RunFailed(
+            f"cannot save to {folder}: {error}; {kept} -> free some space or choose another output_dir, then resume"
+        ) from error
 
 
 def step_of(folder: Path) -> int:
@@ -38,7 +40,9 @@ def step_of(folder: Path) -> int:
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint that was written to its end; newer broken ones are named in a warning."""
-    folders = [p for p in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
+    folders = [
+        p for p in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
+    ]
     for folder in sorted(folders, key=step_of, reverse=True):
         if is_whole(folder):
             return folder
@@ -56,14 +60,17 @@ def is_whole(folder: Path) -> bool:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError):
         return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == facts["size_bytes"] for name, facts in files.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == facts["size_bytes"]
+        for name, facts in files.items()
+    )
 
 
 def resume_point(output_dir: Path, asked: str | bool | None, overwrite: bool) -> Path | None:
     """Where training goes on: the checkpoint asked for, else the last one in `output_dir`, else the beginning.
 
-    Raises `OutputError` if the folder holds finished weights that this run would write over, or if the checkpoint asked for
-    is not there or not whole.
+    Raises `OutputError` if the folder holds finished weights that this run would write over, or if the checkpoint asked
+    for is not there or not whole.
     """
     if isinstance(asked, str) and asked.lower() not in ("true", "false"):
         folder = Path(asked)
@@ -79,7 +86,9 @@ def resume_point(output_dir: Path, asked: str | bool | None, overwrite: bool) ->
     if checkpoint is not None:
         return checkpoint
     if wants:
-        raise OutputError(f"resume_from_checkpoint: true: {output_dir} holds no whole checkpoint -> leave it out to start anew")
+        raise OutputError(
+            f"resume_from_checkpoint: true: {output_dir} holds no whole checkpoint -> leave it out to start anew"
+        )
     held = [path.name for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)]
     if held:
         raise OutputError(

@@ -1,0 +1,135 @@
+"""The house rules as tests: layers, sizes, light imports, names of files and keys."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import luthier
+from luthier.core import kinds
+from luthier.core.registry import Registry
+
+ROOT = Path(luthier.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = [".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+LAYERS = ["core", "config", "data model", "stages", "training infer", "evals", "serve webui", "run", "api", "cli __main__"]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "rich", "pydantic", "gguf"}
+REGISTRIES = [value for value in vars(kinds).values() if isinstance(value, Registry)]
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+VAGUE_NAMES = {"utils", "misc", "common", "helpers", "constants"}
+CONFIG_MAY_ASK = {"luthier.stages", "luthier.model.adapters"}
+"""Variants own their keys, so the configuration asks the registries for them by name; no import statement does."""
+
+
+def imported_modules(tree: ast.AST, *, everywhere: bool):
+    """Dotted names a module imports: when it is imported itself, or with `everywhere` inside its functions too."""
+    todo = list(ast.iter_child_nodes(tree))
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += ast.iter_child_nodes(node)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_module_imports_only_lower_layers(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    if own == "__init__":
+        pytest.skip("the package itself only forwards to luthier.api")
+    for name in imported_modules(ast.parse(path.read_text("utf-8")), everywhere=True):
+        parts = name.split(".")
+        if parts[0] == "luthier" and len(parts) > 1 and parts[1] != own:
+            assert RANK[parts[1]] < RANK[own], f"{own} may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_stay_small(path):
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_says_what_it_is(path):
+    assert path.stem not in VAGUE_NAMES
+    text = path.read_text("utf-8")
+    if text.strip():
+        assert ast.get_docstring(ast.parse(text)), "a module begins with its docstring"
+
+
+def test_every_module_imports():
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    subprocess.run([sys.executable, "-c", code, *names], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_commands_without_a_model_and_every_variant_load_without_heavy_imports():
+    code = (
+        "import sys, luthier, luthier.cli, luthier.config.load\n"
+        "from luthier.core import kinds\n"
+        "from luthier.core.registry import Registry\n"
+        "for registry in vars(kinds).values():\n"
+        "    if isinstance(registry, Registry): [registry.get(name) for name in registry.names]\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.key)
+def test_the_file_name_is_the_yaml_name(registry):
+    assert registry.names
+    for name in registry.names:
+        assert registry.get(name).name == name
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.key)
+def test_listing_a_registry_imports_no_variant(registry):
+    code = (
+        "import sys; from luthier.core import kinds\n"
+        f"r = next(v for v in vars(kinds).values() if isinstance(v, kinds.Registry) and v.key == {registry.key!r})\n"
+        "r.names\nprint([name for name in sys.modules if name.startswith(r.package)])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_every_key_has_a_help_text():
+    from luthier.config.describe import help_of
+    from luthier.config.keys import catalogue
+
+    missing = [name for name, keys in catalogue().items() if not all(help_of(key) for key in keys)]
+    assert not missing
+
+
+def test_nobody_catches_everything():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                assert caught not in ("everything", "Exception", "BaseException"), f"{relative(path)}:{node.lineno}"
+
+
+def test_the_tree_in_the_architecture_page_names_every_room():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
+    for folder in sorted(p for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))):
+        assert f"{folder.name}/" in page, f"docs/architecture.md does not name {folder.name}/"
+
+
+def test_modules_can_be_imported_by_name():
+    assert importlib.import_module("luthier").__version__
