@@ -4,6 +4,7 @@ It writes what `luthier.data.render` writes for inference: system, user and assi
 `tool`), thoughts with `enable_thinking` and `preserve_thinking`. Tools and calls it refuses: their syntaxes are code.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 from luthier.data.templates import Slot, Special, Template, Token
@@ -83,11 +84,14 @@ def _thought(template: Template) -> str:
     if not template.reasons:
         return ""
     opening, closing = template.thought_words
-    values = {"OPEN": opening, "CLOSE": closing, "BEGIN": opening.strip(), "END": closing.strip()}
-    text = _WITHOUT_THOUGHT.replace("EMPTY", _literal(template.empty_thought))
-    for name, value in values.items():
-        text = text.replace(name, _literal(value))
-    return text
+    values = {
+        "OPEN": opening,
+        "CLOSE": closing,
+        "BEGIN": opening.strip(),
+        "END": closing.strip(),
+        "EMPTY": template.empty_thought,
+    }
+    return re.sub(r"\b(?:OPEN|CLOSE|BEGIN|END|EMPTY)\b", lambda name: _literal(values[name[0]]), _WITHOUT_THOUGHT)
 
 
 def _literal(text: str) -> str:

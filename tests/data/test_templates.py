@@ -10,7 +10,7 @@ import pytest
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data import templates
-from luthier.data.jinja import chat_template
+from luthier.data.jinja import chat_template, give_chat_template
 from luthier.data.modelfile import modelfile
 from luthier.data.render import as_text, render
 from luthier.data.templates import Special, Token, get_template, template_names
@@ -192,3 +192,18 @@ def test_modelfile_with_system_in_the_first_turn():
     assert 'SYSTEM """You are a helpful assistant."""' in modelfile(
         get_template("qwen2_vl"), bos_token=None, eos_token="<|im_end|>"
     )
+
+
+def test_who_gets_a_chat_template():
+    """A tokenizer without one, or with one that the format replaces; a format without one leaves the tokenizer as it is."""
+    own = "{{ 'own' }}"
+    for name, before, after in [
+        ("qwen", None, chat_template(get_template("qwen"))),
+        ("qwen", own, own),
+        ("chatml", own, chat_template(get_template("chatml"))),
+        ("yuan", None, None),
+    ]:
+        tokenizer = tiny.byte_tokenizer()
+        tokenizer.chat_template = before
+        give_chat_template(tokenizer, get_template(name))
+        assert tokenizer.chat_template == after
