@@ -195,7 +195,7 @@ def test_modelfile_with_system_in_the_first_turn():
 
 
 def test_who_gets_a_chat_template():
-    """A tokenizer without one, or with one that the format replaces; a format without one leaves the tokenizer as it is."""
+    """A tokenizer without one, or with one that the format replaces, if the format can be put into one."""
     own = "{{ 'own' }}"
     for name, before, after in [
         ("qwen", None, chat_template(get_template("qwen"))),
