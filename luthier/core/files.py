@@ -1,0 +1,100 @@
+"""Files and folders that are whole or not there.
+
+What is written goes into a temporary neighbour first and is renamed into place when it is complete. So a full disk or
+an interrupt never leaves half of it, and never harms what stood there before.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.core.errors import OutputError, RunFailed
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the file `path` by `content`. Raises `OutputError` or `RunFailed`; the old file stays then."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = _neighbour(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(
+            f"{path}: its folder cannot be made ({fault.strerror or fault}); choose another one"
+        ) from fault
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as fault:
+        temporary.unlink(missing_ok=True)
+        raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); what was there is kept") from fault
+
+
+@contextmanager
+def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Iterable[str] = ()) -> Iterator[Path]:
+    """Gives an empty folder to write into; when the block ends well, its files are those of `folder`.
+
+    A `folder` that exists keeps its other files, except those that match a pattern of `replaces` (e.g. `*.safetensors`)
+    and so belong to what stood there before. Raises `OutputError` if the folder cannot be made, and `RunFailed` if
+    fewer than `needed_bytes` are free or if writing fails; `folder` is untouched then.
+    """
+    temporary = _neighbour(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as fault:
+        raise OutputError(f"{folder}: it cannot be made ({fault.strerror or fault}); choose another folder") from fault
+    try:
+        free_bytes = shutil.disk_usage(temporary).free
+        if free_bytes < needed_bytes:
+            raise _failed(folder, f"it needs {needed_bytes / 1e9:,.3f} GB and {free_bytes / 1e9:,.3f} GB are free")
+        try:
+            yield temporary
+            _sync(temporary)
+            _move(temporary, folder, replaces)
+        except OSError as fault:
+            needs = f", it needs {needed_bytes / 1e9:,.3f} GB" if needed_bytes else ""
+            raise _failed(folder, f"{fault.strerror or fault}{needs}") from fault
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _failed(folder: Path, reason: str) -> RunFailed:
+    return RunFailed(
+        f"{folder}: it cannot be saved ({reason}); what was there before is kept and nothing half-written is left; "
+        "free some space or choose another folder"
+    )
+
+
+def _neighbour(path: Path) -> Path:
+    return path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.tmp")
+
+
+def _sync(folder: Path) -> None:
+    """Until this has passed, a full disk may still show."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _move(temporary: Path, folder: Path, replaces: Iterable[str]) -> None:
+    if not folder.exists():
+        temporary.replace(folder)
+        return
+    written = sorted(temporary.iterdir())
+    for path in written:
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    names = {path.name for path in written}
+    for pattern in replaces:
+        for path in folder.glob(pattern):
+            if path.name not in names:
+                path.unlink()

@@ -1,0 +1,74 @@
+"""Saved models load in plain transformers, in a process that knows nothing of this project."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from luthier.core.errors import RunFailed
+from luthier.model.load import load_model
+from luthier.model.save import save_model
+from luthier.model.tokenizer import load_tokenizer
+from tests.tiny import byte_tokenizer, tiny_llama
+
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+ids = tokenizer("plain", return_tensors="pt").input_ids
+print(tokenizer.padding_side, model(ids).logits.double().sum().item())
+assert not any(name.startswith("luthier") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_model_loads_in_plain_transformers(tmp_path, tied):
+    model = load_model(str(tiny_llama(tmp_path / "base", tie_word_embeddings=tied)), dtype=torch.float32)
+    tokenizer = byte_tokenizer()
+    model.config.use_cache = False
+    save_model(model, tokenizer, tmp_path / "saved", max_shard_gigabytes=0.0001)
+    assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["use_cache"] is True
+    assert tokenizer.padding_side == "right"
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, tmp_path / "saved"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    side, total = done.stdout.split()
+    with torch.no_grad():
+        expected = model(tokenizer("plain", return_tensors="pt").input_ids).logits.double().sum().item()
+    assert side == "left"
+    assert float(total) == pytest.approx(expected, abs=1e-4)
+
+
+def test_sampling_settings_without_sampling_can_be_saved(tmp_path):
+    folder = tiny_llama(tmp_path / "base")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6, "top_p": 0.9}))
+    model = load_model(str(folder), dtype=torch.float32)
+    save_model(model, byte_tokenizer(), tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["do_sample"] is True
+    assert saved["temperature"] == 0.6
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_the_old_model(tmp_path):
+    model = load_model(str(tiny_llama(tmp_path / "base")), dtype=torch.float32)
+    tokenizer = load_tokenizer(str(tmp_path / "base"))
+    save_model(model, tokenizer, tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old_limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, old_limits[1]))
+    try:
+        with pytest.raises(RunFailed, match="what was there before is kept"):
+            save_model(model, tokenizer, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limits)
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "saved"]
