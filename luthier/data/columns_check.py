@@ -65,8 +65,13 @@ def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
         (errors if certain or key in _REQUIRED[spec.formatting] else warnings).append(fault)
     warnings += _unread(spec, found)
     warnings += _cleared_roles(spec, usable)
-    if not errors and rows:
-        (errors if _none_usable(rows, spec) else warnings).extend(_unusable(rows, spec))
+    refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
+    if refused and not errors:
+        row, reason = refused[0]
+        all_refused = len(refused) == len(rows)
+        count = "none of the first rows can" if all_refused else f"{len(refused)} of the first {len(rows)} rows cannot"
+        fault = _problem(spec, (), f"{count} be used, for example {row.place}: {reason}")
+        (errors if all_refused else warnings).append(fault)
     return errors, warnings
 
 
@@ -159,24 +164,9 @@ def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str
 
 
 def _reason(row: Row, spec: DatasetSpec) -> str:
+    """Why the row cannot be used; empty if it can."""
     try:
         FORMATS.get(spec.formatting).read(row.usable(), spec)
     except RowError as error:
         return str(error)
     return ""
-
-
-def _none_usable(rows: Sequence[Row], spec: DatasetSpec) -> bool:
-    return all(_reason(row, spec) for row in rows)
-
-
-def _unusable(rows: Sequence[Row], spec: DatasetSpec) -> Iterator[Problem]:
-    """One problem for all of the first rows that the format refuses."""
-    refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
-    if refused:
-        row, reason = refused[0]
-        count = (
-            "none of the first rows" if len(refused) == len(rows) else f"{len(refused)} of the first {len(rows)} rows"
-        )
-        verb = "can" if len(refused) == len(rows) else "cannot"
-        yield _problem(spec, (), f"{count} {verb} be used, for example {row.place}: {reason}")

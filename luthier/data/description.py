@@ -209,12 +209,12 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
                 yield ("columns",) if columns else (), reason, f'add "{key}": "<its name in the data>" to `columns`'
         if named.get("kto_tag"):
             yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single judgements"
+    elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
+        yield ("columns",), "names a `kto_tag` but no `response` that it judges", 'add "response"'
     if columns is not None and formatting in _MESSAGE_FORMATS and not named.get("messages"):
         yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
     if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):
         yield ("columns",), "names no `prompt` column, and giving `columns` clears the defaults", 'add "prompt"'
-    if named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
-        yield ("columns",), "names a `kto_tag` but no `response` that it judges", 'add "response"'
     if tags is not None and formatting in _MESSAGE_FORMATS:
         for key in ("role_tag", "content_tag", "user_tag", "assistant_tag"):
             if not tags.get(key):
