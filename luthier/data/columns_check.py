@@ -65,6 +65,7 @@ def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
         (errors if certain or key in _REQUIRED[spec.formatting] else warnings).append(fault)
     warnings += _unread(spec, found)
     warnings += _cleared_roles(spec, usable)
+    warnings += _unread_weights(spec, usable)
     refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
     if refused and not errors:
         row, reason = refused[0]
@@ -154,6 +155,16 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
                 f"the data have messages of role {role!r}, and giving `tags` cleared {key!r}: such rows are dropped"
             )
             yield _problem(spec, ("tags",), reason, f'add "{key}": "{role}"')
+
+
+def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Keys with which other tools, and the data they come with, weigh single messages."""
+    if spec.formatting == "alpaca":
+        return
+    carried = {key for row in rows for message in _messages(row, spec) for key in ("loss", "weight") if key in message}
+    for key in sorted(carried):
+        reason = f"messages carry {key!r}, which is not read: every answer counts in full"
+        yield _problem(spec, (), reason, "leave out the rows that should not count, or set mask_history")
 
 
 def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str, Any]]:

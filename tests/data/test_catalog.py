@@ -394,6 +394,14 @@ class TestDataThatDoNotFit:
         )
         assert "1 of the first 2 rows cannot be used" in second
 
+    @pytest.mark.parametrize("key", ["loss", "weight"])
+    def test_weights_of_messages_are_not_ignored_silently(self, folder, key):
+        row = talk("human", "gpt")
+        row["conversations"][1][key] = 0
+        dataset_dir = folder({"d": {"file_name": "d.json", "formatting": "sharegpt"}}, d=[row])
+        (warning,) = warnings_of(dataset_dir, "d")
+        assert f"messages carry {key!r}, which is not read" in warning
+
     def test_no_usable_row(self, folder):
         entry = {"file_name": "d.json", "formatting": "sharegpt"}
         dataset_dir = folder({"d": entry}, d=[talk("human"), talk("gpt", "human")])
