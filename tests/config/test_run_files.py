@@ -1,0 +1,90 @@
+"""Run files as users of the reference write them: each passes, or is refused for the keys named here and no others."""
+
+from pathlib import Path
+
+import pytest
+
+from luthier.config.load import load, read_source
+from luthier.core.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "run_files"
+
+PASS: dict[str, tuple[str, ...]] = {
+    "export_lora": (),
+    "freeze_sft": (),
+    "full_predict": (),
+    "full_sft": (),
+    "full_sft_deepspeed": ("deepspeed", "deepspeed"),
+    "infer_base": (),
+    "infer_lora": (),
+    "lora_predict": (),
+    "lora_pt": (),
+    "lora_sft": (),
+    "lora_sft_fsdp": ("fsdp",),
+    "lora_sft_ray": ("ray_run_name", "ray_storage_path", "ray_num_workers", "placement_strategy", "resources_per_worker"),
+    "multimodal": ("image_max_pixels", "video_max_pixels"),
+    "qlora_awq": (),
+    "qlora_gptq": (),
+}
+"""File -> keys it is warned of, in the order of the lines."""
+
+REFUSED: dict[str, tuple[str, ...]] = {
+    "adam_mini": ("use_adam_mini",),
+    "apollo": ("use_apollo",),
+    "badam": ("use_badam",),
+    "dft": ("use_dft_loss",),
+    "export_gptq": ("export_quantization_bit",),
+    "fp8_fsdp": ("fp8",),
+    "galore": ("use_galore",),
+    "infer_vllm": ("infer_backend",),
+    "llama_pro": ("use_llama_pro",),
+    "lora_dpo": ("stage",),
+    "lora_kto": ("stage",),
+    "lora_ppo": ("stage",),
+    "lora_rm": ("stage",),
+    "loraplus": ("loraplus_lr_ratio",),
+    "mod": ("mixture_of_depths",),
+    "muon": ("use_muon",),
+    "oft": ("finetuning_type",),
+    "pissa": ("pissa_init", "pissa_convert"),
+    "qlora_bnb": ("quantization_bit",),
+    "swanlab": ("use_swanlab",),
+    "tokenize_only": ("tokenized_path",),
+}
+"""File -> keys it is refused for."""
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    """No launcher, and no deepspeed installed, wherever the tests run."""
+    for name in ("USE_RAY", "LOCAL_RANK", "FORCE_TORCHRUN", "ALLOW_EXTRA_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("luthier.config.rules.is_installed", lambda module: module != "deepspeed")
+
+
+def load_file(name: str):
+    command = name.partition("_")[0]
+    command = command if command in ("infer", "export") else "train"
+    return load(command, read_source(FOLDER / f"{name}.yaml"))
+
+
+def test_every_file_has_an_expectation():
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted([*PASS, *REFUSED])
+
+
+@pytest.mark.parametrize("name", sorted(PASS))
+def test_the_file_passes(name):
+    run = load_file(name)
+    assert tuple(warning.key for warning in run.warnings) == PASS[name]
+    assert all(warning.reason for warning in run.warnings)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_the_file_is_refused_with_reason_and_remedy(name):
+    with pytest.raises(ConfigError) as caught:
+        load_file(name)
+    problems = caught.value.problems
+    assert tuple(problem.key for problem in problems) == REFUSED[name]
+    for problem in problems:
+        assert "not part of this version" in problem.reason or "in this version" in problem.reason
+        assert problem.remedy and problem.line and problem.file.endswith(f"{name}.yaml")
