@@ -17,6 +17,7 @@ from typing import Any
 
 import luthier
 from luthier.core.errors import OutputError
+from luthier.core.files import write_atomically
 from luthier.core.versions import library_version
 
 MANIFEST_NAME = "manifest.json"
@@ -34,7 +35,7 @@ def manifest_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
-        if path.is_file() and not in_checkpoint and str(inside) not in (MANIFEST_NAME, MANIFEST_NAME + ".new"):
+        if path.is_file() and not in_checkpoint and str(inside) != MANIFEST_NAME:
             yield path
 
 
@@ -56,14 +57,8 @@ def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
             for path in manifest_files(root)
         },
     }
-    target, draft = root / MANIFEST_NAME, root / (MANIFEST_NAME + ".new")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
-    return target
+    write_atomically(root / MANIFEST_NAME, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    return root / MANIFEST_NAME
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

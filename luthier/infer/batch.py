@@ -5,7 +5,7 @@ batch pads little; answers come back in the order of the prompts.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Settings
 
@@ -75,7 +75,8 @@ def _generate_batch(
     try:
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            output = model.generate(
+            generate: Any = model.generate
+            output = generate(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
                 generation_config=config,

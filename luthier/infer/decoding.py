@@ -17,6 +17,12 @@ def num_positions(model: "PreTrainedModel") -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def end_ids(model: "PreTrainedModel") -> tuple[int, ...]:
+    """The tokens that the model's generation_config.json names as ends of an answer."""
+    ends = model.generation_config.eos_token_id
+    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+
 def generation_config(
     settings: Settings,
     *,
@@ -25,6 +31,7 @@ def generation_config(
     num_new_tokens: int,
     stop_ids: Collection[int],
     pad_token_id: int,
+    use_cache: bool = True,
 ) -> "GenerationConfig":
     """Settings in the words of transformers. What is left unset there, the model's generation_config.json fills in."""
     from transformers import GenerationConfig
@@ -50,7 +57,7 @@ def generation_config(
         repetition_penalty=settings.repetition_penalty,
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad_token_id,
-        use_cache=True,
+        use_cache=use_cache,
         **choice,
     )
 
@@ -86,6 +93,7 @@ class TextStream:
         return self._decode(self._ids[self._window_start :])[len(given) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
+        text = self._tokenizer.decode(
             ids, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
         )
+        return str(text)  # one list of ids gives one text; the annotation of `decode` leaves that open

@@ -123,8 +123,8 @@ class OwnTemplatePrompting:
         return (Message("function", as_json(calls)), calls) if calls else (Message("assistant", text), [])
 
 
-def answer_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token that the tokenizer's own chat template puts behind an answer, None if it puts none there.
+def answer_end_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special token that the tokenizer's own chat template puts behind an answer; none if it puts none there.
 
     It is the eos token of most tokenizers, but not of those that a base model shares with its chat model.
     """
@@ -132,7 +132,7 @@ def answer_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
     _, _, behind = str(tokenizer.apply_chat_template(talk, tokenize=False)).rpartition(mark)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((index for index in tokenizer.encode(behind, add_special_tokens=False) if index in special), None)
+    return [index for index in tokenizer.encode(behind, add_special_tokens=False) if index in special][:1]
 
 
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:

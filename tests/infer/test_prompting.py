@@ -9,7 +9,7 @@ from luthier.data.encode import Encoder
 from luthier.data.render import render
 from luthier.data.templates import get_template
 from luthier.data.types import Message
-from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting, answer_end_id
+from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting, answer_end_ids
 from tests.tiny import byte_tokenizer
 
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "How are you?"))
@@ -130,6 +130,6 @@ def test_what_the_models_own_template_refuses_is_one_error(own):
 
 
 def test_the_token_that_ends_an_answer_is_found_in_the_template(own):
-    assert own.convert_ids_to_tokens(answer_end_id(own)) == "<|im_end|>"
+    assert own.convert_ids_to_tokens(answer_end_ids(own)) == ["<|im_end|>"]
     own.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert answer_end_id(own) is None
+    assert answer_end_ids(own) == []

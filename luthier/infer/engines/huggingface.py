@@ -4,6 +4,7 @@ from collections.abc import Collection, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput
+from luthier.core.log import warn
 from luthier.infer.engines import Engine
 from luthier.infer.types import Answer, Settings
 
@@ -21,9 +22,15 @@ class HuggingFaceModel:
     """A loaded model with its tokenizer; `stop_ids` end an answer, whichever comes first."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", stop_ids: Collection[int]
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        stop_ids: Collection[int],
+        *,
+        use_kv_cache: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, frozenset(stop_ids)
+        self.use_kv_cache = use_kv_cache
 
     def generate(self, prompt_ids: Sequence[int], settings: Settings) -> Answer:
         pieces = self.stream(prompt_ids, settings)
@@ -92,6 +99,7 @@ class HuggingFaceModel:
             num_new_tokens=num_new_tokens,
             stop_ids=self.stop_ids,
             pad_token_id=self.tokenizer.pad_token_id,
+            use_cache=self.use_kv_cache,
         )
 
     def _work(
@@ -115,7 +123,8 @@ class HuggingFaceModel:
         with_beams = (
             config.num_beams > 1
         )  # beams rewrite what they have said, so nothing can be handed out before the end
-        output = self.model.generate(
+        generate: Any = self.model.generate
+        output = generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             generation_config=config,
@@ -148,9 +157,16 @@ def _streamer(ready: "SimpleQueue[int | None]") -> Any:
 
 
 def open_model(run: "InferRun", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
+    """What the model's own generation_config.json calls an end is one too."""
+    from luthier.infer.decoding import end_ids
+    from luthier.model.embeddings import fit_embeddings
     from luthier.model.load import load_for_inference
 
-    return HuggingFaceModel(load_for_inference(run), tokenizer, stop_ids)
+    model = load_for_inference(run)
+    if fit_embeddings(model, tokenizer):
+        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    all_ends = {*stop_ids, *end_ids(model)}
+    return HuggingFaceModel(model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache)
 
 
 ENGINE = Engine(name="huggingface", open=open_model)

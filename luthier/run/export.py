@@ -1,0 +1,152 @@
+"""`luthier export RUN`: base model and adapters become one model folder that any program can load."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError, OutputError, RunFailed
+from luthier.core.log import info, warn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.config.runs import ExportRun
+
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.gguf")
+
+
+def main(argv: list[str]) -> int:
+    from luthier.config.load import load_export
+
+    run = load_export(argv)
+    for warning in run.warnings:
+        warn(str(warning))
+    folder = export(run)
+    for file in sorted(folder.iterdir()):
+        info(f"  {file.name}: {file.stat().st_size:,} bytes")
+    print(f"exported: {folder}")
+    return 0
+
+
+def export(run: "ExportRun") -> Path:
+    """Merge, write, describe, and upload if asked to. Returns the folder, which is there whole or not at all.
+
+    Raises `OutputError` for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed`
+    if the disk is full or the upload fails.
+    """
+    from luthier.core.files import save_folder_atomically
+    from luthier.core.manifest import write_manifest
+    from luthier.data.modelfile import modelfile
+    from luthier.infer.decoding import end_ids
+    from luthier.model.embeddings import fit_embeddings
+    from luthier.model.load import load_for_export
+    from luthier.run.encoding import load_chat_side
+
+    assert run.export.export_dir, "the rules of the run ask for it"
+    target = Path(run.export.export_dir).expanduser()
+    check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
+    check_mergeable(run)
+    text, runs_own_template = load_chat_side(run)
+    model = load_for_export(run)
+    if fit_embeddings(model, text.tokenizer):
+        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    check_finite(model)
+    model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
+    model.generation_config.pad_token_id = text.tokenizer.pad_token_id
+    with save_folder_atomically(target) as draft:
+        write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
+        if not runs_own_template:
+            own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
+            (draft / "Modelfile").write_text(modelfile(text.template, **own), encoding="utf-8")
+        write_manifest(
+            draft,
+            model=run.model.model_name_or_path,
+            adapters=list(run.model.adapter_name_or_path),
+            dtype=str(model.dtype).removeprefix("torch."),
+            template=run.data.template,
+        )
+    if run.export.export_hub_model_id:
+        upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
+    return target
+
+
+def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
+    """Nothing that exists may be written over. Raises `OutputError`."""
+    for source in (model, *adapters):
+        path = Path(source).expanduser()
+        if path.exists() and target.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
+            raise OutputError(
+                f"export_dir: {target}: this is the folder of {source}, which is read here -> name a new folder"
+            )
+    if target.is_file():
+        raise OutputError(f"export_dir: {target}: this is a file -> name a new folder")
+    weights = sorted(file.name for pattern in WEIGHT_PATTERNS for file in target.glob(pattern))
+    if weights:
+        raise OutputError(
+            f"export_dir: {target}: holds weights already ({', '.join(weights[:3])}{', ...' * (len(weights) > 3)})"
+            " -> name a new folder, or remove this one if nobody needs it"
+        )
+
+
+def check_mergeable(run: "ExportRun") -> None:
+    """Adapters cannot be merged into weights that a quantiser packed. Raises `ModelError`."""
+    from luthier.model.load import load_config
+
+    keys = run.model
+    if not keys.adapter_name_or_path:
+        return
+    config = load_config(
+        keys.model_name_or_path,
+        revision=keys.model_revision,
+        cache_dir=keys.cache_dir,
+        token=keys.hf_hub_token,
+        trust_remote_code=keys.trust_remote_code,
+    )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization["quant_method"] if isinstance(quantization, dict) else quantization.quant_method
+        raise ModelError(
+            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({method}), so adapters cannot"
+            " be merged into them -> give the model that it was quantised from, or use model and adapter side by side"
+        )
+
+
+def check_finite(model: "PreTrainedModel") -> None:
+    """A number too large for a 16-bit format becomes infinite and ruins every answer. Raises `RunFailed`."""
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise RunFailed(
+                f"{name}: not every number of this weight is finite in {str(weight.dtype).removeprefix('torch.')}"
+                " -> set infer_dtype: bfloat16 or float32, or check the adapter"
+            )
+
+
+def write_model(
+    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, max_shard_size: str
+) -> None:
+    """Weights in files of at most `max_shard_size` (`5GB`), config, generation config, tokenizer, chat template."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except SafetensorError as fault:  # its way to report what the disk refused
+        raise OSError(str(fault)) from fault
+    tokenizer.padding_side = "left"  # whoever loads an export generates with it
+    tokenizer.init_kwargs["padding_side"] = "left"
+    tokenizer.save_pretrained(folder)
+
+
+def upload(folder: Path, repository: str, token: str | None) -> None:
+    """Push the whole folder to the Hugging Face hub, into a private repository if it is new."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by luthier export")
+    except (OSError, ValueError, HfHubHTTPError) as fault:
+        raise RunFailed(
+            f"export_hub_model_id: {repository}: the upload failed ({fault}); the export itself is whole, in {folder}"
+        ) from fault
+    info(f"uploaded to {repository}")
