@@ -130,7 +130,8 @@ def _thinking(thought: str) -> dict[str, Any]:
 
 def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str | None:
     """The special token that ends an answer, unless it is the tokenizer's own end token."""
-    words = [word for word in tokenizer.all_special_tokens if word in after_answer and word != tokenizer.eos_token]
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    words = [word for word in special if word in after_answer and word != tokenizer.eos_token]
     return None if tokenizer.eos_token and tokenizer.eos_token in after_answer else next(iter(words), None)
 
 

@@ -1,0 +1,151 @@
+"""Chats with a tiny model: from Python, through the command, and with whatever chat format the model brings along."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import luthier
+from luthier.core.errors import ConfigError, InvalidInput, ModelError
+from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting
+from luthier.infer.types import Settings
+from tests.run.test_export import adapter
+from tests.tiny import byte_tokenizer, tiny_llama
+
+GREEDY = {"do_sample": False, "max_new_tokens": 12}
+
+
+def chat(folder: Path, **keys):
+    return luthier.chat({"model_name_or_path": str(folder), "template": "chatml", **GREEDY, **keys})
+
+
+def command(*words: str, **how) -> subprocess.Popen:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "luthier", "chat", *words], text=True, **pipes, **how)
+
+
+def own_template(tmp_path: Path, template: str) -> Path:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tiny_llama(tmp_path / "model", tokenizer=tokenizer)
+
+
+def test_a_session_answers_streams_and_forgets(llama_folder):
+    session = chat(llama_folder)
+    first = session.ask("Hi")
+    assert first
+    assert session.ask("Hi") != first  # the history is part of the prompt
+    session.clear()
+    assert "".join(session.stream("Hi")) == first
+
+
+def test_settings_can_be_changed_for_one_answer(llama_folder):
+    session = chat(llama_folder)
+    long = session.ask("Hi")
+    session.clear()
+    assert len(session.ask("Hi", Settings(do_sample=False, max_new_tokens=2))) < len(long)
+
+
+def test_the_adapter_speaks(llama_folder, tmp_path):
+    lora = adapter(llama_folder, tmp_path / "lora")
+    with_adapter = chat(llama_folder, adapter_name_or_path=str(lora), finetuning_type="lora")
+    merged = luthier.export(
+        {
+            "model_name_or_path": str(llama_folder),
+            "adapter_name_or_path": str(lora),
+            "template": "chatml",
+            "export_dir": str(tmp_path / "merged"),
+        }
+    )
+    answer = with_adapter.ask("Hi")
+    assert answer == chat(merged).ask("Hi")
+    assert answer != chat(llama_folder).ask("Hi")
+
+
+def test_without_kv_cache_the_answer_is_the_same(llama_folder):
+    assert chat(llama_folder, use_kv_cache=False).ask("Hi") == chat(llama_folder).ask("Hi")
+
+
+def test_no_template_takes_what_can_be_read_off_the_models_own(tmp_path):
+    folder = own_template(
+        tmp_path,
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    session = chat(folder, template=None)
+    assert isinstance(session.conversation.prompting, TemplatePrompting)
+    assert 258 in session.model.stop_ids  # <|im_end|>, though the tokenizer's end token is another
+    assert session.ask("Hi") == chat(folder).ask("Hi")
+
+
+def test_no_template_runs_the_models_own_where_it_is_more_than_slots(tmp_path):
+    folder = own_template(
+        tmp_path,
+        "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ loop.length }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT: {% endif %}",
+    )
+    session = chat(folder, template=None)
+    assert isinstance(session.conversation.prompting, OwnTemplatePrompting)
+    assert {258, 260} <= session.model.stop_ids
+    prompt = session.conversation.ask("Hi")
+    assert session.model.tokenizer.decode(prompt) == "USER: Hi1<|im_end|>ASSISTANT: "
+
+
+def test_what_generation_config_calls_an_end_is_one(llama_folder, tmp_path):
+    import json
+    import shutil
+
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [260, 300]}))
+    assert {260, 300} <= chat(folder).model.stop_ids
+
+
+def test_added_tokens_find_room_in_the_embedding(llama_folder):
+    session = chat(llama_folder, add_special_tokens=",".join(f"<extra_{i}>" for i in range(80)))
+    assert len(session.model.tokenizer) > 320
+    session.ask("<extra_79>")  # its id lies beyond the rows of the saved embedding
+    assert len(session.conversation.history) == 2
+
+
+def test_a_conversation_that_fills_the_model_is_one_error(llama_folder):
+    session = chat(llama_folder)
+    with pytest.raises(InvalidInput, match="no room for an answer: the prompt has"):
+        session.ask("x" * 600)
+    assert session.conversation.history == ()
+    assert session.ask("Hi")
+
+
+@pytest.mark.parametrize("backend", ["vllm", "sglang"])
+def test_other_engines_are_refused_with_a_reason(llama_folder, backend):
+    with pytest.raises(ConfigError, match=f"infer_backend: '{backend}'.*not part of this version"):
+        chat(llama_folder, infer_backend=backend)
+
+
+def test_a_missing_model_is_one_error(tmp_path):
+    with pytest.raises(ModelError):
+        chat(tmp_path / "absent")
+
+
+def test_once_prints_the_answer_alone(llama_folder, tmp_path):
+    file = tmp_path / "my chat.yaml"
+    file.write_text(f"model_name_or_path: {llama_folder}\ntemplate: chatml\ndo_sample: false\n")
+    out, err = command(str(file), "max_new_tokens=12", "--once", "Hi").communicate(timeout=120)
+    assert out == chat(llama_folder).ask("Hi") + "\n", err
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tmp_path):
+    folder = tiny_llama(tmp_path / "model", max_position_embeddings=8192)
+    words = ("--model_name_or_path", str(folder), "--template", "chatml", "--do_sample", "false")
+    process = command(*words, "--max_new_tokens", "8000")
+    process.stdin.write("Hi\n")
+    process.stdin.flush()
+    begin = process.stdout.read(len("\nUser: Hi\nAssistant: ") + 1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate("exit\n", timeout=120)
+    assert begin.startswith("\nUser: Hi\nAssistant: ")
+    assert "(stopped)" in err
+    assert out.endswith("\nUser: exit\n")
+    assert process.returncode == 0
