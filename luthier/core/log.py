@@ -27,6 +27,9 @@ def set_up() -> None:
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     level = os.environ.get("LLAMAFACTORY_VERBOSITY", "INFO").upper()
+    if not sys.stderr.isatty():
+        # Bars of libraries are for eyes: in a file each of their steps would be a line.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     LOGGER.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
 
 
@@ -42,3 +45,18 @@ def info(message: str) -> None:
 def warn(message: str) -> None:
     if is_main_process():
         LOGGER.warning("warning: %s", message)
+
+
+def hush_libraries() -> None:
+    """Leave the word to luthier: no bars while weights load, no notes meant for the authors of libraries.
+
+    Downloads from a hub keep their bars on a terminal. Imports transformers.
+    """
+    import warnings
+
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -25,7 +25,7 @@ class DatasetAccount:
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> how many rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> the first rows it was given for, as file:row."""
+    """Reason -> the first rows it was given for."""
 
     def drop(self, place: str, reason: str) -> None:
         self.dropped[reason] += 1
@@ -58,7 +58,7 @@ class Ledger:
             for reason, count in account.dropped.most_common():
                 rows = account.dropped_rows[reason]
                 more = f" and {count - len(rows)} more" if count > len(rows) else ""
-                lines.append(f"{name}: {count} dropped: {reason} ({', '.join(rows)}{more})")
+                lines.append(f"{name}: {count} dropped: {reason} ({'; '.join(rows)}{more})")
         return lines
 
     def summary(self) -> list[str]:
@@ -80,5 +80,9 @@ class Ledger:
         return lines + self.reasons()
 
     def to_json(self) -> dict[str, Any]:
-        accounts = {name: asdict(account) for name, account in self.accounts.items()}
+        # `asdict` would copy a Counter by counting its items.
+        accounts = {
+            name: asdict(replace(account, dropped={})) | {"dropped": dict(account.dropped)}  # type: ignore[arg-type]
+            for name, account in self.accounts.items()
+        }
         return {"datasets": accounts, "samples": self.samples, "leftover_tokens": self.leftover_tokens}

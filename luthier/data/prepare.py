@@ -16,12 +16,11 @@ from luthier.data.labels import IGNORE_INDEX, Encoded
 from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
 from luthier.data.read import read_rows
-from luthier.data.types import Dialogue
+from luthier.data.types import Dialogue, Media
 
 if TYPE_CHECKING:
     import datasets
 
-    from luthier.config.data import DataConfig
     from luthier.config.runs import TrainRun
     from luthier.stages import Stage
 
@@ -54,7 +53,7 @@ class PreparedData:
 
 def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
-    builder = _Builder(run.data, encoding, run.training["seed"], stage.examples)
+    builder = _Builder(run, encoding, stage.examples)
 
     def encode(example: Any, encoding: Encoding) -> Encoded:
         return stage.encode(example, encoding, run.method)
@@ -87,9 +86,11 @@ def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData
 class _Builder:
     """What the steps of `prepare` share."""
 
-    def __init__(self, data: "DataConfig", encoding: Encoding, seed: int, takes: tuple[type, ...]) -> None:
-        self.data, self.encoding, self.seed, self.takes = data, encoding, seed, takes
-        self.catalog = load_catalog(data.dataset_dir, data.media_dir)
+    def __init__(self, run: "TrainRun", encoding: Encoding, takes: tuple[type, ...]) -> None:
+        self.data, self.encoding, self.takes = run.data, encoding, takes
+        self.seed: int = run.training["seed"]
+        self.hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+        self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         self.ledger = Ledger()
 
     def tables(self, names: Sequence[str], encode: Encode) -> "list[datasets.Dataset]":
@@ -108,19 +109,17 @@ class _Builder:
 
     def encoded(self, spec: DatasetSpec, account: DatasetAccount, encode: Encode) -> Iterator[Encoded]:
         read = FORMATS.get(spec.formatting).read
-        for row in read_rows(spec, max_samples=self.data.max_samples, seed=self.seed):
+        for row in read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub):
             account.rows_in += 1
-            place = f"{row.file}:{row.number}"
-            if row.data is None:
-                account.drop(place, row.reason)
-                continue
             try:
-                example = read(row.data, spec)
+                example = read(row.usable(), spec)
+                if example.media != Media():
+                    raise RowError("the row has pictures, films or sounds, and this version reads text only")
                 if not isinstance(example, self.takes):
                     raise RowError(_not_taken(example, self.takes))
-                rows = list(self.fitted(example, encode, account, place))
+                rows = list(self.fitted(example, encode, account, row.place))
             except RowError as error:
-                account.drop(place, str(error))
+                account.drop(row.place, str(error))
                 continue
             account.kept += 1
             for encoded in rows:

@@ -16,6 +16,8 @@ from luthier.data.templates import Piece, Slot, Special, Template, Token
 from luthier.data.tools import ToolCall, ToolSyntax
 from luthier.data.types import Message
 
+DEFAULT_CALL_WORDS = ("<tool_call>", "</tool_call>")
+"""What encloses calls in data that is not written for one format."""
 _PLACEHOLDER = re.compile(r"\{\{(content|idx)\}\}")
 
 
@@ -162,8 +164,11 @@ def _take_apart(message: Message, template: Template) -> _Answer:
     value = _json(content)
     if value is not None:
         return _Answer("", _calls(value))
-    enclosed = _between(template.tool_call_words)
-    if inner := enclosed.findall(content):
+    for words in (template.tool_call_words, DEFAULT_CALL_WORDS):
+        enclosed = _between(words)
+        inner = enclosed.findall(content)
+        if not inner:
+            continue
         calls = [call for text in inner for call in _calls(_json(text))]
         return _Answer(enclosed.sub("", content), calls)
     thought = _between(template.thought_words).search(content)

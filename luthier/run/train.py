@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.kinds import STAGES
-from luthier.core.log import info, is_main_process, warn
+from luthier.core.log import hush_libraries, info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def train(run: "TrainRun") -> "RunResult":
         resume_from = resume_point(
             output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
         )
+    hush_libraries()
     machine = detect()
     args = training_arguments(run, machine)
     text = load_text_side(run)

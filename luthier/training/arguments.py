@@ -29,14 +29,15 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         "do_train": run.trains,
         # Rows carry exactly what the collator of the stage needs.
         "remove_unused_columns": False,
-        # luthier has its own progress bar, its own trackers' set-up and its own gradient checkpointing.
+        # luthier has its own progress bar and sets the trackers up itself.
         "disable_tqdm": True,
         "report_to": "none",
-        "gradient_checkpointing": False,
         "prediction_loss_only": True,
         # A loss that is not a number stops the run; hiding it would let a broken model train on.
         "logging_nan_inf_filter": False,
     }
+    if machine.device == "cpu":
+        values |= {"use_cpu": True, "dataloader_pin_memory": False}
     if run.finetuning.early_stopping_steps is not None and run.training["metric_for_best_model"] is None:
         values["metric_for_best_model"] = "loss"
     if run.finetuning_type == "lora" and run.training["ddp_find_unused_parameters"] is None:

@@ -6,11 +6,14 @@ What differs between training methods arrives as that value; no subclass per sta
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -148,6 +151,19 @@ class StageTrainer(Trainer):
         return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
 
     # -- saving ----------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As transformers does, except that peft need not ask the hub whether the vocabulary of the base has changed.
+
+        An embedding that learns is among the adapter's `modules_to_save`.
+        """
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         with saving(self.args.output_dir, f"checkpoint-{self.state.global_step}", self.args.should_save):
