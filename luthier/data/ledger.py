@@ -1,6 +1,5 @@
 """The account of every row: rows in = kept + dropped, and what truncation cost. Saved as data_report.json."""
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,13 +21,13 @@ class DatasetAccount:
     lost_terminators: int = 0
     split_into: int = 0
     """Rows made by cutting overlong ones (`on_overlong: split`)."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, int] = field(default_factory=dict)
     """Reason -> how many rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> the first rows it was given for."""
 
     def drop(self, place: str, reason: str) -> None:
-        self.dropped[reason] += 1
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
         rows = self.dropped_rows.setdefault(reason, [])
         if len(rows) < MAX_LISTED_ROWS:
             rows.append(place)
@@ -55,7 +54,7 @@ class Ledger:
         """One line per dataset and reason, with the first rows."""
         lines = []
         for name, account in self.accounts.items():
-            for reason, count in account.dropped.most_common():
+            for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1]):
                 rows = account.dropped_rows[reason]
                 more = f" and {count - len(rows)} more" if count > len(rows) else ""
                 lines.append(f"{name}: {count} dropped: {reason} ({'; '.join(rows)}{more})")
@@ -80,9 +79,5 @@ class Ledger:
         return lines + self.reasons()
 
     def to_json(self) -> dict[str, Any]:
-        # `asdict` would copy a Counter by counting its items.
-        accounts = {
-            name: asdict(replace(account, dropped={})) | {"dropped": dict(account.dropped)}  # type: ignore[arg-type]
-            for name, account in self.accounts.items()
-        }
+        accounts = {name: asdict(account) for name, account in self.accounts.items()}
         return {"datasets": accounts, "samples": self.samples, "leftover_tokens": self.leftover_tokens}
