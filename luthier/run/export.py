@@ -53,6 +53,7 @@ def export(run: "ExportRun") -> Path:
     check_finite(model)
     model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
     model.generation_config.pad_token_id = text.tokenizer.pad_token_id
+    model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
     with save_folder_atomically(target) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
         if not runs_own_template:
