@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from luthier.infer.session import ChatSession
-    from luthier.train.fit import RunResult
+    from luthier.training.fit import RunResult
 
 
 def train(keys: Mapping[str, Any]) -> "RunResult":

@@ -28,17 +28,17 @@ class DataConfig:
     """How several datasets become one: one after the other, or in turns until the first, or every one, is used up."""
     interleave_probs: tuple[float, ...] = ()
     """Share of each dataset when they are taken in turns, one number per dataset."""
-    overwrite_cache: bool = False
+    overwrite_cache: bool = no_effect(False, "rows are tokenised anew in every run", (True,))
     """Tokenise again even if the same rows have been tokenised before."""
-    preprocessing_batch_size: int = 1000
-    """Rows tokenised together; pt cuts its blocks within such a batch."""
-    preprocessing_num_workers: int | None = None
+    preprocessing_batch_size: int = no_effect(1000, "the rows do not depend on how many are tokenised together")
+    """Rows tokenised together."""
+    preprocessing_num_workers: int | None = no_effect(None, "rows are tokenised in one process, one after the other")
     """Processes that tokenise."""
     max_samples: int | None = None
     """Use only this many rows of every dataset, counted from its start."""
     eval_num_beams: int | None = None
     """Beams for `predict_with_generate`; goes before `generation_num_beams`."""
-    ignore_pad_token_for_loss: bool = True
+    ignore_pad_token_for_loss: bool = no_effect(True, "padding is never learned")
     """Leave padding out of the loss."""
     val_size: float = 0.0
     """Part of the training rows set aside for evaluation: a share below 1, or a number of rows."""
@@ -66,7 +66,7 @@ class DataConfig:
         "leave it out: tokenised rows are cached by their content, and used again by themselves",
     )
     """Folder that tokenised rows are written to, or read from if it holds some."""
-    data_shared_file_system: bool = False
+    data_shared_file_system: bool = no_effect(False, "every process tokenises for itself")
     """All machines see the same files, so only one of them tokenises."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
     """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""

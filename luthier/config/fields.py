@@ -20,9 +20,13 @@ def refused(default: Any, reason: str, remedy: str, allowed: tuple[Any, ...] = (
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def no_effect(default: Any, reason: str) -> Any:
-    """A known key that users' files carry and that changes nothing here, for the given reason."""
-    return dataclasses.field(default=default, metadata={"status": "no_effect", "reason": reason})
+def no_effect(default: Any, reason: str, fulfilled: tuple[Any, ...] = ()) -> Any:
+    """A known key that users' files carry and that changes nothing here, for the given reason.
+
+    Its default, and the values in `fulfilled` (which ask for what happens anyway), pass without a warning.
+    """
+    metadata = {"status": "no_effect", "reason": reason, "allowed": (default, *fulfilled)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def variant(default: str) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from luthier.config.fields import variant
+from luthier.config.fields import no_effect, variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,5 +25,7 @@ class FinetuningConfig:
     """Stop after this many evaluations without improvement of `metric_for_best_model`."""
     plot_loss: bool = False
     """Draw the loss, and each other metric, as a PNG in `output_dir`."""
-    include_effective_tokens_per_second: bool = False
+    include_effective_tokens_per_second: bool = no_effect(
+        False, "tokens per second are always logged, as throughput", (True,)
+    )
     """Report the tokens learnt per second over the whole run."""

@@ -48,7 +48,7 @@ class Key:
     reason: str = ""
     remedy: str = ""
     allowed: tuple[Any, ...] = ()
-    """Values that a refused key may have all the same."""
+    """Values that pass silently although the key is refused or has no effect."""
     current: str = ""
     """The key that a renamed key is stored under."""
     is_variant: bool = False
@@ -79,7 +79,9 @@ def keys_of(section: Section) -> tuple[Key, ...]:
 
 def _training_keys() -> Iterator[Key]:
     for name, entry in training_table().items():
-        yield Key(name, entry.type, TRAINING, entry.default, choices=entry.choices, **NOTES.get(name, {}))
+        note = dict(NOTES.get(name, {}))
+        allowed = (entry.default, *note.pop("allowed", ()))
+        yield Key(name, entry.type, TRAINING, entry.default, choices=entry.choices, allowed=allowed, **note)
 
 
 def _declared_keys(section: Section) -> Iterator[Key]:

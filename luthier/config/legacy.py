@@ -41,7 +41,7 @@ class LegacyTrainingConfig:
         None, "transformers 5 takes the folder of TensorBoard from TENSORBOARD_LOGGING_DIR"
     )
     """Folder for TensorBoard."""
-    include_tokens_per_second: bool = no_effect(False, "tokens per second are always logged, as throughput")
+    include_tokens_per_second: bool = no_effect(False, "tokens per second are always logged, as throughput", (True,))
     """Report the speed in tokens per second."""
     save_safetensors: bool = refused(True, "weights are saved as safetensors only", "leave it out")
     """Save weights as safetensors."""

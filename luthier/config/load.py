@@ -173,7 +173,7 @@ class _Draft:
         value = self.given[key.name]
         if key.status == "refused" and value not in key.allowed:
             self.blame(key.name, key.reason, key.remedy)
-        elif key.status == "no_effect" and value != key.default:
+        elif key.status == "no_effect" and value not in key.allowed:
             self.warn(key.name, f"has no effect: {key.reason}")
         elif key.status == "renamed":
             self.warn(key.name, key.reason)

@@ -59,13 +59,23 @@ _NO_EFFECT = {
     "fp16_full_eval": "an evaluation computes as training does",
     "sortish_sampler": "transformers no longer reads it",
 }
+_FULFILLED: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "gradient_checkpointing": True,
+    "activation_checkpointing": True,
+    "prediction_loss_only": True,
+    "logging_nan_inf_filter": False,
+}
+"""What asks for that which happens anyway."""
 NOTES: dict[str, dict[str, Any]] = {
-    **{name: {"status": "no_effect", "reason": reason} for name, reason in _NO_EFFECT.items()},
+    **{
+        name: {"status": "no_effect", "reason": reason, "allowed": (_FULFILLED[name],) if name in _FULFILLED else ()}
+        for name, reason in _NO_EFFECT.items()
+    },
     "parallelism_config": {
         "status": "refused",
         "reason": "it takes a Python object, which a run file cannot hold",
         "remedy": "use fsdp or deepspeed",
-        "allowed": (None,),
     },
 }
 """What luthier does differently with some of these keys; see `luthier.config.fields` for the words."""

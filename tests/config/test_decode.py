@@ -1,4 +1,4 @@
-"""Types are the same for YAML, JSON, `key=value` and `--flags`: what is right by one way is right by all, and what is wrong too."""
+"""Types are the same for YAML, JSON, `key=value` and `--flags`: what is right, or wrong, by one way is so by all."""
 
 import json
 from pathlib import Path

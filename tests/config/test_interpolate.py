@@ -13,7 +13,9 @@ BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o"}
 def resolved(environment=None, **values):
     written = Written("test", {name: Entry(value, "test") for name, value in values.items()})
     interpolate(written, environment or {})
-    return {name: entry.value for name, entry in written.entries.items()}, [problem.reason for problem in written.problems]
+    return {name: entry.value for name, entry in written.entries.items()}, [
+        problem.reason for problem in written.problems
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,30 @@ from luthier.core.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "run_files"
 
+WORKERS = "preprocessing_num_workers"
 PASS: dict[str, tuple[str, ...]] = {
     "export_lora": (),
-    "freeze_sft": (),
+    "freeze_sft": (WORKERS,),
     "full_predict": (),
-    "full_sft": (),
-    "full_sft_deepspeed": ("deepspeed", "deepspeed"),
+    "full_sft": (WORKERS,),
+    "full_sft_deepspeed": ("deepspeed", "deepspeed", WORKERS),
     "infer_base": (),
     "infer_lora": (),
-    "lora_predict": (),
-    "lora_pt": (),
-    "lora_sft": (),
-    "lora_sft_fsdp": ("fsdp",),
-    "lora_sft_ray": ("ray_run_name", "ray_storage_path", "ray_num_workers", "placement_strategy", "resources_per_worker"),
+    "lora_predict": (WORKERS,),
+    "lora_pt": (WORKERS,),
+    "lora_sft": (WORKERS,),
+    "lora_sft_fsdp": (WORKERS, "fsdp"),
+    "lora_sft_ray": (
+        WORKERS,
+        "ray_run_name",
+        "ray_storage_path",
+        "ray_num_workers",
+        "placement_strategy",
+        "resources_per_worker",
+    ),
     "multimodal": ("image_max_pixels", "video_max_pixels"),
-    "qlora_awq": (),
-    "qlora_gptq": (),
+    "qlora_awq": (WORKERS,),
+    "qlora_gptq": (WORKERS,),
 }
 """File -> keys it is warned of, in the order of the lines."""
 

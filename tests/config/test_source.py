@@ -6,6 +6,12 @@ from luthier.config.load import load_infer, load_train
 from luthier.config.source import COMMAND_LINE, read
 from luthier.core.errors import ConfigError
 
+OLD_SCRIPT = (
+    "--stage sft --do_train --model_name_or_path models/a --dataset a,b --template default --finetuning_type lora "
+    "--lora_target q_proj,v_proj --output_dir saves --overwrite_cache --per_device_train_batch_size 4 "
+    "--gradient_accumulation_steps 4 --lr_scheduler_type cosine --logging_steps 10 --save_steps 1000 "
+    "--learning_rate 5e-5 --num_train_epochs 3.0 --plot_loss --fp16"
+)
 NAMES = {"a", "b", "do_train", "plot_loss", "no_cuda", "learning_rate", "kwargs"}
 
 
@@ -133,7 +139,10 @@ def test_numbers_inside_mappings_are_numbers(tmp_path):
         (["--do_train", "a=1"], {"do_train": True, "a": "1"}),
         (["--a", "x=1"], {"a": "x=1"}),
         (["a=1", "--a", "2"], {"a": "2"}),
-        (["kwargs.x=1e-4", "kwargs.y.z=true", "--kwargs.w", "text"], {"kwargs": {"x": 1e-4, "y": {"z": True}, "w": "text"}}),
+        (
+            ["kwargs.x=1e-4", "kwargs.y.z=true", "--kwargs.w", "text"],
+            {"kwargs": {"x": 1e-4, "y": {"z": True}, "w": "text"}},
+        ),
         (['kwargs={"x": 1}', "kwargs.y=2"], {"kwargs": {"x": 1, "y": 2}}),
     ],
 )
@@ -160,13 +169,7 @@ def test_overrides_go_before_the_file_and_leave_the_rest_of_a_mapping(tmp_path):
 
 
 def test_the_old_script_form():
-    argv = (
-        "--stage sft --do_train --model_name_or_path models/a --dataset a,b --template default --finetuning_type lora "
-        "--lora_target q_proj,v_proj --output_dir saves --overwrite_cache --per_device_train_batch_size 4 "
-        "--gradient_accumulation_steps 4 --lr_scheduler_type cosine --logging_steps 10 --save_steps 1000 "
-        "--learning_rate 5e-5 --num_train_epochs 3.0 --plot_loss --fp16"
-    ).split()
-    run = load_train(argv)
+    run = load_train(OLD_SCRIPT.split())
     assert (run.stage, run.data.dataset, run.adapter.lora_target) == ("sft", ("a", "b"), ("q_proj", "v_proj"))
     assert run.data.overwrite_cache and run.finetuning.plot_loss and run.training["fp16"] and run.trains
     assert run.training["learning_rate"] == 5e-5 and run.training["save_steps"] == 1000

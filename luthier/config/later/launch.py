@@ -11,7 +11,7 @@ _TORCHRUN = "start the run with torchrun (FORCE_TORCHRUN=1), with fsdp or deepsp
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayConfig:
     ray_num_workers: int = 1
-    """Number of workers."""
+    """Number of processes that train."""
     ray_init_kwargs: dict[str, Any] | None = None
     """Arguments of `ray.init`, as a mapping or JSON text."""
     master_addr: str | None = None

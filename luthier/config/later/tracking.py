@@ -13,11 +13,11 @@ class SwanlabConfig:
     )
     """Report to SwanLab."""
     swanlab_project: str | None = "llamafactory"
-    """Project."""
+    """Project in SwanLab that the run belongs to."""
     swanlab_workspace: str | None = None
-    """Workspace."""
+    """Workspace in SwanLab that the project belongs to."""
     swanlab_run_name: str | None = None
-    """Name of the run."""
+    """Name of the run in SwanLab."""
     swanlab_mode: Literal["cloud", "local"] = "cloud"
     """Where the records are kept."""
     swanlab_api_key: str | None = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.fields import refused
+from luthier.config.fields import no_effect, refused
 from luthier.model.adapters import Adapter
 from luthier.model.embeddings import embedding_names
 from luthier.model.merge import GivenAdapters, attach_adapter, merge_adapters
@@ -36,13 +36,13 @@ class LoraConfig:
     """Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353)."""
     pissa_init: bool = refused(False, "PiSSA is not part of this version", "leave it out: LoRA starts from B = 0")
     """Start from the principal singular vectors of the weight (https://arxiv.org/abs/2404.02948)."""
-    pissa_iter: int = 16
+    pissa_iter: int = no_effect(16, "read together with pissa_init only")
     """Iterations of the fast SVD of PiSSA; -1 takes the exact SVD."""
     pissa_convert: bool = refused(False, "PiSSA is not part of this version", "leave it out")
     """Turn a PiSSA adapter into a plain LoRA adapter at the end."""
     loraplus_lr_ratio: float | None = refused(None, "LoRA+ is not part of this version", "leave it out")
     """Learning rate of B divided by that of A (https://arxiv.org/abs/2402.12354)."""
-    loraplus_lr_embedding: float = 1e-6
+    loraplus_lr_embedding: float = no_effect(1e-6, "read together with loraplus_lr_ratio only")
     """Learning rate of embedding adapters under LoRA+."""
 
 

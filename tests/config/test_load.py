@@ -1,0 +1,275 @@
+"""Judging a whole run: unknown, refused and unread keys, rules between keys, and all problems at once."""
+
+import dataclasses
+
+import pytest
+
+from luthier.config.load import load_export, load_infer, load_train
+from luthier.config.masking import masked
+from luthier.core.errors import ConfigError
+
+BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
+EVAL = {"val_size": 0.1}
+
+
+def problems_of(loader, keys, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        loader(keys, overrides)
+    return {problem.key: problem for problem in caught.value.problems}
+
+
+def without(*names):
+    return {name: value for name, value in BASE.items() if name not in names}
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_lines(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "stage: sft\nlora_rank: eight\npref_bta: 0.1\nbf16: yess\nflash_attn: fa4\ndataset: d\nuse_galore: true\n"
+        "output_dir: ${nowhere}\nval_size: 0.1\neval_dataset: d\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_train(path, ["cutoff_len=0"])
+    found = [(problem.key, problem.line) for problem in caught.value.problems]
+    assert found == [
+        ("lora_rank", 2),
+        ("pref_bta", 3),
+        ("bf16", 4),
+        ("flash_attn", 5),
+        ("use_galore", 7),
+        ("output_dir", 8),
+        ("val_size", 9),
+        ("model_name_or_path", None),
+        ("cutoff_len", None),
+    ]
+    text = str(caught.value)
+    assert text.startswith(f"{path}: 9 problems\n")
+    assert f"{path}:3: pref_bta: 0.1: unknown key -> did you mean pref_beta?" in text
+    assert "command line: cutoff_len: '0': must be at least 1" in text
+    assert "fa4" in text and "did you mean fa" in text
+
+
+def test_a_key_at_fault_is_not_blamed_by_rules_about_its_default():
+    assert list(problems_of(load_train, {**BASE, "output_dir": ["no"]})) == ["output_dir"]
+
+
+def test_unknown_keys_are_warnings_when_extra_keys_are_allowed(monkeypatch):
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    run = load_train({**BASE, "lora_rnk": 4})
+    assert [warning.key for warning in run.warnings] == ["lora_rnk"] and "lora_rnk" not in run.given
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "0")
+    assert "lora_rnk" in problems_of(load_train, {**BASE, "lora_rnk": 4})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reader"),
+    [
+        ("pref_beta", 0.1, "stage: dpo or stage: kto"),
+        ("ppo_epochs", 4, "stage: ppo"),
+        ("freeze_trainable_layers", 2, "finetuning_type: freeze"),
+        ("additional_target", "lm_head", "finetuning_type: oft"),
+        ("galore_rank", 8, "use_galore: true"),
+        ("quantization_type", "nf4", "quantization_bit: true"),
+        ("export_dir", "x", "`luthier export`"),
+        ("task", "mmlu_test", "`luthier eval`"),
+        ("vllm_maxlen", 4096, "`luthier chat` with infer_backend: vllm"),
+        ("ray_num_workers", 4, "USE_RAY=1"),
+        ("buffer_size", 1, "streaming: true"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_a_warning_that_names_who_would(key, value, reader):
+    keys = {**BASE, key: value}
+    if key == "additional_target":
+        keys["finetuning_type"] = "full"
+        reader = "finetuning_type: lora or finetuning_type: oft"
+    (warning,) = load_train(keys).warnings
+    assert warning.key == key and warning.reason == f"is not read here, only by {reader}"
+    assert warning.value == value and warning.file == "the given mapping"
+
+
+def test_a_key_that_somebody_reads_is_no_warning():
+    assert load_train({**BASE, "lora_rank": 4, "train_on_prompt": True}).warnings == ()
+    assert [w.key for w in load_train({**BASE, "stage": "pt", "train_on_prompt": True}).warnings] == ["train_on_prompt"]
+
+
+def test_training_keys_in_a_file_for_chat_are_warnings():
+    run = load_infer({"model_name_or_path": "m", "template": "qwen", "learning_rate": 1e-4, "train_on_prompt": False})
+    assert [warning.reason for warning in run.warnings] == [
+        "is not read here, only by `luthier train`",
+        "is not read here, only by `luthier train` with stage: sft",
+    ]
+
+
+@pytest.mark.parametrize(("key", "default"), [("use_galore", False), ("rope_scaling", None), ("streaming", False)])
+def test_a_refused_key_at_its_default_passes_silently(key, default):
+    assert load_train({**BASE, key: default}).warnings == ()
+
+
+def test_a_key_without_effect_is_a_warning_unless_it_has_its_default():
+    assert load_train({**BASE, "label_names": None, "low_cpu_mem_usage": True}).warnings == ()
+    warnings = load_train({**BASE, "label_names": "labels", "low_cpu_mem_usage": False}).warnings
+    assert [warning.key for warning in warnings] == ["label_names", "low_cpu_mem_usage"]
+    assert all(warning.reason.startswith("has no effect: ") for warning in warnings)
+
+
+def test_a_key_without_effect_that_asks_for_what_happens_anyway_is_no_warning():
+    assert load_train({**BASE, "remove_unused_columns": False, "overwrite_cache": True}).warnings == ()
+    assert load_train({**BASE, "gradient_checkpointing": True}).warnings == ()
+    assert len(load_train({**BASE, "gradient_checkpointing": False}).warnings) == 1
+
+
+def test_former_names_are_stored_under_todays():
+    run = load_train({**BASE, **EVAL, "evaluation_strategy": "steps", "no_cuda": True})
+    assert run.training["eval_strategy"] == "steps" and run.training["use_cpu"] is True
+    assert [warning.reason for warning in run.warnings] == [
+        "now called eval_strategy, and stored there",
+        "now called use_cpu, and stored there",
+    ]
+
+
+def test_a_later_variant_is_refused_and_its_keys_are_judged_as_its_own():
+    problems = problems_of(load_train, {**BASE, "stage": "dpo", "pref_beta": "much"})
+    assert problems["stage"].reason == "dpo is not part of this version"
+    assert problems["stage"].remedy == "use one of pt, sft"
+    assert set(problems) == {"stage", "pref_beta"}
+    assert "did you mean sft" in problems_of(load_train, {**BASE, "stage": "sftt"})["stage"].remedy
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"fp16": True, "bf16": True}, "fp16"),
+        ({"fp16": True, "pure_bf16": True}, "pure_bf16"),
+        ({"val_size": 0.1, "eval_dataset": "d"}, "val_size"),
+        ({"val_size": -1}, "val_size"),
+        ({"do_eval": True}, "do_eval"),
+        ({"eval_strategy": "steps"}, "eval_strategy"),
+        ({"predict_with_generate": True}, "predict_with_generate"),
+        ({"do_predict": True, **EVAL}, "do_predict"),
+        ({"stage": "pt", "predict_with_generate": True, **EVAL}, "predict_with_generate"),
+        ({"train_on_prompt": True, "mask_history": True}, "mask_history"),
+        ({"compute_accuracy": True, "predict_with_generate": True, **EVAL}, "compute_accuracy"),
+        ({"packing": True}, "packing"),
+        ({"interleave_probs": "0.5,0.5", "dataset": "a,b"}, "interleave_probs"),
+        ({"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"}, "interleave_probs"),
+        ({"adapter_name_or_path": "a", "finetuning_type": "full"}, "adapter_name_or_path"),
+        ({"early_stopping_steps": 3}, "early_stopping_steps"),
+        ({"load_best_model_at_end": True, **EVAL}, "load_best_model_at_end"),
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch", **EVAL}, "load_best_model_at_end"),
+        ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_dropout": 1.0}, "lora_dropout"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"max_new_tokens": 0, "max_length": 0}, "max_new_tokens"),
+        ({"tool_format": "no_such_syntax"}, "tool_format"),
+        ({"max_samples": 0}, "max_samples"),
+    ],
+)
+def test_a_broken_rule(more, key):
+    problems = problems_of(load_train, {**BASE, **more})
+    assert set(problems) == {key} and problems[key].reason
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"bf16": True, "pure_bf16": True},
+        {"do_eval": True, "eval_strategy": "steps", **EVAL},
+        {"do_predict": True, "predict_with_generate": True, "eval_dataset": "e"},
+        {"mix_strategy": "interleave_over", "interleave_probs": "0.5,0.5", "dataset": "a,b", "eval_dataset": "c,d"},
+        {"stage": "pt", "packing": True},
+        {"packing": False},
+        {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", **EVAL},
+        {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "best", **EVAL},
+        {"early_stopping_steps": 3, "eval_strategy": "epoch", **EVAL},
+        {"adapter_name_or_path": "a,b"},
+        {"lora_dropout": 0.99, "top_p": 1.0, "tool_format": "qwen", "max_samples": 1},
+    ],
+)
+def test_a_kept_rule(more):
+    assert load_train({**BASE, **more}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"init_special_tokens": "desc_init"}, "init_special_tokens"),
+        ({"add_special_tokens": "<a>", "new_special_tokens_config": "t.yaml"}, "add_special_tokens"),
+        ({"resize_vocab": True}, "resize_vocab"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio"),
+    ],
+)
+def test_a_rule_that_only_warns(more, key):
+    assert [warning.key for warning in load_train({**BASE, **more}).warnings] == [key]
+
+
+def test_a_run_with_a_dataset_and_no_task_trains_and_says_so():
+    run = load_train(without("do_train"))
+    assert run.trains and not run.training["do_train"]
+    assert "this run trains" in run.warnings[0].reason
+    only_eval = load_train({**without("do_train"), "do_eval": True, **EVAL})
+    assert not only_eval.trains and only_eval.warnings == ()
+
+
+def test_a_run_with_nothing_to_do_says_so():
+    problems = problems_of(load_train, {"model_name_or_path": "m"})
+    assert "nothing to do" in problems["dataset"].reason and set(problems) == {"dataset"}
+
+
+def test_what_a_training_run_cannot_do_without():
+    assert set(problems_of(load_train, {"do_train": True})) == {"model_name_or_path", "dataset", "output_dir"}
+    assert set(problems_of(load_infer, {})) == {"model_name_or_path"}
+    assert set(problems_of(load_export, {"model_name_or_path": "m"})) == {"export_dir"}
+
+
+def test_launchers_of_the_reference_are_refused(monkeypatch):
+    monkeypatch.setenv("USE_RAY", "1")
+    problems = problems_of(load_train, {**BASE, "ray_num_workers": 4})
+    assert set(problems) == {"USE_RAY"} and problems["USE_RAY"].file == "environment"
+    load_infer({"model_name_or_path": "m"})
+
+
+def test_a_run_is_frozen():
+    run = load_train({**BASE, "lr_scheduler_kwargs": {"a": 1}})
+    for thing in (run, run.model, run.data, run.adapter, run.method, run.finetuning, run.generating, run.training):
+        field = dataclasses.fields(thing)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field, None)
+    with pytest.raises(TypeError):
+        run.given["stage"] = "pt"
+    with pytest.raises(TypeError):
+        run.training.given["seed"] = 1
+
+
+def test_training_keys_are_a_mapping_with_defaults():
+    training = load_train({**BASE, "seed": 7}).training
+    assert (training["seed"], training["per_device_train_batch_size"], training["report_to"]) == (7, 8, ("none",))
+    assert (training["warmup_ratio"], training["overwrite_output_dir"]) == (0.0, False)
+    assert dict(training.given) == {"output_dir": "o", "do_train": True, "seed": 7}
+    assert len(list(training)) == len(training) and "seed" in training and "sede" not in training
+    with pytest.raises(KeyError):
+        training["sede"]
+
+
+def test_secrets_are_masked():
+    keys = {"hf_hub_token": "x", "hub_token": "y", "swanlab_api_key": "z", "max_new_tokens": 5, "om_hub_token": None}
+    run = load_train({**BASE, **keys})
+    assert masked(run.given) == {
+        **BASE,
+        "dataset": ["d"],
+        "hf_hub_token": "***",
+        "hub_token": "***",
+        "swanlab_api_key": "***",
+        "max_new_tokens": 5,
+        "om_hub_token": None,
+    }
+    assert "secret-value" not in str(problems_of(load_train, {**BASE, "hf_hub_token": ["secret-value"]}))
+
+
+def test_export_and_infer_runs_hold_their_sections():
+    run = load_export({"model_name_or_path": "m", "adapter_name_or_path": "a,b", "export_dir": "e", "export_size": 2})
+    assert run.export.export_size == 2 and run.model.adapter_name_or_path == ("a", "b")
+    chat = load_infer({"model_name_or_path": "m", "temperature": 0, "finetuning_type": "full"})
+    assert chat.generating.temperature == 0.0 and chat.finetuning_type == "full"

@@ -1,0 +1,300 @@
+"""The command line from outside: exit statuses, what goes to stdout and stderr, and what is never imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import luthier
+from luthier import cli
+from luthier.core.errors import RunFailed
+
+ROOT = Path(luthier.__file__).parents[1]
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "pyarrow",
+    "rich",
+    "pydantic",
+    "peft",
+    "accelerate",
+    "huggingface_hub",
+)
+RUN = {
+    "model_name_or_path": "m",
+    "stage": "sft",
+    "do_train": True,
+    "dataset": "d",
+    "template": "qwen",
+    "output_dir": "o",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with one dataset in `data`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"d": {"file_name": "d.json"}}', encoding="utf-8")
+    rows = [{"instruction": "Who are you?", "input": "", "output": "An assistant."}]
+    (tmp_path / "data" / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("ALLOW_EXTRA_ARGS", "LUTHIER_DEBUG", "USE_RAY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def write(folder: Path, name: str = "run.yaml", **keys) -> str:
+    path = folder / name
+    path.write_text(json.dumps({**RUN, **keys}), encoding="utf-8")
+    return str(path)
+
+
+def luthier_process(*words, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "luthier", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
+def test_help_lists_every_command(words, capsys):
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name}" in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["version"], ["--version"]])
+def test_version(words, capsys):
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"luthier {luthier.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_each_command(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    assert f"luthier {name}" in capsys.readouterr().out or name in ("help", "version")
+    assert cli.main(["help", name]) == 0
+
+
+@pytest.mark.parametrize("name", set(cli.COMMANDS) - {"version", "help"})
+def test_each_command_has_its_module(name):
+    import importlib
+
+    assert callable(importlib.import_module(f"luthier.run.{name}").main)
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["trian"]) == 2
+    captured = capsys.readouterr()
+    assert "did you mean `train`" in captured.err and captured.out == ""
+    assert cli.main(["xyzzy"]) == 2 and "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["api", "webchat", "webui", "eval"])
+def test_commands_of_a_later_version(name, capsys):
+    assert cli.main([name, "run.yaml"]) == 2
+    assert capsys.readouterr().err == f"luthier: the command `{name}` is not part of this version\n"
+
+
+def test_check_of_a_good_file(folder, capsys):
+    assert cli.main(["check", write(folder)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith("run.yaml: 6 keys fine (stage sft, lora)\n") and captured.err == ""
+
+
+def test_check_prints_warnings_on_stdout(folder, capsys):
+    assert cli.main(["check", write(folder, pref_beta=0.1)]) == 0
+    captured = capsys.readouterr()
+    assert "warning: " in captured.out and "stage: dpo" in captured.out and "7 keys fine, 1 warning" in captured.out
+
+
+def test_check_prints_all_problems_on_stderr(folder, capsys):
+    assert cli.main(["check", write(folder, lora_rnk=8, lora_alpha="much")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "2 problems" in captured.err and "did you mean lora_rank" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"template": "qwne"}, "run.yaml:1: template: 'qwne': no chat format has this name -> did you mean qwen?"),
+        ({"dataset": "dd"}, "dd"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_check_looks_at_what_the_keys_point_to(folder, capsys, keys, message):
+    assert cli.main(["check", write(folder, **keys)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"model_name_or_path": "m", "export_dir": "e"}, "export"),
+        ({"model_name_or_path": "m", "template": "qwen"}, "infer"),
+        ({"model_name_or_path": "m", "adapter_name_or_path": "a", "stage": "sft"}, "infer"),
+    ],
+)
+def test_check_works_out_what_kind_of_file_it_is(folder, capsys, keys, kind):
+    (folder / "other.json").write_text(json.dumps(keys), encoding="utf-8")
+    assert cli.main(["check", "other.json"]) == 0
+    assert capsys.readouterr().out.endswith(f"({kind})\n")
+
+
+def test_check_may_be_told_the_kind(folder, capsys):
+    (folder / "chat.yaml").write_text("model_name_or_path: m\n", encoding="utf-8")
+    assert cli.main(["check", "chat.yaml", "--for", "train"]) == 2
+    assert "nothing to do" in capsys.readouterr().err
+    assert cli.main(["check", "--for=chat", "chat.yaml", "template=qwen"]) == 0
+    assert cli.main(["check", "chat.yaml", "--for", "cooking"]) == 2
+    assert cli.main(["check"]) == 2
+
+
+def test_explain(capsys):
+    assert cli.main(["explain", "lora_rank"]) == 0
+    assert "Rank r" in capsys.readouterr().out
+    assert cli.main(["explain", "lora_rnk"]) == 2
+    assert capsys.readouterr().err == "luthier: lora_rnk: unknown key; did you mean lora_rank?\n"
+    assert cli.main(["explain"]) == 2
+
+
+def test_schema_is_json(capsys):
+    assert cli.main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["stage"]
+    assert cli.main(["schema", "more"]) == 2
+
+
+def test_env_lists_versions(capsys):
+    assert cli.main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert f"- luthier: {luthier.__version__}" in out and "- transformers: " in out and "- python: " in out
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Makes `luthier verify` call the given function."""
+    import luthier.run.verify
+
+    return lambda function: monkeypatch.setattr(luthier.run.verify, "main", function)
+
+
+def test_a_run_that_fails_exits_1(command, capsys):
+    def fail(argv):
+        raise RunFailed("the disk is full")
+
+    command(fail)
+    assert cli.main(["verify", "x"]) == 1
+    assert capsys.readouterr().err == "luthier: the disk is full\n"
+
+
+def test_a_traceback_is_shown_when_asked_for(command, capsys, monkeypatch):
+    def fail(argv):
+        raise RunFailed("the disk is full")
+
+    command(fail)
+    monkeypatch.setenv("LUTHIER_DEBUG", "1")
+    assert cli.main(["verify", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_130(command, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert cli.main(["verify", "x"]) == 130
+    assert capsys.readouterr().err == "luthier: interrupted\n"
+
+
+def test_a_fault_of_our_own_is_not_hidden(command):
+    def fail(argv):
+        raise ZeroDivisionError
+
+    command(fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["verify", "x"])
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    words = f"{sys.executable} -m luthier schema | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+def test_exit_status_of_the_process(folder):
+    assert luthier_process("version").returncode == 0
+    done = luthier_process("check", write(folder, lora_rnk=8), cwd=folder)
+    assert done.returncode == 2 and done.stderr.startswith("luthier: ") and done.stdout == ""
+    assert luthier_process("nonsense").returncode == 2
+
+
+CODE = """
+import sys
+from luthier import cli
+status = cli.main(sys.argv[1:])
+print(sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["version"], 0),
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["check", "good.yaml"], 0),
+        (["check", "wrong.yaml"], 2),
+        (["explain", "lora_rank"], 0),
+        (["schema"], 0),
+        (["train", "wrong.yaml"], 2),
+        (["chat", "wrong.yaml"], 2),
+    ],
+)
+def test_nothing_heavy_is_imported(folder, words, status):
+    write(folder, "good.yaml")
+    write(folder, "wrong.yaml", lora_rnk=8)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(heavy=HEAVY), *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_version_imports_next_to_nothing():
+    code = "import sys; before = set(sys.modules); from luthier import cli; cli.main(['version']); "
+    code += "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before} - {'luthier', 'typing'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert not any(name in loaded for name in ("yaml", "dataclasses", "pathlib", "logging", "argparse")), loaded
+
+
+def test_the_python_functions_take_what_a_run_file_holds(monkeypatch):
+    import luthier.run.chat
+    import luthier.run.export
+    import luthier.run.train
+
+    monkeypatch.setattr(luthier.run.train, "train", lambda run: run)
+    monkeypatch.setattr(luthier.run.export, "export", lambda run: run)
+    monkeypatch.setattr(luthier.run.chat, "open_chat", lambda run: run)
+    assert luthier.train({**RUN, "lora_rank": 4}).adapter.lora_rank == 4
+    assert luthier.export({"model_name_or_path": "m", "export_dir": Path("e")}).export.export_dir == "e"
+    assert luthier.chat({"model_name_or_path": "m", "top_k": 3}).generating.top_k == 3
+    with pytest.raises(ValueError, match="lora_rnk"):
+        luthier.train({**RUN, "lora_rnk": 4})
