@@ -1,0 +1,86 @@
+"""The gradient of an optimizer step is that of sum(loss) / sum(units) over all its rows, however the step was cut.
+
+Taken through the whole trainer in float64: with plain SGD and learning rate 1, the gradient is what the weights lost.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.config.load import load_train
+from luthier.core.kinds import STAGES
+from luthier.core.machine import detect
+from luthier.data.prepare import prepare
+from luthier.model.attention import isolate_samples
+from luthier.run.encoding import load_text_side
+from luthier.training.arguments import training_arguments
+from luthier.training.fit import build_trainer
+from tests.training.runs import small_world
+
+NUM_ROWS = 8
+CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
+STAGE_KEYS = {
+    "sft": {},
+    "sft with tools": {"dataset": "tools", "cutoff_len": 300},
+    "sft label smoothing": {"label_smoothing_factor": 0.2},
+    "pt blocks": {"stage": "pt", "dataset": "plain", "cutoff_len": 96},
+    "pt rows": {"stage": "pt", "dataset": "plain", "packing": False},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    return small_world(tmp_path_factory.mktemp("world"))
+
+
+def float64_model(folder: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
+
+
+def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, torch.Tensor]:
+    run = load_train({**values, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0})
+    stage, text = STAGES.get(run.stage), load_text_side(run)
+    data = prepare(run, stage, text.encoding)
+    model = float64_model(values["model_name_or_path"])
+    if concatenates:
+        isolate_samples(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    args = training_arguments(run, detect())
+    trainer = build_trainer(
+        run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None
+    )
+    trainer.train()
+    return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
+
+
+def single_row_gradients(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A loop over single rows with the model's own logits: backward of sum_rows sum_t CE / sum_rows count."""
+    run = load_train(values)
+    stage, text = STAGES.get(run.stage), load_text_side(run)
+    rows = prepare(run, stage, text.encoding).train.select(range(NUM_ROWS))
+    model = float64_model(values["model_name_or_path"])
+    smoothing = run.method.label_smoothing_factor
+    count = sum(label != -100 for row in rows for label in row["labels"][1:])
+    for row in rows:
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        (loss / count).backward()
+    return {name: weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", STAGE_KEYS)
+def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
+    values = {**world, **STAGE_KEYS[name]}
+    by_hand = single_row_gradients(values)
+    assert max(gradient.abs().max() for gradient in by_hand.values()) > 1e-3
+    for concatenates in (True, False):
+        for batch, accumulation in CUTS:
+            cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+            gradients = step_gradients({**values, **cut}, concatenates=concatenates)
+            for weight_name, expected in by_hand.items():
+                difference = (gradients[weight_name] - expected).abs().max()
+                assert difference <= 1e-6, f"{weight_name} at {batch}x{accumulation}, concatenated: {concatenates}"
