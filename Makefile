@@ -34,15 +34,19 @@ test: $(VENV)/.installed $(MODEL)  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
-	$(BIN)/ruff format --check luthier tests benchmarks examples
-	$(BIN)/ruff check luthier tests benchmarks examples
+	$(BIN)/ruff format --check luthier tests tools benchmarks examples
+	$(BIN)/ruff check luthier tests tools benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 	$(BIN)/python -m luthier.config.reference --check
 
 format: $(VENV)/.installed  ## format the code and sort its imports
-	$(BIN)/ruff format luthier tests benchmarks examples
-	$(BIN)/ruff check --fix luthier tests benchmarks examples
+	$(BIN)/ruff format luthier tests tools benchmarks examples
+	$(BIN)/ruff check --fix luthier tests tools benchmarks examples
+
+keys: $(VENV)/.installed  ## the table of training keys and the key reference, from the sources
+	$(BIN)/python -m tools.training_keys
+	$(BIN)/python -m luthier.config.reference
 
 bench: bench-startup bench-train  ## all benchmarks
 
