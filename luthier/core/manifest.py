@@ -73,9 +73,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise OutputError(f"{path}: is not a manifest: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise OutputError(f"{path}: is not a manifest: it holds no `files`")
-    return content
+    match content:
+        case {"files": dict(files)} if all(_is_record(record) for record in files.values()):
+            return content
+    raise OutputError(f"{path}: is not a manifest: it holds no `files` with their size_bytes and sha256")
+
+
+def _is_record(value: Any) -> bool:
+    match value:
+        case {"size_bytes": int(), "sha256": str()}:
+            return True
+    return False
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> list[str]:

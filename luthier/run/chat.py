@@ -1,5 +1,7 @@
 """`luthier chat RUN`: a conversation in the terminal, or with `--once TEXT` one answer and nothing else on stdout."""
 
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +108,10 @@ class Terminal:
     def talk(self) -> None:
         """Until `exit` or the end of input. What goes wrong with one line is said and the next one is read."""
         if self.is_interactive:
+            with contextlib.suppress(
+                ImportError
+            ):  # not on every system; gives `input` editing keys and a history
+                importlib.import_module("readline")
             info("`clear` forgets the conversation, `exit` leaves, `/help` lists more")
         while (line := self._read_line()) is not None and line.strip() != "exit":
             try:

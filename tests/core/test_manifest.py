@@ -65,7 +65,9 @@ def test_more_files_and_other_checkpoints_are_no_fault(folder):
     assert verify_folder(folder) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"format": 1})])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", json.dumps({"format": 1}), '{"files": {"a": 1}}', '{"files": {"a": {"size_bytes": "1"}}}']
+)
 def test_a_damaged_manifest_is_an_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(OutputError, match="is not a manifest"):

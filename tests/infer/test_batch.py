@@ -63,3 +63,22 @@ def test_training_goes_on_as_if_nothing_had_been_generated(model, tokenizer):
 
 def test_no_prompts_no_answers(model, tokenizer):
     assert list(generate_answers(model, tokenizer, [], Settings(), {EOS}, 4)) == []
+
+
+def test_a_model_in_the_midst_of_training_answers_like_the_same_model_at_rest(llama_folder, tokenizer, caplog):
+    """With adapters, gradient checkpointing, no cache in its config and in train mode, as an evaluation finds it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = Settings(do_sample=False, max_new_tokens=6)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", lora_dropout=0.5)
+    learning = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_folder), lora)
+    learning.config.use_cache = False
+    learning.gradient_checkpointing_enable()
+    learning.train()
+    answers = list(generate_answers(learning, tokenizer, PROMPTS, settings, {EOS}, 3))
+    assert learning.training
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    merged = learning.merge_and_unload().eval()
+    merged.gradient_checkpointing_disable()
+    assert answers == list(generate_answers(merged, tokenizer, PROMPTS, settings, {EOS}, 3))
