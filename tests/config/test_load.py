@@ -157,6 +157,7 @@ def test_a_later_variant_is_refused_and_its_keys_are_judged_as_its_own():
         ({"early_stopping_steps": 3}, "early_stopping_steps"),
         ({"load_best_model_at_end": True, **EVAL}, "load_best_model_at_end"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch", **EVAL}, "load_best_model_at_end"),
+        ({"load_best_model_at_end": True, "save_strategy": "no", **EVAL}, "load_best_model_at_end"),
         ({"lora_rank": 0}, "lora_rank"),
         ({"lora_dropout": 1.0}, "lora_dropout"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
@@ -211,6 +212,7 @@ def test_a_run_with_a_dataset_and_no_task_trains_and_says_so():
     assert "this run trains" in run.warnings[0].reason
     only_eval = load_train({**without("do_train"), "do_eval": True, **EVAL})
     assert not only_eval.trains and only_eval.warnings == ()
+    assert load_train({**BASE, "do_eval": True, **EVAL}).trains
 
 
 def test_a_run_with_nothing_to_do_says_so():

@@ -107,6 +107,11 @@ def test_lines_of_json_keys(tmp_path):
     }
 
 
+def test_json_with_a_byte_order_mark(tmp_path):
+    path = write(tmp_path, b'\xef\xbb\xbf{"a": 1}', "run.json")
+    assert read(path, (), NAMES.__contains__).entries["a"].value == 1
+
+
 def test_an_empty_json_object(tmp_path):
     assert read(write(tmp_path, "{ }", "run.json"), (), NAMES.__contains__).entries == {}
 
