@@ -21,7 +21,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise OutputError(
-            f"{path}: its folder cannot be made ({fault.strerror or fault}); choose another one"
+            f"{path}: its folder cannot be made ({fault.strerror or fault}) -> choose another one"
         ) from fault
     try:
         with temporary.open("wb") as file:
@@ -48,7 +48,9 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as fault:
-        raise OutputError(f"{folder}: it cannot be made ({fault.strerror or fault}); choose another folder") from fault
+        raise OutputError(
+            f"{folder}: it cannot be made ({fault.strerror or fault}) -> choose another folder"
+        ) from fault
     try:
         free_bytes = shutil.disk_usage(temporary).free
         if free_bytes < needed_bytes:
@@ -66,8 +68,8 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
 
 def _failed(folder: Path, reason: str) -> RunFailed:
     return RunFailed(
-        f"{folder}: it cannot be saved ({reason}); what was there before is kept and nothing half-written is left; "
-        "free some space or choose another folder"
+        f"{folder}: it cannot be saved ({reason}); what was there before is kept and nothing half-written is left"
+        " -> free some space or choose another folder"
     )
 
 

@@ -48,7 +48,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _read(file, path)
     except (_Damaged, struct.error, UnicodeDecodeError) as fault:
-        raise ModelError(f"{path}: this is not a whole GGUF file ({fault}); download or convert it again") from fault
+        raise ModelError(f"{path}: this is not a whole GGUF file ({fault}) -> download or convert it again") from fault
 
 
 def _read(file: BinaryIO, path: Path) -> GgufHeader:
@@ -126,7 +126,7 @@ def check_loadable(path: Path) -> GgufHeader:
         hint = f" (the nearest is {close})" if close else ""
         raise ModelError(
             f"{path}: GGUF files of the architecture {header.architecture!r} cannot be loaded{hint}; these can: "
-            f"{', '.join(supported)}. Use the model's safetensors folder or hub id instead"
+            f"{', '.join(supported)} -> use the model's safetensors folder or hub id instead"
         )
     end = path.stat().st_size - header.data_start_bytes
     for tensor in header.tensors:
@@ -135,7 +135,7 @@ def check_loadable(path: Path) -> GgufHeader:
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
         if tensor.offset_bytes + tensor.num_elements // block * block_bytes > end:
             raise ModelError(
-                f"{path}: this is not a whole GGUF file (it ends inside the tensor {tensor.name}); download it again"
+                f"{path}: this is not a whole GGUF file (it ends inside the tensor {tensor.name}) -> download it again"
             )
     return header
 

@@ -1,6 +1,7 @@
 """From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info
 from luthier.core.machine import Machine, detect
-from luthier.model.attention import isolates_samples, resolve_attention
+from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
@@ -186,31 +187,12 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     """
     import torch
 
-    keys, machine = run.model, machine or detect()
+    keys, machine, pure_bf16 = run.model, machine or detect(), run.finetuning.pure_bf16
     torch.manual_seed(run.training["seed"])  # fresh adapters and new weights start at random
-    pure_bf16 = run.finetuning.pure_bf16
-    hub = _hub(keys)
-    config = load_config(keys.model_name_or_path, **hub)
-    dtype = training_dtype(
-        bf16=run.training["bf16"],
-        fp16=run.training["fp16"],
-        pure_bf16=pure_bf16,
-        checkpoint=checkpoint_dtype(config),
-        machine=machine,
+    choose_dtype = partial(
+        training_dtype, bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=pure_bf16, machine=machine
     )
-    attention = resolve_attention(
-        keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
-    )
-    if attention.reason:
-        info(f"flash_attn: {keys.flash_attn}: {attention.reason}")
-    base = load_model(
-        keys.model_name_or_path,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention.implementation,
-        train_from_scratch=keys.train_from_scratch,
-        **hub,
-    )
+    base, dtype, attention = _load_base(keys, machine, choose_dtype, train_from_scratch=keys.train_from_scratch)
     padding_reason = isolates_samples(base)
     fit_embeddings(
         base,
@@ -246,7 +228,8 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in evaluation mode, where it computes fastest."""
     machine = machine or detect()
-    return _load_merged(run.model, machine, "auto" if machine.num_accelerators else None, for_export=False)
+    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
+    return _load_merged(run.model, machine, choose_dtype, "auto" if machine.num_accelerators else None)
 
 
 def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTrainedModel":
@@ -254,18 +237,43 @@ def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTra
 
     `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best.
     """
-    device_map = "auto" if run.export.export_device == "auto" else None
-    return _load_merged(run.model, machine or detect(), device_map, for_export=True)
+    machine = machine or detect()
+
+    def choose_dtype(*, checkpoint: "torch.dtype | None") -> "torch.dtype":
+        if run.model.infer_dtype == "auto" and checkpoint is not None:
+            return checkpoint
+        return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
+
+    return _load_merged(run.model, machine, choose_dtype, "auto" if run.export.export_device == "auto" else None)
 
 
 def _load_merged(
-    keys: "ModelConfig", machine: Machine, device_map: str | None, *, for_export: bool
+    keys: "ModelConfig", machine: Machine, choose_dtype: "Callable[..., torch.dtype]", device_map: str | None
 ) -> "PreTrainedModel":
-    hub = _hub(keys)
+    model, _, _ = _load_base(keys, machine, choose_dtype, device_map=device_map)
+    given = _given_adapters(keys)
+    model = merge_adapters(model, given.names, given)
+    model.config.use_cache = keys.use_kv_cache
+    return model.eval()
+
+
+def _load_base(
+    keys: "ModelConfig",
+    machine: Machine,
+    choose_dtype: "Callable[..., torch.dtype]",
+    *,
+    device_map: str | None = None,
+    train_from_scratch: bool = False,
+) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
+    """The model without adapters, and what became of the number format and the attention asked for."""
+    hub: dict[str, Any] = {
+        "revision": keys.model_revision,
+        "cache_dir": keys.cache_dir,
+        "token": keys.hf_hub_token,
+        "trust_remote_code": keys.trust_remote_code,
+    }
     config = load_config(keys.model_name_or_path, **hub)
-    dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
-    if for_export and keys.infer_dtype == "auto":
-        dtype = checkpoint_dtype(config) or dtype
+    dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
     attention = resolve_attention(
         keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
     )
@@ -277,21 +285,10 @@ def _load_merged(
         dtype=dtype,
         attn_implementation=attention.implementation,
         device_map=device_map,
+        train_from_scratch=train_from_scratch,
         **hub,
     )
-    given = _given_adapters(keys)
-    model = merge_adapters(model, given.names, given)
-    model.config.use_cache = keys.use_kv_cache
-    return model.eval()
-
-
-def _hub(keys: "ModelConfig") -> dict[str, Any]:
-    return {
-        "revision": keys.model_revision,
-        "cache_dir": keys.cache_dir,
-        "token": keys.hf_hub_token,
-        "trust_remote_code": keys.trust_remote_code,
-    }
+    return model, dtype, attention
 
 
 def _given_adapters(keys: "ModelConfig") -> GivenAdapters:

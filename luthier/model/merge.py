@@ -73,8 +73,8 @@ def adapter_path(name: str, given: GivenAdapters) -> Path:
         except (OSError, ValueError) as fault:
             reason = str(fault).splitlines()[0]
             raise ModelError(
-                f"{name}: there is no adapter folder of this name here, and the hub does not give one ({reason}); "
-                "check adapter_name_or_path"
+                f"{name}: there is no adapter folder of this name here, and the hub does not give one ({reason})"
+                " -> check adapter_name_or_path"
             ) from fault
     check_adapter_source(str(path), given.folder)
     return path / given.folder if given.folder else path
@@ -102,8 +102,8 @@ def _first_difference(fault: str) -> str:
 
 def _does_not_fit(name: str, base: str, used: str, reason: str) -> ModelError:
     return ModelError(
-        f"{name}: this adapter does not fit the model {used}: it was trained on {base or 'another model'} ({reason}); "
-        "set model_name_or_path to the model it was trained on"
+        f"{name}: this adapter does not fit the model {used}: it was trained on {base or 'another model'} ({reason})"
+        " -> set model_name_or_path to the model it was trained on"
     )
 
 

@@ -24,8 +24,8 @@ def _unusable(source: Source, part: str, fault: BaseException) -> ModelError:
     reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__).strip()
     if source.is_local:
         remedy = "make sure that the folder is complete; copy or download it again"
-        return ModelError(f"{source}: its {part} cannot be loaded ({reason}); {remedy}")
+        return ModelError(f"{source}: its {part} cannot be loaded ({reason}) -> {remedy}")
     return ModelError(
-        f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub ({reason}); give "
+        f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub ({reason}) -> give "
         "the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
     )

@@ -3,25 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.files import save_folder_atomically
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_*")
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
-
-
-def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path, *, max_shard_gigabytes: float = 5
-) -> None:
-    """Write model and tokenizer to `folder`, whole or not at all.
-
-    The tokenizer pads on the left, as generation wants it. Raises `OutputError` and `RunFailed`, see
-    `luthier.core.files.save_folder_atomically`.
-    """
-    with save_folder_atomically(folder, needed_bytes=num_bytes(model), replaces=WEIGHT_FILES) as temporary:
-        write_model(model, tokenizer, temporary, max_shard_gigabytes=max_shard_gigabytes)
 
 
 def num_bytes(model: "PreTrainedModel") -> int:
@@ -30,15 +16,19 @@ def num_bytes(model: "PreTrainedModel") -> int:
 
 
 def write_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path, *, max_shard_gigabytes: float = 5
+    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, max_shard_size: str = "5GB"
 ) -> None:
-    """The same into the folder of `save_folder_atomically`, for those who add files of their own. Raises `OSError`."""
+    """Weights in files of at most `max_shard_size`, config, generation config, tokenizer and chat template.
+
+    The tokenizer pads on the left, as generation wants it. Raises `OSError` where the disk fails, as the block of
+    `luthier.core.files.save_folder_atomically` wants it.
+    """
     from safetensors import SafetensorError
 
     use_cache, padding_side = model.config.use_cache, tokenizer.padding_side
     model.config.use_cache, tokenizer.padding_side = True, "left"
     try:
-        model.save_pretrained(folder, max_shard_size=f"{max_shard_gigabytes}GB")
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
     except SafetensorError as fault:  # a full disk, as safetensors tells it
         raise OSError(str(fault)) from fault

@@ -36,7 +36,7 @@ def locate(name_or_path: str) -> Source:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{path}: this file is not a model; give the folder it is in, or a .gguf file")
+            raise ModelError(f"{path}: this file is not a model -> give the folder it is in, or a .gguf file")
         return Source(str(path.parent), path.name)
     if path.is_dir():
         return Source(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
@@ -49,16 +49,16 @@ def locate(name_or_path: str) -> Source:
 def _only_gguf(folder: Path) -> str:
     files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() == ".gguf")
     if len(files) > 1:
-        raise ModelError(f"{folder}: it holds {len(files)} GGUF files; name the one to load: {', '.join(files)}")
+        raise ModelError(f"{folder}: it holds {len(files)} GGUF files -> name the one to load: {', '.join(files)}")
     if files:
         return files[0]
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{folder}: this is an adapter, not a model; give it as adapter_name_or_path and its base model as "
+            f"{folder}: this is an adapter, not a model -> give it as adapter_name_or_path and its base model as "
             "model_name_or_path"
         )
     inner = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
-    hint = f"; did you mean its folder {inner[-1]}?" if inner else ""
+    hint = f" -> did you mean its folder {inner[-1]}?" if inner else ""
     raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
 
 
@@ -91,7 +91,7 @@ def check_adapter_source(name_or_path: str, folder: str | None = None) -> None:
     config = path / "adapter_config.json"
     if not config.is_file():
         checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
-        hint = f"; did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
+        hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
     _read_json(config)
     weights = path / "adapter_model.safetensors"
@@ -105,7 +105,7 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise ModelError(f"{path}: this is not valid JSON ({fault}); copy or download it again") from fault
+        raise ModelError(f"{path}: this is not valid JSON ({fault}) -> copy or download it again") from fault
     if not isinstance(content, dict):
         raise ModelError(f"{path}: this should hold a JSON object, not a {type(content).__name__}")
     return content
@@ -121,7 +121,7 @@ def _check_weights(folder: Path) -> None:
     present = [name for name in _WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise ModelError(
-            f"{folder}: the weights are missing: none of {', '.join(_WEIGHT_FILES)} is there; copy the whole folder, "
+            f"{folder}: the weights are missing: none of {', '.join(_WEIGHT_FILES)} is there -> copy the whole folder, "
             "or set train_from_scratch: true to start from random weights"
         )
     shards = [present[0]]
@@ -129,12 +129,12 @@ def _check_weights(folder: Path) -> None:
         index = folder / present[0]
         content = _read_json(index)
         if not isinstance(content.get("weight_map"), dict):
-            raise ModelError(f"{index}: this index has no weight_map; copy or download it again")
+            raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
         shards = sorted(set(content["weight_map"].values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise ModelError(
-                f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])}; copy "
+                f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])} -> copy "
                 "or download them again"
             )
     for shard in shards:
@@ -157,10 +157,10 @@ def check_safetensors(path: Path) -> None:
         end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
     except (ValueError, AttributeError, KeyError, TypeError) as fault:
         raise ModelError(
-            f"{path}: this is not a whole safetensors file (its header cannot be read); copy or download it again"
+            f"{path}: this is not a whole safetensors file (its header cannot be read) -> copy or download it again"
         ) from fault
     if 8 + length + end != size:
         raise ModelError(
-            f"{path}: this file is cut off or damaged: {size:,} bytes instead of {8 + length + end:,}; copy or "
+            f"{path}: this file is cut off or damaged: {size:,} bytes instead of {8 + length + end:,} -> copy or "
             "download it again"
         )

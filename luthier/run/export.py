@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.log import info, warn
+from luthier.model.save import num_bytes, write_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from luthier.config.runs import ExportRun
 
@@ -54,7 +55,7 @@ def export(run: "ExportRun") -> Path:
     model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
     model.generation_config.pad_token_id = text.tokenizer.pad_token_id
     model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
-    with save_folder_atomically(target) as draft:
+    with save_folder_atomically(target, needed_bytes=num_bytes(model)) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
         if not runs_own_template:
             own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
@@ -120,21 +121,6 @@ def check_finite(model: "PreTrainedModel") -> None:
                 f"{name}: not every number of this weight is finite in {str(weight.dtype).removeprefix('torch.')}"
                 " -> set infer_dtype: bfloat16 or float32, or check the adapter"
             )
-
-
-def write_model(
-    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, max_shard_size: str
-) -> None:
-    """Weights in files of at most `max_shard_size` (`5GB`), config, generation config, tokenizer, chat template."""
-    from safetensors import SafetensorError
-
-    try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    except SafetensorError as fault:  # its way to report what the disk refused
-        raise OSError(str(fault)) from fault
-    tokenizer.padding_side = "left"  # whoever loads an export generates with it
-    tokenizer.init_kwargs["padding_side"] = "left"
-    tokenizer.save_pretrained(folder)
 
 
 def upload(folder: Path, repository: str, token: str | None) -> None:

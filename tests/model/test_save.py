@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from luthier.core.errors import RunFailed
+from luthier.core.files import save_folder_atomically
 from luthier.model.load import load_model
-from luthier.model.save import save_model
+from luthier.model.save import WEIGHT_FILES, num_bytes, write_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import byte_tokenizer, tiny_llama
 
@@ -27,12 +28,17 @@ assert not any(name.startswith("luthier") for name in sys.modules)
 """
 
 
+def save_model(model, tokenizer, target, **options):
+    with save_folder_atomically(target, needed_bytes=num_bytes(model), replaces=WEIGHT_FILES) as folder:
+        write_model(folder, model, tokenizer, **options)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_model_loads_in_plain_transformers(tmp_path, tied):
     model = load_model(str(tiny_llama(tmp_path / "base", tie_word_embeddings=tied)), dtype=torch.float32)
-    tokenizer = byte_tokenizer()
+    tokenizer = load_tokenizer(str(tmp_path / "base"))
     model.config.use_cache = False
-    save_model(model, tokenizer, tmp_path / "saved", max_shard_gigabytes=0.0001)
+    save_model(model, tokenizer, tmp_path / "saved", max_shard_size="100KB")
     assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["use_cache"] is True
     assert tokenizer.padding_side == "right"
