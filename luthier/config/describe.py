@@ -153,3 +153,5 @@ def _schemas(expected: Any, choices: tuple[str, ...]) -> Iterator[dict[str, Any]
     else:
         names = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null"}
         yield {"type": names.get(expected, "object")}
+        if expected not in names:
+            yield {"type": "string", "pattern": r"^\s*\{"}

@@ -29,7 +29,7 @@ from luthier.config.masking import is_secret
 from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rules, launcher_problems
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.sections import Section, is_on
-from luthier.config.source import Written, read
+from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, STAGES
@@ -132,7 +132,10 @@ class _Draft:
             try:
                 self.given[name] = decode(entry.value, key.type, key.choices)
             except Misfit as misfit:
-                self.blame(name, misfit.reason, misfit.remedy)
+                if entry.value is True and entry.file == COMMAND_LINE:
+                    self.blame(name, f"needs a value: {misfit.reason}", f"write --{name} VALUE")
+                else:
+                    self.blame(name, misfit.reason, misfit.remedy)
 
     def _unknown(self, name: str) -> None:
         close = nearest(name, catalogue())

@@ -71,7 +71,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load_train([str(tmp_path / "none.yaml")])
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder"):
         load_train(tmp_path / "folder.yaml")
     with pytest.raises(ConfigError, match=r"ends in \.yaml"):
         load_train(tmp_path / "run.txt")
