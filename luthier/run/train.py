@@ -43,7 +43,7 @@ def train(run: "TrainRun") -> "RunResult":
     from luthier.data.prepare import prepare
     from luthier.run.predict import generation_metrics
     from luthier.training.arguments import training_arguments
-    from luthier.training.checkpoints import require_writable, resume_point
+    from luthier.training.checkpoints import checkpoints_in, require_writable, resume_point
     from luthier.training.fit import build_trainer
 
     for warning in run.warnings:
@@ -56,6 +56,7 @@ def train(run: "TrainRun") -> "RunResult":
             output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
         )
     hush_libraries()
+    starts_anew = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
     text = load_text_side(run)
@@ -71,6 +72,7 @@ def train(run: "TrainRun") -> "RunResult":
         args,
         concatenates=concatenates,
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+        superseded=checkpoints_in(output_dir) if starts_anew else (),
     )
     return carry_out(run, trainer, data, text, resume_from)
 
@@ -114,15 +116,19 @@ def carry_out(
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
     from luthier.run.predict import predict
     from luthier.training.fit import RunResult, fit, with_perplexity
-    from luthier.training.report import finish_training, save_metrics
+    from luthier.training.report import finish_training, forget_results, save_metrics
 
     output_dir = Path(run.training["output_dir"])
     metrics: dict[str, Mapping[str, float]] = {}
     if run.trains:
-        metrics["train"], was_interrupted = fit(trainer, resume_from)
+        training, was_interrupted = fit(trainer, resume_from)
+        if training:
+            metrics["train"] = training
         if was_interrupted:
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         trainer.save_final()
+        if training and trainer.is_world_process_zero():
+            forget_results(output_dir)
     if run.training["do_eval"] and data.eval:
         evaluation = trainer.evaluate()
         metrics["eval"] = with_perplexity(evaluation) if run.stage == "pt" else evaluation

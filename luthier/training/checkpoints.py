@@ -21,6 +21,8 @@ def saving(output_dir: str, checkpoint: str | None, is_writer: bool) -> Iterator
 
     folder = Path(output_dir, checkpoint) if checkpoint else Path(output_dir)
     try:
+        if checkpoint and is_writer and folder.exists():
+            shutil.rmtree(folder)  # of an earlier run: its files would mix with the new ones
         yield
         if checkpoint and is_writer:
             write_manifest(folder)
@@ -38,12 +40,14 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(CHECKPOINT_PREFIX))
 
 
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """In no order, whole or not."""
+    return [p for p in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
+
+
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint that was written to its end; newer broken ones are named in a warning."""
-    folders = [
-        p for p in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
-    ]
-    for folder in sorted(folders, key=step_of, reverse=True):
+    for folder in sorted(checkpoints_in(output_dir), key=step_of, reverse=True):
         if is_whole(folder):
             return folder
         warn(f"{folder} was not written to its end and is not used")

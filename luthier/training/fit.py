@@ -48,8 +48,12 @@ def build_trainer(
     *,
     concatenates: bool,
     eval_metrics: EvalMetrics | None,
+    superseded: Sequence[Path] = (),
 ) -> StageTrainer:
-    """`concatenates`: the attention of the model keeps rows apart that lie behind one another, so nothing is padded."""
+    """`concatenates`: the attention of the model keeps rows apart that lie behind one another, so nothing is padded.
+
+    `superseded`: checkpoints of an earlier run, which go when this one has saved something.
+    """
     from luthier.training.callbacks.progress import ProgressBar
     from luthier.training.callbacks.trainer_log import TrainerLog
 
@@ -73,6 +77,7 @@ def build_trainer(
         callbacks=callbacks,
         shuffle=not run.finetuning.disable_shuffling,
         eval_metrics=eval_metrics,
+        superseded=superseded,
     )
 
 
@@ -85,7 +90,7 @@ def collator(pad_token_id: int, concatenates: bool) -> Callable[[Sequence[Mappin
 def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, float], bool]:
     """Train to the end. Returns the metrics of training, and whether a signal ended it early (its checkpoint is saved).
 
-    Raises `RunFailed` if memory runs out.
+    There are no metrics if `resume_from` is the end of the run already. Raises `RunFailed` if memory runs out.
     """
     if resume_from is not None:
         info(f"going on from {resume_from}")
@@ -98,6 +103,9 @@ def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, floa
                 f"the device ran out of memory at step {trainer.state.global_step}: {error}"
                 " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
             ) from error
+    if not trainer.num_trained_tokens:
+        info(f"nothing is left to train: {resume_from} is the last step of this run")
+        return {}, stop.was_interrupted
     metrics = dict(output.metrics) | {"train_tokens_per_second": round(trainer.throughput(), 2)}
     return metrics | {"epoch": trainer.state.epoch}, stop.was_interrupted
 

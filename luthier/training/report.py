@@ -23,6 +23,16 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+RESULTS = ("*_results.json", "generated_predictions.jsonl", "training_*.png")
+
+
+def forget_results(output_dir: Path) -> None:
+    """Removes the metrics and plots of an earlier run: they speak of other weights than those that are there now."""
+    for pattern in RESULTS:
+        for path in output_dir.glob(pattern):
+            path.unlink()
+
+
 def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> None:
     """`<split>_results.json`, and its keys added to `all_results.json`."""
     write_json(output_dir / f"{split}_results.json", dict(metrics))

@@ -4,6 +4,7 @@ What differs between training methods arrives as that value; no subclass per sta
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from luthier.core.errors import RunFailed
+from luthier.core.files import save_folder_atomically
 from luthier.model.heads import OutputHead
+from luthier.model.save import WEIGHT_FILES
 from luthier.model.types import Models
 from luthier.stages import Stage
 from luthier.training.checkpoints import saving
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
+
+MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
+"""What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
 
 EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
 
@@ -49,8 +55,12 @@ class StageTrainer(Trainer):
         callbacks: "list[TrainerCallback]",
         shuffle: bool = True,
         eval_metrics: EvalMetrics | None = None,
+        superseded: Sequence[Path] = (),
     ) -> None:
-        """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE."""
+        """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
+
+        `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
+        """
         super().__init__(
             model=model,
             args=args,
@@ -62,7 +72,7 @@ class StageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.stage, self.stage_config, self.head = stage, config, head
-        self.shuffle, self.eval_metrics = shuffle, eval_metrics
+        self.shuffle, self.eval_metrics, self.superseded = shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
@@ -76,6 +86,13 @@ class StageTrainer(Trainer):
         if self.shuffle:
             return super()._get_train_sampler(train_dataset)
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Not one step more than `max_steps`: transformers takes one when it goes on from the last step of a run."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
@@ -98,6 +115,8 @@ class StageTrainer(Trainer):
         return output.total / num_items_in_batch * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs and not self.num_trained_tokens:
+            return  # the run was complete already, so there is no mean loss to tell
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise RunFailed(
@@ -166,13 +185,33 @@ class StageTrainer(Trainer):
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        with saving(self.args.output_dir, f"checkpoint-{self.state.global_step}", self.args.should_save):
+        name = f"checkpoint-{self.state.global_step}"
+        self.superseded = [folder for folder in self.superseded if folder.name != name]
+        with saving(self.args.output_dir, name, self.args.should_save):
+            # Every process writes its random state here: after the old folder is gone, before the manifest is made.
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+        self._remove_superseded()
 
     def save_final(self) -> None:
-        """The weights of the finished run into `output_dir`. Raises `RunFailed` if they do not fit on the disk."""
+        """The weights of the finished run into `output_dir`, in the place of any that are there.
+
+        Raises `RunFailed` if they do not fit on the disk; what was there is kept then.
+        """
         with saving(self.args.output_dir, None, self.args.should_save):
-            self.save_model()
+            if self.args.should_save:
+                with save_folder_atomically(Path(self.args.output_dir), replaces=MODEL_FILES) as folder:
+                    self.save_model(str(folder))
+            else:
+                self.save_model()
+        self._remove_superseded()
+
+    def _remove_superseded(self) -> None:
+        if self.args.should_save:
+            for folder in self.superseded:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.superseded = ()
 
 
 def _num_tokens(batch: Mapping[str, Any]) -> int:

@@ -49,9 +49,7 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
         isolate_samples(model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     args = training_arguments(run, detect())
-    trainer = build_trainer(
-        run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None
-    )
+    trainer = build_trainer(run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None)
     trainer.train()
     return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from luthier.core.files import write_atomically
+
 RENAMED = {
     "loss": "loss",
     "eval_loss": "eval_loss",
@@ -24,7 +26,7 @@ class TrainerLog(TrainerCallback):
     """Appends to the log on the main process."""
 
     def __init__(self, path: Path, *, starts_anew: bool) -> None:
-        """A run that goes on from a checkpoint appends to the log; `starts_anew` begins a new one all the same."""
+        """A run that goes on from a checkpoint keeps the lines up to there; with `starts_anew` the log is new."""
         self.path, self.starts_anew = path, starts_anew
         self.start_seconds = 0.0
         self.start_step = 0
@@ -32,8 +34,15 @@ class TrainerLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start_seconds = time.monotonic()
         self.start_step = state.global_step
-        if state.is_world_process_zero and (self.starts_anew or state.global_step == 0):
-            self.path.unlink(missing_ok=True)
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        if self.starts_anew or state.global_step == 0:
+            self.path.unlink()
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a process that was killed may leave half a line
+        kept = [line for line in whole if json.loads(line)["current_steps"] <= state.global_step]
+        write_atomically(self.path, "".join(kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
