@@ -64,9 +64,7 @@ def read(
         words = list(overrides)
     elif isinstance(source, list | tuple):
         words = [*source, *overrides]
-        first = words[0] if words else ""
-        is_file = first.endswith(SUFFIXES) and not first.startswith("-") and "=" not in first
-        written = _read_file(Path(words.pop(0))) if is_file else Written(COMMAND_LINE)
+        written = _read_file(Path(words.pop(0))) if words and _is_file_name(words[0]) else Written(COMMAND_LINE)
     else:
         written = _read_file(Path(str(source)))
         words = list(overrides)
@@ -74,11 +72,17 @@ def read(
     return written
 
 
+def _is_file_name(word: str) -> bool:
+    return not word.startswith("-") and (word.endswith(SUFFIXES) or "=" not in word)
+
+
 def unreadable(path: Path | str, reason: str, remedy: str = "", line: int | None = None) -> ConfigError:
     return ConfigError(str(path), [Problem("run file", reason, remedy, file=str(path), line=line)])
 
 
 def _read_file(path: Path) -> Written:
+    if path.is_dir():
+        raise unreadable(path, "is a folder", "name the run file in it")
     if path.suffix not in SUFFIXES:
         raise unreadable(path, "is not a run file", "give it a name that ends in .yaml, .yml or .json")
     try:
@@ -115,6 +119,8 @@ def _read_yaml(path: Path, text: str) -> Written:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise unreadable(path, f"is not valid YAML: {error.problem}", line=line) from None
+    except ConfigError:  # ours, and a ValueError too
+        raise
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         raise unreadable(path, f"is not valid YAML: {error}") from None
     return written
@@ -191,9 +197,8 @@ def _add_words(written: Written, words: list[str], knows: Callable[[str], bool])
         position += 1
         name, equals, value = word.partition("=")
         is_flag = name.startswith("--")
-        if not is_flag and not equals:
-            reason = "a word that belongs to no key"
-            written.problems.append(Problem(word, reason, "write key=value or --key value", file=COMMAND_LINE))
+        if not is_flag and (not equals or not name):
+            written.problems.append(_stray(word))
             continue
         if is_flag:
             name = name[2:].replace("-", "_")
@@ -206,6 +211,18 @@ def _add_words(written: Written, words: list[str], knows: Callable[[str], bool])
             _add(written, name[3:], False)
         else:
             _add(written, name, True)
+
+
+def _stray(word: str) -> Problem:
+    if word.endswith(SUFFIXES):
+        return Problem(
+            word, "a run file may stand in the first place only", "give one, before all else", file=COMMAND_LINE
+        )
+    if word.startswith("="):
+        return Problem(
+            word, "no key stands before the equals sign", "write key=value without blanks", file=COMMAND_LINE
+        )
+    return Problem(word, "a word that belongs to no key", "write key=value or --key value", file=COMMAND_LINE)
 
 
 def _starts_key(word: str, knows: Callable[[str], bool]) -> bool:

@@ -1,14 +1,14 @@
 """Everything a user can cause, as one tree. The CLI catches `LuthierError` and nothing else.
 
-    LuthierError                exit status 1
-      InvalidInput              exit status 2: what the user gave is wrong
-        ConfigError             the run file or an override; carries all problems
-        DataError               dataset_info.json, a data file, or no usable row
-        ModelError              the model folder, adapter or GGUF file
-        OutputError             the output folder
-        MissingExtra            an optional library is not installed
-        UnknownVariant          a name that no file provides
-      RunFailed                 the run itself went wrong (disk full, loss not finite, ...)
+LuthierError                exit status 1
+  InvalidInput              exit status 2: what the user gave is wrong
+    ConfigError             the run file or an override; carries all problems
+    DataError               dataset_info.json, a data file, or no usable row
+    ModelError              the model folder, adapter or GGUF file
+    OutputError             the output folder
+    MissingExtra            an optional library is not installed
+    UnknownVariant          a name that no file provides
+  RunFailed                 the run itself went wrong (disk full, loss not finite, ...)
 """
 
 from collections.abc import Iterable
@@ -58,7 +58,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds file, line and value."""
+    """One fault in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds the rest."""
 
     key: str
     reason: str
@@ -70,9 +70,16 @@ class Problem:
 
     def __str__(self) -> str:
         where = ":".join(str(part) for part in (self.file, self.line) if part)
-        subject = f"{self.key}: {self.value!r}" if self.has_value else self.key
+        subject = f"{self.key}: {_as_written(self.value)}" if self.has_value else self.key
         text = f"{where}: {subject}: {self.reason}" if where else f"{subject}: {self.reason}"
         return f"{text} -> {self.remedy}" if self.remedy else text
+
+
+def _as_written(value: Any) -> str:
+    """As YAML spells the three words that Python spells in another way."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 class ConfigError(InvalidInput):
