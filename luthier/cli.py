@@ -24,8 +24,8 @@ COMMANDS = {
 }
 """Command -> its words, and what it does. `luthier.run.<command>` holds `main(argv) -> exit status`."""
 
-LATER = ("api", "webchat", "webui", "eval")
-"""Commands of the reference that this version does not have."""
+LATER = ("plan", "api", "webchat", "webui", "eval")
+"""Commands that this version does not have."""
 
 
 def usage() -> str:

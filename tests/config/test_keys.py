@@ -136,6 +136,7 @@ def test_the_schema_describes_every_key():
         schema["properties"]["use_galore"]["deprecated"]
         and "GaLore" in schema["properties"]["use_galore"]["description"]
     )
+    assert {"type": "string", "pattern": r"^\s*\{"} in schema["properties"]["vllm_config"]["anyOf"]
     assert {"const": False} in schema["properties"]["save_strategy"]["anyOf"]
 
 

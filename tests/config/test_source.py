@@ -182,5 +182,5 @@ def test_the_old_script_form():
 
 
 def test_a_flag_without_its_value_is_named():
-    with pytest.raises(ConfigError, match="command line: output_dir: true: must be text"):
+    with pytest.raises(ConfigError, match="output_dir: true: needs a value: must be text -> write --output_dir VALUE"):
         load_train(["--model_name_or_path", "m", "--dataset", "d", "--output_dir"])
