@@ -10,7 +10,6 @@ import sys
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
     "check": ("RUN [key=value ...] [--for train|chat|export]", "validate a run file and its datasets"),
-    "plan": ("RUN [--json]", "say what a run will do, before any weights are loaded"),
     "data": ("RUN [--limit N] [--split train|eval] [--row K] [--json]", "show the tokenised rows"),
     "template": ("list | show NAME | render NAME FILE | check MODEL [NAME]", "the chat formats"),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
