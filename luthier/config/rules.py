@@ -61,6 +61,19 @@ def within(section: str, key: str, low: float, high: float, *, or_high: bool) ->
     return Rule((key,), f"must be from {low} {'to' if or_high else 'to below'} {high}", "", is_outside)
 
 
+def above(
+    section: str, key: str, minimum: float, *, if_training: tuple[str, str] | None = None, remedy: str = ""
+) -> Rule:
+    """The number `key` must be above `minimum`, unless it is null; with `if_training` = (key, value), only then."""
+
+    def is_too_small(run: Any) -> bool:
+        value = number(section, key)(run)
+        matters = if_training is None or run.training[if_training[0]] == if_training[1]
+        return matters and value is not None and value <= minimum
+
+    return Rule((key, *(if_training or ())[:1]), f"must be above {minimum}", remedy, is_too_small)
+
+
 def number(section: str, key: str) -> Callable[[Any], Any]:
     if section == "training":
         return lambda run: run.training[key]
@@ -79,6 +92,8 @@ def _under_launcher() -> bool:
     return "LOCAL_RANK" in os.environ or is_on(os.environ, "FORCE_TORCHRUN")
 
 
+EVAL_METRICS = ("loss", "accuracy", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
+"""What an evaluation may be judged by; the names of several evaluation sets may stand before them."""
 _EVAL_REMEDY = "give eval_dataset, or val_size above 0"
 
 MODEL_RULES = Rules(
@@ -102,6 +117,12 @@ MODEL_RULES = Rules(
             "give one of the two",
             lambda run: bool(run.model.add_special_tokens) and run.model.new_special_tokens_config is not None,
             only_warns=True,
+        ),
+        Rule(
+            ("model_name_or_path",),
+            "is empty",
+            "name a folder, a .gguf file or a model of the hub",
+            lambda run: not run.model.model_name_or_path,
         ),
         at_least("data", "cutoff_len", 1),
     )
@@ -177,6 +198,22 @@ TRAIN_RULES = Rules(
             lambda run: run.data.val_size > 0 and bool(run.data.eval_dataset),
         ),
         at_least("data", "val_size", 0),
+        Rule(
+            ("val_size",),
+            "is a number of rows if it is 1 or more, so it must be whole",
+            "write a whole number, or a share below 1",
+            lambda run: run.data.val_size > 1 and run.data.val_size % 1 != 0,
+        ),
+        *(
+            Rule(
+                (key,),
+                "names a dataset twice, so its rows count twice",
+                'use "num_samples" in dataset_info.json to take more of one, or name it once',
+                lambda run, key=key: len(set(names := getattr(run.data, key))) < len(names),  # type: ignore[misc]
+                only_warns=True,
+            )
+            for key in ("dataset", "eval_dataset")
+        ),
         *(
             Rule(
                 (key, "eval_dataset", "val_size"),
@@ -237,6 +274,12 @@ TRAIN_RULES = Rules(
         ),
         at_least("finetuning", "early_stopping_steps", 1),
         Rule(
+            ("metric_for_best_model", "compute_accuracy", "predict_with_generate"),
+            "no evaluation of this version gives this metric",
+            f"use one that ends in {', '.join(EVAL_METRICS)}",
+            lambda run: not (run.training["metric_for_best_model"] or "loss").endswith(EVAL_METRICS),
+        ),
+        Rule(
             ("resize_vocab", "additional_target"),
             "the new embedding rows do not learn, since LoRA leaves the embeddings as they are",
             "set additional_target: embed_tokens,lm_head",
@@ -264,7 +307,33 @@ TRAIN_RULES = Rules(
         at_least("training", "per_device_train_batch_size", 1),
         at_least("training", "per_device_eval_batch_size", 1),
         at_least("training", "gradient_accumulation_steps", 1),
+        Rule(
+            ("max_steps", "num_train_epochs"),
+            "leaves nothing to train",
+            "give a number above 0, or -1 to go by num_train_epochs",
+            lambda run: run.training["max_steps"] < 1 and run.training["max_steps"] != -1,
+        ),
+        Rule(
+            ("num_train_epochs", "max_steps"),
+            "leaves nothing to train",
+            "give a number above 0",
+            lambda run: run.training["max_steps"] == -1 and run.training["num_train_epochs"] <= 0,
+        ),
+        above(
+            "training", "logging_steps", 0, if_training=("logging_strategy", "steps"), remedy="or logging_strategy: no"
+        ),
+        above("training", "save_steps", 0, if_training=("save_strategy", "steps"), remedy="or save_strategy: no"),
+        above("training", "eval_steps", 0, if_training=("eval_strategy", "steps"), remedy="or eval_strategy: no"),
+        within("training", "seed", 0, 2**32 - 1, or_high=True),
+        within("training", "data_seed", 0, 2**32 - 1, or_high=True),
         at_least("training", "learning_rate", 0),
+        at_least("training", "weight_decay", 0),
+        at_least("training", "max_grad_norm", 0),
+        within("training", "adam_beta1", 0, 1, or_high=False),
+        within("training", "adam_beta2", 0, 1, or_high=False),
+        at_least("training", "adam_epsilon", 0),
+        at_least("training", "neftune_noise_alpha", 0),
+        at_least("training", "dataloader_num_workers", 0),
         at_least("training", "warmup_steps", 0),
         within("training", "warmup_ratio", 0, 1, or_high=False),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules import Rule, Rules, within
 from luthier.core.errors import RowError
 from luthier.data.types import Dialogue, Prompt
 from luthier.model.types import Models
@@ -30,6 +30,7 @@ class PtConfig:
 
 RULES = Rules(
     (
+        within("method", "label_smoothing_factor", 0, 1, or_high=False),
         Rule(
             ("predict_with_generate", "stage"),
             "writes answers, and plain text has no questions",

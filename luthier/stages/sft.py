@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules import Rule, Rules, within
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage
@@ -29,6 +29,7 @@ class SftConfig:
 
 RULES = Rules(
     (
+        within("method", "label_smoothing_factor", 0, 1, or_high=False),
         Rule(
             ("mask_history", "train_on_prompt"),
             "learns the last answer only, while train_on_prompt learns every prompt",

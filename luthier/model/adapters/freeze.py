@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.config.rules import Rule, Rules
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
 from luthier.model.adapters import Adapter
@@ -23,6 +24,18 @@ class FreezeConfig:
     """Names of the modules inside those layers that learn, or `all`."""
     freeze_extra_modules: tuple[str, ...] = ()
     """Names of modules outside the layers that learn too, e.g. `lm_head`."""
+
+
+RULES = Rules(
+    (
+        Rule(
+            ("freeze_trainable_layers", "freeze_extra_modules"),
+            "leaves nothing that learns",
+            "give a number other than 0, or freeze_extra_modules",
+            lambda run: run.adapter.freeze_trainable_layers == 0 and not run.adapter.freeze_extra_modules,
+        ),
+    )
+)
 
 
 def apply(
@@ -75,4 +88,4 @@ def layers_to_train(num_layers: int, wanted: int) -> range:
     return range(max(0, num_layers - wanted), num_layers) if wanted > 0 else range(min(-wanted, num_layers))
 
 
-ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply)
+ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply, check=RULES)
