@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
+from luthier.model.dtype import autocast_of_training
 from luthier.model.merge import unwrap
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def isolates_samples(model: "nn.Module") -> str | None:
         return "its sliding windows do not reach the attention function"
     if not base._can_set_attn_implementation():
         return "its attention cannot be replaced"
+    if base.config._attn_implementation in _FLASH.values() and base.device.type == "cpu":
+        return None  # its kernels cannot be tried before the model has moved to its accelerator
     if not _is_isolated(base):
         return "tried on two samples, the first one changed the second"
     return None
@@ -221,10 +224,7 @@ def _is_isolated(base: "PreTrainedModel") -> bool:
     alone_ids = second[None].to(base.device)
     bounds = torch.tensor([0, 5, 12], dtype=torch.int32, device=base.device)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(base.device)
-    # Norms or adapters may be float32 in a 16-bit model, which only computes under autocast then, as in training.
-    half = next((weight.dtype for weight in base.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
-    autocast = torch.autocast(base.device.type, dtype=half, enabled=half is not None)
-    with _evaluating(base), torch.no_grad(), autocast:
+    with _evaluating(base), torch.no_grad(), autocast_of_training(base):
         alone = base(input_ids=alone_ids, use_cache=False).logits[0]
         used = base.config._attn_implementation
         isolate_samples(base)
@@ -238,7 +238,7 @@ def _is_isolated(base: "PreTrainedModel") -> bool:
             use_cache=False,
         ).logits[0, 5:]
         base.set_attn_implementation(used)
-    tolerance = 8 * torch.finfo(half).eps if half is not None else 1e-4
+    tolerance = max(8 * torch.finfo(together.dtype).eps, 1e-4)
     return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
 
 

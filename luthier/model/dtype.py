@@ -45,6 +45,20 @@ def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machi
     return torch.bfloat16 if machine.bf16 else torch.float16
 
 
+def autocast_of_training(model: "nn.Module") -> "torch.autocast":
+    """What a model of mixed formats computes in while it trains, for trying it out outside the trainer.
+
+    Norms, adapters or whole layers may be float32 in a 16-bit model, which only computes under autocast then.
+    """
+    import torch
+
+    half = next(
+        (weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None
+    )
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=half, enabled=half is not None)
+
+
 def upcast_trainable(model: "nn.Module") -> None:
     """Parameters that learn are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa."""
     import torch

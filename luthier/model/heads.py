@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.dtype import autocast_of_training
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ def inspect_head(model: "nn.Module") -> OutputHead:
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1]], device=linear.weight.device)
-    with torch.no_grad():
+    with torch.no_grad(), autocast_of_training(base):
         logits = model(input_ids=ids, use_cache=False).logits
         with hidden_instead_of_logits(linear):
             hidden = model(input_ids=ids, use_cache=False).logits

@@ -133,6 +133,8 @@ def load_model(
             "files belong to another model or are incomplete"
         )
     gguf_speed.forget()
+    # Adapters record the name of their base as the user wrote it.
+    model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
     return model
 
@@ -193,7 +195,8 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         training_dtype, bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=pure_bf16, machine=machine
     )
     base, dtype, attention = _load_base(keys, machine, choose_dtype, train_from_scratch=keys.train_from_scratch)
-    padding_reason = isolates_samples(base)
+    asks_plain = "flash_attn: disabled asks for plain attention"
+    padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
     fit_embeddings(
         base,
         fitted.tokenizer,

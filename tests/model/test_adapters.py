@@ -121,6 +121,7 @@ def test_dora_and_rslora_reach_peft(option):
     ("config", "words"),
     [
         ({"lora_target": ("q_prj",)}, ["lora_target", "'q_prj'", "did you mean 'q_proj'", "down_proj"]),
+        ({"lora_target": ("self_attn",)}, ["lora_target", "self_attn", "name linear layers"]),
         ({"additional_target": ("embed",)}, ["additional_target", "'embed'", "embed_tokens"]),
     ],
 )

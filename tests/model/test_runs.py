@@ -5,7 +5,8 @@ import torch
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
-from luthier.model.attention import isolate_samples
+from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.heads import inspect_head
 from luthier.model.load import load_for_export, load_for_inference, load_for_training
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
@@ -44,6 +45,23 @@ def test_bf16_keeps_what_learns_in_float32(llama_folder, tmp_path):
     assert dtypes["base_model.model.model.embed_tokens.weight"] == torch.bfloat16
     pure = training(llama_folder, tmp_path, finetuning_type="lora", pure_bf16=True)
     assert {weight.dtype for weight in pure.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"bf16": True, "upcast_layernorm": True},
+        {"bf16": True, "upcast_lmhead_output": True},
+        {"bf16": True, "finetuning_type": "freeze"},
+        {"bf16": True, "finetuning_type": "full"},
+        {"pure_bf16": True},
+    ],
+)
+def test_a_model_of_mixed_number_formats_can_be_tried_out(llama_folder, tmp_path, keys):
+    loaded = training(llama_folder, tmp_path, **keys)
+    assert loaded.padding_reason is None
+    assert isolates_samples(loaded.model) is None
+    assert inspect_head(loaded.model).linear is loaded.model.get_output_embeddings()
 
 
 def test_full_and_freeze(llama_folder, tmp_path):

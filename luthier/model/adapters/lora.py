@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.fields import no_effect, refused
+from luthier.core.errors import ModelError
 from luthier.model.adapters import Adapter
 from luthier.model.embeddings import embedding_names
 from luthier.model.merge import GivenAdapters, attach_adapter, merge_adapters
@@ -78,22 +79,25 @@ def apply(
     saved = require_modules(model, config.additional_target, "additional_target")
     if train_embeddings and not saved:
         saved = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
-    return peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
-            r=config.lora_rank,
-            lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=list(target_modules(model, config.lora_target)),
-            modules_to_save=list(saved) or None,
-            ensure_weight_tying=bool(saved) and model.config.tie_word_embeddings,
-            fan_in_fan_out=_stores_transposed(model),
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-        ),
-        autocast_adapter_dtype=not pure_bf16,
+    settings = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(target_modules(model, config.lora_target)),
+        modules_to_save=list(saved) or None,
+        ensure_weight_tying=bool(saved) and model.config.tie_word_embeddings,
+        fan_in_fan_out=_stores_transposed(model),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
     )
+    try:
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
+    except ValueError as fault:  # e.g. a target that is a whole block, not a layer of weights
+        raise ModelError(
+            f"lora_target: {', '.join(config.lora_target)}: peft cannot adapt these modules of {type(model).__name__} "
+            f"({str(fault).splitlines()[0]}) -> name linear layers, or all"
+        ) from fault
 
 
 def target_modules(model: "PreTrainedModel", wanted: Sequence[str]) -> tuple[str, ...]:
