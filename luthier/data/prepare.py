@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
     from luthier.config.runs import TrainRun
+    from luthier.data.blocks import Blocks
     from luthier.stages import Stage
 
 Encode = Callable[[Any, Encoding], Encoded]
@@ -53,61 +54,63 @@ class PreparedData:
 
 def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
-    builder = _Builder(run, encoding, stage.examples)
+
+    def packer() -> "Blocks | None":
+        return stage.packer(run, encoding)
 
     def encode(example: Any, encoding: Encoding) -> Encoded:
         return stage.encode(example, encoding, run.method)
 
-    train = builder.tables(run.data.dataset, encode) if run.data.dataset else []
-    evaluation = builder.tables(run.data.eval_dataset, encode) if run.data.eval_dataset else []
-    generates = run.training["predict_with_generate"]
-    prompts = builder.tables(run.data.eval_dataset, encode_last_turn) if generates and run.data.eval_dataset else []
-
-    train_rows, eval_rows, prompt_rows = None, {}, {}
-    if train:
-        mixed = builder.mixed(train)
-        if run.data.val_size:
-            train_index, eval_index = split_validation(len(mixed), run.data.val_size, run.training["seed"])
-            eval_rows = {"": mixed.select(eval_index)}
-            if generates:
-                # The same rows, told apart into prompt and answer: encoding drops the same rows in the same order.
-                prompt_rows = {"": builder.mixed(builder.tables(run.data.dataset, encode_last_turn)).select(eval_index)}
+    data, generates = run.data, run.training["predict_with_generate"]
+    # Texts that are cut into blocks anyway are not cut to a length before.
+    builder = _Builder(run, encoding if packer() is None else encoding.unlimited(), stage.examples, encode)
+    train_rows, eval_tables = None, {}
+    if data.dataset:
+        mixed = builder.mixed(builder.tables(data.dataset, with_prompts=generates and data.val_size > 0))
+        if data.val_size:
+            train_index, eval_index = split_validation(len(mixed), data.val_size, run.training["seed"])
+            eval_tables = {"": mixed.select(eval_index)}
             mixed = mixed.select(train_index)
-        train_rows = builder.packed(mixed, stage.packer(run, encoding))
+        train_rows = builder.packed(mixed, packer())
         builder.ledger.samples["train"] = len(train_rows)
-    if evaluation:
-        eval_rows = builder.by_name(evaluation, run.data.eval_on_each_dataset, run.data.eval_dataset)
-        prompt_rows = builder.by_name(prompts, run.data.eval_on_each_dataset, run.data.eval_dataset) if prompts else {}
-    eval_rows = {name: builder.packed(rows, stage.packer(run, encoding)) for name, rows in eval_rows.items()}
+    if data.eval_dataset:
+        tables = builder.tables(data.eval_dataset, with_prompts=generates)
+        apart = dict(zip(data.eval_dataset, tables, strict=True))
+        eval_tables = apart if data.eval_on_each_dataset else {"": builder.mixed(tables)}
+    eval_rows = {name: builder.packed(table, packer()) for name, table in eval_tables.items()}
+    prompts = builder.prompts_of(eval_tables) if generates else {}
     builder.ledger.samples.update({f"eval {name}".strip(): len(rows) for name, rows in eval_rows.items()})
-    return PreparedData(train_rows, eval_rows, prompt_rows, builder.ledger)
+    return PreparedData(train_rows, eval_rows, prompts, builder.ledger)
 
 
 class _Builder:
     """What the steps of `prepare` share."""
 
-    def __init__(self, run: "TrainRun", encoding: Encoding, takes: tuple[type, ...]) -> None:
-        self.data, self.encoding, self.takes = run.data, encoding, takes
+    def __init__(self, run: "TrainRun", encoding: Encoding, takes: tuple[type, ...], encode: Encode) -> None:
+        self.data, self.encoding, self.takes, self.encode = run.data, encoding, takes, encode
         self.seed: int = run.training["seed"]
         self.hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         self.ledger = Ledger()
+        self.prompts: list[Encoded] = []
 
-    def tables(self, names: Sequence[str], encode: Encode) -> "list[datasets.Dataset]":
-        """One table of encoded rows per dataset."""
+    def tables(self, names: Sequence[str], *, with_prompts: bool) -> "list[datasets.Dataset]":
+        """One table of encoded rows per dataset; `with_prompts` its column `example` is the place in `prompts`."""
         tables = []
         for name in names:
             account = DatasetAccount()
-            table = _table(self.encoded(self.catalog.get(name), account, encode))
-            # The same dataset may be encoded twice, for the loss and for generation; the first account is the one told.
+            examples: list[int] = []
+            table = _table(self.encoded(self.catalog.get(name), account, examples if with_prompts else None))
+            # A dataset may serve for training and for evaluation; it has one account.
             self.ledger.accounts.setdefault(name, account)
             if not len(table):
                 lines = Ledger({name: account}).reasons() or ["it has no rows"]
                 raise DataError("\n  ".join([f"dataset {name!r} has no usable row", *lines]))
-            tables.append(table)
+            tables.append(table.add_column("example", examples) if with_prompts else table)
         return tables
 
-    def encoded(self, spec: DatasetSpec, account: DatasetAccount, encode: Encode) -> Iterator[Encoded]:
+    def encoded(self, spec: DatasetSpec, account: DatasetAccount, examples: list[int] | None) -> Iterator[Encoded]:
+        """The rows; for each, `examples` (if given) receives the place of its prompt."""
         read = FORMATS.get(spec.formatting).read
         for row in read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub):
             account.rows_in += 1
@@ -117,7 +120,7 @@ class _Builder:
                     raise RowError("the row has pictures, films or sounds, and this version reads text only")
                 if not isinstance(example, self.takes):
                     raise RowError(_not_taken(example, self.takes))
-                rows = list(self.fitted(example, encode, account, row.place))
+                rows = list(self.fitted(example, account, row.place))
             except RowError as error:
                 account.drop(row.place, str(error))
                 continue
@@ -125,12 +128,23 @@ class _Builder:
             for encoded in rows:
                 account.tokens += len(encoded.input_ids)
                 account.labelled_tokens += sum(label != IGNORE_INDEX for label in encoded.labels)
+            if examples is not None:
+                assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
+                examples += [len(self.prompts)] * len(rows)
+                self.prompts.append(encode_last_turn(example, self.encoding))
             yield from rows
 
-    def fitted(self, example: Any, encode: Encode, account: DatasetAccount, place: str) -> Iterable[Encoded]:
+    def prompts_of(self, tables: "Mapping[str, datasets.Dataset]") -> "dict[str, datasets.Dataset]":
+        """The prompt of each example once, even if the example was cut into several rows."""
+        return {
+            name: _table(self.prompts[number] for number in dict.fromkeys(table["example"]))
+            for name, table in tables.items()
+        }
+
+    def fitted(self, example: Any, account: DatasetAccount, place: str) -> Iterable[Encoded]:
         """The row within `cutoff_len`, by the rule of `on_overlong`."""
         cutoff_len, rule = self.encoding.cutoff_len, self.data.on_overlong
-        encoded = encode(example, self.encoding)
+        encoded = self.encode(example, self.encoding)
         if encoded.lost_tokens == 0:
             _require_labels(encoded, "no token of it is learned")
             return [encoded]
@@ -143,7 +157,7 @@ class _Builder:
         if rule == "drop":
             raise RowError(f"longer than cutoff_len {cutoff_len}")
         if rule == "split":
-            pieces = [p for p in _split(encode(example, self.encoding.unlimited()), cutoff_len) if _has_labels(p)]
+            pieces = [p for p in _split(self.encode(example, self.encoding.unlimited()), cutoff_len) if _has_labels(p)]
             if not pieces:
                 raise RowError("no token of it is learned")
             account.split_into += len(pieces)
@@ -166,14 +180,9 @@ class _Builder:
         offsets = [sum(len(table) for table in tables[:index]) for index in range(len(tables))]
         return whole.select([offsets[table] + row for table, row in order])
 
-    def by_name(
-        self, tables: "list[datasets.Dataset]", apart: bool, names: Sequence[str]
-    ) -> "dict[str, datasets.Dataset]":
-        return dict(zip(names, tables, strict=True)) if apart else {"": self.mixed(tables)}
-
-    def packed(self, rows: "datasets.Dataset", blocks: Any) -> "datasets.Dataset":
+    def packed(self, rows: "datasets.Dataset", blocks: "Blocks | None") -> "datasets.Dataset":
         if blocks is None:
-            return rows
+            return rows.select_columns(["input_ids", "labels"])
         texts = (Encoded(row["input_ids"], row["labels"]) for row in rows)
         table = _table(Encoded(block, block) for block in blocks.join(texts))
         self.ledger.leftover_tokens += blocks.num_leftover_tokens
