@@ -44,7 +44,7 @@ def check_columns(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
     try:
         return _judged(spec)
     except DataError as error:
-        return [_problem(spec, (), str(error))], []
+        return [_problem(spec, (), str(error).removeprefix(f"dataset {spec.name!r}: "))], []
 
 
 def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
@@ -53,8 +53,10 @@ def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
     names = column_names(files[0])
     usable = [row.data for row in rows if row.data is not None]
     found = list(dict.fromkeys(key for row in usable for key in row)) if names is None else names
+    if not found and not _has_usable_row(spec, files):
+        return [_problem(spec, (), f"no row can be used: {_first_reason(rows)}")], []
     if not found:
-        return [_problem(spec, (), f"none of the first {len(rows)} rows can be used: {_first_reason(rows)}")], []
+        return [], [_problem(spec, (), f"none of the first {len(rows)} rows can be used: {_first_reason(rows)}")]
     errors: list[Problem] = []
     warnings: list[Problem] = []
     for key, column, reason in _absent(spec, found):
@@ -62,18 +64,22 @@ def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
         close = nearest(column, found)
         remedy = f"did you mean {close!r}?" if close else f"the data have {', '.join(found)}"
         fault = _problem(spec, ("columns", key), reason, remedy, value=column)
-        (errors if certain or key in _REQUIRED[spec.formatting] else warnings).append(fault)
+        (errors if certain else warnings).append(fault)
     warnings += _unread(spec, found)
     warnings += _cleared_roles(spec, usable)
     warnings += _unread_weights(spec, usable)
     refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
     if refused and not errors:
         row, reason = refused[0]
-        all_refused = len(refused) == len(rows)
-        count = "none of the first rows can" if all_refused else f"{len(refused)} of the first {len(rows)} rows cannot"
+        hopeless = len(refused) == len(rows) and not _has_usable_row(spec, files)
+        count = "no row can" if hopeless else f"{len(refused)} of the first {len(rows)} rows cannot"
         fault = _problem(spec, (), f"{count} be used, for example {row.place}: {reason}")
-        (errors if all_refused else warnings).append(fault)
+        (errors if hopeless else warnings).append(fault)
     return errors, warnings
+
+
+def _has_usable_row(spec: DatasetSpec, files: Sequence[DataFile]) -> bool:
+    return any(not _reason(row, spec) for file in files for row in READERS[file.kind](file))
 
 
 def _problem(

@@ -6,6 +6,9 @@ from typing import Any
 MAX_LISTED_ROWS = 20
 """Row numbers named per reason in the report; the count is always complete."""
 
+MAX_SHOWN_ROWS = 3
+"""The same for what is shown in the terminal."""
+
 
 @dataclass(slots=True)
 class DatasetAccount:
@@ -55,7 +58,7 @@ class Ledger:
         lines = []
         for name, account in self.accounts.items():
             for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1]):
-                rows = account.dropped_rows[reason]
+                rows = account.dropped_rows[reason][:MAX_SHOWN_ROWS]
                 more = f" and {count - len(rows)} more" if count > len(rows) else ""
                 lines.append(f"{name}: {count} dropped: {reason} ({'; '.join(rows)}{more})")
         return lines

@@ -113,7 +113,7 @@ def _local_paths(spec: DatasetSpec) -> list[str]:
         return [location]
     if not os.path.isdir(location):
         folder, name = os.path.split(location)
-        siblings = sorted(os.listdir(folder)) if os.path.isdir(folder) else None
+        siblings = sorted({*os.listdir(folder)} - {"dataset_info.json"}) if os.path.isdir(folder) else None
         close = nearest(name, siblings) if siblings else None
         hint = f"did you mean {close!r}?" if close else "correct `file_name`, or put the file there"
         why = "no such file" if siblings is not None else f"there is no folder {folder}"

@@ -107,7 +107,7 @@ FAULTS = [
     ({"file_nam": "d.json"}, "d.file_nam: 'd.json': unknown key of a dataset description -> did you mean 'file_name'?"),
     ({"file_name": 3}, "d.file_name: 3: must be text"),
     ({"file_name": "d.json", "ranking": "yes"}, "d.ranking: 'yes': must be true or false"),
-    ({"file_name": "d.json", "num_samples": True}, "d.num_samples: True: must be a whole number"),
+    ({"file_name": "d.json", "num_samples": True}, "d.num_samples: true: must be a whole number"),
     ({"file_name": "d.json", "num_samples": 0}, "d.num_samples: 0: must be at least 1"),
     ({"file_name": "d.json", "columns": "x"}, "d.columns: 'x': must be an object"),
     (
@@ -313,7 +313,7 @@ class TestDataThatDoNotFit:
     def test_absent_file(self, folder):
         dataset_dir = folder({"d": {"file_name": "data.json"}}, date=ALPACA_ROWS)
         (error,) = errors_of(dataset_dir, "d")
-        assert error == "dataset_info.json:2: d: dataset 'd': data.json: no such file -> did you mean 'date.json'?"
+        assert error == "dataset_info.json:2: d: data.json: no such file -> did you mean 'date.json'?"
 
     def test_default_column_that_the_data_lack(self, folder):
         dataset_dir = folder({"d": {"file_name": "d.json"}}, d=[{"instructions": "q", "output": "a"}])
@@ -407,9 +407,15 @@ class TestDataThatDoNotFit:
         dataset_dir = folder({"d": entry}, d=[talk("human"), talk("gpt", "human")])
         (error,) = errors_of(dataset_dir, "d")
         assert error == (
-            "dataset_info.json:2: d: none of the first rows can be used, for example d.json, row 1: the conversation "
+            "dataset_info.json:2: d: no row can be used, for example d.json, row 1: the conversation "
             "ends with message 1 of role 'human', not with 'gpt' or 'function_call'"
         )
+
+    @pytest.mark.parametrize("bad", [{"instruction": 1, "output": "a"}, {"question": "q"}, 7])
+    def test_a_usable_row_after_many_that_are_not(self, folder, bad):
+        dataset_dir = folder({"d": {"file_name": "d.json"}}, d=[bad] * 30 + [{"instruction": "q", "output": "a"}])
+        assert errors_of(dataset_dir, "d") == []
+        assert "of the first 10 rows" in " ".join(map(str, warnings_of(dataset_dir, "d")))
 
     @pytest.mark.parametrize("rows", ["[", "", "[]", '[{"a": 1'])
     def test_broken_files(self, folder, rows):
@@ -417,7 +423,7 @@ class TestDataThatDoNotFit:
 
     def test_rows_that_are_no_objects(self, folder):
         (error,) = errors_of(folder({"d": {"file_name": "d.json"}}, d=[1, 2]), "d")
-        assert "none of the first 2 rows can be used: a row is an object, not 1 (row 1)" in error
+        assert "no row can be used: a row is an object, not 1 (row 1)" in error
 
     def test_natural_openai_rows_need_no_columns_or_tags(self, folder):
         row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []}
