@@ -221,9 +221,11 @@ def _table(rows: Iterable[Encoded]) -> "datasets.Dataset":
 
 
 def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
-    for start in range(0, len(encoded.input_ids), cutoff_len):
+    """Pieces that begin with the last token of the piece before, so that every label has a token to be predicted from."""
+    for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
         part = slice(start, start + cutoff_len)
-        yield Encoded(encoded.input_ids[part], encoded.labels[part])
+        ids, labels = encoded.input_ids[part], encoded.labels[part]
+        yield Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]])
 
 
 def _has_labels(encoded: Encoded) -> bool:

@@ -1,0 +1,281 @@
+"""Rows in = kept + dropped, every reason with its rows; mixing, blocks and evaluation rows as the keys say."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.config.load import load_train
+from luthier.core.errors import DataError
+from luthier.core.kinds import STAGES
+from luthier.data.labels import IGNORE_INDEX
+from luthier.data.ledger import MAX_LISTED_ROWS, MAX_SHOWN_ROWS
+from luthier.data.prepare import PreparedData, prepare
+from luthier.run.encoding import load_text_side
+from tests.tiny import byte_tokenizer
+
+HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+NUM_FRAME_TOKENS = 1 + len("user\n") + 2 + 1 + len("assistant\n") + 2
+"""Of a chatml row with one token per byte: everything but the question and the answer."""
+
+
+@pytest.fixture
+def dataset(tmp_path, llama_folder):
+    """Writes rows as dataset `name` and returns the keys of a run over it."""
+
+    def write(rows: list[Any], name: str = "rows", **changes: Any) -> dict[str, Any]:
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+        path = tmp_path / "dataset_info.json"
+        info = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**info, name: {"file_name": f"{name}.json"}}), encoding="utf-8")
+        values = {"model_name_or_path": str(llama_folder), "dataset_dir": str(tmp_path), "dataset": name}
+        return {**values, "template": "chatml", "output_dir": str(tmp_path / "out"), **changes}
+
+    return write
+
+
+def prepared(values: dict[str, Any]) -> PreparedData:
+    run = load_train(values)
+    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+
+
+def row(question: str, answer: str) -> dict[str, str]:
+    return {"instruction": question, "output": answer}
+
+
+def answers_of(rows: Any) -> list[str]:
+    tokenizer = byte_tokenizer()
+    return [tokenizer.decode([label for label in labels if label != IGNORE_INDEX]) for labels in rows["labels"]]
+
+
+SHORT, LONG = row("q", "short"), row("q", "long" * 20)
+CUTOFF = NUM_FRAME_TOKENS + 10
+
+
+def assert_adds_up(data: PreparedData) -> None:
+    for account in data.ledger.accounts.values():
+        assert account.rows_in == account.kept + account.num_dropped
+        assert sum(len(rows) for rows in account.dropped_rows.values()) == account.num_dropped
+
+
+def test_overlong_rows_are_truncated_and_counted(dataset):
+    data = prepared(dataset([SHORT, LONG, SHORT], cutoff_len=CUTOFF))
+    assert_adds_up(data)
+    account = data.ledger.accounts["rows"]
+    num_tokens = [NUM_FRAME_TOKENS + len("q") + len(r["output"]) for r in (SHORT, LONG, SHORT)]
+    lengths = [len(ids) for ids in data.train["input_ids"]]
+    assert lengths == [num_tokens[0], CUTOFF, num_tokens[2]]
+    assert (account.rows_in, account.kept, account.truncated) == (3, 3, 1)
+    assert account.tokens == sum(lengths)
+    assert account.lost_tokens == num_tokens[1] - CUTOFF
+    assert account.lost_terminators == 1
+    learned = [sum(label != IGNORE_INDEX for label in labels) for labels in data.train["labels"]]
+    assert account.labelled_tokens == sum(learned)
+    assert account.lost_labelled_tokens == len("long" * 20) + 2 - learned[1]
+    assert any("1 rows truncated" in line for line in data.ledger.summary())
+
+
+def test_overlong_rows_are_dropped_by_name(dataset, tmp_path):
+    data = prepared(dataset([SHORT, LONG, SHORT], cutoff_len=CUTOFF, on_overlong="drop"))
+    assert_adds_up(data)
+    account = data.ledger.accounts["rows"]
+    assert (account.rows_in, account.kept, account.truncated, account.lost_tokens) == (3, 2, 0, 0)
+    assert account.dropped == {f"longer than cutoff_len {CUTOFF}": 1}
+    (place,) = account.dropped_rows[f"longer than cutoff_len {CUTOFF}"]
+    assert str(tmp_path / "rows.json") in place and "2" in place
+
+
+def test_overlong_rows_are_split_and_nothing_learned_is_lost(dataset):
+    whole = prepared(dataset([SHORT, LONG]))
+    data = prepared(dataset([SHORT, LONG], cutoff_len=CUTOFF, on_overlong="split"))
+    assert_adds_up(data)
+    account = data.ledger.accounts["rows"]
+    assert (account.rows_in, account.kept, account.truncated) == (2, 2, 0)
+    assert account.split_into == len(data.train) - 1 > 1
+    assert max(len(ids) for ids in data.train["input_ids"]) == CUTOFF
+    pieces = data.train["input_ids"][1:]
+    assert [*pieces[0], *(token for ids in pieces[1:] for token in ids[1:])] == whole.train["input_ids"][1]
+    assert all(after[0] == before[-1] for before, after in itertools.pairwise(pieces))
+    assert "".join(answers_of(data.train)) == "".join(answers_of(whole.train))
+
+
+@pytest.mark.parametrize("cutoff_len", [2, 11, 40])
+def test_each_learned_token_is_learned_once_and_pieces_without_any_are_left_out(dataset, cutoff_len):
+    """No piece begins with a learned token, for there it would have no token to be predicted from."""
+    data = prepared(dataset([row("q" * 60, "answer")], cutoff_len=cutoff_len, on_overlong="split"))
+    assert "".join(answers_of(data.train)) == "answer<|im_end|>\n"
+    for labels in data.train["labels"]:
+        assert labels[0] == IGNORE_INDEX and any(label != IGNORE_INDEX for label in labels)
+
+
+def test_an_overlong_row_stops_the_run_if_asked(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"row 2.*tokens, but cutoff_len is") as caught:
+        prepared(dataset([SHORT, LONG], cutoff_len=CUTOFF, on_overlong="error"))
+    assert str(tmp_path / "rows.json") in str(caught.value)
+
+
+def test_a_row_of_which_nothing_learned_is_left_is_dropped(dataset):
+    talks = [row("q" * 300, ""), SHORT]
+    data = prepared(dataset(talks, cutoff_len=20))
+    assert_adds_up(data)
+    assert all(any(label != IGNORE_INDEX for label in labels[1:]) for labels in data.train["labels"])
+
+
+UNUSABLE = [
+    {"instruction": "no answer"},
+    {"output": "no question"},
+    {"instruction": 3, "output": "not a text"},
+    ["not", "an", "object"],
+]
+
+
+def test_every_unusable_row_is_named_with_its_reason(dataset, tmp_path):
+    data = prepared(dataset([SHORT, *UNUSABLE, SHORT]))
+    assert_adds_up(data)
+    account = data.ledger.accounts["rows"]
+    assert (account.rows_in, account.kept) == (6, 2)
+    places = [place for rows in account.dropped_rows.values() for place in rows]
+    for number in range(2, 6):
+        assert sum(f"row {number}" in place for place in places) == 1
+    text = "\n".join(data.ledger.summary())
+    assert "6 rows = 2 kept + 4 dropped" in text and str(tmp_path / "rows.json") in text
+
+
+def test_a_dataset_without_a_usable_row_stops_with_the_reasons(dataset):
+    with pytest.raises(DataError, match="dataset 'rows' has no usable row") as caught:
+        prepared(dataset(UNUSABLE))
+    assert str(caught.value).count("dropped:") >= 2
+
+
+def test_at_most_so_many_rows_are_named_but_all_are_counted(dataset):
+    data = prepared(dataset([SHORT, *[{"instruction": "q"}] * 50]))
+    account = data.ledger.accounts["rows"]
+    assert account.num_dropped == 50
+    (places,) = account.dropped_rows.values()
+    assert len(places) == MAX_LISTED_ROWS
+    assert any(f"and {50 - MAX_SHOWN_ROWS} more" in line for line in data.ledger.reasons())
+
+
+def test_max_samples_holds_for_every_dataset(dataset):
+    dataset([row("q", f"b{n}") for n in range(9)], name="other")
+    values = dataset([row("q", f"a{n}") for n in range(9)], max_samples=3, eval_dataset="other")
+    data = prepared({**values, "dataset": "rows,other"})
+    assert [text[:2] for text in answers_of(data.train)] == ["a0", "a1", "a2", "b0", "b1", "b2"]
+    assert len(data.eval[""]) == 3
+
+
+MIXES = {
+    "concat": "a0 a1 a2 b0 b1",
+    "interleave_under": "a0 b0 a1 b1",
+    "interleave_over": "a0 b0 a1 b1 a2 b0",
+    "interleave_once": "a0 b0 a1 b1 a2",
+}
+
+
+@pytest.mark.parametrize("strategy", MIXES)
+def test_datasets_are_mixed_as_the_strategy_says(dataset, strategy):
+    dataset([row("q", f"b{n}") for n in range(2)], name="other")
+    values = dataset([row("q", f"a{n}") for n in range(3)], mix_strategy=strategy)
+    data = prepared({**values, "dataset": "rows,other"})
+    assert " ".join(text[:2] for text in answers_of(data.train)) == MIXES[strategy]
+    assert data.ledger.samples == {"train": len(data.train)}
+    assert [account.kept for account in data.ledger.accounts.values()] == [3, 2]
+
+
+@pytest.mark.parametrize(("val_size", "num_eval"), [(0.25, 5), (0.01, 1), (3, 3)])
+def test_val_size_sets_a_share_or_a_number_of_rows_aside(dataset, val_size, num_eval):
+    data = prepared(dataset([row("q", f"<{n}>") for n in range(20)], val_size=val_size))
+    assert len(data.eval[""]) == num_eval and len(data.train) == 20 - num_eval
+    assert sorted(answers_of(data.train) + answers_of(data.eval[""])) == sorted(f"<{n}><|im_end|>\n" for n in range(20))
+    assert data.ledger.samples == {"train": 20 - num_eval, "eval": num_eval}
+
+
+def test_val_size_must_leave_rows_to_train_on(dataset):
+    with pytest.raises(DataError, match="val_size 20 takes 20 of 20 rows"):
+        prepared(dataset([SHORT] * 20, val_size=20))
+
+
+def test_evaluation_rows_of_each_dataset_apart(dataset):
+    dataset([SHORT] * 2, name="first")
+    dataset([SHORT] * 3, name="second")
+    values = dataset([SHORT] * 4, eval_dataset="first,second")
+    assert {name: len(rows) for name, rows in prepared(values).eval.items()} == {"": 5}
+    apart = prepared({**values, "eval_on_each_dataset": True})
+    assert {name: len(rows) for name, rows in apart.eval.items()} == {"first": 2, "second": 3}
+    assert apart.ledger.samples == {"train": 4, "eval first": 2, "eval second": 3}
+
+
+@pytest.mark.parametrize("rule", ["truncate", "drop", "split"])
+def test_prompts_for_generation_belong_to_the_evaluation_rows(dataset, rule):
+    """Whatever becomes of overlong rows: one prompt per evaluated example, with its own answer."""
+    rows = [row(f"question {n}", f"answer {n} " * (1 + 9 * (n % 3 == 0))) for n in range(12)]
+    values = dataset(rows, val_size=0.5, predict_with_generate=True, cutoff_len=80, on_overlong=rule)
+    data = prepared(values)
+    tokenizer = byte_tokenizer()
+    evaluated = {text.split()[1] for ids in data.eval[""]["input_ids"] if "question" in (text := tokenizer.decode(ids))}
+    prompts = [tokenizer.decode(ids) for ids in data.prompts[""]["input_ids"]]
+    labels = [tokenizer.decode(ids) for ids in data.prompts[""]["labels"]]
+    numbers = [prompt.split("question ")[1].split("<")[0] for prompt in prompts]
+    assert len(set(numbers)) == len(numbers)
+    assert all(label.startswith(f"answer {number}") for number, label in zip(numbers, labels, strict=True))
+    assert all(prompt == f"{HEAD}question {n}{TAIL}" for prompt, n in zip(prompts, numbers, strict=True))
+    if rule != "split":
+        assert len(prompts) == len(data.eval[""])
+    assert evaluated
+
+
+def texts(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    info = {"texts": {"file_name": "texts.jsonl", "columns": {"prompt": "text"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def plain(tmp_path, llama_folder) -> dict[str, Any]:
+    """Three texts of 60, 5 and 40 bytes; one is longer than the blocks below."""
+    texts(tmp_path, ["a" * 60, "b" * 5, "c" * 40])
+    values = {"model_name_or_path": str(llama_folder), "dataset_dir": str(tmp_path), "dataset": "texts", "stage": "pt"}
+    return {**values, "template": "empty", "output_dir": str(tmp_path / "out")}
+
+
+STREAM = "a" * 60 + "</s>" + "b" * 5 + "</s>" + "c" * 40 + "</s>"
+
+
+def stream_ids() -> list[int]:
+    return byte_tokenizer()(STREAM, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(("packing", "size"), [(None, 32), (True, 31)])
+def test_plain_texts_are_cut_into_blocks_and_nothing_before_is_lost(plain, packing, size):
+    keys = {"cutoff_len": 32} | ({} if packing is None else {"packing": packing})
+    data = prepared({**plain, **keys})
+    stream = stream_ids()
+    assert len(stream) == 108
+    assert [list(ids) for ids in data.train["input_ids"]] == [
+        stream[start : start + size] for start in range(0, len(stream) - size + 1, size)
+    ]
+    assert data.train["labels"] == data.train["input_ids"]
+    assert data.ledger.leftover_tokens == len(stream) % size
+    account = data.ledger.accounts["texts"]
+    assert (account.rows_in, account.kept, account.truncated, account.tokens) == (3, 3, 0, 108)
+    assert data.ledger.samples == {"train": 108 // size}
+
+
+def test_without_packing_every_text_is_a_row(plain):
+    data = prepared({**plain, "cutoff_len": 32, "packing": False})
+    assert [len(ids) for ids in data.train["input_ids"]] == [32, 6, 32]
+    account = data.ledger.accounts["texts"]
+    assert (account.truncated, account.lost_tokens, data.ledger.leftover_tokens) == (2, 29 + 9, 0)
+
+
+def test_texts_too_short_for_a_block_are_said_to_be(plain):
+    with pytest.raises(DataError, match="108 tokens together, too few for one block of 512"):
+        prepared({**plain, "cutoff_len": 512})
+
+
+def test_the_fingerprint_is_that_of_the_rows(dataset):
+    values = dataset([SHORT, LONG])
+    assert prepared(values).fingerprint == prepared({**values, "learning_rate": 1.0}).fingerprint
+    assert prepared(values).fingerprint != prepared({**values, "cutoff_len": CUTOFF}).fingerprint
