@@ -42,15 +42,7 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
     and so belong to what stood there before. Raises `OutputError` if the folder cannot be made, and `RunFailed` if
     fewer than `needed_bytes` are free or if writing fails; `folder` is untouched then.
     """
-    temporary = _neighbour(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    except OSError as fault:
-        raise OutputError(
-            f"{folder}: it cannot be made ({fault.strerror or fault}) -> choose another folder"
-        ) from fault
+    temporary = _draft_of(folder)
     try:
         free_bytes = shutil.disk_usage(temporary).free
         if free_bytes < needed_bytes:
@@ -64,6 +56,39 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
             raise _failed(folder, f"{fault.strerror or fault}{needs}") from fault
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(key: str, folder: Path) -> None:
+    """Make sure that `folder`, which `key` names, can be saved to. Raises `OutputError`."""
+    if folder.is_file():
+        raise OutputError(f"{key}: {folder}: this is a file -> name a new folder")
+    try:
+        _draft_of(folder).rmdir()
+    except OutputError as fault:
+        raise OutputError(f"{key}: {fault}") from fault
+
+
+def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
+    """Nothing that is read is written over: no source may lie in `folder`, named by `key`. Raises `OutputError`."""
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            where = "the folder of" if path.is_file() or path.resolve() == folder.resolve() else "a folder around"
+            raise OutputError(f"{key}: {folder}: this is {where} {source}, which is read here -> name a new folder")
+
+
+def _draft_of(folder: Path) -> Path:
+    """A new folder on the same disk as `folder`: in it, since it may be a disk of its own, or else beside it."""
+    temporary = folder / f".{os.getpid()}.tmp" if folder.is_dir() else _neighbour(folder)
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as fault:
+        raise OutputError(
+            f"{folder}: nothing can be written there ({fault.strerror or fault}) -> choose another folder"
+        ) from fault
+    return temporary
 
 
 def _failed(folder: Path, reason: str) -> RunFailed:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError, OutputError, RunFailed
+from luthier.core.files import require_apart, require_writable, save_folder_atomically
 from luthier.core.log import info, warn
 from luthier.model.save import num_bytes, write_model
 
@@ -35,7 +36,6 @@ def export(run: "ExportRun") -> Path:
     Raises `OutputError` for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed`
     if the disk is full or the upload fails.
     """
-    from luthier.core.files import save_folder_atomically
     from luthier.core.manifest import write_manifest
     from luthier.data.modelfile import modelfile
     from luthier.infer.decoding import end_ids
@@ -74,20 +74,14 @@ def export(run: "ExportRun") -> Path:
 
 def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
     """Nothing that exists may be written over. Raises `OutputError`."""
-    for source in (model, *adapters):
-        path = Path(source).expanduser()
-        if path.exists() and target.resolve() in (path.resolve(), path.resolve().parent if path.is_file() else None):
-            raise OutputError(
-                f"export_dir: {target}: this is the folder of {source}, which is read here -> name a new folder"
-            )
-    if target.is_file():
-        raise OutputError(f"export_dir: {target}: this is a file -> name a new folder")
+    require_apart("export_dir", target, (model, *adapters))
     weights = sorted(file.name for pattern in WEIGHT_PATTERNS for file in target.glob(pattern))
     if weights:
         raise OutputError(
             f"export_dir: {target}: holds weights already ({', '.join(weights[:3])}{', ...' * (len(weights) > 3)})"
             " -> name a new folder, or remove this one if nobody needs it"
         )
+    require_writable("export_dir", target)
 
 
 def check_mergeable(run: "ExportRun") -> None:
