@@ -221,7 +221,7 @@ def _table(rows: Iterable[Encoded]) -> "datasets.Dataset":
 
 
 def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
-    """Pieces that begin with the last token of the piece before, so that every label has a token to be predicted from."""
+    """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
     for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
         part = slice(start, start + cutoff_len)
         ids, labels = encoded.input_ids[part], encoded.labels[part]
