@@ -2,8 +2,8 @@
 
     make bench-train
 
-Both columns train the same rows in the same order with the same adapter, optimizer and number format, each in a process of
-its own. "Useful" tokens are those of the rows; padding is not counted.
+Both columns train the same rows in the same order with the same adapter, optimizer and number format, each in a
+process of its own. "Useful" tokens are those of the rows; padding is not counted.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     model.is_quantized = False
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
     args = TrainingArguments(
-        output_dir, per_device_train_batch_size=4, max_steps=steps, learning_rate=1e-4, logging_steps=1, report_to="none",
-        save_strategy="no", train_sampling_strategy="sequential", bf16=dtype == "bfloat16", disable_tqdm=True,
+        output_dir, per_device_train_batch_size=4, max_steps=steps, learning_rate=1e-4, logging_steps=1,
+        report_to="none", save_strategy="no", train_sampling_strategy="sequential", bf16=dtype == "bfloat16", disable_tqdm=True,
     )  # fmt: skip
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
     trainer = Trainer(model, args, data_collator=collator, train_dataset=rows)
@@ -102,9 +102,8 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes}))
         return
     tokens = useful_tokens(args.steps)
-    print(
-        f"SmolLM2-135M, LoRA rank 8 on all linear layers, {args.dtype}, {args.steps} steps of 4 rows, {tokens} useful tokens"
-    )
+    print(f"SmolLM2-135M, LoRA rank 8 on all linear layers, {args.dtype}")
+    print(f"{args.steps} steps of 4 rows, {tokens} useful tokens")
     print(f"{'':14}{'tokens/s':>10}{'seconds':>10}{'peak GB':>10}")
     for name in ("plain", "luthier"):
         start = time.monotonic()

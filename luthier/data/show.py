@@ -28,7 +28,7 @@ def coloured(row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBa
         parts = list(spans(row["input_ids"], row["labels"]))
     text = []
     for is_learned, ids in parts:
-        piece = tokenizer.decode(ids, skip_special_tokens=False)
+        piece = str(tokenizer.decode(ids, skip_special_tokens=False))
         if colours:
             text.append(f"{LEARNED if is_learned else SEEN}{piece}{RESET}")
         else:

@@ -2,9 +2,9 @@
 
 B rows, T tokens, K labelled positions, H hidden size, V vocabulary.
 
-The logits of a batch are its largest tensor: (B, T, V) in float32 is 800 MB for 4 x 1024 tokens and 50,000 words, and most
-of it belongs to prompt tokens that nobody learns. So the head runs on the K labelled positions only, in chunks, and each
-chunk's gradient is taken at once, while its logits are still there.
+The logits of a batch are its largest tensor: (B, T, V) in float32 is 800 MB for 4 x 1024 tokens and 50,000 words, and
+most of it belongs to prompt tokens that nobody learns. So the head runs on the K labelled positions only, in chunks,
+and each chunk's gradient is taken at once, while its logits are still there.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.model.dtype import autocast_of_training
+from luthier.model.merge import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +28,7 @@ class OutputHead:
     """How the logits of a model come out of its hidden states."""
 
     linear: "nn.Linear | None"
-    """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters on the head)."""
+    """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters)."""
     takes_positions: bool
     """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
 
@@ -39,7 +40,7 @@ def inspect_head(model: "nn.Module") -> OutputHead:
     """
     import torch
 
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = unwrap(model)
     takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
     linear = base.get_output_embeddings()
     if not takes_positions or type(linear) is not torch.nn.Linear:
@@ -59,7 +60,7 @@ def inspect_head(model: "nn.Module") -> OutputHead:
 @contextmanager
 def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
     """While open, the head hands its input through, so the model returns hidden states where it returns logits."""
-    linear.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    linear.forward = lambda input: input  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -75,12 +76,12 @@ def summed_loss(
     *,
     label_smoothing: float = 0.0,
 ) -> "tuple[Tensor, Tensor]":
-    """Cross-entropy summed over the labelled positions, and what the model would have said there.
+    """Cross-entropy summed over the labelled positions, and the most likely tokens there.
 
     inputs: what `forward` takes (input_ids of shape (B, T), masks, position ids).
     positions: (K,) indices into the flattened B x T positions whose next token is learned.
     targets: (K,) the token ids to be predicted there.
-    label_smoothing: share of the target spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567, section 7).
+    label_smoothing: share of a target spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567, sec. 7).
 
     Returns the scalar sum and the (K,) most likely ids.
     """
@@ -115,7 +116,7 @@ def linear_cross_entropy(
 ) -> "tuple[Tensor, Tensor]":
     """sum_k CE(hidden_k W^T + b, target_k) with logits of one chunk of positions in memory at a time.
 
-    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns the scalar sum and the (K,) most likely ids.
+    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns the sum and the (K,) most likely ids.
     With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = p - q, so the gradients of
     hidden, weight and bias are known chunk by chunk in the forward pass and only scaled in the backward pass.
     """
@@ -123,7 +124,7 @@ def linear_cross_entropy(
 
     class LinearCrossEntropy(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
+        def forward(ctx, hidden, weight, bias):
             needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
             grads = [
                 torch.zeros_like(t) if need else None for t, need in zip((hidden, weight, bias), needs, strict=True)
@@ -164,13 +165,13 @@ def linear_cross_entropy(
             return total, best
 
         @staticmethod
-        def backward(ctx, d_total, _):  # type: ignore[no-untyped-def, override]
+        def backward(ctx, d_total, _):
             return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
 
     return LinearCrossEntropy.apply(hidden, weight, bias)
 
 
-def _at_least_float32(dtype):  # type: ignore[no-untyped-def]
+def _at_least_float32(dtype):
     import torch
 
     return torch.promote_types(dtype, torch.float32)

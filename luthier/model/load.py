@@ -17,7 +17,7 @@ from luthier.model.embeddings import fit_embeddings
 from luthier.model.gguf import check_loadable
 from luthier.model.merge import GivenAdapters, merge_adapters, unwrap
 from luthier.model.reading import readable
-from luthier.model.sources import check_source, locate
+from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
 
@@ -45,6 +45,8 @@ def load_config(
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
+    if not source.is_local:
+        check_hub(source.name, cache_dir)
     with readable(source, "config"):
         return AutoConfig.from_pretrained(
             source.name,
@@ -107,7 +109,7 @@ def load_model(
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
     if config is None:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code, **hub)
-    check_source(name_or_path, weights=not train_from_scratch)
+    check_source(name_or_path, weights=not train_from_scratch, cache_dir=cache_dir)
     auto = auto_class(config)
     common: dict[str, Any] = {
         "dtype": dtype,

@@ -67,7 +67,7 @@ def adapter_path(name: str, given: GivenAdapters) -> Path:
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        check_adapter_source(name)
+        check_adapter_source(name, given.folder, given.cache_dir)
         try:
             path = Path(snapshot_download(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token))
         except (OSError, ValueError) as fault:

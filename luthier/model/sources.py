@@ -5,9 +5,12 @@ Nothing here imports torch, so a wrong path is reported in a fraction of a secon
 
 import json
 import re
+import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from luthier.core.errors import ModelError
 from luthier.model.gguf import read_header
@@ -62,14 +65,15 @@ def _only_gguf(folder: Path) -> str:
     raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
 
 
-def check_source(name_or_path: str, *, weights: bool = True) -> None:
+def check_source(name_or_path: str, *, weights: bool = True, cache_dir: str | None = None) -> None:
     """Look at the files of a model without loading it.
 
     `weights=False` asks for the config alone (training from scratch).
-    Raises `ModelError` for anything missing, half written or not a model. A hub id is not looked up.
+    Raises `ModelError` for anything missing, half written or not a model, and for a hub id that cannot be fetched.
     """
     source = locate(name_or_path)
     if not source.is_local:
+        check_hub(source.name, cache_dir)
         return
     folder = Path(source.name)
     if source.gguf_file:
@@ -80,12 +84,40 @@ def check_source(name_or_path: str, *, weights: bool = True) -> None:
         _check_weights(folder)
 
 
-def check_adapter_source(name_or_path: str, folder: str | None = None) -> None:
+def check_hub(name: str, cache_dir: str | None = None) -> None:
+    """A name that is no folder is in the cache, or the hub can be reached. Raises `ModelError`.
+
+    Asked first, since the hub's library tries again and again for half a minute before it gives up.
+    """
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if (Path(cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    host = urlsplit(ENDPOINT).hostname or ENDPOINT
+    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else _unreachable(host)
+    if reason:
+        raise ModelError(
+            f"{name}: there is no folder of this name here, and {host} cannot be asked for it ({reason}) -> give the path "
+            "of a folder or a .gguf file, or check the name and the network"
+        )
+
+
+def _unreachable(host: str) -> str:
+    """Why the name of a host leads nowhere, or the empty text."""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
+
+
+def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
     """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
     path = Path(name_or_path).expanduser()
     path = path / folder if folder else path
     if not path.is_dir():
-        if folder is None and _HUB_ID.fullmatch(name_or_path):
+        if not Path(name_or_path).expanduser().is_dir() and _HUB_ID.fullmatch(name_or_path):
+            check_hub(name_or_path, cache_dir)
             return
         raise ModelError(f"{path}: there is no such adapter folder")
     config = path / "adapter_config.json"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.model.gguf import check_loadable
 from luthier.model.reading import readable
-from luthier.model.sources import Source, locate
+from luthier.model.sources import Source, check_hub, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,8 @@ def load_tokenizer(
     source = Source(str(Path(name_or_path).expanduser())) if has_own_files else locate(name_or_path)
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
+    if not source.is_local:
+        check_hub(source.name, cache_dir)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     with readable(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(

@@ -108,9 +108,7 @@ class Terminal:
     def talk(self) -> None:
         """Until `exit` or the end of input. What goes wrong with one line is said and the next one is read."""
         if self.is_interactive:
-            with contextlib.suppress(
-                ImportError
-            ):  # not on every system; gives `input` editing keys and a history
+            with contextlib.suppress(ImportError):  # not on every system; gives `input` editing keys and a history
                 importlib.import_module("readline")
             info("`clear` forgets the conversation, `exit` leaves, `/help` lists more")
         while (line := self._read_line()) is not None and line.strip() != "exit":

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 
 from luthier.config.load import load, locate, read_source
 from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
 
@@ -19,12 +21,18 @@ def main(argv: list[str]) -> int:
         raise InvalidInput("check: which run file? e.g. `luthier check run.yaml`")
     written = read_source(words)
     command = kind or guess_kind(written.entries)
+    run = load_checked(command, written)
+    report(run, command, list(run.warnings))
+    return 0
+
+
+def load_checked(command: str, written: Written) -> TrainRun | InferRun | ExportRun:
+    """The run, with what its keys point to checked as well. Raises `ConfigError` with all problems."""
     run = load(command, written)
     problems, warnings = content_problems(run)
     if problems:
         raise ConfigError(written.source, [locate(problem, written) for problem in problems])
-    report(run, command, [*run.warnings, *(locate(warning, written) for warning in warnings)])
-    return 0
+    return replace(run, warnings=(*run.warnings, *(locate(warning, written) for warning in warnings)))
 
 
 def _split_kind(argv: list[str]) -> tuple[list[str], str | None]:

@@ -23,10 +23,12 @@ def main(argv: list[str]) -> int:
     from luthier.run.encoding import load_text_side
 
     run = load_train(rest)
-    text = load_text_side(run)
-    data = prepare(run, STAGES.get(run.stage), text.encoding)
-    sets = {"": data.train} if options.split == "train" else data.prompts or data.eval
-    if not sets or None in sets.values():
+    stage = STAGES.get(run.stage)
+    text = load_text_side(run, reads_chat=stage.reads_chat)
+    data = prepare(run, stage, text.encoding)
+    train_sets = {"": data.train} if data.train is not None else {}
+    sets = train_sets if options.split == "train" else data.prompts or data.eval
+    if not sets:
         raise InvalidInput(
             f"this run has no {options.split} rows -> name a dataset{', or set val_size' * (options.split == 'eval')}"
         )

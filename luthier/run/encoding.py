@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.log import info
+from luthier.core.log import hush_libraries, info
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
 from luthier.data.own_template import NotReadOff, choose_template
@@ -28,16 +28,19 @@ class TextSide:
         return self.fitted.tokenizer
 
 
-def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
-    """Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
+def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool = True) -> TextSide:
+    """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
+
+    Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.jinja import give_chat_template
     from luthier.model.load import load_config
     from luthier.model.sources import check_source
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens
 
+    hush_libraries()
     model, data = run.model, run.data
     check_source(model.model_name_or_path, weights=not model.train_from_scratch)
-    hub = {
+    hub: dict[str, Any] = {
         "revision": model.model_revision,
         "cache_dir": model.cache_dir,
         "token": model.hf_hub_token,
@@ -50,8 +53,9 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun") -> TextSide:
         **hub,
     )
     config = load_config(model.model_name_or_path, **hub)
-    template = choose_template(data.template, tokenizer, data.tool_format, data.default_system)
-    if data.template in (None, "auto"):
+    name = data.template if reads_chat or data.template else "empty"
+    template = choose_template(name, tokenizer, data.tool_format, data.default_system)
+    if name in (None, "auto"):
         info("template: the model's own" if tokenizer.chat_template else "template: none, so rows get no role marks")
     new_tokens = (
         read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None

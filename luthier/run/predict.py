@@ -68,7 +68,10 @@ def answers(run: "TrainRun", model: "nn.Module", rows: "datasets.Dataset", text:
         text.fitted.stop_token_ids,
         run.training["per_device_eval_batch_size"],
     )
-    decode = text.tokenizer.decode
+
+    def decode(ids: list[int], **options: bool) -> str:
+        return str(text.tokenizer.decode(ids, **options))
+
     return [
         {
             "prompt": decode(prompt, skip_special_tokens=False),

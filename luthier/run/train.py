@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.config.runs import TrainRun
 from luthier.core.kinds import STAGES
-from luthier.core.log import hush_libraries, info, is_main_process, warn
+from luthier.core.log import info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.config.runs import TrainRun
     from luthier.core.machine import Machine
     from luthier.data.prepare import PreparedData
     from luthier.training.fit import RunResult
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    from luthier.config.load import load_train
+    from luthier.config.load import read_source
+    from luthier.run.check import load_checked
     from luthier.run.launch import launch_if_needed
 
-    run = load_train(argv)
+    run = load_checked("train", read_source(argv))
+    assert isinstance(run, TrainRun)
     status = launch_if_needed(argv)
     if status is not None:
         return status
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     return 130 if result.was_interrupted else 0
 
 
-def train(run: "TrainRun") -> "RunResult":
+def train(run: TrainRun) -> "RunResult":
     """Everything that a training run file asks for. Bad data fails before weights are loaded.
 
     detect the machine -> tokenizer and chat format -> data -> model -> train, evaluate, predict -> report
@@ -55,11 +57,10 @@ def train(run: "TrainRun") -> "RunResult":
         resume_from = resume_point(
             output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
         )
-    hush_libraries()
     starts_anew = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
-    text = load_text_side(run)
+    text = load_text_side(run, reads_chat=stage.reads_chat)
     data = prepare(run, stage, text.encoding)
     report_data(run, data, text)
     model, concatenates = load_policy(run, text, machine)
@@ -77,7 +78,7 @@ def train(run: "TrainRun") -> "RunResult":
     return carry_out(run, trainer, data, text, resume_from)
 
 
-def load_policy(run: "TrainRun", text: TextSide, machine: "Machine") -> "tuple[nn.Module, bool]":
+def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.Module, bool]":
     """The model, and whether its attention keeps rows apart that lie behind one another without padding."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.load import load_for_inference, load_for_training
@@ -95,7 +96,7 @@ def load_policy(run: "TrainRun", text: TextSide, machine: "Machine") -> "tuple[n
     return model, padding_reason is None
 
 
-def report_data(run: "TrainRun", data: "PreparedData", text: TextSide) -> None:
+def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     """The ledger and the first row, before the weights are loaded."""
     from luthier.data.show import coloured
 
@@ -111,7 +112,7 @@ def report_data(run: "TrainRun", data: "PreparedData", text: TextSide) -> None:
 
 
 def carry_out(
-    run: "TrainRun", trainer: "StageTrainer", data: "PreparedData", text: TextSide, resume_from: Path | None
+    run: TrainRun, trainer: "StageTrainer", data: "PreparedData", text: TextSide, resume_from: Path | None
 ) -> "RunResult":
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
     from luthier.run.predict import predict
@@ -133,7 +134,7 @@ def carry_out(
         evaluation = trainer.evaluate()
         metrics["eval"] = with_perplexity(evaluation) if run.stage == "pt" else evaluation
     if run.training["do_predict"]:
-        metrics["predict"] = predict(run, trainer.model, data, text)
+        metrics["predict"] = predict(run, trainer.policy, data, text)
     if trainer.is_world_process_zero():
         for split, values in metrics.items():
             save_metrics(output_dir, split, values)

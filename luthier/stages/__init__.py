@@ -1,7 +1,7 @@
 """What a training stage is. Each other file in this folder is one stage; its file name is its YAML name.
 
-A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (`luthier.training.trainer`) take it as it
-is, and never ask for its name.
+A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (`luthier.training.trainer`) take it as
+it is, and never ask for its name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +42,8 @@ class Stage:
     """The YAML keys that only this stage understands."""
     examples: tuple[type, ...]
     """The example types it takes; a row that gives another is dropped with the reason."""
+    reads_chat: bool = True
+    """Whether rows are conversations, so that a chat format is needed."""
     encode: "Callable[[Any, Encoding, Any], Encoded]"
     """(example, encoding, config) -> one tokenised row. Raises `RowError` for a row that cannot be used."""
     packer: "Callable[[TrainRun, Encoding], Blocks | None]" = lambda run, encoding: None

@@ -78,6 +78,7 @@ STAGE = Stage(
     name="pt",
     config=PtConfig,
     examples=(Prompt, Dialogue),
+    reads_chat=False,
     encode=encode,
     packer=packer,
     units=count_targets,

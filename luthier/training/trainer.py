@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
@@ -71,6 +72,8 @@ class StageTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        assert args.output_dir is not None, "the rules of the run ask for it"
+        self.output_dir, self.tokenizer, self.policy = args.output_dir, tokenizer, model
         self.stage, self.stage_config, self.head = stage, config, head
         self.shuffle, self.eval_metrics, self.superseded = shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
@@ -85,7 +88,8 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.shuffle:
             return super()._get_train_sampler(train_dataset)
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(rows)
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Not one step more than `max_steps`: transformers takes one when it goes on from the last step of a run."""
@@ -144,8 +148,8 @@ class StageTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Loss and metrics as sums over the whole set divided by their counts, so the batch size does not matter."""
-        model = self._wrap_model(self.model, training=False)
-        if not self.accelerator._models and model is self.model:
+        model = self._wrap_model(self.policy, training=False)
+        if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
@@ -167,7 +171,8 @@ class StageTrainer(Trainer):
         if self.eval_metrics is not None:
             more = self.eval_metrics(model, metric_key_prefix)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
-        return EvalLoopOutput(None, None, metrics, self.num_examples(dataloader))
+        # Metrics are all there is: predictions are written by `luthier.run.predict`.
+        return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
     # -- saving ----------------------------------------------------------------------------------
 
@@ -179,15 +184,15 @@ class StageTrainer(Trainer):
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            folder = output_dir or self.args.output_dir
+            folder = output_dir or self.output_dir
             self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            self.processing_class.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
         self.superseded = [folder for folder in self.superseded if folder.name != name]
-        with saving(self.args.output_dir, name, self.args.should_save):
+        with saving(self.output_dir, name, self.args.should_save):
             # Every process writes its random state here: after the old folder is gone, before the manifest is made.
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
@@ -199,9 +204,9 @@ class StageTrainer(Trainer):
 
         Raises `RunFailed` if they do not fit on the disk; what was there is kept then.
         """
-        with saving(self.args.output_dir, None, self.args.should_save):
+        with saving(self.output_dir, None, self.args.should_save):
             if self.args.should_save:
-                with save_folder_atomically(Path(self.args.output_dir), replaces=MODEL_FILES) as folder:
+                with save_folder_atomically(Path(self.output_dir), replaces=MODEL_FILES) as folder:
                     self.save_model(str(folder))
             else:
                 self.save_model()

@@ -1,4 +1,4 @@
-"""The loss at labelled positions equals the textbook one, value and gradients, however the logits are cut into chunks."""
+"""The loss at labelled positions equals the textbook one, value and gradients, however the logits are cut."""
 
 import pytest
 import torch

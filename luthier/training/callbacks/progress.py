@@ -28,8 +28,8 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        numbers = numbers_of(logs)
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        numbers = numbers_of(kwargs["logs"])
         if not state.is_world_process_zero or not numbers:
             return
         if self.bar is not None:

@@ -44,11 +44,11 @@ class TrainerLog(TrainerCallback):
         kept = [line for line in whole if json.loads(line)["current_steps"] <= state.global_step]
         write_atomically(self.path, "".join(kept))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
             return
         line = {"current_steps": state.global_step, "total_steps": state.max_steps}
-        for name, value in logs.items():
+        for name, value in kwargs["logs"].items():
             if name in LEFT_OUT or name.endswith(TIMING) or not isinstance(value, int | float):
                 continue
             line[RENAMED.get(name, name)] = value
