@@ -1,5 +1,6 @@
 """Adapters that exist already: put on a model, checked against it, and merged into its weights."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,22 @@ def attach_adapter(
 
     path = adapter_path(name, given)
     shapes = _shapes(path)
-    config = PeftConfig.from_pretrained(str(path))
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+    except (KeyError, TypeError, ValueError) as fault:  # an unknown `peft_type`, or keys that it does not have
+        raise ModelError(
+            f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
+            " -> update peft, or copy or download the adapter again"
+        ) from fault
     _make_room(model, shapes)
     base, used = config.base_model_name_or_path or "", model.config._name_or_path
     try:
-        adapted = PeftModel.from_pretrained(
-            model, str(path), is_trainable=is_trainable, autocast_adapter_dtype=not pure_bf16
-        )
+        with warnings.catch_warnings():
+            # `_check_names` turns what peft only warns of into an error.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(
+                model, str(path), is_trainable=is_trainable, autocast_adapter_dtype=not pure_bf16
+            )
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
     _check_names(adapted, shapes, name, base, used)

@@ -5,18 +5,18 @@ Nothing here imports torch, so a wrong path is reported in a fraction of a secon
 
 import json
 import re
-import socket
 import struct
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from luthier.core.errors import ModelError
 from luthier.model.gguf import read_header
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
+"""A tokenizer that comes as Python code may be made of anything."""
 _WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json")
 
 
@@ -89,6 +89,9 @@ def check_hub(name: str, cache_dir: str | None = None) -> None:
 
     Asked first, since the hub's library tries again and again for half a minute before it gives up.
     """
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 
     if (Path(cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
@@ -97,18 +100,33 @@ def check_hub(name: str, cache_dir: str | None = None) -> None:
     reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else _unreachable(host)
     if reason:
         raise ModelError(
-            f"{name}: there is no folder of this name here, and {host} cannot be asked for it ({reason}) -> give the path "
-            "of a folder or a .gguf file, or check the name and the network"
+            f"{name}: there is no folder of this name here, and {host} cannot be asked for it ({reason}) -> give the "
+            "path of a folder or a .gguf file, or check the name and the network"
         )
 
 
 def _unreachable(host: str) -> str:
     """Why the name of a host leads nowhere, or the empty text."""
+    import socket
+
     try:
         socket.getaddrinfo(host, 443)
     except OSError as fault:
         return fault.strerror or str(fault)
     return ""
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """There is something to make a tokenizer from, and the library that reads it. Raises `ModelError`, `MissingExtra`."""
+    names = {path.name for path in folder.iterdir()}
+    if not any(fnmatch(name, pattern) for name in names for pattern in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder}: the tokenizer is missing: there is no tokenizer.json, tokenizer.model or vocab.json"
+            " -> copy the tokenizer's files of the model into this folder"
+        )
+    pieces = next((name for name in sorted(names) if fnmatch(name, "*.model")), None)
+    if "tokenizer.json" not in names and pieces and not is_installed("sentencepiece"):
+        raise missing_extra("sentencepiece", "sentencepiece", f"{folder / pieces}")
 
 
 def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
@@ -125,7 +143,8 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir
         checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
         hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
-    _read_json(config)
+    if "peft_type" not in _read_json(config):
+        raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
     weights = path / "adapter_model.safetensors"
     if weights.is_file():
         check_safetensors(weights)

@@ -52,7 +52,9 @@ def load_tokenizer(
     source = Source(str(Path(name_or_path).expanduser())) if has_own_files else locate(name_or_path)
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
-    if not source.is_local:
+    elif source.is_local:
+        check_tokenizer_files(Path(source.name))
+    else:
         check_hub(source.name, cache_dir)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     with readable(source, "tokenizer"):

@@ -124,10 +124,25 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     assert "llamma" in refused(load_config, str(folder))
 
 
-def test_a_hub_that_cannot_be_reached_is_told_with_a_remedy():
-    message = refused(load_config, "nobody/no-such-model")
+@pytest.mark.parametrize("action", [check_source, load_config, load_tokenizer, check_adapter_source])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_cannot_be_reached_is_told_at_once_with_a_remedy(monkeypatch, action, offline):
+    def no_address(*args):
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", no_address)
+    message = refused(action, "nobody/no-such-model")
     assert "no folder of this name here" in message
     assert "give the path of a folder" in message
+    assert ("HF_HUB_OFFLINE is set" if offline else "Name or service not known") in message
+
+
+def test_a_hub_id_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    (tmp_path / "models--org--name").mkdir()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args: pytest.fail("the network was asked"))
+    check_source("org/name", cache_dir=str(tmp_path))
 
 
 def test_a_gguf_header_says_what_is_in_the_file(tmp_path):
