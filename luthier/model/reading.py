@@ -21,7 +21,13 @@ def readable(source: Source, part: str) -> Iterator[None]:
 
 
 def _unusable(source: Source, part: str, fault: BaseException) -> ModelError:
-    reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__).strip()
+    lines = str(fault).split("\n") if str(fault).strip() else [type(fault).__name__]
+    reason = " ".join(line.strip() for line in (lines if lines[0].rstrip().endswith(":") else lines[:1]))
+    if source.is_local and "does not recognize this architecture" in reason:
+        reason = reason.partition(" This could be")[0]
+        return ModelError(
+            f"{source}: its {part} cannot be loaded ({reason}) -> update transformers: pip install -U transformers"
+        )
     if source.is_local:
         remedy = "make sure that the folder is complete; copy or download it again"
         return ModelError(f"{source}: its {part} cannot be loaded ({reason}) -> {remedy}")

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from luthier.core.errors import ModelError
+from luthier.core.versions import is_installed, missing_extra
 from luthier.model.gguf import read_header
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -117,7 +118,7 @@ def _unreachable(host: str) -> str:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """There is something to make a tokenizer from, and the library that reads it. Raises `ModelError`, `MissingExtra`."""
+    """Something is there to make a tokenizer from, and what reads it. Raises `ModelError` and `MissingExtra`."""
     names = {path.name for path in folder.iterdir()}
     if not any(fnmatch(name, pattern) for name in names for pattern in _TOKENIZER_FILES):
         raise ModelError(

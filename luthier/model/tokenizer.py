@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.model.gguf import check_loadable
 from luthier.model.reading import readable
-from luthier.model.sources import Source, check_hub, locate
+from luthier.model.sources import Source, check_hub, check_tokenizer_files, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
