@@ -88,6 +88,18 @@ def _does_nothing(run: Any) -> bool:
     return not run.data.dataset and not any(run.training[key] for key in ("do_train", "do_eval", "do_predict"))
 
 
+def _leaves_the_set_open(run: Any) -> bool:
+    """The best model is asked for, among several evaluations, and not by which of them."""
+    asked = run.training["load_best_model_at_end"] or run.training["save_strategy"] == "best"
+    metric = (run.training["metric_for_best_model"] or "loss").removeprefix("eval_")
+    return (
+        run.data.eval_on_each_dataset
+        and bool(run.data.eval_dataset)
+        and (asked or run.finetuning.early_stopping_steps is not None)
+        and not metric.startswith(tuple(f"{name}_" for name in run.data.eval_dataset))
+    )
+
+
 def _under_launcher() -> bool:
     return "LOCAL_RANK" in os.environ or is_on(os.environ, "FORCE_TORCHRUN")
 
@@ -278,6 +290,12 @@ TRAIN_RULES = Rules(
             "no evaluation of this version gives this metric",
             f"use one that ends in {', '.join(EVAL_METRICS)}",
             lambda run: not (run.training["metric_for_best_model"] or "loss").endswith(EVAL_METRICS),
+        ),
+        Rule(
+            ("metric_for_best_model", "eval_on_each_dataset"),
+            "each evaluation set has a loss of its own, so it must be said which one tells the best model",
+            "name the set too: metric_for_best_model: eval_<name of the set>_loss",
+            _leaves_the_set_open,
         ),
         Rule(
             ("resize_vocab", "additional_target"),

@@ -174,6 +174,14 @@ class StageTrainer(Trainer):
         # Metrics are all there is: predictions are written by `luthier.run.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        asked = self.args.metric_for_best_model
+        if asked is not None and f"eval_{asked.removeprefix('eval_')}" not in metrics:
+            raise RunFailed(
+                f"metric_for_best_model: {asked}: evaluation gives {', '.join(sorted(metrics))}, but not that"
+            )
+        return super()._determine_best_metric(metrics, trial)
+
     # -- saving ----------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
