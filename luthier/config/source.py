@@ -64,6 +64,8 @@ def read(
         words = list(overrides)
     elif isinstance(source, list | tuple):
         words = [*source, *overrides]
+        if not words:
+            raise unreadable(COMMAND_LINE, "is missing", "name one, e.g. run.yaml")
         written = _read_file(Path(words.pop(0))) if words and _is_file_name(words[0]) else Written(COMMAND_LINE)
     else:
         written = _read_file(Path(str(source)))

@@ -137,10 +137,11 @@ def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> C
     return Catalog(file, specs, errors, warnings)
 
 
-def check_datasets(data: "DataConfig", stage: str) -> tuple[list[Problem], list[Problem]]:
+def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) about the datasets that a run names, found without a network and without reading whole files.
 
     Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes.
+    `others`: warn of faults in the descriptions of datasets that the run does not name, too.
     """
     uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
     is_remote = isinstance(data.dataset_dir, str) and data.dataset_dir.startswith("REMOTE:")
@@ -149,7 +150,7 @@ def check_datasets(data: "DataConfig", stage: str) -> tuple[list[Problem], list[
     try:
         catalog = load_catalog(data.dataset_dir, data.media_dir)
     except DataError as error:
-        return [Problem("dataset_dir", str(error))], []
+        return [Problem("dataset_dir", str(error).removeprefix(f"dataset_dir {data.dataset_dir!r} "))], []
     errors: list[Problem] = []
     warnings: list[Problem] = []
     checked = set()
@@ -167,7 +168,7 @@ def check_datasets(data: "DataConfig", stage: str) -> tuple[list[Problem], list[
             found, notes = check_columns(catalog.specs[name])
             errors += [*_stage_faults(catalog.specs[name], stage), *found]
             warnings += notes
-    for name in catalog.names:
+    for name in catalog.names if others else ():
         if name not in checked:
             warnings += catalog.errors.get(name, ())
     return errors, warnings

@@ -28,10 +28,13 @@ COMMANDS = ("/system", "/tools", "/help")
 
 
 def main(argv: list[str]) -> int:
-    from luthier.config.load import load_infer
+    from luthier.config.load import read_source
+    from luthier.config.runs import InferRun
+    from luthier.run.check import load_checked
 
     words, question = split_once(argv)
-    run = load_infer(words)
+    run = load_checked("infer", read_source(words), begins=True)
+    assert isinstance(run, InferRun)
     for warning in run.warnings:
         warn(str(warning))
     session = open_chat(run)

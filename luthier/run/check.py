@@ -9,6 +9,7 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
+from luthier.run.start import library_problems, source_problems
 
 KINDS = {"train": "train", "chat": "infer", "export": "export"}
 """Word after `--for` -> kind of run file."""
@@ -21,15 +22,24 @@ def main(argv: list[str]) -> int:
         raise InvalidInput("check: which run file? e.g. `luthier check run.yaml`")
     written = read_source(words)
     command = kind or guess_kind(written.entries)
-    run = load_checked(command, written)
+    run = load_checked(command, written, begins=False)
     report(run, command, list(run.warnings))
     return 0
 
 
-def load_checked(command: str, written: Written) -> TrainRun | InferRun | ExportRun:
-    """The run, with what its keys point to checked as well. Raises `ConfigError` with all problems."""
+def load_checked(command: str, written: Written, *, begins: bool) -> TrainRun | InferRun | ExportRun:
+    """The run, with what its keys point to checked as well. Raises `ConfigError` with all problems.
+
+    `begins`: the run starts now, so its model and libraries must be here; else they may be on another machine.
+    """
     run = load(command, written)
-    problems, warnings = content_problems(run)
+    problems, warnings = content_problems(run, others=not begins)
+    if begins:
+        problems += source_problems(run)
+        if isinstance(run, TrainRun):
+            problems += library_problems(run)
+    else:
+        warnings += source_problems(run)
     if problems:
         raise ConfigError(written.source, [locate(problem, written) for problem in problems])
     return replace(run, warnings=(*run.warnings, *(locate(warning, written) for warning in warnings)))
@@ -59,8 +69,11 @@ def guess_kind(keys: Collection[str]) -> str:
     return "infer"
 
 
-def content_problems(run: TrainRun | InferRun | ExportRun) -> tuple[list[Problem], list[Problem]]:
-    """(errors, warnings) in what the keys point to: the chat format, and the datasets of a training run."""
+def content_problems(run: TrainRun | InferRun | ExportRun, *, others: bool) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings) in what the keys point to: the chat format, and the datasets of a training run.
+
+    `others`: tell what is wrong with datasets that this run does not use, too.
+    """
     problems: list[Problem] = []
     warnings: list[Problem] = []
     name = run.data.template
@@ -75,7 +88,7 @@ def content_problems(run: TrainRun | InferRun | ExportRun) -> tuple[list[Problem
     if isinstance(run, TrainRun):
         from luthier.data.catalog import check_datasets
 
-        problems_found, warnings_found = check_datasets(run.data, run.stage)
+        problems_found, warnings_found = check_datasets(run.data, run.stage, others=others)
         problems += problems_found
         warnings += warnings_found
     return problems, warnings

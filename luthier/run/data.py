@@ -17,12 +17,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
     options, rest = parser.parse_known_args(argv)
 
-    from luthier.config.load import load_train
+    from luthier.config.load import read_source
+    from luthier.config.runs import TrainRun
     from luthier.data.prepare import prepare
     from luthier.data.show import as_json, coloured
+    from luthier.run.check import load_checked
     from luthier.run.encoding import load_text_side
 
-    run = load_train(rest)
+    run = load_checked("train", read_source(rest), begins=False)
+    assert isinstance(run, TrainRun)
     stage = STAGES.get(run.stage)
     text = load_text_side(run, reads_chat=stage.reads_chat)
     data = prepare(run, stage, text.encoding)

@@ -18,9 +18,12 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.
 
 
 def main(argv: list[str]) -> int:
-    from luthier.config.load import load_export
+    from luthier.config.load import read_source
+    from luthier.config.runs import ExportRun
+    from luthier.run.check import load_checked
 
-    run = load_export(argv)
+    run = load_checked("export", read_source(argv), begins=True)
+    assert isinstance(run, ExportRun)
     for warning in run.warnings:
         warn(str(warning))
     folder = export(run)

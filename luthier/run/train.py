@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     from luthier.run.check import load_checked
     from luthier.run.launch import launch_if_needed
 
-    run = load_checked("train", read_source(argv))
+    run = load_checked("train", read_source(argv), begins=True)
     assert isinstance(run, TrainRun)
     status = launch_if_needed(argv)
     if status is not None:

@@ -1,0 +1,70 @@
+"""What must be there before a command begins: the model, the adapters, the libraries of the chosen keys.
+
+Everything is looked at without importing torch and without a network.
+"""
+
+from collections.abc import Iterator
+
+from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.core.errors import ModelError, Problem
+from luthier.core.versions import is_installed
+from luthier.model.sources import check_adapter_source, check_source, locate
+
+TRACKER_MODULES = {
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Name in `report_to` -> the module it logs through."""
+METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
+
+
+def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+    """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
+    keys = run.model
+    from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
+    try:
+        if keys.model_name_or_path and locate(keys.model_name_or_path).is_local:
+            check_source(keys.model_name_or_path, weights=not from_scratch)
+    except ModelError as error:
+        yield _about("model_name_or_path", keys.model_name_or_path, error)
+    for name in keys.adapter_name_or_path:
+        try:
+            check_adapter_source(name, keys.adapter_folder)
+        except ModelError as error:
+            yield _about("adapter_name_or_path", name, error)
+
+
+def _about(key: str, name: str, error: ModelError) -> Problem:
+    reason, _, remedy = str(error).removeprefix(f"{name}: ").partition(" -> ")
+    return Problem(key, reason, remedy, value=name, has_value=True)
+
+
+def library_problems(run: TrainRun) -> Iterator[Problem]:
+    """The libraries that a training run needs beside the core and that are not installed."""
+    report_to = run.training["report_to"]
+    for name in [report_to] if isinstance(report_to, str) else report_to or ():
+        if name in TRACKER_MODULES and not is_installed(TRACKER_MODULES[name]):
+            yield _missing("report_to", TRACKER_MODULES[name], f"pip install {name.replace('_', '-')}")
+    if run.training["deepspeed"] is not None and not is_installed("deepspeed"):
+        yield _missing("deepspeed", "deepspeed", "pip install 'luthier[deepspeed]'")
+    if run.finetuning.plot_loss and not is_installed("matplotlib"):
+        yield _missing("plot_loss", "matplotlib", "pip install 'luthier[plot]'")
+    if run.training["predict_with_generate"]:
+        for module in METRIC_MODULES:
+            if not is_installed(module):
+                yield _missing("predict_with_generate", module, "pip install 'luthier[metrics]'")
+
+
+def _missing(key: str, module: str, remedy: str) -> Problem:
+    return Problem(key, f"needs the library {module}, which is not installed", remedy)
