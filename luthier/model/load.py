@@ -219,7 +219,8 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     prepare_for_training(
         model,
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
-        use_reentrant=keys.use_reentrant_gc,
+        # FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one.
+        use_reentrant=keys.use_reentrant_gc and not run.training["fsdp"],
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )

@@ -13,6 +13,7 @@ from luthier.data.templates import Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.config.model import ModelConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
     from luthier.model.tokenizer import FittedTokenizer
 
@@ -26,6 +27,15 @@ class TextSide:
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         return self.fitted.tokenizer
+
+
+def tokenizer_source(model: "ModelConfig") -> str:
+    """The last adapter if a tokenizer lies beside it, which knows the tokens that its training added; else the model."""
+    if model.adapter_name_or_path:
+        folder = Path(model.adapter_name_or_path[-1], model.adapter_folder or "")
+        if (folder / "tokenizer.json").is_file():
+            return str(folder)
+    return model.model_name_or_path
 
 
 def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool = True) -> TextSide:
@@ -47,7 +57,7 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
         "trust_remote_code": model.trust_remote_code,
     }
     tokenizer = load_tokenizer(
-        model.model_name_or_path,
+        tokenizer_source(model),
         use_fast=model.use_fast_tokenizer,
         split_special_tokens=model.split_special_tokens,
         **hub,
