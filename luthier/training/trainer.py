@@ -152,6 +152,23 @@ class StageTrainer(Trainer):
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
+        # Reading batches draws random numbers, which the training that goes on afterwards must not miss.
+        device = self.args.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            sums, counts = self._sums(model, dataloader)
+        metrics = {}
+        for name, total in sums.items():
+            pair = torch.stack([total.double(), torch.tensor(counts[name], device=total.device).double()])
+            value, count = self.accelerator.gather(pair[None]).sum(0).tolist()
+            metrics[f"{metric_key_prefix}_{name}"] = value / count if count else math.nan
+        if self.eval_metrics is not None:
+            more = self.eval_metrics(model, metric_key_prefix)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
+        # Metrics are all there is: predictions are written by `luthier.run.predict`.
+        return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
+
+    def _sums(self, model: "nn.Module", dataloader: Any) -> "tuple[dict[str, Tensor], dict[str, int]]":
+        """Loss and metrics of this process: name -> sum, name -> count."""
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
         counts: dict[str, int] = {"loss": 0}
         for batch in dataloader:
@@ -163,16 +180,7 @@ class StageTrainer(Trainer):
                 sums[name] = sums.get(name, 0) + total
                 counts[name] = counts.get(name, 0) + count
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = {}
-        for name, total in sums.items():
-            pair = torch.stack([total.double(), torch.tensor(counts[name], device=total.device).double()])
-            value, count = self.accelerator.gather(pair[None]).sum(0).tolist()
-            metrics[f"{metric_key_prefix}_{name}"] = value / count if count else math.nan
-        if self.eval_metrics is not None:
-            more = self.eval_metrics(model, metric_key_prefix)
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
-        # Metrics are all there is: predictions are written by `luthier.run.predict`.
-        return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
+        return sums, counts
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         asked = self.args.metric_for_best_model
