@@ -1,12 +1,15 @@
 """What a run leaves beside its weights: metrics, plots, model card, the resolved run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.masking import masked
+from luthier.core.errors import RunFailed
+from luthier.core.files import DiskFaults, write_atomically
 from luthier.core.log import info, warn
 from luthier.core.manifest import write_manifest
 from luthier.core.versions import require
@@ -15,12 +18,12 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.training.trainer import StageTrainer
 
-SMOOTHING = 0.9
-"""Weight of the past in the smoothed line of a plot."""
+SMOOTHED_SHARE = 0.1
+"""Share of the points that the smoothed line of a plot averages over, roughly."""
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 RESULTS = ("*_results.json", "generated_predictions.jsonl", "training_*.png")
@@ -31,6 +34,19 @@ def forget_results(output_dir: Path) -> None:
     for pattern in RESULTS:
         for path in output_dir.glob(pattern):
             path.unlink()
+
+
+@contextmanager
+def describing(output_dir: Path) -> Iterator[None]:
+    """Around writing what stands beside the weights. Raises `RunFailed` if the disk fails."""
+    try:
+        with DiskFaults():
+            yield
+    except OSError as fault:
+        raise RunFailed(
+            f"{output_dir}: the weights are saved, but not all that describes them ({fault.strerror or fault})"
+            " -> free some space; the weights can be used as they are"
+        ) from fault
 
 
 def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> None:
@@ -46,6 +62,7 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
     require("matplotlib", "plot", "plot_loss: true")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     left_out = {"step", "epoch", "total_flos", "learning_rate", "throughput"}
     names = {name for logs in history for name in logs} - left_out
@@ -60,6 +77,7 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
         axes = figure.add_subplot(xlabel="step", ylabel=name, title=f"{name} of {output_dir.name}")
         axes.plot(steps, values, color="#9db8d9", label="logged")
         axes.plot(steps, smoothed(values), color="#1f4e8c", label="smoothed")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
         path = output_dir / f"training_{name.replace('/', '_')}.png"
@@ -73,11 +91,12 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Exponential moving average over about a tenth of the points, corrected for its start."""
+    past = 1 - 2 / (max(3.0, SMOOTHED_SHARE * len(values)) + 1)
     line, average, weight = [], 0.0, 0.0
     for value in values:
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        average = past * average + (1 - past) * value
+        weight = past * weight + (1 - past)
         line.append(average / weight)
     return line
 
@@ -127,9 +146,9 @@ def finish_training(
 
     output_dir = Path(run.training["output_dir"])
     trainer.save_state()
-    (output_dir / "README.md").write_text(model_card(run, base_model, metrics), encoding="utf-8")
+    write_atomically(output_dir / "README.md", model_card(run, base_model, metrics))
     text = yaml.safe_dump(resolved_run(run), allow_unicode=True, sort_keys=False)
-    (output_dir / "run.yaml").write_text(text, encoding="utf-8")
+    write_atomically(output_dir / "run.yaml", text)
     if run.finetuning.plot_loss:
         plot_history(output_dir, trainer.state.log_history)
     write_manifest(output_dir, **facts)
