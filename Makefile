@@ -31,7 +31,7 @@ quickstart: $(VENV)/.installed $(MODEL)  ## fine-tune a real 135M model on this 
 	@$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed $(MODEL)  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
 	$(BIN)/ruff format --check luthier tests tools benchmarks examples

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from luthier.core.errors import RunFailed
+from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.model.heads import OutputHead
 from luthier.model.save import WEIGHT_FILES
@@ -74,6 +75,9 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         assert args.output_dir is not None, "the rules of the run ask for it"
         self.output_dir, self.tokenizer, self.policy = args.output_dir, tokenizer, model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile:
+            # The head's weight is sharded, or its forward compiled: the model itself has to call it.
+            head = replace(head, linear=None)
         self.stage, self.stage_config, self.head = stage, config, head
         self.shuffle, self.eval_metrics, self.superseded = shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
@@ -83,7 +87,27 @@ class StageTrainer(Trainer):
         self._metric_counts: dict[str, int] = {}
         self._train_start_seconds = 0.0
 
+    def init_hf_repo(self, token: str | None = None) -> None:
+        from httpx import HTTPError
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            super().init_hf_repo(token)
+        except (OSError, ValueError, HTTPError, HfHubHTTPError) as fault:
+            raise RunFailed(
+                f"push_to_hub: the repository cannot be made ({str(fault).splitlines()[0]})"
+                " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
+            ) from fault
+
     # -- training --------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
+        with accepted("optim", self.args.optim):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        with accepted("lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.shuffle:
@@ -123,10 +147,7 @@ class StageTrainer(Trainer):
             return  # the run was complete already, so there is no mean loss to tell
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise RunFailed(
-                    f"the loss became {logs['loss']} at step {self.state.global_step}; checkpoints saved before stay"
-                    " -> lower learning_rate, or train in float32 or bf16"
-                )
+                raise self._diverged(f"the loss became {logs['loss']}")
             for name, total in self._metric_sums.items():
                 logs[name] = float(total) / self._metric_counts[name]
             self._metric_sums, self._metric_counts = {}, {}
@@ -205,7 +226,20 @@ class StageTrainer(Trainer):
             self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 
+    def _require_finite(self) -> None:
+        """Weights that are no numbers any more must not take the place of good ones. Raises `RunFailed`."""
+        for name, weight in self.policy.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                raise self._diverged(f"the weight {name} is not finite")
+
+    def _diverged(self, what: str) -> RunFailed:
+        return RunFailed(
+            f"{what} at step {self.state.global_step}; checkpoints saved before stay"
+            " -> lower learning_rate, or train in float32 or bf16"
+        )
+
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        self._require_finite()
         name = f"checkpoint-{self.state.global_step}"
         self.superseded = [folder for folder in self.superseded if folder.name != name]
         with saving(self.output_dir, name, self.args.should_save):
@@ -218,8 +252,9 @@ class StageTrainer(Trainer):
     def save_final(self) -> None:
         """The weights of the finished run into `output_dir`, in the place of any that are there.
 
-        Raises `RunFailed` if they do not fit on the disk; what was there is kept then.
+        Raises `RunFailed` if they do not fit on the disk or are not finite; what was there is kept then.
         """
+        self._require_finite()
         with saving(self.output_dir, None, self.args.should_save):
             if self.args.should_save:
                 with save_folder_atomically(Path(self.output_dir), replaces=MODEL_FILES) as folder:
@@ -233,6 +268,15 @@ class StageTrainer(Trainer):
             for folder in self.superseded:
                 shutil.rmtree(folder, ignore_errors=True)
         self.superseded = ()
+
+
+@contextmanager
+def accepted(key: str, value: Any) -> Iterator[None]:
+    """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as fault:
+        raise InvalidInput(f"{key}: {value}: cannot be used as it is configured: {fault}") from fault
 
 
 def _num_tokens(batch: Mapping[str, Any]) -> int:
