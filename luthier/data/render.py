@@ -8,16 +8,15 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from luthier.core.errors import RowError
 from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.answers import CALL_WORDS, Answer, has_thought, take_apart, without_thought
 from luthier.data.templates import Piece, Slot, Special, Template, Token
-from luthier.data.tools import ToolCall, ToolSyntax
+from luthier.data.tools import ToolSyntax
 from luthier.data.types import Message
 
-DEFAULT_CALL_WORDS = ("<tool_call>", "</tool_call>")
-"""What encloses calls in data that is not written for one format."""
 _PLACEHOLDER = re.compile(r"\{\{(content|idx)\}\}")
 
 
@@ -27,14 +26,6 @@ class Turn:
 
     prompt: tuple[Piece, ...]
     answer: tuple[Piece, ...]
-
-
-@dataclass(slots=True)
-class _Answer:
-    """An assistant or function message taken apart, so that thoughts are looked for outside the calls only."""
-
-    text: str
-    calls: list[ToolCall]
 
 
 def render(
@@ -60,7 +51,8 @@ def render(
     `today` is for tool syntaxes that tell the date. Raises `RowError` for calls or tools that are not what they claim.
     """
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
-    answers = [_take_apart(message, template) for message in messages[1::2]]
+    call_words = (template.tool_call_words, CALL_WORDS)
+    answers = [take_apart(message, template.thought_words, call_words) for message in messages[1::2]]
     pending = len(messages) % 2 == 1
     prompts = [list(_fill(_slot(template, message), message.content, i)) for i, message in enumerate(messages[::2])]
     prompts[0] = list(_opening(template, messages[0], system, tools, today or date.today()))
@@ -70,9 +62,9 @@ def render(
     if template.reasons:
         for i, answer in enumerate(answers):
             if (drop_past and i < len(prompts) - 1) or (enable_thinking is False and i >= first_live):
-                answer.text = _without_thought(answer.text, template)
+                answer.text = without_thought(answer.text, template.thought_words)
         for i in range(first_live, len(prompts)):
-            if i == len(answers) or not _has_thought(answers[i].text, template):
+            if i == len(answers) or not has_thought(answers[i].text, template.thought_words):
                 if enable_thinking:
                     leads[i] = (template.empty_thought,)
                 else:
@@ -136,67 +128,9 @@ def _describe(syntax: str, tools: str, today: date) -> str:
         raise RowError(f"a tool is not an object with name and parameters: {error!r}") from error
 
 
-def _words(answer: _Answer, template: Template) -> str:
+def _words(answer: Answer, template: Template) -> str:
     if not answer.calls:
         return answer.text
     syntax: ToolSyntax = TOOL_SYNTAXES.get(template.call_syntax)
     gap = syntax.after_text if answer.text and not answer.text.endswith(syntax.after_text) else ""
     return f"{answer.text}{gap}{syntax.write(answer.calls)}"
-
-
-def _between(words: tuple[str, str]) -> re.Pattern[str]:
-    return re.compile(f"{re.escape(words[0])}(.*?){re.escape(words[1])}", re.DOTALL)
-
-
-def _without_thought(text: str, template: Template) -> str:
-    return _between(template.thought_words).sub("", text).lstrip("\n")
-
-
-def _has_thought(text: str, template: Template) -> bool:
-    return any(word.strip() in text for word in template.thought_words)
-
-
-def _take_apart(message: Message, template: Template) -> _Answer:
-    """A function message is JSON of one or more calls: bare, after a thought, or between the format's call words."""
-    if message.role != "function":
-        return _Answer(message.content, [])
-    content = message.content
-    value = _json(content)
-    if value is not None:
-        return _Answer("", _calls(value))
-    for words in (template.tool_call_words, DEFAULT_CALL_WORDS):
-        enclosed = _between(words)
-        inner = enclosed.findall(content)
-        if not inner:
-            continue
-        calls = [call for text in inner for call in _calls(_json(text))]
-        return _Answer(enclosed.sub("", content), calls)
-    thought = _between(template.thought_words).search(content)
-    if thought is None:
-        raise RowError(f"a function message is not JSON of a call: {content[:80]!r}")
-    return _Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
-
-
-def _json(text: str) -> Any:
-    """The value of a JSON text, None if it is not JSON."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _calls(value: Any) -> list[ToolCall]:
-    calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
-    if not calls:
-        raise RowError("a function message holds no call")
-    return calls
-
-
-def _call(value: Any) -> ToolCall:
-    """`arguments` may be JSON text, as OpenAI's API has it."""
-    match value:
-        case {"name": str(name), "arguments": dict(arguments)}:
-            return ToolCall(name, arguments)
-        case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):
-            return ToolCall(name, _json(text))
-    raise RowError(f"a call is not an object with name and arguments: {json.dumps(value, ensure_ascii=False)[:80]}")

@@ -1,0 +1,90 @@
+"""An answer taken apart into words and tool calls, whichever way the data has written the calls."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.core.errors import RowError
+from luthier.data.tools import ToolCall
+from luthier.data.types import Message
+
+CALL_WORDS = ("<tool_call>", "</tool_call>")
+"""What encloses calls in data that is not written for one format."""
+THOUGHT_WORDS = ("<think>", "</think>")
+"""What encloses thoughts in data that is not written for one format."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """An assistant or function message taken apart, so that thoughts are looked for outside the calls only."""
+
+    text: str
+    calls: list[ToolCall]
+
+
+def take_apart(
+    message: Message,
+    thought_words: tuple[str, str] = THOUGHT_WORDS,
+    call_words: Sequence[tuple[str, str]] = (CALL_WORDS,),
+) -> Answer:
+    """A function message is JSON of one or more calls: bare, after a thought, or between call words.
+
+    Raises `RowError` for one that is none of these.
+    """
+    if message.role != "function":
+        return Answer(message.content, [])
+    content = message.content
+    value = _json(content)
+    if value is not None:
+        return Answer("", _calls(value))
+    for words in call_words:
+        enclosed = between(words)
+        inner = enclosed.findall(content)
+        if not inner:
+            continue
+        calls = [call for text in inner for call in _calls(_json(text))]
+        return Answer(enclosed.sub("", content), calls)
+    thought = between(thought_words).search(content)
+    if thought is None:
+        raise RowError(f"a function message is not JSON of a call: {content[:80]!r}")
+    return Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
+
+
+def between(words: tuple[str, str]) -> re.Pattern[str]:
+    """Matches the two words and what they enclose, which is the group."""
+    return re.compile(f"{re.escape(words[0])}(.*?){re.escape(words[1])}", re.DOTALL)
+
+
+def without_thought(text: str, thought_words: tuple[str, str] = THOUGHT_WORDS) -> str:
+    return between(thought_words).sub("", text).lstrip("\n")
+
+
+def has_thought(text: str, thought_words: tuple[str, str] = THOUGHT_WORDS) -> bool:
+    return any(word.strip() in text for word in thought_words)
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON text, None if it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _calls(value: Any) -> list[ToolCall]:
+    calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
+    if not calls:
+        raise RowError("a function message holds no call")
+    return calls
+
+
+def _call(value: Any) -> ToolCall:
+    """`arguments` may be JSON text, as OpenAI's API has it."""
+    match value:
+        case {"name": str(name), "arguments": dict(arguments)}:
+            return ToolCall(name, arguments)
+        case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):
+            return ToolCall(name, _json(text))
+    raise RowError(f"a call is not an object with name and arguments: {json.dumps(value, ensure_ascii=False)[:80]}")
