@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info
-from luthier.data.collate import concatenate_rows, pad_rows
+from luthier.data.collate import IGNORE_INDEX, concatenate_rows, pad_rows
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
 from luthier.stages import Stage
@@ -20,6 +20,7 @@ from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.trainer import EvalMetrics, StageTrainer
 
 if TYPE_CHECKING:
+    import datasets
     from torch import nn
     from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
 
@@ -63,7 +64,9 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [log, ProgressBar(), *trackers(run.training["report_to"])]
     if run.finetuning.early_stopping_steps is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
-    eval_sets: Any = data.eval[""] if set(data.eval) == {""} else dict(data.eval) or None
+    num_together = args.world_size * args.eval_batch_size
+    evals = {name: filled_up(rows, num_together) if args.world_size > 1 else rows for name, rows in data.eval.items()}
+    eval_sets: Any = evals[""] if set(evals) == {""} else evals or None
     return StageTrainer(
         stage=stage,
         config=run.method,
@@ -78,6 +81,17 @@ def build_trainer(
         shuffle=not run.finetuning.disable_shuffling,
         eval_metrics=eval_metrics,
         superseded=superseded,
+    )
+
+
+def filled_up(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
+    """As many rows as all processes take at a time, by rows in which nothing is learned, so that none counts twice."""
+    import datasets
+
+    num_missing = -len(rows) % multiple
+    fillers = [{"input_ids": rows[0]["input_ids"], "labels": [IGNORE_INDEX] * len(rows[0]["labels"])}] * num_missing
+    return (
+        datasets.concatenate_datasets([rows, datasets.Dataset.from_list(fillers, rows.features)]) if fillers else rows
     )
 
 

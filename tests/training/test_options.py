@@ -224,7 +224,7 @@ def test_tokens_per_second_are_reported(values):
     result = luthier.train({**values, "max_steps": 6})
     speed = result.metrics["train"]["train_tokens_per_second"]
     num_tokens = json.loads(Path(values["output_dir"], "data_report.json").read_text())["datasets"]["numbers"]["tokens"]
-    assert speed == pytest.approx(num_tokens / result.metrics["train"]["train_runtime"], rel=0.5)
+    assert speed > 0.9 * num_tokens / result.metrics["train"]["train_runtime"]  # the start does not count
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(values):
