@@ -6,6 +6,7 @@ with `mask_history`) until the budget is used up, so what does not fit is missin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 IGNORE_INDEX = -100
 """The label of a token that is not learned."""
@@ -23,6 +24,11 @@ class Encoded:
     """Those among them that would have been learned."""
     lost_terminator: bool = False
     """A learned answer lost its end, so the row teaches not to stop there."""
+
+    @property
+    def num_labels(self) -> int:
+        """How many tokens carry a label."""
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 def split_budget(source: int, target: int, cutoff: int) -> tuple[int, int]:
@@ -57,7 +63,7 @@ def label_turns(
     closing = [] if eos_token_id is None else [eos_token_id]
     total = sum(len(source) + len(target) for source, target in turns)
     budget = total if cutoff_len is None else cutoff_len - len(closing)
-    rows: list[tuple[list[int], list[int]]] = []
+    kept: list[tuple[list[int], list[int]]] = []
     num_kept, num_learned, num_wanted, cut = 0, 0, 0, False
     for order, (source, target) in enumerate(reversed(turns) if mask_history else turns):
         learned = not mask_history or order == 0
@@ -74,12 +80,12 @@ def label_turns(
         elif closing and order and not mask_history and labels:
             labels[0] = closing[0]
         ids = ids + target[:target_kept]
-        rows.append((ids, labels + (target[:target_kept] if learned else [IGNORE_INDEX] * target_kept)))
+        kept.append((ids, labels + (target[:target_kept] if learned else [IGNORE_INDEX] * target_kept)))
     if mask_history:
-        rows.reverse()
+        kept.reverse()
     return Encoded(
-        input_ids=[i for ids, _ in rows for i in ids] + closing,
-        labels=[label for _, labels in rows for label in labels] + closing,
+        input_ids=list(chain.from_iterable(ids for ids, _ in kept)) + closing,
+        labels=list(chain.from_iterable(labels for _, labels in kept)) + closing,
         lost_tokens=total - num_kept,
         lost_labels=num_wanted - num_learned,
         lost_terminator=cut,

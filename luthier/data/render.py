@@ -54,8 +54,8 @@ def render(
     call_words = (template.tool_call_words, CALL_WORDS)
     answers = [take_apart(message, template.thought_words, call_words) for message in messages[1::2]]
     pending = len(messages) % 2 == 1
-    prompts = [list(_fill(_slot(template, message), message.content, i)) for i, message in enumerate(messages[::2])]
-    prompts[0] = list(_opening(template, messages[0], system, tools, today or date.today()))
+    prompts = [list(_opening(template, messages[0], system, tools, today))]
+    prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
     drop_past = not preserve_thinking and (purpose == "infer" or not keep_past_thinking)
     first_live = len(prompts) - 1 if purpose == "infer" or drop_past else 0
     leads: list[Slot] = [()] * len(prompts)
@@ -91,26 +91,48 @@ def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -
 def _fill(slot: Slot, content: str, index: int) -> Slot:
     """The slot with its placeholders filled in; a piece that comes out empty is left out."""
     values = {"content": content, "idx": str(index)}
-    filled = (
-        _PLACEHOLDER.sub(lambda found: values[found[1]], piece) if isinstance(piece, str) else piece for piece in slot
+    filled = []
+    for piece in _parts(slot):
+        text = "".join([values.get(part, part[1:]) for part in piece]) if isinstance(piece, tuple) else piece
+        if text != "":
+            filled.append(text)
+    return tuple(filled)
+
+
+@lru_cache(maxsize=256)
+def _parts(slot: Slot) -> tuple[Special | Token | tuple[str, ...], ...]:
+    """Every text of a slot taken apart: the names of placeholders, and what stands around them behind a `=`.
+
+    Kept, since the same few slots are filled for every message.
+    """
+    return tuple(
+        tuple(part if i % 2 else f"={part}" for i, part in enumerate(_PLACEHOLDER.split(piece)))
+        if isinstance(piece, str)
+        else piece
+        for piece in slot
     )
-    return tuple(piece for piece in filled if piece != "")
 
 
 def _slot(template: Template, message: Message) -> Slot:
     return template.observation if message.role == "observation" else template.user
 
 
-def _opening(template: Template, message: Message, system: str, tools: str, today: date) -> Slot:
+def _opening(template: Template, message: Message, system: str, tools: str, today: date | None) -> Slot:
     """Prefix, system text with the tools, and the first message."""
     words = system or template.default_system
     if tools:
-        words += _describe(template.tool_syntax, tools, today)
-    head = _fill(template.system, words, 0) if words else ()
+        words += _describe(template.tool_syntax, tools, today or date.today())
+    head = _head(template.system, words) if words else ()
     content = message.content
     if template.kind == "llama2":
         content, head = "".join(map(str, head)) + content, ()
     return (*template.prefix, *head, *_fill(_slot(template, message), content, 0))
+
+
+@lru_cache(maxsize=256)
+def _head(slot: Slot, words: str) -> Slot:
+    """The slot of the system text. Kept, since the rows of a dataset often share it."""
+    return _fill(slot, words, 0)
 
 
 @lru_cache(maxsize=256)
