@@ -20,9 +20,14 @@ def spans(input_ids: Sequence[int], labels: Sequence[int]) -> Iterator[tuple[boo
         yield is_learned, [token for token, _ in run]
 
 
-def coloured(row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBase", *, colours: bool) -> str:
-    """The text of a row; without colours what is learned stands between ⟦ and ⟧."""
-    if len(row["input_ids"]) != len(row["labels"]):
+def coloured(
+    row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBase", *, colours: bool, is_prompt: bool = False
+) -> str:
+    """The text of a row; without colours what is learned stands between ⟦ and ⟧.
+
+    `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
+    """
+    if is_prompt:
         parts = [(False, list(row["input_ids"])), (True, list(row["labels"]))]
     else:
         parts = list(spans(row["input_ids"], row["labels"]))

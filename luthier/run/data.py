@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
             else:
                 learned = sum(label >= 0 for label in row["labels"])
                 print(f"--- {name or options.split} row {index}: {len(row['input_ids'])} tokens, {learned} learned")
-                print(coloured(row, text.tokenizer, colours=sys.stdout.isatty()))
+                is_prompt = sets is data.prompts
+                print(coloured(row, text.tokenizer, colours=sys.stdout.isatty(), is_prompt=is_prompt))
     for line in data.ledger.summary():
         print(line, file=sys.stderr)
     return 0
