@@ -1,7 +1,9 @@
 """Pieces of text to token ids. Every piece is tokenised by itself, without the tokens a tokenizer would add."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
@@ -44,6 +46,23 @@ class Encoder:
             return [self.text(text) for text in texts]
         self._reset()
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def parts(self, text: str, borders: Sequence[int]) -> list[list[int]]:
+        """The ids of a text that is tokenised once, cut before the characters at `borders` (ascending).
+
+        A token belongs to the part in which it begins. A tokenizer that does not tell where that is gets each part by
+        itself.
+        """
+        edges = [0, *borders, len(text)] if not borders or borders[-1] < len(text) else [0, *borders]
+        if self._backend is None:
+            return [self.text(text[start:end]) for start, end in pairwise(edges)]
+        self._reset()
+        whole = self._backend.encode(text, add_special_tokens=False)
+        # A post-processor may have trimmed blanks off a token's offsets; then the token before tells where it begins.
+        ends = accumulate((end for _, end in whole.offsets), max, initial=0)
+        begins = [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
+        cuts = [0, *(bisect_left(begins, edge) for edge in edges[1:-1]), len(begins)]
+        return [whole.ids[start:end] for start, end in pairwise(cuts)]
 
     def pieces(self, pieces: Iterable[Piece]) -> list[int]:
         """The ids of a rendered prompt or answer. Raises `ModelError` for a token that the tokenizer does not know."""

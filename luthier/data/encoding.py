@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from luthier.data.chat_program import ChatProgram, TurnIds
 from luthier.data.encode import Encoder
 from luthier.data.labels import Encoded, split_budget
 from luthier.data.render import render
@@ -17,12 +18,19 @@ class Encoding:
     """Most tokens of a row; None for no limit."""
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
+    program: ChatProgram | None = None
+    """The model's own chat template, where it writes the conversations instead of `template`."""
 
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
 
-    def turns(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[tuple[list[int], list[int]]]:
-        """(prompt ids, answer ids) of every turn, as training sees them."""
+    def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
+        """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers.
+
+        They are one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
+        """
+        if self.program is not None:
+            return self.program.rows(dialogue)
         turns = render(
             self.template,
             dialogue.messages,
@@ -33,10 +41,12 @@ class Encoding:
             purpose="train",
             keep_past_thinking=keep_past_thinking,
         )
-        return [(self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)) for turn in turns]
+        return [[(self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)) for turn in turns]]
 
-    def last_turn(self, dialogue: Dialogue) -> tuple[list[int], list[int]]:
+    def last_turn(self, dialogue: Dialogue) -> TurnIds:
         """(prompt ids, answer ids) of the last answer, with the history in the prompt as a server sends it."""
+        if self.program is not None:
+            return self.program.last_turn(dialogue)
         (turn,) = render(
             self.template,
             dialogue.messages,
@@ -51,7 +61,8 @@ class Encoding:
     @property
     def closing_eos(self) -> int | None:
         """The end-of-text id for formats that close a whole conversation with it instead of every answer."""
-        return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
+        closes = self.template.efficient_eos and self.program is None
+        return self.encoder.tokenizer.eos_token_id if closes else None
 
     @property
     def leading_bos(self) -> int | None:

@@ -22,6 +22,10 @@ class DatasetAccount:
     lost_tokens: int = 0
     lost_labelled_tokens: int = 0
     lost_terminators: int = 0
+    rewritten: int = 0
+    """Conversations that became several rows, since the model's own chat template rewrites history."""
+    rewritten_into: int = 0
+    """The rows that were made of them."""
     split_into: int = 0
     """Rows made by cutting overlong ones (`on_overlong: split`)."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -73,6 +77,11 @@ class Ledger:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"
                     f" {account.lost_labelled_tokens} of them learned, {account.lost_terminators} terminators)"
+                )
+            if account.rewritten:
+                line += (
+                    f"; {account.rewritten} conversations became {account.rewritten_into} rows, since the model's own"
+                    " chat template writes earlier answers in another way than the last one"
                 )
             if account.split_into:
                 line += f"; overlong rows cut into {account.split_into}"

@@ -1,27 +1,33 @@
-"""`template: auto`, and no template at all: the chat format that a model brings along, read off its own chat template.
+"""What other programs need to know of a model's own chat template: its slots, its end of an answer, its tool calls.
 
-The chat template is a program (Jinja) and a format is a set of slots. So it is run on conversations of marks, the text
-around the marks gives the slots, and the slots are then proven: they must render other conversations to the very text
-that the program renders. A template that is more than slots is not guessed at; the error asks for a name.
+The chat template is a program (Jinja), which `luthier.data.chat_program` runs; a Modelfile needs slots. So the program
+is run on conversations of marks, the text around the marks gives the slots, and the slots are then proven: they must
+render other conversations to the very text that the program writes. More than slots is not guessed at.
 """
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import RowError
+from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.chat_program import ChatProgram
+from luthier.data.encode import Encoder
 from luthier.data.render import as_text, render
 from luthier.data.templates import Template, get_template, with_options
-from luthier.data.types import Message
+from luthier.data.tools import ToolCall
+from luthier.data.types import Dialogue, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM, USER, ANSWER, NEXT = "⟪system⟫", "⟪user⟫", "⟪answer⟫", "⟪next⟫"
 CONTENT = "{{content}}"
-
-
-class NotReadOff(ModelError):
-    """The model's own chat template is more than slots: its program can write prompts, but no rows to learn from."""
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
 
 
 class _MoreThanSlots(Exception):
@@ -43,19 +49,43 @@ def choose_template(
 def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The slots of the tokenizer's chat template; the format `empty` if it has none.
 
-    Raises `NotReadOff` for a chat template that slots cannot express.
+    For one that is more than slots, a template of kind `program`: only how answers end and call tools is known of it.
     """
     if not tokenizer.chat_template:
         return replace(get_template("empty"), name="auto")
     try:
         template = _read_off(tokenizer)
         _prove(template, tokenizer)
-    except _MoreThanSlots as reason:
-        raise NotReadOff(
-            f"template: the chat template of this model cannot be read off by itself ({reason})"
-            " -> name the format, see `luthier template list`"
-        ) from None
-    return template
+    except _MoreThanSlots:
+        template = replace(get_template("empty"), name="auto", kind="program", stop_words=_stop_words(tokenizer))
+    syntax = _call_syntax(tokenizer, template.stop_words)
+    return replace(template, tool_syntax=syntax, call_syntax=syntax)
+
+
+def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    try:
+        text = _text(tokenizer, ("user", USER), ("assistant", ANSWER), asks=False)
+        _, after_answer = _cut(text, ANSWER)
+    except _MoreThanSlots:
+        return ()
+    stop = _terminator(tokenizer, after_answer)
+    return (stop,) if stop else ()
+
+
+def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ...]) -> str:
+    """The syntax that reads the calls which the program writes; `default` if none does."""
+    calls = [ToolCall("weather", {"city": "Rome"})]
+    written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
+    messages = (Message("user", "?"), Message("function", written))
+    try:
+        (asked,) = ChatProgram(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
+    except RowError:
+        return "default"
+    answer = asked.whole.removeprefix(asked.prompt)
+    for end in (tokenizer.eos_token, *stop_words):
+        answer = answer.partition(end)[0] if end else answer
+    reads = (name for name in TOOL_SYNTAXES.names if TOOL_SYNTAXES.get(name).parse(answer, [WEATHER]) == calls)
+    return next(reads, "default")
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
@@ -97,8 +127,7 @@ def _read_off(tokenizer: "PreTrainedTokenizerBase") -> Template:
     if thought:
         slots |= _thinking(thought)
     stop = _terminator(tokenizer, after_answer)
-    tools = "qwen" if "<tool_call>" in tokenizer.chat_template else "default"
-    return Template(name="auto", stop_words=(stop,) if stop else (), tool_syntax=tools, call_syntax=tools, **slots)
+    return Template(name="auto", stop_words=(stop,) if stop else (), call_syntax="default", **slots)
 
 
 def _system_slots(tokenizer: "PreTrainedTokenizerBase", head: str, before_user: str) -> dict[str, Any]:
@@ -130,9 +159,10 @@ def _thinking(thought: str) -> dict[str, Any]:
 
 def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str | None:
     """The special token that ends an answer, unless it is the tokenizer's own end token."""
+    if tokenizer.eos_token and tokenizer.eos_token in after_answer:
+        return None
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    words = [word for word in special if word in after_answer and word != tokenizer.eos_token]
-    return None if tokenizer.eos_token and tokenizer.eos_token in after_answer else next(iter(words), None)
+    return min((word for word in special if word in after_answer), key=after_answer.index, default=None)
 
 
 def _prove(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from luthier.data.blocks import Blocks
     from luthier.stages import Stage
 
-Encode = Callable[[Any, Encoding], Encoded]
+Encode = Callable[[Any, Encoding], list[Encoded]]
 WRITE_BATCH_ROWS = 1000
 
 
@@ -58,7 +58,7 @@ def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData
     def packer() -> "Blocks | None":
         return stage.packer(run, encoding)
 
-    def encode(example: Any, encoding: Encoding) -> Encoded:
+    def encode(example: Any, encoding: Encoding) -> list[Encoded]:
         return stage.encode(example, encoding, run.method)
 
     data, generates = run.data, run.training["predict_with_generate"]
@@ -120,11 +120,15 @@ class _Builder:
                     raise RowError("the row has pictures, films or sounds, and this version reads text only")
                 if not isinstance(example, self.takes):
                     raise RowError(_not_taken(example, self.takes))
-                rows = list(self.fitted(example, account, row.place))
+                written = self.encode(example, self.encoding)
+                rows = self.fitted(written, example, account, row.place)
             except RowError as error:
                 account.drop(row.place, str(error))
                 continue
             account.kept += 1
+            if len(written) > 1:
+                account.rewritten += 1
+                account.rewritten_into += len(written)
             for encoded in rows:
                 account.tokens += len(encoded.input_ids)
                 account.labelled_tokens += sum(label != IGNORE_INDEX for label in encoded.labels)
@@ -141,15 +145,14 @@ class _Builder:
             for name, table in tables.items()
         }
 
-    def fitted(self, example: Any, account: DatasetAccount, place: str) -> Iterable[Encoded]:
-        """The row within `cutoff_len`, by the rule of `on_overlong`."""
+    def fitted(self, rows: list[Encoded], example: Any, account: DatasetAccount, place: str) -> list[Encoded]:
+        """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
         cutoff_len, rule = self.encoding.cutoff_len, self.data.on_overlong
-        encoded = self.encode(example, self.encoding)
-        if encoded.lost_tokens == 0:
-            _require_labels(encoded, "no token of it is learned")
-            return [encoded]
+        overlong = [row for row in rows if row.lost_tokens]
+        if not overlong:
+            return _with_labels(rows, "no token of it is learned")
         assert cutoff_len is not None, "a row cannot lose tokens to no limit"
-        length = len(encoded.input_ids) + encoded.lost_tokens
+        length = len(overlong[0].input_ids) + overlong[0].lost_tokens
         if rule == "error":
             raise DataError(
                 f"{place}: {length} tokens, but cutoff_len is {cutoff_len} -> raise cutoff_len, or set on_overlong"
@@ -157,17 +160,16 @@ class _Builder:
         if rule == "drop":
             raise RowError(f"longer than cutoff_len {cutoff_len}")
         if rule == "split":
-            pieces = [p for p in _split(self.encode(example, self.encoding.unlimited()), cutoff_len) if _has_labels(p)]
-            if not pieces:
-                raise RowError("no token of it is learned")
+            whole = self.encode(example, self.encoding.unlimited())
+            pieces = _with_labels([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
             account.split_into += len(pieces)
             return pieces
-        _require_labels(encoded, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
+        kept = _with_labels(rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
         account.truncated += 1
-        account.lost_tokens += encoded.lost_tokens
-        account.lost_labelled_tokens += encoded.lost_labels
-        account.lost_terminators += encoded.lost_terminator
-        return [encoded]
+        account.lost_tokens += sum(row.lost_tokens for row in overlong)
+        account.lost_labelled_tokens += sum(row.lost_labels for row in overlong)
+        account.lost_terminators += sum(row.lost_terminator for row in overlong)
+        return kept
 
     def mixed(self, tables: "list[datasets.Dataset]") -> "datasets.Dataset":
         """All datasets as one, in the order of `mix_strategy`."""
@@ -228,14 +230,13 @@ def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
         yield Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]])
 
 
-def _has_labels(encoded: Encoded) -> bool:
+def _with_labels(rows: Iterable[Encoded], otherwise: str) -> list[Encoded]:
+    """The rows that have something to learn; if there is none, raises `RowError` with the reason."""
     # The first token of a row has no predecessor, so its label is never learned.
-    return any(label != IGNORE_INDEX for label in encoded.labels[1:])
-
-
-def _require_labels(encoded: Encoded, reason: str) -> None:
-    if not _has_labels(encoded):
-        raise RowError(reason)
+    kept = [row for row in rows if any(label != IGNORE_INDEX for label in row.labels[1:])]
+    if not kept:
+        raise RowError(otherwise)
+    return kept
 
 
 def _not_taken(example: Any, takes: tuple[type, ...]) -> str:

@@ -8,18 +8,17 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.answers import THOUGHT_WORDS, between
+from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.render import render
 from luthier.data.templates import Template
 from luthier.data.tools import ToolCall
 from luthier.data.types import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ReadAnswer = tuple[Message, list[ToolCall]]
 """An answer as it goes into the history, and the tools that it calls."""
@@ -85,13 +84,10 @@ class TemplatePrompting:
 
 @dataclass(frozen=True, slots=True)
 class OwnTemplatePrompting:
-    """The tokenizer's own chat template."""
+    """The model's own chat template, run as in training."""
 
-    tokenizer: "PreTrainedTokenizerBase"
-    enable_thinking: bool | None = True
-    preserve_thinking: bool = False
-    default_system: str = ""
-    tool_format: str | None = None
+    program: ChatProgram
+    call_syntax: str
     """The syntax in which the model calls tools. A chat template says how calls are written, not how they are read."""
 
     @property
@@ -99,40 +95,17 @@ class OwnTemplatePrompting:
         return "the model's own chat template"
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
-        from jinja2 import TemplateError
-
-        system = system or self.default_system
-        head = [{"role": "system", "content": system}] if system else []
         try:
-            text = self.tokenizer.apply_chat_template(
-                [*head, *map(_as_openai, messages)],
-                tools=json.loads(tools) if tools else None,
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=self.enable_thinking is True,
-                preserve_thinking=self.preserve_thinking,
-            )
-        except TemplateError as fault:
-            raise InvalidInput(
-                f"{self.description} cannot write this conversation ({fault}); name another one with `template`"
-            ) from fault
-        return self.tokenizer.encode(text, add_special_tokens=False)
+            return self.program.prompt_ids(messages, system, tools)
+        except RowError as fault:
+            raise InvalidInput(f"{fault} -> name another one with `template`") from fault
 
     def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        calls = read_calls(self.tool_format, text, tools) if self.tool_format else []
-        return (Message("function", as_json(calls)), calls) if calls else (Message("assistant", text), [])
-
-
-def answer_end_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The special token that the tokenizer's own chat template puts behind an answer; none if it puts none there.
-
-    It is the eos token of most tokenizers, but not of those that a base model shares with its chat model.
-    """
-    mark = "⟪answer⟫"
-    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-    _, _, behind = str(tokenizer.apply_chat_template(talk, tokenize=False)).rpartition(mark)
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [index for index in tokenizer.encode(behind, add_special_tokens=False) if index in special][:1]
+        calls = read_calls(self.call_syntax, text, tools)
+        if not calls:
+            return Message("assistant", text), []
+        thought = between(THOUGHT_WORDS).match(text)
+        return Message("function", (thought[0] if thought else "") + as_json(calls)), calls
 
 
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:
@@ -142,10 +115,3 @@ def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:
 
 def as_json(calls: Sequence[ToolCall]) -> str:
     return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
-
-
-def _as_openai(message: Message) -> dict[str, Any]:
-    if message.role == "function":
-        calls = [{"type": "function", "function": call} for call in json.loads(message.content)]
-        return {"role": "assistant", "content": "", "tool_calls": calls}
-    return {"role": "tool" if message.role == "observation" else message.role, "content": message.content}

@@ -48,22 +48,20 @@ def main(argv: list[str]) -> int:
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run; `luthier.chat({...})` returns what this returns."""
     from luthier.infer.conversation import Conversation
-    from luthier.infer.prompting import OwnTemplatePrompting, Prompting, TemplatePrompting, answer_end_ids
+    from luthier.infer.prompting import OwnTemplatePrompting, Prompting, TemplatePrompting
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
-    from luthier.run.encoding import load_chat_side
+    from luthier.run.encoding import load_text_side
 
-    text, runs_own_template = load_chat_side(run)
-    stop_ids = set(text.fitted.stop_token_ids)
-    thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
+    text = load_text_side(run)
+    program = text.encoding.program
     prompting: Prompting
-    if runs_own_template:
-        system = run.data.default_system or ""
-        prompting = OwnTemplatePrompting(text.tokenizer, thinking, keep_thoughts, system, run.data.tool_format)
-        stop_ids |= set(answer_end_ids(text.tokenizer))
+    if program is not None:
+        prompting = OwnTemplatePrompting(program, text.template.call_syntax)
     else:
+        thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
         prompting = TemplatePrompting(text.template, text.encoding.encoder, thinking, keep_thoughts)
-    model = ENGINES.get(run.model.infer_backend).open(run, text.tokenizer, stop_ids)
+    model = ENGINES.get(run.model.infer_backend).open(run, text.tokenizer, set(text.fitted.stop_token_ids))
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating))
 

@@ -1,13 +1,14 @@
 """The text side of a run: tokenizer fitted to the chat format, and the two together as an `Encoding`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import hush_libraries, info
+from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
-from luthier.data.own_template import NotReadOff, choose_template
+from luthier.data.own_template import choose_template
 from luthier.data.templates import Template
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
     config = load_config(model.model_name_or_path, **hub)
     name = data.template if reads_chat or data.template else "empty"
     template = choose_template(name, tokenizer, data.tool_format, data.default_system)
+    runs_own = name in (None, "auto") and bool(tokenizer.chat_template)
     if name in (None, "auto"):
-        info("template: the model's own" if tokenizer.chat_template else "template: none, so rows get no role marks")
+        info("template: the model's own" if runs_own else "template: none, so rows get no role marks")
+    if runs_own and not tokenizer.is_fast:
+        info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenised apart")
     new_tokens = (
         read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
     )
@@ -85,17 +89,7 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
         info(note)
     give_chat_template(tokenizer, template)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
-    encoding = Encoding(encoder, template, data.cutoff_len, data.enable_thinking, data.preserve_thinking)
+    settings = (data.enable_thinking, data.preserve_thinking)
+    program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None
+    encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
     return TextSide(fitted, template, encoding)
-
-
-def load_chat_side(run: "InferRun | ExportRun") -> tuple[TextSide, bool]:
-    """The same for a model that is used and not trained, and whether its own chat template must write the prompts.
-
-    That is so where no format is named and the model's own template cannot be read off: it can still be run.
-    """
-    try:
-        return load_text_side(run), False
-    except NotReadOff:
-        info("template: the model's own, which is run as the program it is")
-        return load_text_side(replace(run, data=replace(run.data, template="empty"))), True

@@ -44,13 +44,13 @@ def export(run: "ExportRun") -> Path:
     from luthier.infer.decoding import end_ids
     from luthier.model.embeddings import fit_embeddings
     from luthier.model.load import load_for_export
-    from luthier.run.encoding import load_chat_side
+    from luthier.run.encoding import load_text_side
 
     assert run.export.export_dir, "the rules of the run ask for it"
     target = Path(run.export.export_dir).expanduser()
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
     check_mergeable(run)
-    text, runs_own_template = load_chat_side(run)
+    text = load_text_side(run)
     model = load_for_export(run)
     if fit_embeddings(model, text.tokenizer):
         warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
@@ -60,7 +60,7 @@ def export(run: "ExportRun") -> Path:
     model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
     with save_folder_atomically(target, needed_bytes=num_bytes(model)) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
-        if not runs_own_template:
+        if text.template.kind != "program":
             own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
             (draft / "Modelfile").write_text(modelfile(text.template, **own), encoding="utf-8")
         write_manifest(

@@ -44,8 +44,10 @@ class Stage:
     """The example types it takes; a row that gives another is dropped with the reason."""
     reads_chat: bool = True
     """Whether rows are conversations, so that a chat format is needed."""
-    encode: "Callable[[Any, Encoding, Any], Encoded]"
-    """(example, encoding, config) -> one tokenised row. Raises `RowError` for a row that cannot be used."""
+    encode: "Callable[[Any, Encoding, Any], list[Encoded]]"
+    """(example, encoding, config) -> tokenised rows: one, unless a chat template shows answers after other histories.
+
+    Raises `RowError` for an example that cannot be used."""
     packer: "Callable[[TrainRun, Encoding], Blocks | None]" = lambda run, encoding: None
     """Joins encoded rows into longer ones (the blocks of pt), or None."""
     units: Callable[[Mapping[str, Any]], int]

@@ -47,7 +47,7 @@ RULES = Rules(
 )
 
 
-def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Encoded":
+def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "list[Encoded]":
     """The text of the first message with the end-of-text token; every token is a label."""
     from luthier.data.labels import Encoded
 
@@ -57,7 +57,7 @@ def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -
     ids = encoding.encoder.text(text + encoding.end_of_text)
     kept = ids[: encoding.cutoff_len]
     lost = len(ids) - len(kept)
-    return Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)
+    return [Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)]
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":

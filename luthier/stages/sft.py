@@ -58,18 +58,21 @@ RULES = Rules(
 )
 
 
-def encode(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Encoded":
+def encode(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "list[Encoded]":
     """Every turn of the conversation; the prompt tokens are not learned unless `train_on_prompt`."""
     from luthier.data.labels import label_turns
 
-    turns = encoding.turns(example, keep_past_thinking=not config.mask_history)
-    return label_turns(
-        turns,
-        cutoff_len=encoding.cutoff_len,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
-        eos_token_id=encoding.closing_eos,
-    )
+    rows = encoding.rows(example, keep_past_thinking=not config.mask_history)
+    return [
+        label_turns(
+            turns,
+            cutoff_len=encoding.cutoff_len,
+            train_on_prompt=config.train_on_prompt,
+            mask_history=config.mask_history,
+            eos_token_id=encoding.closing_eos,
+        )
+        for turns in (rows[-1:] if config.mask_history else rows)
+    ]
 
 
 def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, training: bool) -> LossOutput:

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from luthier.core.errors import InvalidInput
+from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.render import render
 from luthier.data.templates import get_template
 from luthier.data.types import Message
-from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting, answer_end_ids
+from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting
 from tests.tiny import byte_tokenizer
 
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "How are you?"))
@@ -28,6 +29,10 @@ CHATML = (
 
 def prompting(name, tokenizer, **settings):
     return TemplatePrompting(get_template(name), Encoder(tokenizer), **settings)
+
+
+def own_prompting(tokenizer, call_syntax="default", **settings):
+    return OwnTemplatePrompting(ChatProgram(Encoder(tokenizer), **settings), call_syntax)
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ def test_tools_that_the_format_cannot_describe_are_one_error():
 
 
 def test_the_models_own_template_writes_the_prompt(own):
-    prompt = own.decode(OwnTemplatePrompting(own, default_system="Be brief.").prompt_ids(HISTORY, "", ""))
+    prompt = own.decode(own_prompting(own, default_system="Be brief.").prompt_ids(HISTORY, "", ""))
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
@@ -110,12 +115,12 @@ def test_the_models_own_template_writes_the_prompt(own):
 
 @pytest.mark.parametrize(("thinking", "closed"), [(True, False), (False, True), (None, True)])
 def test_the_models_own_template_is_told_whether_to_think(own, thinking, closed):
-    prompt = OwnTemplatePrompting(own, enable_thinking=thinking).prompt_ids(HISTORY[:1], "", "")
+    prompt = own_prompting(own, enable_thinking=thinking).prompt_ids(HISTORY[:1], "", "")
     assert own.decode(prompt).endswith("<think></think>") == closed
 
 
 def test_calls_reach_the_models_own_template_as_calls(own):
-    way = OwnTemplatePrompting(own, tool_format="qwen")
+    way = own_prompting(own, "qwen")
     message, calls = way.read_answer('<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>', TOOLS)
     assert len(calls) == 1
     prompt = own.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), "", TOOLS))
@@ -125,11 +130,5 @@ def test_calls_reach_the_models_own_template_as_calls(own):
 
 def test_what_the_models_own_template_refuses_is_one_error(own):
     own.chat_template = "{{ raise_exception('no system please') }}"
-    with pytest.raises(InvalidInput, match=r"own chat template cannot write this conversation \(no system please\)"):
-        OwnTemplatePrompting(own).prompt_ids(HISTORY, "Be brief.", "")
-
-
-def test_the_token_that_ends_an_answer_is_found_in_the_template(own):
-    assert own.convert_ids_to_tokens(answer_end_ids(own)) == ["<|im_end|>"]
-    own.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert answer_end_ids(own) == []
+    with pytest.raises(InvalidInput, match=r"own chat template refuses the conversation: no system please"):
+        own_prompting(own).prompt_ids(HISTORY, "Be brief.", "")

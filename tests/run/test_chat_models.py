@@ -9,7 +9,7 @@ import pytest
 
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError
-from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting
+from luthier.infer.prompting import OwnTemplatePrompting
 from luthier.infer.types import Settings
 from tests.run.test_export import adapter
 from tests.tiny import byte_tokenizer, tiny_llama
@@ -68,19 +68,19 @@ def test_without_kv_cache_the_answer_is_the_same(llama_folder):
     assert chat(llama_folder, use_kv_cache=False).ask("Hi") == chat(llama_folder).ask("Hi")
 
 
-def test_no_template_takes_what_can_be_read_off_the_models_own(tmp_path):
+def test_no_template_runs_the_models_own(tmp_path):
     folder = own_template(
         tmp_path,
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
     session = chat(folder, template=None)
-    assert isinstance(session.conversation.prompting, TemplatePrompting)
+    assert isinstance(session.conversation.prompting, OwnTemplatePrompting)
     assert 258 in session.model.stop_ids  # <|im_end|>, though the tokenizer's end token is another
     assert session.ask("Hi") == chat(folder).ask("Hi")
 
 
-def test_no_template_runs_the_models_own_where_it_is_more_than_slots(tmp_path):
+def test_no_template_runs_the_models_own_even_where_it_is_more_than_slots(tmp_path):
     folder = own_template(
         tmp_path,
         "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ loop.length }}<|im_end|>{% endfor %}"

@@ -20,7 +20,7 @@ from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.core.registry import nearest
 
-Kind = Literal["plain", "llama2", "reasoning", "glm47reasoning"]
+Kind = Literal["plain", "llama2", "reasoning", "glm47reasoning", "program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Template:
     name: str
     kind: Kind = "plain"
     """`llama2` puts the system text inside the first user turn; `reasoning` knows thoughts; `glm47reasoning` does too,
-    and its empty thought is the closing word alone."""
+    and its empty thought is the closing word alone. `program` stands for a model's own chat template that is more than
+    slots: nothing can be rendered with it."""
     prefix: Slot = ()
     system: Slot = ("{{content}}",)
     user: Slot
