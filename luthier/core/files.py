@@ -5,10 +5,12 @@ an interrupt never leaves half of it, and never harms what stood there before.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from luthier.core.errors import OutputError, RunFailed
 
@@ -46,16 +48,56 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
     try:
         free_bytes = shutil.disk_usage(temporary).free
         if free_bytes < needed_bytes:
-            raise _failed(folder, f"it needs {needed_bytes / 1e9:,.3f} GB and {free_bytes / 1e9:,.3f} GB are free")
+            raise _failed(folder, f"it needs {size(needed_bytes)} and {size(free_bytes)} are free")
         try:
-            yield temporary
-            _sync(temporary)
+            with DiskFaults():
+                yield temporary
+            sync(temporary)
             _move(temporary, folder, replaces)
         except OSError as fault:
-            needs = f", it needs {needed_bytes / 1e9:,.3f} GB" if needed_bytes else ""
+            needs = f", it needs {size(needed_bytes)}" if needed_bytes else ""
             raise _failed(folder, f"{fault.strerror or fault}{needs}") from fault
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class DiskFaults:
+    """While open, what libraries raise because a file cannot be written becomes the `OSError` that it is.
+
+    The libraries written in Rust (safetensors, tokenizers) give a text with the number of the error, in an exception of
+    their own or a bare `Exception`; torch gives a `RuntimeError` that names its file writer. Our own `RunFailed` about
+    one file of many counts too.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
+        if fault is None or isinstance(fault, OSError):
+            return
+        text = str(fault)
+        if isinstance(fault, RunFailed) and isinstance(fault.__cause__, OSError):
+            raise fault.__cause__
+        if number := re.search(r"\(os error (\d+)\)", text):
+            code = int(number[1])
+            raise OSError(code, os.strerror(code)) from fault
+        if isinstance(fault, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
+            raise OSError("not all of it could be written, as when the disk is full") from fault
+
+
+def size(num_bytes: float) -> str:
+    """`1.234 GB`, or `56.789 MB` for less than one."""
+    return f"{num_bytes / 1e9:,.3f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.3f} MB"
+
+
+def require_space(key: str, folder: Path, needed_bytes: int) -> None:
+    """Raises `OutputError` if the disk of `folder`, which exists and `key` names, is too full for what is to come."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise OutputError(
+            f"{key}: {folder}: the weights will take {size(needed_bytes)}, and only {size(free_bytes)} are free there"
+            " -> free some space or choose another folder"
+        )
 
 
 def require_writable(key: str, folder: Path) -> None:
@@ -69,12 +111,13 @@ def require_writable(key: str, folder: Path) -> None:
 
 
 def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
-    """Nothing that is read is written over: no source may lie in `folder`, named by `key`. Raises `OutputError`."""
+    """Nothing that is read is written over: no source may be `folder`, named by `key`. Raises `OutputError`."""
     for source in sources:
         path = Path(source).expanduser()
-        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
-            where = "the folder of" if path.is_file() or path.resolve() == folder.resolve() else "a folder around"
-            raise OutputError(f"{key}: {folder}: this is {where} {source}, which is read here -> name a new folder")
+        if path.exists() and folder.resolve() == (path.resolve().parent if path.is_file() else path.resolve()):
+            raise OutputError(
+                f"{key}: {folder}: this is the folder of {source}, which is read here -> name a new folder"
+            )
 
 
 def _draft_of(folder: Path) -> Path:
@@ -102,7 +145,7 @@ def _neighbour(path: Path) -> Path:
     return path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.tmp")
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Until this has passed, a full disk may still show."""
     for path in folder.rglob("*"):
         if path.is_file():

@@ -4,15 +4,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_*")
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
 
 
-def num_bytes(model: "PreTrainedModel") -> int:
+def num_bytes(model: "nn.Module") -> int:
     """What the weights take on disk."""
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def num_saved_bytes(model: "nn.Module") -> int:
+    """What training will save of a model: of one with an adapter, only the weights that learn."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return num_bytes(model)
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
 
 
 def write_model(

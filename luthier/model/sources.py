@@ -46,7 +46,9 @@ def locate(name_or_path: str) -> Source:
         return Source(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name_or_path):
         parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-        raise ModelError(f"{name_or_path}: there is no such model file or folder (the path exists up to {parent})")
+        raise ModelError(
+            f"{name_or_path}: there is no such model file or folder (it exists up to {parent}) -> correct the path"
+        )
     return Source(name_or_path, is_local=False)
 
 
@@ -64,6 +66,11 @@ def _only_gguf(folder: Path) -> str:
     inner = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
     hint = f" -> did you mean its folder {inner[-1]}?" if inner else ""
     raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only be a repository of the hub."""
+    return not Path(name).expanduser().exists() and _HUB_ID.fullmatch(name) is not None
 
 
 def check_source(name_or_path: str, *, weights: bool = True, cache_dir: str | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.core.files import write_atomically
 from luthier.core.log import info
 from luthier.run.encoding import TextSide
 
@@ -27,8 +28,7 @@ def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: Tex
     start = time.monotonic()
     path = Path(run.training["output_dir"]) / PREDICTIONS_FILE
     lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     info(f"predictions: {path}")
     scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
     seconds = time.monotonic() - start

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
-from luthier.model.sources import check_adapter_source, check_source, locate
+from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
 TRACKER_MODULES = {
     "azure_ml": "azureml",
@@ -34,13 +34,14 @@ def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
     keys = run.model
     from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
     try:
-        if keys.model_name_or_path and locate(keys.model_name_or_path).is_local:
+        if keys.model_name_or_path and not is_hub_id(keys.model_name_or_path):
             check_source(keys.model_name_or_path, weights=not from_scratch)
     except ModelError as error:
         yield _about("model_name_or_path", keys.model_name_or_path, error)
     for name in keys.adapter_name_or_path:
         try:
-            check_adapter_source(name, keys.adapter_folder)
+            if not is_hub_id(name):
+                check_adapter_source(name, keys.adapter_folder)
         except ModelError as error:
             yield _about("adapter_name_or_path", name, error)
 

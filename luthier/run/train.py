@@ -1,10 +1,12 @@
 """`luthier train RUN`: a run file in, a fine-tuned model out. One path for every stage."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
+from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
@@ -29,11 +31,14 @@ def main(argv: list[str]) -> int:
     if status is not None:
         return status
     result = train(run)
-    for metrics in result.metrics.values():
-        for name, value in metrics.items():
-            print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
-    print(f"saved: {result.output_dir}")
-    return 130 if result.was_interrupted else 0
+    if result.was_interrupted:
+        return 130
+    if is_main_process():
+        for metrics in result.metrics.values():
+            for name, value in metrics.items():
+                print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        print(f"saved: {result.output_dir}")
+    return 0
 
 
 def train(run: TrainRun) -> "RunResult":
@@ -41,22 +46,19 @@ def train(run: TrainRun) -> "RunResult":
 
     detect the machine -> tokenizer and chat format -> data -> model -> train, evaluate, predict -> report
     """
+    from luthier.core.files import require_space
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
+    from luthier.model.save import num_saved_bytes
     from luthier.run.predict import generation_metrics
     from luthier.training.arguments import training_arguments
-    from luthier.training.checkpoints import checkpoints_in, require_writable, resume_point
+    from luthier.training.checkpoints import checkpoints_in
     from luthier.training.fit import build_trainer
 
     for warning in run.warnings:
         warn(str(warning))
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
-    require_writable(output_dir)
-    resume_from = None
-    if run.trains:
-        resume_from = resume_point(
-            output_dir, run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
-        )
+    resume_from = starting_point(run, output_dir)
     starts_anew = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
@@ -64,6 +66,8 @@ def train(run: TrainRun) -> "RunResult":
     data = prepare(run, stage, text.encoding)
     report_data(run, data, text)
     model, concatenates = load_policy(run, text, machine)
+    if run.trains:
+        require_space("output_dir", output_dir, num_saved_bytes(model))
     trainer = build_trainer(
         run,
         stage,
@@ -76,6 +80,26 @@ def train(run: TrainRun) -> "RunResult":
         superseded=checkpoints_in(output_dir) if starts_anew else (),
     )
     return carry_out(run, trainer, data, text, resume_from)
+
+
+def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
+    """The checkpoint that training goes on from, if any. Makes `output_dir`; what speaks against it is said early."""
+    from luthier.core.files import require_apart, require_writable
+    from luthier.training.checkpoints import checkpoints_in, resume_point
+
+    asked, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+    resume_from = resume_point(output_dir, asked, overwrite) if run.trains else None
+    if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
+        raise InvalidInput(
+            "fsdp: shares weights between the processes of torchrun, and this is one process alone"
+            " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
+        )
+    if run.trains and resume_from is None:
+        for folder in (output_dir, *checkpoints_in(output_dir)):
+            require_apart("output_dir", folder, (run.model.model_name_or_path, *run.model.adapter_name_or_path))
+    require_writable("output_dir", output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return resume_from
 
 
 def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.Module, bool]":
@@ -105,10 +129,6 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     first = data.train[0] if run.trains and data.train is not None else None
     if first is not None:
         info(f"first row (learned between ⟦ and ⟧): {coloured(first, text.tokenizer, colours=False)}")
-    if is_main_process():
-        from luthier.training.report import write_json
-
-        write_json(Path(run.training["output_dir"]) / "data_report.json", data.ledger.to_json())
 
 
 def carry_out(
@@ -117,15 +137,18 @@ def carry_out(
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
     from luthier.run.predict import predict
     from luthier.training.fit import RunResult, fit, with_perplexity
-    from luthier.training.report import finish_training, forget_results, save_metrics
+    from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
 
     output_dir = Path(run.training["output_dir"])
     metrics: dict[str, Mapping[str, float]] = {}
+    if trainer.is_world_process_zero():
+        write_json(output_dir / "data_report.json", data.ledger.to_json())
     if run.trains:
         training, was_interrupted = fit(trainer, resume_from)
         if training:
             metrics["train"] = training
         if was_interrupted:
+            info(how_to_go_on(run, output_dir))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         trainer.save_final()
         if training and trainer.is_world_process_zero():
@@ -136,9 +159,22 @@ def carry_out(
     if run.training["do_predict"]:
         metrics["predict"] = predict(run, trainer.policy, data, text)
     if trainer.is_world_process_zero():
-        for split, values in metrics.items():
-            save_metrics(output_dir, split, values)
-        if run.trains:
-            facts = {"seed": run.training["seed"], "data": data.fingerprint, "model": run.model.model_name_or_path}
-            finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+        with describing(output_dir):
+            for split, values in metrics.items():
+                save_metrics(output_dir, split, values)
+            if run.trains:
+                facts = {"seed": run.training["seed"], "data": data.fingerprint, "model": run.model.model_name_or_path}
+                finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
+
+
+def how_to_go_on(run: TrainRun, output_dir: Path) -> str:
+    """What a person whose run was stopped wants to know."""
+    from luthier.training.checkpoints import last_whole_checkpoint
+
+    checkpoint = last_whole_checkpoint(output_dir)
+    if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
+        how = f"with resume_from_checkpoint: {checkpoint} it goes on from there"
+    else:
+        how = "the same command goes on from there"
+    return f"stopped: {checkpoint} is saved -> {how}"

@@ -38,7 +38,8 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     }
     if machine.device == "cpu":
         values |= {"use_cpu": True, "dataloader_pin_memory": False}
-    if run.finetuning.early_stopping_steps is not None and run.training["metric_for_best_model"] is None:
+    needs_metric = run.finetuning.early_stopping_steps is not None or run.training["save_strategy"] == "best"
+    if needs_metric and run.training["metric_for_best_model"] is None:
         values["metric_for_best_model"] = "loss"
     if run.finetuning_type == "lora" and run.training["ddp_find_unused_parameters"] is None:
         values["ddp_find_unused_parameters"] = False

@@ -6,7 +6,8 @@ What differs between training methods arrives as that value; no subclass per sta
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.files import save_folder_atomically
@@ -26,7 +28,7 @@ from luthier.model.heads import OutputHead
 from luthier.model.save import WEIGHT_FILES
 from luthier.model.types import Models
 from luthier.stages import Stage
-from luthier.training.checkpoints import saving
+from luthier.training.checkpoints import fitting, saving
 
 if TYPE_CHECKING:
     import datasets
@@ -87,13 +89,12 @@ class StageTrainer(Trainer):
         self._metric_counts: dict[str, int] = {}
         self._train_start_seconds = 0.0
 
-    def init_hf_repo(self, token: str | None = None) -> None:
-        from httpx import HTTPError
-        from huggingface_hub.errors import HfHubHTTPError
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
 
         try:
-            super().init_hf_repo(token)
-        except (OSError, ValueError, HTTPError, HfHubHTTPError) as fault:
+            super().init_hf_repo(token, private)
+        except (OSError, ValueError, HTTPError) as fault:
             raise RunFailed(
                 f"push_to_hub: the repository cannot be made ({str(fault).splitlines()[0]})"
                 " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
@@ -102,11 +103,11 @@ class StageTrainer(Trainer):
     # -- training --------------------------------------------------------------------------------
 
     def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
-        with accepted("optim", self.args.optim):
+        with accepted("optim", str(OptimizerNames(self.args.optim).value)):
             return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        with accepted("lr_scheduler_type", self.args.lr_scheduler_type):
+        with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -211,7 +212,15 @@ class StageTrainer(Trainer):
             )
         return super()._determine_best_metric(metrics, trial)
 
-    # -- saving ----------------------------------------------------------------------------------
+    # -- saving and going on ---------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        with fitting(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with fitting(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As transformers does, except that peft need not ask the hub whether the vocabulary of the base has changed.
@@ -271,7 +280,7 @@ class StageTrainer(Trainer):
 
 
 @contextmanager
-def accepted(key: str, value: Any) -> Iterator[None]:
+def accepted(key: str, value: str) -> Iterator[None]:
     """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from luthier.core.files import write_atomically
+from luthier.core.log import warn
 
 RENAMED = {
     "loss": "loss",
@@ -30,6 +31,7 @@ class TrainerLog(TrainerCallback):
         self.path, self.starts_anew = path, starts_anew
         self.start_seconds = 0.0
         self.start_step = 0
+        self.has_failed = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start_seconds = time.monotonic()
@@ -58,5 +60,14 @@ class TrainerLog(TrainerCallback):
         line["percentage"] = round(100 * state.global_step / state.max_steps, 2) if state.max_steps else 100.0
         line["elapsed_time"] = str(timedelta(seconds=int(elapsed)))
         line["remaining_time"] = str(timedelta(seconds=int(left)))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(json.dumps(line) + "\n")
+
+    def _append(self, line: str) -> None:
+        """A log that cannot be written is no reason to lose what has been learned; the next checkpoint decides."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as fault:
+            if not self.has_failed:
+                warn(f"{self.path}: cannot be written ({fault.strerror}); training goes on without it")
+            self.has_failed = True
