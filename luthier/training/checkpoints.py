@@ -141,7 +141,7 @@ def _require_whole(folder: Path) -> None:
         beside = checkpoints_in(folder.parent)
         names = ", ".join(path.name for path in sorted(beside, key=step_of))
         raise OutputError(f"{key}: there is no such folder" + (f" -> choose one of {names}" if names else ""))
-    raise OutputError(f"{key}: this is no checkpoint, or was not written to its end -> choose an earlier one")
+    raise OutputError(f"{key}: the checkpoint is not whole -> choose an earlier one")
 
 
 def _require_no_weights(output_dir: Path) -> None:
