@@ -64,7 +64,8 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
     args = TrainingArguments(
         output_dir, per_device_train_batch_size=4, max_steps=steps, learning_rate=1e-4, logging_steps=1,
-        report_to="none", save_strategy="no", train_sampling_strategy="sequential", bf16=dtype == "bfloat16", disable_tqdm=True,
+        report_to="none", save_strategy="no", train_sampling_strategy="sequential", bf16=dtype == "bfloat16",
+        disable_tqdm=True,
     )  # fmt: skip
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
     trainer = Trainer(model, args, data_collator=collator, train_dataset=rows)

@@ -16,7 +16,19 @@ from luthier.core.registry import Registry
 ROOT = Path(luthier.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
-LAYERS = ["core", "config", "data model", "stages", "training infer", "evals", "serve webui", "run", "api", "cli", "__main__"]
+LAYERS = [
+    "core",
+    "config",
+    "data model",
+    "stages",
+    "training infer",
+    "evals",
+    "serve webui",
+    "run",
+    "api",
+    "cli",
+    "__main__",
+]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "rich", "pydantic", "gguf"}
 REGISTRIES = [value for value in vars(kinds).values() if isinstance(value, Registry)]

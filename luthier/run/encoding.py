@@ -31,7 +31,7 @@ class TextSide:
 
 
 def tokenizer_source(model: "ModelConfig") -> str:
-    """The last adapter if a tokenizer lies beside it, which knows the tokens that its training added; else the model."""
+    """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
     if model.adapter_name_or_path:
         folder = Path(model.adapter_name_or_path[-1], model.adapter_folder or "")
         if (folder / "tokenizer.json").is_file():
