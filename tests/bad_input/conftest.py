@@ -1,0 +1,30 @@
+"""One small world for all cases; every case has a folder of its own, and nobody writes into the world."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bad_input.clumsy import Person
+from tests.training.runs import small_world
+
+
+@pytest.fixture(scope="session")
+def small_keys(tmp_path_factory) -> dict[str, Any]:
+    keys = small_world(tmp_path_factory.mktemp("world") / "small world")
+    return {name: value for name, value in keys.items() if name != "overwrite_output_dir"} | {"max_steps": 2}
+
+
+@pytest.fixture
+def person(small_keys, tmp_path, capsys, monkeypatch) -> Person:
+    for name in ("LUTHIER_DEBUG", "FORCE_TORCHRUN", "LOCAL_RANK", "ALLOW_EXTRA_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    return Person(small_keys, tmp_path, capsys)
+
+
+@pytest.fixture
+def model(person) -> Path:
+    """A copy of the model, to be spoilt."""
+    import shutil
+
+    return Path(shutil.copytree(person.keys["model_name_or_path"], person.folder / "my model"))
