@@ -101,7 +101,7 @@ def _first_rows(spec: DatasetSpec, files: Sequence[DataFile]) -> list[Row]:
 
 
 def _first_reason(rows: Iterable[Row]) -> str:
-    return next(f"{row.reason} (row {row.number})" for row in rows if row.reason)
+    return next(f"{row.reason} ({row.place})" for row in rows if row.reason)
 
 
 def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:

@@ -70,8 +70,10 @@ class Person:
 
     def is_refused_words(self, *words: str) -> str:
         before = contents(self.folder, self.world)
-        complaint = self.types(*words).complaint(2)
+        outcome = self.types(*words)
+        complaint = outcome.complaint(2)
         assert contents(self.folder, self.world) == before
+        assert outcome.out == ""
         return complaint
 
     def dataset(self, content: str | bytes | None, description: Any = None, name: str = "rows.json") -> dict[str, Any]:

@@ -423,7 +423,7 @@ class TestDataThatDoNotFit:
 
     def test_rows_that_are_no_objects(self, folder):
         (error,) = errors_of(folder({"d": {"file_name": "d.json"}}, d=[1, 2]), "d")
-        assert "no row can be used: a row is an object, not 1 (row 1)" in error
+        assert "no row can be used: a row is an object, not 1 (d.json, row 1)" in error
 
     def test_natural_openai_rows_need_no_columns_or_tags(self, folder):
         row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []}
