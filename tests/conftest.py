@@ -3,10 +3,12 @@
 import importlib.util
 import logging
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LUTHIER_CACHE"] = tempfile.mkdtemp(prefix="luthier-test-cache-")
 
 from collections.abc import Iterator
 from pathlib import Path

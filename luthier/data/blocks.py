@@ -1,32 +1,38 @@
 """Plain texts laid behind one another and cut into blocks of equal length (pt)."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.labels import Encoded
+from luthier.data.tables import batches_of, list_array
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Blocks:
-    """Cuts a stream of encoded texts; what does not fill the last block is left over and counted."""
+    """Cuts the stream of all texts; what does not fill the last block is left over."""
 
     size_tokens: int
     first_token_id: int | None = None
     """Written over the first token of every block, for tokenizers that open each text with a begin token."""
-    num_leftover_tokens: int = field(default=0, init=False)
+    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
+    cuts_rows: ClassVar[bool] = True
 
-    def join(self, rows: Iterable[Encoded]) -> Iterator[list[int]]:
-        """Yields blocks of exactly `size_tokens` ids; afterwards `num_leftover_tokens` is known."""
-        pending: list[int] = []
-        for row in rows:
-            pending += row.input_ids
-            start = 0
-            while len(pending) - start >= self.size_tokens:
-                block = pending[start : start + self.size_tokens]
+    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
+        """Blocks of exactly `size_tokens` ids, all of them learned."""
+        import numpy as np
+
+        pending = np.zeros(0, dtype=np.int32)
+        for values, _ in batches_of(rows, "input_ids"):
+            pending = np.concatenate([pending, values])
+            num_blocks = len(pending) // self.size_tokens
+            if num_blocks:
+                blocks = pending[: num_blocks * self.size_tokens].reshape(num_blocks, self.size_tokens)
+                pending = pending[num_blocks * self.size_tokens :]
                 if self.first_token_id is not None:
-                    block[0] = self.first_token_id
-                yield block
-                start += self.size_tokens
-            if start:
-                del pending[:start]
-        self.num_leftover_tokens = len(pending)
+                    blocks[:, 0] = self.first_token_id
+                array = list_array(blocks.reshape(-1), np.full(num_blocks, self.size_tokens))
+                yield array, array

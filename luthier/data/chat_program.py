@@ -16,12 +16,9 @@ from typing import Any
 
 from luthier.core.errors import RowError
 from luthier.data.answers import THOUGHT_WORDS, between, has_thought, take_apart, without_thought
-from luthier.data.encode import Encoder
+from luthier.data.encode import Encoder, TurnIds, Whole
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
-
-TurnIds = tuple[list[int], list[int]]
-"""The token ids of a prompt and of its answer."""
 
 _THOUGHT_AT_END = re.compile(rf"{THOUGHT_WORDS[0]}\s*({THOUGHT_WORDS[1]}\s*)?$")
 
@@ -32,6 +29,10 @@ class Asked:
 
     prompt: str
     whole: str
+
+    @property
+    def answer(self) -> str:
+        return self.whole[len(self.prompt) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ChatProgram:
         """Every answer of a conversation. Raises `RowError` for one that the program refuses."""
         return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
 
-    def rows(self, dialogue: Dialogue) -> list[list[TurnIds]]:
+    def rows(self, dialogue: Dialogue) -> list[Whole]:
         """As few rows of turns as possible that show each answer after the very prompt it has at inference."""
         groups: list[list[Asked]] = []
         for answer in self.asked(dialogue):
@@ -57,12 +58,12 @@ class ChatProgram:
                 groups[-1].append(answer)
             else:
                 groups.append([answer])
-        return [self._turns(group) for group in groups]
+        return [_row(group) for group in groups]
 
     def last_turn(self, dialogue: Dialogue) -> TurnIds:
         """Prompt and answer tokenised apart, as a server has only the prompt."""
         answer = self._asked(dialogue, len(dialogue.messages) - 1)
-        return self.encoder.text(answer.prompt), self.encoder.text(answer.whole.removeprefix(answer.prompt))
+        return self.encoder.text(answer.prompt), self.encoder.text(answer.answer)
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
         """The ids of a conversation that waits for an answer. Raises `RowError` for one that the program refuses."""
@@ -74,11 +75,12 @@ class ChatProgram:
 
         system = system or self.default_system
         head = [{"role": "system", "content": system}] if system else []
+        listed_tools = openai_tools(tools)
         try:
-            return str(
+            text = str(
                 self.encoder.tokenizer.apply_chat_template(
                     [*head, *self._openai_messages(messages)],
-                    tools=openai_tools(tools),
+                    tools=listed_tools,
                     add_generation_prompt=asks,
                     tokenize=False,
                     enable_thinking=thinks,
@@ -87,11 +89,9 @@ class ChatProgram:
             )
         except (TemplateError, TypeError, ValueError) as fault:
             raise RowError(f"the model's own chat template refuses the conversation: {fault}") from fault
-
-    def _turns(self, group: list[Asked]) -> list[TurnIds]:
-        borders = [border for answer in group for border in (len(answer.prompt), len(answer.whole))]
-        parts = self.encoder.parts(group[-1].whole, borders)
-        return list(zip(parts[::2], parts[1::2], strict=True))
+        if any(str(tool["function"].get("name")) not in text for tool in listed_tools or ()):
+            raise RowError("the model's own chat template does not write tools")
+        return text
 
     def _asked(self, dialogue: Dialogue, index: int) -> Asked:
         """The answer that is message `index`."""
@@ -99,7 +99,10 @@ class ChatProgram:
         thinks = has_thought(content) if self.enable_thinking is None else self.enable_thinking
         prompt = self.text(messages[:index], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
         whole = self.text(messages[: index + 1], dialogue.system, dialogue.tools, asks=False, thinks=thinks)
-        return Asked(prompt, whole if whole.startswith(prompt) else prompt + _following(prompt, whole, content))
+        asked = Asked(prompt, whole if whole.startswith(prompt) else prompt + _following(prompt, whole, content))
+        if any(call.name not in asked.answer for call in take_apart(messages[index]).calls):
+            raise RowError("the model's own chat template does not write tool calls")
+        return asked
 
     def _openai_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """As a client of OpenAI's API sends them, with call ids of the form that Mistral asks for."""
@@ -125,6 +128,11 @@ class ChatProgram:
         return listed
 
 
+def _row(group: list[Asked]) -> Whole:
+    borders = (border for answer in group for border in (len(answer.prompt), len(answer.whole)))
+    return Whole(group[-1].whole, tuple(borders))
+
+
 def openai_tools(tools: str) -> list[Any] | None:
     """The list in the JSON text, as OpenAI's API has it; None if there are no tools. Raises `RowError`."""
     if not tools:
@@ -135,7 +143,10 @@ def openai_tools(tools: str) -> list[Any] | None:
         raise RowError(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         raise RowError("the tools are not a list of objects")
-    return [dict(wrapped(tool)) for tool in listed] or None
+    whole = [dict(wrapped(tool)) for tool in listed]
+    if not all(isinstance(tool.get("function"), dict) for tool in whole):
+        raise RowError("a tool of type function holds no function")
+    return whole or None
 
 
 def _following(prompt: str, whole: str, content: str) -> str:

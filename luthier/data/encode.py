@@ -1,7 +1,8 @@
 """Pieces of text to token ids. Every piece is tokenised by itself, without the tokens a tokenizer would add."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,21 @@ from luthier.data.templates import Piece, Special, Token
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TurnIds = tuple[list[int], list[int]]
+"""The token ids of a prompt and of its answer."""
+
 _CACHED_TEXTS = 2048
 _CACHED_CHARS = 2000
 """Longer texts are hardly met twice; shorter ones (what stands around the contents, system texts) all the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A row that is tokenised as one text and then cut: a token belongs to the part in which it begins."""
+
+    text: str
+    borders: tuple[int, ...]
+    """Where the parts end, in characters: a prompt, its answer, the next prompt, ..."""
 
 
 class Encoder:
@@ -44,7 +57,7 @@ class Encoder:
         """Many texts at once; with a fast tokenizer in parallel threads."""
         if self._backend is None:
             return [self.text(text) for text in texts]
-        self._reset()
+        self.reset()
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def parts(self, text: str, borders: Sequence[int]) -> list[list[int]]:
@@ -53,16 +66,20 @@ class Encoder:
         A token belongs to the part in which it begins. A tokenizer that does not tell where that is gets each part by
         itself.
         """
-        edges = [0, *borders, len(text)] if not borders or borders[-1] < len(text) else [0, *borders]
         if self._backend is None:
-            return [self.text(text[start:end]) for start, end in pairwise(edges)]
-        self._reset()
-        whole = self._backend.encode(text, add_special_tokens=False)
-        # A post-processor may have trimmed blanks off a token's offsets; then the token before tells where it begins.
-        ends = accumulate((end for _, end in whole.offsets), max, initial=0)
-        begins = [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
-        cuts = [0, *(bisect_left(begins, edge) for edge in edges[1:-1]), len(begins)]
-        return [whole.ids[start:end] for start, end in pairwise(cuts)]
+            return [self.text(text[start:end]) for start, end in pairwise(_edges(text, borders))]
+        self.reset()
+        return _cut(self._backend.encode(text, add_special_tokens=False), _edges(text, borders))
+
+    def parted(self, rows: "Sequence[Whole]") -> "list[list[TurnIds]]":
+        """The turns of many rows; with a fast tokenizer in parallel threads."""
+        if self._backend is None:
+            parts = [self.parts(row.text, row.borders) for row in rows]
+        else:
+            self.reset()
+            wholes = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
+            parts = [_cut(whole, _edges(row.text, row.borders)) for row, whole in zip(rows, wholes, strict=True)]
+        return [list(zip(row[::2], row[1::2], strict=True)) for row in parts]
 
     def pieces(self, pieces: Iterable[Piece]) -> list[int]:
         """The ids of a rendered prompt or answer. Raises `ModelError` for a token that the tokenizer does not know."""
@@ -71,26 +88,35 @@ class Encoder:
             ids += self.text(piece) if isinstance(piece, str) else self._special(piece)
         return ids
 
-    def batch(self, rows: Sequence[Sequence[Piece]]) -> list[list[int]]:
-        """`pieces` of many rows, each distinct text tokenised once."""
-        distinct = list(dict.fromkeys(piece for row in rows for piece in row if isinstance(piece, str)))
-        known = dict(zip(distinct, self.texts(distinct), strict=True))
-        return [
-            [i for piece in row for i in (known[piece] if isinstance(piece, str) else self._special(piece))]
-            for row in rows
-        ]
+    def known(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Text -> ids, each distinct text tokenised once."""
+        distinct = list(dict.fromkeys(texts))
+        return dict(zip(distinct, self.texts(distinct), strict=True))
 
-    def _reset(self) -> None:
-        """A call with padding or truncation leaves both on in the backend, and tokenizer.json may hold them."""
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._backend.encode_special_tokens = self.split_special_tokens
+    def joined(self, pieces: Iterable[Piece], known: Mapping[str, list[int]]) -> list[int]:
+        """`pieces`, with the ids of their texts at hand."""
+        ids: list[int] = []
+        for piece in pieces:
+            ids += known[piece] if isinstance(piece, str) else self._special(piece)
+        return ids
+
+    def reset(self) -> None:
+        """A call with padding or truncation leaves both on in the backend, and tokenizer.json may hold them.
+
+        Nothing is set that is set already: another thread may be tokenising, and would have to be waited for.
+        """
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.encode_special_tokens != self.split_special_tokens:
+            self._backend.encode_special_tokens = self.split_special_tokens
 
     def _encode(self, text: str) -> list[int]:
         if self._backend is None:
             settings = {"split_special_tokens": True} if self.split_special_tokens else {}
             return list(self.tokenizer.encode(text, add_special_tokens=False, **settings))
-        self._reset()
+        self.reset()
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def _special(self, piece: Special | Token) -> list[int]:
@@ -107,3 +133,17 @@ class Encoder:
             assert isinstance(known, int)
             self._tokens[piece.text] = known
         return [self._tokens[piece.text]]
+
+
+def _edges(text: str, borders: Sequence[int]) -> list[int]:
+    return [0, *borders, len(text)] if not borders or borders[-1] < len(text) else [0, *borders]
+
+
+def _cut(whole: Any, edges: Sequence[int]) -> list[list[int]]:
+    """The ids of a backend's encoding between each two edges."""
+    # A post-processor may have trimmed blanks off a token's offsets; then the token before tells where it begins.
+    ends = accumulate((end for _, end in whole.offsets), max, initial=0)
+    begins = [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
+    cuts = [0, *(bisect_left(begins, edge) for edge in edges[1:-1]), len(begins)]
+    ids = whole.ids
+    return [ids[start:end] for start, end in pairwise(cuts)]

@@ -1,12 +1,14 @@
 """All that turns an example into token ids: tokenizer, chat format, length limit and what becomes of thoughts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from luthier.data.chat_program import ChatProgram, TurnIds
-from luthier.data.encode import Encoder
+from luthier.data.chat_program import ChatProgram
+from luthier.data.encode import Encoder, TurnIds
 from luthier.data.labels import Encoded, split_budget
 from luthier.data.render import render
 from luthier.data.templates import Template
+from luthier.data.tokenise import Written, turn_ids
 from luthier.data.types import Dialogue
 
 
@@ -24,10 +26,18 @@ class Encoding:
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
 
-    def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
-        """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers.
+    def with_thinking(self, enable_thinking: bool | None) -> "Encoding":
+        program = None if self.program is None else replace(self.program, enable_thinking=enable_thinking)
+        return replace(self, enable_thinking=enable_thinking, program=program)
 
-        They are one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
+    def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
+        """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers."""
+        return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
+
+    def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
+        """The same before it is tokenised.
+
+        It is one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
         """
         if self.program is not None:
             return self.program.rows(dialogue)
@@ -41,7 +51,7 @@ class Encoding:
             purpose="train",
             keep_past_thinking=keep_past_thinking,
         )
-        return [[(self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)) for turn in turns]]
+        return [turns]
 
     def last_turn(self, dialogue: Dialogue) -> TurnIds:
         """(prompt ids, answer ids) of the last answer, with the history in the prompt as a server sends it."""

@@ -1,37 +1,48 @@
 """From the datasets a run names to tokenised rows, with an account of every row on the way.
 
 read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
+
+Tokenised and packed rows lie in the cache; a run on unchanged data finds them there.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from luthier.core.errors import DataError, RowError
-from luthier.core.kinds import FORMATS
+from luthier.core.errors import DataError
+from luthier.core.log import is_main_process
+from luthier.data.cache import open_cache
 from luthier.data.catalog import DatasetSpec, load_catalog
 from luthier.data.encoding import Encoding, encode_last_turn
-from luthier.data.labels import IGNORE_INDEX, Encoded
+from luthier.data.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
 from luthier.data.read import read_rows
-from luthier.data.types import Dialogue, Media
+from luthier.data.rows import RowMaker
+from luthier.data.tables import TableWriter, batches_of, row_lengths, table_at
+from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
     import datasets
 
     from luthier.config.runs import TrainRun
-    from luthier.data.blocks import Blocks
+    from luthier.data.packing import Packer
     from luthier.stages import Stage
 
-Encode = Callable[[Any, Encoding], list[Encoded]]
-WRITE_BATCH_ROWS = 1000
+ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
+COLUMNS = ("input_ids", "labels")
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Rows ready for the trainer: each has `input_ids` and `labels` of equal length."""
+    """Rows ready for the trainer: each has `input_ids` and `labels` of equal length.
+
+    Packed rows of sft have `sample_lengths`, too: how many tokens each of their samples has, in order.
+    """
 
     train: "datasets.Dataset | None"
     eval: "Mapping[str, datasets.Dataset]"
@@ -45,201 +56,149 @@ class PreparedData:
         """Of all token ids and labels, in order: two runs on the same rows have the same one."""
         digest = hashlib.sha256()
         for rows in (self.train, *self.eval.values()):
-            if rows is not None:
-                for batch in rows.with_format("arrow").iter(WRITE_BATCH_ROWS):
-                    for column in batch.columns:
-                        digest.update(repr(column.to_pylist()).encode())
+            for column in rows.column_names if rows is not None else ():
+                for values, lengths in batches_of(rows, column):
+                    digest.update(values.tobytes() + lengths.tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    rows: "datasets.Dataset"
+    key: str | None
+    """Of all that made the rows; None if that is not known."""
 
 
 def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
-
-    def packer() -> "Blocks | None":
-        return stage.packer(run, encoding)
-
-    def encode(example: Any, encoding: Encoding) -> list[Encoded]:
-        return stage.encode(example, encoding, run.method)
-
     data, generates = run.data, run.training["predict_with_generate"]
+    packer = stage.packer(run, encoding)
     # Texts that are cut into blocks anyway are not cut to a length before.
-    builder = _Builder(run, encoding if packer() is None else encoding.unlimited(), stage.examples, encode)
-    train_rows, eval_tables = None, {}
+    limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
+    builder = _Builder(run, stage, limited, packer)
+    train, evals = None, {}
     if data.dataset:
         mixed = builder.mixed(builder.tables(data.dataset, with_prompts=generates and data.val_size > 0))
         if data.val_size:
-            train_index, eval_index = split_validation(len(mixed), data.val_size, run.training["seed"])
-            eval_tables = {"": mixed.select(eval_index)}
-            mixed = mixed.select(train_index)
-        train_rows = builder.packed(mixed, packer())
-        builder.ledger.samples["train"] = len(train_rows)
+            mixed, evals[""] = builder.split(mixed)
+        train = builder.packed(mixed)
+        builder.ledger.samples["train"] = len(train)
     if data.eval_dataset:
         tables = builder.tables(data.eval_dataset, with_prompts=generates)
         apart = dict(zip(data.eval_dataset, tables, strict=True))
-        eval_tables = apart if data.eval_on_each_dataset else {"": builder.mixed(tables)}
-    eval_rows = {name: builder.packed(table, packer()) for name, table in eval_tables.items()}
-    prompts = builder.prompts_of(eval_tables) if generates else {}
+        evals = apart if data.eval_on_each_dataset else {"": builder.mixed(tables)}
+    eval_rows = {name: builder.packed(table) for name, table in evals.items()}
+    prompts = builder.prompts_of(evals) if generates else {}
     builder.ledger.samples.update({f"eval {name}".strip(): len(rows) for name, rows in eval_rows.items()})
-    return PreparedData(train_rows, eval_rows, prompts, builder.ledger)
+    return PreparedData(train, eval_rows, prompts, builder.ledger)
 
 
 class _Builder:
     """What the steps of `prepare` share."""
 
-    def __init__(self, run: "TrainRun", encoding: Encoding, takes: tuple[type, ...], encode: Encode) -> None:
-        self.data, self.encoding, self.takes, self.encode = run.data, encoding, takes, encode
+    def __init__(self, run: "TrainRun", stage: "Stage", encoding: Encoding, packer: "Packer | None") -> None:
+        self.data, self.encoding, self.packer = run.data, encoding, packer
         self.seed: int = run.training["seed"]
         self.hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
+        self.maker = RowMaker(stage, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
+        self.made_by = joint_key(stage.name, run.method, encoding_digest(encoding), run.data.on_overlong)
+        self.cache = open_cache(overwrites=run.data.overwrite_cache, makes=_makes(run.data.data_shared_file_system))
         self.ledger = Ledger()
-        self.prompts: list[Encoded] = []
+        self.prompts: list[datasets.Dataset] = []
+        """Of the datasets so far that need them, one table each."""
 
-    def tables(self, names: Sequence[str], *, with_prompts: bool) -> "list[datasets.Dataset]":
-        """One table of encoded rows per dataset; `with_prompts` its column `example` is the place in `prompts`."""
-        tables = []
-        for name in names:
-            account = DatasetAccount()
-            examples: list[int] = []
-            table = _table(self.encoded(self.catalog.get(name), account, examples if with_prompts else None))
-            # A dataset may serve for training and for evaluation; it has one account.
-            self.ledger.accounts.setdefault(name, account)
-            if not len(table):
-                lines = Ledger({name: account}).reasons() or ["it has no rows"]
-                raise DataError("\n  ".join([f"dataset {name!r} has no usable row", *lines]))
-            tables.append(table.add_column("example", examples) if with_prompts else table)
-        return tables
+    def tables(self, names: Sequence[str], *, with_prompts: bool) -> list[_Table]:
+        """One table of rows per dataset; `with_prompts` its column `example` is the place in all prompts so far."""
+        return [self._table(self.catalog.get(name), with_prompts) for name in names]
 
-    def encoded(self, spec: DatasetSpec, account: DatasetAccount, examples: list[int] | None) -> Iterator[Encoded]:
-        """The rows; for each, `examples` (if given) receives the place of its prompt."""
-        read = FORMATS.get(spec.formatting).read
-        for row in read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub):
-            account.rows_in += 1
-            try:
-                example = read(row.usable(), spec)
-                if example.media != Media():
-                    raise RowError("the row has pictures, films or sounds, and this version reads text only")
-                if not isinstance(example, self.takes):
-                    raise RowError(_not_taken(example, self.takes))
-                written = self.encode(example, self.encoding)
-                rows = self.fitted(written, example, account, row.place)
-            except RowError as error:
-                account.drop(row.place, str(error))
-                continue
-            account.kept += 1
-            if len(written) > 1:
-                account.rewritten += 1
-                account.rewritten_into += len(written)
-            for encoded in rows:
-                account.tokens += len(encoded.input_ids)
-                account.labelled_tokens += sum(label != IGNORE_INDEX for label in encoded.labels)
-            if examples is not None:
-                assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
-                examples += [len(self.prompts)] * len(rows)
-                self.prompts.append(encode_last_turn(example, self.encoding))
-            yield from rows
+    def _table(self, spec: DatasetSpec, with_prompts: bool) -> _Table:
+        key = None
+        if self.made_by is not None:
+            source = source_digest(spec, self.cache.folder, **self.hub)
+            chosen = (self.data.max_samples or "all", self.seed if spec.num_samples else "in order")
+            key = joint_key(self.made_by, source, chosen, with_prompts)
+        entry = self.cache.entry(key, lambda folder: self._write(spec, folder, with_prompts))
+        # A dataset may serve for training and for evaluation; it has one account.
+        account = DatasetAccount(**json.loads((entry / ACCOUNT_FILE).read_text()))
+        self.ledger.accounts.setdefault(spec.name, account)
+        rows = table_at(entry / ROWS_FILE)
+        if with_prompts:
+            num_before = sum(map(len, self.prompts))
+            self.prompts.append(table_at(entry / PROMPTS_FILE))
+            places = [place + num_before for (place,) in rows["example"]]
+            rows = rows.remove_columns("example").add_column("example", places)
+        return _Table(rows, key)
 
-    def prompts_of(self, tables: "Mapping[str, datasets.Dataset]") -> "dict[str, datasets.Dataset]":
-        """The prompt of each example once, even if the example was cut into several rows."""
-        return {
-            name: _table(self.prompts[number] for number in dict.fromkeys(table["example"]))
-            for name, table in tables.items()
-        }
+    def _write(self, spec: DatasetSpec, folder: Path, with_prompts: bool) -> None:
+        """The rows of a dataset, the prompts if asked for, and the account."""
+        account, columns = DatasetAccount(), (*COLUMNS, "example") if with_prompts else COLUMNS
+        source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
+        with TableWriter(folder / ROWS_FILE, columns) as rows, TableWriter(folder / PROMPTS_FILE, COLUMNS) as prompts:
+            for number, (example, encoded_rows) in enumerate(self.maker.rows(source, spec, account)):
+                for row in encoded_rows:
+                    rows.add((row.input_ids, row.labels, [number]) if with_prompts else (row.input_ids, row.labels))
+                if with_prompts:
+                    assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
+                    prompt = encode_last_turn(example, self.encoding)
+                    prompts.add((prompt.input_ids, prompt.labels))
+        if not account.kept:
+            lines = Ledger({spec.name: account}).reasons() or ["it has no rows"]
+            raise DataError("\n  ".join([f"dataset {spec.name!r} has no usable row", *lines]))
+        (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)))
 
-    def fitted(self, rows: list[Encoded], example: Any, account: DatasetAccount, place: str) -> list[Encoded]:
-        """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
-        cutoff_len, rule = self.encoding.cutoff_len, self.data.on_overlong
-        overlong = [row for row in rows if row.lost_tokens]
-        if not overlong:
-            return _with_labels(rows, "no token of it is learned")
-        assert cutoff_len is not None, "a row cannot lose tokens to no limit"
-        length = len(overlong[0].input_ids) + overlong[0].lost_tokens
-        if rule == "error":
-            raise DataError(
-                f"{place}: {length} tokens, but cutoff_len is {cutoff_len} -> raise cutoff_len, or set on_overlong"
-            )
-        if rule == "drop":
-            raise RowError(f"longer than cutoff_len {cutoff_len}")
-        if rule == "split":
-            whole = self.encode(example, self.encoding.unlimited())
-            pieces = _with_labels([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
-            account.split_into += len(pieces)
-            return pieces
-        kept = _with_labels(rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
-        account.truncated += 1
-        account.lost_tokens += sum(row.lost_tokens for row in overlong)
-        account.lost_labelled_tokens += sum(row.lost_labels for row in overlong)
-        account.lost_terminators += sum(row.lost_terminator for row in overlong)
-        return kept
-
-    def mixed(self, tables: "list[datasets.Dataset]") -> "datasets.Dataset":
+    def mixed(self, tables: list[_Table]) -> _Table:
         """All datasets as one, in the order of `mix_strategy`."""
         import datasets
+        import numpy as np
 
-        whole = datasets.concatenate_datasets(tables)
-        if len(tables) == 1 or self.data.mix_strategy == "concat":
-            return whole
-        order = mix([len(table) for table in tables], self.data.mix_strategy, self.data.interleave_probs, self.seed)
-        offsets = [sum(len(table) for table in tables[:index]) for index in range(len(tables))]
-        return whole.select([offsets[table] + row for table, row in order])
+        strategy, shares = self.data.mix_strategy, self.data.interleave_probs
+        key = joint_key(*(table.key for table in tables), strategy, shares, self.seed)
+        whole = datasets.concatenate_datasets([table.rows for table in tables])
+        if len(tables) == 1 or strategy == "concat":
+            return _Table(whole, key)
+        lengths = [len(table.rows) for table in tables]
+        order = mix(lengths, strategy, shares, self.seed)
+        offsets = np.cumsum([0, *lengths[:-1]])
+        return _Table(whole.select(offsets[order[:, 0]] + order[:, 1]), key)
 
-    def packed(self, rows: "datasets.Dataset", blocks: "Blocks | None") -> "datasets.Dataset":
-        if blocks is None:
-            return rows.select_columns(["input_ids", "labels"])
-        texts = (Encoded(row["input_ids"], row["labels"]) for row in rows)
-        table = _table(Encoded(block, block) for block in blocks.join(texts))
-        self.ledger.leftover_tokens += blocks.num_leftover_tokens
-        if not len(table):
-            raise DataError(
-                f"the texts have {blocks.num_leftover_tokens} tokens together, too few for one block of"
-                f" {blocks.size_tokens} -> lower cutoff_len, add text, or set packing: false"
-            )
-        return table
-
-
-def _table(rows: Iterable[Encoded]) -> "datasets.Dataset":
-    """Rows as an Arrow table: no Python object per token is kept."""
-    import datasets
-    import pyarrow as pa
-
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    batches: list[pa.RecordBatch] = []
-    ids: list[list[int]] = []
-    labels: list[list[int]] = []
-
-    def flush() -> None:
-        batches.append(
-            pa.record_batch([pa.array(ids, schema.field(0).type), pa.array(labels, schema.field(1).type)], schema)
+    def split(self, table: _Table) -> tuple[_Table, _Table]:
+        """(train, eval) by `val_size`."""
+        indices = split_validation(len(table.rows), self.data.val_size, self.seed)
+        train, eval_ = (
+            _Table(table.rows.select(index), joint_key(table.key, part, self.data.val_size, self.seed))
+            for part, index in zip(("train", "eval"), indices, strict=True)
         )
-        ids.clear()
-        labels.clear()
+        return train, eval_
 
-    for row in rows:
-        ids.append(row.input_ids)
-        labels.append(row.labels)
-        if len(ids) == WRITE_BATCH_ROWS:
-            flush()
-    flush()
-    return datasets.Dataset(pa.Table.from_batches(batches, schema))
+    def prompts_of(self, tables: Mapping[str, _Table]) -> "dict[str, datasets.Dataset]":
+        """The prompt of each example once, even if the example was cut into several rows."""
+        import datasets
+
+        prompts = datasets.concatenate_datasets(self.prompts)
+        return {name: prompts.select(list(dict.fromkeys(table.rows["example"]))) for name, table in tables.items()}
+
+    def packed(self, table: _Table) -> "datasets.Dataset":
+        packer, rows = self.packer, table.rows
+        if packer is None:
+            return rows.select_columns(list(COLUMNS))
+
+        def write(folder: Path) -> None:
+            with TableWriter(folder / ROWS_FILE, packer.columns) as writer:
+                for batch in packer.join(rows):
+                    writer.add_arrays(batch)
+
+        joined = table_at(self.cache.entry(joint_key(table.key, packer), write) / ROWS_FILE)
+        num_leftover = int(row_lengths(rows).sum() - row_lengths(joined).sum())
+        self.ledger.leftover_tokens += num_leftover
+        if not len(joined):
+            raise DataError(
+                f"the texts have {num_leftover} tokens together, too few for one block of"
+                f" {packer.size_tokens} -> lower cutoff_len, add text, or set packing: false"
+            )
+        return joined
 
 
-def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
-    """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
-    for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
-        part = slice(start, start + cutoff_len)
-        ids, labels = encoded.input_ids[part], encoded.labels[part]
-        yield Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]])
-
-
-def _with_labels(rows: Iterable[Encoded], otherwise: str) -> list[Encoded]:
-    """The rows that have something to learn; if there is none, raises `RowError` with the reason."""
-    # The first token of a row has no predecessor, so its label is never learned.
-    kept = [row for row in rows if any(label != IGNORE_INDEX for label in row.labels[1:])]
-    if not kept:
-        raise RowError(otherwise)
-    return kept
-
-
-def _not_taken(example: Any, takes: tuple[type, ...]) -> str:
-    if Dialogue in takes:
-        return f"the row is a {type(example).__name__}, and this stage needs an answer to learn"
-    return f"the row is a {type(example).__name__}, and this stage takes {' or '.join(t.__name__ for t in takes)}"
+def _makes(shared_file_system: bool) -> bool:
+    """Whether this process makes what the others read: the first one of each machine, or of all of them."""
+    return int(os.environ.get("RANK", "0")) <= 0 if shared_file_system else is_main_process()

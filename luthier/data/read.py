@@ -44,8 +44,8 @@ def read_rows(
     `cache_dir` and `hf_hub_token` are for hub repositories. Raises `DataError` for a source without a readable row
     and for a file that breaks off.
     """
-    every_row = partial(_all_rows, spec, cache_dir, hf_hub_token)
-    rows = every_row() if spec.num_samples is None else _sampled(every_row, spec.num_samples, seed, max_samples)
+    all_rows = partial(every_row, spec, cache_dir, hf_hub_token)
+    rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
     return islice(rows, max_samples)
 
 
@@ -79,7 +79,8 @@ def column_names(file: DataFile) -> list[str] | None:
     return ["text"] if file.kind == "txt" else None
 
 
-def _all_rows(spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None) -> Iterator[Row]:
+def every_row(spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None) -> Iterator[Row]:
+    """All that the source holds, in order. Raises `DataError`."""
     empty = True
     if spec.source.kind in _HUBS:
         from luthier.data.readers.remote import read_hub  # what it imports would slow every command
@@ -97,13 +98,13 @@ def _all_rows(spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None
 
 
 def _sampled(
-    every_row: Callable[[], Iterable[Row]], num_samples: int, seed: int, max_samples: int | None
+    all_rows: Callable[[], Iterable[Row]], num_samples: int, seed: int, max_samples: int | None
 ) -> Iterator[Row]:
     """Two passes over the source: one counts, one keeps the chosen rows; memory follows the sample, not the source."""
-    num_rows = sum(1 for _ in every_row())
+    num_rows = sum(1 for _ in all_rows())
     order = sample_rows(num_rows, num_samples, seed)[:max_samples].tolist()
     chosen = set(order)
-    kept = {index: row for index, row in enumerate(every_row()) if index in chosen}
+    kept = {index: row for index, row in enumerate(all_rows()) if index in chosen}
     yield from (kept[index] for index in order)
 
 

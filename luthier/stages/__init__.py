@@ -4,7 +4,7 @@ A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (
 it is, and never ask for its name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.config.runs import TrainRun
-    from luthier.data.blocks import Blocks
+    from luthier.data.encode import TurnIds
     from luthier.data.encoding import Encoding
     from luthier.data.labels import Encoded
+    from luthier.data.packing import Packer
+    from luthier.data.tokenise import Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,14 @@ class Stage:
     """The example types it takes; a row that gives another is dropped with the reason."""
     reads_chat: bool = True
     """Whether rows are conversations, so that a chat format is needed."""
-    encode: "Callable[[Any, Encoding, Any], list[Encoded]]"
-    """(example, encoding, config) -> tokenised rows: one, unless a chat template shows answers after other histories.
+    write: "Callable[[Any, Encoding, Any], Sequence[Written]]"
+    """(example, encoding, config) -> rows to tokenise: one, unless a chat template shows answers after other histories.
 
     Raises `RowError` for an example that cannot be used."""
-    packer: "Callable[[TrainRun, Encoding], Blocks | None]" = lambda run, encoding: None
-    """Joins encoded rows into longer ones (the blocks of pt), or None."""
+    label: "Callable[[list[TurnIds], Encoding, Any], Encoded]"
+    """(turns of a row, encoding, config) -> the row: what is learned of it, within `cutoff_len`."""
+    packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
+    """Joins tokenised rows into longer ones (the blocks of pt, the packs of sft), or None."""
     units: Callable[[Mapping[str, Any]], int]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]

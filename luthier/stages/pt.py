@@ -4,7 +4,7 @@ All texts are laid behind one another, each closed by the end-of-text token, and
 with `packing: false` every text is a row of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from luthier.stages._causal import count_targets, next_token_loss
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.blocks import Blocks
+    from luthier.data.encode import TurnIds
     from luthier.data.encoding import Encoding
     from luthier.data.labels import Encoded
+    from luthier.data.tokenise import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +49,24 @@ RULES = Rules(
 )
 
 
-def encode(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "list[Encoded]":
-    """The text of the first message with the end-of-text token; every token is a label."""
-    from luthier.data.labels import Encoded
+def write(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Sequence[Written]":
+    """The text of the first message with the end-of-text token."""
+    from luthier.data.render import Turn
 
     text = example.messages[0].content
     if not text:
         raise RowError("the text is empty")
-    ids = encoding.encoder.text(text + encoding.end_of_text)
+    return [(Turn((), (text + encoding.end_of_text,)),)]
+
+
+def label(turns: "list[TurnIds]", encoding: "Encoding", config: PtConfig) -> "Encoded":
+    """Every token is learned."""
+    from luthier.data.labels import Encoded
+
+    ((_, ids),) = turns
     kept = ids[: encoding.cutoff_len]
     lost = len(ids) - len(kept)
-    return [Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)]
+    return Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":
@@ -79,7 +88,8 @@ STAGE = Stage(
     config=PtConfig,
     examples=(Prompt, Dialogue),
     reads_chat=False,
-    encode=encode,
+    write=write,
+    label=label,
     packer=packer,
     units=count_targets,
     loss=loss,

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token cross-entropy on the answers of a conversation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,10 @@ from luthier.stages import LossOutput, Stage
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
+    from luthier.data.encode import TurnIds
     from luthier.data.encoding import Encoding
     from luthier.data.labels import Encoded
+    from luthier.data.tokenise import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +60,23 @@ RULES = Rules(
 )
 
 
-def encode(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "list[Encoded]":
-    """Every turn of the conversation; the prompt tokens are not learned unless `train_on_prompt`."""
+def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequence[Written]":
+    """Every turn of the conversation."""
+    rows = encoding.written(example, keep_past_thinking=not config.mask_history)
+    return rows[-1:] if config.mask_history else rows
+
+
+def label(turns: "list[TurnIds]", encoding: "Encoding", config: SftConfig) -> "Encoded":
+    """The answers are learned; the prompts are not, unless `train_on_prompt`."""
     from luthier.data.labels import label_turns
 
-    rows = encoding.rows(example, keep_past_thinking=not config.mask_history)
-    return [
-        label_turns(
-            turns,
-            cutoff_len=encoding.cutoff_len,
-            train_on_prompt=config.train_on_prompt,
-            mask_history=config.mask_history,
-            eos_token_id=encoding.closing_eos,
-        )
-        for turns in (rows[-1:] if config.mask_history else rows)
-    ]
+    return label_turns(
+        turns,
+        cutoff_len=encoding.cutoff_len,
+        train_on_prompt=config.train_on_prompt,
+        mask_history=config.mask_history,
+        eos_token_id=encoding.closing_eos,
+    )
 
 
 def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, training: bool) -> LossOutput:
@@ -88,7 +92,8 @@ STAGE = Stage(
     name="sft",
     config=SftConfig,
     examples=(Dialogue,),
-    encode=encode,
+    write=write,
+    label=label,
     units=count_targets,
     loss=loss,
     check=RULES,

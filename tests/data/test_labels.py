@@ -11,6 +11,7 @@ from luthier.data.encode import Encoder
 from luthier.data.labels import IGNORE_INDEX, Encoded, label_turns, split_budget
 from luthier.data.render import render
 from luthier.data.templates import Special, Token, get_template, template_names
+from luthier.data.tokenise import turn_ids
 from luthier.data.types import Message
 from tests import tiny
 
@@ -188,13 +189,11 @@ MESSAGES = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user"
 
 @pytest.mark.parametrize("name", [name for name in template_names() if name not in ("chatglm3", "yuan")])
 def test_all_formats_from_text_to_labels(encoder, name):
-    """What is learned of a row is the answers; `batch` and `pieces` agree."""
+    """What is learned of a row is the answers; many rows at once give the ids of each by itself."""
     template = get_template(name)
     turns = render(template, MESSAGES, purpose="train")
     pairs = [(encoder.pieces(turn.prompt), encoder.pieces(turn.answer)) for turn in turns]
-    assert encoder.batch([side for turn in turns for side in (turn.prompt, turn.answer)]) == [
-        side for pair in pairs for side in pair
-    ]
+    assert turn_ids(encoder, [turns, turns[:1]]) == [pairs, pairs[:1]]
     row = label_turns(
         pairs, cutoff_len=4096, eos_token_id=encoder.tokenizer.eos_token_id if template.efficient_eos else None
     )

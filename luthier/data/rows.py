@@ -1,0 +1,147 @@
+"""The rows of one dataset: read, aligned to an example, tokenised and labelled, with an account of every one."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError, RowError
+from luthier.core.kinds import FORMATS
+from luthier.data.encode import TurnIds
+from luthier.data.encoding import Encoding
+from luthier.data.labels import IGNORE_INDEX, Encoded
+from luthier.data.ledger import DatasetAccount
+from luthier.data.tokenise import Written, ahead, num_characters, turn_ids
+from luthier.data.types import Dialogue, Media
+
+if TYPE_CHECKING:
+    from luthier.data.description import DatasetSpec
+    from luthier.data.readers import Row
+    from luthier.stages import Stage
+
+MAX_BATCH_CHARACTERS = 1 << 23
+"""A batch ends here even if it has few rows, so that long ones do not fill the memory."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A row that is read and written, but not tokenised."""
+
+    place: str
+    example: Any = None
+    written: "tuple[Written, ...]" = ()
+    reason: str = ""
+    """Why it cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowMaker:
+    """What becomes of a dataset's rows, whichever dataset it is."""
+
+    stage: "Stage"
+    config: Any
+    """The stage's own keys."""
+    encoding: Encoding
+    on_overlong: str
+    batch_rows: int
+    """So many rows are tokenised together; the rows do not depend on it."""
+
+    def rows(
+        self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
+    ) -> Iterator[tuple[Any, list[Encoded]]]:
+        """Each usable example with its rows; `account` is complete when the last one has been given."""
+        for batch, ids in ahead(self._drafts(source, spec), self._tokenised):
+            turns = iter(ids)
+            for draft in batch:
+                account.rows_in += 1
+                try:
+                    rows = self._labelled([next(turns) for _ in draft.written], draft, account)
+                except RowError as error:
+                    account.drop(draft.place, str(error))
+                    continue
+                account.kept += 1
+                if len(draft.written) > 1:
+                    account.rewritten += 1
+                    account.rewritten_into += len(draft.written)
+                for row in rows:
+                    account.tokens += len(row.input_ids)
+                    account.labelled_tokens += row.num_labels
+                yield draft.example, rows
+
+    def _drafts(self, source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[list[_Draft]]:
+        batch: list[_Draft] = []
+        room = MAX_BATCH_CHARACTERS
+        for row in source:
+            batch.append(self._draft(row, spec))
+            room -= sum(map(num_characters, batch[-1].written))
+            if len(batch) == self.batch_rows or room < 0:
+                yield batch
+                batch, room = [], MAX_BATCH_CHARACTERS
+        if batch:
+            yield batch
+
+    def _draft(self, row: "Row", spec: "DatasetSpec") -> _Draft:
+        try:
+            example = FORMATS.get(spec.formatting).read(row.usable(), spec)
+            if example.media != Media():
+                raise RowError("the row has pictures, films or sounds, and this version reads text only")
+            if not isinstance(example, self.stage.examples):
+                raise RowError(_not_taken(example, self.stage.examples))
+            return _Draft(row.place, example, tuple(self.stage.write(example, self.encoding, self.config)))
+        except RowError as error:
+            return _Draft(row.place, reason=str(error))
+
+    def _tokenised(self, batch: list[_Draft]) -> list[list[TurnIds]]:
+        return turn_ids(self.encoding.encoder, [row for draft in batch for row in draft.written])
+
+    def _labelled(self, turns: list[list[TurnIds]], draft: _Draft, account: DatasetAccount) -> list[Encoded]:
+        """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
+        if draft.reason:
+            raise RowError(draft.reason)
+        rows = [self.stage.label(row, self.encoding, self.config) for row in turns]
+        cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
+        overlong = [row for row in rows if row.lost_tokens]
+        if not overlong:
+            return _with_labels(rows, "no token of it is learned")
+        assert cutoff_len is not None, "a row cannot lose tokens to no limit"
+        length = len(overlong[0].input_ids) + overlong[0].lost_tokens
+        if rule == "error":
+            raise DataError(
+                f"{draft.place}: {length} tokens, but cutoff_len is {cutoff_len}"
+                " -> raise cutoff_len, or set on_overlong"
+            )
+        if rule == "drop":
+            raise RowError(f"longer than cutoff_len {cutoff_len}")
+        if rule == "split":
+            whole = [self.stage.label(row, self.encoding.unlimited(), self.config) for row in turns]
+            pieces = _with_labels([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
+            account.split_into += len(pieces)
+            return pieces
+        kept = _with_labels(rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
+        account.truncated += 1
+        account.lost_tokens += sum(row.lost_tokens for row in overlong)
+        account.lost_labelled_tokens += sum(row.lost_labels for row in overlong)
+        account.lost_terminators += sum(row.lost_terminator for row in overlong)
+        return kept
+
+
+def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
+    """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
+    for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
+        part = slice(start, start + cutoff_len)
+        ids, labels = encoded.input_ids[part], encoded.labels[part]
+        yield Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]])
+
+
+def _with_labels(rows: Iterable[Encoded], otherwise: str) -> list[Encoded]:
+    """The rows that have something to learn; if there is none, raises `RowError` with the reason."""
+    # The first token of a row has no predecessor, so its label is never learned.
+    kept = [row for row in rows if row.num_labels > (row.labels[:1] != [IGNORE_INDEX])]
+    if not kept:
+        raise RowError(otherwise)
+    return kept
+
+
+def _not_taken(example: Any, takes: tuple[type, ...]) -> str:
+    if Dialogue in takes:
+        return f"the row is a {type(example).__name__}, and this stage needs an answer to learn"
+    return f"the row is a {type(example).__name__}, and this stage takes {' or '.join(t.__name__ for t in takes)}"
