@@ -81,7 +81,7 @@ def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ..
         (asked,) = ChatProgram(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
     except RowError:
         return "default"
-    answer = asked.whole.removeprefix(asked.prompt)
+    answer = asked.answer
     for end in (tokenizer.eos_token, *stop_words):
         answer = answer.partition(end)[0] if end else answer
     reads = (name for name in TOOL_SYNTAXES.names if TOOL_SYNTAXES.get(name).parse(answer, [WEATHER]) == calls)

@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.runs import TrainRun
 from luthier.core.log import hush_libraries, info
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
 from luthier.data.own_template import choose_template
 from luthier.data.templates import Template
+from luthier.run.template_check import report_at_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.config.model import ModelConfig
-    from luthier.config.runs import ExportRun, InferRun, TrainRun
+    from luthier.config.runs import ExportRun, InferRun
     from luthier.model.tokenizer import FittedTokenizer
 
 
@@ -87,9 +89,11 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
     )
     for note in fitted.notes:
         info(note)
-    give_chat_template(tokenizer, template)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None
     encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
+    if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
+        report_at_start(encoding, model.model_name_or_path, fitted.stop_token_ids)
+    give_chat_template(tokenizer, template)
     return TextSide(fitted, template, encoding)

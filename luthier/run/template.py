@@ -1,4 +1,5 @@
-"""`luthier template list | show NAME | render NAME FILE`: the chat formats, without a tokenizer."""
+"""`luthier template list | show NAME | render NAME FILE | check MODEL [NAME]`: the chat formats; only `check` needs a
+tokenizer."""
 
 import argparse
 import dataclasses
@@ -6,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from luthier.core.errors import DataError, InvalidInput, RowError
+from luthier.core.errors import DataError, RowError
 from luthier.core.registry import nearest
 from luthier.data.render import as_text, render
 from luthier.data.templates import Special, Template, Token, family_of, get_template, template_names
@@ -16,7 +17,7 @@ _KEYS = {"id", "system", "tools", "messages", "enable_thinking"}
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0: done; 2 (raised): an unknown format or an unusable file."""
+    """Exit status 0: done; 1: `check` found a difference; 2 (raised): an unknown format or an unusable file."""
     parser = argparse.ArgumentParser(prog="luthier template", description=__doc__)
     words = parser.add_subparsers(dest="word", metavar="list | show | render | check", required=True)
     words.add_parser("list", help="names, with kind, tool syntax and file")
@@ -24,7 +25,12 @@ def main(argv: list[str]) -> int:
     renderer = words.add_parser("render", help="the conversations of a JSON file, one JSON line each")
     renderer.add_argument("name", metavar="NAME")
     renderer.add_argument("file", metavar="FILE", type=Path)
-    words.add_parser("check", help="not in this version").add_argument("rest", nargs="*")
+    checker = words.add_parser("check", help="compare what training writes with what an inference server sends")
+    checker.add_argument("model", metavar="MODEL", help="folder, GGUF file or hub id")
+    checker.add_argument("name", metavar="NAME", nargs="?", help="chat format of training (default: auto)")
+    checker.add_argument("--data", metavar="RUN", help="compare the rows of this training run file")
+    checker.add_argument("--rows", metavar="N", type=int, default=20, help="how many of them (default 20)")
+    checker.add_argument("--json", action="store_true", help="one JSON object")
     asked = parser.parse_args(argv)
     if asked.word == "list":
         _list()
@@ -38,9 +44,9 @@ def main(argv: list[str]) -> int:
             except RowError as error:
                 raise DataError(f"{asked.file}: conversation {conversation['id']!r}: {error}") from error
     else:
-        raise InvalidInput(
-            "`luthier template check` is not part of this version; `template render` shows a format's text"
-        )
+        from luthier.run.template_check import check
+
+        return check(asked.model, asked.name, as_json=asked.json, run_file=asked.data, num_rows=asked.rows)
     return 0
 
 
