@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.files import write_atomically
-from luthier.core.log import info
+from luthier.core.log import info, is_main_process
 from luthier.run.encoding import TextSide
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: Tex
     start = time.monotonic()
     path = Path(run.training["output_dir"]) / PREDICTIONS_FILE
     lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
-    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    info(f"predictions: {path}")
+    if is_main_process():  # every process has written all answers: sharded weights only answer together
+        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        info(f"predictions: {path}")
     scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
     seconds = time.monotonic() - start
     speed = {"predict_runtime": round(seconds, 2), "predict_samples_per_second": round(len(lines) / seconds, 3)}
