@@ -21,11 +21,9 @@ from tests.training.runs import small_world
 NUM_ROWS = 8
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 STAGE_KEYS = {
-    "sft": {},
-    "sft with tools": {"dataset": "tools", "cutoff_len": 300},
-    "sft label smoothing": {"label_smoothing_factor": 0.2},
-    "pt blocks": {"stage": "pt", "dataset": "plain", "cutoff_len": 96},
-    "pt rows": {"stage": "pt", "dataset": "plain", "packing": False},
+    "sft": {"dataset": "tools", "cutoff_len": 300},
+    "sft with label smoothing": {"label_smoothing_factor": 0.2},
+    "pt": {"stage": "pt", "dataset": "plain", "packing": False},
 }
 
 

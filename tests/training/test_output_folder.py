@@ -12,6 +12,8 @@ import yaml
 
 import luthier
 from luthier.cli import main
+from luthier.config.load import load_infer
+from luthier.model.load import load_for_inference
 from tests.training.runs import losses, small_world
 
 TEXT_SIDE = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -169,56 +171,48 @@ def test_run_yaml_repeats_the_run(run_of, tmp_path, finetuning_type):
     assert read_json(folder / "manifest.json")["data"] == read_json(again / "manifest.json")["data"]
 
 
-PLAIN_LOADERS = {
-    "lora": """
+PLAIN_CODE = """
+import sys, torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained({base!r}, dtype=torch.float32)
-model = PeftModel.from_pretrained(base, {folder!r})
-""",
-    "full": """
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({folder!r})
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, adapter, full, written = sys.argv[1:]
+ids = torch.arange(30)[None]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval()
+logits = {"lora": model(ids).logits}
+model = AutoModelForCausalLM.from_pretrained(full).eval()
 assert model.dtype == torch.float32
-""",
-}
-
-
-@pytest.mark.parametrize("finetuning_type", WEIGHTS)
-def test_peft_and_transformers_load_it_without_luthier(run_of, world, tmp_path, finetuning_type):
-    folder, _ = run_of(finetuning_type)
-    code = "import sys, torch\n" + PLAIN_LOADERS[finetuning_type].format(
-        base=world["model_name_or_path"], folder=str(folder)
-    )
-    code += f"""
-from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
-chat = [{{"role": "user", "content": "hi"}}]
-prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-torch.save((prompt, tokenizer.eos_token, ids, model.eval()(ids).logits), {str(tmp_path / "logits.pt")!r})
+logits["full"] = model(ids).logits
+chat = [{"role": "user", "content": "hi"}]
+for folder in (adapter, full):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n"
+    assert tokenizer.eos_token == "<|im_end|>"
+torch.save(logits, written)
 assert not any(name.partition(".")[0] == "luthier" for name in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    prompt, eos_token, ids, theirs = torch.load(tmp_path / "logits.pt")
-    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert eos_token == "<|im_end|>"
+
+
+def test_peft_and_transformers_load_it_without_luthier(run_of, world, tmp_path):
+    folders = {finetuning_type: run_of(finetuning_type)[0] for finetuning_type in WEIGHTS}
+    words = [world["model_name_or_path"], str(folders["lora"]), str(folders["full"]), str(tmp_path / "logits.pt")]
+    subprocess.run([sys.executable, "-c", PLAIN_CODE, *words], check=True, cwd=tmp_path)
+    theirs = torch.load(tmp_path / "logits.pt")
     # luthier merges adapters to answer, which rounds differently.
-    tolerance = {"lora": 1e-4, "full": 0.0}[finetuning_type]
-    assert (ours(world, folder, finetuning_type, ids) - theirs).abs().max() <= tolerance
+    for finetuning_type, tolerance in (("lora", 1e-4), ("full", 0.0)):
+        difference = ours(world, folders[finetuning_type], finetuning_type) - theirs[finetuning_type]
+        assert difference.abs().max() <= tolerance
 
 
-def ours(world: dict[str, Any], folder: Path, finetuning_type: str, ids: torch.Tensor) -> torch.Tensor:
+def ours(world: dict[str, Any], folder: Path, finetuning_type: str) -> torch.Tensor:
     """Logits of the model as luthier loads it for answers."""
     keys = {"template": "chatml", "model_name_or_path": str(folder)}
     if finetuning_type == "lora":
         keys |= {"model_name_or_path": world["model_name_or_path"], "adapter_name_or_path": str(folder)}
-    from luthier.config.load import load_infer
-    from luthier.model.load import load_for_inference
-
     model = load_for_inference(load_infer(keys))
     with torch.no_grad():
-        return model(ids).logits
+        return model(torch.arange(30)[None]).logits
 
 
 def test_a_new_run_leaves_nothing_of_the_one_it_replaces(world, tmp_path):
