@@ -1,46 +1,67 @@
-"""Tokenised rows as a person can read them: text in the terminal coloured by what is learned."""
+"""Tokenised rows as a person can read them in the terminal, coloured by what is learned and by who speaks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEARNED, SEEN, RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
-"""Green for what is learned, dim for what is only seen."""
+LEARNED, SEEN, MARK, RESET = "\x1b[32m", "", "\x1b[2m", "\x1b[0m"
+"""Green for what is learned, plain for what is only seen, dim for the marks of the chat format that are only seen."""
+LEGEND = f"{LEARNED}learned{RESET}, only seen, {MARK}marks of the chat format, only seen{RESET}"
+PLAIN_LEGEND = "learned between ⟦ and ⟧"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def spans(input_ids: Sequence[int], labels: Sequence[int]) -> Iterator[tuple[bool, list[int]]]:
-    """(is learned, ids) for each run of neighbouring tokens of one kind."""
-    pairs = zip(input_ids, labels, strict=True)
-    for is_learned, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
-        yield is_learned, [token for token, _ in run]
+def shows_colours(stream: IO[str]) -> bool:
+    """A terminal that nobody has asked to do without (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def coloured(
-    row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBase", *, colours: bool, is_prompt: bool = False
+def without_colours(
+    row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False
 ) -> str:
-    """The text of a row; without colours what is learned stands between ⟦ and ⟧.
+    """The text of a row; what is learned stands between ⟦ and ⟧.
 
     `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
     """
-    if is_prompt:
-        parts = [(False, list(row["input_ids"])), (True, list(row["labels"]))]
-    else:
-        parts = list(spans(row["input_ids"], row["labels"]))
+    ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
-    for is_learned, ids in parts:
-        piece = str(tokenizer.decode(ids, skip_special_tokens=False))
-        if colours:
-            text.append(f"{LEARNED if is_learned else SEEN}{piece}{RESET}")
-        else:
-            text.append(f"⟦{piece}⟧" if is_learned else piece)
+    for is_learned, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX):
+        piece = str(tokenizer.decode([token for token, _ in run], skip_special_tokens=False))
+        text.append(f"⟦{piece}⟧" if is_learned else piece)
+    return "".join(text)
+
+
+def coloured(
+    row: Mapping[str, Sequence[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    marks: RoleMarks,
+    *,
+    is_prompt: bool = False,
+) -> str:
+    """The text of a row in the colours of `LEGEND`; control characters of the data cannot reach the terminal."""
+    ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
+    text = []
+    for colour, tokens in groupby(shown_tokens(ids, labels, tokenizer, marks), key=_colour):
+        piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
+        text.append(f"{colour}{piece}{RESET}" if colour else piece)
     return "".join(text)
 
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the stage, with the attention mask that every column set of the reference has."""
     return {"input_ids": row["input_ids"], "attention_mask": [1] * len(row["input_ids"]), "labels": row["labels"]}
+
+
+def _colour(token: Shown) -> str:
+    if token.is_learned:
+        return LEARNED
+    return MARK if token.is_mark or token.is_special else SEEN

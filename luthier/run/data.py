@@ -1,26 +1,33 @@
-"""`luthier data RUN`: the tokenised rows as training will see them, then the ledger on stderr."""
+"""`luthier data RUN`: the tokenised rows as training will see them, then the ledger on stderr.
+
+`--html FILE` writes them as a page to share, `--doctor` examines the datasets instead of showing rows.
+"""
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
 
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import PreparedData
+    from luthier.run.encoding import TextSide
+
+DEFAULT_LIMIT = 5
+
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="luthier data", description=__doc__)
-    parser.add_argument("--limit", type=int, default=5, help="rows to show (default 5; 0 for all)")
-    parser.add_argument("--split", choices=["train", "eval"], default="train")
-    parser.add_argument("--row", type=int, help="only the row with this number, counted from 0")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
-    options, rest = parser.parse_known_args(argv)
+    options, rest = _parser().parse_known_args(argv)
 
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import prepare
-    from luthier.data.show import as_json, coloured
     from luthier.run.check import load_checked
     from luthier.run.encoding import load_text_side
 
@@ -29,25 +36,92 @@ def main(argv: list[str]) -> int:
     stage = STAGES.get(run.stage)
     text = load_text_side(run, reads_chat=stage.reads_chat)
     data = prepare(run, stage, text.encoding)
+    if options.html is not None:
+        _write_page(options, run, data, text)
+    elif options.json:
+        for _, _, row in _chosen(options, data):
+            print(json.dumps(_as_json(row)))
+    else:
+        _print_rows(options, data, text)
+    for line in data.ledger.summary():
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="luthier data", description=__doc__)
+    parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="rows to show (0 for all)")
+    parser.add_argument("--split", choices=["train", "eval"], default="train")
+    parser.add_argument("--row", type=int, help="only the row with this number, counted from 0")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as a page instead")
+    return parser
+
+
+def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
     train_sets = {"": data.train} if data.train is not None else {}
-    sets = train_sets if options.split == "train" else data.prompts or data.eval
+    sets = train_sets if split == "train" else data.prompts or data.eval
     if not sets:
-        raise InvalidInput(
-            f"this run has no {options.split} rows -> name a dataset{', or set val_size' * (options.split == 'eval')}"
-        )
-    for name, rows in sets.items():
+        raise InvalidInput(f"this run has no {split} rows -> name a dataset{', or set val_size' * (split == 'eval')}")
+    return sets
+
+
+def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(name of its set, number, row) of every row that was asked for."""
+    for name, rows in _sets(options.split, data).items():
         if options.row is not None and not 0 <= options.row < len(rows):
             raise InvalidInput(f"--row {options.row}: there are rows 0 to {len(rows) - 1}")
         chosen = range(len(rows)) if options.row is None else [options.row]
         for index in islice(chosen, options.limit or None):
-            row = rows[index]
-            if options.json:
-                print(json.dumps(as_json(row)))
-            else:
-                learned = sum(label >= 0 for label in row["labels"])
-                print(f"--- {name or options.split} row {index}: {len(row['input_ids'])} tokens, {learned} learned")
-                is_prompt = sets is data.prompts
-                print(coloured(row, text.tokenizer, colours=sys.stdout.isatty(), is_prompt=is_prompt))
-    for line in data.ledger.summary():
-        print(line, file=sys.stderr)
-    return 0
+            yield name or options.split, index, rows[index]
+
+
+def _holds_prompts(options: argparse.Namespace, data: "PreparedData") -> bool:
+    """Whether the rows are for generation: their labels are the answer that follows."""
+    return options.split == "eval" and bool(data.prompts)
+
+
+def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    from luthier.data.show import as_json
+
+    return as_json(row)
+
+
+def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
+    from luthier.data.segments import RoleMarks
+    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, shows_colours, without_colours
+
+    colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
+    marks = RoleMarks(text.template, text.tokenizer)
+    for order, (name, index, row) in enumerate(_chosen(options, data)):
+        if not order:
+            print(LEGEND if colours else PLAIN_LEGEND, file=sys.stdout if colours else sys.stderr)
+        learned = sum(label >= 0 for label in row["labels"])
+        print(f"--- {name} row {index}: {len(row['input_ids'])} tokens, {learned} learned")
+        if colours:
+            print(coloured(row, text.tokenizer, marks, is_prompt=is_prompt))
+        else:
+            print(without_colours(row, text.tokenizer, is_prompt=is_prompt))
+
+
+def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
+    from luthier.core.files import write_atomically
+    from luthier.data.page import PageRow, page
+    from luthier.data.segments import RoleMarks, prompt_and_answer
+
+    def ids_and_labels(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        return prompt_and_answer(row) if _holds_prompts(options, data) else (row["input_ids"], row["labels"])
+
+    rows = [PageRow(name, index, *ids_and_labels(row)) for name, index, row in _chosen(options, data)]
+    total = sum(len(rows) for rows in _sets(options.split, data).values())
+    facts = {
+        "stage": run.stage,
+        "model": Path(run.model.model_name_or_path).name,
+        "template": text.template.name,
+        "cutoff_len": str(run.data.cutoff_len),
+        "shown": f"{len(rows)} of {total} {options.split} rows",
+    }
+    title = f"Data of {Path(run.source).name}"
+    marks = RoleMarks(text.template, text.tokenizer)
+    write_atomically(options.html, page(title, facts, rows, data.ledger, text.tokenizer, marks))
+    print(f"written: {options.html}")

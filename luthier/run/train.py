@@ -122,13 +122,13 @@ def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     """The ledger and the first row, before the weights are loaded."""
-    from luthier.data.show import coloured
+    from luthier.data.show import without_colours
 
     for line in data.ledger.summary():
         info(line)
     first = data.train[0] if run.trains and data.train is not None else None
     if first is not None:
-        info(f"first row (learned between ⟦ and ⟧): {coloured(first, text.tokenizer, colours=False)}")
+        info(f"first row (learned between ⟦ and ⟧): {without_colours(first, text.tokenizer)}")
 
 
 def carry_out(
