@@ -30,17 +30,13 @@ def write_model(
 ) -> None:
     """Weights in files of at most `max_shard_size`, config, generation config, tokenizer and chat template.
 
-    The tokenizer pads on the left, as generation wants it. Raises `OSError` where the disk fails, as the block of
-    `luthier.core.files.save_folder_atomically` wants it.
+    The tokenizer pads on the left, as generation wants it. Where the disk fails it raises what the
+    libraries raise, which `luthier.core.files.DiskFaults` knows.
     """
-    from safetensors import SafetensorError
-
     use_cache, padding_side = model.config.use_cache, tokenizer.padding_side
     model.config.use_cache, tokenizer.padding_side = True, "left"
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
-    except SafetensorError as fault:  # a full disk, as safetensors tells it
-        raise OSError(str(fault)) from fault
     finally:
         model.config.use_cache, tokenizer.padding_side = use_cache, padding_side

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Person:
         said = self._capsys.readouterr()
         return Outcome(status, said.out, said.err)
 
-    def run_file(self, text: str | bytes | None = None, *, drop: Sequence[str] = (), **changes: Any) -> str:
+    def run_file(self, text: str | bytes | None = None, *, drop: Collection[str] = (), **changes: Any) -> str:
         """Writes run.yaml: `text`, or the keys that work with `changes` and without `drop`."""
         path = self.folder / "run.yaml"
         if text is None:
@@ -61,10 +61,10 @@ class Person:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         return str(path)
 
-    def trains(self, *, drop: Sequence[str] = (), **changes: Any) -> Outcome:
+    def trains(self, *, drop: Collection[str] = (), **changes: Any) -> Outcome:
         return self.types("train", self.run_file(drop=drop, **changes))
 
-    def is_refused(self, *, drop: Sequence[str] = (), command: str = "train", **changes: Any) -> str:
+    def is_refused(self, *, drop: Collection[str] = (), command: str = "train", **changes: Any) -> str:
         """The complaint about a run that must not begin: it ends with status 2, says nothing else, touches no file."""
         return self.is_refused_words(command, self.run_file(drop=drop, **changes))
 

@@ -8,14 +8,24 @@ import pytest
 
 from tests.tiny import tiny_llama
 
-INFER = ("stage", "do_train", "dataset", "dataset_dir", "output_dir", "finetuning_type", "max_steps", "cutoff_len",
-         "per_device_train_batch_size", "learning_rate", "logging_steps", "save_strategy", "disable_shuffling")  # fmt: skip
+TRAINING_KEYS = {
+    *(
+        "stage",
+        "do_train",
+        "finetuning_type",
+        "max_steps",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "output_dir",
+    ),
+    *("dataset", "dataset_dir", "cutoff_len", "disable_shuffling", "logging_steps", "save_strategy"),
+}
 
 
 def is_refused_everywhere(person, **keys) -> str:
     """By `train`, `chat` and `export` alike; gives what `train` says."""
     said = person.is_refused(**keys)
-    path = person.run_file(drop=INFER, **keys)
+    path = person.run_file(drop=TRAINING_KEYS - keys.keys(), **keys)
     for words in (("chat", path, "--once", "hi"), ("export", path, f"export_dir={person.folder / 'merged'}")):
         other = person.is_refused_words(*words)
         assert other.splitlines()[-1].split(": ", 1)[1] == said.splitlines()[-1].split(": ", 1)[1]
