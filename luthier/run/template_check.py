@@ -42,6 +42,8 @@ class Sides:
 
 def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, num_rows: int) -> int:
     """Compare, print, and return the exit status. Raises `ModelError` for a model without a chat template."""
+    if num_rows < 1:
+        raise InvalidInput(f"--rows {num_rows}: must be at least 1")
     run = _run(run_file) if run_file else None
     name = name or (run.data.template if run else None) or "auto"
     sides = load_sides(model, name, run.data if run else None)
