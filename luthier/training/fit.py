@@ -10,7 +10,7 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from luthier.core.errors import RunFailed
-from luthier.core.log import info
+from luthier.core.log import info, warn
 from luthier.data.collate import IGNORE_INDEX, concatenate_rows, pad_rows
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
@@ -108,6 +108,8 @@ def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, floa
     """
     if resume_from is not None:
         info(f"going on from {resume_from}")
+        if not any(resume_from.glob("rng_state*")):
+            warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate start anew")
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         try:

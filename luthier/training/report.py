@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.masking import masked
+from luthier.config.masking import is_secret, masked
 from luthier.core.errors import RunFailed
 from luthier.core.files import DiskFaults, write_atomically
 from luthier.core.log import info, warn
@@ -126,12 +126,24 @@ def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[s
     return "\n".join(lines) + "\n"
 
 
+DECISIVE_KEYS = (
+    "seed", "optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "lr_scheduler_type", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "num_train_epochs", "max_steps",
+)  # fmt: skip
+"""Training keys that decide the numbers; run.yaml has them even if unset, for defaults change between releases."""
+
+
 def resolved_run(run: "TrainRun") -> dict[str, Any]:
-    """Every key in effect: what the user gave, and the defaults of the sections and variants of this run."""
+    """Every key in effect but secrets: what the user gave, and the defaults of the sections and variants."""
     sections = (run.model, run.data, run.method, run.adapter, run.finetuning, run.generating)
     defaults = {name: value for section in sections for name, value in asdict(section).items()}
-    values = {"stage": run.stage, "finetuning_type": run.finetuning_type, **defaults, **run.training.given, **run.given}
-    return masked({name: value for name, value in values.items() if value not in (None, ())})
+    decisive = {name: run.training[name] for name in DECISIVE_KEYS}
+    values = {"stage": run.stage, "finetuning_type": run.finetuning_type, **defaults, **decisive}
+    values |= {**run.training.given, **run.given}
+    # Null is mostly the default and left out, but what the user wrote as null may have another one.
+    in_effect = {name: value for name, value in values.items() if value not in (None, ()) or name in run.given}
+    return masked({name: value for name, value in in_effect.items() if value != () and not is_secret(name)})
 
 
 def finish_training(

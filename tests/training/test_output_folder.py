@@ -1,5 +1,6 @@
 """What a run leaves in output_dir: the files users know, whole, readable by peft and transformers without luthier."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import yaml
 
 import luthier
 from luthier.cli import main
-from luthier.config.load import load_infer
+from luthier.config.load import load_infer, load_train
 from luthier.model.load import load_for_inference
 from tests.training.runs import losses, small_world
 
@@ -169,6 +170,21 @@ def test_run_yaml_repeats_the_run(run_of, tmp_path, finetuning_type):
         if name.endswith(".safetensors"):
             assert (folder / name).read_bytes() == (again / name).read_bytes()
     assert read_json(folder / "manifest.json")["data"] == read_json(again / "manifest.json")["data"]
+
+
+def test_run_yaml_says_what_was_in_effect(world, tmp_path):
+    """A null that is not the default stays, defaults that decide the numbers are written out, secrets are not."""
+    values = {**world, "output_dir": str(tmp_path / "out"), "enable_thinking": None, "hf_hub_token": "hf_secret"}
+    luthier.train({**values, "max_steps": 1, "eval_strategy": "no", "do_eval": False, "plot_loss": False})
+    text = (tmp_path / "out" / "run.yaml").read_text(encoding="utf-8")
+    keys = yaml.safe_load(text)
+    assert keys["enable_thinking"] is None and keys["dataset"] == ["numbers"]
+    assert (keys["seed"], keys["weight_decay"], keys["max_grad_norm"]) == (42, 0.0, 1.0)
+    assert "secret" not in text and "hf_hub_token" not in keys
+    again, first = load_train(tmp_path / "out" / "run.yaml"), load_train(values)
+    assert (again.data, again.method, again.adapter) == (first.data, first.method, first.adapter)
+    assert again.generating == first.generating
+    assert again.finetuning == dataclasses.replace(first.finetuning, plot_loss=False)
 
 
 PLAIN_CODE = """

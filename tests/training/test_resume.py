@@ -147,6 +147,13 @@ def test_the_log_of_a_resumed_run_goes_on_where_the_checkpoint_was(world, whole_
         assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
 
 
+def test_a_checkpoint_of_weights_only_is_gone_on_from_with_a_warning(world, tmp_path, capsys):
+    values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out"), "save_only_model": True}
+    luthier.train({**values, "max_steps": 4})
+    assert len(losses(luthier.train(values))) == STEPS
+    assert "holds weights only (save_only_model), so optimizer and learning rate start anew" in capsys.readouterr().err
+
+
 def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
     whole, _ = whole_run("sft lora")
     values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out")}
