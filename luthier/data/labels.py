@@ -84,9 +84,13 @@ def label_turns(
     if mask_history:
         kept.reverse()
     return Encoded(
-        input_ids=list(chain.from_iterable(ids for ids, _ in kept)) + closing,
-        labels=list(chain.from_iterable(labels for _, labels in kept)) + closing,
+        input_ids=_joined([ids for ids, _ in kept]) + closing,
+        labels=_joined([labels for _, labels in kept]) + closing,
         lost_tokens=total - num_kept,
         lost_labels=num_wanted - num_learned,
         lost_terminator=cut,
     )
+
+
+def _joined(parts: Sequence[list[int]]) -> list[int]:
+    return parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
@@ -134,11 +135,15 @@ def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
 
 def _with_labels(rows: Iterable[Encoded], otherwise: str) -> list[Encoded]:
     """The rows that have something to learn; if there is none, raises `RowError` with the reason."""
-    # The first token of a row has no predecessor, so its label is never learned.
-    kept = [row for row in rows if row.num_labels > (row.labels[:1] != [IGNORE_INDEX])]
+    kept = [row for row in rows if _has_labels(row.labels)]
     if not kept:
         raise RowError(otherwise)
     return kept
+
+
+def _has_labels(labels: list[int]) -> bool:
+    """The first token of a row has no predecessor, so its label is never learned."""
+    return any(label != IGNORE_INDEX for label in islice(reversed(labels), max(len(labels) - 1, 0)))
 
 
 def _not_taken(example: Any, takes: tuple[type, ...]) -> str:
