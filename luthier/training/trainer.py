@@ -107,6 +107,10 @@ class StageTrainer(Trainer):
             return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
+            # transformers has no default here; that of the reference is a third of what is left after the warm-up.
+            num_left = num_training_steps - self.args.get_warmup_steps(num_training_steps)
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": num_left - num_left // 3}
         with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
             return super().create_scheduler(num_training_steps, optimizer)
 

@@ -107,6 +107,8 @@ SCHEDULES = {
     "cosine warmup_ratio": ({"lr_scheduler_type": "cosine", "warmup_ratio": 0.5}, [0, 0.5, 1, 0.5]),
     "constant": ({"lr_scheduler_type": "constant"}, [1, 1, 1, 1]),
     "constant_with_warmup": ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.75}, [0, 1 / 3, 2 / 3, 1]),
+    # One step of warm-up, one at the full rate, two of decay.
+    "warmup_stable_decay": ({"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 1}, [0, 1, 1, 0.5]),
     "steps before ratio": (
         {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2, "warmup_ratio": 0.75},
         [0, 0.5, 1, 1],
