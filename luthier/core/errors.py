@@ -56,6 +56,18 @@ class RowError(ValueError):
     """One row of a dataset cannot be used; the text is the reason. Counted by the ledger, never shown as a crash."""
 
 
+class RoleFault(RowError):
+    """The roles of a conversation do not take turns."""
+
+
+class ToolFault(RowError):
+    """Tools, or calls of tools, are not the JSON they should be."""
+
+
+class MediaFault(RowError):
+    """A picture, film or sound is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds the rest."""

@@ -5,5 +5,6 @@ from luthier.core.registry import Registry
 STAGES = Registry("stage", "luthier.stages", "STAGE")
 ADAPTERS = Registry("finetuning_type", "luthier.model.adapters", "ADAPTER")
 FORMATS = Registry("formatting", "luthier.data.formats", "FORMAT")
+CHECKS = Registry("check", "luthier.data.doctor", "CHECK")
 TOOL_SYNTAXES = Registry("tool_format", "luthier.data.tools", "SYNTAX")
 ENGINES = Registry("infer_backend", "luthier.infer.engines", "ENGINE")

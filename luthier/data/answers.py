@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.core.errors import RowError
+from luthier.core.errors import ToolFault
 from luthier.data.tools import ToolCall
 from luthier.data.types import Message
 
@@ -31,7 +31,7 @@ def take_apart(
 ) -> Answer:
     """A function message is JSON of one or more calls: bare, after a thought, or between call words.
 
-    Raises `RowError` for one that is none of these.
+    Raises `ToolFault` for one that is none of these.
     """
     if message.role != "function":
         return Answer(message.content, [])
@@ -48,7 +48,7 @@ def take_apart(
         return Answer(enclosed.sub("", content), calls)
     thought = between(thought_words).search(content)
     if thought is None:
-        raise RowError(f"a function message is not JSON of a call: {content[:80]!r}")
+        raise ToolFault(f"a function message is not JSON of a call: {content[:80]!r}")
     return Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
 
 
@@ -76,7 +76,7 @@ def _json(text: str) -> Any:
 def _calls(value: Any) -> list[ToolCall]:
     calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
     if not calls:
-        raise RowError("a function message holds no call")
+        raise ToolFault("a function message holds no call")
     return calls
 
 
@@ -87,4 +87,4 @@ def _call(value: Any) -> ToolCall:
             return ToolCall(name, arguments)
         case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):
             return ToolCall(name, _json(text))
-    raise RowError(f"a call is not an object with name and arguments: {json.dumps(value, ensure_ascii=False)[:80]}")
+    raise ToolFault(f"a call is not an object with name and arguments: {json.dumps(value, ensure_ascii=False)[:80]}")

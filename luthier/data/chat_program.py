@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.core.errors import RowError
+from luthier.core.errors import RowError, ToolFault
 from luthier.data.answers import THOUGHT_WORDS, between, has_thought, take_apart, without_thought
 from luthier.data.encode import Encoder, TurnIds, Whole
 from luthier.data.tools import wrapped
@@ -134,18 +134,18 @@ def _row(group: list[Asked]) -> Whole:
 
 
 def openai_tools(tools: str) -> list[Any] | None:
-    """The list in the JSON text, as OpenAI's API has it; None if there are no tools. Raises `RowError`."""
+    """The list in the JSON text, as OpenAI's API has it; None if there are no tools. Raises `ToolFault`."""
     if not tools:
         return None
     try:
         listed = json.loads(tools)
     except ValueError as error:
-        raise RowError(f"the tools are not JSON: {error}") from error
+        raise ToolFault(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        raise RowError("the tools are not a list of objects")
+        raise ToolFault("the tools are not a list of objects")
     whole = [dict(wrapped(tool)) for tool in listed]
     if not all(isinstance(tool.get("function"), dict) for tool in whole):
-        raise RowError("a tool of type function holds no function")
+        raise ToolFault("a tool of type function holds no function")
     return whole or None
 
 

@@ -10,7 +10,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Literal
 
-from luthier.core.errors import RowError
+from luthier.core.errors import ToolFault
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.answers import CALL_WORDS, Answer, has_thought, take_apart, without_thought
 from luthier.data.templates import Piece, Slot, Special, Template, Token
@@ -141,13 +141,13 @@ def _describe(syntax: str, tools: str, today: date) -> str:
     try:
         listed = json.loads(tools)
     except ValueError as error:
-        raise RowError(f"the tools are not JSON: {error}") from error
+        raise ToolFault(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list):
-        raise RowError(f"the tools are not a list but {type(listed).__name__}")
+        raise ToolFault(f"the tools are not a list but {type(listed).__name__}")
     try:
         return TOOL_SYNTAXES.get(syntax).describe(listed, today) if listed else ""
     except (AttributeError, KeyError, TypeError) as error:
-        raise RowError(f"a tool is not an object with name and parameters: {error!r}") from error
+        raise ToolFault(f"a tool is not an object with name and parameters: {error!r}") from error
 
 
 def _words(answer: Answer, template: Template) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.core.errors import RowError
+from luthier.core.errors import MediaFault, RowError, ToolFault
 from luthier.data.description import DatasetSpec
 from luthier.data.types import Media
 
@@ -64,12 +64,12 @@ def tools_text(row: Row, column: str | None) -> str:
         try:
             tools = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise RowError(f"column {column!r} is not JSON: {error}") from error
+            raise ToolFault(f"column {column!r} is not JSON: {error}") from error
     if isinstance(tools, Mapping):
         tools = [tools]
         value = tools
     if not isinstance(tools, list):
-        raise RowError(f"column {column!r} is {kind(tools)}, not a list of tools")
+        raise ToolFault(f"column {column!r} is {kind(tools)}, not a list of tools")
     for index, tool in enumerate(tools, start=1):
         _check_tool(tool, f"tool {index} of column {column!r}")
     if not tools:
@@ -80,12 +80,12 @@ def tools_text(row: Row, column: str | None) -> str:
 def _check_tool(tool: Any, where: str) -> None:
     """A bare function, or `{"type": "function", "function": {...}}`."""
     if not isinstance(tool, Mapping):
-        raise RowError(f"{where} is {kind(tool)}, not an object")
+        raise ToolFault(f"{where} is {kind(tool)}, not an object")
     function = tool.get("function", tool)
     if not isinstance(function, Mapping):
-        raise RowError(f"the function of {where} is {kind(function)}, not an object")
+        raise ToolFault(f"the function of {where} is {kind(function)}, not an object")
     if not isinstance(function.get("name"), str):
-        raise RowError(f"{where} has no name")
+        raise ToolFault(f"{where} has no name")
 
 
 def media(row: Row, spec: DatasetSpec) -> Media:
@@ -117,5 +117,7 @@ def _located(path: str, column: str | None, spec: DatasetSpec) -> str:
         return path
     joined = os.path.join(spec.media_dir, path)
     if not os.path.isfile(joined):
-        raise RowError(f"column {column!r} names {path!r}, which is not a file in media_dir ({spec.media_dir or '.'})")
+        raise MediaFault(
+            f"column {column!r} names {path!r}, which is not a file in media_dir ({spec.media_dir or '.'})"
+        )
     return joined

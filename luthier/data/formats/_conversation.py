@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luthier.core.errors import RowError
+from luthier.core.errors import RoleFault, RowError
 from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
 from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Role
@@ -96,17 +96,17 @@ def _in_order(spoken: Sequence[Spoken], tags: Tags) -> list[Message]:
     for index, one in enumerate(spoken):
         expected = ANSWERING if index % 2 else ASKING
         if one.role not in expected:
-            raise RowError(f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected")
+            raise RoleFault(f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected")
         messages.append(Message(one.role, one.content))
     return messages
 
 
 def _require_end(spoken: Sequence[Spoken], expected: tuple[Role, ...], tags: Tags) -> None:
     if not spoken:
-        raise RowError("there is only a system message")
+        raise RoleFault("there is only a system message")
     if spoken[-1].role not in expected:
         last = spoken[-1]
-        raise RowError(
+        raise RoleFault(
             f"the conversation ends with {last.place} of role {last.tag!r}, not with {_names(expected, tags)}"
         )
 
@@ -119,7 +119,7 @@ def _answer(
         raise RowError(f"column {column!r} is {kind(value)}, not a message")
     answer = speak(value, tags, f"the message in column {column!r}")
     if answer.role not in ANSWERING:
-        raise RowError(f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected")
+        raise RoleFault(f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected")
     return Message(answer.role, answer.content)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from luthier.core.errors import RowError
+from luthier.core.errors import ToolFault
 from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats import Format
 from luthier.data.formats._columns import kind
@@ -76,7 +76,7 @@ def _joined(spoken: Sequence[Spoken]) -> Iterator[Spoken]:
 def _calls_text(message: Mapping[str, Any], tags: Tags, place: str) -> str:
     calls = message["tool_calls"]
     if not isinstance(calls, list):
-        raise RowError(f"'tool_calls' of {place} is {kind(calls)}, not a list")
+        raise ToolFault(f"'tool_calls' of {place} is {kind(calls)}, not a list")
     functions = [_function(call, f"tool call {number} of {place}") for number, call in enumerate(calls, start=1)]
     text = json.dumps(functions, ensure_ascii=False)
     beside = message.get(tags.content_tag or "")
@@ -84,7 +84,7 @@ def _calls_text(message: Mapping[str, Any], tags: Tags, place: str) -> str:
         return text
     beside = message_text(message, tags.content_tag, place)
     if "<tool_call>" in beside:
-        raise RowError(f"the text of {place} holds '<tool_call>' beside its tool_calls")
+        raise ToolFault(f"the text of {place} holds '<tool_call>' beside its tool_calls")
     return f"{beside}\n<tool_call>{text}</tool_call>"
 
 
@@ -94,16 +94,16 @@ def _function(call: Any, place: str) -> dict[str, Any]:
     require_object(function, f"the function of {place}")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
-        raise RowError(f"the name of {place} is {kind(name)}, not text")
+        raise ToolFault(f"the name of {place} is {kind(name)}, not text")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
-            raise RowError(f"the arguments of {place} are not JSON: {error}") from error
+            raise ToolFault(f"the arguments of {place} are not JSON: {error}") from error
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise RowError(f"the arguments of {place} are {kind(arguments)}, not an object")
+        raise ToolFault(f"the arguments of {place} are {kind(arguments)}, not an object")
     return {"name": name, "arguments": arguments}
 
 

@@ -1,0 +1,29 @@
+"""Rows of which nothing is learned, most often since the answers are what truncation cuts off."""
+
+from collections.abc import Iterator
+
+from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.labels import IGNORE_INDEX, Encoded
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if not sample.rows or any(map(_teaches, sample.rows)):
+        return
+    if any(row.lost_labels for row in sample.rows):
+        if terms.on_overlong != "truncate":
+            return
+        needed = max(len(row.input_ids) + row.lost_tokens for row in sample.rows)
+        what = f"no learned token is left after truncation to cutoff_len {terms.cutoff_len}"
+        yield finding(
+            sample, "no_label", "error", what, f"raise cutoff_len (it has {needed} tokens), or shorten the row"
+        )
+    else:
+        yield finding(sample, "no_label", "error", "no token of it is learned", "give it an answer, or remove the row")
+
+
+def _teaches(row: Encoded) -> bool:
+    """The first token of a row has no predecessor, so its label is never learned."""
+    return any(label != IGNORE_INDEX for label in row.labels[1:])
+
+
+CHECK = Check("no_label", find)

@@ -1,0 +1,127 @@
+"""Every row of a run's datasets before the checks of the doctor. Rows that would stop training do not stop this."""
+
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError, MissingExtra, RowError
+from luthier.core.kinds import CHECKS, FORMATS
+from luthier.data.catalog import load_catalog
+from luthier.data.doctor import Check, Finding, Place, Sample, Split, Terms
+from luthier.data.encoding import Encoding
+from luthier.data.read import read_rows
+from luthier.data.tokenise import Written, turn_ids
+from luthier.data.twins import ExactTwins, NearTwins
+from luthier.data.types import Media
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.data.description import DatasetSpec
+    from luthier.data.readers import Row
+    from luthier.stages import Stage
+
+BATCH_ROWS = 500
+UNREADABLE = "unreadable_data"
+"""The check of findings about a whole dataset: it cannot be read, or not to its end."""
+
+
+@dataclass(slots=True)
+class Examination:
+    """What was seen on the way; complete when the last finding has been given."""
+
+    num_rows: dict[Split, dict[str, int]] = field(default_factory=lambda: {"train": {}, "eval": {}})
+    lengths: dict[Split, array[int]] = field(default_factory=lambda: {"train": array("L"), "eval": array("L")})
+    """Tokens of every row before anything is cut off."""
+    not_checked: dict[str, str] = field(default_factory=dict)
+    """Check -> why it was left out."""
+
+    def findings(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Finding]:
+        """Every finding, row by row: first the training datasets, then those for evaluation."""
+        packer = stage.packer(run, encoding)
+        if packer is not None and packer.cuts_rows:
+            encoding = encoding.unlimited()
+        terms = terms_of(run, encoding)
+        checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
+        exact, near = ExactTwins(), self._near_twins()
+        for sample in self._samples(run, stage, encoding):
+            if isinstance(sample, Finding):
+                yield sample
+                continue
+            if sample.example is not None:
+                exact.note(sample)
+                if near is not None:
+                    near.note(sample)
+            counts = self.num_rows[sample.split]
+            counts[sample.dataset] = counts.get(sample.dataset, 0) + 1
+            self.lengths[sample.split].extend(len(row.input_ids) + row.lost_tokens for row in sample.rows)
+            for check in checks:
+                yield from check.find(sample, terms)
+
+    def _near_twins(self) -> NearTwins | None:
+        try:
+            return NearTwins()
+        except MissingExtra as missing:
+            self.not_checked["near_duplicates"] = str(missing)
+            return None
+
+    def _samples(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Sample | Finding]:
+        catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
+        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+        reader = _Reader(stage, run.method, encoding)
+        splits: list[tuple[Split, str]] = [("train", name) for name in run.data.dataset]
+        splits += [("eval", name) for name in run.data.eval_dataset]
+        for split, name in splits:
+            try:
+                spec = catalog.get(name)
+                rows = read_rows(spec, seed=run.training["seed"], max_samples=run.data.max_samples, **hub)
+                yield from reader.samples(rows, spec, split)
+            except DataError as error:
+                yield Finding(UNREADABLE, "error", name, split, None, str(error), "mend it: the run stops here")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    stage: "Stage"
+    config: Any
+    encoding: Encoding
+
+    def samples(self, rows: "Iterator[Row]", spec: "DatasetSpec", split: Split) -> Iterator[Sample]:
+        while batch := list(islice(rows, BATCH_ROWS)):
+            drafts = [self._draft(row, spec, split) for row in batch]
+            ids = iter(turn_ids(self.encoding.encoder, [text for _, written in drafts for text in written]))
+            for sample, written in drafts:
+                turns = [next(ids) for _ in written]
+                sample.rows = [self.stage.label(row, self.encoding, self.config) for row in turns]
+                yield sample
+
+    def _draft(self, row: "Row", spec: "DatasetSpec", split: Split) -> "tuple[Sample, list[Written]]":
+        sample = Sample(spec.name, split, Place(row.file, row.number, row.place))
+        try:
+            sample.example = example = FORMATS.get(spec.formatting).read(row.usable(), spec)
+            if example.media != Media():
+                raise RowError("the row has pictures, films or sounds, and this version reads text only")
+            if not isinstance(example, self.stage.examples):
+                taken = " or ".join(kind.__name__ for kind in self.stage.examples)
+                raise RowError(f"the row is a {type(example).__name__}, and stage {self.stage.name} takes {taken}")
+            return sample, list(self.stage.write(example, self.encoding, self.config))
+        except RowError as refusal:
+            sample.refusal = refusal
+            return sample, []
+
+
+def terms_of(run: "TrainRun", encoding: Encoding) -> Terms:
+    tokenizer, template = encoding.encoder.tokenizer, encoding.template
+    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    longest_first = sorted(special.values(), key=len, reverse=True)
+    return Terms(
+        on_overlong=run.data.on_overlong,
+        cutoff_len=encoding.cutoff_len,
+        splits_evaluation_off=run.data.val_size > 0,
+        split_special_tokens=encoding.encoder.split_special_tokens,
+        special_words=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
+        special_ids=frozenset(special),
+        answer_words="".join((*template.thought_words, *template.tool_call_words)),
+    )
