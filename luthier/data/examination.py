@@ -33,7 +33,7 @@ class Examination:
     """What was seen on the way; complete when the last finding has been given."""
 
     num_rows: dict[Split, dict[str, int]] = field(default_factory=lambda: {"train": {}, "eval": {}})
-    lengths: dict[Split, array[int]] = field(default_factory=lambda: {"train": array("L"), "eval": array("L")})
+    lengths: "dict[Split, array[int]]" = field(default_factory=lambda: {"train": array("L"), "eval": array("L")})
     """Tokens of every row before anything is cut off."""
     not_checked: dict[str, str] = field(default_factory=dict)
     """Check -> why it was left out."""
