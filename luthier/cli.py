@@ -51,19 +51,49 @@ def command_usage(name: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
     words = sys.argv[1:] if argv is None else argv
+    _mend_streams()
     try:
         status = _dispatch(words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader, e.g. `head`, has seen enough. Python would complain once more when it closes stdout.
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, e.g. `head`, has seen enough.
+        _forget_output()
         return 0
+    except OSError as fault:
+        import errno
+
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _forget_output()
+        where = fault.filename or "standard output"
+        print(f"luthier: {where}: cannot be written ({fault.strerror}) -> free some space", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("luthier: interrupted", file=sys.stderr)
         return 130
+
+
+def _mend_streams() -> None:
+    """A stream that was closed (`>&-`) takes or gives nothing; what stdout cannot spell is written as an escape."""
+    import io
+    import os
+
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # it lives as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _forget_output() -> None:
+    """Python would complain about it once more when it closes stdout."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -102,17 +132,21 @@ def _unknown(name: str) -> str:
 
 def _run(name: str, rest: list[str]) -> int:
     import importlib
+    import os
 
     from luthier.core.errors import LuthierError
     from luthier.core.log import set_up
 
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("luthier: the current folder is no longer there -> change to another one", file=sys.stderr)
+        return 2
     set_up()
     try:
         status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
         return status
     except LuthierError as error:
-        import os
-
         if os.environ.get("LUTHIER_DEBUG") == "1":
             import traceback
 

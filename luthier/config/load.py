@@ -38,6 +38,14 @@ from luthier.core.registry import nearest
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
+PATHS = frozenset(
+    {
+        *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
+        *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
+        *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
+    }
+)
+"""Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (MODEL_RULES, GENERATING_RULES, TRAIN_RULES),
     "infer": (MODEL_RULES, GENERATING_RULES),
@@ -97,6 +105,13 @@ def locate(problem: Problem, written: Written) -> Problem:
     return replace(problem, value=value, has_value=True, file=entry.file, line=entry.line)
 
 
+def _below_home(value: Any) -> Any:
+    """`~/data` -> `/home/me/data`; a shell would have done it only for a word of its own."""
+    if isinstance(value, tuple):
+        return tuple(map(_below_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
 def _place(problem: Problem) -> tuple[bool, str, int]:
     return problem.line is None, problem.file, problem.line or 0
 
@@ -130,7 +145,8 @@ class _Draft:
                 self.given[name] = key.default
                 continue
             try:
-                self.given[name] = decode(entry.value, key.type, key.choices)
+                value = decode(entry.value, key.type, key.choices)
+                self.given[name] = _below_home(value) if name in PATHS else value
             except Misfit as misfit:
                 if entry.value is True and entry.file == COMMAND_LINE:
                     self.blame(name, f"needs a value: {misfit.reason}", f"write --{name} VALUE")
