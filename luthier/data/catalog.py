@@ -102,8 +102,11 @@ def _remote_catalog(repository: str, token: str | None) -> str:
 
 
 def _located(path: str) -> LocatedJson:
-    with open(path, "rb") as stream:
-        data = stream.read()
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         located = read_located(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -6,6 +6,8 @@ Nothing here imports torch, so a wrong path is reported in a fraction of a secon
 import json
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,6 +37,18 @@ class Source:
         return f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
 
 
+@contextmanager
+def permitted() -> Iterator[None]:
+    """What may not be read becomes a `ModelError`. Decorates functions that look at the files of a model."""
+    try:
+        yield
+    except PermissionError as fault:
+        raise ModelError(
+            f"{fault.filename}: cannot be read ({fault.strerror}) -> ask its owner for the right to read it, or copy it"
+        ) from fault
+
+
+@permitted()
 def locate(name_or_path: str) -> Source:
     """Find out what `name_or_path` is. Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id."""
     path = Path(name_or_path).expanduser()
@@ -68,11 +82,13 @@ def _only_gguf(folder: Path) -> str:
     raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
 
 
+@permitted()
 def is_hub_id(name: str) -> bool:
     """Whether `name` can only be a repository of the hub."""
     return not Path(name).expanduser().exists() and _HUB_ID.fullmatch(name) is not None
 
 
+@permitted()
 def check_source(name_or_path: str, *, weights: bool = True, cache_dir: str | None = None) -> None:
     """Look at the files of a model without loading it.
 
@@ -124,6 +140,7 @@ def _unreachable(host: str) -> str:
     return ""
 
 
+@permitted()
 def check_tokenizer_files(folder: Path) -> None:
     """Something is there to make a tokenizer from, and what reads it. Raises `ModelError` and `MissingExtra`."""
     names = {path.name for path in folder.iterdir()}
@@ -137,6 +154,7 @@ def check_tokenizer_files(folder: Path) -> None:
         raise missing_extra("sentencepiece", "sentencepiece", f"{folder / pieces}")
 
 
+@permitted()
 def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
     """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
     path = Path(name_or_path).expanduser()

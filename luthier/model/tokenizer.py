@@ -150,6 +150,8 @@ def read_new_special_tokens(path: Path) -> dict[str, str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
         raise ModelError(f"new_special_tokens_config: there is no file {path}") from fault
+    except OSError as fault:
+        raise ModelError(f"new_special_tokens_config: {path}: cannot be read ({fault.strerror})") from fault
     except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise ModelError(f"{path}: this is not valid YAML ({fault})") from fault
     if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):

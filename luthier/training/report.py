@@ -53,7 +53,11 @@ def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> 
     """`<split>_results.json`, and its keys added to `all_results.json`."""
     write_json(output_dir / f"{split}_results.json", dict(metrics))
     path = output_dir / "all_results.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError):
+        warn(f"{path}: was not written to its end and begins anew")
+        earlier = {}
     write_json(path, {**earlier, **metrics})
 
 

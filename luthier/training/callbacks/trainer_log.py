@@ -41,10 +41,8 @@ class TrainerLog(TrainerCallback):
         if self.starts_anew or state.global_step == 0:
             self.path.unlink()
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a process that was killed may leave half a line
-        kept = [line for line in whole if json.loads(line)["current_steps"] <= state.global_step]
-        write_atomically(self.path, "".join(kept))
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_atomically(self.path, "".join(line for line in lines if _is_until(line, state.global_step)))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
@@ -71,3 +69,15 @@ class TrainerLog(TrainerCallback):
             if not self.has_failed:
                 warn(f"{self.path}: cannot be written ({fault.strerror}); training goes on without it")
             self.has_failed = True
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether this is a whole line of a step up to `step`; a process that was killed may leave half a line."""
+    try:
+        written = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return False
+    match written:
+        case {"current_steps": int(current)}:
+            return current <= step
+    return False
