@@ -10,7 +10,10 @@ import sys
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
     "check": ("RUN [key=value ...] [--for train|chat|export]", "validate a run file and its datasets"),
-    "data": ("RUN [--limit N] [--split train|eval] [--row K] [--json]", "show the tokenised rows"),
+    "data": (
+        "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
+        "show the tokenised rows, or examine the datasets",
+    ),
     "template": ("list | show NAME | render NAME FILE | check MODEL [NAME]", "the chat formats"),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
     "export": ("RUN", "merge adapters and write a model folder"),

@@ -25,12 +25,17 @@ DEFAULT_LIMIT = 5
 def main(argv: list[str]) -> int:
     options, rest = _parser().parse_known_args(argv)
 
-    from luthier.config.load import read_source
+    from luthier.config.load import load_train, read_source
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import prepare
     from luthier.run.check import load_checked
     from luthier.run.encoding import load_text_side
 
+    if options.doctor:
+        from luthier.run.doctor import examine
+
+        # Not `load_checked`: what it says of datasets would stop the run, and is what the doctor is to find.
+        return examine(load_train(rest), as_json=options.json, limit=options.limit, strict=options.strict)
     run = load_checked("train", read_source(rest), begins=False)
     assert isinstance(run, TrainRun)
     stage = STAGES.get(run.stage)
@@ -50,11 +55,13 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="luthier data", description=__doc__)
-    parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="rows to show (0 for all)")
+    parser.add_argument("--limit", type=int, help=f"rows to show (default {DEFAULT_LIMIT}; 0 for all)")
     parser.add_argument("--split", choices=["train", "eval"], default="train")
     parser.add_argument("--row", type=int, help="only the row with this number, counted from 0")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as a page instead")
+    parser.add_argument("--doctor", action="store_true", help="find what is wrong with the datasets")
+    parser.add_argument("--strict", action="store_true", help="with --doctor: exit status 1 if it finds faults")
     return parser
 
 
@@ -68,11 +75,12 @@ def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
 
 def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(name of its set, number, row) of every row that was asked for."""
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
     for name, rows in _sets(options.split, data).items():
         if options.row is not None and not 0 <= options.row < len(rows):
             raise InvalidInput(f"--row {options.row}: there are rows 0 to {len(rows) - 1}")
         chosen = range(len(rows)) if options.row is None else [options.row]
-        for index in islice(chosen, options.limit or None):
+        for index in islice(chosen, limit or None):
             yield name or options.split, index, rows[index]
 
 
