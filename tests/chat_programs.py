@@ -125,6 +125,21 @@ R1 = (
 )
 """The prompt opens a thought, and no answer is written with one."""
 
+LAST_QUESTION = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ '[INST] ' + (system + '\n\n' if loop.last and system is defined else '') + message.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"
+)
+"""The system text stands in the question that waits for an answer, and nowhere once it is answered."""
+
+OPEN_END = (
+    "{% for message in messages %}{{ '[' + message.role + ']' + message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+"""Nothing ends an answer but the next question."""
+
 PROGRAMS = {
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -133,6 +148,8 @@ PROGRAMS = {
     "gemma": GEMMA,
     "strips": STRIPS,
     "r1": R1,
+    "last question": LAST_QUESTION,
+    "open end": OPEN_END,
 }
 MARKS = (
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),

@@ -9,18 +9,19 @@ A row is tokenised once, as a whole, and then cut into prompts and answers: a to
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
-from luthier.data.answers import THOUGHT_WORDS, between, has_thought, take_apart, without_thought
+from luthier.data.answers import THOUGHT_WORDS, has_thought, take_apart, without_thought
+from luthier.data.continuation import continuation
 from luthier.data.encode import Encoder, TurnIds, Whole
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
 
-_THOUGHT_AT_END = re.compile(rf"{THOUGHT_WORDS[0]}\s*({THOUGHT_WORDS[1]}\s*)?$")
+_COMPARED_CHARACTERS = 20
+"""Of an answer: enough to see that it has been written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,13 @@ class ChatProgram:
         thinks = has_thought(content) if self.enable_thinking is None else self.enable_thinking
         prompt = self.text(messages[:index], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
         whole = self.text(messages[: index + 1], dialogue.system, dialogue.tools, asks=False, thinks=thinks)
-        asked = Asked(prompt, whole if whole.startswith(prompt) else prompt + _following(prompt, whole, content))
-        if any(call.name not in asked.answer for call in take_apart(messages[index]).calls):
+        asked = Asked(prompt, prompt + continuation(prompt, whole, messages[index - 1].content, content))
+        given = take_apart(messages[index])
+        if any(call.name not in asked.answer for call in given.calls):
             raise RowError("the model's own chat template does not write tool calls")
+        # The end is enough, and thoughts may be left out; templates for pictures write no contents that are plain text.
+        if given.text.rpartition(THOUGHT_WORDS[1])[2].strip()[-_COMPARED_CHARACTERS:] not in asked.answer:
+            raise RowError("the model's own chat template does not write the words of the answer")
         return asked
 
     def _openai_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -147,15 +152,3 @@ def openai_tools(tools: str) -> list[Any] | None:
     if not all(isinstance(tool.get("function"), dict) for tool in whole):
         raise ToolFault("a tool of type function holds no function")
     return whole or None
-
-
-def _following(prompt: str, whole: str, content: str) -> str:
-    """The answer to a prompt that ends in a thought, opened or empty, where the program writes answers without one."""
-    thought = _THOUGHT_AT_END.search(prompt)
-    if thought is None or not whole.startswith(prompt[: thought.start()]):
-        raise RowError("the model's own chat template writes an answer in another way than it asks for it")
-    words = without_thought(whole[thought.start() :])
-    if thought[1]:
-        return words
-    own = between(THOUGHT_WORDS).search(content)
-    return f"{own[1].strip(chr(10)) if own else ''}\n{THOUGHT_WORDS[1]}\n\n{words}"

@@ -71,8 +71,7 @@ class Encoding:
     @property
     def closing_eos(self) -> int | None:
         """The end-of-text id for formats that close a whole conversation with it instead of every answer."""
-        closes = self.template.efficient_eos and self.program is None
-        return self.encoder.tokenizer.eos_token_id if closes else None
+        return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
 
     @property
     def leading_bos(self) -> int | None:

@@ -59,16 +59,22 @@ def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
     except _MoreThanSlots:
         template = replace(get_template("empty"), name="auto", kind="program", stop_words=_stop_words(tokenizer))
     syntax = _call_syntax(tokenizer, template.stop_words)
-    return replace(template, tool_syntax=syntax, call_syntax=syntax)
+    end = _after_answer(tokenizer)
+    ends_openly = end is not None and not template.stop_words and (tokenizer.eos_token or "") not in end
+    return replace(template, tool_syntax=syntax, call_syntax=syntax, efficient_eos=ends_openly)
+
+
+def _after_answer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What the program writes behind an answer, None if it does not write the answer as it is."""
+    try:
+        text = _text(tokenizer, ("user", USER), ("assistant", ANSWER), asks=False)
+    except _MoreThanSlots:
+        return None
+    return text.rpartition(ANSWER)[2] if ANSWER in text else None
 
 
 def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    try:
-        text = _text(tokenizer, ("user", USER), ("assistant", ANSWER), asks=False)
-        _, after_answer = _cut(text, ANSWER)
-    except _MoreThanSlots:
-        return ()
-    stop = _terminator(tokenizer, after_answer)
+    stop = _terminator(tokenizer, _after_answer(tokenizer) or "")
     return (stop,) if stop else ()
 
 
