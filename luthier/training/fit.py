@@ -89,10 +89,10 @@ def filled_up(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
     import datasets
 
     num_missing = -len(rows) % multiple
-    fillers = [{"input_ids": rows[0]["input_ids"], "labels": [IGNORE_INDEX] * len(rows[0]["labels"])}] * num_missing
-    return (
-        datasets.concatenate_datasets([rows, datasets.Dataset.from_list(fillers, rows.features)]) if fillers else rows
-    )
+    if not num_missing:
+        return rows
+    filler = {**rows[0], "labels": [IGNORE_INDEX] * len(rows[0]["labels"])}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([filler] * num_missing, rows.features)])
 
 
 def collator(pad_token_id: int, concatenates: bool) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:

@@ -12,7 +12,9 @@ from luthier.core.kinds import STAGES
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
+from luthier.data.labels import Encoded
 from luthier.data.templates import get_template
+from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message, Prompt
 from luthier.model.heads import inspect_head
 from luthier.model.types import Models
@@ -34,6 +36,13 @@ def model(llama_folder) -> Any:
     return AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
 
 
+def encoded(stage: str, example: Any, encoding: Encoding, config: Any) -> Encoded:
+    """The one row of an example."""
+    value = STAGES.get(stage)
+    (turns,) = turn_ids(encoding.encoder, value.write(example, encoding, config))
+    return value.label(turns, encoding, config)
+
+
 def learned_text(tokenizer: Any, labels: list[int]) -> str:
     return tokenizer.decode([label for label in labels if label != -100])
 
@@ -52,26 +61,26 @@ def learned_text(tokenizer: Any, labels: list[int]) -> str:
     ids=["answers", "last answer", "everything"],
 )
 def test_sft_learns_the_answers_it_is_told_to(encoding, tokenizer, config, learned):
-    (row,) = STAGES.get("sft").encode(TALK, encoding, config)
+    row = encoded("sft", TALK, encoding, config)
     assert learned_text(tokenizer, row.labels) == learned
     assert len(row.input_ids) == len(row.labels)
     assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
 
 
 def test_pt_learns_every_token_and_the_end_of_the_text(encoding, tokenizer):
-    (row,) = STAGES.get("pt").encode(Prompt((Message("user", "plain text"),)), encoding, PtConfig())
+    row = encoded("pt", Prompt((Message("user", "plain text"),)), encoding, PtConfig())
     assert tokenizer.decode(row.input_ids) == "plain text</s>" and row.labels == row.input_ids
 
 
 def test_pt_ends_a_text_for_llama3_as_its_tokenizer_did_in_training(tokenizer):
     llama3 = Encoding(Encoder(tokenizer), get_template("llama3"), cutoff_len=None)
-    (row,) = STAGES.get("pt").encode(Prompt((Message("user", "x"),)), llama3, PtConfig())
+    row = encoded("pt", Prompt((Message("user", "x"),)), llama3, PtConfig())
     assert tokenizer.decode(row.input_ids) == "x<|end_of_text|>"
 
 
 def test_pt_cannot_use_an_empty_text(encoding):
     with pytest.raises(RowError, match="the text is empty"):
-        STAGES.get("pt").encode(Prompt((Message("user", ""),)), encoding, PtConfig())
+        encoded("pt", Prompt((Message("user", ""),)), encoding, PtConfig())
 
 
 ROWS = [
@@ -146,7 +155,7 @@ REFUSED = {
     "mask_history with train_on_prompt": {"mask_history": True, "train_on_prompt": True},
     "accuracy of written answers": {"compute_accuracy": True, "predict_with_generate": True, "val_size": 0.1},
     "prediction without answers": {"do_predict": True, "val_size": 0.1},
-    "packed conversations": {"packing": True},
+    "packing and no packing": {"neat_packing": True, "packing": False},
     "plain text has no questions": {"stage": "pt", "predict_with_generate": True, "val_size": 0.1},
     "plain text has no answers": {"stage": "pt", "do_predict": True, "val_size": 0.1},
 }

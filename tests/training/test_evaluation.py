@@ -14,6 +14,7 @@ from luthier.core.errors import ConfigError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.run.encoding import load_text_side
+from luthier.training.fit import filled_up
 from tests.training.runs import losses, small_world
 
 EVALUATES = {"do_train": False, "do_eval": True, "eval_dataset": "numbers,tools", "cutoff_len": 300}
@@ -74,6 +75,18 @@ def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size):
     assert result.metrics["eval"]["eval_loss"] == pytest.approx(loss, abs=1e-5)
     assert result.metrics["eval"]["eval_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert results(values)["eval_loss"] == result.metrics["eval"]["eval_loss"]
+
+
+@pytest.mark.parametrize("packing", [None, True])
+def test_rows_that_fill_up_the_last_batch_of_several_processes_count_for_nothing(values, packing):
+    keys = {**values, **EVALUATES, "packing": packing}
+    run = load_train(keys)
+    rows = prepare(run, STAGES.get(run.stage), load_text_side(run).encoding).eval[""]
+    filled = filled_up(rows, 32)
+    assert len(filled) % 32 == 0 and len(filled) > len(rows)
+    assert filled.select(range(len(rows))).to_list() == rows.to_list()
+    assert all(label == -100 for row in filled.select(range(len(rows), len(filled))) for label in row["labels"])
+    assert filled_up(rows, len(rows)) is rows
 
 
 def test_evaluation_alone_trains_nothing(values):
