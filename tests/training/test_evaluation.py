@@ -62,12 +62,13 @@ def evaluations(result: Any) -> list[dict[str, Any]]:
     return [logs for logs in result.log_history if any(name.startswith("eval_") for name in logs)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size):
+@pytest.mark.parametrize(("batch_size", "packing"), [(1, None), (5, None), (64, None), (2, True)])
+def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size, packing):
     keys = {
         **EVALUATES,
         "compute_accuracy": True,
         "per_device_eval_batch_size": batch_size,
+        "packing": packing,
         "label_smoothing_factor": 0.1,
     }
     result = luthier.train({**values, **keys})
