@@ -5,6 +5,7 @@ the folder: no collective operation waits meanwhile.
 """
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from luthier.core.errors import OutputError
+from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import require_writable, save_folder_atomically
 from luthier.core.log import warn
 
+SIZES_FILE = "sizes.json"
+"""Name -> bytes of the other files of an entry."""
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """So long a process leaves an entry to the one that should make it, unless that one has it in work."""
@@ -59,7 +62,7 @@ class Cache:
 
     def _is_ready(self, key: str) -> bool:
         wanted_anew = self.overwrites and self.makes and key not in self._made
-        return not wanted_anew and (self.folder / key).is_dir()
+        return not wanted_anew and _is_whole(self.folder / key)
 
     def _try(self, key: str, make: Callable[[Path], None]) -> None:
         """Make the entry, unless another process has it in work."""
@@ -76,9 +79,23 @@ class Cache:
         # What a killed process has left; the lock says that none is at work.
         for leftover in (*self.folder.glob(f".{key}.*.tmp"), *(self.folder / key).glob(".*.tmp")):
             shutil.rmtree(leftover, ignore_errors=True)
-        with save_folder_atomically(self.folder / key) as draft:
-            make(draft)
+        try:
+            with save_folder_atomically(self.folder / key) as draft:
+                make(draft)
+                sizes = {path.name: path.stat().st_size for path in draft.iterdir()}
+                (draft / SIZES_FILE).write_text(json.dumps(sizes), encoding="utf-8")
+        except RunFailed as fault:
+            raise RunFailed(f"{fault} with the environment variable LUTHIER_CACHE") from fault
         self._made.add(key)
+
+
+def _is_whole(entry: Path) -> bool:
+    """The entry is there, and nobody has cut off or taken away one of its files since it was made."""
+    try:
+        sizes = json.loads((entry / SIZES_FILE).read_text(encoding="utf-8"))
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def open_cache(*, overwrites: bool, makes: bool) -> Cache:

@@ -1,5 +1,8 @@
 """One small world for all cases; every case has a folder of its own, and nobody writes into the world."""
 
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,23 @@ def person(small_keys, tmp_path, capsys, monkeypatch) -> Person:
 @pytest.fixture
 def model(person) -> Path:
     """A copy of the model, to be spoilt."""
-    import shutil
-
     return Path(shutil.copytree(person.keys["model_name_or_path"], person.folder / "my model"))
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many kilobytes; the weights of the model take 451 of them, a checkpoint 1,420."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk of {size}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,11 +1,8 @@
 """A disk that fills up: a real small disk where mounting is allowed, and a limit on the size of files everywhere."""
 
 import resource
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -13,25 +10,6 @@ from tests.bad_input.clumsy import contents
 
 STEPWISE = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6}
 REMEDY = "-> free some space or choose another"
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of so many kilobytes; the weights of the model take 451 of them, a checkpoint 1,420."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        folder = tmp_path / f"disk of {size}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting is not allowed here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager
