@@ -28,11 +28,11 @@ class DataConfig:
     """How several datasets become one: one after the other, or in turns until the first, or every one, is used up."""
     interleave_probs: tuple[float, ...] = ()
     """Share of each dataset when they are taken in turns, one number per dataset."""
-    overwrite_cache: bool = no_effect(False, "rows are tokenised anew in every run", (True,))
+    overwrite_cache: bool = False
     """Tokenise again even if the same rows have been tokenised before."""
-    preprocessing_batch_size: int = no_effect(1000, "the rows do not depend on how many are tokenised together")
-    """Rows tokenised together."""
-    preprocessing_num_workers: int | None = no_effect(None, "rows are tokenised in one process, one after the other")
+    preprocessing_batch_size: int = 1000
+    """Rows tokenised together; the rows do not depend on it."""
+    preprocessing_num_workers: int | None = no_effect(None, "the tokenizer works in threads on all cores by itself")
     """Processes that tokenise."""
     max_samples: int | None = None
     """Use only this many rows of every dataset, counted from its start."""
@@ -45,13 +45,10 @@ class DataConfig:
     eval_on_each_dataset: bool = False
     """Report the evaluation of each dataset by itself."""
     packing: bool | None = None
-    """Join rows into blocks of `cutoff_len` tokens; unset means yes for pt and no for other stages."""
-    neat_packing: bool = refused(
-        False,
-        "packing several conversations into one row is not part of this version",
-        "leave it out: rows are padded per batch",
-    )
-    """Pack conversations so that they cannot see each other."""
+    """Join rows into longer ones of `cutoff_len` tokens: texts into blocks (pt, where unset means yes), conversations
+    into packs whose samples do not see each other (sft)."""
+    neat_packing: bool = False
+    """As `packing`, and refuse models whose attention cannot keep the samples of a pack apart."""
     tool_format: str | None = None
     """Syntax of tool calls; unset takes that of the template."""
     default_system: str | None = None
@@ -66,7 +63,7 @@ class DataConfig:
         "leave it out: tokenised rows are cached by their content, and used again by themselves",
     )
     """Folder that tokenised rows are written to, or read from if it holds some."""
-    data_shared_file_system: bool = no_effect(False, "every process tokenises for itself")
-    """All machines see the same files, so only one of them tokenises."""
+    data_shared_file_system: bool = False
+    """The cache of all machines is one folder, so only one of them tokenises; otherwise one process of each does."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
     """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""

@@ -322,6 +322,7 @@ TRAIN_RULES = Rules(
             for key in ("deepspeed", "fsdp")
         ),
         at_least("data", "max_samples", 1),
+        at_least("data", "preprocessing_batch_size", 1),
         at_least("training", "per_device_train_batch_size", 1),
         at_least("training", "per_device_eval_batch_size", 1),
         at_least("training", "gradient_accumulation_steps", 1),

@@ -20,12 +20,14 @@ Features = Mapping[str, Sequence[int]]
 def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
     """All rows behind one another in a single row of N tokens; position ids and attention start anew at each.
 
+    A packed row is as many rows as it has samples (`sample_lengths`); the first label of each is already left out.
+
     The keys are those that transformers' attention functions take for rows of different lengths (`cu_seq_lens_*`,
     `max_length_*`): nothing is padded, so nothing is computed in vain.
     """
     import torch
 
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [length for row in rows for length in row.get("sample_lengths") or [len(row["input_ids"])]]
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     longest = max(lengths)
     labels = torch.tensor([label for row in rows for label in (*row["labels"][1:], IGNORE_INDEX)])
@@ -36,7 +38,7 @@ def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,
         "max_length_k": longest,
-        **_targets(labels, torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))),
+        **_targets(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))),
     }
 
 

@@ -52,6 +52,11 @@ class PreparedData:
     ledger: Ledger
 
     @property
+    def is_packed(self) -> bool:
+        """Whether rows are made of several samples."""
+        return any("sample_lengths" in rows.column_names for rows in (self.train, *self.eval.values()) if rows)
+
+    @property
     def fingerprint(self) -> str:
         """Of all token ids and labels, in order: two runs on the same rows have the same one."""
         digest = hashlib.sha256()

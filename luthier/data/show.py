@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
@@ -58,7 +58,23 @@ def coloured(
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the stage, with the attention mask that every column set of the reference has."""
-    return {"input_ids": row["input_ids"], "attention_mask": [1] * len(row["input_ids"]), "labels": row["labels"]}
+    more = {"sample_lengths": row["sample_lengths"]} if "sample_lengths" in row else {}
+    return {
+        "input_ids": row["input_ids"],
+        "attention_mask": [1] * len(row["input_ids"]),
+        "labels": row["labels"],
+    } | more
+
+
+def samples_of(row: Mapping[str, Sequence[int]]) -> list[Mapping[str, Sequence[int]]]:
+    """The samples of a packed row, each as a row; any other row as it is."""
+    if "sample_lengths" not in row:
+        return [row]
+    ends = list(accumulate(row["sample_lengths"]))
+    return [
+        {"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end]}
+        for start, end in pairwise([0, *ends])
+    ]
 
 
 def _colour(token: Shown) -> str:

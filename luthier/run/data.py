@@ -97,7 +97,7 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
     from luthier.data.segments import RoleMarks
-    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, shows_colours, without_colours
+    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, samples_of, shows_colours, without_colours
 
     colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
     marks = RoleMarks(text.template, text.tokenizer)
@@ -106,28 +106,38 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
             print(LEGEND if colours else PLAIN_LEGEND, file=sys.stdout if colours else sys.stderr)
         learned = sum(label >= 0 for label in row["labels"])
         print(f"--- {name} row {index}: {len(row['input_ids'])} tokens, {learned} learned")
-        if colours:
-            print(coloured(row, text.tokenizer, marks, is_prompt=is_prompt))
-        else:
-            print(without_colours(row, text.tokenizer, is_prompt=is_prompt))
+        samples = samples_of(row)
+        for number, sample in enumerate(samples, start=1):
+            if len(samples) > 1:
+                print(f"-- sample {number} of {len(samples)}: {len(sample['input_ids'])} tokens")
+            if colours:
+                print(coloured(sample, text.tokenizer, marks, is_prompt=is_prompt))
+            else:
+                print(without_colours(sample, text.tokenizer, is_prompt=is_prompt))
 
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
     from luthier.data.page import PageRow, page
     from luthier.data.segments import RoleMarks, prompt_and_answer
+    from luthier.data.show import samples_of
 
     def ids_and_labels(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         return prompt_and_answer(row) if _holds_prompts(options, data) else (row["input_ids"], row["labels"])
 
-    rows = [PageRow(name, index, *ids_and_labels(row)) for name, index, row in _chosen(options, data)]
+    chosen = list(_chosen(options, data))
+    rows = [
+        PageRow(name if "sample_lengths" not in row else f"{name} (sample {number})", index, *ids_and_labels(sample))
+        for name, index, row in chosen
+        for number, sample in enumerate(samples_of(row), start=1)
+    ]
     total = sum(len(rows) for rows in _sets(options.split, data).values())
     facts = {
         "stage": run.stage,
         "model": Path(run.model.model_name_or_path).name,
         "template": text.template.name,
         "cutoff_len": str(run.data.cutoff_len),
-        "shown": f"{len(rows)} of {total} {options.split} rows",
+        "shown": f"{len(chosen)} of {total} {options.split} rows",
     }
     title = f"Data of {Path(run.source).name}"
     marks = RoleMarks(text.template, text.tokenizer)

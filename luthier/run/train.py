@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
@@ -65,7 +65,9 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.reads_chat)
     data = prepare(run, stage, text.encoding)
     report_data(run, data, text)
-    model, concatenates = load_policy(run, text, machine)
+    model, padding_reason = load_policy(run, text, machine)
+    if padding_reason is not None:
+        report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     if run.trains:
         require_space("output_dir", output_dir, num_saved_bytes(model))
     trainer = build_trainer(
@@ -75,7 +77,7 @@ def train(run: TrainRun) -> "RunResult":
         text.tokenizer,
         data,
         args,
-        concatenates=concatenates,
+        concatenates=padding_reason is None,
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
         superseded=checkpoints_in(output_dir) if starts_anew else (),
     )
@@ -102,8 +104,8 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     return resume_from
 
 
-def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.Module, bool]":
-    """The model, and whether its attention keeps rows apart that lie behind one another without padding."""
+def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.Module, str | None]":
+    """The model, and why rows must be padded; None if its attention keeps rows apart that lie behind one another."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.load import load_for_inference, load_for_training
 
@@ -115,9 +117,19 @@ def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
-    else:
-        info(f"rows are padded: {padding_reason}")
-    return model, padding_reason is None
+    return model, padding_reason
+
+
+def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
+    """Raises `ModelError` if the samples of packed rows must be kept apart, which needs what the model lacks."""
+    if is_packed and must_isolate:
+        raise ModelError(
+            f"neat_packing: this model cannot keep the samples of a row apart: {reason}"
+            " -> leave neat_packing out, or set packing: true, where the samples of a row see each other"
+        )
+    info(f"rows are padded: {reason}")
+    if is_packed:
+        warn("packing: the samples of a row see each other, since this model cannot keep them apart")
 
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:

@@ -45,6 +45,13 @@ RULES = Rules(
             "use do_eval: true for the perplexity, or stage: sft",
             lambda run: run.training["do_predict"],
         ),
+        Rule(
+            ("neat_packing", "stage"),
+            "keeps packed conversations apart, and this stage cuts plain texts into blocks",
+            "leave it out",
+            lambda run: run.data.neat_packing,
+            only_warns=True,
+        ),
     )
 )
 

@@ -11,9 +11,11 @@ from luthier.stages import LossOutput, Stage
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
     from luthier.data.encode import TurnIds
     from luthier.data.encoding import Encoding
     from luthier.data.labels import Encoded
+    from luthier.data.packing import Packs
     from luthier.data.tokenise import Written
 
 
@@ -51,10 +53,10 @@ RULES = Rules(
             lambda run: run.training["do_predict"] and not run.training["predict_with_generate"],
         ),
         Rule(
-            ("packing", "stage"),
-            "packing conversations into one row is not part of this version",
-            "leave it out: rows are padded per batch",
-            lambda run: bool(run.data.packing),
+            ("neat_packing", "packing"),
+            "packs conversations, while packing: false does not",
+            "leave packing out",
+            lambda run: run.data.neat_packing and run.data.packing is False,
         ),
     )
 )
@@ -79,6 +81,12 @@ def label(turns: "list[TurnIds]", encoding: "Encoding", config: SftConfig) -> "E
     )
 
 
+def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
+    from luthier.data.packing import Packs
+
+    return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
+
+
 def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, training: bool) -> LossOutput:
     return next_token_loss(
         models,
@@ -94,6 +102,7 @@ STAGE = Stage(
     examples=(Dialogue,),
     write=write,
     label=label,
+    packer=packer,
     units=count_targets,
     loss=loss,
     check=RULES,
