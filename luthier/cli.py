@@ -14,7 +14,10 @@ COMMANDS = {
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
         "show the tokenised rows, or examine the datasets",
     ),
-    "template": ("list | show NAME | render NAME FILE | check MODEL [NAME]", "the chat formats"),
+    "template": (
+        "list | show NAME | render NAME FILE | check MODEL [NAME] [--data RUN] [--rows N] [--json]",
+        "the chat formats, and whether training with one equals what an inference server sends",
+    ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
     "export": ("RUN", "merge adapters and write a model folder"),
     "verify": ("DIR", "compare a result with its manifest"),
