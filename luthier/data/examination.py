@@ -114,14 +114,13 @@ class _Reader:
 
 def terms_of(run: "TrainRun", encoding: Encoding) -> Terms:
     tokenizer, template = encoding.encoder.tokenizer, encoding.template
-    special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    longest_first = sorted(special.values(), key=len, reverse=True)
+    special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    longest_first = sorted(special, key=len, reverse=True)
     return Terms(
         on_overlong=run.data.on_overlong,
         cutoff_len=encoding.cutoff_len,
         splits_evaluation_off=run.data.val_size > 0,
         split_special_tokens=encoding.encoder.split_special_tokens,
         special_words=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
-        special_ids=frozenset(special),
         answer_words="".join((*template.thought_words, *template.tool_call_words)),
     )

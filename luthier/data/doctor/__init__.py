@@ -59,7 +59,6 @@ class Terms:
     split_special_tokens: bool
     special_words: re.Pattern[str]
     """Matches every text that the tokenizer reads as a special token."""
-    special_ids: frozenset[int]
     answer_words: str
     """What the chat format lets answers contain although it may be special tokens: around thoughts and calls."""
 
