@@ -309,8 +309,8 @@ def test_command_names_what_is_wrong_with_a_file(tmp_path, content, reason):
 def test_command_names_what_is_wrong_with_a_name():
     with pytest.raises(UnknownVariant, match="did you mean 'llama3'"):
         command.main(["render", "lama3", "absent.json"])
-    with pytest.raises(InvalidInput, match="not part of this version"):
-        command.main(["check", "some/model"])
+    with pytest.raises(InvalidInput, match="at least 1"):
+        command.main(["check", "some/model", "--rows", "0"])
     with pytest.raises(SystemExit) as caught:
         command.main(["frobnicate"])
     assert caught.value.code == 2
