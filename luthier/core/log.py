@@ -60,3 +60,5 @@ def hush_libraries() -> None:
     transformers_logging.disable_progress_bar()
     enable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # That the tokenizer was fitted to the chat format has been said; transformers would say it again in other words.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)

@@ -25,11 +25,6 @@ class Machine:
     local_rank: int = 0
     world_size: int = 1
 
-    @property
-    def device_name(self) -> str:
-        """The device of this process, as torch names it."""
-        return f"{self.device}:{self.local_rank}" if self.num_accelerators else self.device
-
 
 @lru_cache(maxsize=1)
 def detect() -> Machine:
