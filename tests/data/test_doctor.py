@@ -10,10 +10,13 @@ import pytest
 import yaml
 
 from luthier.cli import main
-from luthier.core.kinds import CHECKS
+from luthier.config.load import load_train
+from luthier.core.kinds import CHECKS, STAGES
 from luthier.data.doctor import Place, Sample, Terms
 from luthier.data.lengths import bars, measured, smallest_cutoff
+from luthier.data.prepare import prepare
 from luthier.data.types import Message, Preference
+from luthier.run.encoding import load_text_side
 from tests.training.runs import TOOL_TALK, TOOLS, small_world
 
 EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.yaml"))
@@ -171,13 +174,29 @@ def test_special_tokens_that_belong_to_answers(doctor, world):
 
 
 def test_rows_without_a_label_after_truncation(doctor):
-    rows = [asked("q" * 200, "a"), asked("w" * 30, "b" * 60)]
-    findings, *_ = doctor(rows, cutoff_len=60)
-    assert found(findings)[-1] == ("overlong", "warning", [2])
-    long_prompt = [asked("q", "a"), asked("x" * 300, "y")]
-    talks = [talk(("human", "h" * 300), ("gpt", "g" * 300)), talk(("human", "i"), ("gpt", "j"))]
-    assert "no_label" not in {check for check, *_ in found(doctor(long_prompt, cutoff_len=90)[0])}
-    assert doctor(talks, form=CHAT, cutoff_len=1)[0][0]["check"] == "no_label"
+    findings, *_ = doctor([*CLEAN, asked("q" * 200, "a")], cutoff_len=1)
+    assert [finding["rows"] for finding in findings if finding["check"] == "no_label"] == [[1], [2], [3]]
+    assert "222 tokens" in [finding["remedy"] for finding in findings if finding["check"] == "no_label"][-1]
+    assert "no_label" not in {check for check, *_ in found(doctor([asked("q" * 200, "a")], cutoff_len=90)[0])}
+
+
+@pytest.mark.parametrize("rule", ["truncate", "drop"])
+def test_rows_with_errors_are_those_that_training_leaves_out(doctor, tmp_path, rule):
+    rows = [
+        *CLEAN,
+        {"instruction": 7},
+        asked("q" * 200, "a"),
+        asked("?", ""),
+        CLEAN[0],
+        {"output": "x"},
+        asked("", "y"),
+    ]
+    findings, *_ = doctor(rows, cutoff_len=90, on_overlong=rule)
+    run = load_train(tmp_path / "run.yaml")
+    account = prepare(run, STAGES.get("sft"), load_text_side(run).encoding).ledger.accounts["train"]
+    lost = {number for finding in findings if finding["severity"] == "error" for number in finding["rows"]}
+    places = [place for listed in account.dropped_rows.values() for place in listed]
+    assert lost == {int(place.rpartition("row ")[2]) for place in places} and len(lost) == account.num_dropped
 
 
 @pytest.mark.parametrize(
