@@ -1,5 +1,6 @@
 """The keys that say which rows are read and how they become tokens."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,13 +58,15 @@ class DataConfig:
     """For templates with a thinking part: on, off, or (null) as the row has it."""
     preserve_thinking: bool = False
     """Keep the thinking parts of earlier answers in the prompt."""
-    tokenized_path: str | None = refused(
-        None,
-        "a folder of tokenised rows is not part of this version",
-        "leave it out: tokenised rows are cached by their content, and used again by themselves",
-    )
-    """Folder that tokenised rows are written to, or read from if it holds some."""
+    tokenized_path: str | None = None
+    """Folder with tokenised rows: read in the place of all datasets if it holds some, else written."""
     data_shared_file_system: bool = False
     """The cache of all machines is one folder, so only one of them tokenises; otherwise one process of each does."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
     """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""
+
+
+def holds_tokenized_rows(data: DataConfig) -> bool:
+    """Whether rows come from `tokenized_path`, and so from no dataset."""
+    path = data.tokenized_path
+    return path is not None and os.path.isdir(path) and any(not name.startswith(".") for name in os.listdir(path))

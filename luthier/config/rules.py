@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from luthier.config.data import holds_tokenized_rows
 from luthier.config.sections import is_on
 from luthier.core.errors import Problem
 from luthier.core.kinds import TOOL_SYNTAXES
@@ -81,7 +82,7 @@ def number(section: str, key: str) -> Callable[[Any], Any]:
 
 
 def _has_eval_data(run: Any) -> bool:
-    return bool(run.data.eval_dataset) or run.data.val_size > 0
+    return bool(run.data.eval_dataset) or run.data.val_size > 0 or holds_tokenized_rows(run.data)
 
 
 def _does_nothing(run: Any) -> bool:
@@ -182,7 +183,7 @@ TRAIN_RULES = Rules(
             ("dataset", "do_train"),
             "is missing, and do_train needs one",
             "give names from dataset_info.json",
-            lambda run: run.training["do_train"] and not run.data.dataset,
+            lambda run: run.training["do_train"] and not run.data.dataset and not holds_tokenized_rows(run.data),
         ),
         Rule(
             ("do_train", "do_eval", "do_predict"),
@@ -201,7 +202,7 @@ TRAIN_RULES = Rules(
             ("val_size", "dataset"),
             "there is no dataset to take rows from",
             "give a dataset, or leave val_size out",
-            lambda run: run.data.val_size > 0 and not run.data.dataset,
+            lambda run: run.data.val_size > 0 and not run.data.dataset and not holds_tokenized_rows(run.data),
         ),
         Rule(
             ("val_size", "eval_dataset"),

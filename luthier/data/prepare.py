@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.config.data import holds_tokenized_rows
 from luthier.core.errors import DataError
-from luthier.core.log import is_main_process
+from luthier.core.log import info, is_main_process
 from luthier.data.cache import open_cache
 from luthier.data.catalog import DatasetSpec, load_catalog
 from luthier.data.encoding import Encoding, encode_last_turn
@@ -24,6 +25,7 @@ from luthier.data.mix import mix, split_validation
 from luthier.data.read import read_rows
 from luthier.data.rows import RowMaker
 from luthier.data.tables import TableWriter, batches_of, row_lengths, table_at
+from luthier.data.tokenized import load_tokenized, save_tokenized
 from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
@@ -76,6 +78,18 @@ class _Table:
 
 def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
+    if holds_tokenized_rows(run.data):
+        assert run.data.tokenized_path is not None, "that is where they lie"
+        info(f"data: the rows in {run.data.tokenized_path} as they are; the other keys of the data are not read")
+        return PreparedData(*load_tokenized(Path(run.data.tokenized_path)))
+    data = _prepared(run, stage, encoding)
+    if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
+        save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger)
+        info(f"data: tokenised rows saved to {run.data.tokenized_path}, where the next run reads them")
+    return data
+
+
+def _prepared(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
     data, generates = run.data, run.training["predict_with_generate"]
     packer = stage.packer(run, encoding)
     # Texts that are cut into blocks anyway are not cut to a length before.

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import replace
 
+from luthier.config.data import holds_tokenized_rows
 from luthier.config.load import load, locate, read_source
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.source import Written
@@ -85,7 +86,7 @@ def content_problems(run: TrainRun | InferRun | ExportRun, *, others: bool) -> t
             close = nearest(name, known)
             remedy = f"did you mean {close}?" if close else "`luthier template list` names them"
             problems.append(Problem("template", "no chat format has this name", remedy))
-    if isinstance(run, TrainRun):
+    if isinstance(run, TrainRun) and not holds_tokenized_rows(run.data):
         from luthier.data.catalog import check_datasets
 
         problems_found, warnings_found = check_datasets(run.data, run.stage, others=others)

@@ -33,6 +33,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "multimodal": ("image_max_pixels", "video_max_pixels"),
     "qlora_awq": (WORKERS,),
     "qlora_gptq": (WORKERS,),
+    "tokenize_only": (),
 }
 """File -> keys it is warned of, in the order of the lines."""
 
@@ -57,7 +58,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "pissa": ("pissa_init", "pissa_convert"),
     "qlora_bnb": ("quantization_bit",),
     "swanlab": ("use_swanlab",),
-    "tokenize_only": ("tokenized_path",),
 }
 """File -> keys it is refused for."""
 

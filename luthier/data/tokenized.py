@@ -1,0 +1,78 @@
+"""The folder `tokenized_path`: tokenised rows in the format of `datasets`, which can be moved to another machine.
+
+A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
+ledger beside them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import DataError
+from luthier.core.files import save_folder_atomically
+from luthier.data.ledger import DatasetAccount, Ledger
+
+if TYPE_CHECKING:
+    import datasets
+
+LEDGER_FILE = "data_report.json"
+EVAL, PROMPTS = "validation", "prompts"
+_REQUIRED, _OPTIONAL = ("input_ids", "labels"), ("sample_lengths",)
+
+Sets = Mapping[str, "datasets.Dataset"]
+
+
+def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, prompts: Sets, ledger: Ledger) -> None:
+    """Raises `OutputError` or `RunFailed` if the folder cannot be written; nothing half-written is left then."""
+    import datasets
+
+    sets = {"train": train} if train is not None else {}
+    sets |= {_split(EVAL, name): rows for name, rows in evals.items()}
+    sets |= {_split(PROMPTS, name): rows for name, rows in prompts.items()}
+    with save_folder_atomically(folder) as draft:
+        datasets.DatasetDict(sets).save_to_disk(str(draft))
+        (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
+
+
+def load_tokenized(folder: Path) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
+    """(train, eval, prompts, ledger). Raises `DataError` for a folder that holds something else."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as fault:
+        raise DataError(f"tokenized_path: {folder} holds no tokenised rows ({fault}) -> name a new folder") from fault
+    sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    rows = {name: _own_columns(folder, name, table) for name, table in sets.items()}
+    ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
+    ledger.samples = {name: len(table) for name, table in rows.items()}
+    return rows.get("train"), _named(rows, EVAL), _named(rows, PROMPTS), ledger
+
+
+def _split(kind: str, name: str) -> str:
+    return f"{kind}_{name}" if name else kind
+
+
+def _named(rows: Sets, kind: str) -> Sets:
+    return {
+        name.removeprefix(kind).removeprefix("_"): table for name, table in rows.items() if name.split("_")[0] == kind
+    }
+
+
+def _own_columns(folder: Path, name: str, table: "datasets.Dataset") -> "datasets.Dataset":
+    missing = [column for column in _REQUIRED if column not in table.column_names]
+    if missing:
+        raise DataError(f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)} -> name a new folder")
+    if "position_ids" in table.column_names and "sample_lengths" not in table.column_names:
+        raise DataError(
+            f"tokenized_path: {folder}: {name} was packed by another program, which does not say where samples begin"
+            " -> name a new folder"
+        )
+    return table.select_columns([column for column in (*_REQUIRED, *_OPTIONAL) if column in table.column_names])
+
+
+def _ledger(folder: Path) -> Ledger:
+    saved = json.loads((folder / LEDGER_FILE).read_text())
+    accounts = {name: DatasetAccount(**account) for name, account in saved["datasets"].items()}
+    return Ledger(accounts, leftover_tokens=saved["leftover_tokens"])
