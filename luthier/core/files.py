@@ -36,6 +36,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); what was there is kept") from fault
 
 
+_RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
+"""How Rust writes an error of the system: for people, and for programmers (releases of safetensors differ)."""
+
+
 @contextmanager
 def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Iterable[str] = ()) -> Iterator[Path]:
     """Gives an empty folder to write into; when the block ends well, its files are those of `folder`.
@@ -78,8 +82,8 @@ class DiskFaults:
         text = str(fault)
         if isinstance(fault, RunFailed) and isinstance(fault.__cause__, OSError):
             raise fault.__cause__
-        if number := re.search(r"\(os error (\d+)\)", text):
-            code = int(number[1])
+        if number := _RUST_ERROR_NUMBER.search(text):
+            code = int(number[1] or number[2])
             raise OSError(code, os.strerror(code)) from fault
         if isinstance(fault, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
             raise OSError("not all of it could be written, as when the disk is full") from fault
