@@ -56,7 +56,7 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     rows, tokenizer = tokenised_rows(output_dir, steps, dtype)
-    model = AutoModelForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, dtype=getattr(torch, dtype))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     # transformers refuses to train what it loaded from GGUF until the quantizer is taken off.
     del model.hf_quantizer
@@ -65,7 +65,7 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     args = TrainingArguments(
         output_dir, per_device_train_batch_size=4, max_steps=steps, learning_rate=1e-4, logging_steps=1,
         report_to="none", save_strategy="no", train_sampling_strategy="sequential", bf16=dtype == "bfloat16",
-        disable_tqdm=True,
+        disable_tqdm=True, use_cpu=not torch.accelerator.is_available(),
     )  # fmt: skip
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
     trainer = Trainer(model, args, data_collator=collator, train_dataset=rows)
