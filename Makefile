@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format keys docs bench bench-startup bench-train bench-data clean
+.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
