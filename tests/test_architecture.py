@@ -129,6 +129,19 @@ def test_every_key_has_a_help_text():
     assert not missing
 
 
+def test_nobody_asks_a_variant_for_its_name():
+    """What differs between variants is a field of theirs; only rules between keys, in config, may name one."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Compare) and relative(path).split("/")[0] != "config":
+                sides = [node.left, *node.comparators]
+                asks = any(
+                    isinstance(side, ast.Attribute) and side.attr in ("stage", "finetuning_type") for side in sides
+                )
+                named = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
+                assert not (asks and named), f"{relative(path)}:{node.lineno}"
+
+
 def test_nobody_catches_everything():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

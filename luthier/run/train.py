@@ -167,7 +167,7 @@ def carry_out(
             forget_results(output_dir)
     if run.training["do_eval"] and data.eval:
         evaluation = trainer.evaluate()
-        metrics["eval"] = with_perplexity(evaluation) if run.stage == "pt" else evaluation
+        metrics["eval"] = with_perplexity(evaluation) if trainer.stage.learns_all else evaluation
     if run.training["do_predict"]:
         metrics["predict"] = predict(run, trainer.policy, data, text)
     if trainer.is_world_process_zero():

@@ -46,6 +46,8 @@ class Stage:
     """The example types it takes; a row that gives another is dropped with the reason."""
     reads_chat: bool = True
     """Whether rows are conversations, so that a chat format is needed."""
+    learns_all: bool = False
+    """Whether every token is learned, so that exp(loss) is the perplexity of the text and worth reporting."""
     write: "Callable[[Any, Encoding, Any], Sequence[Written]]"
     """(example, encoding, config) -> rows to tokenise: one, unless a chat template shows answers after other histories.
 

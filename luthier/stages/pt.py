@@ -95,6 +95,7 @@ STAGE = Stage(
     config=PtConfig,
     examples=(Prompt, Dialogue),
     reads_chat=False,
+    learns_all=True,
     write=write,
     label=label,
     packer=packer,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.legacy import training_arguments_kwargs
 from luthier.core.errors import InvalidInput, MissingExtra
+from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     needs_metric = run.finetuning.early_stopping_steps is not None or run.training["save_strategy"] == "best"
     if needs_metric and run.training["metric_for_best_model"] is None:
         values["metric_for_best_model"] = "loss"
-    if run.finetuning_type == "lora" and run.training["ddp_find_unused_parameters"] is None:
+    if ADAPTERS.get(run.finetuning_type).adds_weights and run.training["ddp_find_unused_parameters"] is None:
         values["ddp_find_unused_parameters"] = False
     try:
         return Seq2SeqTrainingArguments(**values)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.masking import is_secret, masked
 from luthier.core.errors import RunFailed
 from luthier.core.files import DiskFaults, write_atomically
+from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.manifest import write_manifest
 from luthier.core.versions import require
@@ -113,7 +114,7 @@ def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[s
         "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
         "lr_scheduler_type", "optim", "seed",
     )  # fmt: skip
-    is_adapter = run.finetuning_type == "lora"
+    is_adapter = ADAPTERS.get(run.finetuning_type).adds_weights
     header: dict[str, Any] = {"base_model": base_model, "library_name": "peft" if is_adapter else "transformers"}
     header |= {"license": "other", "tags": ["luthier", run.stage, run.finetuning_type, "generated_from_trainer"]}
     if run.data.dataset:

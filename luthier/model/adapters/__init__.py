@@ -21,5 +21,7 @@ class Adapter:
     `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
     what is new stays in 16 bits. See `luthier.model.load.load_for_training`.
     """
+    adds_weights: bool = False
+    """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = lambda run: ()
     """Rules between keys that concern this method; runs before torch is imported."""

@@ -132,4 +132,4 @@ def _stores_transposed(model: "PreTrainedModel") -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-ADAPTER = Adapter(name="lora", config=LoraConfig, apply=apply, check=RULES)
+ADAPTER = Adapter(name="lora", config=LoraConfig, apply=apply, adds_weights=True, check=RULES)
