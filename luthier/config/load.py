@@ -26,7 +26,15 @@ from luthier.config.keys import (
 )
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
-from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rules, launcher_problems
+from luthier.config.rules import (
+    EXPORT_RULES,
+    GENERATING_RULES,
+    MODEL_RULES,
+    OUTPUT_RULES,
+    TRAIN_RULES,
+    Rules,
+    launcher_problems,
+)
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
@@ -47,18 +55,21 @@ PATHS = frozenset(
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
-    "train": (MODEL_RULES, GENERATING_RULES, TRAIN_RULES),
+    "train": (MODEL_RULES, GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
     "infer": (MODEL_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, EXPORT_RULES),
 }
 
 
-def load_train(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> TrainRun:
+def load_train(
+    source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = (), *, writes: bool = True
+) -> TrainRun:
     """The run that a file, a mapping or command-line words describe. Raises `ConfigError` with all problems.
 
-    `overrides` are more words (`key=value` or `--key value`) that go before what `source` says.
+    `overrides` are more words (`key=value` or `--key value`) that go before what `source` says. `writes` false: the run
+    is only looked at, so it needs no folder to write to.
     """
-    run = load("train", read_source(source, overrides))
+    run = load("train", read_source(source, overrides), writes=writes)
     assert isinstance(run, TrainRun)
     return run
 
@@ -84,13 +95,13 @@ def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
     return written
 
 
-def load(command: str, written: Written) -> TrainRun | InferRun | ExportRun:
-    """Decode and check. `command` is one of `luthier.config.sections.RUN_COMMANDS`."""
+def load(command: str, written: Written, *, writes: bool = True) -> TrainRun | InferRun | ExportRun:
+    """Decode and check. `command` is one of `luthier.config.sections.RUN_COMMANDS`; `writes` as in `load_train`."""
     draft = _Draft(command, written)
     draft.decode()
     draft.judge()
     run = draft.build()
-    draft.apply_rules(run)
+    draft.apply_rules(run, [rules for rules in COMMAND_RULES[command] if writes or rules is not OUTPUT_RULES])
     if draft.problems:
         raise ConfigError(written.source, sorted(draft.problems, key=_place))
     return replace(run, warnings=tuple(sorted(draft.warnings, key=_place)))
@@ -240,11 +251,11 @@ class _Draft:
                     given.setdefault(key.current, value)
         return TrainingKeys(MappingProxyType(given))
 
-    def apply_rules(self, run: TrainRun | InferRun | ExportRun) -> None:
+    def apply_rules(self, run: TrainRun | InferRun | ExportRun, command_rules: Iterable[Rules]) -> None:
         """Rules between keys. A key already at fault is not blamed again, since a default stands in its place."""
         at_fault = {problem.key for problem in self.problems}
         found: list[Problem] = []
-        for rules in COMMAND_RULES[self.command]:
+        for rules in command_rules:
             found += rules(run)
             self.warnings += self._located(rules.broken_by(run, warnings=True))
         for check in self._variant_checks(run):

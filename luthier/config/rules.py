@@ -171,6 +171,18 @@ EXPORT_RULES = Rules(
     )
 )
 
+OUTPUT_RULES = Rules(
+    (
+        Rule(
+            ("output_dir",),
+            "is missing",
+            "say which folder to write to, e.g. output_dir: saves/first",
+            lambda run: not run.training["output_dir"] and not _does_nothing(run),
+        ),
+    )
+)
+"""For training itself; `luthier data` writes no model."""
+
 TRAIN_RULES = Rules(
     (
         Rule(
@@ -191,12 +203,6 @@ TRAIN_RULES = Rules(
             "write do_train: true",
             lambda run: bool(run.data.dataset) and run.trains and not run.training["do_train"],
             only_warns=True,
-        ),
-        Rule(
-            ("output_dir",),
-            "is missing",
-            "say which folder to write to, e.g. output_dir: saves/first",
-            lambda run: not run.training["output_dir"] and not _does_nothing(run),
         ),
         Rule(
             ("val_size", "dataset"),

@@ -28,12 +28,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load_checked(command: str, written: Written, *, begins: bool) -> TrainRun | InferRun | ExportRun:
+def load_checked(
+    command: str, written: Written, *, begins: bool, writes: bool = True
+) -> TrainRun | InferRun | ExportRun:
     """The run, with what its keys point to checked as well. Raises `ConfigError` with all problems.
 
     `begins`: the run starts now, so its model and libraries must be here; else they may be on another machine.
+    `writes` false: the run is only looked at, so it needs no folder to write to.
     """
-    run = load(command, written)
+    run = load(command, written, writes=writes)
     problems, warnings = content_problems(run, others=not begins)
     if begins:
         problems += source_problems(run)

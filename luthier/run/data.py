@@ -35,11 +35,11 @@ def main(argv: list[str]) -> int:
         from luthier.run.doctor import examine
 
         # Not `load_checked`: what it says of datasets would stop the run, and is what the doctor is to find.
-        return examine(load_train(rest), as_json=options.json, limit=options.limit, strict=options.strict)
-    run = load_checked("train", read_source(rest), begins=False)
+        return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
+    run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
     stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.reads_chat)
+    text = load_text_side(run, reads_chat=stage.reads_chat, for_model=False)
     data = prepare(run, stage, text.encoding)
     if options.html is not None:
         _write_page(options, run, data, text)

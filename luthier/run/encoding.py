@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.runs import TrainRun
-from luthier.core.log import hush_libraries, info
+from luthier.core.log import hush_libraries, info, warn
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
@@ -41,8 +41,11 @@ def tokenizer_source(model: "ModelConfig") -> str:
     return model.model_name_or_path
 
 
-def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool = True) -> TextSide:
+def load_text_side(
+    run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool = True, for_model: bool = True
+) -> TextSide:
     """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
+    `for_model` false: rows are only looked at, so tokens that the model has no room for are a warning.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.jinja import give_chat_template
@@ -52,7 +55,7 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
 
     hush_libraries()
     model, data = run.model, run.data
-    check_source(model.model_name_or_path, weights=not model.train_from_scratch)
+    check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch)
     hub: dict[str, Any] = {
         "revision": model.model_revision,
         "cache_dir": model.cache_dir,
@@ -77,6 +80,7 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
         read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
     )
     may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
+    num_rows = config.get_text_config().vocab_size
     fitted = fit_tokenizer(
         tokenizer,
         stop_words=template.stop_words,
@@ -84,11 +88,13 @@ def load_text_side(run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool =
         add_tokens=model.add_tokens,
         add_special_tokens=model.add_special_tokens,
         new_special_tokens=new_tokens,
-        vocab_size=None if may_grow else config.get_text_config().vocab_size,
+        vocab_size=None if may_grow or not for_model else num_rows,
         min_length_tokens=data.cutoff_len,
     )
     for note in fitted.notes:
         info(note)
+    if len(tokenizer) > num_rows and not may_grow:
+        warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None

@@ -130,3 +130,23 @@ def test_dropped_rows_are_told_on_stderr(world, shown):
 def test_what_is_not_there_is_said(shown, words, reason):
     status, out, err = shown(*words)
     assert (status, out) == (2, "") and reason in err
+
+
+def test_looking_at_rows_needs_no_folder_to_write_to(shown, world, capsys):
+    status, out, _ = shown("--json", "--limit", "1", output_dir=None)
+    assert status == 0
+    assert set(json.loads(out)) == {"input_ids", "attention_mask", "labels"}
+    assert main(["train", *(f"--{key}={value}" for key, value in world.items() if key != "output_dir")]) == 2
+    assert "output_dir: is missing" in capsys.readouterr().err
+
+
+def test_tokens_without_room_in_the_embedding_are_a_warning(tmp_path, capsys):
+    world = small_world(tmp_path, vocab_size=261)
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(yaml.safe_dump({**world, "template": "llama3"}), encoding="utf-8")
+    assert main(["data", str(run_file), "--json", "--limit", "1"]) == 0
+    captured = capsys.readouterr()
+    assert max(json.loads(captured.out)["input_ids"]) >= 261
+    assert "the embedding of the model has 261 rows" in captured.err
+    assert main(["train", str(run_file)]) == 2
+    assert "resize_vocab: true" in capsys.readouterr().err
