@@ -51,7 +51,7 @@ def load_text_side(
     from luthier.data.jinja import give_chat_template
     from luthier.model.load import load_config
     from luthier.model.sources import check_source
-    from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens
+    from luthier.model.tokenizer import load_tokenizer
 
     hush_libraries()
     model, data = run.model, run.data
@@ -76,25 +76,7 @@ def load_text_side(
         info("template: the model's own" if runs_own else "template: none, so rows get no role marks")
     if runs_own and not tokenizer.is_fast:
         info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenised apart")
-    new_tokens = (
-        read_new_special_tokens(Path(model.new_special_tokens_config)) if model.new_special_tokens_config else None
-    )
-    may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
-    num_rows = config.get_text_config().vocab_size
-    fitted = fit_tokenizer(
-        tokenizer,
-        stop_words=template.stop_words,
-        replace_eos=template.replace_eos,
-        add_tokens=model.add_tokens,
-        add_special_tokens=model.add_special_tokens,
-        new_special_tokens=new_tokens,
-        vocab_size=None if may_grow or not for_model else num_rows,
-        min_length_tokens=data.cutoff_len,
-    )
-    for note in fitted.notes:
-        info(note)
-    if len(tokenizer) > num_rows and not may_grow:
-        warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
+    fitted = fit_to_format(run, tokenizer, template, config.get_text_config().vocab_size, for_model=for_model)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None
@@ -103,3 +85,35 @@ def load_text_side(
         report_at_start(encoding, model.model_name_or_path, fitted.stop_token_ids)
     give_chat_template(tokenizer, template)
     return TextSide(fitted, template, encoding)
+
+
+def fit_to_format(
+    run: "TrainRun | InferRun | ExportRun",
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+    num_rows: int,
+    *,
+    for_model: bool,
+) -> "FittedTokenizer":
+    """The tokenizer with the tokens that the chat format and the user ask for. `num_rows`: of the model's embedding."""
+    from luthier.model.tokenizer import fit_tokenizer, read_new_special_tokens
+
+    model = run.model
+    config_file = model.new_special_tokens_config
+    new_tokens = read_new_special_tokens(Path(config_file)) if config_file else None
+    may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
+    fitted = fit_tokenizer(
+        tokenizer,
+        stop_words=template.stop_words,
+        replace_eos=template.replace_eos,
+        add_tokens=model.add_tokens,
+        add_special_tokens=model.add_special_tokens,
+        new_special_tokens=new_tokens,
+        vocab_size=None if may_grow or not for_model else num_rows,
+        min_length_tokens=run.data.cutoff_len,
+    )
+    for note in fitted.notes:
+        info(note)
+    if len(tokenizer) > num_rows and not may_grow:
+        warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
+    return fitted
