@@ -7,10 +7,11 @@ learned and `targets` what, so that no loss has to shift labels and no model com
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.labels import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORE_INDEX = -100
 PAD_MULTIPLE = 8
 """Padded lengths are multiples of this, which tensor cores like."""
 

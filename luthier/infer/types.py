@@ -1,46 +1,23 @@
 """What goes into an answer and what comes out of one."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import Literal
 
-if TYPE_CHECKING:
-    from luthier.config.generate import GeneratingConfig
+from luthier.config.generate import GeneratingConfig
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How to choose the next tokens. Every field but `seed` is the YAML key of that name."""
+class Settings(GeneratingConfig):
+    """How to choose the next tokens: the keys of the run file, and where random numbers start."""
 
-    do_sample: bool = True
-    temperature: float = 0.95
-    top_p: float = 0.7
-    top_k: int = 50
-    num_beams: int = 1
-    max_length: int = 1024
-    max_new_tokens: int = 1024
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    skip_special_tokens: bool = True
     seed: int | None = None
     """Start of the random numbers of one answer; None goes on with whatever the process has."""
 
     @classmethod
-    def of(cls, generating: "GeneratingConfig", seed: int | None = None) -> "Settings":
-        return cls(
-            do_sample=generating.do_sample,
-            temperature=generating.temperature,
-            top_p=generating.top_p,
-            top_k=generating.top_k,
-            num_beams=generating.num_beams,
-            max_length=generating.max_length,
-            max_new_tokens=generating.max_new_tokens,
-            repetition_penalty=generating.repetition_penalty,
-            length_penalty=generating.length_penalty,
-            skip_special_tokens=generating.skip_special_tokens,
-            seed=seed,
-        )
+    def of(cls, generating: GeneratingConfig, seed: int | None = None) -> "Settings":
+        return cls(**asdict(generating), seed=seed)
 
     @property
     def is_greedy(self) -> bool:

@@ -4,14 +4,8 @@ import os
 import subprocess
 import sys
 
-from luthier.core.errors import InvalidInput
+from luthier.config.sections import is_on
 from luthier.core.log import info
-
-TRUE = {"true", "1", "y", "yes"}
-
-
-def is_on(variable: str) -> bool:
-    return os.environ.get(variable, "0").lower() in TRUE
 
 
 def launch_if_needed(argv: list[str]) -> int | None:
@@ -19,13 +13,9 @@ def launch_if_needed(argv: list[str]) -> int | None:
 
     Wanted means FORCE_TORCHRUN, or more than one accelerator visible, in a process that no launcher has started.
     """
-    if is_on("USE_RAY"):
-        raise InvalidInput(
-            "USE_RAY: Ray is not part of this version -> unset it; FORCE_TORCHRUN=1 starts one process per device"
-        )
     if "LOCAL_RANK" in os.environ:
         return None
-    if not is_on("FORCE_TORCHRUN"):
+    if not is_on(os.environ, "FORCE_TORCHRUN"):
         from luthier.core.machine import detect
 
         if detect().num_accelerators < 2:

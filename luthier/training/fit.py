@@ -11,12 +11,15 @@ from transformers import EarlyStoppingCallback
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
-from luthier.data.collate import IGNORE_INDEX, concatenate_rows, pad_rows
+from luthier.data.collate import concatenate_rows, pad_rows
+from luthier.data.labels import IGNORE_INDEX
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
 from luthier.stages import Stage
 from luthier.training.arguments import trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.callbacks.progress import ProgressBar
+from luthier.training.callbacks.trainer_log import TrainerLog
 from luthier.training.trainer import EvalMetrics, StageTrainer
 
 if TYPE_CHECKING:
@@ -55,9 +58,6 @@ def build_trainer(
 
     `superseded`: checkpoints of an earlier run, which go when this one has saved something.
     """
-    from luthier.training.callbacks.progress import ProgressBar
-    from luthier.training.callbacks.trainer_log import TrainerLog
-
     log = TrainerLog(
         Path(run.training["output_dir"], "trainer_log.jsonl"), starts_anew=run.training["overwrite_output_dir"]
     )
