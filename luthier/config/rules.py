@@ -12,7 +12,7 @@ from typing import Any
 from luthier.config.data import holds_tokenized_rows
 from luthier.config.sections import is_on
 from luthier.core.errors import Problem
-from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.core.kinds import ADAPTERS, TOOL_SYNTAXES
 from luthier.core.versions import is_installed
 
 
@@ -113,9 +113,9 @@ MODEL_RULES = Rules(
     (
         Rule(
             ("adapter_name_or_path", "finetuning_type"),
-            "adapters are loaded by finetuning_type: lora only",
-            "set finetuning_type: lora, or leave the adapters out",
-            lambda run: bool(run.model.adapter_name_or_path) and run.finetuning_type != "lora",
+            "adapters are loaded by finetuning_type: lora or oft only",
+            "set the one that the adapter was trained with, or leave the adapters out",
+            lambda run: bool(run.model.adapter_name_or_path) and not ADAPTERS.get(run.finetuning_type).adds_weights,
         ),
         Rule(
             ("init_special_tokens", "new_special_tokens_config"),
@@ -303,13 +303,6 @@ TRAIN_RULES = Rules(
             "each evaluation set has a loss of its own, so it must be said which one tells the best model",
             "name the set too: metric_for_best_model: eval_<name of the set>_loss",
             _leaves_the_set_open,
-        ),
-        Rule(
-            ("resize_vocab", "additional_target"),
-            "the new embedding rows do not learn, since LoRA leaves the embeddings as they are",
-            "set additional_target: embed_tokens,lm_head",
-            lambda run: run.model.resize_vocab and run.finetuning_type == "lora" and not run.adapter.additional_target,
-            only_warns=True,
         ),
         Rule(
             ("deepspeed",),

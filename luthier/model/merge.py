@@ -65,10 +65,28 @@ def attach_adapter(
             )
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
-    _check_names(adapted, shapes, name, base, used)
+    _check_names(adapted, path, name, base, used)
     if base and Path(base).name != Path(used).name:
         warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
     return adapted
+
+
+def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
+    """Merge all adapters but the last, which goes on learning as what its own config says it is."""
+    model = merge_adapters(model, given.names[:-1], given)
+    adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    info(
+        f"adapter {given.names[-1]} goes on learning as it is ({describe_adapter(adapted)}); the run file's keys for a"
+        " new adapter are not read (create_new_adapter: true would start one)"
+    )
+    return adapted
+
+
+def describe_adapter(adapted: "PeftModel") -> str:
+    """Its method and size, in words: `LORA, r 8, lora_alpha 16`."""
+    config = adapted.peft_config["default"].to_dict()
+    sizes = [f"{key} {config[key]}" for key in ("r", "lora_alpha", "oft_block_size") if config.get(key)]
+    return ", ".join([str(config["peft_type"].value), *sizes])
 
 
 def adapter_path(name: str, given: GivenAdapters) -> Path:
@@ -117,13 +135,23 @@ def _does_not_fit(name: str, base: str, used: str, reason: str) -> ModelError:
     )
 
 
-def _check_names(adapted: "PeftModel", shapes: dict[str, tuple[int, ...]], name: str, base: str, used: str) -> None:
+def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: str) -> None:
     """Every tensor of the adapter has found its place, and every place a tensor."""
     from peft import get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
+    config, prefix = adapted.peft_config["default"], str(adapted.base_model.prefix)
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    lacking, homeless = expected - set(shapes), {key for key in shapes if "lora_" in key} - expected
-    for keys, words in ((lacking, "has no weights for"), (homeless, "has weights for what the model does not have,")):
+    found = set(
+        # Names of before the experts of a mixture were stacked become those of now.
+        convert_peft_adapter_state_dict_for_transformers(adapted, config, load_peft_weights(str(path), device="cpu"))
+    )
+    homeless = {key for key in found if f".{prefix}" in key} - expected
+    for keys, words in (
+        (expected - found, "has no weights for"),
+        (homeless, "has weights for what the model does not have,"),
+    ):
         if keys:
             reason = f"it {words} {len(keys)} places such as {min(keys)}"
             raise _does_not_fit(name, base, used, reason)

@@ -10,14 +10,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def require_modules(model: "nn.Module", wanted: Sequence[str], key: str) -> tuple[str, ...]:
-    """`wanted` as it is, if each is the end of some module's name. Raises `ModelError` with the names there are."""
+def require_modules(
+    model: "nn.Module", wanted: Sequence[str], key: str, *, also: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`wanted` as it is, if each is the end of some module's name. Raises `ModelError` with the names there are.
+
+    `also`: names of weights that could have been given as well.
+    """
     names = [name for name, _ in model.named_modules() if name]
     last = {name.rpartition(".")[2] for name in names}
     for word in wanted:
         if word not in last and not any(name == word or name.endswith(f".{word}") for name in names):
             with_weights = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-            raise unknown_module(word, (name.rpartition(".")[2] for name in with_weights), key)
+            raise unknown_module(word, (*(name.rpartition(".")[2] for name in with_weights), *also), key)
     return tuple(wanted)
 
 

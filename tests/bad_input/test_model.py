@@ -157,7 +157,7 @@ def test_missing_adapter(person, adapter):
     said = is_refused_everywhere(person, adapter_name_or_path=missing, finetuning_type="lora")
     assert "there is no such adapter folder" in said
     said = person.is_refused(adapter_name_or_path=adapter)
-    assert "adapters are loaded by finetuning_type: lora only" in said
+    assert "adapters are loaded by finetuning_type: lora or oft only" in said
     said = is_refused_everywhere(person, model_name_or_path=adapter)
     assert "this is an adapter, not a model -> give it as adapter_name_or_path" in said
 

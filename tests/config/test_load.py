@@ -200,7 +200,6 @@ def test_a_kept_rule(more):
     [
         ({"init_special_tokens": "desc_init"}, "init_special_tokens"),
         ({"add_special_tokens": "<a>", "new_special_tokens_config": "t.yaml"}, "add_special_tokens"),
-        ({"resize_vocab": True}, "resize_vocab"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio"),
     ],
 )

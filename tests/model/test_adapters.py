@@ -10,9 +10,10 @@ from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters.freeze import FreezeConfig, layers_to_train
 from luthier.model.adapters.full import FullConfig
-from luthier.model.adapters.lora import LoraConfig, target_modules
+from luthier.model.adapters.lora import LoraConfig
 from luthier.model.load import count_parameters, load_model, prepare_for_training
 from luthier.model.merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.targets import find_targets
 from tests.tiny import TINY_LLAMA, tiny_llama
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
@@ -90,9 +91,11 @@ def test_every_linear_layer_learns_and_the_merged_model_says_the_same(name, tmp_
 
 def test_all_is_every_linear_layer_but_the_head():
     model = build()
-    assert target_modules(model, ("all",)) == tuple(
+    targets = find_targets(model, ("all",), "lora_target")
+    assert targets.modules == tuple(
         sorted(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     )
+    assert targets.parameters == ()
     adapted = adapt(model, lora_rank=4)
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.lm_head]
     assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 14 <= len(linear)

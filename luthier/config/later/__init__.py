@@ -26,7 +26,6 @@ LATER = (
     Section("dpo", stages.DpoConfig, commands=("train",), key="stage", values=("dpo",)),
     Section("kto", stages.KtoConfig, commands=("train",), key="stage", values=("kto",)),
     Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
-    Section("oft", adapters.OftConfig, key="finetuning_type", values=("oft",)),
     Section(
         "llama_pro", adapters.LlamaProConfig, commands=("train",), key="finetuning_type", values=("freeze", "lora")
     ),

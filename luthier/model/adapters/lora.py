@@ -1,20 +1,19 @@
 """Low-rank adapters, W + (alpha / r) B A, through peft (https://arxiv.org/abs/2106.09685)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.fields import no_effect, refused
-from luthier.core.errors import ModelError
+from luthier.config.rules import Rules, at_least, within
+from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
-from luthier.model.embeddings import embedding_names
-from luthier.model.merge import GivenAdapters, attach_adapter, merge_adapters
-from luthier.model.modules import require_modules
+from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.new_adapter import common_settings, start_adapter
+from luthier.model.targets import Targets, find_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-from luthier.config.rules import Rules, at_least, within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     """Dropout on the input of A while training."""
     lora_target: tuple[str, ...] = ("all",)
-    """Names of the modules that get an adapter, or `all` for every linear layer but the output head."""
+    """Names of the modules that get an adapter, or `all` for every linear layer and expert but not the output head."""
     additional_target: tuple[str, ...] = ()
     """Modules trained in full beside the adapter and saved with it (peft's modules_to_save)."""
     create_new_adapter: bool = False
@@ -73,56 +72,37 @@ def apply(
     import peft
 
     if given and not config.create_new_adapter:
-        model = merge_adapters(model, given.names[:-1], given)
-        return attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+        return continue_adapter(model, given, pure_bf16=pure_bf16)
     model = merge_adapters(model, given.names, given)
-    saved = require_modules(model, config.additional_target, "additional_target")
-    if train_embeddings and not saved:
-        saved = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
+    common = common_settings(model, config.additional_target, train_embeddings=train_embeddings)
+    targets = _targets(model, config)
     settings = peft.LoraConfig(
-        task_type=peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
+        **common,
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=list(target_modules(model, config.lora_target)),
-        modules_to_save=list(saved) or None,
-        ensure_weight_tying=bool(saved) and model.config.tie_word_embeddings,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        ensure_weight_tying=bool(common["modules_to_save"]) and model.config.tie_word_embeddings,
         fan_in_fan_out=_stores_transposed(model),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-    try:
-        return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
-    except ValueError as fault:  # e.g. a target that is a whole block, not a layer of weights
-        raise ModelError(
-            f"lora_target: {', '.join(config.lora_target)}: peft cannot adapt these modules of {type(model).__name__} "
-            f"({str(fault).splitlines()[0]}) -> name linear layers, or all"
-        ) from fault
+    return start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
 
 
-def target_modules(model: "PreTrainedModel", wanted: Sequence[str]) -> tuple[str, ...]:
-    """The names peft is given for `lora_target`. Raises `ModelError` for a name that no module ends in."""
-    if "all" in wanted:
-        return _all_linear(model)
-    return require_modules(model, wanted, "lora_target")
-
-
-def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
-    """Every linear layer but the output head: by last name, or by full name where others share that last name."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    full, others = [], set()
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
-            full.append(name)
-        else:
-            others.add(name.rpartition(".")[2])
-    short = {name.rpartition(".")[2] for name in full}
-    if short & others or any(name.isdecimal() for name in short):
-        return tuple(full)
-    return tuple(sorted(short))
+def _targets(model: "PreTrainedModel", config: LoraConfig) -> Targets:
+    """What `lora_target` names, less what the method cannot be put on; that is said."""
+    targets = find_targets(model, config.lora_target, "lora_target")
+    if not targets.parameters:
+        return targets
+    names = ", ".join(targets.parameters)
+    why = "lora_dropout" if config.lora_dropout else "use_dora" if config.use_dora else ""
+    if why:
+        warn(f"{why}: is not possible for weights outside of layers, so these get no adapter: {names}")
+        return Targets(targets.modules)
+    info(f"lora_target: {', '.join(config.lora_target)}: weights that are no layers get an adapter too: {names}")
+    return targets
 
 
 def _stores_transposed(model: "PreTrainedModel") -> bool:

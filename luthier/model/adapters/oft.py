@@ -1,0 +1,122 @@
+"""Orthogonal finetuning, y = W (R x) + b with a block-diagonal rotation R, through peft.
+
+https://arxiv.org/abs/2306.07280, in the form that rotates the input (https://arxiv.org/abs/2506.19847). Each block of R
+is the Cayley transform of a skew-symmetric matrix Q, R = (I + Q) (I - Q)^-1, with the inverse as a short series, and
+Q = 0 at the start. On a quantised base it is called QOFT.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.config.rules import Rule, Rules, at_least, within
+from luthier.core.errors import ModelError
+from luthier.core.log import info
+from luthier.model.adapters import Adapter
+from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.new_adapter import common_settings, start_adapter
+from luthier.model.targets import find_targets
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OftConfig:
+    additional_target: tuple[str, ...] = ()
+    """Modules trained in full beside the adapter and saved with it."""
+    module_dropout: float = 0.0
+    """Share of the blocks of each rotation that are left out at random while training."""
+    oft_rank: int = 0
+    """Number of blocks of each rotation; 0 derives it from the block size."""
+    oft_block_size: int = 32
+    """Side of a block of each rotation; not read if oft_rank is given."""
+    oft_target: tuple[str, ...] = ("all",)
+    """Names of the modules that get a rotation, or `all` for every linear layer but the output head."""
+    lora_target: tuple[str, ...] = ("all",)
+    """The former name of oft_target."""
+    create_new_adapter: bool = False
+    """Merge the adapters given by `adapter_name_or_path` and train a fresh one."""
+
+
+RULES = Rules(
+    (
+        at_least("adapter", "oft_rank", 0),
+        at_least("adapter", "oft_block_size", 2),
+        within("adapter", "module_dropout", 0, 1, or_high=False),
+        Rule(
+            ("oft_rank", "oft_block_size"),
+            "rank times block size is the width of a layer, so one of them decides the other",
+            "give one of the two",
+            lambda run: run.adapter.oft_rank > 0 and "oft_block_size" in run.given,
+        ),
+        Rule(
+            ("oft_target", "lora_target"),
+            "names other modules than lora_target, which is the former name of the same key",
+            "give one of the two",
+            lambda run: (
+                {"oft_target", "lora_target"} <= set(run.given)
+                and set(run.adapter.oft_target) != set(run.adapter.lora_target)
+            ),
+        ),
+    )
+)
+
+
+def apply(
+    model: "PreTrainedModel",
+    config: OftConfig,
+    *,
+    given: GivenAdapters,
+    train_embeddings: bool,
+    pure_bf16: bool,
+) -> "PeftModel":
+    """Freeze the model and put a trainable rotation before each target. `given` is dealt with as LoRA does.
+
+    Raises `ModelError` for names that no module has, layers that peft cannot rotate and adapters that do not fit.
+    """
+    import peft
+
+    if given and not config.create_new_adapter:
+        return continue_adapter(model, given, pure_bf16=pure_bf16)
+    model = merge_adapters(model, given.names, given)
+    key = "lora_target" if "all" in config.oft_target and "all" not in config.lora_target else "oft_target"
+    wanted = config.lora_target if key == "lora_target" else config.oft_target
+    targets = find_targets(model, wanted, key)
+    if targets.parameters:
+        info(
+            f"{key}: weights that are no layers, or share the name of an expert, stay: {', '.join(targets.parameters)}"
+        )
+    if not targets.modules:
+        raise ModelError(f"{key}: {', '.join(wanted)}: none of these is a layer -> name linear layers, or all")
+    settings = peft.OFTConfig(
+        **common_settings(model, config.additional_target, train_embeddings=train_embeddings),
+        r=config.oft_rank,
+        oft_block_size=0 if config.oft_rank else config.oft_block_size,
+        module_dropout=config.module_dropout,
+        target_modules=list(targets.modules),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Invalid `(oft_block_size|r)`")  # `_tell_sizes` says it
+        adapted = start_adapter(model, settings, key=key, wanted=wanted, pure_bf16=pure_bf16)
+    _tell_sizes(adapted, config)
+    return adapted
+
+
+def _tell_sizes(adapted: "PeftModel", config: OftConfig) -> None:
+    """Where a layer's width is no multiple of what was asked for, peft takes the nearest size that divides it."""
+    from peft.tuners.oft import OFTLayer
+
+    key, asked = ("oft_rank", config.oft_rank) if config.oft_rank else ("oft_block_size", config.oft_block_size)
+    taken = set()
+    for module in adapted.modules():
+        if isinstance(module, OFTLayer):
+            size = (module.r if config.oft_rank else module.oft_block_size)["default"]
+            if size != asked:
+                taken.add(f"{size} for {module.in_features}")
+    if taken:
+        info(f"{key}: {asked}: does not divide the width of every layer; taken instead: {', '.join(sorted(taken))}")
+
+
+ADAPTER = Adapter(name="oft", config=OftConfig, apply=apply, adds_weights=True, check=RULES)

@@ -1,0 +1,51 @@
+"""A fresh adapter of peft on a model, whatever its method."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.core.log import info, warn
+from luthier.model.embeddings import embedding_names
+from luthier.model.modules import require_modules
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+def common_settings(
+    model: "PreTrainedModel", additional_target: Sequence[str], *, train_embeddings: bool
+) -> dict[str, Any]:
+    """What every method of peft is told: the task, and the modules that learn as a whole beside the adapter.
+
+    `train_embeddings`: the vocabulary has grown, so the embeddings learn unless `additional_target` says what does.
+    Raises `ModelError` for names that no module has.
+    """
+    import peft
+
+    saved = require_modules(model, additional_target, "additional_target")
+    embeddings = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
+    if train_embeddings and not saved:
+        saved = embeddings
+        info(f"the vocabulary may have grown, so the embeddings learn as a whole too: {', '.join(saved)}")
+    elif train_embeddings and embeddings[0] not in {name.rpartition(".")[2] for name in saved}:
+        warn(f"additional_target: {', '.join(saved)}: new rows of the embedding do not learn -> add {embeddings[0]}")
+    return {
+        "task_type": peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
+        "modules_to_save": list(saved) or None,
+    }
+
+
+def start_adapter(
+    model: "PreTrainedModel", settings: "PeftConfig", *, key: str, wanted: Sequence[str], pure_bf16: bool
+) -> "PeftModel":
+    """Freeze the model and put the adapter on it. `key`, `wanted`: where its targets were named, for the error."""
+    import peft
+
+    try:
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
+    except (TypeError, ValueError) as fault:  # e.g. a target that is a whole block, not a layer of weights
+        raise ModelError(
+            f"{key}: {', '.join(wanted)}: peft cannot adapt these modules of {type(model).__name__} "
+            f"({str(fault).splitlines()[0]}) -> name linear layers, or all"
+        ) from fault

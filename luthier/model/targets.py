@@ -1,0 +1,116 @@
+"""Which weights of a model get an adapter: `lora_target`, found from the modules that the model has.
+
+A linear layer is a module of its own. The experts of a mixture are not: transformers keeps those of a layer as one
+parameter of shape (experts, out, in) or (experts, in, out), which peft adapts by name as a "target parameter".
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError
+from luthier.model.modules import require_modules
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What peft is told, as ends of names."""
+
+    modules: tuple[str, ...] = ()
+    """Layers."""
+    parameters: tuple[str, ...] = ()
+    """Weights that are named one by one: stacked experts, and layers that peft would take for something else."""
+
+
+def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str) -> Targets:
+    """The targets for `key`: names, or `all` for every linear layer and every expert, but not the output head.
+
+    Raises `ModelError` for a name that nothing ends in.
+    """
+    experts = tuple(dict.fromkeys(_ending(name, 2) for name in expert_parameters(model)))
+    if "all" in wanted:
+        return _told_apart(model, _all_linear(model), experts)
+    stacked = tuple(name for name in experts if any(part in wanted for part in (name, *name.split("."))))
+    parts = {part for name in stacked for part in (name, *name.split("."))}
+    old = _former_names(model, wanted)
+    rest = [word for word in wanted if word not in old and (word not in parts or _is_linear(model, word))]
+    modules = require_modules(model, rest, key, also=[name.rpartition(".")[2] for name in experts])
+    targets = _told_apart(model, modules, stacked)
+    return Targets((*targets.modules, *old), targets.parameters)
+
+
+def expert_parameters(model: "nn.Module") -> Iterator[str]:
+    """The full names of parameters that stack one matrix per expert."""
+    from torch.nn.modules.conv import _ConvNd
+
+    for owner, module in model.named_modules():
+        if not isinstance(module, _ConvNd):
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.ndim == 3:
+                    yield f"{owner}.{name}"
+
+
+def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
+    """Full name and module of everything that computes x W^T, quantised or not."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            yield name, module
+
+
+def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Every linear layer but the output head: by last name, or by full name where others share that last name."""
+    head = model.get_output_embeddings()
+    full = [name for name, module in linear_layers(model) if module is not head]
+    ours = set(full)
+    others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in ours}
+    short = {name.rpartition(".")[2] for name in full}
+    if short & others or any(name.isdecimal() for name in short):
+        return tuple(full)
+    return tuple(sorted(short))
+
+
+def _is_linear(model: "nn.Module", word: str) -> bool:
+    return any(name == word or name.endswith(f".{word}") for name, _ in linear_layers(model))
+
+
+def _told_apart(model: "PreTrainedModel", modules: Sequence[str], parameters: Sequence[str]) -> Targets:
+    """Layers that have the name of an expert of long ago, when these were layers, are named by their weight.
+
+    peft reads `gate_proj` in a mixture as that of the experts, and would leave out a dense layer of the same name.
+    """
+    taken = set(modules) - _kept_by_peft(model, modules)
+    names = [name for name, _ in linear_layers(model) if any(name == t or name.endswith(f".{t}") for t in taken)]
+    by_weight = dict.fromkeys(f"{_ending(name, 2)}.weight" for name in names)
+    return Targets(tuple(name for name in modules if name not in taken), (*parameters, *by_weight))
+
+
+def _former_names(model: "PreTrainedModel", wanted: Sequence[str]) -> tuple[str, ...]:
+    """Names that only the experts of older versions had, e.g. `gate_proj`; peft translates them."""
+    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    absent = [word for word in wanted if word.rpartition(".")[2] not in last]
+    return tuple(word for word in absent if word not in _kept_by_peft(model, wanted))
+
+
+def _kept_by_peft(model: "PreTrainedModel", modules: Sequence[str]) -> set[str]:
+    """Those of `modules` that peft reads as names of layers. Raises `ModelError` for half of a fused pair."""
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    trial = peft.LoraConfig(target_modules=list(modules))
+    try:
+        convert_peft_config_for_transformers(trial, model, None)
+    except ValueError as fault:
+        raise ModelError(f"lora_target: {', '.join(modules)}: {fault}") from fault
+    return set(trial.target_modules or ())
+
+
+def _ending(name: str, num_parts: int) -> str:
+    """The last parts of a name: two of `model.layers.0.mlp.experts.down_proj` are `experts.down_proj`."""
+    return ".".join(name.split(".")[-num_parts:])
