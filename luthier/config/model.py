@@ -36,12 +36,8 @@ class ModelConfig:
     """Branch, tag or commit of the model on the hub."""
     low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
     """Load the weights without a second copy in memory."""
-    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = refused(
-        None,
-        "stretching the context window is not part of this version",
-        "leave it out and keep cutoff_len inside the window",
-    )
-    """Stretch the rotary position embedding to a longer context."""
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
+    """Stretch the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the window."""
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
     """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3."""
     shift_attn: bool = refused(False, "shifted sparse attention (LongLoRA) is not part of this version", "leave it out")

@@ -15,8 +15,9 @@ from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.gguf import check_loadable
-from luthier.model.merge import GivenAdapters, merge_adapters, unwrap
+from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, unwrap
 from luthier.model.reading import readable
+from luthier.model.rope import require_stretched, stretch_context, take_from_adapter
 from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
@@ -196,7 +197,9 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     choose_dtype = partial(
         training_dtype, bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=pure_bf16, machine=machine
     )
-    base, dtype, attention = _load_base(keys, machine, choose_dtype, train_from_scratch=keys.train_from_scratch)
+    base, dtype, attention = _load_base(
+        keys, machine, choose_dtype, cutoff_len=run.data.cutoff_len, train_from_scratch=keys.train_from_scratch
+    )
     asks_plain = "flash_attn: disabled asks for plain attention"
     padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
     fit_embeddings(
@@ -268,10 +271,14 @@ def _load_base(
     machine: Machine,
     choose_dtype: "Callable[..., torch.dtype]",
     *,
+    cutoff_len: int | None = None,
     device_map: str | None = None,
     train_from_scratch: bool = False,
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
-    """The model without adapters, and what became of the number format and the attention asked for."""
+    """The model without adapters, and what became of the number format and the attention asked for.
+
+    `cutoff_len`: the longest row of a training run.
+    """
     hub: dict[str, Any] = {
         "revision": keys.model_revision,
         "cache_dir": keys.cache_dir,
@@ -279,6 +286,7 @@ def _load_base(
         "trust_remote_code": keys.trust_remote_code,
     }
     config = load_config(keys.model_name_or_path, **hub)
+    _stretch(config, keys, cutoff_len)
     dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
     attention = resolve_attention(
         keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
@@ -294,7 +302,20 @@ def _load_base(
         train_from_scratch=train_from_scratch,
         **hub,
     )
+    if keys.rope_scaling:
+        require_stretched(model, keys.rope_scaling)
     return model, dtype, attention
+
+
+def _stretch(config: "PreTrainedConfig", keys: "ModelConfig", cutoff_len: int | None) -> None:
+    """Positions as the last adapter was trained with, then as `rope_scaling` asks. `cutoff_len`: None for inference."""
+    given = _given_adapters(keys)
+    if given:
+        learned = take_from_adapter(config, adapter_path(given.names[-1], given))
+        if learned:
+            info(f"rope_scaling: {learned}")
+    if keys.rope_scaling:
+        info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
 
 
 def _given_adapters(keys: "ModelConfig") -> GivenAdapters:

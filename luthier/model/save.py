@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.model.rope import BESIDE_ADAPTER
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_*")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_*", BESIDE_ADAPTER)
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
 
 

@@ -101,7 +101,7 @@ def test_training_keys_in_a_file_for_chat_are_warnings():
     ]
 
 
-@pytest.mark.parametrize(("key", "default"), [("use_galore", False), ("rope_scaling", None), ("streaming", False)])
+@pytest.mark.parametrize(("key", "default"), [("use_galore", False), ("use_unsloth", False), ("streaming", False)])
 def test_a_refused_key_at_its_default_passes_silently(key, default):
     assert load_train({**BASE, key: default}).warnings == ()
 
