@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from luthier.config.decode import describe_type
 from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
+from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, STAGES
@@ -76,7 +77,8 @@ def status_of(key: Key) -> str:
 @cache
 def _all_rules() -> tuple[Rule, ...]:
     checks = [registry.get(name).check for registry in (STAGES, ADAPTERS) for name in registry.names]
-    tables = [MODEL_RULES, GENERATING_RULES, TRAIN_RULES, EXPORT_RULES, *(c for c in checks if isinstance(c, Rules))]
+    tables = [MODEL_RULES, MEMORY_RULES, GENERATING_RULES, TRAIN_RULES, EXPORT_RULES]
+    tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)
 
 

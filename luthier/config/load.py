@@ -26,6 +26,7 @@ from luthier.config.keys import (
 )
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
+from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.rules import (
     EXPORT_RULES,
     GENERATING_RULES,
@@ -55,7 +56,7 @@ PATHS = frozenset(
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
-    "train": (MODEL_RULES, GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
+    "train": (MODEL_RULES, MEMORY_RULES, GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
     "infer": (MODEL_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, EXPORT_RULES),
 }

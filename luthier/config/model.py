@@ -56,11 +56,7 @@ class ModelConfig:
     """Checkpoint layers with the activations parked in main memory."""
     enable_liger_kernel: bool = refused(False, "liger kernels are not part of this version", "leave it out")
     """Replace parts of the model by fused kernels of the library liger-kernel."""
-    moe_aux_loss_coef: float | None = refused(
-        None,
-        "the router balance loss is not part of this version",
-        "leave it out: the loss is that of the labels alone",
-    )
+    moe_aux_loss_coef: float | None = None
     """Weight of the loss that balances the experts of a mixture-of-experts model."""
     disable_gradient_checkpointing: bool = False
     """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.model.dtype import autocast_of_training
 from luthier.model.merge import unwrap
+from luthier.model.router import RouterLoss, listen_to_router
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,20 +32,24 @@ class OutputHead:
     """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters)."""
     takes_positions: bool
     """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
+    router: RouterLoss | None = None
+    """What balances the experts (`moe_aux_loss_coef`), if that is asked for."""
 
 
-def inspect_head(model: "nn.Module") -> OutputHead:
+def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> OutputHead:
     """Find out by trying: the logits of two tokens are compared with the head applied to what the model fed it.
 
     `model` is the bare model or a peft model, not yet wrapped for distributed training.
+    Raises `ModelError` if a router loss is asked of a model that has none.
     """
     import torch
 
     base = unwrap(model)
+    router = None if moe_aux_loss_coef is None else listen_to_router(model, moe_aux_loss_coef)
     takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
     linear = base.get_output_embeddings()
     if not takes_positions or type(linear) is not torch.nn.Linear:
-        return OutputHead(None, takes_positions)
+        return OutputHead(None, takes_positions, router)
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1]], device=linear.weight.device)
@@ -54,7 +59,7 @@ def inspect_head(model: "nn.Module") -> OutputHead:
             hidden = model(input_ids=ids, use_cache=False).logits
         is_plain = hidden.shape[-1] == linear.in_features and torch.equal(linear(hidden), logits)
     model.train(was_training)
-    return OutputHead(linear if is_plain else None, takes_positions)
+    return OutputHead(linear if is_plain else None, takes_positions, router)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from luthier.model.gguf import check_loadable
 from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, unwrap
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched, stretch_context, take_from_adapter
+from luthier.model.router import set_router_loss
 from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
@@ -198,7 +199,11 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         training_dtype, bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=pure_bf16, machine=machine
     )
     base, dtype, attention = _load_base(
-        keys, machine, choose_dtype, cutoff_len=run.data.cutoff_len, train_from_scratch=keys.train_from_scratch
+        keys,
+        machine,
+        choose_dtype,
+        partial(_config_for_training, run),
+        train_from_scratch=keys.train_from_scratch,
     )
     asks_plain = "flash_attn: disabled asks for plain attention"
     padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
@@ -222,8 +227,9 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     prepare_for_training(
         model,
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
-        # FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one.
-        use_reentrant=keys.use_reentrant_gc and not run.training["fsdp"],
+        # FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one, and the
+        # balance loss of routers gets no gradient there, for the first pass through a block keeps no graph.
+        use_reentrant=keys.use_reentrant_gc and not run.training["fsdp"] and keys.moe_aux_loss_coef is None,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )
@@ -259,7 +265,8 @@ def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTra
 def _load_merged(
     keys: "ModelConfig", machine: Machine, choose_dtype: "Callable[..., torch.dtype]", device_map: str | None
 ) -> "PreTrainedModel":
-    model, _, _ = _load_base(keys, machine, choose_dtype, device_map=device_map)
+    fit_config = partial(_stretch, keys, None)
+    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map)
     given = _given_adapters(keys)
     model = merge_adapters(model, given.names, given)
     model.config.use_cache = keys.use_kv_cache
@@ -270,14 +277,14 @@ def _load_base(
     keys: "ModelConfig",
     machine: Machine,
     choose_dtype: "Callable[..., torch.dtype]",
+    fit_config: "Callable[[PreTrainedConfig], None]",
     *,
-    cutoff_len: int | None = None,
     device_map: str | None = None,
     train_from_scratch: bool = False,
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
     """The model without adapters, and what became of the number format and the attention asked for.
 
-    `cutoff_len`: the longest row of a training run.
+    `fit_config`: changes the config before the model is built.
     """
     hub: dict[str, Any] = {
         "revision": keys.model_revision,
@@ -286,7 +293,7 @@ def _load_base(
         "trust_remote_code": keys.trust_remote_code,
     }
     config = load_config(keys.model_name_or_path, **hub)
-    _stretch(config, keys, cutoff_len)
+    fit_config(config)
     dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
     attention = resolve_attention(
         keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
@@ -307,7 +314,13 @@ def _load_base(
     return model, dtype, attention
 
 
-def _stretch(config: "PreTrainedConfig", keys: "ModelConfig", cutoff_len: int | None) -> None:
+def _config_for_training(run: "TrainRun", config: "PreTrainedConfig") -> None:
+    _stretch(run.model, run.data.cutoff_len, config)
+    if run.model.moe_aux_loss_coef is not None:
+        set_router_loss(config, run.model.moe_aux_loss_coef)
+
+
+def _stretch(keys: "ModelConfig", cutoff_len: int | None, config: "PreTrainedConfig") -> None:
     """Positions as the last adapter was trained with, then as `rope_scaling` asks. `cutoff_len`: None for inference."""
     given = _given_adapters(keys)
     if given:

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_*", BESIDE_ADAPTER)
+WEIGHT_FILES = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "adapter_*",
+    BESIDE_ADAPTER,
+)
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
 
 

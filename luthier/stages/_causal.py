@@ -31,7 +31,17 @@ def next_token_loss(
         label_smoothing=label_smoothing,
     )
     metrics = {"accuracy": _row_accuracy(best == batch["targets"], batch["target_rows"])} if with_accuracy else {}
-    return LossOutput(total, metrics)
+    return with_router_loss(models, LossOutput(total, metrics), count_targets(batch))
+
+
+def with_router_loss(models: Models, output: LossOutput, units: int) -> LossOutput:
+    """`output` and, times the `units` of its batch, what balances the experts (`luthier.model.router`)."""
+    router = models.head.router
+    balance = router.take() if router is not None else None
+    if router is None or balance is None:
+        return output
+    summed = balance * units
+    return LossOutput(output.total + router.coefficient * summed, {**output.metrics, "router_loss": (summed, units)})
 
 
 def _row_accuracy(is_right: "Tensor", rows: "Tensor") -> "tuple[Tensor, int]":

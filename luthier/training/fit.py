@@ -71,7 +71,7 @@ def build_trainer(
         stage=stage,
         config=run.method,
         model=model,
-        head=inspect_head(model),
+        head=inspect_head(model, run.model.moe_aux_loss_coef),
         args=args,
         collate=collator(tokenizer.pad_token_id, concatenates),
         train_dataset=data.train,
