@@ -41,7 +41,7 @@ def stretch_context(config: "PreTrainedConfig", kind: str, *, cutoff_len: int | 
     if present not in ("default", kind):
         raise ModelError(
             f"rope_scaling: {kind}: this model is stretched by {present} already, and weights trained for that do not "
-            f"fit another way -> leave rope_scaling out, or set it to {present} if it is linear, dynamic, yarn or llama3"
+            "fit another way -> leave rope_scaling out, or name the way of the model if rope_scaling knows it"
         )
     window = text.max_position_embeddings
     is_stretched = present == kind
@@ -71,7 +71,7 @@ def _global_parameters(text: "PreTrainedConfig") -> dict[str, Any]:
             f"rope_scaling: models of the type {text.model_type} have no rotary position embedding to stretch"
             " -> leave rope_scaling out"
         )
-    return parameters["full_attention"] if "full_attention" in parameters else parameters
+    return parameters.get("full_attention", parameters)
 
 
 def _original_window(window: int, parameters: dict[str, Any]) -> int:

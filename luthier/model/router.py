@@ -69,7 +69,7 @@ def listen_to_router(model: "nn.Module", coefficient: float) -> RouterLoss:
 
     base = unwrap(model)
     listener, was_training = RouterLoss(model, coefficient), base.training
-    device = base.get_input_embeddings().weight.device
+    device: Any = base.get_input_embeddings().weight.device
     base.train()
     try:
         with torch.no_grad(), autocast_of_training(base):

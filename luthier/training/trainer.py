@@ -25,6 +25,7 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.model.heads import OutputHead
+from luthier.model.merge import unwrap
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES
 from luthier.model.types import Models
@@ -237,7 +238,7 @@ class StageTrainer(Trainer):
         elif self.args.should_save:
             folder = output_dir or self.output_dir
             self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-            save_beside_adapter(Path(folder), self.model.get_base_model().config)
+            save_beside_adapter(Path(folder), unwrap(self.model).config)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
 

@@ -1,4 +1,4 @@
-"""The balance loss of experts: what the paper says, what transformers computes, and with a gradient in every setting."""
+"""The balance loss of experts: what the paper says, what transformers computes, with a gradient in every setting."""
 
 import pytest
 import torch
