@@ -16,7 +16,7 @@ from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
 from luthier.core.errors import UnknownVariant
-from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS, STAGES
 from luthier.core.registry import nearest
 
 __all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
@@ -76,7 +76,7 @@ def status_of(key: Key) -> str:
 
 @cache
 def _all_rules() -> tuple[Rule, ...]:
-    checks = [registry.get(name).check for registry in (STAGES, ADAPTERS) for name in registry.names]
+    checks = [registry.get(name).check for registry in (STAGES, ADAPTERS, OPTIMIZERS) for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, GENERATING_RULES, TRAIN_RULES, EXPORT_RULES]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)

@@ -18,7 +18,7 @@ from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.model import ModelConfig
 from luthier.config.sections import Section
 from luthier.config.training import NOTES, TrainingKeys, training_table
-from luthier.core.kinds import ADAPTERS, ENGINES, STAGES
+from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, STAGES
 
 MODEL = Section("model", ModelConfig)
 DATA = Section("data", DataConfig)
@@ -68,7 +68,18 @@ def sections() -> tuple[Section, ...]:
     adapters = [
         Section(name, ADAPTERS.get(name).config, key="finetuning_type", values=(name,)) for name in ADAPTERS.names
     ]
-    return (CHOICE, MODEL, *adapters, DATA, *stages, FINETUNING, TRAINING, LEGACY, GENERATING, EXPORT, *LATER)
+    optimizers = tuple(optimizer_sections().values())
+    return (
+        *(CHOICE, MODEL, *adapters, DATA, *stages, FINETUNING, *optimizers, TRAINING, LEGACY, GENERATING, EXPORT),
+        *LATER,
+    )
+
+
+@cache
+def optimizer_sections() -> Mapping[str, Section]:
+    """Name of an optimizer -> its keys, read if its switch is on."""
+    found = {name: OPTIMIZERS.get(name) for name in OPTIMIZERS.names}
+    return {name: Section(name, value.config, ("train",), value.switch) for name, value in found.items()}
 
 
 @cache

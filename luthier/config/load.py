@@ -22,6 +22,7 @@ from luthier.config.keys import (
     catalogue,
     keys_of,
     later_variants,
+    optimizer_sections,
     sections,
 )
 from luthier.config.legacy import LegacyTrainingConfig
@@ -41,7 +42,7 @@ from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS, STAGES
 from luthier.core.registry import nearest
 
 if TYPE_CHECKING:
@@ -225,10 +226,17 @@ class _Draft:
         }
         if self.command == "train":
             method = self._section(self._variant_section("stage", stage))
-            return TrainRun(**common, method=method, training=self._training())
+            optimizers = {name: self._section(section) for name, section in self._optimizers().items()}
+            return TrainRun(**common, method=method, training=self._training(), optimizers=MappingProxyType(optimizers))
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))
         return InferRun(**common)
+
+    def _optimizers(self) -> Mapping[str, Section]:
+        """Those that are switched on."""
+        found = optimizer_sections()
+        values = {section.key: self.value(section.key) for section in found.values()}
+        return {name: part for name, part in found.items() if part.reads(self.command, values, os.environ)}
 
     def _variant_section(self, key: str, value: str) -> Section:
         return next(section for section in sections() if section.key == key and value in section.values)
@@ -273,6 +281,8 @@ class _Draft:
             checks.append(ADAPTERS.get(run.finetuning_type).check)
         if isinstance(run, TrainRun) and run.stage in STAGES.names:
             checks.append(STAGES.get(run.stage).check)
+        if isinstance(run, TrainRun):
+            checks += [OPTIMIZERS.get(name).check for name in run.optimizers]
         return checks
 
     def _located(self, problems: Iterable[Problem]) -> list[Problem]:

@@ -30,6 +30,8 @@ class TrainRun:
     """The `config` of the stage, e.g. `SftConfig`."""
     adapter: Any
     """The `config` of the finetuning type, e.g. `LoraConfig`."""
+    optimizers: Mapping[str, Any]
+    """Name -> `config` of each optimizer of luthier that is switched on: one at most, else `optim` decides."""
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     warnings: tuple[Problem, ...] = ()

@@ -20,6 +20,7 @@ from luthier.training.arguments import trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.callbacks.progress import ProgressBar
 from luthier.training.callbacks.trainer_log import TrainerLog
+from luthier.training.optimizers import chosen
 from luthier.training.trainer import EvalMetrics, StageTrainer
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def build_trainer(
         callbacks=callbacks,
         shuffle=not run.finetuning.disable_shuffling,
         eval_metrics=eval_metrics,
+        build_optimizer=chosen(run),
         superseded=superseded,
     )
 

@@ -35,7 +35,7 @@ from luthier.training.checkpoints import fitting, saving
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
 MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
@@ -61,9 +61,12 @@ class StageTrainer(Trainer):
         callbacks: "list[TrainerCallback]",
         shuffle: bool = True,
         eval_metrics: EvalMetrics | None = None,
+        build_optimizer: "Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None" = None,
         superseded: Sequence[Path] = (),
     ) -> None:
         """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
+
+        `build_optimizer`: (model, args) -> the optimizer; None leaves it to `optim`.
 
         `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
         """
@@ -83,6 +86,7 @@ class StageTrainer(Trainer):
             # The head's weight is sharded, or its forward compiled: the model itself has to call it.
             head = replace(head, linear=None)
         self.stage, self.stage_config, self.head = stage, config, head
+        self.build_optimizer = build_optimizer
         self.shuffle, self.eval_metrics, self.superseded = shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
@@ -106,6 +110,9 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
         with accepted("optim", str(OptimizerNames(self.args.optim).value)):
+            if self.build_optimizer is not None:
+                self.optimizer = self.build_optimizer(self.policy if model is None else model, self.args)
+                return self.optimizer
             return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent / "run_files"
 
 WORKERS = "preprocessing_num_workers"
 PASS: dict[str, tuple[str, ...]] = {
+    "adam_mini": (WORKERS,),
     "export_lora": (),
     "freeze_sft": (WORKERS,),
     "full_predict": (),
@@ -30,8 +31,10 @@ PASS: dict[str, tuple[str, ...]] = {
         "placement_strategy",
         "resources_per_worker",
     ),
-    "oft": (WORKERS,),
+    "loraplus": (WORKERS,),
     "multimodal": ("image_max_pixels", "video_max_pixels"),
+    "muon": (WORKERS,),
+    "oft": (WORKERS,),
     "qlora_awq": (WORKERS,),
     "qlora_gptq": (WORKERS,),
     "tokenize_only": (),
@@ -39,7 +42,6 @@ PASS: dict[str, tuple[str, ...]] = {
 """File -> keys it is warned of, in the order of the lines."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "adam_mini": ("use_adam_mini",),
     "apollo": ("use_apollo",),
     "badam": ("use_badam",),
     "dft": ("use_dft_loss",),
@@ -52,9 +54,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "lora_kto": ("stage",),
     "lora_ppo": ("stage",),
     "lora_rm": ("stage",),
-    "loraplus": ("loraplus_lr_ratio",),
     "mod": ("mixture_of_depths",),
-    "muon": ("use_muon",),
     "pissa": ("pissa_init", "pissa_convert"),
     "qlora_bnb": ("quantization_bit",),
     "swanlab": ("use_swanlab",),

@@ -35,8 +35,6 @@ LATER = (
     Section("galore", optimizers.GaloreConfig, commands=("train",), key="use_galore"),
     Section("apollo", optimizers.ApolloConfig, commands=("train",), key="use_apollo"),
     Section("badam", optimizers.BadamConfig, commands=("train",), key="use_badam"),
-    Section("adam_mini", optimizers.AdamMiniConfig, commands=("train",)),
-    Section("muon", optimizers.MuonConfig, commands=("train",)),
     Section("quantization", quantization.QuantizationConfig, key="quantization_bit"),
     Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
     Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),

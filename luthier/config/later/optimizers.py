@@ -72,17 +72,3 @@ class BadamConfig:
     """Whether those weights lie together or apart."""
     badam_verbose: int = 0
     """How much is printed: 0, 1 or 2."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdamMiniConfig:
-    use_adam_mini: bool = refused(
-        False, "Adam-mini is not part of this version", "leave it out, or choose another optim"
-    )
-    """One learning rate per block of weights instead of one per weight (https://arxiv.org/abs/2406.16793)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MuonConfig:
-    use_muon: bool = refused(False, "Muon is not part of this version", "leave it out, or choose another optim")
-    """Make the update of each matrix orthogonal."""

@@ -40,10 +40,6 @@ class LoraConfig:
     """Iterations of the fast SVD of PiSSA; -1 takes the exact SVD."""
     pissa_convert: bool = refused(False, "PiSSA is not part of this version", "leave it out")
     """Turn a PiSSA adapter into a plain LoRA adapter at the end."""
-    loraplus_lr_ratio: float | None = refused(None, "LoRA+ is not part of this version", "leave it out")
-    """Learning rate of B divided by that of A (https://arxiv.org/abs/2402.12354)."""
-    loraplus_lr_embedding: float = no_effect(1e-6, "read together with loraplus_lr_ratio only")
-    """Learning rate of embedding adapters under LoRA+."""
 
 
 RULES = Rules(

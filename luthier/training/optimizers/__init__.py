@@ -1,0 +1,112 @@
+"""What an optimizer of luthier's own is. Each other file here is one; its switch, e.g. `use_muon`, turns it on.
+
+Without any of them the optimizer is that of `optim`, which transformers builds.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.rules import Rule
+from luthier.core.errors import Problem
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+    from transformers import TrainingArguments
+
+    from luthier.config.runs import TrainRun
+
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""The values of `optim` that mean AdamW in the number type of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    name: str
+    switch: str
+    """The key that turns it on with any value but false and null."""
+    config: type
+    """The YAML keys that only this optimizer understands; `switch` is one of them."""
+    build: "Callable[[nn.Module, TrainingArguments, Any], TorchOptimizer]"
+    """(model, args, config) -> the optimizer of the parameters that learn."""
+    check: "Callable[[TrainRun], Iterable[Problem]]"
+    """Rules between keys that concern this optimizer; runs before torch is imported."""
+
+
+def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOptimizer] | None":
+    """(model, args) -> the optimizer that a switch of the run asks for; None leaves it to `optim`."""
+    for name, config in run.optimizers.items():
+        return partial(OPTIMIZERS.get(name).build, config=config)
+    return None
+
+
+def alone(switch: str) -> tuple[Rule, ...]:
+    """An optimizer is the only one of its run, and sees whole weights."""
+    return (
+        Rule(
+            (switch,),
+            "another optimizer is switched on too",
+            "keep one of them",
+            lambda run: len(run.optimizers) > 1,
+        ),
+        *(
+            Rule(
+                (switch, key),
+                f"needs whole weights, and {key} gives each process a part of them",
+                f"leave {key} out, or take an optimizer of optim",
+                lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
+            )
+            for key in ("deepspeed", "fsdp")
+        ),
+    )
+
+
+def built_on(switch: str, allowed: tuple[str, ...]) -> Rule:
+    """The optimizer stands on one of these values of `optim`."""
+    return Rule(
+        ("optim", switch),
+        f"does not go together with {switch}, which needs one of {', '.join(allowed)}",
+        "leave optim out",
+        lambda run: run.training["optim"] not in allowed,
+    )
+
+
+def whole_model(switch: str) -> Rule:
+    """What saves the memory of the optimizer saves nothing beside an adapter of a few weights."""
+    return Rule(
+        (switch, "finetuning_type"),
+        "is for training the weights of the model itself, and an adapter has few of its own",
+        "set finetuning_type: full or freeze, or leave the optimizer out",
+        lambda run: run.finetuning_type in ADAPTERS.names and ADAPTERS.get(run.finetuning_type).adds_weights,
+    )
+
+
+def better_in_16_bits(switch: str) -> Rule:
+    return Rule(
+        (switch, "pure_bf16"),
+        "saves memory of the optimizer, and without pure_bf16 the weights in float32 take more than that",
+        "set pure_bf16: true",
+        lambda run: not run.finetuning.pure_bf16,
+        only_warns=True,
+    )
+
+
+def one_process(key: str, reason: str, applies: "Callable[[TrainRun], bool]") -> Rule:
+    """`reason` says why several processes cannot share the work, where the rule applies."""
+    return Rule(
+        (key,),
+        reason,
+        "train on one device (NPROC_PER_NODE=1), or leave it out",
+        lambda run: int(os.environ.get("WORLD_SIZE", "1")) > 1 and applies(run),
+    )
+
+
+def no_less(name: str, key: str, minimum: float) -> Rule:
+    """The number `key` of the optimizer `name` must not be below `minimum`."""
+    value = attrgetter(key)
+    return Rule((key,), f"must be at least {minimum}", "", lambda run: value(run.optimizers[name]) < minimum)

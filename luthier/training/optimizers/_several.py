@@ -1,0 +1,51 @@
+"""Several optimizers as one, and an optimizer for each parameter that steps while gradients are still being computed.
+
+The second is fused backward (LOMO, https://arxiv.org/abs/2306.09782): the gradient of a parameter is used and freed as
+soon as it is there, so at no time does the model have all of its gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class Several(Optimizer):
+    """Optimizers of different parameters; a schedule sees the groups of all of them."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = list(parts)
+
+    def step(self, closure: Any = None) -> Any:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def step_in_backward(groups: Sequence[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]) -> Several:
+    """One optimizer per parameter, which steps as soon as the gradient is there and frees it.
+
+    The `step` of the whole finds no gradient and does nothing. What looks at all gradients at once, such as clipping
+    them to a common norm, finds none either.
+    """
+    parts = []
+    for group in groups:
+        for parameter in group["params"]:
+            part = build([{**group, "params": [parameter]}])
+            parts.append(part)
+
+            def update(parameter: torch.Tensor, part: Optimizer = part) -> None:
+                part.step()
+                parameter.grad = None
+
+            parameter.register_post_accumulate_grad_hook(update)
+    return Several(parts)

@@ -1,0 +1,77 @@
+"""LoRA+ (https://arxiv.org/abs/2402.12354): with an update B A, B learns faster than A.
+
+    A <- A - eta * G_A        B <- B - lambda * eta * G_B
+
+With one rate for both, A learns next to nothing as a model gets wide; the paper advises a lambda of about 16.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.config.rules import Rule, Rules
+from luthier.model.adapters.lora import LoraConfig
+from luthier.training.optimizers import Optimizer, alone
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraPlusConfig:
+    loraplus_lr_ratio: float | None = None
+    """Learning rate of B divided by that of A (https://arxiv.org/abs/2402.12354); turns LoRA+ on."""
+    loraplus_lr_embedding: float = 1e-6
+    """Learning rate of adapters on embeddings under LoRA+."""
+
+
+RULES = Rules(
+    (
+        *alone("loraplus_lr_ratio"),
+        Rule(
+            ("loraplus_lr_ratio", "finetuning_type"),
+            "is about the two matrices of LoRA",
+            "set finetuning_type: lora, or leave it out",
+            lambda run: not isinstance(run.adapter, LoraConfig),
+        ),
+        Rule(
+            ("loraplus_lr_ratio",),
+            "must be above 0",
+            "16 is a common value",
+            lambda run: run.optimizers["loraplus"].loraplus_lr_ratio <= 0,
+        ),
+        Rule(
+            ("loraplus_lr_embedding",),
+            "must be at least 0",
+            "",
+            lambda run: run.optimizers["loraplus"].loraplus_lr_embedding < 0,
+        ),
+    )
+)
+
+
+def build(model: "nn.Module", args: "TrainingArguments", config: LoraPlusConfig) -> "TorchOptimizer":
+    """The optimizer of `optim` with a learning rate for each kind of weight."""
+    from luthier.training.optimizers._groups import base_optimizer, parameter_groups
+
+    assert config.loraplus_lr_ratio is not None, "the switch is on"
+    rates = {
+        "A": args.learning_rate,
+        "B": args.learning_rate * config.loraplus_lr_ratio,
+        "embedding": config.loraplus_lr_embedding,
+    }
+    groups = parameter_groups(model, args.weight_decay, kind_of)
+    return base_optimizer(model, args)(
+        [{**group, "lr": rates[kind]} for kind, members in groups.items() for group in members]
+    )
+
+
+def kind_of(name: str, weight: "nn.Parameter") -> str:
+    """What is trained in full beside the adapter counts as A."""
+    if "lora_embedding_" in name:
+        return "embedding"
+    return "B" if "lora_B" in name or weight.ndim == 1 else "A"
+
+
+OPTIMIZER = Optimizer(name="loraplus", switch="loraplus_lr_ratio", config=LoraPlusConfig, build=build, check=RULES)

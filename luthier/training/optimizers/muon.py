@@ -1,0 +1,50 @@
+"""Muon (https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/2502.16982), as torch has it.
+
+    B <- mu B + G        O = NewtonSchulz(G + mu B), about U V^T of its SVD        W <- W - 0.2 eta sqrt(max(m, n)) O
+
+for each hidden weight W of shape (m, n). The factor gives an update the size that AdamW's has, so learning rates and
+weight decays for AdamW can be kept. Embeddings, the output head, biases and norms are left to AdamW.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.config.rules import Rules
+from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MuonConfig:
+    use_muon: bool = False
+    """Make the update of each matrix orthogonal (https://arxiv.org/abs/2502.16982)."""
+
+
+RULES = Rules((*alone("use_muon"), built_on("use_muon", ADAMW)))
+
+
+def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> "TorchOptimizer":
+    import torch
+
+    from luthier.training.optimizers._groups import base_optimizer, parameter_groups
+    from luthier.training.optimizers._several import Several
+
+    groups = parameter_groups(model, args.weight_decay, is_hidden_matrix)
+    parts: list[TorchOptimizer] = []
+    if True in groups:
+        # Each group names its weight decay; torch's own default would be 0.1.
+        parts.append(torch.optim.Muon(groups[True], lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"))
+    if False in groups:
+        parts.append(base_optimizer(model, args)(groups[False]))
+    return Several(parts)
+
+
+def is_hidden_matrix(name: str, weight: "nn.Parameter") -> bool:
+    return weight.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))
+
+
+OPTIMIZER = Optimizer(name="muon", switch="use_muon", config=MuonConfig, build=build, check=RULES)

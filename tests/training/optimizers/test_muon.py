@@ -1,0 +1,67 @@
+"""Muon: hidden matrices step as torch.optim.Muon does, everything else as AdamW."""
+
+import pytest
+import torch
+
+from luthier.config.load import load_train
+from luthier.core.errors import ConfigError
+from tests.training.optimizers.test_loraplus import RUN
+from tests.training.optimizers.worlds import arguments, assert_resumes, built, fill_gradients, tiny_model, weights
+
+
+def test_each_weight_steps_as_in_torch(tmp_path):
+    model, by_hand = tiny_model(), tiny_model()
+    optimizer = built("muon", model, arguments(tmp_path, weight_decay=0.1), use_muon=True)
+    named = dict(by_hand.named_parameters())
+    hidden = [name for name in named if name.startswith("model.layers") and "norm" not in name]
+    muon = torch.optim.Muon([named[name] for name in hidden], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    norms = [weight for name, weight in named.items() if "norm" in name]
+    outer = [named["model.embed_tokens.weight"], named["lm_head.weight"]]
+    adamw = torch.optim.AdamW([{"params": outer, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], lr=1e-2)
+    for step in range(3):
+        for each in (model, by_hand):
+            fill_gradients(each, step)
+        for each in (optimizer, muon, adamw):
+            each.step()
+    expected = weights(by_hand)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(model).items())
+
+
+def test_the_update_is_orthogonal(tmp_path):
+    """Without decay a square matrix moves by 0.2 lr sqrt(n) times a matrix whose singular values are about 1."""
+    model = tiny_model()
+    before = weights(model)["model.layers.0.self_attn.o_proj.weight"]
+    optimizer = built("muon", model, arguments(tmp_path), use_muon=True)
+    fill_gradients(model, 0)
+    optimizer.step()
+    moved = before - weights(model)["model.layers.0.self_attn.o_proj.weight"]
+    values = torch.linalg.svdvals(moved) / (0.2 * 1e-2 * 64**0.5)
+    assert values.mean() == pytest.approx(1, abs=0.2) and values.max() < 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_resumes(tmp_path, dtype):
+    assert_resumes("muon", tmp_path, dtype=dtype, use_muon=True)
+
+
+def test_a_schedule_reaches_every_part(tmp_path):
+    optimizer = built("muon", tiny_model(), arguments(tmp_path), use_muon=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer.step()
+    schedule.step()
+    assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.5e-2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"optim": "adafactor"}, "optim: 'adafactor': does not go together with use_muon"),
+        ({"use_adam_mini": True}, "use_adam_mini: true: another optimizer is switched on too"),
+        ({"fsdp": "full_shard"}, "use_muon: true: needs whole weights, and fsdp gives each process a part"),
+        ({"deepspeed": "ds.json"}, "use_muon: true: needs whole weights, and deepspeed gives each process a part"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(keys, text):
+    with pytest.raises(ConfigError) as caught:
+        load_train({**RUN, "use_muon": True, "finetuning_type": "full", **keys})
+    assert text in str(caught.value)
