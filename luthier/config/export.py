@@ -30,3 +30,7 @@ class ExportConfig:
     """Write `.bin` files."""
     export_hub_model_id: str | None = None
     """Name on the Hugging Face hub to upload the export to."""
+    export_check: bool = True
+    """Load the export again and compare its answers with those of base and adapters before merging."""
+    export_max_kl: float | None = None
+    """Largest mean KL divergence, in nats, that this check allows; by number format if not given."""

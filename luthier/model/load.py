@@ -25,6 +25,7 @@ from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -247,10 +248,13 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = Non
     return _load_merged(run.model, machine, choose_dtype, "auto" if machine.num_accelerators else None)
 
 
-def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTrainedModel":
+def load_for_export(
+    run: "ExportRun", machine: Machine | None = None, before_merge: "Callable[[PeftModel], None] | None" = None
+) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in the number format it is to be saved in.
 
-    `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best.
+    `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best. `before_merge` is shown the
+    model with each adapter beside it.
     """
     machine = machine or detect()
 
@@ -259,16 +263,21 @@ def load_for_export(run: "ExportRun", machine: Machine | None = None) -> "PreTra
             return checkpoint
         return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
-    return _load_merged(run.model, machine, choose_dtype, "auto" if run.export.export_device == "auto" else None)
+    device_map = "auto" if run.export.export_device == "auto" else None
+    return _load_merged(run.model, machine, choose_dtype, device_map, before_merge)
 
 
 def _load_merged(
-    keys: "ModelConfig", machine: Machine, choose_dtype: "Callable[..., torch.dtype]", device_map: str | None
+    keys: "ModelConfig",
+    machine: Machine,
+    choose_dtype: "Callable[..., torch.dtype]",
+    device_map: str | None,
+    before_merge: "Callable[[PeftModel], None] | None" = None,
 ) -> "PreTrainedModel":
     fit_config = partial(_stretch, keys, None)
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map)
     given = _given_adapters(keys)
-    model = merge_adapters(model, given.names, given)
+    model = merge_adapters(model, given.names, given, before_merge)
     model.config.use_cache = keys.use_kv_cache
     return model.eval()
 

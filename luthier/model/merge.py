@@ -1,7 +1,7 @@
 """Adapters that exist already: put on a model, checked against it, and merged into its weights."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +31,20 @@ class GivenAdapters:
         return bool(self.names)
 
 
-def merge_adapters(model: "PreTrainedModel", names: Sequence[str], given: GivenAdapters) -> "PreTrainedModel":
-    """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit."""
+def merge_adapters(
+    model: "PreTrainedModel",
+    names: Sequence[str],
+    given: GivenAdapters,
+    before_merge: "Callable[[PeftModel], None] | None" = None,
+) -> "PreTrainedModel":
+    """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit.
+
+    `before_merge` is shown the model with each adapter beside it, before that one is merged."""
     for name in names:
-        model = attach_adapter(model, name, given, is_trainable=False).merge_and_unload()
+        adapted = attach_adapter(model, name, given, is_trainable=False)
+        if before_merge is not None:
+            before_merge(adapted)
+        model = adapted.merge_and_unload()
         info(f"adapter {name} merged into the model")
     return model
 

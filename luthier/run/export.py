@@ -1,5 +1,6 @@
 """`luthier export RUN`: base model and adapters become one model folder that any program can load."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.config.runs import ExportRun
+    from luthier.run.encoding import TextSide
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.gguf")
 
@@ -34,45 +36,75 @@ def main(argv: list[str]) -> int:
 
 
 def export(run: "ExportRun") -> Path:
-    """Merge, write, describe, and upload if asked to. Returns the folder, which is there whole or not at all.
+    """Merge, write, compare, describe, and upload if asked to. Returns the folder, which is whole or not there at all.
 
     Raises `OutputError` for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed`
-    if the disk is full or the upload fails.
+    if the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
-    from luthier.data.modelfile import modelfile
-    from luthier.infer.decoding import end_ids
-    from luthier.model.embeddings import fit_embeddings
     from luthier.model.load import load_for_export
+    from luthier.model.merge_check import Reference
     from luthier.run.encoding import load_text_side
+    from luthier.run.merge_check import check_written, sample_prompts
 
     assert run.export.export_dir, "the rules of the run ask for it"
     target = Path(run.export.export_dir).expanduser()
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
     check_mergeable(run)
     text = load_text_side(run)
-    model = load_for_export(run)
-    if fit_embeddings(model, text.tokenizer):
-        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
+    model = load_for_export(run, before_merge=reference)
     check_finite(model)
-    model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
-    model.generation_config.pad_token_id = text.tokenizer.pad_token_id
-    model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
+    if reference is not None and not reference.logits:
+        reference(model)
+    fit_to_text(model, text)
+    dtype, attention, facts = model.dtype, model.config._attn_implementation, {}
     with save_folder_atomically(target, needed_bytes=num_bytes(model)) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
-        if text.template.kind != "program":
-            own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
-            (draft / "Modelfile").write_text(modelfile(text.template, **own), encoding="utf-8")
+        write_modelfile(draft, text)
+        del model
+        gc.collect()  # the export is loaded again, and two models may not fit
+        if reference is not None:
+            facts["merge_check"] = check_written(
+                draft,
+                reference,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map="auto" if run.export.export_device == "auto" else None,
+                max_mean_kl=run.export.export_max_kl,
+            )
         write_manifest(
             draft,
             model=run.model.model_name_or_path,
             adapters=list(run.model.adapter_name_or_path),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch."),
             template=run.data.template,
+            **facts,
         )
     if run.export.export_hub_model_id:
         upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
     return target
+
+
+def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
+    """Rows for all tokens, and the ends of an answer, as the chat format has them."""
+    from luthier.infer.decoding import end_ids
+    from luthier.model.embeddings import fit_embeddings
+
+    if fit_embeddings(model, text.tokenizer):
+        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
+    model.generation_config.pad_token_id = text.tokenizer.pad_token_id
+    model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
+
+
+def write_modelfile(folder: Path, text: "TextSide") -> None:
+    """For Ollama, unless the chat format is a program, which a Modelfile cannot hold."""
+    from luthier.data.modelfile import modelfile
+
+    if text.template.kind != "program":
+        own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
+        (folder / "Modelfile").write_text(modelfile(text.template, **own), encoding="utf-8")
 
 
 def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:

@@ -277,3 +277,44 @@ def test_export_dir_is_asked_for(llama_folder):
 def test_a_missing_model_is_one_error(tmp_path):
     with pytest.raises(ModelError):
         exported(tmp_path / "absent", tmp_path / "out")
+
+
+def test_the_export_is_loaded_again_and_compared(llama_folder, tmp_path, said):
+    first, second = (adapter(llama_folder, tmp_path / name, seed) for seed, name in enumerate(["a", "b"]))
+    folder = exported(llama_folder, tmp_path / "out", first, second)
+    found = json.loads((folder / "merge_check.json").read_text())
+    assert found["mean_kl"] < 1e-9 < found["allowed_mean_kl"] == 1e-5
+    assert found["top1_agreement"] == 1
+    assert found["num_positions"] > 100
+    (merge,) = found["adapters_before_the_last"]
+    assert merge["mean_kl"] < 1e-9
+    assert read_manifest(folder)["merge_check"] == found
+    assert any(text.startswith("merge check: mean KL") and "100.0% of" in text for text in said)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_adapter_that_is_lost_is_noticed_and_nothing_is_written(llama_folder, tmp_path, monkeypatch, lost):
+    from peft.tuners.tuners_utils import BaseTuner
+
+    merge, calls = BaseTuner.merge_and_unload, []
+
+    def forget_one(self):
+        calls.append(self)
+        return self.unload() if len(calls) == lost + 1 else merge(self)
+
+    monkeypatch.setattr(BaseTuner, "merge_and_unload", forget_one)
+    first, second = (adapter(llama_folder, tmp_path / name, seed) for seed, name in enumerate(["a", "b"]))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(RunFailed, match=r"merge check: the export does not answer as base and adapters do \(mean KL"):
+        exported(llama_folder, tmp_path / "out", first, second)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_the_check_can_be_tightened_and_left_out(llama_folder, tmp_path):
+    lora = adapter(llama_folder, tmp_path / "lora")
+    with pytest.raises(RunFailed, match=r"allowed are 1e-09 nats\), so it is not kept"):
+        exported(llama_folder, tmp_path / "out", lora, infer_dtype="bfloat16", export_max_kl=1e-9)
+    folder = exported(llama_folder, tmp_path / "out", lora, infer_dtype="bfloat16", export_check=False)
+    assert not (folder / "merge_check.json").exists()
+    assert "merge_check" not in read_manifest(folder)

@@ -1,0 +1,79 @@
+"""The check at the end of an export: the written folder, loaded again, against base and adapters before merging."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RowError, RunFailed
+from luthier.core.files import write_atomically
+from luthier.core.log import info
+from luthier.data.sample_dialogues import SAMPLES
+from luthier.model.merge_check import Agreement, Reference, allowed_mean_kl
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.data.encoding import Encoding
+
+FILE_NAME = "merge_check.json"
+PLAIN_TEXTS = (
+    "The capital of France is Paris, and its river is the Seine. Once a year people from all over the world come to",
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))",
+)
+_MOST_TOKENS_OF_A_PROMPT, _MOST_TOKENS = 64, 256
+"""The logits of all prompts are kept: 256 positions and 150,000 tokens are 150 MB."""
+
+
+def sample_prompts(encoding: "Encoding") -> list[list[int]]:
+    """Plain texts, and the sample dialogues in the chat format of the run, without those that it does not allow."""
+    prompts = [encoding.encoder.text(text)[:_MOST_TOKENS_OF_A_PROMPT] for text in PLAIN_TEXTS]
+    for sample in SAMPLES:
+        try:
+            rows = encoding.unlimited().rows(sample.dialogue, keep_past_thinking=True)
+        except RowError:
+            continue
+        ids = [index for prompt, answer in rows[-1] for index in (*prompt, *answer)][:_MOST_TOKENS_OF_A_PROMPT]
+        if len(ids) > 1 and sum(map(len, prompts)) + len(ids) <= _MOST_TOKENS:
+            prompts.append(ids)
+    return prompts
+
+
+def check_written(
+    draft: Path,
+    reference: Reference,
+    *,
+    dtype: "torch.dtype",
+    attn_implementation: str,
+    device_map: str | None,
+    max_mean_kl: float | None,
+) -> Mapping[str, Any]:
+    """Load `draft` and compare. Writes merge_check.json into it and returns what stands there.
+
+    `max_mean_kl`: nats, None for what `dtype` allows. Raises `RunFailed` if the models differ by more.
+    """
+    from luthier.model.load import load_model
+
+    model = load_model(str(draft), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
+    found = reference.compare(model)
+    del model
+    allowed = allowed_mean_kl(dtype) if max_mean_kl is None else max_mean_kl
+    facts = _facts(reference, found, allowed, dtype)
+    info(f"merge check: {found} (allowed: {allowed:g} nats)")
+    worst = max((found, *reference.merges), key=lambda one: one.mean_kl)
+    if not worst.mean_kl <= allowed:  # also where it is not a number
+        raise RunFailed(
+            f"merge check: the export does not answer as base and adapters do ({worst}; allowed are {allowed:g} nats),"
+            " so it is not kept -> set infer_dtype: float32 if rounding may be the cause, or raise export_max_kl if"
+            " this is good enough"
+        )
+    write_atomically(draft / FILE_NAME, json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def _facts(reference: Reference, found: Agreement, allowed: float, dtype: "torch.dtype") -> dict[str, Any]:
+    facts: dict[str, Any] = {**asdict(found), "allowed_mean_kl": allowed, "dtype": str(dtype).removeprefix("torch.")}
+    if reference.merges:
+        facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
+    return facts
