@@ -32,6 +32,15 @@ def _training_help() -> Mapping[str, str]:
 
 @cache
 def _help_strings(config: type) -> Mapping[str, str]:
+    """Field -> the string under it, those of inherited fields included."""
+    found: dict[str, str] = {}
+    for owner in reversed(config.__mro__[:-1]):
+        found |= _own_help_strings(owner)
+    return found
+
+
+@cache
+def _own_help_strings(config: type) -> Mapping[str, str]:
     """Field -> the string under it in the source of the class."""
     path = sys.modules[config.__module__].__file__
     assert path is not None

@@ -20,6 +20,7 @@ class Blocks:
     """Written over the first token of every block, for tokenizers that open each text with a begin token."""
     columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     cuts_rows: ClassVar[bool] = True
+    is_optional: ClassVar[bool] = True
 
     def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
         """Blocks of exactly `size_tokens` ids, all of them learned."""

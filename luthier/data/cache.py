@@ -53,14 +53,15 @@ class Cache:
         if key is None:
             return _temporary(make)
         folder, started = self.folder / key, time.monotonic()
-        while not self._is_ready(key):
+        while not self.holds(key):
             if self.makes or time.monotonic() - started > PATIENCE_SECONDS:
                 self._try(key, make)
             else:
                 time.sleep(POLL_SECONDS)
         return folder
 
-    def _is_ready(self, key: str) -> bool:
+    def holds(self, key: str) -> bool:
+        """Whether the entry is there, and need not be made anew."""
         wanted_anew = self.overwrites and self.makes and key not in self._made
         return not wanted_anew and _is_whole(self.folder / key)
 
@@ -68,7 +69,7 @@ class Cache:
         """Make the entry, unless another process has it in work."""
         try:
             with FileLock(self.folder / f"{key}.lock", timeout=POLL_SECONDS):
-                if not self._is_ready(key):
+                if not self.holds(key):
                     self._make(key, make)
         except Timeout:
             return

@@ -61,6 +61,10 @@ class ChatProgram:
                 groups.append([answer])
         return [_row(group) for group in groups]
 
+    def last_row(self, dialogue: Dialogue) -> Whole:
+        """The last answer alone, with everything before it in its prompt."""
+        return _row([self._asked(dialogue, len(dialogue.messages) - 1)])
+
     def last_turn(self, dialogue: Dialogue) -> TurnIds:
         """Prompt and answer tokenised apart, as a server has only the prompt."""
         answer = self._asked(dialogue, len(dialogue.messages) - 1)

@@ -1,13 +1,16 @@
-"""From tokenised rows to the tensors of one batch. B rows, T tokens of the longest row, N tokens of all rows.
+"""From tokenised rows to the tensors of one batch. B sequences, T tokens of the longest, N tokens of all.
+
+A row with two parts is two sequences: first come the first parts of all rows, then their second parts.
 
 Causal models predict token t + 1 at position t. The shift is made here, once: `positions` says where something is
 learned and `targets` what, so that no loss has to shift labels and no model computes logits that nobody reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.plan import is_of_row, part_of, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +19,18 @@ PAD_MULTIPLE = 8
 """Padded lengths are multiples of this, which tensor cores like."""
 
 Features = Mapping[str, Sequence[int]]
+Layout = Callable[[Sequence[Features]], dict[str, Any]]
+"""`concatenate_rows` or `pad_rows`."""
+
+
+def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]:
+    """The sequences of all rows as `layout` puts them, and the numbers that rows have beside them, in that order."""
+    import torch
+
+    batch = layout([part_of(row, part) for part in parts_of(rows[0]) for row in rows])
+    for column in filter(is_of_row, rows[0]):
+        batch[column] = torch.tensor([row[column] for row in rows]).T.flatten()
+    return batch
 
 
 def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
@@ -40,6 +55,7 @@ def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
         **_targets(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))),
+        "ends": bounds[1:].long() - 1,
     }
 
 
@@ -61,19 +77,29 @@ def pad_rows(rows: Sequence[Features], pad_token_id: int, *, side: str = "right"
         "input_ids": rectangle(ids, pad_token_id),
         "attention_mask": rectangle([[1] * len(row) for row in ids], 0),
         **_targets(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width)),
+        "ends": torch.tensor(
+            [row * width + (len(sequence) if side == "right" else width) - 1 for row, sequence in enumerate(ids)]
+        ),
     }
 
 
 def _targets(next_labels: "Tensor", row_of_position: "Tensor") -> dict[str, "Tensor"]:
-    """next_labels: for each flattened position, the label of the token after it."""
+    """next_labels: for each flattened position, the label of the token after it.
+
+    `positions` (K,) are the flattened positions whose next token is learned, `targets` (K,) these tokens, `target_rows`
+    (K,) the sequences they stand in.
+    """
     positions = (next_labels != IGNORE_INDEX).nonzero().squeeze(-1)
     return {"positions": positions, "targets": next_labels[positions], "target_rows": row_of_position[positions]}
 
 
-LOSS_KEYS = ("positions", "targets", "target_rows")
-"""What a batch carries for the loss; everything else goes into the model."""
+MODEL_KEYS = (
+    *("input_ids", "attention_mask", "position_ids"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+)
+"""What of a batch goes into the model; the rest is for the loss. `ends` (B,) are the last tokens of the sequences."""
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that the model's `forward` takes."""
-    return {key: value for key, value in batch.items() if key not in LOSS_KEYS}
+    return {key: batch[key] for key in MODEL_KEYS if key in batch}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder, TurnIds
 from luthier.data.labels import Encoded, split_budget
-from luthier.data.render import render
+from luthier.data.render import Turn, render
 from luthier.data.templates import Template
 from luthier.data.tokenise import Written, turn_ids
 from luthier.data.types import Dialogue
@@ -53,11 +53,21 @@ class Encoding:
         )
         return [turns]
 
+    def written_last(self, dialogue: Dialogue) -> Written:
+        """The last answer alone, with the history in its prompt as a server sends it, before it is tokenised."""
+        if self.program is not None:
+            return self.program.last_row(dialogue)
+        return self._last(dialogue)
+
     def last_turn(self, dialogue: Dialogue) -> TurnIds:
-        """(prompt ids, answer ids) of the last answer, with the history in the prompt as a server sends it."""
+        """(prompt ids, answer ids) of the last answer, tokenised apart, since a server has only the prompt."""
         if self.program is not None:
             return self.program.last_turn(dialogue)
-        (turn,) = render(
+        (turn,) = self._last(dialogue)
+        return self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)
+
+    def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
+        return render(
             self.template,
             dialogue.messages,
             system=dialogue.system,
@@ -66,7 +76,6 @@ class Encoding:
             preserve_thinking=self.preserve_thinking,
             purpose="infer",
         )
-        return self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)
 
     @property
     def closing_eos(self) -> int | None:

@@ -12,7 +12,9 @@ from luthier.core.kinds import CHECKS, FORMATS
 from luthier.data.catalog import load_catalog
 from luthier.data.doctor import Check, Finding, Place, Sample, Split, Terms
 from luthier.data.encoding import Encoding
+from luthier.data.plan import RowPlan
 from luthier.data.read import read_rows
+from luthier.data.rows import not_taken
 from luthier.data.tokenise import Written, turn_ids
 from luthier.data.twins import ExactTwins, NearTwins
 from luthier.data.types import Media
@@ -40,7 +42,7 @@ class Examination:
 
     def findings(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Finding]:
         """Every finding, row by row: first the training datasets, then those for evaluation."""
-        packer = stage.packer(run, encoding)
+        packer = stage.rows.packer(run, encoding)
         if packer is not None and packer.cuts_rows:
             encoding = encoding.unlimited()
         terms = terms_of(run, encoding)
@@ -56,7 +58,7 @@ class Examination:
                     near.note(sample)
             counts = self.num_rows[sample.split]
             counts[sample.dataset] = counts.get(sample.dataset, 0) + 1
-            self.lengths[sample.split].extend(len(row.input_ids) + row.lost_tokens for row in sample.rows)
+            self.lengths[sample.split].extend(max(part.num_tokens for part in row) for row in sample.rows)
             for check in checks:
                 yield from check.find(sample, terms)
 
@@ -70,7 +72,7 @@ class Examination:
     def _samples(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Sample | Finding]:
         catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
-        reader = _Reader(stage, run.method, encoding)
+        reader = _Reader(stage.rows, run.method, encoding)
         splits: list[tuple[Split, str]] = [("train", name) for name in run.data.dataset]
         splits += [("eval", name) for name in run.data.eval_dataset]
         for split, name in splits:
@@ -84,29 +86,29 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    stage: "Stage"
+    plan: RowPlan
     config: Any
     encoding: Encoding
 
     def samples(self, rows: "Iterator[Row]", spec: "DatasetSpec", split: Split) -> Iterator[Sample]:
         while batch := list(islice(rows, BATCH_ROWS)):
             drafts = [self._draft(row, spec, split) for row in batch]
-            ids = iter(turn_ids(self.encoding.encoder, [text for _, written in drafts for text in written]))
+            texts = [part for _, written in drafts for row in written for part in row]
+            ids = iter(turn_ids(self.encoding.encoder, texts))
             for sample, written in drafts:
-                turns = [next(ids) for _ in written]
-                sample.rows = [self.stage.label(row, self.encoding, self.config) for row in turns]
+                turns = [[next(ids) for _ in row] for row in written]
+                sample.rows = [self.plan.label(row, self.encoding, self.config) for row in turns]
                 yield sample
 
-    def _draft(self, row: "Row", spec: "DatasetSpec", split: Split) -> "tuple[Sample, list[Written]]":
+    def _draft(self, row: "Row", spec: "DatasetSpec", split: Split) -> "tuple[Sample, list[tuple[Written, ...]]]":
         sample = Sample(spec.name, split, Place(row.file, row.number, row.place))
         try:
             sample.example = example = FORMATS.get(spec.formatting).read(row.usable(), spec)
             if example.media != Media():
                 raise RowError("the row has pictures, films or sounds, and this version reads text only")
-            if not isinstance(example, self.stage.examples):
-                taken = " or ".join(kind.__name__ for kind in self.stage.examples)
-                raise RowError(f"the row is a {type(example).__name__}, and stage {self.stage.name} takes {taken}")
-            return sample, list(self.stage.write(example, self.encoding, self.config))
+            if not isinstance(example, self.plan.examples):
+                raise RowError(not_taken(example, self.plan.examples))
+            return sample, list(self.plan.write(example, self.encoding, self.config))
         except RowError as refusal:
             sample.refusal = refusal
             return sample, []

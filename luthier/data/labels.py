@@ -26,6 +26,11 @@ class Encoded:
     """A learned answer lost its end, so the row teaches not to stop there."""
 
     @property
+    def num_tokens(self) -> int:
+        """Before anything was cut off."""
+        return len(self.input_ids) + self.lost_tokens
+
+    @property
     def num_labels(self) -> int:
         """How many tokens carry a label."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
@@ -89,6 +94,33 @@ def label_turns(
         lost_tokens=total - num_kept,
         lost_labels=num_wanted - num_learned,
         lost_terminator=cut,
+    )
+
+
+def label_answers(
+    answers: Sequence[tuple[list[int], list[int]]], *, cutoff_len: int | None, eos_token_id: int | None = None
+) -> tuple[Encoded, ...]:
+    """Rows that are compared with each other: one (prompt ids, answer ids) for each, of which the answer is learned.
+
+    They share one budget, that of the longest prompt and the longest answer, so that a prompt is cut in the same way
+    before every answer. `eos_token_id` is given for formats without an eos in their slots: it closes each answer.
+    """
+    closing = [] if eos_token_id is None else [eos_token_id]
+    closed = [(prompt, answer + closing) for prompt, answer in answers]
+    longest = (max(len(prompt) for prompt, _ in closed), max(len(answer) for _, answer in closed))
+    prompt_budget, answer_budget = longest if cutoff_len is None else split_budget(*longest, cutoff_len)
+    return tuple(_cut_answer(prompt, answer, prompt_budget, answer_budget) for prompt, answer in closed)
+
+
+def _cut_answer(prompt: list[int], answer: list[int], prompt_budget: int, answer_budget: int) -> Encoded:
+    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+    lost_labels = len(answer) - len(kept_answer)
+    return Encoded(
+        kept_prompt + kept_answer,
+        [IGNORE_INDEX] * len(kept_prompt) + kept_answer,
+        lost_tokens=len(prompt) - len(kept_prompt) + lost_labels,
+        lost_labels=lost_labels,
+        lost_terminator=lost_labels > 0,
     )
 
 

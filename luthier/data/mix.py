@@ -93,18 +93,24 @@ def _check_probabilities(lengths: Sequence[int], strategy: MixStrategy, probabil
             raise DataError(f"interleave_probs: dataset {index + 1} has no rows and cannot be drawn from")
 
 
-def split_validation(num_rows: int, val_size: float, seed: int) -> "tuple[np.ndarray, np.ndarray]":
-    """(train, eval) row indices: `val_size` rows for evaluation, or that fraction (rounded up) when it is below 1.
+def split_validation(examples: "np.ndarray", val_size: float, seed: int) -> "tuple[np.ndarray, np.ndarray]":
+    """(train, eval) row indices: `val_size` examples for evaluation, or that fraction (rounded up) when it is below 1.
 
-    Both are in random order of the seed. Raises `DataError` if no row would be left to train on.
+    examples: (rows,) the example of each row; rows of one example are on the same side, so that nothing of it leaks.
+    Both sides are in random order of the seed. Raises `DataError` if no example would be left to train on.
     """
     import numpy as np
 
-    num_eval = ceil(val_size * num_rows) if val_size < 1 else int(val_size)
-    if num_eval >= num_rows:
-        raise DataError(f"val_size {val_size:g} takes {num_eval} of {num_rows} rows and leaves none to train on")
-    order = np.random.default_rng(seed).permutation(num_rows)
-    return order[num_eval:], order[:num_eval]
+    distinct, example_of_row = np.unique(examples, return_inverse=True)
+    num_examples = len(distinct)
+    num_eval = ceil(val_size * num_examples) if val_size < 1 else int(val_size)
+    if num_eval >= num_examples:
+        raise DataError(f"val_size {val_size:g} takes {num_eval} of {num_examples} rows and leaves none to train on")
+    rank = np.empty(num_examples, np.int64)
+    rank[np.random.default_rng(seed).permutation(num_examples)] = np.arange(num_examples)
+    order = np.argsort(rank[example_of_row], kind="stable")
+    num_eval_rows = int((rank[example_of_row] < num_eval).sum())
+    return order[num_eval_rows:], order[:num_eval_rows]
 
 
 def sample_rows(num_rows: int, num_samples: int, seed: int) -> "np.ndarray":

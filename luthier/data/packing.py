@@ -31,6 +31,8 @@ class Packer(Protocol):
     columns: ClassVar[tuple[str, ...]]
     cuts_rows: ClassVar[bool]
     """Whether rows of any length can be joined, so that they need not be cut to `cutoff_len` before."""
+    is_optional: ClassVar[bool]
+    """Whether the training method can learn from rows that have not been joined."""
 
     @property
     def size_tokens(self) -> int:
@@ -49,6 +51,7 @@ class Packs:
     size_tokens: int
     columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "sample_lengths")
     cuts_rows: ClassVar[bool] = False
+    is_optional: ClassVar[bool] = True
 
     def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
         import numpy as np

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from luthier.config.data import holds_tokenized_rows
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
-from luthier.data.cache import open_cache
+from luthier.data.cache import Cache, open_cache
 from luthier.data.catalog import DatasetSpec, load_catalog
 from luthier.data.encoding import Encoding, encode_last_turn
 from luthier.data.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
+from luthier.data.plan import SEQUENCE_COLUMNS
 from luthier.data.read import read_rows
 from luthier.data.rows import RowMaker
 from luthier.data.tables import TableWriter, batches_of, row_lengths, table_at
@@ -30,18 +31,21 @@ from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
+    from luthier.config.data import DataConfig
     from luthier.config.runs import TrainRun
     from luthier.data.packing import Packer
-    from luthier.stages import Stage
+    from luthier.data.plan import RowPlan
 
 ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
-COLUMNS = ("input_ids", "labels")
+EXAMPLE_COLUMN = "example"
+"""The number of the example that a row of a dataset comes from."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Rows ready for the trainer: each has `input_ids` and `labels` of equal length.
+    """Rows ready for the trainer: each part of them has `input_ids` and `labels` of equal length.
 
     Packed rows of sft have `sample_lengths`, too: how many tokens each of their samples has, in order.
     """
@@ -61,40 +65,52 @@ class PreparedData:
     @property
     def fingerprint(self) -> str:
         """Of all token ids and labels, in order: two runs on the same rows have the same one."""
-        digest = hashlib.sha256()
-        for rows in (self.train, *self.eval.values()):
-            for column in rows.column_names if rows is not None else ():
-                for values, lengths in batches_of(rows, column):
-                    digest.update(values.tobytes() + lengths.tobytes())
-        return digest.hexdigest()
+        return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
+
+
+def rows_digest(*tables: "datasets.Dataset") -> str:
+    """Of every number in these rows, in order."""
+    digest = hashlib.sha256()
+    for rows in tables:
+        for column in rows.column_names:
+            for values, lengths in batches_of(rows, column):
+                digest.update(values.tobytes() + lengths.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
     rows: "datasets.Dataset"
+    examples: "np.ndarray"
+    """The number of the example that each row comes from, over all datasets of the run: (rows,)."""
     key: str | None
     """Of all that made the rows; None if that is not known."""
 
+    def chosen(self, index: "np.ndarray", key: str | None) -> "_Table":
+        return _Table(self.rows.select(index), self.examples[index], key)
 
-def prepare(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
+
+def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
     if holds_tokenized_rows(run.data):
         assert run.data.tokenized_path is not None, "that is where they lie"
         info(f"data: the rows in {run.data.tokenized_path} as they are; the other keys of the data are not read")
-        return PreparedData(*load_tokenized(Path(run.data.tokenized_path)))
-    data = _prepared(run, stage, encoding)
+        packer = plan.packer(run, encoding)
+        columns = plan.columns if packer is None or packer.is_optional else packer.columns
+        return PreparedData(*load_tokenized(Path(run.data.tokenized_path), columns))
+    data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger)
         info(f"data: tokenised rows saved to {run.data.tokenized_path}, where the next run reads them")
     return data
 
 
-def _prepared(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedData:
+def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedData:
     data, generates = run.data, run.training["predict_with_generate"]
-    packer = stage.packer(run, encoding)
+    packer = plan.packer(run, encoding)
     # Texts that are cut into blocks anyway are not cut to a length before.
     limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
-    builder = _Builder(run, stage, limited, packer)
+    builder = _Builder(run, plan, limited, packer)
     train, evals = None, {}
     if data.dataset:
         mixed = builder.mixed(builder.tables(data.dataset, with_prompts=generates and data.val_size > 0))
@@ -115,23 +131,27 @@ def _prepared(run: "TrainRun", stage: "Stage", encoding: Encoding) -> PreparedDa
 class _Builder:
     """What the steps of `prepare` share."""
 
-    def __init__(self, run: "TrainRun", stage: "Stage", encoding: Encoding, packer: "Packer | None") -> None:
-        self.data, self.encoding, self.packer = run.data, encoding, packer
+    def __init__(self, run: "TrainRun", plan: "RowPlan", encoding: Encoding, packer: "Packer | None") -> None:
+        self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
         self.hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
-        self.maker = RowMaker(stage, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
-        self.made_by = joint_key(stage.name, run.method, encoding_digest(encoding), run.data.on_overlong)
-        self.cache = open_cache(overwrites=run.data.overwrite_cache, makes=_makes(run.data.data_shared_file_system))
+        self.maker = RowMaker(plan, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
+        self.made_by = joint_key(run.stage, run.method, encoding_digest(encoding), run.data.on_overlong)
+        self.cache = cache_of(run.data)
         self.ledger = Ledger()
-        self.prompts: list[datasets.Dataset] = []
-        """Of the datasets so far that need them, one table each."""
+        self.num_examples = 0
+        """In the datasets so far."""
+        self.prompts: dict[int, datasets.Dataset] = {}
+        """Those of a dataset that needs them, by the number of its first example."""
 
     def tables(self, names: Sequence[str], *, with_prompts: bool) -> list[_Table]:
-        """One table of rows per dataset; `with_prompts` its column `example` is the place in all prompts so far."""
+        """One table of rows per dataset; `with_prompts` the prompts of its examples, too."""
         return [self._table(self.catalog.get(name), with_prompts) for name in names]
 
     def _table(self, spec: DatasetSpec, with_prompts: bool) -> _Table:
+        import numpy as np
+
         key = None
         if self.made_by is not None:
             source = source_digest(spec, self.cache.folder, **self.hub)
@@ -142,21 +162,26 @@ class _Builder:
         account = DatasetAccount(**json.loads((entry / ACCOUNT_FILE).read_text()))
         self.ledger.accounts.setdefault(spec.name, account)
         rows = table_at(entry / ROWS_FILE)
+        examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE_COLUMN))])
         if with_prompts:
-            num_before = sum(map(len, self.prompts))
-            self.prompts.append(table_at(entry / PROMPTS_FILE))
-            places = [place + num_before for (place,) in rows["example"]]
-            rows = rows.remove_columns("example").add_column("example", places)
-        return _Table(rows, key)
+            self.prompts[self.num_examples] = table_at(entry / PROMPTS_FILE)
+        table = _Table(rows.select_columns(list(self.plan.columns)), examples + self.num_examples, key)
+        self.num_examples += account.kept
+        return table
 
     def _write(self, spec: DatasetSpec, folder: Path, with_prompts: bool) -> None:
         """The rows of a dataset, the prompts if asked for, and the account."""
-        account, columns = DatasetAccount(), (*COLUMNS, "example") if with_prompts else COLUMNS
+        account, columns = DatasetAccount(), (*self.plan.columns, EXAMPLE_COLUMN)
         source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-        with TableWriter(folder / ROWS_FILE, columns) as rows, TableWriter(folder / PROMPTS_FILE, COLUMNS) as prompts:
+        with (
+            TableWriter(folder / ROWS_FILE, columns) as rows,
+            TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
+        ):
             for number, (example, encoded_rows) in enumerate(self.maker.rows(source, spec, account)):
-                for row in encoded_rows:
-                    rows.add((row.input_ids, row.labels, [number]) if with_prompts else (row.input_ids, row.labels))
+                tags = [[tag(example)] for tag in self.plan.tags.values()]
+                for parts in encoded_rows:
+                    sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
+                    rows.add((*sequences, *tags, [number]))
                 if with_prompts:
                     assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
                     prompt = encode_last_turn(example, self.encoding)
@@ -173,19 +198,20 @@ class _Builder:
 
         strategy, shares = self.data.mix_strategy, self.data.interleave_probs
         key = joint_key(*(table.key for table in tables), strategy, shares, self.seed)
-        whole = datasets.concatenate_datasets([table.rows for table in tables])
+        rows = datasets.concatenate_datasets([table.rows for table in tables])
+        whole = _Table(rows, np.concatenate([table.examples for table in tables]), key)
         if len(tables) == 1 or strategy == "concat":
-            return _Table(whole, key)
+            return whole
         lengths = [len(table.rows) for table in tables]
         order = mix(lengths, strategy, shares, self.seed)
         offsets = np.cumsum([0, *lengths[:-1]])
-        return _Table(whole.select(offsets[order[:, 0]] + order[:, 1]), key)
+        return whole.chosen(offsets[order[:, 0]] + order[:, 1], key)
 
     def split(self, table: _Table) -> tuple[_Table, _Table]:
-        """(train, eval) by `val_size`."""
-        indices = split_validation(len(table.rows), self.data.val_size, self.seed)
+        """(train, eval) by `val_size`. All rows of an example are on the same side."""
+        indices = split_validation(table.examples, self.data.val_size, self.seed)
         train, eval_ = (
-            _Table(table.rows.select(index), joint_key(table.key, part, self.data.val_size, self.seed))
+            table.chosen(index, joint_key(table.key, part, self.data.val_size, self.seed))
             for part, index in zip(("train", "eval"), indices, strict=True)
         )
         return train, eval_
@@ -193,14 +219,18 @@ class _Builder:
     def prompts_of(self, tables: Mapping[str, _Table]) -> "dict[str, datasets.Dataset]":
         """The prompt of each example once, even if the example was cut into several rows."""
         import datasets
+        import numpy as np
 
-        prompts = datasets.concatenate_datasets(self.prompts)
-        return {name: prompts.select(list(dict.fromkeys(table.rows["example"]))) for name, table in tables.items()}
+        prompts = datasets.concatenate_datasets(list(self.prompts.values()))
+        numbers = np.concatenate([first + np.arange(len(rows)) for first, rows in self.prompts.items()])
+        place = {number: index for index, number in enumerate(numbers.tolist())}
+        chosen = {name: dict.fromkeys(table.examples.tolist()) for name, table in tables.items()}
+        return {name: prompts.select([place[number] for number in examples]) for name, examples in chosen.items()}
 
     def packed(self, table: _Table) -> "datasets.Dataset":
         packer, rows = self.packer, table.rows
         if packer is None:
-            return rows.select_columns(list(COLUMNS))
+            return rows
 
         def write(folder: Path) -> None:
             with TableWriter(folder / ROWS_FILE, packer.columns) as writer:
@@ -208,6 +238,8 @@ class _Builder:
                     writer.add_arrays(batch)
 
         joined = table_at(self.cache.entry(joint_key(table.key, packer), write) / ROWS_FILE)
+        if not packer.cuts_rows:
+            return joined
         num_leftover = int(row_lengths(rows).sum() - row_lengths(joined).sum())
         self.ledger.leftover_tokens += num_leftover
         if not len(joined):
@@ -216,6 +248,11 @@ class _Builder:
                 f" {packer.size_tokens} -> lower cutoff_len, add text, or set packing: false"
             )
         return joined
+
+
+def cache_of(data: "DataConfig") -> Cache:
+    """The cache as the keys of a run want it."""
+    return open_cache(overwrites=data.overwrite_cache, makes=_makes(data.data_shared_file_system))
 
 
 def _makes(shared_file_system: bool) -> bool:

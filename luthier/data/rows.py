@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
@@ -11,16 +11,20 @@ from luthier.data.encode import TurnIds
 from luthier.data.encoding import Encoding
 from luthier.data.labels import IGNORE_INDEX, Encoded
 from luthier.data.ledger import DatasetAccount
+from luthier.data.plan import RowPlan
 from luthier.data.tokenise import Written, ahead, num_characters, turn_ids
-from luthier.data.types import Dialogue, Media
+from luthier.data.types import Media, Prompt
 
 if TYPE_CHECKING:
     from luthier.data.description import DatasetSpec
     from luthier.data.readers import Row
-    from luthier.stages import Stage
 
 MAX_BATCH_CHARACTERS = 1 << 23
 """A batch ends here even if it has few rows, so that long ones do not fill the memory."""
+
+
+Parts = tuple[Encoded, ...]
+"""A row: all its parts."""
 
 
 @dataclass(slots=True)
@@ -29,7 +33,8 @@ class _Draft:
 
     place: str
     example: Any = None
-    written: "tuple[Written, ...]" = ()
+    written: "tuple[tuple[Written, ...], ...]" = ()
+    """Row by row, each with its parts."""
     reason: str = ""
     """Why it cannot be used."""
 
@@ -38,9 +43,9 @@ class _Draft:
 class RowMaker:
     """What becomes of a dataset's rows, whichever dataset it is."""
 
-    stage: "Stage"
+    plan: RowPlan
     config: Any
-    """The stage's own keys."""
+    """The own keys of the training method."""
     encoding: Encoding
     on_overlong: str
     batch_rows: int
@@ -48,14 +53,14 @@ class RowMaker:
 
     def rows(
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
-    ) -> Iterator[tuple[Any, list[Encoded]]]:
+    ) -> Iterator[tuple[Any, list[Parts]]]:
         """Each usable example with its rows; `account` is complete when the last one has been given."""
         for batch, ids in ahead(self._drafts(source, spec), self._tokenised):
             turns = iter(ids)
             for draft in batch:
                 account.rows_in += 1
                 try:
-                    rows = self._labelled([next(turns) for _ in draft.written], draft, account)
+                    rows = self._labelled([[next(turns) for _ in row] for row in draft.written], draft, account)
                 except RowError as error:
                     account.drop(draft.place, str(error))
                     continue
@@ -63,9 +68,9 @@ class RowMaker:
                 if len(draft.written) > 1:
                     account.rewritten += 1
                     account.rewritten_into += len(draft.written)
-                for row in rows:
-                    account.tokens += len(row.input_ids)
-                    account.labelled_tokens += row.num_labels
+                for part in chain.from_iterable(rows):
+                    account.tokens += len(part.input_ids)
+                    account.labelled_tokens += part.num_labels
                 yield draft.example, rows
 
     def _drafts(self, source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[list[_Draft]]:
@@ -73,7 +78,7 @@ class RowMaker:
         room = MAX_BATCH_CHARACTERS
         for row in source:
             batch.append(self._draft(row, spec))
-            room -= sum(map(num_characters, batch[-1].written))
+            room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
             if len(batch) == self.batch_rows or room < 0:
                 yield batch
                 batch, room = [], MAX_BATCH_CHARACTERS
@@ -85,22 +90,22 @@ class RowMaker:
             example = FORMATS.get(spec.formatting).read(row.usable(), spec)
             if example.media != Media():
                 raise RowError("the row has pictures, films or sounds, and this version reads text only")
-            if not isinstance(example, self.stage.examples):
-                raise RowError(_not_taken(example, self.stage.examples))
-            return _Draft(row.place, example, tuple(self.stage.write(example, self.encoding, self.config)))
+            if not isinstance(example, self.plan.examples):
+                raise RowError(not_taken(example, self.plan.examples))
+            return _Draft(row.place, example, tuple(self.plan.write(example, self.encoding, self.config)))
         except RowError as error:
             return _Draft(row.place, reason=str(error))
 
     def _tokenised(self, batch: list[_Draft]) -> list[list[TurnIds]]:
-        return turn_ids(self.encoding.encoder, [row for draft in batch for row in draft.written])
+        return turn_ids(self.encoding.encoder, [part for draft in batch for row in draft.written for part in row])
 
-    def _labelled(self, turns: list[list[TurnIds]], draft: _Draft, account: DatasetAccount) -> list[Encoded]:
+    def _labelled(self, turns: list[list[list[TurnIds]]], draft: _Draft, account: DatasetAccount) -> list[Parts]:
         """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
         if draft.reason:
             raise RowError(draft.reason)
-        rows = [self.stage.label(row, self.encoding, self.config) for row in turns]
+        rows = [self.plan.label(row, self.encoding, self.config) for row in turns]
         cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
-        overlong = [row for row in rows if row.lost_tokens]
+        overlong = [part for row in rows for part in row if part.lost_tokens]
         if not overlong:
             return _with_labels(rows, "no token of it is learned")
         assert cutoff_len is not None, "a row cannot lose tokens to no limit"
@@ -113,29 +118,30 @@ class RowMaker:
         if rule == "drop":
             raise RowError(f"longer than cutoff_len {cutoff_len}")
         if rule == "split":
-            whole = [self.stage.label(row, self.encoding.unlimited(), self.config) for row in turns]
+            whole = [self.plan.label(row, self.encoding.unlimited(), self.config) for row in turns]
             pieces = _with_labels([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
             account.split_into += len(pieces)
             return pieces
         kept = _with_labels(rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
         account.truncated += 1
-        account.lost_tokens += sum(row.lost_tokens for row in overlong)
-        account.lost_labelled_tokens += sum(row.lost_labels for row in overlong)
-        account.lost_terminators += sum(row.lost_terminator for row in overlong)
+        account.lost_tokens += sum(part.lost_tokens for part in overlong)
+        account.lost_labelled_tokens += sum(part.lost_labels for part in overlong)
+        account.lost_terminators += sum(part.lost_terminator for part in overlong)
         return kept
 
 
-def _split(encoded: Encoded, cutoff_len: int) -> Iterator[Encoded]:
+def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
     """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
+    (encoded,) = row  # what has two parts is refused: they could not be cut at the same place
     for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
         part = slice(start, start + cutoff_len)
         ids, labels = encoded.input_ids[part], encoded.labels[part]
-        yield Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]])
+        yield (Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]]),)
 
 
-def _with_labels(rows: Iterable[Encoded], otherwise: str) -> list[Encoded]:
-    """The rows that have something to learn; if there is none, raises `RowError` with the reason."""
-    kept = [row for row in rows if _has_labels(row.labels)]
+def _with_labels(rows: Iterable[Parts], otherwise: str) -> list[Parts]:
+    """The rows with something to learn in every part; if there is none, raises `RowError` with the reason."""
+    kept = [row for row in rows if all(_has_labels(part.labels) for part in row)]
     if not kept:
         raise RowError(otherwise)
     return kept
@@ -146,7 +152,8 @@ def _has_labels(labels: list[int]) -> bool:
     return any(label != IGNORE_INDEX for label in islice(reversed(labels), max(len(labels) - 1, 0)))
 
 
-def _not_taken(example: Any, takes: tuple[type, ...]) -> str:
-    if Dialogue in takes:
-        return f"the row is a {type(example).__name__}, and this stage needs an answer to learn"
+def not_taken(example: Any, takes: tuple[type, ...]) -> str:
+    """Why an example of another type than the training method takes cannot be used."""
+    if isinstance(example, Prompt):
+        return "the row has no answer, and this stage needs one"
     return f"the row is a {type(example).__name__}, and this stage takes {' or '.join(t.__name__ for t in takes)}"

@@ -7,6 +7,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.plan import SAMPLE_LENGTHS, is_of_row, part_of, parts_of
 from luthier.data.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
@@ -58,22 +59,28 @@ def coloured(
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the stage, with the attention mask that every column set of the reference has."""
-    more = {"sample_lengths": row["sample_lengths"]} if "sample_lengths" in row else {}
-    return {
-        "input_ids": row["input_ids"],
-        "attention_mask": [1] * len(row["input_ids"]),
-        "labels": row["labels"],
-    } | more
+    shown: dict[str, Any] = {}
+    for part in parts_of(row):
+        shown[f"{part}input_ids"] = row[f"{part}input_ids"]
+        shown[f"{part}attention_mask"] = [1] * len(row[f"{part}input_ids"])
+        shown[f"{part}labels"] = row[f"{part}labels"]
+    if SAMPLE_LENGTHS in row:
+        shown[SAMPLE_LENGTHS] = row[SAMPLE_LENGTHS]
+    return shown | {name: bool(row[name][0]) for name in row if is_of_row(name)}
 
 
-def samples_of(row: Mapping[str, Sequence[int]]) -> list[Mapping[str, Sequence[int]]]:
-    """The samples of a packed row, each as a row; any other row as it is."""
-    if "sample_lengths" not in row:
-        return [row]
-    ends = list(accumulate(row["sample_lengths"]))
+def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a row consists of, each with its name: the samples of a packed row, the parts of any other."""
+    if SAMPLE_LENGTHS not in row:
+        parts = parts_of(row)
+        return [(part.rstrip("_") if len(parts) > 1 else "", part_of(row, part)) for part in parts]
+    ends = list(accumulate(row[SAMPLE_LENGTHS]))
     return [
-        {"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end]}
-        for start, end in pairwise([0, *ends])
+        (
+            f"sample {number} of {len(ends)}" if len(ends) > 1 else "",
+            {"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end]},
+        )
+        for number, (start, end) in enumerate(pairwise([0, *ends]), start=1)
     ]
 
 

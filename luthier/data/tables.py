@@ -55,7 +55,7 @@ class TableWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            columns = [_from_lists(lists) for lists in zip(*self._pending, strict=True)]
+            columns = [from_lists(lists) for lists in zip(*self._pending, strict=True)]
             self._pending = []
             self.add_arrays(columns)
 
@@ -97,7 +97,8 @@ def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
     return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
 
 
-def _from_lists(lists: Sequence[Sequence[int]]) -> "pa.ListArray":
+def from_lists(lists: Sequence[Sequence[int]]) -> "pa.ListArray":
+    """A column of lists of whole numbers."""
     import numpy as np
 
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))

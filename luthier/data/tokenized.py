@@ -5,20 +5,20 @@ ledger beside them.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
 from luthier.data.ledger import DatasetAccount, Ledger
+from luthier.data.plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS
 
 if TYPE_CHECKING:
     import datasets
 
 LEDGER_FILE = "data_report.json"
 EVAL, PROMPTS = "validation", "prompts"
-_REQUIRED, _OPTIONAL = ("input_ids", "labels"), ("sample_lengths",)
 
 Sets = Mapping[str, "datasets.Dataset"]
 
@@ -35,8 +35,11 @@ def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, 
         (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
 
 
-def load_tokenized(folder: Path) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
-    """(train, eval, prompts, ledger). Raises `DataError` for a folder that holds something else."""
+def load_tokenized(folder: Path, columns: Sequence[str]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
+    """(train, eval, prompts, ledger). `columns`: those that rows must have.
+
+    Raises `DataError` for a folder that holds something else.
+    """
     import datasets
 
     try:
@@ -44,7 +47,8 @@ def load_tokenized(folder: Path) -> "tuple[datasets.Dataset | None, Sets, Sets, 
     except (OSError, ValueError, KeyError) as fault:
         raise DataError(f"tokenized_path: {folder} holds no tokenised rows ({fault}) -> name a new folder") from fault
     sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    rows = {name: _own_columns(folder, name, table) for name, table in sets.items()}
+    wanted = {name: SEQUENCE_COLUMNS if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
+    rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}
     ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
     ledger.samples = {name: len(table) for name, table in rows.items()}
     return rows.get("train"), _named(rows, EVAL), _named(rows, PROMPTS), ledger
@@ -60,16 +64,20 @@ def _named(rows: Sets, kind: str) -> Sets:
     }
 
 
-def _own_columns(folder: Path, name: str, table: "datasets.Dataset") -> "datasets.Dataset":
-    missing = [column for column in _REQUIRED if column not in table.column_names]
+def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[str, ...]) -> "datasets.Dataset":
+    missing = [column for column in wanted if column not in table.column_names]
     if missing:
-        raise DataError(f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)} -> name a new folder")
-    if "position_ids" in table.column_names and "sample_lengths" not in table.column_names:
+        raise DataError(
+            f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)}, which this stage needs"
+            " -> name a new folder"
+        )
+    is_packed = SAMPLE_LENGTHS in table.column_names
+    if "position_ids" in table.column_names and not is_packed:
         raise DataError(
             f"tokenized_path: {folder}: {name} was packed by another program, which does not say where samples begin"
             " -> name a new folder"
         )
-    return table.select_columns([column for column in (*_REQUIRED, *_OPTIONAL) if column in table.column_names])
+    return table.select_columns([*wanted, SAMPLE_LENGTHS] if is_packed else list(wanted))
 
 
 def _ledger(folder: Path) -> Ledger:

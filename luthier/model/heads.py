@@ -103,6 +103,34 @@ def summed_loss(
     return loss, logits.detach().argmax(-1)
 
 
+def token_logps(
+    model: "nn.Module",
+    head: OutputHead,
+    inputs: Mapping[str, Any],
+    positions: "Tensor",
+    targets: "Tensor",
+    *,
+    temperature: float = 1.0,
+) -> "tuple[Tensor, Tensor]":
+    """log p(target) at the labelled positions, (K,) with gradients, and the mean logit there, (K,) without.
+
+    inputs, positions and targets as in `summed_loss`; logits are divided by `temperature`.
+    """
+    if head.linear is not None:
+        with hidden_instead_of_logits(head.linear):
+            hidden = _at_positions(model, head, inputs, positions)
+        weight, bias = head.linear.weight, head.linear.bias
+        logps = linear_logps(hidden, weight, bias, targets, temperature)
+        # mean_v (h . W_v + b_v) = h . mean_v W_v + mean_v b_v
+        mean = hidden.detach().float() @ weight.detach().float().mean(0)
+        return logps, mean if bias is None else mean + bias.detach().float().mean()
+    logits = _at_positions(model, head, inputs, positions)
+    if logits.element_size() < 4:
+        logits = logits.float()
+    logps = (logits / temperature).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return logps, logits.detach().mean(-1)
+
+
 def _at_positions(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
     """(K, V) logits, or (K, H) hidden states, at `positions`."""
     num_rows, num_tokens = inputs["input_ids"].shape
@@ -174,6 +202,58 @@ def linear_cross_entropy(
             return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
 
     return LinearCrossEntropy.apply(hidden, weight, bias)
+
+
+def linear_logps(
+    hidden: "Tensor", weight: "Tensor", bias: "Tensor | None", targets: "Tensor", temperature: float = 1.0
+) -> "Tensor":
+    """log softmax((hidden_k W^T + b) / temperature)[target_k], with logits of one chunk of positions at a time.
+
+    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns (K,). What the loss makes of each number
+    is not known yet, so the backward pass computes the logits of each chunk once more:
+    d log p_target / d logits = (onehot - softmax) / temperature.
+    """
+    import torch
+
+    dtype = _at_least_float32(hidden.dtype)
+    size = max(64, CHUNK_ELEMENTS // weight.shape[0])
+    chunks = [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+    def scaled_logits(hidden: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
+        own_bias = None if bias is None else bias.to(hidden.dtype)
+        return torch.nn.functional.linear(hidden, weight.to(hidden.dtype), own_bias).to(dtype) / temperature
+
+    class LinearLogProbs(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden, weight, bias):
+            ctx.save_for_backward(hidden, weight, bias)
+            logps = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
+            for part in chunks:
+                logits = scaled_logits(hidden[part], weight, bias)
+                logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
+            return logps
+
+        @staticmethod
+        def backward(ctx, d_logps):
+            hidden, weight, bias = ctx.saved_tensors
+            needs = ctx.needs_input_grad
+            d_hidden = torch.zeros_like(hidden) if needs[0] else None
+            d_weight = torch.zeros_like(weight) if needs[1] else None
+            d_bias = torch.zeros_like(bias) if needs[2] else None
+            for part in chunks:
+                d_logits = scaled_logits(hidden[part], weight, bias).softmax(-1).neg_()
+                d_logits.scatter_add_(-1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+                d_logits = (d_logits * (d_logps[part, None] / temperature)).to(hidden.dtype)
+                if d_hidden is not None:
+                    d_hidden[part] = d_logits @ weight.to(hidden.dtype)
+                if d_weight is not None:
+                    d_weight += (d_logits.T @ hidden[part]).to(weight.dtype)
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0).to(bias.dtype)
+            return d_hidden, d_weight, d_bias
+
+    logps: Tensor = LinearLogProbs.apply(hidden, weight, bias)
+    return logps
 
 
 def _at_least_float32(dtype):

@@ -1,6 +1,7 @@
 """From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from luthier.model.attention import Attention, isolates_samples, resolve_attenti
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
-from luthier.model.embeddings import fit_embeddings
+from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.gguf import check_loadable
 from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, unwrap
 from luthier.model.reading import readable
@@ -239,6 +240,26 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     for line in describe_parameters(model) if keys.print_param_status else ():
         info(line)
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
+
+
+def load_reference(run: "TrainRun", fitted: FittedTokenizer) -> "PreTrainedModel | None":
+    """The model that `ref_model` names, adapters merged, in evaluation mode; None if the run names none.
+
+    Raises `ModelError` if it does not know the tokens of the run.
+    """
+    method, machine = run.method, detect()
+    if method.ref_model is None:
+        return None
+    keys = replace(run.model, model_name_or_path=method.ref_model, adapter_name_or_path=method.ref_model_adapters)
+    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
+    model = _load_merged(keys, machine, choose_dtype, None)
+    num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
+    if num_known < num_tokens:
+        raise ModelError(
+            f"ref_model: {method.ref_model}: its embedding has {num_known:,} rows, too few for the {num_tokens:,}"
+            " tokens of this run -> name a model with the same tokenizer"
+        )
+    return model
 
 
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":

@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
     stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.reads_chat, for_model=False)
-    data = prepare(run, stage, text.encoding)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat, for_model=False)
+    data = prepare(run, stage.rows, text.encoding)
     if options.html is not None:
         _write_page(options, run, data, text)
     elif options.json:
@@ -96,40 +96,43 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
+    from luthier.data.plan import is_of_row
     from luthier.data.segments import RoleMarks
-    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, samples_of, shows_colours, without_colours
+    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
 
     colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
     marks = RoleMarks(text.template, text.tokenizer)
     for order, (name, index, row) in enumerate(_chosen(options, data)):
         if not order:
             print(LEGEND if colours else PLAIN_LEGEND, file=sys.stdout if colours else sys.stderr)
-        learned = sum(label >= 0 for label in row["labels"])
-        print(f"--- {name} row {index}: {len(row['input_ids'])} tokens, {learned} learned")
-        samples = samples_of(row)
-        for number, sample in enumerate(samples, start=1):
-            if len(samples) > 1:
-                print(f"-- sample {number} of {len(samples)}: {len(sample['input_ids'])} tokens")
+        sequences = sequences_of(row)
+        num_tokens = sum(len(sequence["input_ids"]) for _, sequence in sequences)
+        learned = sum(label >= 0 for _, sequence in sequences for label in sequence["labels"])
+        tags = "".join(f", {column}: {row[column][0]}" for column in row if is_of_row(column))
+        print(f"--- {name} row {index}: {num_tokens} tokens, {learned} learned{tags}")
+        for title, sequence in sequences:
+            if title:
+                print(f"-- {title}: {len(sequence['input_ids'])} tokens")
             if colours:
-                print(coloured(sample, text.tokenizer, marks, is_prompt=is_prompt))
+                print(coloured(sequence, text.tokenizer, marks, is_prompt=is_prompt))
             else:
-                print(without_colours(sample, text.tokenizer, is_prompt=is_prompt))
+                print(without_colours(sequence, text.tokenizer, is_prompt=is_prompt))
 
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
     from luthier.data.page import PageRow, page
     from luthier.data.segments import RoleMarks, prompt_and_answer
-    from luthier.data.show import samples_of
+    from luthier.data.show import sequences_of
 
     def ids_and_labels(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         return prompt_and_answer(row) if _holds_prompts(options, data) else (row["input_ids"], row["labels"])
 
     chosen = list(_chosen(options, data))
     rows = [
-        PageRow(name if "sample_lengths" not in row else f"{name} (sample {number})", index, *ids_and_labels(sample))
+        PageRow(f"{name} ({title})" if title else name, index, *ids_and_labels(sequence))
         for name, index, row in chosen
-        for number, sample in enumerate(samples_of(row), start=1)
+        for title, sequence in sequences_of(row)
     ]
     total = sum(len(rows) for rows in _sets(options.split, data).values())
     facts = {

@@ -29,7 +29,7 @@ def examine(run: "TrainRun", *, as_json: bool, limit: int | None, strict: bool) 
     `limit`: findings listed of each kind, 0 for all; by default a few in words and all of them in JSON.
     """
     stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.reads_chat, for_model=False)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat, for_model=False)
     default = 0 if as_json else LISTED_PER_KIND
     examination, tally = Examination(), _Tally(default if limit is None else limit)
     for finding in examination.findings(run, stage, text.encoding):

@@ -62,8 +62,8 @@ def train(run: TrainRun) -> "RunResult":
     starts_anew = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
-    text = load_text_side(run, reads_chat=stage.reads_chat)
-    data = prepare(run, stage, text.encoding)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
+    data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
     model, padding_reason = load_policy(run, text, machine)
     if padding_reason is not None:
@@ -81,7 +81,26 @@ def train(run: TrainRun) -> "RunResult":
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
         superseded=checkpoints_in(output_dir) if starts_anew else (),
     )
+    if stage.asks_reference(run):
+        add_reference_of(run, trainer, text)
     return carry_out(run, trainer, data, text, resume_from)
+
+
+def add_reference_of(run: TrainRun, trainer: "StageTrainer", text: TextSide) -> None:
+    """What the reference model finds of every row, before the first step changes the model that may be it."""
+    from luthier.data.prepare import cache_of
+    from luthier.model.attention import isolate_samples, isolates_samples
+    from luthier.model.load import load_reference
+    from luthier.training.fit import collator
+    from luthier.training.reference import Judge, add_reference
+
+    reference, collate = load_reference(run, text.fitted), trainer.collate
+    if reference is not None:
+        concatenates = isolates_samples(reference) is None
+        if concatenates:
+            isolate_samples(reference)
+        collate = collator(text.tokenizer.pad_token_id, concatenates)
+    add_reference(trainer, Judge(trainer.policy if reference is None else reference, collate), cache_of(run.data))
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
@@ -134,13 +153,15 @@ def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     """The ledger and the first row, before the weights are loaded."""
-    from luthier.data.show import without_colours
+    from luthier.data.show import sequences_of, without_colours
 
     for line in data.ledger.summary():
         info(line)
     first = data.train[0] if run.trains and data.train is not None else None
     if first is not None:
-        info(f"first row (learned between ⟦ and ⟧): {without_colours(first, text.tokenizer)}")
+        for title, sequence in sequences_of(first)[:2]:
+            what = f"first row, {title}" if title else "first row"
+            info(f"{what} (learned between ⟦ and ⟧): {without_colours(sequence, text.tokenizer)}")
 
 
 def carry_out(

@@ -4,21 +4,22 @@ A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (
 it is, and never ask for its name.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import Problem
+from luthier.data.plan import RowPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.config.runs import TrainRun
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.packing import Packer
-    from luthier.data.tokenise import Written
+
+Sums = Mapping[str, "tuple[Tensor, float]"]
+"""Name -> (sum, count), not yet divided."""
+StageState = Mapping[str, float]
+"""Name -> number: what a stage remembers from one optimizer step to the next. It is saved with every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +28,51 @@ class LossOutput:
 
     total: "Tensor"
     """Scalar: the sum of the loss over the units of this batch."""
-    metrics: Mapping[str, tuple["Tensor", int]] = field(default_factory=dict)
-    """Name -> (sum, count) of what is logged beside the loss."""
+    metrics: Sums = field(default_factory=dict)
+    """What is logged beside the loss."""
 
 
 def no_problems(run: "TrainRun") -> Iterable[Problem]:
     return ()
 
 
+def keep_means(state: StageState, means: Mapping[str, tuple[float, float]], config: Any) -> StageState:
+    return {name: mean for name, (mean, _) in means.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a loss has to know of the whole optimizer step before its first batch, such as the mean divergence of kto.
+
+    Taken without gradients over all batches of all processes, so that it does not depend on how the step was cut.
+    """
+
+    sums: Callable[..., Sums]
+    """(models, batch, config, *, state) -> sums over one batch."""
+    learn: Callable[[StageState, Mapping[str, tuple[float, float]], Any], StageState] = keep_means
+    """(state, name -> (mean, count) over the step, config) -> the state for this step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training method. Features are plain dicts of integer lists; a batch is a dict of tensors."""
+    """One training method. Rows are plain dicts of integer lists; a batch is a dict of tensors."""
 
     name: str
     config: type
     """The YAML keys that only this stage understands."""
-    examples: tuple[type, ...]
-    """The example types it takes; a row that gives another is dropped with the reason."""
-    reads_chat: bool = True
-    """Whether rows are conversations, so that a chat format is needed."""
+    rows: RowPlan
+    """From an example to rows."""
     learns_all: bool = False
     """Whether every token is learned, so that exp(loss) is the perplexity of the text and worth reporting."""
-    write: "Callable[[Any, Encoding, Any], Sequence[Written]]"
-    """(example, encoding, config) -> rows to tokenise: one, unless a chat template shows answers after other histories.
-
-    Raises `RowError` for an example that cannot be used."""
-    label: "Callable[[list[TurnIds], Encoding, Any], Encoded]"
-    """(turns of a row, encoding, config) -> the row: what is learned of it, within `cutoff_len`."""
-    packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
-    """Joins tokenised rows into longer ones (the blocks of pt, the packs of sft), or None."""
-    units: Callable[[Mapping[str, Any]], int]
+    scores: bool = False
+    """Whether the model gives one number for a text (a reward model) instead of words."""
+    asks_reference: "Callable[[TrainRun], bool]" = lambda run: False
+    """Whether rows carry the log-probability that a reference model gives to the answer of each part."""
+    units: Callable[[Mapping[str, Any]], float]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
-    """(models, batch, config, *, training) -> LossOutput."""
+    """(models, batch, config, *, state, training) -> LossOutput."""
+    survey: Survey | None = None
+    """What the loss has to know of the whole optimizer step first, if anything."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
     """Rules between keys that concern this stage; runs before torch is imported."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules import Rule, Rules, within
 from luthier.core.errors import RowError
+from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue, Prompt
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage
+from luthier.stages import LossOutput, Stage, StageState
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
@@ -56,24 +57,24 @@ RULES = Rules(
 )
 
 
-def write(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Sequence[Written]":
+def write(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Sequence[tuple[Written]]":
     """The text of the first message with the end-of-text token."""
     from luthier.data.render import Turn
 
     text = example.messages[0].content
     if not text:
         raise RowError("the text is empty")
-    return [(Turn((), (text + encoding.end_of_text,)),)]
+    return [((Turn((), (text + encoding.end_of_text,)),),)]
 
 
-def label(turns: "list[TurnIds]", encoding: "Encoding", config: PtConfig) -> "Encoded":
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: PtConfig) -> "tuple[Encoded]":
     """Every token is learned."""
     from luthier.data.labels import Encoded
 
-    ((_, ids),) = turns
+    (((_, ids),),) = parts
     kept = ids[: encoding.cutoff_len]
     lost = len(ids) - len(kept)
-    return Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0)
+    return (Encoded(kept, list(kept), lost_tokens=lost, lost_labels=lost, lost_terminator=lost > 0),)
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":
@@ -86,19 +87,17 @@ def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":
     return Blocks(size, encoding.leading_bos)
 
 
-def loss(models: Models, batch: Mapping[str, Any], config: PtConfig, *, training: bool) -> LossOutput:
+def loss(
+    models: Models, batch: Mapping[str, Any], config: PtConfig, *, state: StageState, training: bool
+) -> LossOutput:
     return next_token_loss(models, batch, label_smoothing=config.label_smoothing_factor if training else 0.0)
 
 
 STAGE = Stage(
     name="pt",
     config=PtConfig,
-    examples=(Prompt, Dialogue),
-    reads_chat=False,
+    rows=RowPlan(examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer),
     learns_all=True,
-    write=write,
-    label=label,
-    packer=packer,
     units=count_targets,
     loss=loss,
     check=RULES,

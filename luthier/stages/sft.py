@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules import Rule, Rules, within
+from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage
+from luthier.stages import LossOutput, Stage, StageState
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
@@ -62,23 +63,25 @@ RULES = Rules(
 )
 
 
-def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequence[Written]":
+def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequence[tuple[Written]]":
     """Every turn of the conversation."""
     rows = encoding.written(example, keep_past_thinking=not config.mask_history)
-    return rows[-1:] if config.mask_history else rows
+    return [(row,) for row in (rows[-1:] if config.mask_history else rows)]
 
 
-def label(turns: "list[TurnIds]", encoding: "Encoding", config: SftConfig) -> "Encoded":
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: SftConfig) -> "tuple[Encoded]":
     """The answers are learned; the prompts are not, unless `train_on_prompt`."""
     from luthier.data.labels import label_turns
 
-    return label_turns(
+    (turns,) = parts
+    row = label_turns(
         turns,
         cutoff_len=encoding.cutoff_len,
         train_on_prompt=config.train_on_prompt,
         mask_history=config.mask_history,
         eos_token_id=encoding.closing_eos,
     )
+    return (row,)
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
@@ -87,7 +90,9 @@ def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
     return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
 
 
-def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, training: bool) -> LossOutput:
+def loss(
+    models: Models, batch: Mapping[str, Any], config: SftConfig, *, state: StageState, training: bool
+) -> LossOutput:
     return next_token_loss(
         models,
         batch,
@@ -99,10 +104,7 @@ def loss(models: Models, batch: Mapping[str, Any], config: SftConfig, *, trainin
 STAGE = Stage(
     name="sft",
     config=SftConfig,
-    examples=(Dialogue,),
-    write=write,
-    label=label,
-    packer=packer,
+    rows=RowPlan(examples=(Dialogue,), write=write, label=label, packer=packer),
     units=count_targets,
     loss=loss,
     check=RULES,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from transformers import EarlyStoppingCallback
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
-from luthier.data.collate import concatenate_rows, pad_rows
+from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.labels import IGNORE_INDEX
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
@@ -93,14 +94,14 @@ def filled_up(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
     num_missing = -len(rows) % multiple
     if not num_missing:
         return rows
-    filler = {**rows[0], "labels": [IGNORE_INDEX] * len(rows[0]["labels"])}
+    labels = {name: [IGNORE_INDEX] * len(rows[0][name]) for name in rows.column_names if name.endswith("labels")}
+    filler = {**rows[0], **labels}
     return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([filler] * num_missing, rows.features)])
 
 
 def collator(pad_token_id: int, concatenates: bool) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    if concatenates:
-        return concatenate_rows
-    return lambda rows: pad_rows(rows, pad_token_id)
+    layout = concatenate_rows if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
+    return partial(collate, layout=layout)
 
 
 def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, float], bool]:

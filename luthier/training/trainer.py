@@ -3,10 +3,11 @@
 What differs between training methods arrives as that value; no subclass per stage, no question for its name.
 """
 
+import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from luthier.model.merge import unwrap
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES
 from luthier.model.types import Models
-from luthier.stages import Stage
+from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
+
+STAGE_STATE_FILE = "stage_state.json"
+"""What the stage remembers from step to step (`luthier.stages.StageState`), in a checkpoint."""
 
 EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
 
@@ -87,12 +91,12 @@ class StageTrainer(Trainer):
             head = replace(head, linear=None)
         self.stage, self.stage_config, self.head = stage, config, head
         self.build_optimizer = build_optimizer
-        self.shuffle, self.eval_metrics, self.superseded = shuffle, eval_metrics, superseded
+        self.collate, self.shuffle, self.eval_metrics, self.superseded = collate, shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
-        self._metric_sums: dict[str, Tensor] = {}
-        self._metric_counts: dict[str, int] = {}
+        self._metrics: dict[str, tuple[Tensor, float]] = {}
+        self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -142,6 +146,8 @@ class StageTrainer(Trainer):
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
         self.num_trained_tokens += int(num_tokens)
+        if self.stage.survey is not None:
+            self.stage_state = self._surveyed(self.stage.survey, self.model_wrapped, batch_samples, self.stage_state)
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
@@ -149,12 +155,35 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        output = self.stage.loss(Models(model, self.head), inputs, self.stage_config, training=True)
-        for name, (total, count) in output.metrics.items():
-            self._metric_sums[name] = self._metric_sums.get(name, 0) + total.detach()
-            self._metric_counts[name] = self._metric_counts.get(name, 0) + count
+        models = Models(model, self.head)
+        output = self.stage.loss(models, inputs, self.stage_config, state=self.stage_state, training=True)
+        _add(self._metrics, output.metrics)
         # Gradients are averaged over processes, and this loss is already a share of the whole step.
         return output.total / num_items_in_batch * self.accelerator.num_processes
+
+    def _surveyed(self, survey: Survey, model: Any, batches: Iterable[Any], state: StageState) -> StageState:
+        """What the stage knows once it has seen these batches, those of all processes together."""
+        sums: dict[str, tuple[Tensor, float]] = {}
+        for batch in batches:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                inputs = self._prepare_inputs(batch)
+                _add(sums, survey.sums(Models(model, self.head), inputs, self.stage_config, state=state))
+        totals = self._over_processes(sums)
+        means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
+        return survey.learn(state, means, self.stage_config)
+
+    def _over_processes(self, sums: Sums) -> dict[str, tuple[float, float]]:
+        """name -> (sum, count) over all processes; every process has the same names."""
+        if not sums:
+            return {}
+        device = self.args.device
+        pairs = [
+            [total.detach().double().to(device), torch.tensor(count).double().to(device)]
+            for total, count in sums.values()
+        ]
+        table = torch.stack([torch.stack(pair) for pair in pairs])
+        rows = self.accelerator.gather(table[None]).sum(0).tolist()
+        return {name: (total, count) for name, (total, count) in zip(sums, rows, strict=True)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs and not self.num_trained_tokens:
@@ -162,9 +191,10 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise self._diverged(f"the loss became {logs['loss']}")
-            for name, total in self._metric_sums.items():
-                logs[name] = float(total) / self._metric_counts[name]
-            self._metric_sums, self._metric_counts = {}, {}
+            logs |= {
+                name: total / count for name, (total, count) in self._over_processes(self._metrics).items() if count
+            }
+            self._metrics = {}
             logs["throughput"] = round(self.throughput(), 2)
         super().log(logs, start_time)
 
@@ -190,32 +220,28 @@ class StageTrainer(Trainer):
         # Reading batches draws random numbers, which the training that goes on afterwards must not miss.
         device = self.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            sums, counts = self._sums(model, dataloader)
-        metrics = {}
-        for name, total in sums.items():
-            pair = torch.stack([total.double(), torch.tensor(counts[name], device=total.device).double()])
-            value, count = self.accelerator.gather(pair[None]).sum(0).tolist()
-            metrics[f"{metric_key_prefix}_{name}"] = value / count if count else math.nan
+            totals = self._over_processes(self._sums(model, dataloader))
+        metrics = {f"{metric_key_prefix}_{name}": t / n if n else math.nan for name, (t, n) in totals.items()}
         if self.eval_metrics is not None:
             more = self.eval_metrics(model, metric_key_prefix)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
         # Metrics are all there is: predictions are written by `luthier.run.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
-    def _sums(self, model: "nn.Module", dataloader: Any) -> "tuple[dict[str, Tensor], dict[str, int]]":
-        """Loss and metrics of this process: name -> sum, name -> count."""
-        sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.args.device)}
-        counts: dict[str, int] = {"loss": 0}
+    def _sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float]]":
+        """Loss and metrics of this process: name -> (sum, count)."""
+        state: StageState = {}
+        if self.stage.survey is not None:
+            state = self._surveyed(self.stage.survey, model, dataloader, state)
+        sums: dict[str, tuple[Tensor, float]] = {}
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
+            models = Models(model, self.head)
             with torch.no_grad(), self.compute_loss_context_manager():
-                output = self.stage.loss(Models(model, self.head), inputs, self.stage_config, training=False)
-            parts = {"loss": (output.total, self.stage.units(inputs)), **output.metrics}
-            for name, (total, count) in parts.items():
-                sums[name] = sums.get(name, 0) + total
-                counts[name] = counts.get(name, 0) + count
+                output = self.stage.loss(models, inputs, self.stage_config, state=state, training=False)
+            _add(sums, {"loss": (output.total, self.stage.units(inputs)), **output.metrics})
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return sums, counts
+        return sums
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         asked = self.args.metric_for_best_model
@@ -230,6 +256,9 @@ class StageTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         with fitting(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
+        if saved.is_file():
+            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with fitting(checkpoint or ""):
@@ -269,6 +298,8 @@ class StageTrainer(Trainer):
             # Every process writes its random state here: after the old folder is gone, before the manifest is made.
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            if self.stage_state and self.args.should_save:
+                Path(self.output_dir, name, STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 
@@ -305,3 +336,10 @@ def accepted(key: str, value: str) -> Iterator[None]:
 def _num_tokens(batch: Mapping[str, Any]) -> int:
     mask = batch.get("attention_mask")
     return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def _add(sums: "dict[str, tuple[Tensor, float]]", more: Sums) -> None:
+    """Adds each (sum, count) to that of the same name."""
+    for name, (total, count) in more.items():
+        total_before, count_before = sums.get(name, (0, 0))
+        sums[name] = (total_before + total.detach(), count_before + count)

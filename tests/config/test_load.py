@@ -7,6 +7,7 @@ import pytest
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.config.masking import masked
 from luthier.core.errors import ConfigError
+from luthier.core.kinds import STAGES
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
 EVAL = {"val_size": 0.1}
@@ -129,10 +130,10 @@ def test_former_names_are_stored_under_todays():
 
 
 def test_a_later_variant_is_refused_and_its_keys_are_judged_as_its_own():
-    problems = problems_of(load_train, {**BASE, "stage": "dpo", "pref_beta": "much"})
-    assert problems["stage"].reason == "dpo is not part of this version"
-    assert problems["stage"].remedy == "use one of pt, sft"
-    assert set(problems) == {"stage", "pref_beta"}
+    problems = problems_of(load_train, {**BASE, "stage": "ppo", "ppo_target": "much"})
+    assert problems["stage"].reason == "ppo is not part of this version"
+    assert problems["stage"].remedy == f"use one of {', '.join(STAGES.names)}"
+    assert set(problems) == {"stage", "ppo_target"}
     assert "did you mean sft" in problems_of(load_train, {**BASE, "stage": "sftt"})["stage"].remedy
 
 

@@ -355,7 +355,7 @@ def run(tmp_path, qwen3_folder):
         (tmp_path / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
         values = {"model_name_or_path": str(qwen3_folder), "dataset_dir": str(tmp_path), "dataset": "rows"}
         run = load_train({**values, "template": "auto", "output_dir": str(tmp_path / "out"), **changes})
-        return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+        return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
     return prepared
 

@@ -48,7 +48,7 @@ def made(monkeypatch) -> list[str]:
 
 def prepared(values: dict[str, Any]) -> PreparedData:
     run = load_train(values)
-    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
 
 def test_a_second_start_has_the_same_rows_and_the_same_report(values, made):

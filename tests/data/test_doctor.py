@@ -193,7 +193,7 @@ def test_rows_with_errors_are_those_that_training_leaves_out(doctor, tmp_path, r
     ]
     findings, *_ = doctor(rows, cutoff_len=90, on_overlong=rule)
     run = load_train(tmp_path / "run.yaml")
-    account = prepare(run, STAGES.get("sft"), load_text_side(run).encoding).ledger.accounts["train"]
+    account = prepare(run, STAGES.get("sft").rows, load_text_side(run).encoding).ledger.accounts["train"]
     lost = {number for finding in findings if finding["severity"] == "error" for number in finding["rows"]}
     places = [place for listed in account.dropped_rows.values() for place in listed]
     assert lost == {int(place.rpartition("row ")[2]) for place in places} and len(lost) == account.num_dropped

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,13 +96,13 @@ def test_validation_rows_are_those_of_the_library(val_size):
     from datasets import Dataset
 
     theirs = Dataset.from_dict({"r": list(range(37))}).train_test_split(test_size=val_size, seed=7)
-    train, evaluation = split_validation(37, val_size, 7)
+    train, evaluation = split_validation(np.arange(37), val_size, 7)
     assert (train.tolist(), evaluation.tolist()) == (theirs["train"]["r"], theirs["test"]["r"])
 
 
 @pytest.mark.parametrize(("val_size", "num_eval"), [(0.01, 1), (0.5, 5), (1, 1), (1.0, 1), (4, 4)])
 def test_val_size_is_a_share_below_one_and_a_count_from_one(val_size, num_eval):
-    train, evaluation = split_validation(10, val_size, 0)
+    train, evaluation = split_validation(np.arange(10), val_size, 0)
     assert len(evaluation) == num_eval
     assert sorted([*train, *evaluation]) == list(range(10))
 
@@ -109,7 +110,7 @@ def test_val_size_is_a_share_below_one_and_a_count_from_one(val_size, num_eval):
 @pytest.mark.parametrize(("num_rows", "val_size"), [(1, 0.1), (5, 5), (5, 9)])
 def test_no_row_left_to_train_on(num_rows, val_size):
     with pytest.raises(DataError, match="leaves none to train on"):
-        split_validation(num_rows, val_size, 0)
+        split_validation(np.arange(num_rows), val_size, 0)
 
 
 @given(num_rows=st.integers(1, 30), num_samples=st.integers(1, 90), seed=st.integers(0, 99))

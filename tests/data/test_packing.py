@@ -15,7 +15,7 @@ from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.data.labels import IGNORE_INDEX
 from luthier.data.packing import best_fit, packs_of
 from luthier.data.prepare import PreparedData, prepare
-from luthier.data.show import samples_of
+from luthier.data.show import sequences_of
 from luthier.run.encoding import load_text_side
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"
@@ -52,7 +52,7 @@ def test_packs_of_many_rows_are_full():
 def prepared(folder: Path, model: Path, **changes) -> PreparedData:
     values = {"model_name_or_path": str(model), "dataset_dir": str(EXAMPLES), "template": "chatml"}
     run = load_train({**values, "dataset": "identity", "output_dir": str(folder / "out"), **changes})
-    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
 
 @pytest.mark.parametrize("key", ["packing", "neat_packing"])
@@ -60,7 +60,7 @@ def test_packs_are_the_rows_put_together(tmp_path, llama_folder, key):
     plain = prepared(tmp_path, llama_folder, cutoff_len=512).train
     packed = prepared(tmp_path, llama_folder, cutoff_len=512, **{key: True}).train
     assert max(len(ids) for ids in packed["input_ids"]) <= 512
-    samples = [sample for row in packed for sample in samples_of(row)]
+    samples = [sample for row in packed for _, sample in sequences_of(row)]
     assert sorted(sample["input_ids"] for sample in samples) == sorted(plain["input_ids"])
     labels = {tuple(row["input_ids"]): row["labels"] for row in plain}
     for sample in samples:
@@ -111,7 +111,7 @@ def test_a_packed_sample_has_the_logits_it_has_alone(tmp_path, llama_folder, att
         alone = [
             model(input_ids=torch.tensor([sample["input_ids"]])).logits[0]
             for row in (packed[0], packed[1])
-            for sample in samples_of(row)
+            for _, sample in sequences_of(row)
         ]
         isolate_samples(model)
         together = model(**model_inputs(batch)).logits[0]

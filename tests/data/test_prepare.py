@@ -38,7 +38,7 @@ def dataset(tmp_path, llama_folder):
 
 def prepared(values: dict[str, Any]) -> PreparedData:
     run = load_train(values)
-    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
 
 def row(question: str, answer: str) -> dict[str, str]:

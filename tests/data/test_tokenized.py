@@ -26,7 +26,7 @@ def values(tmp_path, llama_folder) -> dict[str, Any]:
 
 def prepared(values: dict[str, Any]) -> PreparedData:
     run = load_train(values)
-    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
 
 @pytest.mark.parametrize(

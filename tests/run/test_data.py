@@ -36,7 +36,7 @@ def shown(world, tmp_path, capsys):
 
 def prepared(values: dict[str, Any]) -> Any:
     run = load_train(values)
-    return prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    return prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
 
 
 def objects(text: str) -> list[dict[str, Any]]:

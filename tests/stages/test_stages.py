@@ -39,8 +39,9 @@ def model(llama_folder) -> Any:
 def encoded(stage: str, example: Any, encoding: Encoding, config: Any) -> Encoded:
     """The one row of an example."""
     value = STAGES.get(stage)
-    (turns,) = turn_ids(encoding.encoder, value.write(example, encoding, config))
-    return value.label(turns, encoding, config)
+    ((written,),) = value.rows.write(example, encoding, config)
+    (row,) = value.rows.label(turn_ids(encoding.encoder, [written]), encoding, config)
+    return row
 
 
 def learned_text(tokenizer: Any, labels: list[int]) -> str:
@@ -109,7 +110,7 @@ def test_the_loss_is_a_sum_over_the_labelled_tokens(model, stage, smoothing):
             ).item()
             for row in ROWS
         )
-        found = value.loss(models, batch, config, training=training)
+        found = value.loss(models, batch, config, state={}, training=training)
         assert found.total.item() == pytest.approx(expected, abs=1e-4)
         assert dict(found.metrics) == {}
 
@@ -117,8 +118,8 @@ def test_the_loss_is_a_sum_over_the_labelled_tokens(model, stage, smoothing):
 def test_accuracy_is_summed_row_by_row_and_only_in_evaluation(model):
     batch, config = pad_rows(ROWS, pad_token_id=256), SftConfig(compute_accuracy=True)
     models, stage = Models(model, inspect_head(model)), STAGES.get("sft")
-    assert dict(stage.loss(models, batch, config, training=True).metrics) == {}
-    total, count = stage.loss(models, batch, config, training=False).metrics["accuracy"]
+    assert dict(stage.loss(models, batch, config, state={}, training=True).metrics) == {}
+    total, count = stage.loss(models, batch, config, state={}, training=False).metrics["accuracy"]
     shares = []
     for row in ROWS:
         guesses = model(torch.tensor([row["input_ids"]])).logits[0, :-1].argmax(-1)
@@ -133,10 +134,10 @@ def test_a_row_in_which_nothing_is_learned_counts_for_nothing(model):
     config = SftConfig(compute_accuracy=True)
     alone = pad_rows([nothing], pad_token_id=256)
     assert stage.units(alone) == 0
-    output = stage.loss(models, alone, config, training=False)
+    output = stage.loss(models, alone, config, state={}, training=False)
     assert output.total.item() == 0 and output.metrics["accuracy"][1] == 0
     both, without = (pad_rows(rows, pad_token_id=256) for rows in ([*ROWS, nothing], ROWS))
-    totals = [stage.loss(models, batch, config, training=False).total.item() for batch in (both, without)]
+    totals = [stage.loss(models, batch, config, state={}, training=False).total.item() for batch in (both, without)]
     assert totals[0] == pytest.approx(totals[1], abs=1e-5)
 
 
@@ -173,5 +174,6 @@ def test_what_does_not_go_together_is_refused(name):
 def test_a_stage_is_named_as_its_file_and_has_a_frozen_config(name):
     stage = STAGES.get(name)
     assert stage.name == name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        stage.config().label_smoothing_factor = 0.5
+    for field in dataclasses.fields(stage.config):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(stage.config(), field.name, None)

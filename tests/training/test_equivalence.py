@@ -24,7 +24,7 @@ def plain_trainer_losses(values: dict[str, Any], trains) -> list[float]:
 
     run = load_train(values)
     text = load_text_side(run)
-    rows = prepare(run, STAGES.get(run.stage), text.encoding).train
+    rows = prepare(run, STAGES.get(run.stage).rows, text.encoding).train
     model = AutoModelForCausalLM.from_pretrained(values["model_name_or_path"], dtype=torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains(name))

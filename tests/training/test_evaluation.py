@@ -36,7 +36,7 @@ def by_hand(values: dict[str, Any], folder: str | None = None) -> dict[str, tupl
     from transformers import AutoModelForCausalLM
 
     run = load_train(values)
-    data = prepare(run, STAGES.get(run.stage), load_text_side(run).encoding)
+    data = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
     model = AutoModelForCausalLM.from_pretrained(folder or values["model_name_or_path"], dtype=torch.float32).eval()
     return {name: of_rows(model, rows) for name, rows in data.eval.items()}
 
@@ -82,7 +82,7 @@ def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size, p
 def test_rows_that_fill_up_the_last_batch_of_several_processes_count_for_nothing(values, packing):
     keys = {**values, **EVALUATES, "packing": packing}
     run = load_train(keys)
-    rows = prepare(run, STAGES.get(run.stage), load_text_side(run).encoding).eval[""]
+    rows = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding).eval[""]
     filled = filled_up(rows, 32)
     assert len(filled) % 32 == 0 and len(filled) > len(rows)
     assert filled.select(range(len(rows))).to_list() == rows.to_list()

@@ -42,7 +42,7 @@ def float64_model(folder: str) -> Any:
 def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, torch.Tensor]:
     run = load_train({**values, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0})
     stage, text = STAGES.get(run.stage), load_text_side(run)
-    data = prepare(run, stage, text.encoding)
+    data = prepare(run, stage.rows, text.encoding)
     model = float64_model(values["model_name_or_path"])
     if concatenates:
         isolate_samples(model)
@@ -57,7 +57,7 @@ def single_row_gradients(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A loop over single rows with the model's own logits: backward of sum_rows sum_t CE / sum_rows count."""
     run = load_train(values)
     stage, text = STAGES.get(run.stage), load_text_side(run)
-    rows = samples(prepare(run, stage, text.encoding).train.select(range(NUM_ROWS)))
+    rows = samples(prepare(run, stage.rows, text.encoding).train.select(range(NUM_ROWS)))
     model = float64_model(values["model_name_or_path"])
     smoothing = run.method.label_smoothing_factor
     count = sum(label != -100 for row in rows for label in row["labels"][1:])

@@ -75,7 +75,7 @@ def test_label_smoothing_is_that_of_torch(values):
     for factor in (0.0, 0.3):
         result = luthier.train({**values, "label_smoothing_factor": factor, "max_steps": 1})
         run = load_train(values)
-        rows = prepare(run, STAGES.get("sft"), load_text_side(run).encoding).train.select(range(4))
+        rows = prepare(run, STAGES.get("sft").rows, load_text_side(run).encoding).train.select(range(4))
         model, total, count = float64_model(values["model_name_or_path"]), 0.0, 0
         for row in rows:
             logits, labels = model(torch.tensor([row["input_ids"]])).logits[0, :-1], torch.tensor(row["labels"][1:])

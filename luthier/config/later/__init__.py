@@ -23,7 +23,6 @@ from luthier.config.sections import Section
 
 LATER = (
     Section("rm", stages.RmConfig, commands=("train",), key="stage", values=("rm",)),
-    Section("dpo", stages.DpoConfig, commands=("train",), key="stage", values=("dpo",)),
     Section("kto", stages.KtoConfig, commands=("train",), key="stage", values=("kto",)),
     Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
     Section(

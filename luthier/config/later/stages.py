@@ -1,4 +1,4 @@
-"""Keys of the stages rm, dpo, kto and ppo. Each class moves to the file of its stage when the stage arrives."""
+"""Keys of the stages rm, kto and ppo. Each class moves to the file of its stage when the stage arrives."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,30 +7,6 @@ from typing import Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RmConfig:
     """Keys that only `stage: rm` reads: none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DpoConfig:
-    pref_beta: float = 0.1
-    """Strength of the pull towards the reference model; for orpo the weight of the odds ratio term."""
-    pref_ftx: float = 0.0
-    """Weight of the plain sft loss on the chosen answer, added to the preference loss."""
-    pref_bco_weight: float = 0.0
-    """Weight of the binary classifier loss mixed into the preference loss (https://arxiv.org/abs/2404.04656)."""
-    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = "sigmoid"
-    """Which preference loss."""
-    dpo_label_smoothing: float = 0.0
-    """Share of the pairs taken to be labelled the wrong way round, 0 to 0.5."""
-    simpo_gamma: float = 0.5
-    """Margin of SimPO (https://arxiv.org/abs/2405.14734)."""
-    ref_model: str | None = None
-    """The reference model, if it is not the base model."""
-    ref_model_adapters: str | None = None
-    """Adapters of the reference model."""
-    ref_model_quantization_bit: int | None = None
-    """Bits to load the reference model with."""
-    ld_alpha: float | None = None
-    """Weight of the tokens beyond the length of the shorter answer (https://arxiv.org/abs/2409.06411)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +21,7 @@ class KtoConfig:
     """Weight of disliked answers."""
     ref_model: str | None = None
     """The reference model, if it is not the base model."""
-    ref_model_adapters: str | None = None
+    ref_model_adapters: tuple[str, ...] = ()
     """Adapters of the reference model."""
     ref_model_quantization_bit: int | None = None
     """Bits to load the reference model with."""
@@ -65,7 +41,7 @@ class PpoConfig:
     """Bring the rewards to variance 1 before the advantages are computed."""
     ref_model: str | None = None
     """The reference model, if it is not the base model."""
-    ref_model_adapters: str | None = None
+    ref_model_adapters: tuple[str, ...] = ()
     """Adapters of the reference model."""
     ref_model_quantization_bit: int | None = None
     """Bits to load the reference model with."""

@@ -40,8 +40,8 @@ class Sample:
     example: Example | None = None
     refusal: RowError | None = None
     """Why the row cannot be used, if it cannot."""
-    rows: list[Encoded] = field(default_factory=list)
-    """What training sees of it, cut to `cutoff_len`."""
+    rows: list[tuple[Encoded, ...]] = field(default_factory=list)
+    """What training sees of it, cut to `cutoff_len`: rows, each with all its parts."""
     twins: Mapping[Split, Place] = field(default_factory=dict)
     """The first other row of each split that holds the very same."""
     near: Mapping[Split, tuple[Place, float]] = field(default_factory=dict)

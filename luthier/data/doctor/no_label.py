@@ -7,12 +7,13 @@ from luthier.data.labels import IGNORE_INDEX, Encoded
 
 
 def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    if not sample.rows or any(map(_teaches, sample.rows)):
+    if not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
         return
-    if any(row.lost_labels for row in sample.rows):
+    parts = [part for row in sample.rows for part in row]
+    if any(part.lost_labels for part in parts):
         if terms.on_overlong != "truncate":
             return
-        needed = max(len(row.input_ids) + row.lost_tokens for row in sample.rows)
+        needed = max(part.num_tokens for part in parts)
         what = f"no learned token is left after truncation to cutoff_len {terms.cutoff_len}"
         yield finding(
             sample, "no_label", "error", what, f"raise cutoff_len (it has {needed} tokens), or shorten the row"
@@ -21,9 +22,9 @@ def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
         yield finding(sample, "no_label", "error", "no token of it is learned", "give it an answer, or remove the row")
 
 
-def _teaches(row: Encoded) -> bool:
+def _teaches(part: Encoded) -> bool:
     """The first token of a row has no predecessor, so its label is never learned."""
-    return any(label != IGNORE_INDEX for label in row.labels[1:])
+    return any(label != IGNORE_INDEX for label in part.labels[1:])
 
 
 CHECK = Check("no_label", find)

@@ -8,11 +8,11 @@ REMEDY = "raise cutoff_len, shorten the row, or choose another on_overlong"
 
 
 def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    cut = [row for row in sample.rows if row.lost_tokens]
+    cut = [part for row in sample.rows for part in row if part.lost_tokens]
     if not cut:
         return
-    lost, labels = sum(row.lost_tokens for row in cut), sum(row.lost_labels for row in cut)
-    length = max(len(row.input_ids) + row.lost_tokens for row in cut)
+    lost, labels = sum(part.lost_tokens for part in cut), sum(part.lost_labels for part in cut)
+    length = max(part.num_tokens for part in cut)
     head = f"it has {length} tokens, cutoff_len is {terms.cutoff_len}"
     severity: Severity = "warning" if labels else "info"
     if terms.on_overlong == "error":
@@ -22,7 +22,7 @@ def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
     elif terms.on_overlong == "split":
         severity, fate = "info", "it is cut into several rows"
     else:
-        end = " and the end of an answer" if any(row.lost_terminator for row in cut) else ""
+        end = " and the end of an answer" if any(part.lost_terminator for part in cut) else ""
         fate = f"{lost} tokens are lost, {labels} of them learned{end}"
     yield finding(sample, "overlong", severity, f"{head}: {fate}", REMEDY)
 
