@@ -63,7 +63,7 @@ def test_a_training_example_runs_and_leaves_its_files(name, places, tmp_path, ca
     names = {path.name for path in output_dir.iterdir()}
     expected = {"data_report.json", "all_results.json"}
     if keys.get("do_train"):
-        weights = "adapter_model.safetensors" if keys["finetuning_type"] == "lora" else "model.safetensors"
+        weights = "adapter_model.safetensors" if keys["finetuning_type"] in ("lora", "oft") else "model.safetensors"
         expected |= {weights, "tokenizer.json", "README.md", "run.yaml", "trainer_log.jsonl", "train_results.json"}
         lines = [json.loads(line) for line in (output_dir / "trainer_log.jsonl").read_text().splitlines()]
         assert [line["current_steps"] for line in lines if "loss" in line] == [1, 2]
