@@ -55,13 +55,16 @@ def expert_parameters(model: "nn.Module") -> Iterator[str]:
 
 
 def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
-    """Full name and module of everything that computes x W^T, quantised or not."""
+    """Full name and module of everything that computes x W^T + b and no more, quantised or not."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)):
+        kind = type(module)
+        if kind.forward in (torch.nn.Linear.forward, Conv1D.forward):
             yield name, module
+        elif "Linear" in kind.__name__ and {"in_features", "out_features"} <= set(vars(module)):
+            yield name, module  # of a quantisation library, or a model's own that computes the same
 
 
 def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
