@@ -29,6 +29,8 @@ class Targets:
 def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str) -> Targets:
     """The targets for `key`: names, or `all` for every linear layer and every expert, but not the output head.
 
+    Nor does `all` take the layers of Mamba blocks whose weights fused kernels read by themselves.
+
     Raises `ModelError` for a name that nothing ends in.
     """
     experts = tuple(dict.fromkeys(_ending(name, 2) for name in expert_parameters(model)))
@@ -69,14 +71,24 @@ def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
 
 def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
     """Every linear layer but the output head: by last name, or by full name where others share that last name."""
-    head = model.get_output_embeddings()
-    full = [name for name, module in linear_layers(model) if module is not head]
+    head, passed_by = model.get_output_embeddings(), set(_passed_by(model))
+    full = [name for name, module in linear_layers(model) if module is not head and name not in passed_by]
     ours = set(full)
     others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in ours}
     short = {name.rpartition(".")[2] for name in full}
     if short & others or any(name.isdecimal() for name in short):
         return tuple(full)
     return tuple(sorted(short))
+
+
+def _passed_by(model: "nn.Module") -> Iterator[str]:
+    """Layers of state-space blocks (Mamba) whose weights fused kernels read without calling the layer.
+
+    An adapter there would have no effect on an accelerator. Such a block has the parameters A_log and D of its own.
+    """
+    for owner, block in model.named_modules():
+        if {"A_log", "D"} <= {name for name, _ in block.named_parameters(recurse=False)}:
+            yield from (f"{owner}.{name}" for name, _ in linear_layers(block) if name and name != "in_proj")
 
 
 def _is_linear(model: "nn.Module", word: str) -> bool:
