@@ -32,13 +32,12 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool) -> Callable[..., Any]
     from torch import Tensor
     from torch.utils.checkpoint import checkpoint
 
-    learns = any(weight.requires_grad for weight in block.parameters())
-
     def run(function: Callable[..., Any], *args: Any) -> Any:
         """`args[0]` are the hidden states; whatever carries no gradient is bound to `function` already."""
         inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
         if not any(tensor.requires_grad for tensor in inputs):
-            if not learns:
+            # Asked each time, since an optimizer such as BAdam changes it.
+            if not any(weight.requires_grad for weight in block.parameters()):
                 return function(*args)
             if use_reentrant:
                 inputs[0].requires_grad_(True)

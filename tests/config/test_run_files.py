@@ -12,11 +12,14 @@ FOLDER = Path(__file__).parent / "run_files"
 WORKERS = "preprocessing_num_workers"
 PASS: dict[str, tuple[str, ...]] = {
     "adam_mini": (WORKERS,),
+    "apollo": (WORKERS,),
+    "badam": (WORKERS,),
     "export_lora": (),
     "freeze_sft": (WORKERS,),
     "full_predict": (),
     "full_sft": (WORKERS,),
     "full_sft_deepspeed": ("deepspeed", "deepspeed", WORKERS),
+    "galore": (WORKERS,),
     "infer_base": (),
     "infer_lora": (),
     "lora_dpo": (WORKERS,),
@@ -43,12 +46,9 @@ PASS: dict[str, tuple[str, ...]] = {
 """File -> keys it is warned of, in the order of the lines."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "apollo": ("use_apollo",),
-    "badam": ("use_badam",),
     "dft": ("use_dft_loss",),
     "export_gptq": ("export_quantization_bit",),
     "fp8_fsdp": ("fp8",),
-    "galore": ("use_galore",),
     "infer_vllm": ("infer_backend",),
     "llama_pro": ("use_llama_pro",),
     "lora_kto": ("stage",),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """The values of `optim` that mean AdamW in the number type of the weights."""
+ANY_BASE = (*ADAMW, "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+"""The values of `optim` that can step on stand-ins for the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +112,34 @@ def no_less(name: str, key: str, minimum: float) -> Rule:
     """The number `key` of the optimizer `name` must not be below `minimum`."""
     value = attrgetter(key)
     return Rule((key,), f"must be at least {minimum}", "", lambda run: value(run.optimizers[name]) < minimum)
+
+
+def layerwise(name: str, key: str) -> tuple[Rule, ...]:
+    """What a run must not be if `key` makes the optimizer `name` step while gradients are still being computed."""
+    value = attrgetter(key)
+
+    def is_on(run: "TrainRun") -> bool:
+        return value(run.optimizers[name])
+
+    return (
+        Rule(
+            (key, "gradient_accumulation_steps"),
+            "uses each gradient as soon as it is there, so those of several batches cannot be added up",
+            "set gradient_accumulation_steps: 1, or leave it out",
+            lambda run: is_on(run) and run.training["gradient_accumulation_steps"] != 1,
+        ),
+        Rule(
+            (key, "fp16"),
+            "uses gradients before those of float16 are scaled back",
+            "use bf16 or pure_bf16",
+            lambda run: is_on(run) and run.training["fp16"],
+        ),
+        one_process(key, "uses each gradient before the processes have exchanged it", is_on),
+        Rule(
+            ("max_grad_norm", key),
+            f"does not act: with {key} no two gradients are there at the same time, so they have no common norm",
+            "leave it out",
+            lambda run: is_on(run) and "max_grad_norm" in run.given and run.training["max_grad_norm"] > 0,
+            only_warns=True,
+        ),
+    )

@@ -18,6 +18,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "muon with lora": {**LORA, "use_muon": True},
     "adam_mini": {"use_adam_mini": True},
     "adam_mini in bf16": {"use_adam_mini": True, "pure_bf16": True},
+    "galore": {"use_galore": True, "galore_rank": 4, "galore_update_interval": 3, "pure_bf16": True},
+    "galore layerwise": {"use_galore": True, "galore_rank": 4, "galore_update_interval": 3, "galore_layerwise": True},
+    "apollo": {"use_apollo": True, "apollo_rank": 4, "apollo_update_interval": 3},
+    "apollo layerwise": {"use_apollo": True, "apollo_rank": 4, "apollo_layerwise": True, "pure_bf16": True},
+    "badam": {"use_badam": True, "badam_switch_interval": 3, "bf16": True},
+    "badam ratio": {"use_badam": True, "badam_mode": "ratio", "badam_update_ratio": 0.5, "badam_switch_interval": 3},
 }
 
 

@@ -1,0 +1,143 @@
+"""BAdam (https://arxiv.org/abs/2404.02827): block coordinate descent, with some steps of Adam on each block.
+
+    for each block i in turn:  m, v <- 0;  K times:  theta_i <- theta_i - eta * Adam(dL / d theta_i)
+
+Layer mode: a block is a layer of the model. Embeddings, the output head and what stands between layers and head stay
+as they are. Only the block that learns has gradients, moments and, where the model is in 16 bits, a float32 copy.
+Ratio mode: a random share of each weight learns, embeddings excepted; gradients are computed for all of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.config.rules import Rule, Rules
+from luthier.core.errors import InvalidInput
+from luthier.core.log import info
+from luthier.training.optimizers import ANY_BASE, Optimizer, alone, built_on, one_process, whole_model
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+    from transformers import TrainingArguments
+
+    from luthier.training.optimizers._badam import Picks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadamConfig:
+    use_badam: bool = False
+    """Train one block of the model at a time (https://arxiv.org/abs/2404.02827)."""
+    badam_mode: Literal["layer", "ratio"] = "layer"
+    """Blocks are layers, or a share of the weights."""
+    badam_start_block: int | None = None
+    """The block that learns first, counted from 0; unset means the first of the order."""
+    badam_switch_mode: Literal["ascending", "descending", "random", "fixed"] | None = "ascending"
+    """Order of the blocks; null is `ascending`."""
+    badam_switch_interval: int | None = 50
+    """Steps that a block, or a share of the weights, learns for; -1 for ever."""
+    badam_update_ratio: float = 0.05
+    """Share of the weights that learn, in the mode `ratio`."""
+    badam_mask_mode: Literal["adjacent", "scatter"] = "adjacent"
+    """Whether those weights lie together or apart."""
+    badam_verbose: int = 0
+    """What is said: 0 nothing, 1 each new block, 2 its weights too."""
+
+
+def _is_no_interval(run: Any) -> bool:
+    interval = run.optimizers["badam"].badam_switch_interval
+    return interval is None or (interval < 1 and interval != -1)
+
+
+RULES = Rules(
+    (
+        *alone("use_badam"),
+        whole_model("use_badam"),
+        built_on("use_badam", ANY_BASE),
+        one_process("use_badam", "each process would train a block by itself", lambda run: True),
+        Rule(
+            ("badam_switch_interval",),
+            "must be at least 1, or -1",
+            "50 is a common value",
+            lambda run: _is_no_interval(run),
+        ),
+        Rule(
+            ("badam_update_ratio",),
+            "must be above 0 and up to 1",
+            "",
+            lambda run: not 0 < run.optimizers["badam"].badam_update_ratio <= 1,
+        ),
+        Rule(
+            ("badam_start_block",),
+            "must be at least 0",
+            "the first layer is 0",
+            lambda run: (run.optimizers["badam"].badam_start_block or 0) < 0,
+        ),
+    )
+)
+
+
+def build(model: "nn.Module", args: "TrainingArguments", config: BadamConfig) -> "TorchOptimizer":
+    """Raises `InvalidInput` if there is no block of the number `badam_start_block`."""
+    from luthier.training.optimizers._badam import BlockCoordinateDescent
+    from luthier.training.optimizers._groups import base_optimizer, parameter_groups
+
+    assert config.badam_switch_interval is not None, "the rules ask for it"
+    names = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
+    blocks = blocks_of(model)
+    is_layer_mode = config.badam_mode == "layer"
+    part_of, picks = layers_in_turn(blocks, config, args.seed) if is_layer_mode else shares(names, config, args.seed)
+    members = {weight for block in blocks for weight in block} if is_layer_mode else set(picks(0))
+    for weight in names.keys() - members:
+        weight.requires_grad_(False)
+
+    def report(part: int) -> None:
+        if config.badam_verbose:
+            learning = "".join(f"\n  {names[weight]}" for weight in picks(part)) if config.badam_verbose > 1 else ""
+            info(f"BAdam: block {part} learns{learning}")
+
+    return BlockCoordinateDescent(
+        [group for halves in parameter_groups(model, args.weight_decay).values() for group in halves],
+        base_optimizer(model, args),
+        part_of,
+        picks,
+        lr=args.learning_rate,
+        switch_interval=config.badam_switch_interval,
+        report=report,
+    )
+
+
+def blocks_of(model: "nn.Module") -> "list[list[nn.Parameter]]":
+    """The weights that learn of each layer that has any."""
+    from luthier.model.adapters.freeze import layer_list
+
+    _, layers = layer_list(model)  # type: ignore[arg-type]
+    blocks = [[weight for weight in layer.parameters() if weight.requires_grad] for layer in layers]
+    return [block for block in blocks if block]
+
+
+def layers_in_turn(
+    blocks: "list[list[nn.Parameter]]", config: BadamConfig, seed: int
+) -> "tuple[Callable[[int], int], Callable[[int], Picks]]":
+    """Turn -> number of the layer that learns; number -> its weights."""
+    from luthier.training.optimizers._badam import block_order
+
+    start = config.badam_start_block
+    if start is not None and start >= len(blocks):
+        raise InvalidInput(f"badam_start_block: {start}: this model has the blocks 0 to {len(blocks) - 1}")
+    order = block_order(len(blocks), config.badam_switch_mode or "ascending", start, seed)
+    return order, lambda number: dict.fromkeys(blocks[number])
+
+
+def shares(
+    names: "Mapping[nn.Parameter, str]", config: BadamConfig, seed: int
+) -> "tuple[Callable[[int], int], Callable[[int], Picks]]":
+    """Each turn takes another share of every weight but the embeddings."""
+    from luthier.training.optimizers._badam import share_of
+
+    weights = [weight for weight, name in names.items() if "embed" not in name]
+    adjacent = config.badam_mask_mode == "adjacent"
+    return lambda turn: turn, share_of(weights, config.badam_update_ratio, adjacent=adjacent, seed=seed)
+
+
+OPTIMIZER = Optimizer(name="badam", switch="use_badam", config=BadamConfig, build=build, check=RULES)
