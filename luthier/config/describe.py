@@ -14,9 +14,10 @@ from luthier.config.decode import describe_type
 from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
+from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
 from luthier.core.errors import UnknownVariant
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
 
 __all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
@@ -85,9 +86,10 @@ def status_of(key: Key) -> str:
 
 @cache
 def _all_rules() -> tuple[Rule, ...]:
-    checks = [registry.get(name).check for registry in (STAGES, ADAPTERS, OPTIMIZERS) for name in registry.names]
-    tables = [MODEL_RULES, MEMORY_RULES, GENERATING_RULES, TRAIN_RULES, EXPORT_RULES]
-    tables += [check for check in checks if isinstance(check, Rules)]
+    registries = (STAGES, ADAPTERS, OPTIMIZERS, QUANTIZERS)
+    checks = [registry.get(name).check for registry in registries for name in registry.names]
+    tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
+    tables += [GENERATING_RULES, TRAIN_RULES, EXPORT_RULES, *(check for check in checks if isinstance(check, Rules))]
     return tuple(rule for table in tables for rule in table)
 
 

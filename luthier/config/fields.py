@@ -29,9 +29,12 @@ def no_effect(default: Any, reason: str, fulfilled: tuple[Any, ...] = ()) -> Any
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def variant(default: str) -> Any:
-    """A key whose values are file names: those of the registry of `luthier.core.kinds` with the same key."""
-    return dataclasses.field(default=default, metadata={"status": "supported", "variant": True})
+def variant(default: str, also: tuple[str, ...] = ()) -> Any:
+    """A key whose values are file names: those of the registry of `luthier.core.kinds` with the same key.
+
+    `also`: more names that are read, and that a rule has to answer.
+    """
+    return dataclasses.field(default=default, metadata={"status": "supported", "variant": True, "also": also})
 
 
 def renamed(default: Any, current: str) -> Any:

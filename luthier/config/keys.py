@@ -16,11 +16,13 @@ from luthier.config.generate import GeneratingConfig
 from luthier.config.later import LATER
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.model import ModelConfig
+from luthier.config.quantization import QuantizationConfig
 from luthier.config.sections import Section
 from luthier.config.training import NOTES, TrainingKeys, training_table
-from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, QUANTIZERS, STAGES
 
 MODEL = Section("model", ModelConfig)
+QUANTIZATION = Section("quantization", QuantizationConfig, key="quantization_bit", example="4")
 DATA = Section("data", DataConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
@@ -29,7 +31,7 @@ EXPORT = Section("export", ExportConfig, commands=("export",))
 TRAINING = Section("training", TrainingKeys, commands=("train",))
 LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
 
-REGISTRIES = {registry.key: registry for registry in (STAGES, ADAPTERS, ENGINES)}
+REGISTRIES = {registry.key: registry for registry in (STAGES, ADAPTERS, QUANTIZERS, ENGINES)}
 """The registries whose key is a key of the run file."""
 
 
@@ -70,8 +72,8 @@ def sections() -> tuple[Section, ...]:
     ]
     optimizers = tuple(optimizer_sections().values())
     return (
-        *(CHOICE, MODEL, *adapters, DATA, *stages, FINETUNING, *optimizers, TRAINING, LEGACY, GENERATING, EXPORT),
-        *LATER,
+        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers),
+        *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
 
 
@@ -99,7 +101,7 @@ def _declared_keys(section: Section) -> Iterator[Key]:
     is_later = section in LATER
     for field in dataclasses.fields(section.config):
         note = dict(field.metadata)
-        is_variant = note.pop("variant", False)
+        is_variant, also = note.pop("variant", False), note.pop("also", ())
         if is_later:
             note.setdefault("status", "later")
         yield Key(
@@ -108,7 +110,7 @@ def _declared_keys(section: Section) -> Iterator[Key]:
             section,
             default=None if field.default is dataclasses.MISSING else field.default,
             is_required=field.default is dataclasses.MISSING,
-            choices=REGISTRIES[field.name].names if is_variant else (),
+            choices=(*REGISTRIES[field.name].names, *also) if is_variant else (),
             is_variant=is_variant,
             **note,
         )

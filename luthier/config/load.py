@@ -17,6 +17,7 @@ from luthier.config.keys import (
     FINETUNING,
     GENERATING,
     MODEL,
+    QUANTIZATION,
     REGISTRIES,
     Key,
     catalogue,
@@ -28,6 +29,7 @@ from luthier.config.keys import (
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
 from luthier.config.memory_rules import MEMORY_RULES
+from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import (
     EXPORT_RULES,
     GENERATING_RULES,
@@ -42,7 +44,7 @@ from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
 
 if TYPE_CHECKING:
@@ -57,9 +59,12 @@ PATHS = frozenset(
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
-    "train": (MODEL_RULES, MEMORY_RULES, GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
-    "infer": (MODEL_RULES, GENERATING_RULES),
-    "export": (MODEL_RULES, EXPORT_RULES),
+    "train": (
+        *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
+        *(GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
+    ),
+    "infer": (MODEL_RULES, QUANTIZATION_RULES, GENERATING_RULES),
+    "export": (MODEL_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
 }
 
 
@@ -218,6 +223,7 @@ class _Draft:
             "stage": stage,
             "finetuning_type": finetuning_type,
             "model": self._section(MODEL),
+            "quantization": self._section(QUANTIZATION),
             "data": self._section(DATA),
             "finetuning": self._section(FINETUNING),
             "generating": self._section(GENERATING),
@@ -283,6 +289,10 @@ class _Draft:
             checks.append(STAGES.get(run.stage).check)
         if isinstance(run, TrainRun):
             checks += [OPTIMIZERS.get(name).check for name in run.optimizers]
+        keys = run.quantization
+        quantises = keys.quantization_bit is not None and not isinstance(run, ExportRun)
+        if quantises and keys.quantization_method in QUANTIZERS.names:
+            checks.append(QUANTIZERS.get(keys.quantization_method).check)
         return checks
 
     def _located(self, problems: Iterable[Problem]) -> list[Problem]:

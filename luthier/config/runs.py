@@ -9,6 +9,7 @@ from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig
 from luthier.config.generate import GeneratingConfig
 from luthier.config.model import ModelConfig
+from luthier.config.quantization import QuantizationConfig
 from luthier.config.training import TrainingKeys
 from luthier.core.errors import Problem
 
@@ -22,6 +23,7 @@ class TrainRun:
     stage: str
     finetuning_type: str
     model: ModelConfig
+    quantization: QuantizationConfig
     data: DataConfig
     training: TrainingKeys
     finetuning: FinetuningConfig
@@ -51,6 +53,7 @@ class InferRun:
     stage: str
     finetuning_type: str
     model: ModelConfig
+    quantization: QuantizationConfig
     data: DataConfig
     finetuning: FinetuningConfig
     generating: GeneratingConfig
@@ -67,6 +70,7 @@ class ExportRun:
     stage: str
     finetuning_type: str
     model: ModelConfig
+    quantization: QuantizationConfig
     data: DataConfig
     finetuning: FinetuningConfig
     generating: GeneratingConfig

@@ -28,6 +28,8 @@ class Section:
     """Empty: any value that switches something on, i.e. neither false nor null."""
     environment: str = ""
     """Read only if this environment variable is on."""
+    example: str = "true"
+    """How `key` is written to switch something on, where `values` are empty."""
 
     def reads(self, command: str, values: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
         """Whether a run of `command` with these values (defaults included) reads the keys of this section."""
@@ -43,7 +45,7 @@ class Section:
         """Who reads these keys, in words. `command` is the one that the words are for, if there is one."""
         condition = f"{self.environment}=1" if self.environment else ""
         if self.key:
-            condition = f"{self.key}: {' or '.join(map(str, self.values)) or 'true'}"
+            condition = f"{self.key}: {' or '.join(map(str, self.values)) or self.example}"
         commands = " and ".join(f"`{COMMAND_WORDS[name]}`" for name in self.commands)
         if self.commands == RUN_COMMANDS or command in self.commands:
             return condition or "every run"

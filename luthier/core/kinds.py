@@ -4,6 +4,7 @@ from luthier.core.registry import Registry
 
 STAGES = Registry("stage", "luthier.stages", "STAGE")
 ADAPTERS = Registry("finetuning_type", "luthier.model.adapters", "ADAPTER")
+QUANTIZERS = Registry("quantization_method", "luthier.model.quantizers", "QUANTIZER")
 FORMATS = Registry("formatting", "luthier.data.formats", "FORMAT")
 CHECKS = Registry("check", "luthier.data.doctor", "CHECK")
 TOOL_SYNTAXES = Registry("tool_format", "luthier.data.tools", "SYNTAX")

@@ -26,6 +26,8 @@ def set_up() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
+    # bitsandbytes, which peft imports where it is installed, tells everybody of a faster kernel to be downloaded.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     level = os.environ.get("LLAMAFACTORY_VERBOSITY", "INFO").upper()
     if not sys.stderr.isatty():
         # Bars of libraries are for eyes: in a file each of their steps would be a line.

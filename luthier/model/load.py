@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.quantization import shards_weights
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info
@@ -16,7 +17,8 @@ from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.gguf import check_loadable
-from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, unwrap
+from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, put_beside, unwrap
+from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched, stretch_context, take_from_adapter
 from luthier.model.router import set_router_loss
@@ -98,6 +100,7 @@ def load_model(
     device_map: "str | dict[str, Any] | None" = None,
     offload_folder: str | None = None,
     train_from_scratch: bool = False,
+    quantization: Quantization | None = None,
     revision: str = "main",
     cache_dir: str | None = None,
     token: str | None = None,
@@ -106,6 +109,7 @@ def load_model(
     """The model of a folder, a GGUF file or a hub id, in `dtype`, in evaluation mode.
 
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
+    `quantization`: keep the linear layers in few bits, and compute in `dtype`.
     A GGUF file is de-quantised, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
     """
@@ -130,6 +134,8 @@ def load_model(
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     if device_map is not None:
         common |= {"device_map": device_map, "offload_folder": offload_folder}
+    if quantization is not None:
+        common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
     with readable(source, "weights"):
         model, found = auto.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
     if found["missing_keys"]:
@@ -139,6 +145,8 @@ def load_model(
             "files belong to another model or are incomplete"
         )
     gguf_speed.forget()
+    if quantization is not None:
+        quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
@@ -157,8 +165,10 @@ def repair_generation_config(model: "PreTrainedModel") -> None:
 
 def count_parameters(model: "nn.Module") -> tuple[int, int]:
     """(trainable, all); a tied weight counts once."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+    packed = {id(weight): 0 for _, layer in quantised_layers(model) for weight in layer.parameters(recurse=False)}
+    sizes = [(packed.get(id(weight), weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    in_few_bits = sum(num_weights(layer) for _, layer in quantised_layers(model))
+    return sum(size for size, learns in sizes if learns), in_few_bits + sum(size for size, _ in sizes)
 
 
 def describe_parameters(model: "nn.Module") -> Iterator[str]:
@@ -206,6 +216,7 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         choose_dtype,
         partial(_config_for_training, run),
         train_from_scratch=keys.train_from_scratch,
+        quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
     )
     asks_plain = "flash_attn: disabled asks for plain attention"
     padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
@@ -263,10 +274,14 @@ def load_reference(run: "TrainRun", fitted: FittedTokenizer) -> "PreTrainedModel
 
 
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
-    """The model with all adapters of the run merged, in evaluation mode, where it computes fastest."""
+    """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
+
+    On a quantised model the one adapter stays beside the weights, since these have no room for it.
+    """
     machine = machine or detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
-    return _load_merged(run.model, machine, choose_dtype, "auto" if machine.num_accelerators else None)
+    device_map = "auto" if machine.num_accelerators else None
+    return _load_merged(run.model, machine, choose_dtype, device_map, quantization=plan(run.quantization, machine))
 
 
 def load_for_export(
@@ -294,11 +309,13 @@ def _load_merged(
     choose_dtype: "Callable[..., torch.dtype]",
     device_map: str | None,
     before_merge: "Callable[[PeftModel], None] | None" = None,
+    quantization: Quantization | None = None,
 ) -> "PreTrainedModel":
     fit_config = partial(_stretch, keys, None)
-    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map)
+    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map, quantization=quantization)
     given = _given_adapters(keys)
-    model = merge_adapters(model, given.names, given, before_merge)
+    put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
+    model = put(model, given=given)
     model.config.use_cache = keys.use_kv_cache
     return model.eval()
 
@@ -311,6 +328,7 @@ def _load_base(
     *,
     device_map: str | None = None,
     train_from_scratch: bool = False,
+    quantization: Quantization | None = None,
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
     """The model without adapters, and what became of the number format and the attention asked for.
 
@@ -337,6 +355,7 @@ def _load_base(
         attn_implementation=attention.implementation,
         device_map=device_map,
         train_from_scratch=train_from_scratch,
+        quantization=quantization,
         **hub,
     )
     if keys.rope_scaling:

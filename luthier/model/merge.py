@@ -49,6 +49,19 @@ def merge_adapters(
     return model
 
 
+def put_beside(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
+    """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
+    if len(given.names) > 1:
+        raise ModelError(
+            "adapter_name_or_path: several adapters cannot be put on a quantised model, since all but one would have to"
+            " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
+        )
+    for name in given.names:
+        model = unwrap(attach_adapter(model, name, given, is_trainable=False))
+        info(f"adapter {name} put beside the quantised weights")
+    return model
+
+
 def attach_adapter(
     model: "PreTrainedModel", name: str, given: GivenAdapters, *, is_trainable: bool, pure_bf16: bool = False
 ) -> "PeftModel":

@@ -10,7 +10,7 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
-from luthier.run.start import library_problems, source_problems
+from luthier.run.start import library_problems, quantizer_problems, source_problems
 
 KINDS = {"train": "train", "chat": "infer", "export": "export"}
 """Word after `--for` -> kind of run file."""
@@ -40,6 +40,8 @@ def load_checked(
     problems, warnings = content_problems(run, others=not begins)
     if begins:
         problems += source_problems(run)
+        if not isinstance(run, ExportRun):
+            problems += quantizer_problems(run)
         if isinstance(run, TrainRun):
             problems += library_problems(run)
     else:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
+from luthier.model.quantization import missing_library
 from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
 TRACKER_MODULES = {
@@ -44,6 +45,13 @@ def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
                 check_adapter_source(name, keys.adapter_folder)
         except ModelError as error:
             yield _about("adapter_name_or_path", name, error)
+
+
+def quantizer_problems(run: TrainRun | InferRun) -> Iterator[Problem]:
+    """The library that quantises the model, if it is not installed."""
+    keys = run.quantization
+    if keys.quantization_bit is not None and (missing := missing_library(keys)):
+        yield _missing("quantization_method", *missing)
 
 
 def _about(key: str, name: str, error: ModelError) -> Problem:

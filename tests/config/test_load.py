@@ -71,7 +71,7 @@ def test_unknown_keys_are_warnings_when_extra_keys_are_allowed(monkeypatch):
         ("freeze_trainable_layers", 2, "finetuning_type: freeze"),
         ("additional_target", "lm_head", "finetuning_type: oft"),
         ("galore_rank", 8, "use_galore: true"),
-        ("quantization_type", "nf4", "quantization_bit: true"),
+        ("quantization_type", "nf4", "quantization_bit: 4"),
         ("export_dir", "x", "`luthier export`"),
         ("task", "mmlu_test", "`luthier eval`"),
         ("vllm_maxlen", 4096, "`luthier chat` with infer_backend: vllm"),

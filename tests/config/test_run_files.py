@@ -40,6 +40,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "muon": (WORKERS,),
     "oft": (WORKERS,),
     "qlora_awq": (WORKERS,),
+    "qlora_bnb": ("quantization_bit", WORKERS),
     "qlora_gptq": (WORKERS,),
     "tokenize_only": (),
 }
@@ -56,7 +57,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "lora_rm": ("stage",),
     "mod": ("mixture_of_depths",),
     "pissa": ("pissa_init", "pissa_convert"),
-    "qlora_bnb": ("quantization_bit",),
     "swanlab": ("use_swanlab",),
 }
 """File -> keys it is refused for."""

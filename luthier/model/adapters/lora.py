@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.fields import no_effect, refused
-from luthier.config.rules import Rules, at_least, within
+from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
@@ -47,6 +47,22 @@ RULES = Rules(
         at_least("adapter", "lora_rank", 1),
         at_least("adapter", "lora_alpha", 1),
         within("adapter", "lora_dropout", 0, 1, or_high=False),
+        Rule(
+            ("pissa_init", "quantization_bit"),
+            "takes a part out of the weights, which quantised weights cannot give",
+            "leave one of the two out",
+            lambda run: run.adapter.pissa_init and run.quantization.quantization_bit is not None,
+        ),
+        Rule(
+            ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
+            "the given adapter would have to be merged into quantised weights",
+            "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
+            lambda run: (
+                run.adapter.create_new_adapter
+                and bool(run.model.adapter_name_or_path)
+                and run.quantization.quantization_bit is not None
+            ),
+        ),
     )
 )
 
