@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
     "export": ("RUN", "merge adapters and write a model folder"),
+    "expand": ("MODEL OUT --blocks N", "insert blocks that change nothing yet, for use_llama_pro"),
     "verify": ("DIR", "compare a result with its manifest"),
     "schema": ("", "print the JSON Schema of a run file"),
     "explain": ("KEY", "say what a key does"),

@@ -45,6 +45,18 @@ def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str) -> T
     return Targets((*targets.modules, *old), targets.parameters)
 
 
+def targets_inside(model: "nn.Module", targets: Targets, blocks: Sequence[str]) -> Targets:
+    """Those of the targets that are inside `blocks`, by their full names."""
+
+    def inside(names: Iterator[str], ends: Sequence[str]) -> tuple[str, ...]:
+        starts = tuple(f"{block}." for block in blocks)
+        tails = tuple(f".{end}" for end in ends)
+        return tuple(name for name in names if name.startswith(starts) and name.endswith(tails)) if tails else ()
+
+    modules = inside((name for name, _ in model.named_modules()), targets.modules)
+    return Targets(modules, inside((name for name, _ in model.named_parameters()), targets.parameters))
+
+
 def expert_parameters(model: "nn.Module") -> Iterator[str]:
     """The full names of parameters that stack one matrix per expert."""
     from torch.nn.modules.conv import _ConvNd

@@ -68,7 +68,7 @@ def test_unknown_keys_are_warnings_when_extra_keys_are_allowed(monkeypatch):
     [
         ("pref_beta", 0.1, "stage: dpo or stage: kto"),
         ("ppo_epochs", 4, "stage: ppo"),
-        ("freeze_trainable_layers", 2, "finetuning_type: freeze"),
+        ("freeze_trainable_modules", "mlp", "finetuning_type: freeze"),
         ("additional_target", "lm_head", "finetuning_type: oft"),
         ("galore_rank", 8, "use_galore: true"),
         ("quantization_type", "nf4", "quantization_bit: 4"),

@@ -5,7 +5,6 @@ class moves to the variant's file and its line leaves this table.
 """
 
 from luthier.config.later import (
-    adapters,
     engines,
     evaluation,
     launch,
@@ -23,9 +22,6 @@ LATER = (
     Section("rm", stages.RmConfig, commands=("train",), key="stage", values=("rm",)),
     Section("kto", stages.KtoConfig, commands=("train",), key="stage", values=("kto",)),
     Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
-    Section(
-        "llama_pro", adapters.LlamaProConfig, commands=("train",), key="finetuning_type", values=("freeze", "lora")
-    ),
     Section("dft", losses.DftConfig, commands=("train",), key="stage", values=("sft",)),
     Section("asft", losses.AsftConfig, commands=("train",), key="use_asft_loss"),
     Section("eaft", losses.EaftConfig, commands=("train",), key="use_eaft_loss"),

@@ -4,26 +4,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.rules import Rule, Rules
-from luthier.core.errors import ModelError
-from luthier.core.log import warn
 from luthier.model.adapters import Adapter
 from luthier.model.embeddings import embedding_names
+from luthier.model.layers import inserted_layers, layer_list, layers_to_train
 from luthier.model.merge import GivenAdapters
 from luthier.model.modules import unknown_module
 
 if TYPE_CHECKING:
-    from torch.nn import ModuleList
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeConfig:
     freeze_trainable_layers: int = 2
-    """How many layers learn: the last n if positive, the first n if negative."""
+    """How many layers learn: the last n if positive, the first n if negative; with use_llama_pro the inserted n."""
     freeze_trainable_modules: tuple[str, ...] = ("all",)
     """Names of the modules inside those layers that learn, or `all`."""
     freeze_extra_modules: tuple[str, ...] = ()
     """Names of modules outside the layers that learn too, e.g. `lm_head`."""
+    use_llama_pro: bool = False
+    """Train the blocks that `luthier expand` inserted; freeze_trainable_layers is their number (LLaMA Pro)."""
 
 
 RULES = Rules(
@@ -34,6 +34,12 @@ RULES = Rules(
             "give a number other than 0, or freeze_extra_modules",
             lambda run: run.adapter.freeze_trainable_layers == 0 and not run.adapter.freeze_extra_modules,
         ),
+        Rule(
+            ("freeze_trainable_layers", "use_llama_pro"),
+            "is the number of inserted blocks if use_llama_pro is on, so it must be above 0",
+            "give the number that `luthier expand` was given",
+            lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
+        ),
     )
 )
 
@@ -43,7 +49,8 @@ def apply(
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules. Raises `ModelError` for names that no module has."""
     name, layers = layer_list(model)
-    chosen = layers_to_train(len(layers), config.freeze_trainable_layers)
+    choose = inserted_layers if config.use_llama_pro else layers_to_train
+    chosen = choose(len(layers), config.freeze_trainable_layers)
     inside = {n for n, _ in layers.named_parameters()}
     outside = {n for n, _ in model.named_modules() if n and not n.startswith(f"{name}.") and not name.startswith(n)}
     everything = "all" in config.freeze_trainable_modules
@@ -66,26 +73,6 @@ def apply(
         if n in extra or extra & set(n.split(".")):
             model.get_submodule(n).requires_grad_(True)
     return model
-
-
-def layer_list(model: "PreTrainedModel") -> "tuple[str, ModuleList]":
-    """The blocks of the language model: the list of modules that is as long as its config says."""
-    from torch.nn import ModuleList
-
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, ModuleList) and len(module) == num_layers:
-            return name, module
-    raise ModelError(
-        f"finetuning_type: freeze: {type(model).__name__} has no list of {num_layers} layers to choose from"
-    )
-
-
-def layers_to_train(num_layers: int, wanted: int) -> range:
-    """The last `wanted` layers, or the first -`wanted`."""
-    if abs(wanted) > num_layers:
-        warn(f"freeze_trainable_layers: {wanted}: this model has {num_layers} layers, and all of them learn")
-    return range(max(0, num_layers - wanted), num_layers) if wanted > 0 else range(min(-wanted, num_layers))
 
 
 ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply, check=RULES)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.config.fields import refused
 from luthier.model.adapters import Adapter
 from luthier.model.merge import GivenAdapters
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullConfig:
-    """Keys that only `finetuning_type: full` reads: none yet."""
+    use_llama_pro: bool = refused(
+        False, "trains inserted blocks and nothing else, and full trains everything", "set finetuning_type: freeze"
+    )
+    """Train the blocks that an expansion inserted."""
 
 
 def apply(

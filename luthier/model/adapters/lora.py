@@ -7,9 +7,10 @@ from luthier.config.fields import no_effect, refused
 from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
+from luthier.model.layers import inserted_layers, layer_list
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.new_adapter import common_settings, start_adapter
-from luthier.model.targets import Targets, find_targets
+from luthier.model.targets import Targets, find_targets, targets_inside
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,6 +35,10 @@ class LoraConfig:
     """Scale by alpha / sqrt(r) instead of alpha / r (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353)."""
+    use_llama_pro: bool = False
+    """Put adapters only on the blocks that `luthier expand` inserted (LLaMA Pro, https://arxiv.org/abs/2401.02415)."""
+    freeze_trainable_layers: int = 2
+    """With use_llama_pro: how many blocks were inserted."""
     pissa_init: bool = refused(False, "PiSSA is not part of this version", "leave it out: LoRA starts from B = 0")
     """Start from the principal singular vectors of the weight (https://arxiv.org/abs/2404.02948)."""
     pissa_iter: int = no_effect(16, "read together with pissa_init only")
@@ -46,6 +51,19 @@ RULES = Rules(
     (
         at_least("adapter", "lora_rank", 1),
         at_least("adapter", "lora_alpha", 1),
+        Rule(
+            ("freeze_trainable_layers", "use_llama_pro"),
+            "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
+            "",
+            lambda run: "freeze_trainable_layers" in run.given and not run.adapter.use_llama_pro,
+            only_warns=True,
+        ),
+        Rule(
+            ("freeze_trainable_layers", "use_llama_pro"),
+            "is the number of inserted blocks, so it must be above 0",
+            "give the number that `luthier expand` was given",
+            lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
+        ),
         within("adapter", "lora_dropout", 0, 1, or_high=False),
         Rule(
             ("pissa_init", "quantization_bit"),
@@ -106,6 +124,10 @@ def apply(
 def _targets(model: "PreTrainedModel", config: LoraConfig) -> Targets:
     """What `lora_target` names, less what the method cannot be put on; that is said."""
     targets = find_targets(model, config.lora_target, "lora_target")
+    if config.use_llama_pro:
+        name, layers = layer_list(model)
+        places = inserted_layers(len(layers), config.freeze_trainable_layers)
+        targets = targets_inside(model, targets, [f"{name}.{index}" for index in places])
     if not targets.parameters:
         return targets
     names = ", ".join(targets.parameters)

@@ -1,0 +1,84 @@
+"""`luthier expand MODEL OUT --blocks N`: inserts N blocks that change nothing yet, to be trained by use_llama_pro."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.core.files import save_folder_atomically
+from luthier.core.log import info
+
+if TYPE_CHECKING:
+    import torch
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="luthier expand", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a folder, a GGUF file or a hub id")
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--blocks", type=int, required=True, metavar="N", help="how many blocks; divides that of layers"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    words = parser.parse_args(argv)
+    folder = expand(words.model, Path(words.out).expanduser(), words.blocks, trust_remote_code=words.trust_remote_code)
+    print(f"expanded: {folder}")
+    return 0
+
+
+def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bool = False) -> Path:
+    """Write the expanded model, which is loaded again and must say the same as before. Returns the folder.
+
+    Raises `ModelError` for a model that cannot be expanded so; nothing is written then.
+    """
+    import torch
+
+    from luthier.core.machine import detect
+    from luthier.model.attention import resolve_attention
+    from luthier.model.expansion import expand_blocks
+    from luthier.model.load import checkpoint_dtype, load_config, load_model, model_class
+    from luthier.model.save import num_bytes, write_model
+    from luthier.model.tokenizer import load_tokenizer
+    from luthier.run.export import check_target
+
+    check_target(out, model_name, ())
+    config = load_config(model_name, trust_remote_code=trust_remote_code)
+    dtype = checkpoint_dtype(config) or torch.float32
+    kind = model_class(config)
+    attention = resolve_attention("auto", config=config, model_class=kind, dtype=dtype, machine=detect())
+    common: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention.implementation,
+        "trust_remote_code": trust_remote_code,
+    }
+    model = load_model(model_name, config=config, **common)
+    before = logits(model)
+    places = expand_blocks(model, num_blocks)
+    tokenizer = load_tokenizer(model_name, trust_remote_code=trust_remote_code)
+    with save_folder_atomically(out, needed_bytes=num_bytes(model)) as draft:
+        write_model(draft, model, tokenizer)
+        num_layers = model.config.get_text_config().num_hidden_layers
+        del model
+        try:
+            after = logits(load_model(str(draft), **common))
+        except ModelError as fault:
+            raise ModelError(
+                f"{model_name}: its config says by a rule what each layer is, and the rule does not fit the model with"
+                f" {num_blocks} more ({fault}) -> choose another number of blocks"
+            ) from fault
+        if not torch.equal(before, after):
+            difference = float((before.float() - after.float()).abs().max())
+            raise ModelError(f"{model_name}: the expanded model answers otherwise (logits differ by {difference:.2g})")
+    info(f"{num_layers} layers, of which {', '.join(map(str, places))} are new; the logits of a test text are the same")
+    info(f"train them with use_llama_pro: true and freeze_trainable_layers: {num_blocks}")
+    return out
+
+
+def logits(model: "torch.nn.Module") -> "torch.Tensor":
+    import torch
+
+    from luthier.model.expansion import probe_ids
+
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=probe_ids(model), use_cache=False).logits  # type: ignore[arg-type]
+    return found
