@@ -1,8 +1,10 @@
 """What this process runs on: device, number formats, memory, place among the processes of a distributed run."""
 
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +70,46 @@ def _cpu_has_bf16() -> bool:
             return any(line.startswith(("flags", "Features")) and "bf16" in line for line in file)
     except FileNotFoundError:  # only Linux has this file
         return False
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int | None:
+    """What this process may still take: memory that is free or quickly freed, and swap, within the limits of its
+    control group and its own. None where the system does not tell. `root` holds `proc` and `sys`."""
+    meminfo = _read(root / "proc/meminfo")
+    sizes = {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.M)}
+    if "MemAvailable" not in sizes:
+        return None
+    free = [sizes["MemAvailable"] + sizes.get("SwapFree", 0), *_control_group_free_bytes(root)]
+    if (own := _own_limit_free_bytes(root)) is not None:
+        free.append(own)
+    return max(min(free), 0)
+
+
+def _control_group_free_bytes(root: Path) -> list[int]:
+    """For each limit on the way from the group of this process up. Files that may be dropped count as free."""
+    line = re.search(r"^0::(/.*)$", _read(root / "proc/self/cgroup"), re.M)
+    groups = root / "sys/fs/cgroup"
+    folder = groups / line[1].lstrip("/") if line else groups
+    found = []
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(groups):
+            break
+        limit, used = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
+        if limit.isdigit() and used.isdigit():
+            cached = re.search(r"^inactive_file (\d+)$", _read(group / "memory.stat"), re.M)
+            found.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return found
+
+
+def _own_limit_free_bytes(root: Path) -> int | None:
+    """`ulimit -v` limits addresses, and each byte of a weight needs one."""
+    limit = re.search(r"^Max address space\s+(\d+)", _read(root / "proc/self/limits"), re.M)
+    used = re.search(r"^VmSize:\s+(\d+) kB", _read(root / "proc/self/status"), re.M)
+    return int(limit[1]) - int(used[1]) * 1024 if limit and used else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.quantization import shards_weights
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
-from luthier.core.log import info
+from luthier.core.log import info, warn
 from luthier.core.machine import Machine, detect
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
@@ -17,6 +17,7 @@ from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.gguf import check_loadable
+from luthier.model.memory_check import check_memory
 from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, put_beside, unwrap
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
@@ -132,6 +133,8 @@ def load_model(
         from transformers import GgufConfig
 
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    if device_map is None and quantization is None:  # several devices hold more, and fewer bits need less
+        check_memory(source, dtype)
     if device_map is not None:
         common |= {"device_map": device_map, "offload_folder": offload_folder}
     if quantization is not None:
@@ -144,6 +147,9 @@ def load_model(
             f"{source}: {len(missing)} weights of the model are not in its files ({', '.join(missing[:3])}, ...); the "
             "files belong to another model or are incomplete"
         )
+    if found["unexpected_keys"]:
+        unused = sorted(found["unexpected_keys"])
+        warn(f"{source}: {len(unused)} tensors of its files have no place in the model ({', '.join(unused[:3])}, ...)")
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
@@ -218,6 +224,11 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         train_from_scratch=keys.train_from_scratch,
         quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
     )
+    if base.config.is_encoder_decoder:
+        raise ModelError(
+            f"{keys.model_name_or_path}: this model has an encoder and a decoder, and rows of prompt and answer are "
+            "learned by a decoder alone -> take a causal language model; chat and export work with this one"
+        )
     asks_plain = "flash_attn: disabled asks for plain attention"
     padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
     fit_embeddings(

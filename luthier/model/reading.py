@@ -11,27 +11,51 @@ from luthier.model.sources import Source
 @contextmanager
 def readable(source: Source, part: str) -> Iterator[None]:
     """Around a call that reads a `part` (config, tokenizer, weights) of a model: failures become `ModelError`."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         with fast_gguf() if source.gguf_file else nullcontext():
             yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as fault:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as fault:
         raise _unusable(source, part, fault) from fault
+
+
+_CAUSES = (
+    (
+        "does not recognize this architecture",
+        None,
+        "update transformers: pip install -U transformers",
+    ),
+    (
+        "contains custom code",
+        "the model comes with Python code of its own, which is run only if asked for",
+        "read that code, and set trust_remote_code: true if you trust it",
+    ),
+    (
+        "ignore_mismatched_sizes",
+        "they have other shapes than config.json says; the table above names them",
+        "config.json and weights belong to different models: copy or download both again",
+    ),
+    (
+        "Unrecognized configuration class",
+        "transformers has no language model of this type",
+        "name a model that generates text",
+    ),
+)
+"""Words of transformers, what they mean (None: they say it), and what to do."""
 
 
 def _unusable(source: Source, part: str, fault: BaseException) -> ModelError:
     lines = str(fault).split("\n") if str(fault).strip() else [type(fault).__name__]
     reason = " ".join(line.strip() for line in (lines if lines[0].rstrip().endswith(":") else lines[:1]))
-    if source.is_local and "does not recognize this architecture" in reason:
-        reason = reason.partition(" This could be")[0]
+    if not source.is_local:
         return ModelError(
-            f"{source}: its {part} cannot be loaded ({reason}) -> update transformers: pip install -U transformers"
+            f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub ({reason}) -> "
+            "give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
         )
-    if source.is_local:
-        remedy = "make sure that the folder is complete; copy or download it again"
-        return ModelError(f"{source}: its {part} cannot be loaded ({reason}) -> {remedy}")
-    return ModelError(
-        f"{source}: there is no folder of this name here, and its {part} cannot be had from the hub ({reason}) -> give "
-        "the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
-    )
+    remedy = "make sure that the folder is complete; copy or download it again"
+    for words, meaning, what_to_do in _CAUSES:
+        if words in str(fault):
+            reason, remedy = meaning or reason.partition(" This could be")[0], what_to_do
+    return ModelError(f"{source}: its {part} cannot be loaded ({reason}) -> {remedy}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import ModelError
 from luthier.core.versions import is_installed, missing_extra
@@ -173,7 +174,7 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir
         raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
     weights = path / "adapter_model.safetensors"
     if weights.is_file():
-        check_safetensors(weights)
+        read_safetensors_header(weights)
     elif not (path / "adapter_model.bin").is_file():
         raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
 
@@ -194,33 +195,50 @@ def _check_config(path: Path) -> None:
         raise ModelError(f"{path}: this config names no model_type, so it is not the config of a language model")
 
 
-def _check_weights(folder: Path) -> None:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights, all of them there. Raises `ModelError`."""
     present = [name for name in _WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise ModelError(
             f"{folder}: the weights are missing: none of {', '.join(_WEIGHT_FILES)} is there -> copy the whole folder, "
             "or set train_from_scratch: true to start from random weights"
         )
-    shards = [present[0]]
-    if present[0].endswith(".index.json"):
-        index = folder / present[0]
-        content = _read_json(index)
-        if not isinstance(content.get("weight_map"), dict):
-            raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
-        shards = sorted(set(content["weight_map"].values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing:
-            raise ModelError(
-                f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])} -> copy "
-                "or download them again"
-            )
-    for shard in shards:
-        if shard.endswith(".safetensors"):
-            check_safetensors(folder / shard)
+    if not present[0].endswith(".index.json"):
+        return [folder / present[0]]
+    shards = sorted(set(_weight_map(folder / present[0]).values()))
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])} -> copy "
+            "or download them again"
+        )
+    return [folder / shard for shard in shards]
 
 
-def check_safetensors(path: Path) -> None:
-    """The file is as long as its header says. Raises `ModelError`.
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file."""
+    content = _read_json(index).get("weight_map")
+    if not isinstance(content, dict) or not all(isinstance(file, str) for file in content.values()):
+        raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
+    return content
+
+
+def _check_weights(folder: Path) -> None:
+    files = weight_files(folder)
+    headers = {file.name: read_safetensors_header(file) for file in files if file.suffix == ".safetensors"}
+    index = folder / f"{_SAFETENSORS}.index.json"
+    if not index.is_file() or (folder / _SAFETENSORS).is_file():
+        return
+    lost = [name for name, file in _weight_map(index).items() if name not in headers[file]]
+    if lost:
+        raise ModelError(
+            f"{index}: it names {len(lost)} tensors that are not in their files, such as {lost[0]} in "
+            f"{_weight_map(index)[lost[0]]} -> the files do not belong together; copy or download all of them again"
+        )
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Tensor name -> dtype, shape and byte range; `__metadata__` -> texts. Raises `ModelError` for a file cut short.
 
     Layout: u64 length of the header, the header as JSON with the byte range of each tensor, the tensors.
     """
@@ -241,3 +259,4 @@ def check_safetensors(path: Path) -> None:
             f"{path}: this file is cut off or damaged: {size:,} bytes instead of {8 + length + end:,} -> copy or "
             "download it again"
         )
+    return tensors

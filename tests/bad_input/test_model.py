@@ -184,3 +184,127 @@ def test_names_that_no_module_has(person):
     assert "lora_target: no module of this model is called 'q_prj'; did you mean 'q_proj'?" in said
     said = person.is_refused(finetuning_type="freeze", freeze_trainable_modules="mpl")
     assert "did you mean 'mlp'?" in said
+
+
+def shards(model) -> None:
+    """The weights in two files and an index."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    names = sorted(weights)
+    places = {name: f"model-0000{1 + (i > 8)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in sorted(set(places.values())):
+        save_file({name: weights[name] for name in names if places[name] == file}, model / file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def test_torn_shard(person, model):
+    shards(model)
+    file = model / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    said = is_refused_everywhere(person, model_name_or_path=str(model))
+    assert "model-00002-of-00002.safetensors: this file is cut off or damaged" in said
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all"])
+def test_damaged_header(person, model, damage):
+    file = model / "model.safetensors"
+    file.write_bytes(damage + file.read_bytes()[len(damage) :])
+    said = is_refused_everywhere(person, model_name_or_path=str(model))
+    assert "this is not a whole safetensors file (its header cannot be read) -> copy or download it again" in said
+
+
+def test_index_of_other_files(person, model):
+    shards(model)
+    index = model / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    said = is_refused_everywhere(person, model_name_or_path=str(model))
+    assert "it names 1 tensors that are not in their files, such as lm_head.weight in model-00002-of-00002" in said
+    index.write_text('{"weight_map": [1]}')
+    assert "this index has no weight_map" in is_refused_everywhere(person, model_name_or_path=str(model))
+
+
+def change_config(model, **changes) -> str:
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return str(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_hidden_layers": 3}, "9 weights of the model are not in its files (model.layers.2.input_layernorm"),
+        ({"intermediate_size": 256}, "they have other shapes than config.json says"),
+        ({"model_type": "qwen2"}, "6 weights of the model are not in its files"),
+        ({"model_type": "clip"}, "transformers has no language model of this type) -> name a model that generates"),
+        ({"hidden_size": "wide"}, "Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 7}, "The hidden size (64) is not a multiple of the number of attention heads (7)"),
+        ({"model_type": "gpt17"}, "update transformers"),
+        (
+            {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig"}},
+            "the model comes with Python code of its own, which is run only if asked for) -> read that code, and set",
+        ),
+    ],
+)
+def test_config_of_another_model(person, model, changes, reason):
+    assert reason in is_refused_everywhere(person, model_name_or_path=change_config(model, **changes))
+
+
+def test_weights_without_a_place_are_told(person, model, said):
+    assert person.trains(model_name_or_path=change_config(model, num_hidden_layers=1)).status == 0
+    assert any("9 tensors of its files have no place in the model (model.layers.1" in text for text in said)
+
+
+def test_encoder_and_decoder(person):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from tests.tiny import byte_tokenizer
+
+    folder = person.folder / "t5"
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(vocab_size=320, **sizes)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    said = person.is_refused(model_name_or_path=str(folder))
+    assert "this model has an encoder and a decoder" in said
+    assert "take a causal language model" in said
+
+
+def test_weights_that_no_memory_holds(person, model, tmp_path_factory):
+    """A terabyte of zeros, which takes no room on the disk, as one embedding of the model."""
+    folder = tmp_path_factory.mktemp("large") / "model"
+    shutil.copytree(model, folder)
+    num_rows = 10**12 // 4 // 64
+    header = {
+        "model.embed_tokens.weight": {"dtype": "F32", "shape": [num_rows, 64], "data_offsets": [0, num_rows * 256]}
+    }
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + num_rows * 256)
+    train = person.run_file(model_name_or_path=str(folder))
+    other = {"drop": TRAINING_KEYS, "model_name_or_path": str(folder)}
+    for words in (
+        ("train", train),
+        ("chat", lambda: person.run_file(**other), "--once", "hi"),
+        ("export", lambda: person.run_file(**other), f"export_dir={person.folder / 'merged'}"),
+    ):
+        outcome = person.types(*(word() if callable(word) else word for word in words))
+        said = outcome.complaint(2)
+        assert "its weights take 1,000.000 GB of memory in float32, and" in said
+        assert "are free -> load it in 16 bits (bf16: true or infer_dtype: bfloat16), take a smaller model" in said
+
+
+def test_the_program_itself_shows_no_traceback(person, model):
+    import subprocess
+    import sys
+
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    command = [sys.executable, "-m", "luthier", "export", f"model_name_or_path={model}", f"export_dir={person.out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "this file is cut off or damaged: 461,176 bytes instead of 462,176" in done.stderr

@@ -112,7 +112,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     import torch
 
     folder = tiny_llama(tmp_path / "model")
-    for changes, words in (({"num_hidden_layers": 3}, "are not in its files"), ({"hidden_size": 128}, "size")):
+    for changes, words in (({"num_hidden_layers": 3}, "are not in its files"), ({"hidden_size": 128}, "other shapes")):
         config = json.loads((folder / "config.json").read_text()) | changes
         (folder / "config.json").write_text(json.dumps(config))
         assert words in refused(load_model, str(folder), dtype=torch.float32)
