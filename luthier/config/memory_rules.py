@@ -12,5 +12,36 @@ MEMORY_RULES = Rules(
             lambda run: run.model.moe_aux_loss_coef is not None and run.stage not in ("pt", "sft"),
             only_warns=True,
         ),
+        at_least("model", "checkpoint_every", 1),
+        *(
+            Rule(
+                (key, "disable_gradient_checkpointing"),
+                "changes how layers are recomputed, and disable_gradient_checkpointing recomputes none",
+                "set one of the two",
+                lambda run, key=key, default=default: (  # type: ignore[misc]
+                    run.model.disable_gradient_checkpointing and getattr(run.model, key) != default
+                ),
+            )
+            for key, default in (("use_unsloth_gc", False), ("checkpoint_every", 1))
+        ),
+        Rule(
+            ("use_unsloth_gc", "fsdp"),
+            "recomputes layers in the reentrant way, which FSDP cannot follow",
+            "leave it out",
+            lambda run: run.model.use_unsloth_gc and bool(run.training["fsdp"]),
+        ),
+        Rule(
+            ("use_unsloth_gc", "moe_aux_loss_coef"),
+            "recomputes layers in the reentrant way, in which the routers of experts get no gradient",
+            "leave one of the two out",
+            lambda run: run.model.use_unsloth_gc and run.model.moe_aux_loss_coef is not None,
+        ),
+        Rule(
+            ("use_unsloth_gc", "use_reentrant_gc"),
+            "recomputes layers in the reentrant way, whatever use_reentrant_gc says",
+            "leave use_reentrant_gc out",
+            lambda run: run.model.use_unsloth_gc and not run.model.use_reentrant_gc,
+            only_warns=True,
+        ),
     )
 )

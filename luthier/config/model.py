@@ -48,12 +48,10 @@ class ModelConfig:
     """Turn the model into one that skips layers per token, or load such a model (https://arxiv.org/abs/2404.02258)."""
     use_unsloth: bool = refused(False, "loading through unsloth is not part of this version", "leave it out")
     """Load the model through the library unsloth."""
-    use_unsloth_gc: bool = refused(
-        False,
-        "parking activations in main memory is not part of this version",
-        "leave it out: layers are recomputed by default",
-    )
-    """Checkpoint layers with the activations parked in main memory."""
+    use_unsloth_gc: bool = False
+    """Checkpoint layers with their inputs parked in main memory."""
+    checkpoint_every: int = 1
+    """Recompute one layer of this many in the backward pass, and keep the activations of the others."""
     enable_liger_kernel: bool = refused(False, "liger kernels are not part of this version", "leave it out")
     """Replace parts of the model by fused kernels of the library liger-kernel."""
     moe_aux_loss_coef: float | None = None

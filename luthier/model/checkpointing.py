@@ -2,45 +2,98 @@
 
 https://arxiv.org/abs/1604.06174. Blocks below the first trainable parameter need no gradient, so they are neither kept
 nor computed again: with the last two layers training, the backward pass ends there.
+
+Two ways to another balance of time and memory: `checkpoint_every: n` computes only every n-th block again and keeps the
+activations of the others; `use_unsloth_gc` moves the kept inputs into main memory while the forward pass goes on.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
-def enable_checkpointing(model: "PreTrainedModel", *, use_reentrant: bool) -> None:
+def enable_checkpointing(
+    model: "PreTrainedModel", *, use_reentrant: bool, offload: bool = False, checkpoint_every: int = 1
+) -> None:
     """Checkpoint the blocks of `model`, whose trainable parameters must be settled by now.
 
-    `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here.
+    `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: park
+    the inputs of blocks in main memory, which is done in the reentrant way. `checkpoint_every`: 1 for all blocks.
     """
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")
         return
     model._set_gradient_checkpointing(enable=True)
-    for module in model.modules():
-        if "gradient_checkpointing" in vars(module):
-            module._gradient_checkpointing_func = _checkpointer(module, use_reentrant)  # type: ignore[assignment]
+    blocks = [module for module in model.modules() if "gradient_checkpointing" in vars(module)]
+    for index, block in enumerate(blocks):
+        function = _run_once if index % checkpoint_every else _checkpointer(block, use_reentrant or offload, offload)
+        block._gradient_checkpointing_func = function  # type: ignore[assignment]
 
 
-def _checkpointer(block: "nn.Module", use_reentrant: bool) -> Callable[..., Any]:
+def _run_once(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Callable[..., Any]:
     from torch import Tensor
     from torch.utils.checkpoint import checkpoint
+
+    learns = any(weight.requires_grad for weight in block.parameters())
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         """`args[0]` are the hidden states; whatever carries no gradient is bound to `function` already."""
         inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
         if not any(tensor.requires_grad for tensor in inputs):
-            # Asked each time, since an optimizer such as BAdam changes it.
-            if not any(weight.requires_grad for weight in block.parameters()):
+            if not learns:
                 return function(*args)
             if use_reentrant:
                 inputs[0].requires_grad_(True)
-        return checkpoint(function, *args, use_reentrant=use_reentrant)
+        with parked() if offload else contextlib.nullcontext():
+            return checkpoint(function, *args, use_reentrant=use_reentrant)
 
     return run
+
+
+@contextlib.contextmanager
+def parked() -> Iterator[None]:
+    """What is kept for the backward pass inside goes to pinned main memory, beside the computation, and comes back.
+
+    On a CPU it stays where it is.
+    """
+    import torch
+
+    def park(tensor: "Tensor") -> "Tensor | tuple[Tensor, torch.Event, torch.device]":
+        if tensor.device.type == "cpu":
+            return tensor
+        beside = _copy_stream(tensor.device)
+        beside.wait_stream(torch.accelerator.current_stream(tensor.device))
+        with beside:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            tensor.record_stream(beside)
+        return host, beside.record_event(), tensor.device
+
+    def fetch(kept: "Tensor | tuple[Tensor, torch.Event, torch.device]") -> "Tensor":
+        if isinstance(kept, torch.Tensor):
+            return kept
+        host, copied, device = kept
+        copied.synchronize()
+        return host.to(device, non_blocking=True)
+
+    with torch.autograd.graph.saved_tensors_hooks(park, fetch):
+        yield
+
+
+@cache
+def _copy_stream(device: "torch.device") -> "torch.Stream":
+    import torch
+
+    return torch.Stream(device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.quantization import shards_weights
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
-from luthier.core.log import info, warn
+from luthier.core.log import info
 from luthier.core.machine import Machine, detect
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
@@ -17,6 +17,7 @@ from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.gguf import check_loadable
+from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import check_memory
 from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, put_beside, unwrap
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
@@ -141,15 +142,7 @@ def load_model(
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
     with readable(source, "weights"):
         model, found = auto.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
-        raise ModelError(
-            f"{source}: {len(missing)} weights of the model are not in its files ({', '.join(missing[:3])}, ...); the "
-            "files belong to another model or are incomplete"
-        )
-    if found["unexpected_keys"]:
-        unused = sorted(found["unexpected_keys"])
-        warn(f"{source}: {len(unused)} tensors of its files have no place in the model ({', '.join(unused[:3])}, ...)")
+    check_found(source, found)
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
@@ -157,16 +150,6 @@ def load_model(
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
     return model
-
-
-def repair_generation_config(model: "PreTrainedModel") -> None:
-    """Sampling settings without sampling mean that sampling was meant; transformers refuses to save them otherwise."""
-    generation = model.generation_config
-    if generation is None or generation.do_sample:
-        return
-    settings = ((generation.temperature, 1.0), (generation.top_p, 1.0), (generation.typical_p, 1.0))
-    if any(value is not None and value != neutral for value, neutral in settings):
-        generation.do_sample = True
 
 
 def count_parameters(model: "nn.Module") -> tuple[int, int]:
@@ -189,6 +172,8 @@ def prepare_for_training(
     *,
     gradient_checkpointing: bool = True,
     use_reentrant: bool = True,
+    offload: bool = False,
+    checkpoint_every: int = 1,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
 ) -> None:
@@ -200,7 +185,7 @@ def prepare_for_training(
         upcast_head_output(base)
     base.config.use_cache = False
     if gradient_checkpointing:
-        enable_checkpointing(base, use_reentrant=use_reentrant)
+        enable_checkpointing(base, use_reentrant=use_reentrant, offload=offload, checkpoint_every=checkpoint_every)
     model.train()
 
 
@@ -224,11 +209,7 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         train_from_scratch=keys.train_from_scratch,
         quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
     )
-    if base.config.is_encoder_decoder:
-        raise ModelError(
-            f"{keys.model_name_or_path}: this model has an encoder and a decoder, and rows of prompt and answer are "
-            "learned by a decoder alone -> take a causal language model; chat and export work with this one"
-        )
+    require_causal(base)
     asks_plain = "flash_attn: disabled asks for plain attention"
     padding_reason = asks_plain if keys.flash_attn == "disabled" else isolates_samples(base)
     fit_embeddings(
@@ -254,6 +235,8 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         # FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one, and the
         # balance loss of routers gets no gradient there, for the first pass through a block keeps no graph.
         use_reentrant=keys.use_reentrant_gc and not run.training["fsdp"] and keys.moe_aux_loss_coef is None,
+        offload=keys.use_unsloth_gc,
+        checkpoint_every=keys.checkpoint_every,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from luthier.model.checkpointing import enable_checkpointing
+from luthier.config.load import load_train
+from luthier.core.errors import ConfigError
+from luthier.model.checkpointing import enable_checkpointing, parked
 from luthier.model.load import load_model
 from tests.tiny import tiny_llama
 
@@ -27,12 +29,21 @@ def only(model, *words):
     return model
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
+WAYS = {
+    "reentrant": {"use_reentrant": True},
+    "not reentrant": {"use_reentrant": False},
+    "parked": {"use_reentrant": False, "offload": True},
+    "every second": {"use_reentrant": True, "checkpoint_every": 2},
+    "every third, parked": {"use_reentrant": True, "checkpoint_every": 3, "offload": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("words", [("",), ("layers.3",), ("layers.0",), ("q_proj",), ("embed_tokens",), ("lm_head",)])
-def test_gradients_are_those_without_checkpointing(make, use_reentrant, words):
+def test_gradients_are_those_without_checkpointing(make, way, words):
     expected = gradients(only(make(), *words))
     model = only(make(), *words)
-    enable_checkpointing(model, use_reentrant=use_reentrant)
+    enable_checkpointing(model, **WAYS[way])
     found = gradients(model)
     assert set(found) == set(expected)
     for name, grad in expected.items():
@@ -48,3 +59,47 @@ def test_only_blocks_that_a_gradient_passes_are_computed_twice(make, use_reentra
         layer.self_attn.register_forward_hook(lambda *_, i=index: runs.__setitem__(i, runs[i] + 1))
     gradients(model)
     assert runs == [1, 1, 2, 2]
+
+
+def test_one_block_of_several_is_computed_twice(make):
+    model = make()
+    enable_checkpointing(model, use_reentrant=True, checkpoint_every=2)
+    runs = [0] * 4
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, i=index: runs.__setitem__(i, runs[i] + 1))
+    gradients(model)
+    assert runs == [2, 1, 2, 1]
+
+
+def test_of_a_parked_block_only_the_input_is_kept(make):
+    """What goes through `parked` are the hidden states, (1, T, H) once per block; the rest is computed again."""
+    model, kept = make(), []
+    enable_checkpointing(model, use_reentrant=True, offload=True)
+    inner = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t)
+    with inner:
+        model.model(input_ids=IDS, use_cache=False)
+    assert kept.count((1, IDS.shape[1], 64)) <= 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_parked_tensors_leave_the_device():
+    weight = torch.ones(1000, 1000, device="cuda", requires_grad=True)
+    with parked():
+        total = (weight * weight).sum()
+    total.backward()
+    torch.testing.assert_close(weight.grad, 2 * weight)
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ({"use_unsloth_gc": True, "disable_gradient_checkpointing": True}, "recomputes none -> set one"),
+        ({"checkpoint_every": 2, "disable_gradient_checkpointing": True}, "recomputes none -> set one"),
+        ({"checkpoint_every": 0}, "must be at least 1"),
+        ({"use_unsloth_gc": True, "fsdp": "full_shard"}, "which FSDP cannot follow"),
+        ({"use_unsloth_gc": True, "moe_aux_loss_coef": 0.1}, "the routers of experts get no gradient"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(keys, match):
+    with pytest.raises(ConfigError, match=match):
+        load_train({"model_name_or_path": "x", "dataset": "x", "output_dir": "x", **keys})

@@ -1,0 +1,116 @@
+"""The parts of a model that sees or hears: towers that turn media into vectors, a projector, and the language model.
+
+Which weight belongs where is read off the model, not looked up by its name:
+
+- a tower is what runs on one of the config's vision or audio configs;
+- the language model is what runs on its text config, and the output head;
+- the projector is everything else, and what merges patches at the end of a tower (`...Merger`).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_SENSES = re.compile("vision|audio|speech|image|video")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Names of modules and of single weights; together they hold every weight of the model once."""
+
+    towers: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether the model reads more than text."""
+        return bool(self.towers or self.projector)
+
+
+def find_parts(model: "PreTrainedModel") -> Parts:
+    """The parts of `model`; empty ones for a model that reads text only."""
+    config = model.config
+    text = config.get_text_config()
+    senses = {type(sub) for name, sub in _sub_configs(config) if _SENSES.search(name)}
+    if not senses or type(text) in senses:
+        return Parts()
+    towers = tuple(_topmost(model, senses, type(config)))
+    has_own_text = text is not config
+    language = tuple(_topmost(model, {type(text)}, type(config))) if has_own_text else ()
+    head = model.get_output_embeddings()
+    language += tuple(name for name, module in model.named_modules() if module is head and not _inside(name, language))
+    mergers = tuple(name for tower in towers for name in _mergers(model.get_submodule(tower), tower))
+    towers = tuple(part for tower in towers for part in _without(model.get_submodule(tower), tower, mergers))
+    rest = tuple(_without(model, "", (*towers, *mergers, *language)))
+    return Parts(towers, (*mergers, *rest), language) if has_own_text else Parts(towers, mergers, (*language, *rest))
+
+
+def _sub_configs(config: "PreTrainedConfig") -> "Iterator[tuple[str, PreTrainedConfig]]":
+    for name in config.sub_configs:
+        sub = getattr(config, name, None)
+        if sub is not None:
+            yield name, sub
+
+
+def _topmost(model: "nn.Module", configs: set[type], whole: type) -> Iterator[str]:
+    """Names of the modules that run on one of `configs`, but not of what they consist of."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        kind = type(getattr(module, "config", None))
+        if name and kind in configs and kind is not whole and not _inside(name, found):
+            found.append(name)
+            yield name
+
+
+def _mergers(tower: "nn.Module", name: str) -> Iterator[str]:
+    from torch.nn import ModuleList
+
+    for child_name, child in tower.named_children():
+        kinds = child if isinstance(child, ModuleList) else [child]
+        if len(kinds) and all("Merger" in type(module).__name__ for module in kinds):
+            yield f"{name}.{child_name}"
+
+
+def _without(module: "nn.Module", name: str, others: tuple[str, ...]) -> Iterator[str]:
+    """The largest modules, and single weights, that hold all of `module` but `others`."""
+    if name in others:
+        return
+    if name and not any(other.startswith(f"{name}.") for other in others):
+        if next(module.parameters(), None) is not None:
+            yield name
+        return
+    prefix = f"{name}." if name else ""
+    yield from (prefix + weight for weight, _ in module.named_parameters(recurse=False))
+    for child_name, child in module.named_children():
+        yield from _without(child, prefix + child_name, others)
+
+
+def _inside(name: str, modules: "list[str] | tuple[str, ...]") -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def frozen_parts(
+    model: "PreTrainedModel",
+    *,
+    freeze_vision_tower: bool,
+    freeze_multi_modal_projector: bool,
+    freeze_language_model: bool,
+) -> tuple[str, ...]:
+    """Names of the modules and weights that the three keys keep from learning."""
+    parts = find_parts(model)
+    chosen = (
+        (freeze_vision_tower, parts.towers),
+        (freeze_multi_modal_projector, parts.projector),
+        (freeze_language_model, parts.language),
+    )
+    return tuple(name for is_frozen, names in chosen if is_frozen for name in names)
+
+
+def in_parts(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether the module or weight `name` belongs to one of `parts`."""
+    return _inside(name, parts)
