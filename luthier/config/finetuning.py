@@ -29,3 +29,9 @@ class FinetuningConfig:
         False, "tokens per second are always logged, as throughput", (True,)
     )
     """Report the tokens learnt per second over the whole run."""
+    freeze_vision_tower: bool = True
+    """Leave the parts that see and hear as they are, in a model that reads more than text."""
+    freeze_multi_modal_projector: bool = True
+    """Leave the part between them and the language model as it is; `lora_target: all` never adapts it."""
+    freeze_language_model: bool = False
+    """Leave the language model as it is."""

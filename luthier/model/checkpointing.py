@@ -31,11 +31,15 @@ def enable_checkpointing(
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model._set_gradient_checkpointing(enable=True)
-    blocks = [module for module in model.modules() if "gradient_checkpointing" in vars(module)]
-    for index, block in enumerate(blocks):
-        function = _run_once if index % checkpoint_every else _checkpointer(block, use_reentrant or offload, offload)
-        block._gradient_checkpointing_func = function  # type: ignore[assignment]
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    kept = {id(block) for index, block in enumerate(blocks) if index % checkpoint_every}
+    for module in model.modules():
+        if "gradient_checkpointing" in vars(module):
+            way = _run_once if id(module) in kept else _checkpointer(module, use_reentrant or offload, offload)
+            module._gradient_checkpointing_func = way  # type: ignore[assignment]
 
 
 def _run_once(function: Callable[..., Any], *args: Any) -> Any:

@@ -20,6 +20,7 @@ from luthier.model.gguf import check_loadable
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import check_memory
 from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, put_beside, unwrap
+from luthier.model.parts import frozen_parts
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched, stretch_context, take_from_adapter
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from luthier.config.finetuning import FinetuningConfig
     from luthier.config.model import ModelConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
 
@@ -228,6 +230,7 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         given=_given_adapters(keys),
         train_embeddings=keys.resize_vocab or _adds_tokens(keys),
         pure_bf16=pure_bf16,
+        frozen=_frozen(base, run.finetuning),
     )
     prepare_for_training(
         model,
@@ -265,6 +268,18 @@ def load_reference(run: "TrainRun", fitted: FittedTokenizer) -> "PreTrainedModel
             " tokens of this run -> name a model with the same tokenizer"
         )
     return model
+
+
+def _frozen(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:
+    frozen = frozen_parts(
+        base,
+        freeze_vision_tower=keys.freeze_vision_tower,
+        freeze_multi_modal_projector=keys.freeze_multi_modal_projector,
+        freeze_language_model=keys.freeze_language_model,
+    )
+    if frozen:
+        info(f"parts that do not learn: {', '.join(frozen)}")
+    return frozen
 
 
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":

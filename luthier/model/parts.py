@@ -8,9 +8,11 @@ Which weight belongs where is read off the model, not looked up by its name:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +45,7 @@ def find_parts(model: "PreTrainedModel") -> Parts:
     has_own_text = text is not config
     language = tuple(_topmost(model, {type(text)}, type(config))) if has_own_text else ()
     head = model.get_output_embeddings()
-    language += tuple(name for name, module in model.named_modules() if module is head and not _inside(name, language))
+    language += tuple(name for name, module in model.named_modules() if module is head and not in_parts(name, language))
     mergers = tuple(name for tower in towers for name in _mergers(model.get_submodule(tower), tower))
     towers = tuple(part for tower in towers for part in _without(model.get_submodule(tower), tower, mergers))
     rest = tuple(_without(model, "", (*towers, *mergers, *language)))
@@ -62,7 +64,7 @@ def _topmost(model: "nn.Module", configs: set[type], whole: type) -> Iterator[st
     found: list[str] = []
     for name, module in model.named_modules():
         kind = type(getattr(module, "config", None))
-        if name and kind in configs and kind is not whole and not _inside(name, found):
+        if name and kind in configs and kind is not whole and not in_parts(name, found):
             found.append(name)
             yield name
 
@@ -90,10 +92,6 @@ def _without(module: "nn.Module", name: str, others: tuple[str, ...]) -> Iterato
         yield from _without(child, prefix + child_name, others)
 
 
-def _inside(name: str, modules: "list[str] | tuple[str, ...]") -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
 def frozen_parts(
     model: "PreTrainedModel",
     *,
@@ -111,6 +109,18 @@ def frozen_parts(
     return tuple(name for is_frozen, names in chosen if is_frozen for name in names)
 
 
-def in_parts(name: str, parts: tuple[str, ...]) -> bool:
+def freeze_parts(model: "nn.Module", frozen: Sequence[str]) -> None:
+    """Raises `ModelError` if nothing is left that learns."""
+    for name, weight in model.named_parameters():
+        if in_parts(name, frozen):
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ModelError(
+            "freeze_vision_tower, freeze_multi_modal_projector and freeze_language_model together leave nothing that "
+            "learns -> set one of them to false"
+        )
+
+
+def in_parts(name: str, parts: Sequence[str]) -> bool:
     """Whether the module or weight `name` belongs to one of `parts`."""
-    return _inside(name, parts)
+    return any(name == part or name.startswith(f"{part}.") for part in parts)

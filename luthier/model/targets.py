@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.model.modules import require_modules
+from luthier.model.parts import find_parts, in_parts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,16 +27,21 @@ class Targets:
     """Weights that are named one by one: stacked experts, and layers that peft would take for something else."""
 
 
-def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str) -> Targets:
+def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str, frozen: Sequence[str] = ()) -> Targets:
     """The targets for `key`: names, or `all` for every linear layer and every expert, but not the output head.
 
     Nor does `all` take the layers of Mamba blocks whose weights fused kernels read by themselves.
 
-    Raises `ModelError` for a name that nothing ends in.
+    Of a model that reads more than text, the parts in `frozen` get no adapter, and under `all` neither does the
+    projector. Raises `ModelError` for a name that nothing ends in.
     """
-    experts = tuple(dict.fromkeys(_ending(name, 2) for name in expert_parameters(model)))
+    senses = find_parts(model)
+    closed = (*senses.towers, *senses.projector, *frozen)
+    experts = tuple(dict.fromkeys(_ending(n, 2) for n in expert_parameters(model) if not in_parts(n, closed)))
     if "all" in wanted:
-        return _told_apart(model, _all_linear(model), experts)
+        return _told_apart(model, _all_linear(model, (*senses.projector, *frozen)), experts)
+    if frozen:
+        wanted = _outside_of(model, wanted, frozen, key)
     stacked = tuple(name for name in experts if any(part in wanted for part in (name, *name.split("."))))
     parts = {part for name in stacked for part in (name, *name.split("."))}
     old = _former_names(model, wanted)
@@ -81,10 +87,36 @@ def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
             yield name, module  # of a quantisation library, or a model's own that computes the same
 
 
-def _all_linear(model: "PreTrainedModel") -> tuple[str, ...]:
-    """Every linear layer but the output head: by last name, or by full name where others share that last name."""
+def _outside_of(model: "nn.Module", wanted: Sequence[str], frozen: Sequence[str], key: str) -> tuple[str, ...]:
+    """`wanted`, with the full names of the layers outside of `frozen` for each name that some inside share.
+
+    Raises `ModelError` for a name that is found inside only.
+    """
+    names = [name for name, _ in linear_layers(model)]
+    found: list[str] = []
+    for word in wanted:
+        meant = [name for name in names if name == word or name.endswith(f".{word}")]
+        open_ones = [name for name in meant if not in_parts(name, frozen)]
+        if meant and not open_ones:
+            raise ModelError(
+                f"{key}: {word}: is only in parts that freeze_vision_tower, freeze_multi_modal_projector or "
+                "freeze_language_model leave as they are -> set the one it belongs to to false, or name others"
+            )
+        found += [word] if open_ones == meant else open_ones
+    return tuple(found)
+
+
+def _all_linear(model: "PreTrainedModel", closed: Sequence[str]) -> tuple[str, ...]:
+    """Every linear layer but the output head: by last name, or by full name where others share that last name.
+
+    `closed`: parts of the model that are left out.
+    """
     head, passed_by = model.get_output_embeddings(), set(_passed_by(model))
-    full = [name for name, module in linear_layers(model) if module is not head and name not in passed_by]
+    full = [
+        name
+        for name, module in linear_layers(model)
+        if module is not head and name not in passed_by and not in_parts(name, closed)
+    ]
     ours = set(full)
     others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in ours}
     short = {name.rpartition(".")[2] for name in full}

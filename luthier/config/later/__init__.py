@@ -37,7 +37,6 @@ LATER = (
     Section("module_profiler", profiling.ModuleProfilerConfig, commands=("train",)),
     Section("swanlab", tracking.SwanlabConfig, commands=("train",), key="use_swanlab"),
     Section("processor", media.ProcessorConfig),
-    Section("towers", media.TowerConfig, commands=("train",)),
     Section("streaming", streaming.StreamingConfig, commands=("train",), key="streaming"),
     Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
 )

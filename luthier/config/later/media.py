@@ -29,13 +29,3 @@ class ProcessorConfig:
     """Read the sound of a film together with its frames."""
     audio_sampling_rate: int = no_effect(16000, _TEXT)
     """Samples of sound per second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TowerConfig:
-    freeze_vision_tower: bool = no_effect(True, _TEXT)
-    """Leave the part that sees as it is."""
-    freeze_multi_modal_projector: bool = no_effect(True, _TEXT)
-    """Leave the part between seeing and language as it is."""
-    freeze_language_model: bool = no_effect(False, _TEXT)
-    """Leave the language model as it is."""

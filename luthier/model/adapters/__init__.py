@@ -16,10 +16,11 @@ class Adapter:
     config: type
     """The YAML keys that only this method understands."""
     apply: Callable[..., Any]
-    """(model, config, given, train_embeddings, pure_bf16) -> the model with exactly the right parameters trainable.
+    """(model, config, given, train_embeddings, pure_bf16, frozen) -> the model with exactly the right weights learning.
 
     `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
-    what is new stays in 16 bits. See `luthier.model.load.load_for_training`.
+    what is new stays in 16 bits; `frozen`: the parts of a multimodal model that must not learn.
+    See `luthier.model.load.load_for_training`.
     """
     adds_weights: bool = False
     """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""

@@ -1,5 +1,6 @@
 """Train a few whole layers and leave the rest as it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from luthier.model.embeddings import embedding_names
 from luthier.model.layers import inserted_layers, layer_list, layers_to_train
 from luthier.model.merge import GivenAdapters
 from luthier.model.modules import unknown_module
+from luthier.model.parts import find_parts, freeze_parts, in_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,14 +42,30 @@ RULES = Rules(
             "give the number that `luthier expand` was given",
             lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
         ),
+        Rule(
+            ("freeze_vision_tower", "finetuning_type"),
+            "the towers do not learn with finetuning_type: freeze, which trains layers of the language model",
+            "name their modules in freeze_extra_modules, or use finetuning_type: full or lora",
+            lambda run: not run.finetuning.freeze_vision_tower,
+            only_warns=True,
+        ),
     )
 )
 
 
 def apply(
-    model: "PreTrainedModel", config: FreezeConfig, *, given: GivenAdapters, train_embeddings: bool, pure_bf16: bool
+    model: "PreTrainedModel",
+    config: FreezeConfig,
+    *,
+    given: GivenAdapters,
+    train_embeddings: bool,
+    pure_bf16: bool,
+    frozen: Sequence[str] = (),
 ) -> "PreTrainedModel":
-    """Freeze the model but for the chosen layers and modules. Raises `ModelError` for names that no module has."""
+    """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
+
+    Raises `ModelError` for names that no module has, or if nothing learns.
+    """
     name, layers = layer_list(model)
     choose = inserted_layers if config.use_llama_pro else layers_to_train
     chosen = choose(len(layers), config.freeze_trainable_layers)
@@ -72,6 +90,11 @@ def apply(
     for n in outside:
         if n in extra or extra & set(n.split(".")):
             model.get_submodule(n).requires_grad_(True)
+    projector = find_parts(model).projector
+    for n, weight in model.named_parameters():
+        if in_parts(n, projector):
+            weight.requires_grad_(True)
+    freeze_parts(model, [part for part in frozen if part not in extra])
     return model
 
 

@@ -1,11 +1,13 @@
 """Train every weight of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.fields import refused
 from luthier.model.adapters import Adapter
 from luthier.model.merge import GivenAdapters
+from luthier.model.parts import freeze_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,9 +22,18 @@ class FullConfig:
 
 
 def apply(
-    model: "PreTrainedModel", config: FullConfig, *, given: GivenAdapters, train_embeddings: bool, pure_bf16: bool
+    model: "PreTrainedModel",
+    config: FullConfig,
+    *,
+    given: GivenAdapters,
+    train_embeddings: bool,
+    pure_bf16: bool,
+    frozen: Sequence[str] = (),
 ) -> "PreTrainedModel":
-    return model.requires_grad_(True)
+    """Raises `ModelError` if `frozen` leaves nothing."""
+    model.requires_grad_(True)
+    freeze_parts(model, frozen)
+    return model
 
 
 ADAPTER = Adapter(name="full", config=FullConfig, apply=apply)

@@ -1,5 +1,6 @@
 """Low-rank adapters, W + (alpha / r) B A, through peft (https://arxiv.org/abs/2106.09685)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def apply(
     given: GivenAdapters,
     train_embeddings: bool,
     pure_bf16: bool,
+    frozen: Sequence[str] = (),
 ) -> "PeftModel":
     """Freeze the model and put a trainable adapter on it.
 
@@ -105,7 +107,7 @@ def apply(
         return continue_adapter(model, given, pure_bf16=pure_bf16)
     model = merge_adapters(model, given.names, given)
     common = common_settings(model, config.additional_target, train_embeddings=train_embeddings)
-    targets = _targets(model, config)
+    targets = _targets(model, config, frozen)
     settings = peft.LoraConfig(
         **common,
         r=config.lora_rank,
@@ -121,9 +123,9 @@ def apply(
     return start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
 
 
-def _targets(model: "PreTrainedModel", config: LoraConfig) -> Targets:
+def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]) -> Targets:
     """What `lora_target` names, less what the method cannot be put on; that is said."""
-    targets = find_targets(model, config.lora_target, "lora_target")
+    targets = find_targets(model, config.lora_target, "lora_target", frozen)
     if config.use_llama_pro:
         name, layers = layer_list(model)
         places = inserted_layers(len(layers), config.freeze_trainable_layers)

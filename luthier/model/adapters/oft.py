@@ -6,6 +6,7 @@ Q = 0 at the start. On a quantised base it is called QOFT.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def apply(
     given: GivenAdapters,
     train_embeddings: bool,
     pure_bf16: bool,
+    frozen: Sequence[str] = (),
 ) -> "PeftModel":
     """Freeze the model and put a trainable rotation before each target. `given` is dealt with as LoRA does.
 
@@ -83,7 +85,7 @@ def apply(
     model = merge_adapters(model, given.names, given)
     key = "lora_target" if "all" in config.oft_target and "all" not in config.lora_target else "oft_target"
     wanted = config.lora_target if key == "lora_target" else config.oft_target
-    targets = find_targets(model, wanted, key)
+    targets = find_targets(model, wanted, key, frozen)
     if targets.parameters:
         info(
             f"{key}: weights that are no layers, or share the name of an expert, stay: {', '.join(targets.parameters)}"
