@@ -16,15 +16,14 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.compat import gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
+from luthier.model.fitting import fit_positions, fit_training_config, given_adapters, parts_to_freeze
 from luthier.model.gguf import check_loadable
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import check_memory
-from luthier.model.merge import GivenAdapters, adapter_path, merge_adapters, put_beside, unwrap
-from luthier.model.parts import frozen_parts
+from luthier.model.merge import merge_adapters, put_beside, unwrap
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
-from luthier.model.rope import require_stretched, stretch_context, take_from_adapter
-from luthier.model.router import set_router_loss
+from luthier.model.rope import require_stretched
 from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from luthier.config.finetuning import FinetuningConfig
     from luthier.config.model import ModelConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
 
@@ -207,7 +205,7 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         keys,
         machine,
         choose_dtype,
-        partial(_config_for_training, run),
+        partial(fit_training_config, run),
         train_from_scratch=keys.train_from_scratch,
         quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
     )
@@ -227,10 +225,10 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
-        given=_given_adapters(keys),
+        given=given_adapters(keys),
         train_embeddings=keys.resize_vocab or _adds_tokens(keys),
         pure_bf16=pure_bf16,
-        frozen=_frozen(base, run.finetuning),
+        frozen=parts_to_freeze(base, run.finetuning),
     )
     prepare_for_training(
         model,
@@ -268,18 +266,6 @@ def load_reference(run: "TrainRun", fitted: FittedTokenizer) -> "PreTrainedModel
             " tokens of this run -> name a model with the same tokenizer"
         )
     return model
-
-
-def _frozen(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:
-    frozen = frozen_parts(
-        base,
-        freeze_vision_tower=keys.freeze_vision_tower,
-        freeze_multi_modal_projector=keys.freeze_multi_modal_projector,
-        freeze_language_model=keys.freeze_language_model,
-    )
-    if frozen:
-        info(f"parts that do not learn: {', '.join(frozen)}")
-    return frozen
 
 
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
@@ -320,9 +306,9 @@ def _load_merged(
     before_merge: "Callable[[PeftModel], None] | None" = None,
     quantization: Quantization | None = None,
 ) -> "PreTrainedModel":
-    fit_config = partial(_stretch, keys, None)
+    fit_config = partial(fit_positions, keys, None)
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map, quantization=quantization)
-    given = _given_adapters(keys)
+    given = given_adapters(keys)
     put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
     model = put(model, given=given)
     model.config.use_cache = keys.use_kv_cache
@@ -370,29 +356,6 @@ def _load_base(
     if keys.rope_scaling:
         require_stretched(model, keys.rope_scaling)
     return model, dtype, attention
-
-
-def _config_for_training(run: "TrainRun", config: "PreTrainedConfig") -> None:
-    _stretch(run.model, run.data.cutoff_len, config)
-    if run.model.moe_aux_loss_coef is not None:
-        set_router_loss(config, run.model.moe_aux_loss_coef)
-
-
-def _stretch(keys: "ModelConfig", cutoff_len: int | None, config: "PreTrainedConfig") -> None:
-    """Positions as the last adapter was trained with, then as `rope_scaling` asks. `cutoff_len`: None for inference."""
-    given = _given_adapters(keys)
-    if given:
-        learned = take_from_adapter(config, adapter_path(given.names[-1], given))
-        if learned:
-            info(f"rope_scaling: {learned}")
-    if keys.rope_scaling:
-        info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
-
-
-def _given_adapters(keys: "ModelConfig") -> GivenAdapters:
-    return GivenAdapters(
-        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, keys.hf_hub_token
-    )
 
 
 def _adds_tokens(keys: "ModelConfig") -> bool:
