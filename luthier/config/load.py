@@ -29,6 +29,7 @@ from luthier.config.keys import (
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
 from luthier.config.memory_rules import MEMORY_RULES
+from luthier.config.optim_rules import OPTIM_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import (
     EXPORT_RULES,
@@ -61,7 +62,7 @@ PATHS = frozenset(
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(GENERATING_RULES, TRAIN_RULES, OUTPUT_RULES),
+        *(GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, OUTPUT_RULES),
     ),
     "infer": (MODEL_RULES, QUANTIZATION_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),

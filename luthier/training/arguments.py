@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.legacy import training_arguments_kwargs
+from luthier.config.optim_rules import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, MissingExtra
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
@@ -24,6 +25,11 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         raise InvalidInput(
             "fp16: true: half precision training needs an accelerator, and this machine has none"
             " -> bf16: true, or leave it out"
+        )
+    if run.trains and run.training["optim"] in NEEDS_ACCELERATOR and machine.device == "cpu":
+        raise InvalidInput(
+            f"optim: {run.training['optim']}: its library computes on an accelerator only, and this machine has none"
+            " -> take another optim"
         )
     values = training_arguments_kwargs(run.training)
     values |= {
