@@ -13,7 +13,7 @@ from luthier.core.log import info
 from luthier.core.machine import Machine, detect
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
-from luthier.model.compat import gguf_speed
+from luthier.model.compat import bitsandbytes_cpu, gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.fitting import fit_positions, fit_training_config, given_adapters, parts_to_freeze
@@ -146,6 +146,7 @@ def load_model(
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
+    bitsandbytes_cpu.keep_as_loaded(model)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
+from luthier.model.quantization import is_quantised
 from luthier.model.sources import check_adapter_source
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def merge_adapters(
     """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit.
 
     `before_merge` is shown the model with each adapter beside it, before that one is merged."""
+    if names and is_quantised(model):
+        raise ModelError(
+            f"adapter_name_or_path: {', '.join(names)}: cannot be merged into quantised weights"
+            " -> merge into the original model with `luthier export`, and give its folder as model_name_or_path"
+        )
     for name in names:
         adapted = attach_adapter(model, name, given, is_trainable=False)
         if before_merge is not None:

@@ -154,3 +154,42 @@ def test_a_device_map_and_a_common_number_format_where_processes_share(folder):
 def test_a_model_that_is_not_to_be_quantised_is_not(folder):
     assert plan(QuantizationConfig(), detect()) is None
     assert not list(quantised_layers(load_model(str(folder), dtype=torch.float32)))
+
+
+def tiny_gguf(path):
+    """A random Llama of one block in float16, with the names and keys of llama.cpp."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(320)
+    shapes = {"token_embd": (320, 64), "output": (320, 64), "output_norm": (64,)}
+    shapes |= {f"blk.0.attn_{name}": (64, 64) for name in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (128, 64), "blk.0.ffn_up": (128, 64), "blk.0.ffn_down": (64, 128)}
+    shapes |= {"blk.0.attn_norm": (64,), "blk.0.ffn_norm": (64,)}
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        dtype = np.float32 if len(shape) == 1 else np.float16
+        writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.1).astype(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(("method", "bits"), [("bnb", 4), ("bnb", 8), ("hqq", 4)])
+def test_a_gguf_file_is_quantised_layer_by_layer(tmp_path, method, bits):
+    file = tiny_gguf(tmp_path / "tiny.gguf")
+    expected = logits_of(load_for_inference(load_infer({"model_name_or_path": str(file)})))
+    model = quantised(file, method, bits)
+    assert len(list(quantised_layers(model))) == 7
+    assert 0 < (logits_of(model) - expected).norm() < 4 * 2**-bits * expected.norm()
