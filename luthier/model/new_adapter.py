@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules import Rule
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.embeddings import embedding_names
@@ -11,6 +12,18 @@ from luthier.model.modules import require_modules
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
+
+
+GIVEN_ON_QUANTISED = Rule(
+    ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
+    "the given adapter would have to be merged into quantised weights",
+    "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
+    lambda run: (
+        run.adapter.create_new_adapter
+        and bool(run.model.adapter_name_or_path)
+        and run.quantization.quantization_bit is not None
+    ),
+)
 
 
 def common_settings(

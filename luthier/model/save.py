@@ -1,11 +1,15 @@
 """Models on disk, in the layout of transformers: sharded safetensors, config, generation config, tokenizer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from luthier.model.pissa import is_pissa, save_as_lora
 from luthier.model.rope import BESIDE_ADAPTER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +34,16 @@ def num_saved_bytes(model: "nn.Module") -> int:
 
     if not isinstance(model, PeftModel):
         return num_bytes(model)
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    return 2 * size if is_pissa(model) else size
+
+
+def save_adapter(model: "PeftModel", folder: Path, state: "Mapping[str, Any] | None" = None) -> None:
+    """The adapter as plain peft loads it. `state`: the weights, if gathered from several processes."""
+    if is_pissa(model):
+        save_as_lora(model, folder, state)
+    else:
+        model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
 
 
 def write_model(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput, ModelError
-from luthier.core.kinds import STAGES
+from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, is_main_process, warn
 from luthier.run.encoding import TextSide, load_text_side
 
@@ -184,6 +184,8 @@ def carry_out(
             info(how_to_go_on(run, output_dir))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         trainer.save_final()
+        if trainer.is_world_process_zero():
+            ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
         if training and trainer.is_world_process_zero():
             forget_results(output_dir)
     if run.training["do_eval"] and data.eval:

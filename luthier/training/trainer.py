@@ -27,8 +27,9 @@ from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.model.heads import OutputHead
 from luthier.model.merge import unwrap
+from luthier.model.pissa import go_on, is_pissa
 from luthier.model.rope import save_beside_adapter
-from luthier.model.save import WEIGHT_FILES
+from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
@@ -255,10 +256,20 @@ class StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         with fitting(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if is_pissa(self.policy):
+                go_on(self.policy, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
         if saved.is_file():
             self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and is_pissa(self.policy):
+            go_on(self.policy, Path(best))
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with fitting(checkpoint or ""):
@@ -273,7 +284,7 @@ class StageTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             folder = output_dir or self.output_dir
-            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            save_adapter(self.model, Path(folder), state_dict)
             save_beside_adapter(Path(folder), unwrap(self.model).config)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))

@@ -37,6 +37,7 @@ PASS: dict[str, tuple[str, ...]] = {
     ),
     "loraplus": (WORKERS,),
     "llama_pro": (WORKERS,),
+    "pissa": (WORKERS,),
     "multimodal": ("image_max_pixels", "video_max_pixels"),
     "muon": (WORKERS,),
     "oft": (WORKERS,),
@@ -56,7 +57,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "lora_ppo": ("stage",),
     "lora_rm": ("stage",),
     "mod": ("mixture_of_depths",),
-    "pissa": ("pissa_init", "pissa_convert"),
     "swanlab": ("use_swanlab",),
 }
 """File -> keys it is refused for."""

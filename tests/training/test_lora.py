@@ -155,3 +155,17 @@ def test_modules_beside_the_adapter_are_trained_and_saved_with_it(values):
     for name, weight in (("embed_tokens", base.get_input_embeddings()), ("lm_head", base.get_output_embeddings())):
         (trained,) = [value for key, value in saved.items() if name in key]
         assert trained.shape == weight.weight.shape and not torch.equal(trained, weight.weight)
+
+
+def test_a_pissa_run_leaves_a_plain_adapter_of_the_original_model(values):
+    """Continued by luthier, loaded by peft: both start from the same; and scripts find it where they look for it."""
+    result = luthier.train({**values, "pissa_init": True, "pissa_convert": True, "lora_rank": 4})
+    assert losses(result)[-1] < losses(result)[0]
+    folder = Path(values["output_dir"])
+    again = load_file(folder / "pissa_converted" / "adapter_model.safetensors")
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert saved.keys() == again.keys() and all(torch.equal(saved[name], again[name]) for name in saved)
+    assert torch.isfinite(logits_of(values, folder)).all()
+    keys = {"adapter_name_or_path": str(folder), "learning_rate": 0.0, "max_steps": 1}
+    more = luthier.train({**values, **keys, "output_dir": values["output_dir"] + "-more"})
+    assert losses(more)[0] < losses(result)[0]

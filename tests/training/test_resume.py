@@ -15,6 +15,9 @@ from tests.training.runs import losses, small_world
 KINDS = {
     "sft lora": {"finetuning_type": "lora", "lora_dropout": 0.2},
     "sft oft": {"finetuning_type": "oft", "oft_block_size": 16, "module_dropout": 0.2},
+    "sft pissa": {"pissa_init": True, "pissa_iter": 4, "lora_rank": 4},
+    "sft dora": {"use_dora": True, "use_rslora": True},
+    "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
     "sft full": {"finetuning_type": "full"},
     "sft freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},

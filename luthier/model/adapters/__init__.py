@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import Problem
@@ -24,5 +25,7 @@ class Adapter:
     """
     adds_weights: bool = False
     """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""
+    finish: "Callable[[Any, Path], None]" = lambda config, folder: None
+    """(config, output_dir) -> what is left to do when a run has saved its adapter there."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = lambda run: ()
     """Rules between keys that concern this method; runs before torch is imported."""

@@ -1,16 +1,20 @@
 """Low-rank adapters, W + (alpha / r) B A, through peft (https://arxiv.org/abs/2106.09685)."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from luthier.config.fields import no_effect, refused
+from luthier.config.quantization import shards_weights
 from luthier.config.rules import Rule, Rules, at_least, within
+from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
 from luthier.model.layers import inserted_layers, layer_list
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import common_settings, start_adapter
+from luthier.model.new_adapter import GIVEN_ON_QUANTISED, common_settings, start_adapter
+from luthier.model.pissa import start_from_principal_parts
 from luthier.model.targets import Targets, find_targets, targets_inside
 
 if TYPE_CHECKING:
@@ -40,12 +44,16 @@ class LoraConfig:
     """Put adapters only on the blocks that `luthier expand` inserted (LLaMA Pro, https://arxiv.org/abs/2401.02415)."""
     freeze_trainable_layers: int = 2
     """With use_llama_pro: how many blocks were inserted."""
-    pissa_init: bool = refused(False, "PiSSA is not part of this version", "leave it out: LoRA starts from B = 0")
+    pissa_init: bool = False
     """Start from the principal singular vectors of the weight (https://arxiv.org/abs/2404.02948)."""
-    pissa_iter: int = no_effect(16, "read together with pissa_init only")
+    pissa_iter: int = 16
     """Iterations of the fast SVD of PiSSA; -1 takes the exact SVD."""
-    pissa_convert: bool = refused(False, "PiSSA is not part of this version", "leave it out")
-    """Turn a PiSSA adapter into a plain LoRA adapter at the end."""
+    pissa_convert: bool = False
+    """Copy the adapter to `output_dir`/pissa_converted too; what PiSSA saves is a plain LoRA adapter in any case."""
+
+
+def _asks_reference(run: Any) -> bool:
+    return run.stage in STAGES.names and STAGES.get(run.stage).asks_reference(run)
 
 
 RULES = Rules(
@@ -73,15 +81,40 @@ RULES = Rules(
             lambda run: run.adapter.pissa_init and run.quantization.quantization_bit is not None,
         ),
         Rule(
-            ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
-            "the given adapter would have to be merged into quantised weights",
-            "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
-            lambda run: (
-                run.adapter.create_new_adapter
-                and bool(run.model.adapter_name_or_path)
-                and run.quantization.quantization_bit is not None
-            ),
+            ("pissa_init", "use_dora"),
+            "and DoRA both change what a weight is before training, and only one of them can be undone",
+            "leave one of the two out",
+            lambda run: run.adapter.pissa_init and run.adapter.use_dora,
         ),
+        Rule(
+            ("pissa_init", "stage"),
+            "takes a part out of the model that this stage needs as its reference",
+            "leave it out, or set pref_loss: orpo or simpo, which have no reference",
+            lambda run: run.adapter.pissa_init and _asks_reference(run),
+        ),
+        Rule(
+            ("pissa_init", "fsdp", "deepspeed"),
+            "has to see whole weights, and each process would hold a part of them only",
+            "leave it out, or train without FSDP and ZeRO-3",
+            lambda run: run.adapter.pissa_init and shards_weights(run),
+        ),
+        Rule(
+            ("pissa_iter", "pissa_init"),
+            "must be -1 for the exact decomposition, or at least 0",
+            "",
+            lambda run: run.adapter.pissa_iter < -1,
+        ),
+        *(
+            Rule(
+                (key, "pissa_init"),
+                "is read only if pissa_init is on",
+                "set pissa_init: true, or leave it out",
+                lambda run, key=key: bool(run.given.get(key)) and not run.adapter.pissa_init,  # type: ignore[misc]
+                only_warns=True,
+            )
+            for key in ("pissa_iter", "pissa_convert")
+        ),
+        GIVEN_ON_QUANTISED,
     )
 )
 
@@ -120,7 +153,10 @@ def apply(
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-    return start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
+    adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
+    if config.pissa_init:
+        start_from_principal_parts(adapted, config.pissa_iter)
+    return adapted
 
 
 def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]) -> Targets:
@@ -133,7 +169,7 @@ def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]
     if not targets.parameters:
         return targets
     names = ", ".join(targets.parameters)
-    why = "lora_dropout" if config.lora_dropout else "use_dora" if config.use_dora else ""
+    why = next((key for key in ("lora_dropout", "use_dora", "pissa_init") if getattr(config, key)), "")
     if why:
         warn(f"{why}: is not possible for weights outside of layers, so these get no adapter: {names}")
         return Targets(targets.modules)
@@ -148,4 +184,14 @@ def _stores_transposed(model: "PreTrainedModel") -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-ADAPTER = Adapter(name="lora", config=LoraConfig, apply=apply, adds_weights=True, check=RULES)
+def finish(config: LoraConfig, folder: Path) -> None:
+    """`pissa_convert`: scripts look for the plain LoRA adapter in a folder of its own."""
+    if config.pissa_init and config.pissa_convert:
+        for path in folder.glob("adapter_*"):
+            target = folder / "pissa_converted" / path.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+        info(f"the adapter is also in {folder / 'pissa_converted'}, as pissa_convert asks")
+
+
+ADAPTER = Adapter(name="lora", config=LoraConfig, apply=apply, adds_weights=True, check=RULES, finish=finish)

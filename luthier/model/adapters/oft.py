@@ -15,7 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.adapters import Adapter
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import common_settings, start_adapter
+from luthier.model.new_adapter import GIVEN_ON_QUANTISED, common_settings, start_adapter
 from luthier.model.targets import find_targets
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class OftConfig:
 
 RULES = Rules(
     (
+        GIVEN_ON_QUANTISED,
         at_least("adapter", "oft_rank", 0),
         at_least("adapter", "oft_block_size", 2),
         within("adapter", "module_dropout", 0, 1, or_high=False),
