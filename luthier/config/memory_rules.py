@@ -1,6 +1,7 @@
 """Rules about the keys that change how a model computes in training: experts, attention, recomputation."""
 
 from luthier.config.rules import Rule, Rules, at_least
+from luthier.core.versions import is_installed
 
 MEMORY_RULES = Rules(
     (
@@ -11,6 +12,25 @@ MEMORY_RULES = Rules(
             "leave it out",
             lambda run: run.model.moe_aux_loss_coef is not None and run.stage not in ("pt", "sft"),
             only_warns=True,
+        ),
+        Rule(
+            ("shift_attn", "stage"),
+            "writes answers while it trains, for which the whole text must be seen",
+            "leave shift_attn out",
+            lambda run: run.model.shift_attn and run.stage == "ppo",
+        ),
+        Rule(
+            ("flash_attn", "shift_attn"),
+            "is not read, since shift_attn has kernels of its own",
+            "leave it out",
+            lambda run: run.model.shift_attn and run.model.flash_attn != "auto",
+            only_warns=True,
+        ),
+        Rule(
+            ("enable_liger_kernel",),
+            "needs the library liger-kernel, which is not installed",
+            "pip install liger-kernel",
+            lambda run: run.model.enable_liger_kernel and not is_installed("liger_kernel"),
         ),
         at_least("model", "checkpoint_every", 1),
         *(

@@ -38,22 +38,27 @@ class ModelConfig:
     """Load the weights without a second copy in memory."""
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
     """Stretch the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the window."""
-    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
-    """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3."""
-    shift_attn: bool = refused(False, "shifted sparse attention (LongLoRA) is not part of this version", "leave it out")
-    """Attend within shifted groups of a long text (https://arxiv.org/abs/2309.12307)."""
+    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3", "flex"] = "auto"
+    """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3, FlexAttention."""
+    shift_attn: bool = False
+    """Attend within shifted groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
     mixture_of_depths: Literal["convert", "load"] | None = refused(
         None, "mixture of depths is not part of this version", "leave it out"
     )
     """Turn the model into one that skips layers per token, or load such a model (https://arxiv.org/abs/2404.02258)."""
-    use_unsloth: bool = refused(False, "loading through unsloth is not part of this version", "leave it out")
+    use_unsloth: bool = refused(
+        False,
+        "unsloth replaces the forward functions of transformers, on which attention per sample and the loss at labelled"
+        " positions rely",
+        "leave it out: rows are not padded and only labelled logits computed without it; use_unsloth_gc works",
+    )
     """Load the model through the library unsloth."""
     use_unsloth_gc: bool = False
     """Checkpoint layers with their inputs parked in main memory."""
     checkpoint_every: int = 1
     """Recompute one layer of this many in the backward pass, and keep the activations of the others."""
-    enable_liger_kernel: bool = refused(False, "liger kernels are not part of this version", "leave it out")
-    """Replace parts of the model by fused kernels of the library liger-kernel."""
+    enable_liger_kernel: bool = False
+    """Replace norms, rotations and gated layers by fused kernels of the library liger-kernel, on a GPU."""
     moe_aux_loss_coef: float | None = None
     """Weight of the loss that balances the experts of a mixture-of-experts model."""
     disable_gradient_checkpointing: bool = False

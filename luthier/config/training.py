@@ -67,7 +67,14 @@ _FULFILLED: dict[str, Any] = {
     "logging_nan_inf_filter": False,
 }
 """What asks for that which happens anyway."""
+_LIGER = {
+    "status": "refused",
+    "reason": "brings a fused loss over all positions, while the loss here is computed at the labelled ones alone",
+    "remedy": "set enable_liger_kernel: true, which takes the other kernels of the library",
+}
 NOTES: dict[str, dict[str, Any]] = {
+    "use_liger_kernel": _LIGER,
+    "liger_kernel_config": _LIGER,
     **{
         name: {"status": "no_effect", "reason": reason, "allowed": (_FULFILLED[name],) if name in _FULFILLED else ()}
         for name, reason in _NO_EFFECT.items()

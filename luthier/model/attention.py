@@ -14,8 +14,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
+from luthier.core.versions import is_installed
 from luthier.model.dtype import autocast_of_training
 from luthier.model.merge import unwrap
+from luthier.model.shifted_attention import SHIFTED
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
 PER_SAMPLE = "luthier_per_sample"
 """The name under which transformers knows `per_sample_attention`."""
 _FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-_ASKED = {"disabled": "eager", "sdpa": "sdpa", **_FLASH}
+_FLEX = "flex_attention"
+_ASKED = {"disabled": "eager", "sdpa": "sdpa", "flex": _FLEX, **_FLASH}
+_ISOLATING = (*_FLASH.values(), _FLEX, SHIFTED)
+"""Implementations that keep samples apart by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     implementation: str
-    """As transformers calls it: `sdpa`, `eager`, `flash_attention_2`, `flash_attention_3`."""
+    """As transformers calls it: `sdpa`, `eager`, `flash_attention_2`, `flash_attention_3`, `flex_attention`, or the
+    kernel of a hub repository that the class of the model names as the one it needs."""
     reason: str = ""
     """Why it is not what was asked for; empty if it is."""
 
@@ -39,7 +45,7 @@ class Attention:
 def resolve_attention(
     asked: str, *, config: "PreTrainedConfig", model_class: "type | None", dtype: "torch.dtype", machine: Machine
 ) -> Attention:
-    """What `flash_attn: asked` becomes: `auto`, `disabled`, `sdpa`, `fa2` or `fa3`.
+    """What `flash_attn: asked` becomes: `auto`, `disabled`, `sdpa`, `fa2`, `fa3` or `flex`.
 
     What the machine or the model lacks is replaced by the best they have. `model_class` is None for remote code, which
     is believed to know every implementation.
@@ -47,7 +53,7 @@ def resolve_attention(
     wanted = _ASKED.get(asked, "sdpa")
     lack = _lack(wanted, config, model_class, dtype, machine)
     if not lack:
-        return Attention(wanted)
+        return Attention(_flash_kernel(model_class) or wanted if wanted in _FLASH.values() else wanted)
     best = "eager" if wanted == "sdpa" or _sdpa_lack(config, model_class) else "sdpa"
     return Attention(best, "" if asked == "auto" else f"{lack}: {best} attention runs instead")
 
@@ -60,6 +66,8 @@ def _lack(
         return ""
     if wanted == "sdpa":
         return _sdpa_lack(config, model_class)
+    if wanted == _FLEX:
+        return _flex_lack(config, model_class, machine)
     return _flash_lack(wanted, model_class, dtype, machine)
 
 
@@ -71,6 +79,22 @@ def _sdpa_lack(config: "PreTrainedConfig", model_class: "type | None") -> str:
     return ""
 
 
+def _flex_lack(config: "PreTrainedConfig", model_class: "type | None", machine: Machine) -> str:
+    if machine.device == "cpu":
+        return "FlexAttention needs a GPU: PyTorch computes no gradients of it on a CPU"
+    if model_class is not None and not model_class._supports_flex_attn:  # type: ignore[attr-defined]
+        return f"{model_class.__name__} has no FlexAttention"
+    if getattr(config.get_text_config(), "attention_dropout", 0):
+        return "this model drops attention weights while it trains, which FlexAttention cannot do"
+    return ""
+
+
+def _flash_kernel(model_class: "type | None") -> str | None:
+    """The FlashAttention kernel of the hub that this class needs, if the usual ones lack something (gpt-oss)."""
+    kernels = getattr(model_class, "_compatible_flash_implementations", None)
+    return next(iter(kernels), None) if kernels else None
+
+
 def _flash_lack(wanted: str, model_class: "type | None", dtype: "torch.dtype", machine: Machine) -> str:
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -78,7 +102,11 @@ def _flash_lack(wanted: str, model_class: "type | None", dtype: "torch.dtype", m
     version = wanted[-1]
     if machine.device == "cpu":
         return f"FlashAttention-{version} needs a GPU and this machine has none"
-    if not (is_flash_attn_2_available() if version == "2" else is_flash_attn_3_available()):
+    kernel = _flash_kernel(model_class)
+    if kernel is not None:
+        if not is_installed("kernels"):
+            return f"the library kernels, which fetches {kernel}, is not installed"
+    elif not (is_flash_attn_2_available() if version == "2" else is_flash_attn_3_available()):
         return f"the library of FlashAttention-{version} is not installed"
     if dtype == torch.float32:
         return f"FlashAttention-{version} computes in 16 bits only and this run in float32 (bf16: true changes that)"
@@ -180,12 +208,12 @@ def per_sample_mask(
 def isolate_samples(model: "nn.Module") -> None:
     """Make `model` keep apart the samples of a row, given their boundaries as `cu_seq_lens_q` beside `position_ids`.
 
-    Only for models of which `isolates_samples` says that they can. FlashAttention does it by itself.
+    Only for models of which `isolates_samples` says that they can. Some kernels do it by themselves.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     base = unwrap(model)
-    if base.config._attn_implementation not in _FLASH.values():
+    if base.config._attn_implementation not in _ISOLATING:
         AttentionInterface.register(PER_SAMPLE, per_sample_attention)
         AttentionMaskInterface.register(PER_SAMPLE, per_sample_mask)
         base.set_attn_implementation(PER_SAMPLE)
@@ -209,7 +237,7 @@ def isolates_samples(model: "nn.Module") -> str | None:
         return "its sliding windows do not reach the attention function"
     if not base._can_set_attn_implementation():
         return "its attention cannot be replaced"
-    if base.config._attn_implementation in _FLASH.values() and base.device.type == "cpu":
+    if base.config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
         return None  # its kernels cannot be tried before the model has moved to its accelerator
     if not _is_isolated(base):
         return "tried on two samples, the first one changed the second"

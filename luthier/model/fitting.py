@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from luthier.core.log import info
+from luthier.core.log import info, warn
+from luthier.core.machine import Machine
 from luthier.model.merge import GivenAdapters, adapter_path
 from luthier.model.parts import frozen_parts
 from luthier.model.rope import stretch_context, take_from_adapter
@@ -38,6 +39,33 @@ def fit_positions(keys: "ModelConfig", cutoff_len: int | None, config: "PreTrain
             info(f"rope_scaling: {learned}")
     if keys.rope_scaling:
         info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
+
+
+def apply_liger_kernels(base: "PreTrainedModel", machine: Machine) -> None:
+    """`enable_liger_kernel`: fused norms, rotations and gated layers in the place of the model's own.
+
+    Not its fused loss: the head runs on the labelled positions alone here (`luthier.model.heads`), which saves more.
+    """
+    if machine.device == "cpu":
+        warn("enable_liger_kernel: its kernels need a GPU, so the layers of the model itself run")
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from transformers.integrations.liger import apply_liger_kernel
+
+    model_type = base.config.model_type
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        warn(f"enable_liger_kernel: the library has no kernels for models of the type {model_type}")
+        return
+    apply_liger_kernel(base, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    info("enable_liger_kernel: norms, rotations and gated layers run in fused kernels")
+
+
+def what_became(model: "PreTrainedModel") -> dict[str, str]:
+    """What a run that leaves some choices open has computed with, for the manifest."""
+    facts = {"attention": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kind = parameters.get("full_attention", parameters).get("rope_type", "default")
+    return facts if kind == "default" else {**facts, "rope": kind}
 
 
 def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:

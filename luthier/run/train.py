@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput, ModelError
@@ -168,6 +168,8 @@ def carry_out(
     run: TrainRun, trainer: "StageTrainer", data: "PreparedData", text: TextSide, resume_from: Path | None
 ) -> "RunResult":
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
+    from luthier.model.fitting import what_became
+    from luthier.model.merge import unwrap
     from luthier.run.predict import predict
     from luthier.training.fit import RunResult, fit, with_perplexity
     from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
@@ -198,7 +200,12 @@ def carry_out(
             for split, values in metrics.items():
                 save_metrics(output_dir, split, values)
             if run.trains:
-                facts = {"seed": run.training["seed"], "data": data.fingerprint, "model": run.model.model_name_or_path}
+                facts: dict[str, Any] = {
+                    "seed": run.training["seed"],
+                    "data": data.fingerprint,
+                    "model": run.model.model_name_or_path,
+                }
+                facts["computed_with"] = what_became(unwrap(trainer.policy))
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
 

@@ -132,7 +132,7 @@ def test_the_schema_describes_every_key():
         "anyOf": [{"type": "integer"}, {"$ref": "#/$defs/interpolation"}],
         "default": 8,
     }
-    assert {"enum": ["auto", "disabled", "sdpa", "fa2", "fa3"]} in schema["properties"]["flash_attn"]["anyOf"]
+    assert {"enum": ["auto", "disabled", "sdpa", "fa2", "fa3", "flex"]} in schema["properties"]["flash_attn"]["anyOf"]
     assert {"type": "array", "items": {"type": "string"}} in schema["properties"]["dataset"]["anyOf"]
     assert "default" not in schema["properties"]["model_name_or_path"]
     assert schema["properties"]["fp8"]["deprecated"] and "FP8" in schema["properties"]["fp8"]["description"]

@@ -131,6 +131,8 @@ def test_the_name_of_the_attention_is_not_saved(tmp_path):
         ("disabled", "cpu", "eager", ""),
         ("fa2", "cpu", "sdpa", "needs a GPU"),
         ("fa3", "cuda", "sdpa", "not installed"),
+        ("flex", "cpu", "sdpa", "needs a GPU"),
+        ("flex", "cuda", "flex_attention", ""),
     ],
 )
 def test_the_best_that_the_machine_has_is_chosen_and_explained(asked, device, expected, reason):
@@ -150,3 +152,31 @@ def test_capped_scores_run_in_the_plain_implementation():
         "auto", config=config, model_class=model_class(config), dtype=torch.float32, machine=detect()
     )
     assert choice.implementation == "eager"
+
+
+def test_flex_attention_is_chosen_by_what_the_class_of_the_model_says():
+    machine = dataclasses.replace(detect(), device="cuda")
+
+    def choose(name, **changes):
+        config = AutoConfig.for_model(name, **changes)
+        return resolve_attention(
+            "flex", config=config, model_class=model_class(config), dtype=torch.bfloat16, machine=machine
+        )
+
+    assert choose("gemma2").implementation == "flex_attention"
+    assert "drops attention weights" in choose("llama", attention_dropout=0.1).reason
+    assert "has no FlexAttention" in choose("bloom").reason
+
+
+def test_a_model_that_needs_a_kernel_of_its_own_gets_it_or_says_what_it_lacks(monkeypatch):
+    config, machine = AutoConfig.for_model("gpt_oss"), dataclasses.replace(detect(), device="cuda")
+    for is_there in (True, False):
+        monkeypatch.setattr("luthier.model.attention.is_installed", lambda module, found=is_there: found)
+        choice = resolve_attention(
+            "fa3", config=config, model_class=model_class(config), dtype=torch.bfloat16, machine=machine
+        )
+        if is_there:
+            assert choice.implementation.startswith("kernels-community/")
+        else:
+            assert choice.implementation == "eager"
+            assert "the library kernels, which fetches kernels-community/" in choice.reason

@@ -36,7 +36,12 @@ class SglangConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KTransformersConfig:
-    use_kt: bool = refused(False, "KTransformers is not part of this version", "leave it out")
+    use_kt: bool = refused(
+        False,
+        "KTransformers trains through its own copies of transformers and accelerate, which cannot be installed beside"
+        " the ones needed here",
+        "leave it out, and see quantization_bit and use_unsloth_gc for models that do not fit into memory",
+    )
     """Run the experts of a mixture-of-experts model on the CPU."""
     kt_cpu_activation: Literal["retain", "recompute"] | None = None
     """Keep the activations of those experts, or compute them again."""
