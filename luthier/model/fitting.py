@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
+from luthier.model.attention import Attention
 from luthier.model.merge import GivenAdapters, adapter_path
 from luthier.model.parts import frozen_parts
 from luthier.model.rope import stretch_context, take_from_adapter
 from luthier.model.router import set_router_loss
+from luthier.model.shifted_attention import SHIFTED, shift_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,6 +41,16 @@ def fit_positions(keys: "ModelConfig", cutoff_len: int | None, config: "PreTrain
             info(f"rope_scaling: {learned}")
     if keys.rope_scaling:
         info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
+
+
+def replace_layers(base: "PreTrainedModel", keys: "ModelConfig", attention: Attention, machine: Machine) -> Attention:
+    """Layers that only training has: shifted attention, fused kernels. Returns the attention that is there now."""
+    if keys.enable_liger_kernel:
+        apply_liger_kernels(base, machine)
+    if not keys.shift_attn:
+        return attention
+    shift_attention(base)
+    return Attention(SHIFTED)
 
 
 def apply_liger_kernels(base: "PreTrainedModel", machine: Machine) -> None:

@@ -17,11 +17,11 @@ from luthier.model.compat import bitsandbytes_cpu, gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.fitting import (
-    apply_liger_kernels,
     fit_positions,
     fit_training_config,
     given_adapters,
     parts_to_freeze,
+    replace_layers,
 )
 from luthier.model.gguf import check_loadable
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
@@ -30,7 +30,6 @@ from luthier.model.merge import merge_adapters, put_beside, unwrap
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched
-from luthier.model.shifted_attention import SHIFTED, shift_attention
 from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
@@ -218,11 +217,7 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
     )
     require_causal(base)
-    if keys.shift_attn:
-        shift_attention(base)
-        attention = Attention(SHIFTED)
-    if keys.enable_liger_kernel:
-        apply_liger_kernels(base, machine)
+    attention = replace_layers(base, keys, attention, machine)
     asks_plain = keys.flash_attn == "disabled" and not keys.shift_attn
     padding_reason = "flash_attn: disabled asks for plain attention" if asks_plain else isolates_samples(base)
     fit_embeddings(
