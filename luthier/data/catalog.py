@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, Problem
+from luthier.core.kinds import STAGES
 from luthier.core.registry import nearest
 from luthier.data.columns_check import check_columns
 from luthier.data.description import Columns, DatasetSpec, Source, Tags, parse_description
@@ -146,6 +147,7 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
     Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes.
     `others`: warn of faults in the descriptions of datasets that the run does not name, too.
     """
+    reads_loss = stage in STAGES.names and STAGES.get(stage).rows.weigh is not None
     uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
     is_remote = isinstance(data.dataset_dir, str) and data.dataset_dir.startswith("REMOTE:")
     if not uses or is_remote:
@@ -168,7 +170,7 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
         errors += catalog.errors.get(name, ())
         warnings += catalog.warnings.get(name, ())
         if name in catalog.specs:
-            found, notes = check_columns(catalog.specs[name])
+            found, notes = check_columns(catalog.specs[name], reads_loss=reads_loss)
             errors += [*_stage_faults(catalog.specs[name], stage), *found]
             warnings += notes
     for name in catalog.names if others else ():

@@ -61,6 +61,10 @@ class ChatProgram:
                 groups.append([answer])
         return [_row(group) for group in groups]
 
+    def asked_at(self, dialogue: Dialogue, index: int) -> Asked:
+        """The answer that is message `index`."""
+        return self._asked(dialogue, index)
+
     def last_row(self, dialogue: Dialogue) -> Whole:
         """The last answer alone, with everything before it in its prompt."""
         return _row([self._asked(dialogue, len(dialogue.messages) - 1)])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PAD_MULTIPLE = 8
 """Padded lengths are multiples of this, which tensor cores like."""
 
-Features = Mapping[str, Sequence[int]]
+Features = Mapping[str, Sequence[Any]]
 Layout = Callable[[Sequence[Features]], dict[str, Any]]
 """`concatenate_rows` or `pad_rows`."""
 
@@ -54,7 +54,7 @@ def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,
         "max_length_k": longest,
-        **_targets(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))),
+        **_targets(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), _weights(rows)),
         "ends": bounds[1:].long() - 1,
     }
 
@@ -76,21 +76,36 @@ def pad_rows(rows: Sequence[Features], pad_token_id: int, *, side: str = "right"
     return {
         "input_ids": rectangle(ids, pad_token_id),
         "attention_mask": rectangle([[1] * len(row) for row in ids], 0),
-        **_targets(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width)),
+        **_targets(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width), _weights(rows)),
         "ends": torch.tensor(
             [row * width + (len(sequence) if side == "right" else width) - 1 for row, sequence in enumerate(ids)]
         ),
     }
 
 
-def _targets(next_labels: "Tensor", row_of_position: "Tensor") -> dict[str, "Tensor"]:
+def _targets(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[float] | None") -> dict[str, "Tensor"]:
     """next_labels: for each flattened position, the label of the token after it.
 
     `positions` (K,) are the flattened positions whose next token is learned, `targets` (K,) these tokens, `target_rows`
-    (K,) the sequences they stand in.
+    (K,) the sequences they stand in, and `weights` (K,), if not all are 1, how much each of them counts.
     """
+    import torch
+
     positions = (next_labels != IGNORE_INDEX).nonzero().squeeze(-1)
-    return {"positions": positions, "targets": next_labels[positions], "target_rows": row_of_position[positions]}
+    found = {"positions": positions, "targets": next_labels[positions], "target_rows": row_of_position[positions]}
+    return found if weights is None else found | {"weights": torch.tensor(weights)}
+
+
+def _weights(rows: Sequence[Features]) -> list[float] | None:
+    """How much each target counts, in the order of the targets; None if all count in full."""
+    if not any(row.get("weights") for row in rows):
+        return None
+    return [
+        weight
+        for row in rows
+        for label, weight in zip(row["labels"][1:], (row.get("weights") or [1.0] * len(row["labels"]))[1:], strict=True)
+        if label != IGNORE_INDEX
+    ]
 
 
 MODEL_KEYS = (

@@ -16,6 +16,7 @@ from luthier.core.registry import nearest
 from luthier.data.description import Columns, DatasetSpec, Tags
 from luthier.data.read import READERS, column_names, data_files
 from luthier.data.readers import DataFile, Row
+from luthier.data.types import LOSS_KEY
 
 NUM_FIRST_ROWS = 10
 _REQUIRED = {
@@ -37,17 +38,20 @@ _ROLES_BY_NAME = {
 }
 
 
-def check_columns(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
-    """(errors, warnings). Hub and cloud datasets are not looked at, since this may not need a network."""
+def check_columns(spec: DatasetSpec, *, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings). Hub and cloud datasets are not looked at, since this may not need a network.
+
+    `reads_loss`: the training method lets messages say how much of the loss they carry.
+    """
     if spec.source.kind != "file":
         return [], []
     try:
-        return _judged(spec)
+        return _judged(spec, reads_loss)
     except DataError as error:
         return [_problem(spec, (), str(error).removeprefix(f"dataset {spec.name!r}: "))], []
 
 
-def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
+def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
     files = data_files(spec)
     rows = _first_rows(spec, files)
     names = column_names(files[0])
@@ -67,7 +71,7 @@ def _judged(spec: DatasetSpec) -> tuple[list[Problem], list[Problem]]:
         (errors if certain else warnings).append(fault)
     warnings += _unread(spec, found)
     warnings += _cleared_roles(spec, usable)
-    warnings += _unread_weights(spec, usable)
+    warnings += _unread_weights(spec, usable, reads_loss)
     refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
     if refused and not errors:
         row, reason = refused[0]
@@ -163,14 +167,19 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
             yield _problem(spec, ("tags",), reason, f'add "{key}": "{role}"')
 
 
-def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
-    """Keys with which other tools, and the data they come with, weigh single messages."""
+def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
+    """Keys with which messages are weighed, here or in other tools, where they are not read."""
     if spec.formatting == "alpaca":
         return
-    carried = {key for row in rows for message in _messages(row, spec) for key in ("loss", "weight") if key in message}
+    carried = {
+        key for row in rows for message in _messages(row, spec) for key in (LOSS_KEY, "weight") if key in message
+    }
     for key in sorted(carried):
+        if key == LOSS_KEY and reads_loss:
+            continue
         reason = f"messages carry {key!r}, which is not read: every answer counts in full"
-        yield _problem(spec, (), reason, "leave out the rows that should not count, or set mask_history")
+        remedy = "use stage: sft, or leave out the rows that should not count"
+        yield _problem(spec, (), reason, f"call it {LOSS_KEY!r}" if key != LOSS_KEY and reads_loss else remedy)
 
 
 def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, RowError
 from luthier.data.templates import Piece, Special, Token
 
 if TYPE_CHECKING:
@@ -70,6 +70,15 @@ class Encoder:
             return [self.text(text[start:end]) for start, end in pairwise(_edges(text, borders))]
         self.reset()
         return _cut(self._backend.encode(text, add_special_tokens=False), _edges(text, borders))
+
+    def begins(self, text: str) -> list[int]:
+        """Where each token of a text begins, in characters. Raises `RowError` if the tokenizer does not tell."""
+        if self._backend is None:
+            raise RowError(
+                "only a part of a message counts in the loss, and this tokenizer does not tell where its tokens begin"
+            )
+        self.reset()
+        return _begins(self._backend.encode(text, add_special_tokens=False))
 
     def parted(self, rows: "Sequence[Whole]") -> "list[list[TurnIds]]":
         """The turns of many rows; with a fast tokenizer in parallel threads."""
@@ -139,11 +148,16 @@ def _edges(text: str, borders: Sequence[int]) -> list[int]:
     return [0, *borders, len(text)] if not borders or borders[-1] < len(text) else [0, *borders]
 
 
-def _cut(whole: Any, edges: Sequence[int]) -> list[list[int]]:
-    """The ids of a backend's encoding between each two edges."""
+def _begins(whole: Any) -> list[int]:
+    """Where each token of a backend's encoding begins."""
     # A post-processor may have trimmed blanks off a token's offsets; then the token before tells where it begins.
     ends = accumulate((end for _, end in whole.offsets), max, initial=0)
-    begins = [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
+    return [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
+
+
+def _cut(whole: Any, edges: Sequence[int]) -> list[list[int]]:
+    """The ids of a backend's encoding between each two edges."""
+    begins = _begins(whole)
     cuts = [0, *(bisect_left(begins, edge) for edge in edges[1:-1]), len(begins)]
     ids = whole.ids
     return [ids[start:end] for start, end in pairwise(cuts)]

@@ -11,10 +11,11 @@ from luthier.core.errors import DataError, MissingExtra, RowError
 from luthier.core.kinds import CHECKS, FORMATS
 from luthier.data.catalog import load_catalog
 from luthier.data.doctor import Check, Finding, Place, Sample, Split, Terms
+from luthier.data.encode import TurnIds
 from luthier.data.encoding import Encoding
 from luthier.data.plan import RowPlan
 from luthier.data.read import read_rows
-from luthier.data.rows import not_taken
+from luthier.data.rows import Parts, encoded_rows, not_taken
 from luthier.data.tokenise import Written, turn_ids
 from luthier.data.twins import ExactTwins, NearTwins
 from luthier.data.types import Media
@@ -97,8 +98,17 @@ class _Reader:
             ids = iter(turn_ids(self.encoding.encoder, texts))
             for sample, written in drafts:
                 turns = [[next(ids) for _ in row] for row in written]
-                sample.rows = [self.plan.label(row, self.encoding, self.config) for row in turns]
+                sample.rows = self._encoded(sample, written, turns)
                 yield sample
+
+    def _encoded(
+        self, sample: Sample, written: "list[tuple[Written, ...]]", turns: list[list[list[TurnIds]]]
+    ) -> list[Parts]:
+        try:
+            return encoded_rows(self.plan, sample.example, written, turns, self.encoding, self.config)
+        except RowError as refusal:
+            sample.refusal = refusal
+            return []
 
     def _draft(self, row: "Row", spec: "DatasetSpec", split: Split) -> "tuple[Sample, list[tuple[Written, ...]]]":
         sample = Sample(spec.name, split, Place(row.file, row.number, row.place))

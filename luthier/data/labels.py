@@ -5,7 +5,7 @@ with `mask_history`) until the budget is used up, so what does not fit is missin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 IGNORE_INDEX = -100
@@ -24,6 +24,8 @@ class Encoded:
     """Those among them that would have been learned."""
     lost_terminator: bool = False
     """A learned answer lost its end, so the row teaches not to stop there."""
+    weights: list[float] = field(default_factory=list)
+    """How much each token counts in the loss; empty if all learned ones count in full."""
 
     @property
     def num_tokens(self) -> int:

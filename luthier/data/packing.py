@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.plan import SAMPLE_LENGTHS, WEIGHTS
 from luthier.data.tables import flat, list_array, row_lengths
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Packs:
     """Rows of samples that lie behind one another, in the order of the first sample of each."""
 
     size_tokens: int
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "sample_lengths")
+    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", WEIGHTS, SAMPLE_LENGTHS)
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = True
 
@@ -58,7 +59,7 @@ class Packs:
 
         lengths = row_lengths(rows)
         packs = packs_of(lengths, self.size_tokens)
-        arrow = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
+        arrow = rows.select_columns(["input_ids", "labels", WEIGHTS]).with_format("arrow")
         for start in range(0, len(packs), PACKS_PER_BATCH):
             batch = packs[start : start + PACKS_PER_BATCH]
             samples = np.concatenate(batch)
@@ -69,7 +70,32 @@ class Packs:
             labels[np.cumsum(sample_lengths) - sample_lengths] = IGNORE_INDEX
             num_samples = np.array([len(pack) for pack in batch])
             num_tokens = np.array([lengths[pack].sum() for pack in batch])
-            yield list_array(ids, num_tokens), list_array(labels, num_tokens), list_array(sample_lengths, num_samples)
+            weights = _joined_weights(*flat(taken.column(WEIGHTS)), sample_lengths, num_samples)
+            yield (
+                list_array(ids, num_tokens),
+                list_array(labels, num_tokens),
+                list_array(*weights),
+                list_array(sample_lengths, num_samples),
+            )
+
+
+def _joined_weights(
+    weights: "np.ndarray", num_weights: "np.ndarray", sample_lengths: "np.ndarray", num_samples: "np.ndarray"
+) -> "tuple[np.ndarray, np.ndarray]":
+    """(values, lengths) of the weights. A pack has none if none of its samples has; 1 stands in for the others."""
+    import numpy as np
+
+    if not len(weights):
+        return np.zeros(0, np.float32), np.zeros(len(num_samples), np.int64)
+    pack_of_sample = np.repeat(np.arange(len(num_samples)), num_samples)
+    is_weighed = np.bincount(pack_of_sample, num_weights > 0, len(num_samples)) > 0
+    starts = np.cumsum(num_weights) - num_weights
+    values = [
+        weights[start : start + count] if count else np.ones(length, np.float32)
+        for start, count, length, pack in zip(starts, num_weights, sample_lengths, pack_of_sample, strict=True)
+        if is_weighed[pack]
+    ]
+    return np.concatenate(values), np.bincount(pack_of_sample, sample_lengths, len(num_samples)) * is_weighed
 
 
 def packs_of(lengths: "np.ndarray", capacity: int) -> "list[np.ndarray]":

@@ -42,6 +42,8 @@ class PageRow:
     number: int
     input_ids: Sequence[int]
     labels: Sequence[int]
+    weights: Sequence[float] = ()
+    """Empty if the learned tokens count in full."""
 
 
 def page(
@@ -68,7 +70,7 @@ def page(
 
 
 def _row(row: PageRow, anchor: str, tokenizer: "PreTrainedTokenizerBase", marks: RoleMarks) -> str:
-    tokens = shown_tokens(row.input_ids, row.labels, tokenizer, marks)
+    tokens = shown_tokens(row.input_ids, row.labels, tokenizer, marks, row.weights)
     learned = sum(len(token.ids) for token in tokens if token.is_learned)
     parts = "".join(
         f'<div class="part">{f"<b>{role}</b>" if role else ""}<pre>{"".join(map(_token, own))}</pre></div>'
@@ -81,9 +83,10 @@ def _row(row: PageRow, anchor: str, tokenizer: "PreTrainedTokenizerBase", marks:
 
 def _token(token: Shown) -> str:
     ends_line = token.is_learned and "\n" in token.text
-    flags = {"l": token.is_learned, "m": token.is_mark, "s": token.is_special, "n": ends_line}
+    partly = token.is_learned and token.weight != 1
+    flags = {"l": token.is_learned, "w": partly, "m": token.is_mark, "s": token.is_special, "n": ends_line}
     names = " ".join(name for name, is_on in flags.items() if is_on)
-    tip = escape(f"{' '.join(map(str, token.ids))} {_visible(token.text)}")
+    tip = escape(f"{' '.join(map(str, token.ids))} {_visible(token.text)}{f' weight {token.weight:g}' * partly}")
     return f'<i{f" class={chr(34)}{names}{chr(34)}" if names else ""} data-t="{tip}">{escape(token.text)}</i>'
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SEQUENCE_COLUMNS = ("input_ids", "labels")
 """The columns of every part."""
+WEIGHTS = "weights"
+"""The column that says how much each token counts in the loss; empty if the learned tokens of a row count in full."""
 SAMPLE_LENGTHS = "sample_lengths"
 """The column of packed rows that says how many tokens each of their samples has."""
 
@@ -41,13 +43,17 @@ class RowPlan:
     Raises `RowError` for an example that cannot be used."""
     label: "Callable[[Sequence[list[TurnIds]], Encoding, Any], tuple[Encoded, ...]]"
     """(turns of each part, encoding, config) -> the parts: what is learned of them, within `cutoff_len`."""
+    weigh: "Callable[[Any, Sequence[Written], Sequence[list[TurnIds]], Encoding, Any], list[Encoded]] | None" = None
+    """(example, rows, turns of each row, encoding, config) -> the rows of an example whose messages carry `loss`; only
+    for rows of one part. None: every answer counts in full."""
     packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
     """Makes other rows of all tokenised rows (the blocks of pt, the packs of sft, the strangers of kto), or None."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Of a row before the packer has seen it."""
-        return (*(f"{part}{name}" for part in self.parts for name in SEQUENCE_COLUMNS), *self.tags)
+        weights = (WEIGHTS,) if self.weigh is not None else ()
+        return (*(f"{part}{name}" for part in self.parts for name in SEQUENCE_COLUMNS), *weights, *self.tags)
 
 
 def parts_of(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -57,9 +63,9 @@ def parts_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def part_of(row: Mapping[str, Any], part: str) -> dict[str, Any]:
     """One part of a row under the plain names of its columns."""
-    return {name: row[part + name] for name in (*SEQUENCE_COLUMNS, SAMPLE_LENGTHS) if part + name in row}
+    return {name: row[part + name] for name in (*SEQUENCE_COLUMNS, WEIGHTS, SAMPLE_LENGTHS) if part + name in row}
 
 
 def is_of_row(column: str) -> bool:
     """Whether a column says something of a row as a whole, and not of one of its parts."""
-    return not column.endswith((*SEQUENCE_COLUMNS, SAMPLE_LENGTHS))
+    return not column.endswith((*SEQUENCE_COLUMNS, WEIGHTS, SAMPLE_LENGTHS))

@@ -181,7 +181,8 @@ class _Builder:
                 tags = [[tag(example)] for tag in self.plan.tags.values()]
                 for parts in encoded_rows:
                     sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
-                    rows.add((*sequences, *tags, [number]))
+                    weights = [part.weights for part in parts] if self.plan.weigh is not None else []
+                    rows.add((*sequences, *weights, *tags, [number]))
                 if with_prompts:
                     assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
                     prompt = encode_last_turn(example, self.encoding)

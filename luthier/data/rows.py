@@ -1,6 +1,6 @@
 """The rows of one dataset: read, aligned to an example, tokenised and labelled, with an account of every one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from luthier.data.ledger import DatasetAccount
 from luthier.data.plan import RowPlan
 from luthier.data.tokenise import Written, ahead, num_characters, turn_ids
 from luthier.data.types import Media, Prompt
+from luthier.data.weights import carries_weights
 
 if TYPE_CHECKING:
     from luthier.data.description import DatasetSpec
@@ -103,7 +104,7 @@ class RowMaker:
         """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
         if draft.reason:
             raise RowError(draft.reason)
-        rows = [self.plan.label(row, self.encoding, self.config) for row in turns]
+        rows = self._encoded(turns, draft, self.encoding)
         cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
         overlong = [part for row in rows for part in row if part.lost_tokens]
         if not overlong:
@@ -118,7 +119,7 @@ class RowMaker:
         if rule == "drop":
             raise RowError(f"longer than cutoff_len {cutoff_len}")
         if rule == "split":
-            whole = [self.plan.label(row, self.encoding.unlimited(), self.config) for row in turns]
+            whole = self._encoded(turns, draft, self.encoding.unlimited())
             pieces = _with_labels([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
             account.split_into += len(pieces)
             return pieces
@@ -129,6 +130,24 @@ class RowMaker:
         account.lost_terminators += sum(part.lost_terminator for part in overlong)
         return kept
 
+    def _encoded(self, turns: list[list[list[TurnIds]]], draft: _Draft, encoding: Encoding) -> list[Parts]:
+        return encoded_rows(self.plan, draft.example, draft.written, turns, encoding, self.config)
+
+
+def encoded_rows(
+    plan: RowPlan,
+    example: Any,
+    written: "Sequence[tuple[Written, ...]]",
+    turns: Sequence[list[list[TurnIds]]],
+    encoding: Encoding,
+    config: Any,
+) -> list[Parts]:
+    """The rows of an example, given the turns of each part of each row."""
+    if plan.weigh is None or not carries_weights(example.messages):
+        return [plan.label(row, encoding, config) for row in turns]
+    only_parts = [part for (part,) in written], [part for (part,) in turns]
+    return [(row,) for row in plan.weigh(example, *only_parts, encoding, config)]
+
 
 def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
     """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
@@ -136,7 +155,8 @@ def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
     for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
         part = slice(start, start + cutoff_len)
         ids, labels = encoded.input_ids[part], encoded.labels[part]
-        yield (Encoded(ids, labels if start == 0 else [IGNORE_INDEX, *labels[1:]]),)
+        labels = labels if start == 0 else [IGNORE_INDEX, *labels[1:]]
+        yield (Encoded(ids, labels, weights=encoded.weights[part]),)
 
 
 def _with_labels(rows: Iterable[Parts], otherwise: str) -> list[Parts]:

@@ -6,7 +6,7 @@ slots, and not for a model's own chat template that is more than slots, nor for 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ class Shown:
     text: str
     is_learned: bool
     is_special: bool
+    weight: float = 1.0
+    """How much it counts, if it is learned."""
     role: str = ""
     """Whose words these are; empty where it is not known."""
     is_mark: bool = False
@@ -89,10 +91,15 @@ class RoleMarks:
 
 
 def shown_tokens(
-    input_ids: Sequence[int], labels: Sequence[int], tokenizer: "PreTrainedTokenizerBase", marks: RoleMarks
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    marks: RoleMarks,
+    weights: Sequence[float] = (),
 ) -> list[Shown]:
-    """The tokens of a row in order; their texts make up the text of the row."""
-    tokens = list(_characters(input_ids, labels, tokenizer, marks.special_ids))
+    """The tokens of a row in order; their texts make up the text of the row. `weights`: empty if all count in full."""
+    counts = weights or [1.0] * len(input_ids)
+    tokens = list(_characters(input_ids, labels, counts, tokenizer, marks.special_ids))
     searched = [_SPECIAL + token.text if token.is_special else token.text for token in tokens]
     found = marks.found("".join(searched))
     start, end, next_role = next(found, (None, 0, ""))
@@ -108,7 +115,7 @@ def shown_tokens(
             # The words that open an answer may have been cut off with the end of its prompt.
             role = "assistant"
         was_learned = token.is_learned
-        placed.append(Shown(token.ids, token.text, token.is_learned, token.is_special, role, is_mark))
+        placed.append(replace(token, role=role, is_mark=is_mark))
         at += len(text)
     return placed
 
@@ -120,7 +127,11 @@ def prompt_and_answer(row: Mapping[str, Sequence[int]]) -> tuple[list[int], list
 
 
 def _characters(
-    input_ids: Sequence[int], labels: Sequence[int], tokenizer: "PreTrainedTokenizerBase", special_ids: frozenset[int]
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+    weights: Sequence[float],
+    tokenizer: "PreTrainedTokenizerBase",
+    special_ids: frozenset[int],
 ) -> Iterator[Shown]:
     """Tokens with their texts. A token's text may depend on the one before (a leading blank), so both are decoded."""
 
@@ -129,13 +140,16 @@ def _characters(
 
     before: tuple[int, ...] = ()
     waiting: tuple[int, ...] = ()
-    pairs = list(zip(input_ids, labels, strict=True))
-    for (token, label), (following, next_label) in zip(pairs, chain(pairs[1:], [(-1, 0)]), strict=True):
+    pairs = list(zip(input_ids, labels, weights, strict=True))
+    for (token, label, weight), (following, next_label, next_weight) in zip(
+        pairs, chain(pairs[1:], [(-1, 0, 1.0)]), strict=True
+    ):
         is_learned, is_special = label != IGNORE_INDEX, token in special_ids
         waiting += (token,)
         text = text_of(before + waiting)[len(text_of(before)) :]
         breaks = following < 0 or following in special_ids or (next_label != IGNORE_INDEX) != is_learned
+        breaks = breaks or next_weight != weight
         if text.endswith(UNFINISHED) and len(waiting) < MAX_TOKENS_PER_CHARACTER and not breaks and not is_special:
             continue
-        yield Shown(waiting, text, is_learned, is_special)
+        yield Shown(waiting, text, is_learned, is_special, weight)
         before, waiting = waiting, ()

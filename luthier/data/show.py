@@ -2,21 +2,25 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
-from luthier.data.plan import SAMPLE_LENGTHS, is_of_row, part_of, parts_of
+from luthier.data.plan import SAMPLE_LENGTHS, WEIGHTS, is_of_row, part_of, parts_of
 from luthier.data.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEARNED, SEEN, MARK, RESET = "\x1b[32m", "", "\x1b[2m", "\x1b[0m"
-"""Green for what is learned, plain for what is only seen, dim for the marks of the chat format that are only seen."""
-LEGEND = f"{LEARNED}learned{RESET}, only seen, {MARK}marks of the chat format, only seen{RESET}"
-PLAIN_LEGEND = "learned between ⟦ and ⟧"
+LEARNED, PARTLY, SEEN, MARK, RESET = "\x1b[32m", "\x1b[33m", "", "\x1b[2m", "\x1b[0m"
+"""Green for what is learned, yellow for what is learned with a weight below 1, plain for what is only seen, dim for the
+marks of the chat format that are only seen."""
+LEGEND = (
+    f"{LEARNED}learned{RESET}, {PARTLY}learned with a weight below 1{RESET}, only seen,"
+    f" {MARK}marks of the chat format, only seen{RESET}"
+)
+PLAIN_LEGEND = "learned between ⟦ and ⟧, with a weight below 1 between ⟦ and ⟧×weight"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -26,23 +30,23 @@ def shows_colours(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def without_colours(
-    row: Mapping[str, Sequence[int]], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False
-) -> str:
-    """The text of a row; what is learned stands between ⟦ and ⟧.
+def without_colours(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
+    """The text of a row; what is learned stands between ⟦ and ⟧, with its weight behind it if that is below 1.
 
     `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
     """
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
+    weights = row.get(WEIGHTS) or [1.0] * len(ids)
+    counts = [0.0 if label == IGNORE_INDEX else weight for label, weight in zip(labels, weights, strict=True)]
     text = []
-    for is_learned, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX):
+    for weight, run in groupby(zip(ids, counts, strict=True), key=lambda pair: pair[1]):
         piece = str(tokenizer.decode([token for token, _ in run], skip_special_tokens=False))
-        text.append(f"⟦{piece}⟧" if is_learned else piece)
+        text.append(f"⟦{piece}⟧{f'×{weight:g}' * (weight != 1)}" if weight else piece)
     return "".join(text)
 
 
 def coloured(
-    row: Mapping[str, Sequence[int]],
+    row: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
     marks: RoleMarks,
     *,
@@ -51,7 +55,8 @@ def coloured(
     """The text of a row in the colours of `LEGEND`; control characters of the data cannot reach the terminal."""
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
-    for colour, tokens in groupby(shown_tokens(ids, labels, tokenizer, marks), key=_colour):
+    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS) or ())
+    for colour, tokens in groupby(shown, key=_colour):
         piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
         text.append(f"{colour}{piece}{RESET}" if colour else piece)
     return "".join(text)
@@ -64,6 +69,8 @@ def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
         shown[f"{part}input_ids"] = row[f"{part}input_ids"]
         shown[f"{part}attention_mask"] = [1] * len(row[f"{part}input_ids"])
         shown[f"{part}labels"] = row[f"{part}labels"]
+        if row.get(f"{part}{WEIGHTS}"):
+            shown[f"{part}{WEIGHTS}"] = row[f"{part}{WEIGHTS}"]
     if SAMPLE_LENGTHS in row:
         shown[SAMPLE_LENGTHS] = row[SAMPLE_LENGTHS]
     return shown | {name: bool(row[name][0]) for name in row if is_of_row(name)}
@@ -78,7 +85,7 @@ def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [
         (
             f"sample {number} of {len(ends)}" if len(ends) > 1 else "",
-            {"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end]},
+            {name: values[start:end] for name, values in part_of(row, "").items() if name != SAMPLE_LENGTHS},
         )
         for number, (start, end) in enumerate(pairwise([0, *ends]), start=1)
     ]
@@ -86,5 +93,5 @@ def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _colour(token: Shown) -> str:
     if token.is_learned:
-        return LEARNED
+        return LEARNED if token.weight == 1 else PARTLY
     return MARK if token.is_mark or token.is_special else SEEN

@@ -1,4 +1,4 @@
-"""Tables of integer lists in Arrow files: written batch by batch and memory-mapped, so memory does not follow the rows.
+"""Tables of lists of numbers in Arrow files, written batch by batch and memory-mapped: memory does not follow the rows.
 
 R rows of a batch, N tokens of them all. A column is its N values one behind the other and the lengths of its rows; no
 Python object per token is kept.
@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from luthier.data.plan import WEIGHTS
 
 if TYPE_CHECKING:
     import datasets
@@ -25,9 +27,9 @@ class TableWriter:
         import pyarrow as pa
 
         self.columns, self.num_rows = list(columns), 0
-        self._pending: list[Sequence[Sequence[int]]] = []
+        self._pending: list[Sequence[Sequence[float]]] = []
         self._file = pa.OSFile(str(path), "wb")
-        self._stream = pa.ipc.new_stream(self._file, pa.schema([(name, pa.list_(pa.int32())) for name in columns]))
+        self._stream = pa.ipc.new_stream(self._file, pa.schema([(name, pa.list_(_type_of(name))) for name in columns]))
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +42,7 @@ class TableWriter:
         self._stream.close()
         self._file.close()
 
-    def add(self, row: Sequence[Sequence[int]]) -> None:
+    def add(self, row: Sequence[Sequence[float]]) -> None:
         """A row: one list per column."""
         self._pending.append(row)
         if len(self._pending) == BATCH_ROWS:
@@ -55,7 +57,10 @@ class TableWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            columns = [from_lists(lists) for lists in zip(*self._pending, strict=True)]
+            columns = [
+                from_lists(lists, is_float=name == WEIGHTS)
+                for name, lists in zip(self.columns, zip(*self._pending, strict=True), strict=True)
+            ]
             self._pending = []
             self.add_arrays(columns)
 
@@ -68,13 +73,14 @@ def table_at(path: Path) -> "datasets.Dataset":
 
 
 def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
-    """values: (N,), lengths: (R,) with sum N."""
+    """values: (N,) whole numbers or floats, lengths: (R,) with sum N."""
     import numpy as np
     import pyarrow as pa
 
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(np.int32, copy=False)))
+    narrow = np.float32 if values.dtype.kind == "f" else np.int32
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(narrow, copy=False)))
 
 
 def batches_of(rows: "datasets.Dataset", column: str) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
@@ -97,9 +103,16 @@ def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
     return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
 
 
-def from_lists(lists: Sequence[Sequence[int]]) -> "pa.ListArray":
-    """A column of lists of whole numbers."""
+def from_lists(lists: Sequence[Sequence[float]], *, is_float: bool = False) -> "pa.ListArray":
+    """A column of lists of whole numbers, or of floats."""
     import numpy as np
 
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    return list_array(np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())), lengths)
+    dtype = np.float32 if is_float else np.int32
+    return list_array(np.fromiter(chain.from_iterable(lists), dtype, int(lengths.sum())), lengths)
+
+
+def _type_of(column: str) -> "pa.DataType":
+    import pyarrow as pa
+
+    return pa.float32() if column == WEIGHTS else pa.int32()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
 from luthier.data.ledger import DatasetAccount, Ledger
-from luthier.data.plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS
+from luthier.data.plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS, WEIGHTS
 
 if TYPE_CHECKING:
     import datasets
@@ -65,7 +65,7 @@ def _named(rows: Sets, kind: str) -> Sets:
 
 
 def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[str, ...]) -> "datasets.Dataset":
-    missing = [column for column in wanted if column not in table.column_names]
+    missing = [column for column in wanted if column not in table.column_names and column != WEIGHTS]
     if missing:
         raise DataError(
             f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)}, which this stage needs"
@@ -77,7 +77,9 @@ def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tup
             f"tokenized_path: {folder}: {name} was packed by another program, which does not say where samples begin"
             " -> name a new folder"
         )
-    return table.select_columns([*wanted, SAMPLE_LENGTHS] if is_packed else list(wanted))
+    return table.select_columns(
+        [column for column in dict.fromkeys((*wanted, SAMPLE_LENGTHS)) if column in table.column_names]
+    )
 
 
 def _ledger(folder: Path) -> Ledger:

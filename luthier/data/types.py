@@ -7,12 +7,27 @@ Role = Literal["user", "assistant", "function", "observation"]
 """`function` is an assistant message that calls tools (JSON of the calls); `observation` is what the tools answered."""
 
 
+LOSS_KEY = "loss"
+"""The member of a message, in data of the formats sharegpt and openai, that says how much of the loss it carries."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message. The system text is not a message: it belongs to the whole conversation."""
 
     role: Role
     content: str
+    loss: "float | tuple[Span, ...] | None" = None
+    """How much of the loss its tokens carry, 0 to 1; None leaves it to the keys of the run. Spans weigh characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The characters `start` to below `end` of a message."""
+
+    start: int
+    end: int
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)

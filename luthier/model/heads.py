@@ -8,7 +8,7 @@ and each chunk's gradient is taken at once, while its logits are still there.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at a time: 64 Mi numbers, 256 MB in float32."""
+
+
+Weigh = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+"""(logits (K, V), their log-normaliser (K, 1), targets (K,)) -> how much each target counts, (K,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ def summed_loss(
     targets: "Tensor",
     *,
     label_smoothing: float = 0.0,
+    weights: "Tensor | None" = None,
+    weigh: Weigh | None = None,
 ) -> "tuple[Tensor, Tensor]":
     """Cross-entropy summed over the labelled positions, and the most likely tokens there.
 
@@ -87,6 +93,8 @@ def summed_loss(
     positions: (K,) indices into the flattened B x T positions whose next token is learned.
     targets: (K,) the token ids to be predicted there.
     label_smoothing: share of a target spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567, sec. 7).
+    weights: (K,) how much each target counts; all 1 if not given.
+    weigh: what else each target counts by, from the model's own logits.
 
     Returns the scalar sum and the (K,) most likely ids.
     """
@@ -95,12 +103,15 @@ def summed_loss(
     if head.linear is not None:
         with hidden_instead_of_logits(head.linear):
             hidden = _at_positions(model, head, inputs, positions)
-        return linear_cross_entropy(hidden, head.linear.weight, head.linear.bias, targets, label_smoothing)
+        return linear_cross_entropy(
+            hidden, head.linear.weight, head.linear.bias, targets, label_smoothing, weights=weights, weigh=weigh
+        )
     logits = _at_positions(model, head, inputs, positions)
     if logits.element_size() < 4:
         logits = logits.float()
-    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    return loss, logits.detach().argmax(-1)
+    loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    counted = _counted(logits.detach(), logits.detach().logsumexp(-1, keepdim=True), targets, weights, weigh)
+    return (loss if counted is None else loss * counted).sum(), logits.detach().argmax(-1)
 
 
 def token_logps(
@@ -145,13 +156,21 @@ def _at_positions(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any
 
 
 def linear_cross_entropy(
-    hidden: "Tensor", weight: "Tensor", bias: "Tensor | None", targets: "Tensor", label_smoothing: float = 0.0
+    hidden: "Tensor",
+    weight: "Tensor",
+    bias: "Tensor | None",
+    targets: "Tensor",
+    label_smoothing: float = 0.0,
+    *,
+    weights: "Tensor | None" = None,
+    weigh: Weigh | None = None,
 ) -> "tuple[Tensor, Tensor]":
-    """sum_k CE(hidden_k W^T + b, target_k) with logits of one chunk of positions in memory at a time.
+    """sum_k w_k CE(hidden_k W^T + b, target_k) with logits of one chunk of positions in memory at a time.
 
     hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns the sum and the (K,) most likely ids.
-    With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = p - q, so the gradients of
-    hidden, weight and bias are known chunk by chunk in the forward pass and only scaled in the backward pass.
+    With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = w (p - q), so the gradients
+    of hidden, weight and bias are known chunk by chunk in the forward pass and only scaled in the backward pass.
+    w is the product of `weights` and what `weigh` gives, 1 without them; no gradient goes through it.
     """
     import torch
 
@@ -179,13 +198,17 @@ def linear_cross_entropy(
                 if label_smoothing:
                     even = log_normaliser - logits.mean(-1, keepdim=True)
                     nll = (1 - label_smoothing) * nll + label_smoothing * even
-                total += nll.sum()
+                own = None if weights is None else weights[part]
+                counted = _counted(logits, log_normaliser, targets[part], own, weigh)
+                total += (nll.squeeze(-1) if counted is None else nll.squeeze(-1) * counted).sum()
                 if not any(needs):
                     continue
                 d_logits = logits.sub_(log_normaliser).exp_()
                 d_logits.scatter_add_(-1, targets[part, None], torch.full_like(picked, label_smoothing - 1))
                 if label_smoothing:
                     d_logits -= label_smoothing / d_logits.shape[-1]
+                if counted is not None:
+                    d_logits *= counted[:, None]
                 d_logits = d_logits.to(hidden.dtype)
                 if grads[0] is not None:
                     grads[0][part] = d_logits @ matrix
@@ -202,6 +225,16 @@ def linear_cross_entropy(
             return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
 
     return LinearCrossEntropy.apply(hidden, weight, bias)
+
+
+def _counted(
+    logits: "Tensor", log_normaliser: "Tensor", targets: "Tensor", weights: "Tensor | None", weigh: Weigh | None
+) -> "Tensor | None":
+    """How much each target counts, (K,); None if all count in full."""
+    if weigh is None:
+        return weights
+    by_logits = weigh(logits, log_normaliser, targets)
+    return by_logits if weights is None else weights * by_logits
 
 
 def linear_logps(

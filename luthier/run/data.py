@@ -122,6 +122,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
     from luthier.data.page import PageRow, page
+    from luthier.data.plan import WEIGHTS
     from luthier.data.segments import RoleMarks, prompt_and_answer
     from luthier.data.show import sequences_of
 
@@ -130,7 +131,7 @@ def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedDat
 
     chosen = list(_chosen(options, data))
     rows = [
-        PageRow(f"{name} ({title})" if title else name, index, *ids_and_labels(sequence))
+        PageRow(f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS) or ())
         for name, index, row in chosen
         for title, sequence in sequences_of(row)
     ]

@@ -10,16 +10,26 @@ from luthier.stages import LossOutput
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.model.heads import Weigh
 
-def count_targets(batch: Mapping[str, Any]) -> int:
-    """How many tokens of this batch are learned."""
-    return batch["targets"].numel()
+
+def count_targets(batch: Mapping[str, Any]) -> float:
+    """How many tokens of this batch are learned, each as much as it counts."""
+    return float(batch["weights"].sum()) if "weights" in batch else batch["targets"].numel()
 
 
 def next_token_loss(
-    models: Models, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, with_accuracy: bool = False
+    models: Models,
+    batch: Mapping[str, Any],
+    *,
+    label_smoothing: float = 0.0,
+    weigh: "Weigh | None" = None,
+    with_accuracy: bool = False,
 ) -> LossOutput:
-    """- sum over labelled t of log p(x_t | x_<t); and if asked, the share of tokens guessed right, row by row."""
+    """- sum over labelled t of w_t log p(x_t | x_<t); and if asked, the share of tokens guessed right, row by row.
+
+    w_t is 1, or what the row says, times what `weigh` says.
+    """
     from luthier.model.heads import summed_loss
 
     total, best = summed_loss(
@@ -29,12 +39,14 @@ def next_token_loss(
         batch["positions"],
         batch["targets"],
         label_smoothing=label_smoothing,
+        weights=batch.get("weights"),
+        weigh=weigh,
     )
     metrics = {"accuracy": _row_accuracy(best == batch["targets"], batch["target_rows"])} if with_accuracy else {}
     return with_router_loss(models, LossOutput(total, metrics), count_targets(batch))
 
 
-def with_router_loss(models: Models, output: LossOutput, units: int) -> LossOutput:
+def with_router_loss(models: Models, output: LossOutput, units: float) -> LossOutput:
     """`output` and, times the `units` of its batch, what balances the experts (`luthier.model.router`)."""
     router = models.head.router
     balance = router.take() if router is not None else None

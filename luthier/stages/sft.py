@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule, Rules, within
+from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState
 from luthier.stages._causal import count_targets, next_token_loss
+from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -30,11 +31,31 @@ class SftConfig:
     """Report next-token accuracy on the evaluation data."""
     label_smoothing_factor: float = 0.0
     """Share of each target that is spread evenly over the vocabulary."""
+    use_dft_loss: bool = False
+    """Weigh the loss of each token by its own probability (https://arxiv.org/abs/2508.05629)."""
+    use_eaft_loss: bool = False
+    """Weigh the loss of each token by the entropy of the prediction, so that what the model is sure of counts less."""
+    eaft_alpha: float = 1.0
+    """Exponent of the entropy."""
 
 
 RULES = Rules(
     (
         within("method", "label_smoothing_factor", 0, 1, or_high=False),
+        at_least("method", "eaft_alpha", 0),
+        Rule(
+            ("use_dft_loss", "use_eaft_loss"),
+            "is one loss, and use_eaft_loss another",
+            "set one of the two",
+            lambda run: run.method.use_dft_loss and run.method.use_eaft_loss,
+        ),
+        Rule(
+            ("eaft_alpha", "use_eaft_loss"),
+            "is read together with use_eaft_loss only",
+            "set use_eaft_loss: true, or leave it out",
+            lambda run: "eaft_alpha" in run.given and not run.method.use_eaft_loss,
+            only_warns=True,
+        ),
         Rule(
             ("mask_history", "train_on_prompt"),
             "learns the last answer only, while train_on_prompt learns every prompt",
@@ -84,6 +105,26 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: SftCon
     return (row,)
 
 
+def weigh(
+    example: Dialogue,
+    written: "Sequence[Written]",
+    turns: "Sequence[list[TurnIds]]",
+    encoding: "Encoding",
+    config: SftConfig,
+) -> "list[Encoded]":
+    """What the messages themselves say goes before `train_on_prompt` and `mask_history`."""
+    from luthier.data.weights import weighted_rows
+
+    return weighted_rows(
+        example,
+        written,
+        turns,
+        encoding,
+        train_on_prompt=config.train_on_prompt,
+        mask_history=config.mask_history,
+    )
+
+
 def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
     from luthier.data.packing import Packs
 
@@ -93,10 +134,14 @@ def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
 def loss(
     models: Models, batch: Mapping[str, Any], config: SftConfig, *, state: StageState, training: bool
 ) -> LossOutput:
+    own_weigh = chosen_weigh(
+        use_dft_loss=config.use_dft_loss, use_eaft_loss=config.use_eaft_loss, eaft_alpha=config.eaft_alpha
+    )
     return next_token_loss(
         models,
         batch,
         label_smoothing=config.label_smoothing_factor if training else 0.0,
+        weigh=own_weigh if training else None,
         with_accuracy=config.compute_accuracy and not training,
     )
 
@@ -104,7 +149,7 @@ def loss(
 STAGE = Stage(
     name="sft",
     config=SftConfig,
-    rows=RowPlan(examples=(Dialogue,), write=write, label=label, packer=packer),
+    rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=packer),
     units=count_targets,
     loss=loss,
     check=RULES,

@@ -14,6 +14,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "adam_mini": (WORKERS,),
     "apollo": (WORKERS,),
     "badam": (WORKERS,),
+    "dft": (WORKERS,),
     "export_lora": (),
     "freeze_sft": (WORKERS,),
     "full_predict": (),
@@ -49,7 +50,6 @@ PASS: dict[str, tuple[str, ...]] = {
 """File -> keys it is warned of, in the order of the lines."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "dft": ("use_dft_loss",),
     "export_gptq": ("export_quantization_bit",),
     "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),

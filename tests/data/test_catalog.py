@@ -394,13 +394,22 @@ class TestDataThatDoNotFit:
         )
         assert "1 of the first 2 rows cannot be used" in second
 
-    @pytest.mark.parametrize("key", ["loss", "weight"])
-    def test_weights_of_messages_are_not_ignored_silently(self, folder, key):
+    @pytest.mark.parametrize(
+        ("key", "stage", "remedy"),
+        [("weight", "sft", "call it 'loss'"), ("weight", "pt", "use stage: sft"), ("loss", "pt", "use stage: sft")],
+    )
+    def test_weights_of_messages_are_not_ignored_silently(self, folder, key, stage, remedy):
         row = talk("human", "gpt")
         row["conversations"][1][key] = 0
         dataset_dir = folder({"d": {"file_name": "d.json", "formatting": "sharegpt"}}, d=[row])
-        (warning,) = warnings_of(dataset_dir, "d")
-        assert f"messages carry {key!r}, which is not read" in warning
+        (warning,) = warnings_of(dataset_dir, "d", stage=stage)
+        assert f"messages carry {key!r}, which is not read" in warning and remedy in warning
+
+    def test_a_stage_that_reads_the_weights_of_messages_does_not_warn_of_them(self, folder):
+        row = talk("human", "gpt")
+        row["conversations"][1]["loss"] = 0.5
+        dataset_dir = folder({"d": {"file_name": "d.json", "formatting": "sharegpt"}}, d=[row])
+        assert check(dataset_dir, "d") == ([], [])
 
     def test_no_usable_row(self, folder):
         entry = {"file_name": "d.json", "formatting": "sharegpt"}

@@ -6,12 +6,13 @@ One system message may stand in front. Positions in reasons count the messages a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from luthier.core.errors import RoleFault, RowError
 from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
-from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Role
+from luthier.data.types import LOSS_KEY, Dialogue, Example, Feedback, Message, Preference, Role, Span
 
 ASKING: tuple[Role, ...] = ("user", "observation")
 ANSWERING: tuple[Role, ...] = ("assistant", "function")
@@ -25,6 +26,7 @@ class Spoken:
     role: Role | Literal["system"] | None
     tag: str
     content: str
+    loss: float | tuple[Span, ...] | None = None
 
 
 def message_objects(row: Mapping[str, Any], column: str) -> list[Mapping[str, Any]]:
@@ -54,6 +56,54 @@ def message_text(message: Mapping[str, Any], key: str | None, place: str) -> str
     return message[key]
 
 
+def message_loss(message: Mapping[str, Any], content: str, place: str) -> float | tuple[Span, ...] | None:
+    """The member `loss` of a message: a number from 0 to 1, or [start, end, number] for parts of its text."""
+    value = message.get(LOSS_KEY)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return _weight(value, f"'{LOSS_KEY}' of {place}")
+    spans = tuple(_span(item, len(content), f"part {n} of '{LOSS_KEY}' of {place}") for n, item in enumerate(value, 1))
+    for before, after in pairwise(spans):
+        if after.start < before.end:
+            raise RowError(f"the parts of '{LOSS_KEY}' of {place} are not in order, or share characters")
+    return spans
+
+
+def joined_loss(first: "Spoken", second: "Spoken", num_between: int) -> float | tuple[Span, ...] | None:
+    """Of two messages that become one, with `num_between` characters between them."""
+    if first.loss == second.loss and not isinstance(first.loss, tuple):
+        return first.loss
+    start = len(first.content) + num_between
+    later = (Span(start + s.start, start + s.end, s.weight) for s in _spans_of(second))
+    return (*_spans_of(first), *later)
+
+
+def _spans_of(one: "Spoken") -> tuple[Span, ...]:
+    if one.loss is None or not one.content:
+        return ()
+    return one.loss if isinstance(one.loss, tuple) else (Span(0, len(one.content), one.loss),)
+
+
+def _span(item: Any, num_characters: int, place: str) -> Span:
+    if not isinstance(item, list) or len(item) != 3:
+        raise RowError(f"{place} is {kind(item)}, not [start, end, number]")
+    start, end, weight = item
+    if not all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (start, end)):
+        raise RowError(f"{place}: start and end must be whole numbers")
+    if not 0 <= start < end <= num_characters:
+        raise RowError(f"{place}: {start} to {end} is no part of a text of {num_characters} characters")
+    return Span(start, end, _weight(weight, place))
+
+
+def _weight(value: Any, place: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise RowError(f"{place} is {kind(value)}, not a number")
+    if not 0 <= value <= 1:
+        raise RowError(f"{place} is {value}, not from 0 to 1")
+    return float(value)
+
+
 def role_of(tag: str, tags: Tags) -> Role | Literal["system"] | None:
     names: dict[str | None, Role | Literal["system"]] = {
         tags.system_tag: "system",
@@ -76,6 +126,8 @@ def to_example(
     columns = spec.columns
     system = optional_text(row, columns.system)
     if spoken[0].role == "system":
+        if spoken[0].loss:
+            raise RowError(f"{spoken[0].place}: the system text is not learned, so its 'loss' can only be 0")
         system, spoken = spoken[0].content, spoken[1:]
     messages = tuple(_in_order(spoken, tags))
     tools = tools_text(row, columns.tools)
@@ -97,7 +149,7 @@ def _in_order(spoken: Sequence[Spoken], tags: Tags) -> list[Message]:
         expected = ANSWERING if index % 2 else ASKING
         if one.role not in expected:
             raise RoleFault(f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected")
-        messages.append(Message(one.role, one.content))
+        messages.append(Message(one.role, one.content, one.loss))
     return messages
 
 
@@ -120,7 +172,7 @@ def _answer(
     answer = speak(value, tags, f"the message in column {column!r}")
     if answer.role not in ANSWERING:
         raise RoleFault(f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected")
-    return Message(answer.role, answer.content)
+    return Message(answer.role, answer.content, answer.loss)
 
 
 def _names(roles: Sequence[Role], tags: Tags) -> str:

@@ -19,6 +19,8 @@ from luthier.data.formats import Format
 from luthier.data.formats._columns import kind
 from luthier.data.formats._conversation import (
     Spoken,
+    joined_loss,
+    message_loss,
     message_objects,
     message_text,
     require_object,
@@ -54,15 +56,18 @@ def speak(message: Mapping[str, Any], tags: Tags, place: str) -> Spoken:
     tag = message_text(message, tags.role_tag, place)
     role = role_of(tag, tags)
     if role in ("assistant", "function") and message.get("tool_calls"):
-        return Spoken(place, "function", tag, _calls_text(message, tags, place))
-    return Spoken(place, role, tag, message_text(message, tags.content_tag, place))
+        content = _calls_text(message, tags, place)
+        return Spoken(place, "function", tag, content, message_loss(message, content, place))
+    content = message_text(message, tags.content_tag, place)
+    return Spoken(place, role, tag, content, message_loss(message, content, place))
 
 
 def _joined(spoken: Sequence[Spoken]) -> Iterator[Spoken]:
     waiting: Spoken | None = None
     for one in spoken:
         if waiting and one.role == "observation":
-            waiting = replace(waiting, content=waiting.content + OBSERVATION_JOINER + one.content)
+            loss = joined_loss(waiting, one, len(OBSERVATION_JOINER))
+            waiting = replace(waiting, content=waiting.content + OBSERVATION_JOINER + one.content, loss=loss)
             continue
         if waiting:
             yield waiting

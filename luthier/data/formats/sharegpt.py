@@ -5,7 +5,7 @@ from typing import Any
 
 from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats import Format
-from luthier.data.formats._conversation import Spoken, message_objects, message_text, role_of, to_example
+from luthier.data.formats._conversation import Spoken, message_loss, message_objects, message_text, role_of, to_example
 from luthier.data.types import Example
 
 
@@ -18,7 +18,8 @@ def read(row: Mapping[str, Any], spec: DatasetSpec) -> Example:
 
 def speak(message: Mapping[str, Any], tags: Tags, place: str) -> Spoken:
     tag = message_text(message, tags.role_tag, place)
-    return Spoken(place, role_of(tag, tags), tag, message_text(message, tags.content_tag, place))
+    content = message_text(message, tags.content_tag, place)
+    return Spoken(place, role_of(tag, tags), tag, content, message_loss(message, content, place))
 
 
 FORMAT = Format(name="sharegpt", read=read)
