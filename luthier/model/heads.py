@@ -190,25 +190,12 @@ def linear_cross_entropy(
                 logits = torch.nn.functional.linear(
                     hidden[part], matrix, None if bias is None else bias.to(hidden.dtype)
                 )
-                logits = logits.to(total.dtype)
-                best[part] = logits.argmax(-1)
-                log_normaliser = logits.logsumexp(-1, keepdim=True)
-                picked = logits.gather(-1, targets[part, None])
-                nll = log_normaliser - picked
-                if label_smoothing:
-                    even = log_normaliser - logits.mean(-1, keepdim=True)
-                    nll = (1 - label_smoothing) * nll + label_smoothing * even
                 own = None if weights is None else weights[part]
-                counted = _counted(logits, log_normaliser, targets[part], own, weigh)
-                total += (nll.squeeze(-1) if counted is None else nll.squeeze(-1) * counted).sum()
+                best[part] = logits.argmax(-1)
+                loss, d_logits = _chunk_loss(logits.to(total.dtype), targets[part], label_smoothing, own, weigh)
+                total += loss
                 if not any(needs):
                     continue
-                d_logits = logits.sub_(log_normaliser).exp_()
-                d_logits.scatter_add_(-1, targets[part, None], torch.full_like(picked, label_smoothing - 1))
-                if label_smoothing:
-                    d_logits -= label_smoothing / d_logits.shape[-1]
-                if counted is not None:
-                    d_logits *= counted[:, None]
                 d_logits = d_logits.to(hidden.dtype)
                 if grads[0] is not None:
                     grads[0][part] = d_logits @ matrix
@@ -225,6 +212,29 @@ def linear_cross_entropy(
             return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
 
     return LinearCrossEntropy.apply(hidden, weight, bias)
+
+
+def _chunk_loss(
+    logits: "Tensor", targets: "Tensor", label_smoothing: float, weights: "Tensor | None", weigh: Weigh | None
+) -> "tuple[Tensor, Tensor]":
+    """The summed cross-entropy of a chunk, and its derivative by the logits, in whose place it is computed."""
+    import torch
+
+    log_normaliser = logits.logsumexp(-1, keepdim=True)
+    picked = logits.gather(-1, targets[:, None])
+    nll = log_normaliser - picked
+    if label_smoothing:
+        even = log_normaliser - logits.mean(-1, keepdim=True)
+        nll = (1 - label_smoothing) * nll + label_smoothing * even
+    counted = _counted(logits, log_normaliser, targets, weights, weigh)
+    loss = nll.sum() if counted is None else (nll.squeeze(-1) * counted).sum()
+    d_logits = logits.sub_(log_normaliser).exp_()
+    d_logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
+    if label_smoothing:
+        d_logits -= label_smoothing / d_logits.shape[-1]
+    if counted is not None:
+        d_logits *= counted[:, None]
+    return loss, d_logits
 
 
 def _counted(
