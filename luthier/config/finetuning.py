@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from luthier.config.fields import no_effect, variant
+from luthier.config.fields import variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,10 @@ class FinetuningConfig:
     """Stop after this many evaluations without improvement of `metric_for_best_model`."""
     plot_loss: bool = False
     """Draw the loss, and each other metric, as a PNG in `output_dir`."""
-    include_effective_tokens_per_second: bool = no_effect(
-        False, "tokens per second are always logged, as throughput", (True,)
-    )
-    """Report the tokens learnt per second over the whole run."""
+    include_effective_tokens_per_second: bool = False
+    """Report the tokens per second and device over the whole run, as `effective_tokens_per_sec`."""
+    profile_modules: tuple[str, ...] = ()
+    """Patterns of full module names, e.g. `*.mlp`, whose forward and backward passes are timed and told at each log."""
     freeze_vision_tower: bool = True
     """Leave the parts that see and hear as they are, in a model that reads more than text."""
     freeze_multi_modal_projector: bool = True

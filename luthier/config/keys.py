@@ -16,6 +16,7 @@ from luthier.config.generate import GeneratingConfig
 from luthier.config.later import LATER
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.model import ModelConfig
+from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
 from luthier.config.sections import Section
 from luthier.config.training import NOTES, TrainingKeys, training_table
@@ -28,6 +29,7 @@ CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer"))
 EXPORT = Section("export", ExportConfig, commands=("export",))
+PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
 LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
 
@@ -72,7 +74,7 @@ def sections() -> tuple[Section, ...]:
     ]
     optimizers = tuple(optimizer_sections().values())
     return (
-        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers),
+        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers, PROFILER),
         *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
 

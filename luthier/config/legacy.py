@@ -10,7 +10,7 @@ from luthier.config.training import NOTES, TrainingKeys
 from luthier.core.errors import InvalidInput
 
 _APEX = "mixed precision comes from PyTorch itself"
-READ_BY_US = ("overwrite_output_dir", "warmup_ratio", "label_smoothing_factor")
+READ_BY_US = ("overwrite_output_dir", "warmup_ratio", "label_smoothing_factor", "neftune_noise_alpha")
 """Keys of `TrainingKeys` that the workflow and the stages read themselves, so that transformers must not see them."""
 _NO_TPU = "this version does not run on TPUs"
 

@@ -17,6 +17,7 @@ from luthier.config.keys import (
     FINETUNING,
     GENERATING,
     MODEL,
+    PROFILER,
     QUANTIZATION,
     REGISTRIES,
     Key,
@@ -30,6 +31,7 @@ from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
 from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.optim_rules import OPTIM_RULES
+from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import (
     EXPORT_RULES,
@@ -56,13 +58,14 @@ PATHS = frozenset(
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
+        "profiler_output_dir",
     }
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, OUTPUT_RULES),
+        *(GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, OUTPUT_RULES),
     ),
     "infer": (MODEL_RULES, QUANTIZATION_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
@@ -234,7 +237,13 @@ class _Draft:
         if self.command == "train":
             method = self._section(self._variant_section("stage", stage))
             optimizers = {name: self._section(section) for name, section in self._optimizers().items()}
-            return TrainRun(**common, method=method, training=self._training(), optimizers=MappingProxyType(optimizers))
+            return TrainRun(
+                **common,
+                method=method,
+                training=self._training(),
+                optimizers=MappingProxyType(optimizers),
+                profiler=self._section(PROFILER),
+            )
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))
         return InferRun(**common)

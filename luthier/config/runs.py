@@ -9,6 +9,7 @@ from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig
 from luthier.config.generate import GeneratingConfig
 from luthier.config.model import ModelConfig
+from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
 from luthier.config.training import TrainingKeys
 from luthier.core.errors import Problem
@@ -34,6 +35,7 @@ class TrainRun:
     """The `config` of the finetuning type, e.g. `LoraConfig`."""
     optimizers: Mapping[str, Any]
     """Name -> `config` of each optimizer of luthier that is switched on: one at most, else `optim` decides."""
+    profiler: ProfilerConfig
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     warnings: tuple[Problem, ...] = ()

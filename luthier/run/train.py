@@ -182,6 +182,9 @@ def carry_out(
         training, was_interrupted = fit(trainer, resume_from)
         if training:
             metrics["train"] = training
+            if run.finetuning.include_effective_tokens_per_second:
+                per_device = training["train_tokens_per_second"] / trainer.args.world_size
+                metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
         if was_interrupted:
             info(how_to_go_on(run, output_dir))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
@@ -19,15 +19,19 @@ from luthier.model.heads import inspect_head
 from luthier.stages import Stage
 from luthier.training.arguments import trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.callbacks.module_profiler import ModuleProfiler
+from luthier.training.callbacks.neftune import NeftuneNoise
 from luthier.training.callbacks.progress import ProgressBar
+from luthier.training.callbacks.torch_profiler import TorchProfiler
 from luthier.training.callbacks.trainer_log import TrainerLog
+from luthier.training.gauges import Utilisation, gauges_of
 from luthier.training.optimizers import chosen
 from luthier.training.trainer import EvalMetrics, StageTrainer
 
 if TYPE_CHECKING:
     import datasets
     from torch import nn
-    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments
 
     from luthier.config.runs import TrainRun
 
@@ -66,6 +70,12 @@ def build_trainer(
     callbacks: list[TrainerCallback] = [log, ProgressBar(), *trackers(run.training["report_to"])]
     if run.finetuning.early_stopping_steps is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
+    callbacks += measuring(run)
+    is_16_bit = run.finetuning.pure_bf16 or run.training["bf16"] or run.training["fp16"]
+    gauges = gauges_of(args.device.type, is_16_bit=is_16_bit)
+    callbacks += [gauge for gauge in gauges if isinstance(gauge, Utilisation)]
+    if run.training["neftune_noise_alpha"]:
+        callbacks.append(NeftuneNoise(run.training["neftune_noise_alpha"]))
     num_together = args.world_size * args.eval_batch_size
     evals = {name: filled_up(rows, num_together) if args.world_size > 1 else rows for name, rows in data.eval.items()}
     eval_sets: Any = evals[""] if set(evals) == {""} else evals or None
@@ -83,8 +93,20 @@ def build_trainer(
         shuffle=not run.finetuning.disable_shuffling,
         eval_metrics=eval_metrics,
         build_optimizer=chosen(run),
+        gauges=gauges,
         superseded=superseded,
     )
+
+
+def measuring(run: "TrainRun") -> "list[TrainerCallback]":
+    """The profilers that the run asks for."""
+    found: list[TrainerCallback] = []
+    if run.profiler.enable_torch_profiler:
+        folder = run.profiler.profiler_output_dir or Path(run.training["output_dir"], "profiler")
+        found.append(TorchProfiler(run.profiler, Path(folder)))
+    if run.finetuning.profile_modules:
+        found.append(ModuleProfiler(run.finetuning.profile_modules))
+    return found
 
 
 def filled_up(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":

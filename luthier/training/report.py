@@ -69,7 +69,7 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    left_out = {"step", "epoch", "total_flos", "learning_rate", "throughput"}
+    left_out = {"step", "epoch", "total_flos", "learning_rate", "throughput", "vram_allocated", "vram_reserved"}
     names = {name for logs in history for name in logs} - left_out
     paths = []
     for name in sorted(names):
@@ -141,7 +141,15 @@ DECISIVE_KEYS = (
 
 def resolved_run(run: "TrainRun") -> dict[str, Any]:
     """Every key in effect but secrets: what the user gave, and the defaults of the sections and variants."""
-    sections = (run.model, run.data, run.method, run.adapter, run.finetuning, run.generating)
+    sections = (
+        run.model,
+        run.data,
+        run.method,
+        run.adapter,
+        run.finetuning,
+        run.generating,
+        *run.optimizers.values(),
+    )
     defaults = {name: value for section in sections for name, value in asdict(section).items()}
     decisive = {name: run.training[name] for name in DECISIVE_KEYS}
     values = {"stage": run.stage, "finetuning_type": run.finetuning_type, **defaults, **decisive}

@@ -33,6 +33,7 @@ from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
+from luthier.training.gauges import Gauge
 
 if TYPE_CHECKING:
     import datasets
@@ -67,11 +68,12 @@ class StageTrainer(Trainer):
         shuffle: bool = True,
         eval_metrics: EvalMetrics | None = None,
         build_optimizer: "Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None" = None,
+        gauges: Sequence[Gauge] = (),
         superseded: Sequence[Path] = (),
     ) -> None:
         """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
 
-        `build_optimizer`: (model, args) -> the optimizer; None leaves it to `optim`.
+        `build_optimizer`: (model, args) -> the optimizer; None leaves it to `optim`. `gauges` are asked at each log.
 
         `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
         """
@@ -91,7 +93,7 @@ class StageTrainer(Trainer):
             # The head's weight is sharded, or its forward compiled: the model itself has to call it.
             head = replace(head, linear=None)
         self.stage, self.stage_config, self.head = stage, config, head
-        self.build_optimizer = build_optimizer
+        self.build_optimizer, self.gauges = build_optimizer, gauges
         self.collate, self.shuffle, self.eval_metrics, self.superseded = collate, shuffle, eval_metrics, superseded
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
@@ -197,6 +199,8 @@ class StageTrainer(Trainer):
             }
             self._metrics = {}
             logs["throughput"] = round(self.throughput(), 2)
+            for gauge in self.gauges:
+                logs |= gauge()
         super().log(logs, start_time)
 
     def throughput(self) -> float:

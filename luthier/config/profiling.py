@@ -1,16 +1,16 @@
-"""Keys that measure where the time goes."""
+"""Keys of the profiler of PyTorch."""
 
 from dataclasses import dataclass
 
-from luthier.config.fields import refused
+from luthier.config.rules import Rules, at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilerConfig:
-    enable_torch_profiler: bool = refused(False, "profiling a run is not part of this version", "leave it out")
-    """Record a trace with torch.profiler."""
+    enable_torch_profiler: bool = False
+    """Record traces of some steps with torch.profiler, for Perfetto, chrome://tracing or TensorBoard."""
     profiler_output_dir: str | None = None
-    """Folder for traces; unset means `profiler` in `output_dir`."""
+    """Folder for traces; unset means `profiler` in `output_dir`. Each process has a folder `rank_N` in it."""
     profiler_wait_steps: int = 1
     """Steps to leave out before each trace."""
     profiler_warmup_steps: int = 1
@@ -27,7 +27,11 @@ class ProfilerConfig:
     """Record the lines of Python."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleProfilerConfig:
-    profile_modules: tuple[str, ...] = refused((), "timing modules is not part of this version", "leave it out")
-    """Patterns of module names whose passes are timed."""
+PROFILER_RULES = Rules(
+    (
+        at_least("profiler", "profiler_wait_steps", 0),
+        at_least("profiler", "profiler_warmup_steps", 0),
+        at_least("profiler", "profiler_active_steps", 1),
+        at_least("profiler", "profiler_repeat", 0),
+    )
+)

@@ -1,0 +1,24 @@
+"""How long the sequence is that each token of a batch stands in. B rows, T tokens of a row."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sequence_lengths(inputs: Mapping[str, Any]) -> "Tensor":
+    """(B, T) numbers of tokens, 0 at padding. `inputs`: what a model's `forward` takes (`luthier.data.collate`).
+
+    Sequences that lie behind one another in one row are told apart by `cu_seq_lens_q`, padding by `attention_mask`.
+    """
+    import torch
+
+    ids = inputs["input_ids"]
+    bounds, mask = inputs.get("cu_seq_lens_q"), inputs.get("attention_mask")
+    if bounds is not None:
+        lengths = bounds.diff().long()
+        return lengths.repeat_interleave(lengths)[None]
+    if mask is not None and mask.ndim == 2:
+        return mask.long() * mask.long().sum(1, keepdim=True)
+    return torch.full_like(ids, ids.shape[1])
