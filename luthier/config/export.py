@@ -30,6 +30,8 @@ class ExportConfig:
     """Write `.bin` files."""
     export_hub_model_id: str | None = None
     """Name on the Hugging Face hub to upload the export to."""
+    export_gguf: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    """Also write one GGUF file, in this number format, for llama.cpp and Ollama."""
     export_check: bool = True
     """Load the export again and compare its answers with those of base and adapters before merging."""
     export_max_kl: float | None = None

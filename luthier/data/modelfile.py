@@ -10,10 +10,12 @@ from luthier.data.templates import Slot, Special, Template, Token
 _NUM_CTX_TOKENS = 4096
 
 
-def modelfile(template: Template, *, bos_token: str | None, eos_token: str | None) -> str:
-    """The text of a Modelfile beside the weights. The tokens are the tokenizer's own, None if it has none."""
+def modelfile(template: Template, *, bos_token: str | None, eos_token: str | None, source: str = ".") -> str:
+    """The text of a Modelfile beside the weights, which are in `source`, the folder itself or a GGUF file.
+
+    The tokens are the tokenizer's own, None if it has none."""
     own = {"bos": bos_token or "", "eos": eos_token or ""}
-    lines = ["# Made by luthier.", "", "FROM .", "", f'TEMPLATE """{_go_template(template, own)}"""', ""]
+    lines = ["# Made by luthier.", "", f"FROM {source}", "", f'TEMPLATE """{_go_template(template, own)}"""', ""]
     if template.default_system:
         lines += [f'SYSTEM """{template.default_system}"""', ""]
     stops = dict.fromkeys(word for word in (eos_token, *template.stop_words) if word)

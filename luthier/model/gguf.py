@@ -6,6 +6,7 @@ table (name, dimensions, type, offset), then the tensors, aligned.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +41,8 @@ class GgufHeader:
     architecture: str
     tensors: tuple[GgufTensor, ...]
     data_start_bytes: int
+    keys: Mapping[str, Any]
+    """Key -> number or text. Of lists only the name is kept."""
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -66,7 +69,7 @@ def _read(file: BinaryIO, path: Path) -> GgufHeader:
     size = path.stat().st_size
     if tensors and start + max(tensor.offset_bytes for tensor in tensors) >= size:
         raise _Damaged(f"it ends after {size:,} bytes, in the middle of its tensors")
-    return GgufHeader(path, keys["general.architecture"], tensors, start)
+    return GgufHeader(path, keys["general.architecture"], tensors, start, keys)
 
 
 def _string(file: BinaryIO) -> str:

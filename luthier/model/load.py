@@ -24,6 +24,7 @@ from luthier.model.fitting import (
     replace_layers,
 )
 from luthier.model.gguf import check_loadable
+from luthier.model.gguf_config import repair_config
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import check_memory
 from luthier.model.merge import merge_adapters, put_beside, unwrap
@@ -57,12 +58,11 @@ def load_config(
 
     source = locate(name_or_path)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    if source.gguf_file:
-        check_loadable(Path(source.name) / source.gguf_file)
+    header = check_loadable(Path(source.name) / source.gguf_file) if source.gguf_file else None
     if not source.is_local:
         check_hub(source.name, cache_dir)
     with readable(source, "config"):
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             source.name,
             revision=revision,
             cache_dir=cache_dir,
@@ -70,6 +70,9 @@ def load_config(
             trust_remote_code=trust_remote_code,
             **options,
         )
+    if header is not None:
+        repair_config(config, header)
+    return config
 
 
 def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":

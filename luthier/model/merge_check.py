@@ -13,12 +13,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
-ALLOWED_MEAN_KL = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 3e-2}
+ALLOWED_MEAN_KL = {
+    "float32": 1e-5,
+    "float16": 3e-3,
+    "bfloat16": 3e-2,
+    "f32": 1e-5,
+    "f16": 3e-3,
+    "bf16": 3e-2,
+    "q8_0": 3e-2,
+}
 """By number format of the export, since W + B A is rounded to it. On a 135M model rounding costs 1e-11, 3e-5 and 2e-3
 nats; ten times that and more means that the weights are other ones."""
 
@@ -91,5 +98,6 @@ def agreement(before: "Sequence[Tensor]", after: "Sequence[Tensor]") -> Agreemen
     return Agreement(kl.mean().item(), kl.max().item(), same.double().mean().item(), len(kl))
 
 
-def allowed_mean_kl(dtype: "torch.dtype") -> float:
-    return ALLOWED_MEAN_KL.get(str(dtype).removeprefix("torch."), max(ALLOWED_MEAN_KL.values()))
+def allowed_mean_kl(*number_formats: str) -> float:
+    """The most that any of the formats which the weights go through may cost, e.g. `bfloat16` and `q8_0`."""
+    return max(ALLOWED_MEAN_KL[name] for name in number_formats)

@@ -1,5 +1,7 @@
 """Models on disk, in the layout of transformers: sharded safetensors, config, generation config, tokenizer."""
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+"""What a reward model has beside a causal model: a layer from hidden states to one number."""
 WEIGHT_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -61,3 +65,15 @@ def write_model(
         tokenizer.save_pretrained(folder)
     finally:
         model.config.use_cache, tokenizer.padding_side = use_cache, padding_side
+
+
+def copy_value_head(sources: Iterable[str], target: Path) -> Path | None:
+    """The value head of the first of the folders that has one (v_head.summary.weight and .bias) goes beside the model.
+
+    Returns the copy, None if none of them has a value head."""
+    for source in sources:
+        for name in VALUE_HEAD_FILES:
+            file = Path(source).expanduser() / name
+            if file.is_file():
+                return Path(shutil.copyfile(file, target / name))
+    return None

@@ -1,19 +1,23 @@
 """`luthier export RUN`: base model and adapters become one model folder that any program can load."""
 
 import gc
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, OutputError, RunFailed
-from luthier.core.files import require_apart, require_writable, save_folder_atomically
+from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
-from luthier.model.save import num_bytes, write_model
+from luthier.model.save import copy_value_head, num_bytes, write_model
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from luthier.config.runs import ExportRun
+    from luthier.model.merge_check import Reference
     from luthier.run.encoding import TextSide
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.gguf")
@@ -45,12 +49,13 @@ def export(run: "ExportRun") -> Path:
     from luthier.model.load import load_for_export
     from luthier.model.merge_check import Reference
     from luthier.run.encoding import load_text_side
-    from luthier.run.merge_check import check_written, sample_prompts
+    from luthier.run.merge_check import sample_prompts
 
     assert run.export.export_dir, "the rules of the run ask for it"
     target = Path(run.export.export_dir).expanduser()
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
     check_mergeable(run)
+    check_gguf(run)
     text = load_text_side(run)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
     model = load_for_export(run, before_merge=reference)
@@ -58,28 +63,21 @@ def export(run: "ExportRun") -> Path:
     if reference is not None and not reference.logits:
         reference(model)
     fit_to_text(model, text)
-    dtype, attention, facts = model.dtype, model.config._attn_implementation, {}
-    with save_folder_atomically(target, needed_bytes=num_bytes(model)) as draft:
+    attention = model.config._attn_implementation
+    with save_folder_atomically(target, needed_bytes=num_bytes(model) * (2 if run.export.export_gguf else 1)) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
-        write_modelfile(draft, text)
+        dtype = model.dtype
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
-        if reference is not None:
-            facts["merge_check"] = check_written(
-                draft,
-                reference,
-                dtype=dtype,
-                attn_implementation=attention,
-                device_map="auto" if run.export.export_device == "auto" else None,
-                max_mean_kl=run.export.export_max_kl,
-            )
+        gguf = write_extra_files(draft, run, text)
+        checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
         write_manifest(
             draft,
             model=run.model.model_name_or_path,
             adapters=list(run.model.adapter_name_or_path),
             dtype=str(dtype).removeprefix("torch."),
             template=run.data.template,
-            **facts,
+            **({"merge_check": checks} if checks else {}),
         )
     if run.export.export_hub_model_id:
         upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
@@ -98,13 +96,53 @@ def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
 
 
-def write_modelfile(folder: Path, text: "TextSide") -> None:
-    """For Ollama, unless the chat format is a program, which a Modelfile cannot hold."""
+def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide") -> Path | None:
+    """The value head of a reward model, the GGUF file if asked for, and the Modelfile for Ollama.
+
+    A chat format that is a program cannot stand in a Modelfile. Returns the GGUF file.
+    """
     from luthier.data.modelfile import modelfile
 
+    gguf = None
+    copy_value_head((*reversed(run.model.adapter_name_or_path), run.model.model_name_or_path), draft)
+    if (number_format := run.export.export_gguf) is not None:
+        from luthier.model.gguf_writer import gguf_name, write_gguf
+
+        gguf = draft / gguf_name(number_format)
+        write_gguf(draft, gguf, number_format)
     if text.template.kind != "program":
         own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
-        (folder / "Modelfile").write_text(modelfile(text.template, **own), encoding="utf-8")
+        source = f"./{gguf.name}" if gguf else "."
+        (draft / "Modelfile").write_text(modelfile(text.template, source=source, **own), encoding="utf-8")
+    return gguf
+
+
+def check_export(
+    draft: Path,
+    gguf: Path | None,
+    run: "ExportRun",
+    reference: "Reference | None",
+    *,
+    dtype: "torch.dtype",
+    attn_implementation: str,
+) -> dict[str, Any]:
+    """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for."""
+    from luthier.model.merge_check import allowed_mean_kl
+    from luthier.run.merge_check import FILE_NAME, check_written
+
+    if reference is None:
+        return {}
+    own, formats = run.export.export_max_kl, [str(dtype).removeprefix("torch.")]
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    how["device_map"] = "auto" if run.export.export_device == "auto" else None
+    facts = check_written(draft, reference, allowed_mean_kl=allowed_mean_kl(*formats) if own is None else own, **how)
+    if reference.merges:
+        facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
+    if gguf is not None:
+        allowed = allowed_mean_kl(*formats, str(run.export.export_gguf)) if own is None else own
+        facts["gguf"] = check_written(gguf, reference, allowed_mean_kl=allowed, **how)
+    write_atomically(draft / FILE_NAME, json.dumps(facts, indent=2) + "\n")
+    return facts
 
 
 def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
@@ -139,6 +177,24 @@ def check_mergeable(run: "ExportRun") -> None:
         raise ModelError(
             f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({method}), so adapters cannot"
             " be merged into them -> give the model that it was quantised from, or use model and adapter side by side"
+        )
+
+
+def check_gguf(run: "ExportRun") -> None:
+    """Raises `ModelError` for a model that GGUF has no layout for."""
+    from luthier.model.gguf_writer import check_writable
+    from luthier.model.load import load_config
+
+    keys = run.model
+    if run.export.export_gguf is not None:
+        check_writable(
+            load_config(
+                keys.model_name_or_path,
+                revision=keys.model_revision,
+                cache_dir=keys.cache_dir,
+                token=keys.hf_hub_token,
+                trust_remote_code=keys.trust_remote_code,
+            )
         )
 
 

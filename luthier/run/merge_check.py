@@ -1,16 +1,13 @@
 """The check at the end of an export: the written folder, loaded again, against base and adapters before merging."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError, RunFailed
-from luthier.core.files import write_atomically
 from luthier.core.log import info
 from luthier.data.sample_dialogues import SAMPLES
-from luthier.model.merge_check import Agreement, Reference, allowed_mean_kl
+from luthier.model.merge_check import Reference
 
 if TYPE_CHECKING:
     import torch
@@ -41,39 +38,30 @@ def sample_prompts(encoding: "Encoding") -> list[list[int]]:
 
 
 def check_written(
-    draft: Path,
+    written: Path,
     reference: Reference,
     *,
     dtype: "torch.dtype",
     attn_implementation: str,
     device_map: str | None,
-    max_mean_kl: float | None,
-) -> Mapping[str, Any]:
-    """Load `draft` and compare. Writes merge_check.json into it and returns what stands there.
+    allowed_mean_kl: float,
+) -> dict[str, Any]:
+    """Load `written`, a folder or a GGUF file, and compare. Returns what merge_check.json is to say.
 
-    `max_mean_kl`: nats, None for what `dtype` allows. Raises `RunFailed` if the models differ by more.
+    Raises `RunFailed` if the mean KL divergence is above `allowed_mean_kl`, in nats.
     """
     from luthier.model.load import load_model
 
-    model = load_model(str(draft), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
+    model = load_model(str(written), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
     found = reference.compare(model)
     del model
-    allowed = allowed_mean_kl(dtype) if max_mean_kl is None else max_mean_kl
-    facts = _facts(reference, found, allowed, dtype)
-    info(f"merge check: {found} (allowed: {allowed:g} nats)")
+    name = f" of {written.name}" if written.is_file() else ""
+    info(f"merge check{name}: {found} (allowed: {allowed_mean_kl:g} nats)")
     worst = max((found, *reference.merges), key=lambda one: one.mean_kl)
-    if not worst.mean_kl <= allowed:  # also where it is not a number
+    if not worst.mean_kl <= allowed_mean_kl:  # also where it is not a number
         raise RunFailed(
-            f"merge check: the export does not answer as base and adapters do ({worst}; allowed are {allowed:g} nats),"
-            " so it is not kept -> set infer_dtype: float32 if rounding may be the cause, or raise export_max_kl if"
-            " this is good enough"
+            f"merge check{name}: the export does not answer as base and adapters do ({worst}; allowed are "
+            f"{allowed_mean_kl:g} nats), so it is not kept -> set infer_dtype: float32 if rounding may be the cause, "
+            "or raise export_max_kl if this is good enough"
         )
-    write_atomically(draft / FILE_NAME, json.dumps(facts, indent=2) + "\n")
-    return facts
-
-
-def _facts(reference: Reference, found: Agreement, allowed: float, dtype: "torch.dtype") -> dict[str, Any]:
-    facts: dict[str, Any] = {**asdict(found), "allowed_mean_kl": allowed, "dtype": str(dtype).removeprefix("torch.")}
-    if reference.merges:
-        facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
-    return facts
+    return {**asdict(found), "allowed_mean_kl": allowed_mean_kl, "dtype": str(dtype).removeprefix("torch.")}

@@ -12,7 +12,7 @@ import torch
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.model.load import load_model
-from luthier.model.save import WEIGHT_FILES, num_bytes, write_model
+from luthier.model.save import WEIGHT_FILES, copy_value_head, num_bytes, write_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import byte_tokenizer, tiny_llama
 
@@ -78,3 +78,14 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_model(tmp_path):
         signal.signal(signal.SIGXFSZ, old_handler)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "saved"]
+
+
+def test_the_value_head_of_the_first_folder_that_has_one(tmp_path):
+    for name in ("none", "first", "second", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "value_head.bin").write_bytes(b"1")
+    (tmp_path / "second" / "value_head.safetensors").write_bytes(b"2")
+    sources = [str(tmp_path / name) for name in ("none", "first", "second")]
+    assert copy_value_head(sources[:1], tmp_path / "target") is None
+    assert copy_value_head(sources, tmp_path / "target") == tmp_path / "target" / "value_head.bin"
+    assert [file.name for file in (tmp_path / "target").iterdir()] == ["value_head.bin"]

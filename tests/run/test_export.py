@@ -318,3 +318,42 @@ def test_the_check_can_be_tightened_and_left_out(llama_folder, tmp_path):
     folder = exported(llama_folder, tmp_path / "out", lora, infer_dtype="bfloat16", export_check=False)
     assert not (folder / "merge_check.json").exists()
     assert "merge_check" not in read_manifest(folder)
+
+
+@pytest.mark.parametrize("number_format", ["f16", "q8_0"])
+def test_a_gguf_file_gives_the_same_greedy_answer(llama_folder, tmp_path, number_format):
+    lora = adapter(llama_folder, tmp_path / "lora")
+    folder = exported(llama_folder, tmp_path / "out", lora, export_gguf=number_format)
+    file = folder / f"model-{number_format}.gguf"
+    assert f"FROM ./{file.name}\n" in (folder / "Modelfile").read_text()
+    found = json.loads((folder / "merge_check.json").read_text())["gguf"]
+    assert found["mean_kl"] < 1e-4 < found["allowed_mean_kl"]
+    assert verify_folder(folder) == []
+
+    def answer(model: Path) -> str:
+        keys = {"template": "chatml", "do_sample": False, "max_new_tokens": 12, "infer_dtype": "float32"}
+        return luthier.chat({"model_name_or_path": str(model), **keys}).ask("Hello")
+
+    assert answer(file) == answer(folder)
+
+
+def test_a_model_that_gguf_has_no_layout_for_is_refused_before_it_is_loaded(tmp_path):
+    from transformers import GPT2Config
+
+    from tests.tiny import save_tiny
+
+    base = save_tiny(tmp_path / "base", GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(ModelError, match="models of type gpt2 cannot be written as GGUF"):
+        exported(base, tmp_path / "out", export_gguf="f16")
+
+
+def test_a_value_head_comes_along(llama_folder, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    lora = adapter(llama_folder, tmp_path / "lora")
+    head = {"v_head.summary.weight": torch.ones(1, 64), "v_head.summary.bias": torch.zeros(1)}
+    save_file(head, lora / "value_head.safetensors")
+    folder = exported(llama_folder, tmp_path / "out", lora)
+    assert torch.equal(load_file(folder / "value_head.safetensors")["v_head.summary.weight"], torch.ones(1, 64))
+    assert "value_head.safetensors" in read_manifest(folder)["files"]
