@@ -85,9 +85,9 @@ def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":
 
 def auto_class(config: "PreTrainedConfig") -> Any:
     """The class of transformers that builds the model of this config."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 
-    for auto in (AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
+    for auto in (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM):
         if type(config) in auto._model_mapping:
             return auto
     return AutoModelForCausalLM

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.model.pissa import is_pissa, save_as_lora
+from luthier.model.processor import copy_processor
 from luthier.model.rope import BESIDE_ADAPTER
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def write_model(
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
+        copy_processor(model, folder)
     finally:
         model.config.use_cache, tokenizer.padding_side = use_cache, padding_side
 

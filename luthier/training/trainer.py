@@ -28,6 +28,7 @@ from luthier.core.files import save_folder_atomically
 from luthier.model.heads import OutputHead
 from luthier.model.merge import unwrap
 from luthier.model.pissa import go_on, is_pissa
+from luthier.model.processor import copy_processor
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.model.types import Models
@@ -292,6 +293,8 @@ class StageTrainer(Trainer):
             save_beside_adapter(Path(folder), unwrap(self.model).config)
             self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
+        if self.args.should_save:
+            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir))
 
     def _require_finite(self) -> None:
         """Weights that are no numbers any more must not take the place of good ones. Raises `RunFailed`."""
