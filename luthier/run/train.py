@@ -49,6 +49,7 @@ def train(run: TrainRun) -> "RunResult":
     from luthier.core.files import require_space
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
+    from luthier.model.dropout import switch_dropout_off
     from luthier.model.save import num_saved_bytes
     from luthier.run.predict import generation_metrics
     from luthier.training.arguments import training_arguments
@@ -66,6 +67,8 @@ def train(run: TrainRun) -> "RunResult":
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
     model, padding_reason = load_policy(run, text, machine)
+    if not stage.has_dropout:
+        switch_dropout_off(model)
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     if run.trains:

@@ -68,6 +68,8 @@ class Stage:
     """Whether the model gives one number for a text (a reward model) instead of words."""
     asks_reference: "Callable[[TrainRun], bool]" = lambda run: False
     """Whether rows carry the log-probability that a reference model gives to the answer of each part."""
+    has_dropout: bool = True
+    """Whether dropout acts while training; without it what the model says of an answer is not left to chance."""
     units: Callable[[Mapping[str, Any]], float]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]

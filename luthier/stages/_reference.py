@@ -1,8 +1,14 @@
-"""The keys that name a reference model, for the stages that have one."""
+"""What the stages with a reference model share: the keys that name it, and the rules that come with it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from luthier.config.fields import refused
+from luthier.config.rules import Rule
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,3 +21,66 @@ class ReferenceConfig:
         None, "loading the reference model with fewer bits is not part of this version", "leave it out"
     )
     """Bits to load the reference model with."""
+
+
+def _of_adapter(run: "TrainRun", *keys: str) -> bool:
+    """Whether one of these keys of the adapter is set; not every kind of adapter has them."""
+    values = asdict(run.adapter)
+    return any(values.get(key) for key in keys)
+
+
+NO_DROPOUT = Rule(
+    ("lora_dropout", "module_dropout", "stage"),
+    "does not act: answers are compared by what the model says without dropout, as in the reference",
+    "leave it out",
+    lambda run: _of_adapter(run, "lora_dropout", "module_dropout"),
+    only_warns=True,
+)
+
+LAST_ANSWER_ONLY = (
+    *(
+        Rule(
+            (key, "stage"),
+            "is for stage sft; here the given answer alone is learned",
+            "leave it out",
+            lambda run, key=key: bool(run.given.get(key)),  # type: ignore[misc]
+        )
+        for key in ("train_on_prompt", "mask_history")
+    ),
+    Rule(
+        ("do_predict", "stage"),
+        "writes answers, which is for stage sft",
+        "leave it out, or use stage: sft with the trained model",
+        lambda run: run.training["do_predict"],
+    ),
+)
+"""What is asked of stage sft only."""
+
+
+def judges_itself(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
+    return Rule(
+        ("ref_model", "do_train"),
+        "is not given, and a run that does not train compares the model with itself, so all rewards are 0",
+        "set ref_model: the model that training began with",
+        lambda run: not run.trains and asks_reference(run) and run.method.ref_model is None,
+        only_warns=True,
+    )
+
+
+def adapters_alone(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
+    return Rule(
+        ("ref_model_adapters", "ref_model"),
+        "are adapters of ref_model, and there is none",
+        "set ref_model, e.g. to the same as model_name_or_path",
+        lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
+    )
+
+
+def without_pissa(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
+    return Rule(
+        ("pissa_init", "stage"),
+        "moves a part of the weights into the adapter and rounds on the way, while the reference model has to stay"
+        " what it is",
+        "leave it out",
+        lambda run: asks_reference(run) and _of_adapter(run, "pissa_init"),
+    )

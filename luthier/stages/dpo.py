@@ -1,43 +1,66 @@
 """Direct preference optimisation and its relatives: a better and a worse answer to the same prompt.
 
-With pi the policy, r the reference, y_w the chosen and y_l the rejected answer to x:
+P pairs of a batch. Of every pair one loss is taken by `pref_loss` (the equations stand in `_preference_losses`):
 
-    log-ratio  d(y) = log pi(y | x) - log r(y | x),    margin  z = beta (d(y_w) - d(y_l))
-    sigmoid    -log sigmoid(z)                                       (https://arxiv.org/abs/2305.18290, eq. 7)
+    L = (loss + w_bco BCO) / (1 + w_bco) + w_ftx NLL(chosen)
+
+with w_bco = `pref_bco_weight`, w_ftx = `pref_ftx` and NLL the mean over the tokens of the chosen answer of -log pi.
+
+`ld_alpha` (LD-DPO, https://arxiv.org/abs/2409.06411): with n tokens in the shorter answer of a pair, the policy's
+log-probability of the longer one is that of its first n tokens plus ld_alpha times that of the others. As in the
+reference implementation the reference model's is left as it is.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.fields import refused
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules import Rule, Rules, above, at_least, within
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState
-from luthier.stages._logps import sequence_logps
-from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, count_pairs, halves, is_real
-from luthier.stages._reference import ReferenceConfig
+from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
+from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
+from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
+from luthier.stages._preference_losses import KNOBS, LOSSES, PairLoss, bco_pair, odds_ratio
+from luthier.stages._reference import (
+    LAST_ANSWER_ONLY,
+    NO_DROPOUT,
+    ReferenceConfig,
+    adapters_alone,
+    judges_itself,
+    without_pissa,
+)
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.config.runs import TrainRun
+
+SMOOTHED = tuple(name for name, loss in LOSSES.items() if "label_smoothing" in loss.reads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DpoConfig(ReferenceConfig):
     pref_beta: float = 0.1
     """Strength of the pull towards the reference model; for orpo the weight of the odds ratio term."""
-    pref_ftx: float = refused(0.0, "is not part of this version", "leave it out")
+    pref_ftx: float = 0.0
     """Weight of the plain sft loss on the chosen answer, added to the preference loss."""
-    pref_bco_weight: float = refused(0.0, "is not part of this version", "leave it out")
+    pref_bco_weight: float = 0.0
     """Weight of the binary classifier loss mixed into the preference loss (https://arxiv.org/abs/2404.04656)."""
-    pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = "sigmoid"
+    pref_loss: Literal[
+        "sigmoid", "robust", "hinge", "ipo", "kto_pair", "orpo", "simpo", "exo_pair", "bco_pair", "apo_zero",
+        "apo_down", "sppo",
+    ] = "sigmoid"  # fmt: skip
     """Which preference loss."""
-    dpo_label_smoothing: float = refused(0.0, "is not part of this version", "leave it out")
+    dpo_label_smoothing: float = 0.0
     """Share of the pairs taken to be labelled the wrong way round, 0 to 0.5."""
-    simpo_gamma: float = refused(0.5, "is not part of this version", "leave it out")
+    simpo_gamma: float = 0.5
     """Margin of SimPO (https://arxiv.org/abs/2405.14734)."""
-    ld_alpha: float | None = refused(None, "is not part of this version", "leave it out")
+    ld_alpha: float | None = None
     """Weight of the tokens beyond the length of the shorter answer (https://arxiv.org/abs/2409.06411)."""
+
+
+def asks_reference(run: "TrainRun") -> bool:
+    return LOSSES[run.method.pref_loss].has_reference
 
 
 RULES = Rules(
@@ -45,46 +68,164 @@ RULES = Rules(
         NO_SPLIT,
         *NO_PACKING,
         *NO_ANSWERS,
+        *LAST_ANSWER_ONLY,
+        NO_DROPOUT,
+        judges_itself(asks_reference),
+        adapters_alone(asks_reference),
+        without_pissa(asks_reference),
+        above("method", "pref_beta", 0),
+        at_least("method", "pref_ftx", 0),
+        at_least("method", "pref_bco_weight", 0),
+        at_least("method", "simpo_gamma", 0),
+        at_least("method", "ld_alpha", 0),
+        within("method", "dpo_label_smoothing", 0, 0.5, or_high=True),
         Rule(
-            ("pref_loss",),
-            "is not part of this version",
-            "use pref_loss: sigmoid",
-            lambda run: run.method.pref_loss != "sigmoid",
+            ("dpo_label_smoothing", "pref_loss"),
+            "only the losses sigmoid, robust and exo_pair take pairs to be labelled the wrong way round",
+            "set pref_loss: sigmoid, or leave it out",
+            lambda run: run.method.dpo_label_smoothing > 0 and run.method.pref_loss not in SMOOTHED,
+        ),
+        Rule(
+            ("dpo_label_smoothing", "pref_loss"),
+            "half of the pairs labelled the wrong way round leave nothing to learn, and robust divides by it",
+            "set it below 0.5",
+            lambda run: run.method.dpo_label_smoothing == 0.5 and run.method.pref_loss == "robust",
+        ),
+        Rule(
+            ("pref_loss", "dpo_label_smoothing"),
+            "exo_pair compares the policy with a preference that is not quite certain",
+            "set dpo_label_smoothing above 0, e.g. 0.001",
+            lambda run: run.method.dpo_label_smoothing == 0 and run.method.pref_loss == "exo_pair",
+        ),
+        Rule(
+            ("pref_bco_weight", "pref_loss"),
+            "mixes in a loss that compares with a reference model, and this one has none",
+            "leave it out, or choose another pref_loss",
+            lambda run: run.method.pref_bco_weight > 0 and not asks_reference(run),
+        ),
+        Rule(
+            ("simpo_gamma", "pref_loss"),
+            "is read by pref_loss: simpo only",
+            "leave it out",
+            lambda run: "simpo_gamma" in run.given and run.method.pref_loss != "simpo",
+            only_warns=True,
+        ),
+        *(
+            Rule(
+                (key, "pref_loss"),
+                "is not read, since this loss has no reference model",
+                "leave it out",
+                lambda run, key=key: bool(getattr(run.method, key)) and not asks_reference(run),  # type: ignore[misc]
+                only_warns=True,
+            )
+            for key in ("ref_model", "ref_model_adapters")
         ),
     )
 )
 
 
-def asks_reference(run: "TrainRun") -> bool:
-    return True
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a loss compares."""
+
+    logps: SequenceLogps
+    policy: "Tensor"
+    """(2 P,) log pi(y | x), with `ld_alpha`."""
+    values: Halves
+    """d_w and d_l of `LOSSES`."""
+    ratios: Halves | None
+    """The sums of d_w and d_l even where a loss takes means; None without a reference."""
+
+
+def compared(models: Models, batch: Mapping[str, Any], kind: PairLoss, ld_alpha: float | None) -> Compared:
+    logps = sequence_logps(models, batch)
+    policy = logps.sums if ld_alpha is None else shortened(logps, batch, ld_alpha)
+    ratios = policy - batch["reference_logps"] if kind.has_reference else None
+    values = policy if ratios is None else ratios
+    if kind.is_mean:
+        policy, values = (numbers / logps.lengths.clamp(min=1) for numbers in (policy, values))
+    return Compared(logps, policy, halves(values), None if ratios is None else halves(ratios))
+
+
+def shortened(logps: SequenceLogps, batch: Mapping[str, Any], ld_alpha: float) -> "Tensor":
+    """(2 P,) log-probabilities of which the tokens beyond the shorter answer of a pair count `ld_alpha` times."""
+    import torch
+
+    rows = batch["target_rows"]
+    first = logps.lengths.cumsum(0) - logps.lengths
+    place = torch.arange(rows.numel(), device=rows.device) - first[rows]
+    shorter = torch.minimum(*logps.lengths.chunk(2)).repeat(2)
+    weights = torch.where(place < shorter[rows], 1.0, ld_alpha).to(logps.tokens.dtype)
+    return summed_by_sequence(logps.tokens * weights, batch)
 
 
 def loss(
     models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """The sum over the pairs of a batch."""
-    from torch.nn.functional import logsigmoid
-
-    logps = sequence_logps(models, batch)
-    rewards = halves(config.pref_beta * (logps.sums - batch["reference_logps"]))
-    real = is_real(batch).to(logps.sums.dtype)
-    margins = rewards.chosen - rewards.rejected
-    count = float(real.sum())
-
-    def total(values: Any) -> Any:
-        return (values.detach() * real).sum()
-
-    metrics = {
-        "rewards/chosen": (total(rewards.chosen), count),
-        "rewards/rejected": (total(rewards.rejected), count),
-        "rewards/accuracies": (total((margins > 0).to(real.dtype)), count),
-        "rewards/margins": (total(margins), count),
-        "logps/chosen": (total(halves(logps.sums).chosen), count),
-        "logps/rejected": (total(halves(logps.sums).rejected), count),
-        "logits/chosen": (total(halves(logps.mean_logits).chosen), count),
-        "logits/rejected": (total(halves(logps.mean_logits).rejected), count),
+    kind, beta = LOSSES[config.pref_loss], config.pref_beta
+    found = compared(models, batch, kind, config.ld_alpha)
+    chosen, rejected = found.values.chosen, found.values.rejected
+    knobs = {name: getattr(config, key) for name, key in KNOBS.items()} | dict(state)
+    losses = kind.of(chosen, rejected, beta=beta, **{name: knobs[name] for name in kind.reads})
+    if config.pref_bco_weight:
+        assert found.ratios is not None, "the rules ask for a loss with a reference"
+        bco = bco_pair(found.ratios.chosen, found.ratios.rejected, beta=beta, mean_reward=state["mean_reward"])
+        losses = (losses + config.pref_bco_weight * bco) / (1 + config.pref_bco_weight)
+    means = halves(found.logps.sums / found.logps.lengths.clamp(min=1))
+    if config.pref_ftx:
+        losses = losses - config.pref_ftx * means.chosen
+    real = is_real(batch).to(losses.dtype)
+    shown = {
+        "rewards/chosen": beta * chosen,
+        "rewards/rejected": beta * rejected,
+        "rewards/accuracies": (chosen > rejected).to(losses.dtype),
+        "rewards/margins": beta * (chosen - rejected),
+        "logps/chosen": halves(found.policy).chosen,
+        "logps/rejected": halves(found.policy).rejected,
+        "logits/chosen": halves(found.logps.mean_logits).chosen,
+        "logits/rejected": halves(found.logps.mean_logits).rejected,
     }
-    return LossOutput((-logsigmoid(margins) * real).sum(), metrics)
+    if config.pref_loss == "orpo":
+        shown |= {"sft_loss": -means.chosen, "odds_ratio_loss": odds_ratio(chosen, rejected)}
+    count = float(real.sum())
+    return LossOutput(
+        (losses * real).sum(), {name: ((value.detach() * real).sum(), count) for name, value in shown.items()}
+    )
+
+
+def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: StageState) -> Sums:
+    """The rewards of both sides, for the losses that compare with their means."""
+    kind = LOSSES[config.pref_loss]
+    if "chosen_kl" not in kind.reads and not _asks_mean_reward(config):
+        return {}
+    ratios = compared(models, batch, kind, config.ld_alpha).ratios
+    assert ratios is not None, "only losses with a reference have means"
+    real = is_real(batch).to(ratios.chosen.dtype)
+    count = float(real.sum())
+    return {"chosen": ((ratios.chosen * real).sum(), count), "rejected": ((ratios.rejected * real).sum(), count)}
+
+
+def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: DpoConfig) -> StageState:
+    """The means for the losses: over this step for kto_pair, over all pairs so far for the BCO."""
+    if not means:
+        return state
+    (chosen, count), (rejected, _) = means["chosen"], means["rejected"]
+    learned = {"chosen_kl": max(chosen, 0.0), "rejected_kl": max(rejected, 0.0)}
+    if not _asks_mean_reward(config):
+        return learned
+    before, num_before = state.get("mean_reward", 0.0), state.get("num_pairs", 0.0)
+    num_pairs = num_before + count
+    reward = config.pref_beta * (chosen + rejected) / 2
+    return {
+        **learned,
+        "mean_reward": before + (reward - before) * count / max(num_pairs, 1.0),
+        "num_pairs": num_pairs,
+    }
+
+
+def _asks_mean_reward(config: DpoConfig) -> bool:
+    return config.pref_bco_weight > 0 or "mean_reward" in LOSSES[config.pref_loss].reads
 
 
 STAGE = Stage(
@@ -92,7 +233,9 @@ STAGE = Stage(
     config=DpoConfig,
     rows=PAIRS,
     asks_reference=asks_reference,
+    has_dropout=False,
     units=count_pairs,
     loss=loss,
+    survey=Survey(sums=sums, learn=learn),
     check=RULES,
 )

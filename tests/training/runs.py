@@ -27,6 +27,14 @@ TOOLS = json.dumps(
         }
     ]
 )
+PAIRS = [
+    {
+        "instruction": f"Say the number {number}.",
+        "chosen": f"{'very ' * (number % 3)}well: {number}",
+        "rejected": f"no{'!' * (number % 4 + 1)}",
+    }
+    for number in range(16)
+]
 
 
 def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
@@ -40,6 +48,7 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
     data.mkdir(parents=True)
     (data / "numbers.json").write_text(json.dumps(rows), encoding="utf-8")
     (data / "tools.json").write_text(json.dumps(talks), encoding="utf-8")
+    (data / "pairs.json").write_text(json.dumps(PAIRS), encoding="utf-8")
     (data / "plain.txt").write_text(
         "".join(f"This is line {n} of a plain text.\n" for n in range(60)), encoding="utf-8"
     )
@@ -49,6 +58,11 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
             "file_name": "tools.json",
             "formatting": "sharegpt",
             "columns": {"messages": "conversations", "tools": "tools"},
+        },
+        "pairs": {
+            "file_name": "pairs.json",
+            "ranking": True,
+            "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
         },
         "plain": {"file_name": "plain.txt", "columns": {"prompt": "text"}},
     }
