@@ -47,24 +47,26 @@ def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOp
     return None
 
 
-def alone(switch: str) -> tuple[Rule, ...]:
-    """An optimizer is the only one of its run, and sees whole weights."""
-    return (
+def alone(switch: str) -> Rule:
+    """The optimizer is the only one of its run."""
+    return Rule(
+        (switch,),
+        "another optimizer is switched on too",
+        "keep one of them",
+        lambda run: len(run.optimizers) > 1,
+    )
+
+
+def unsharded(switch: str) -> tuple[Rule, ...]:
+    """The optimizer reads rows, columns or all of a weight, so each process must have all of it."""
+    return tuple(
         Rule(
-            (switch,),
-            "another optimizer is switched on too",
-            "keep one of them",
-            lambda run: len(run.optimizers) > 1,
-        ),
-        *(
-            Rule(
-                (switch, key),
-                f"needs whole weights, and {key} gives each process a part of them",
-                f"leave {key} out, or take an optimizer of optim",
-                lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
-            )
-            for key in ("deepspeed", "fsdp")
-        ),
+            (switch, key),
+            f"needs whole weights, and {key} gives each process a part of them",
+            f"leave {key} out, or take an optimizer of optim",
+            lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
+        )
+        for key in ("deepspeed", "fsdp")
     )
 
 

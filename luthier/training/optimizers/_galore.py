@@ -73,4 +73,18 @@ class GaLore(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        self.inner.load_state_dict(state_dict["inner"])
+        restore(self.inner, state_dict["inner"])
+
+
+def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Loads the state as it was saved: torch rounds all of it to the number type of the weights, which loses digits.
+
+    Adafactor keeps float32 beside weights of 16 bits.
+    """
+    optimizer.load_state_dict(state_dict)
+    for saved_group, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        for index, weight in zip(saved_group["params"], group["params"], strict=True):
+            state = optimizer.state[weight]
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, torch.Tensor) and name in state and state[name].dtype != value.dtype:
+                    state[name] = value.to(weight.device, copy=True)

@@ -20,6 +20,7 @@ from luthier.training.optimizers import (
     built_on,
     layerwise,
     no_less,
+    unsharded,
     whole_model,
 )
 
@@ -55,7 +56,8 @@ class ApolloConfig:
 
 RULES = Rules(
     (
-        *alone("use_apollo"),
+        alone("use_apollo"),
+        *unsharded("use_apollo"),
         whole_model("use_apollo"),
         built_on("use_apollo", ADAMW),
         better_in_16_bits("use_apollo"),

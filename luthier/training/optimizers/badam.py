@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.config.rules import Rule, Rules
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
-from luthier.training.optimizers import ANY_BASE, Optimizer, alone, built_on, one_process, whole_model
+from luthier.training.optimizers import ANY_BASE, Optimizer, alone, built_on, one_process, unsharded, whole_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,8 @@ def _is_no_interval(run: Any) -> bool:
 
 RULES = Rules(
     (
-        *alone("use_badam"),
+        alone("use_badam"),
+        *unsharded("use_badam"),
         whole_model("use_badam"),
         built_on("use_badam", ANY_BASE),
         one_process("use_badam", "each process would train a block by itself", lambda run: True),

@@ -19,6 +19,7 @@ from luthier.training.optimizers import (
     built_on,
     layerwise,
     no_less,
+    unsharded,
     whole_model,
 )
 
@@ -48,7 +49,8 @@ class GaloreConfig:
 
 RULES = Rules(
     (
-        *alone("use_galore"),
+        alone("use_galore"),
+        *unsharded("use_galore"),
         whole_model("use_galore"),
         built_on("use_galore", ANY_BASE),
         better_in_16_bits("use_galore"),

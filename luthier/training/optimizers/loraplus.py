@@ -28,7 +28,7 @@ class LoraPlusConfig:
 
 RULES = Rules(
     (
-        *alone("loraplus_lr_ratio"),
+        alone("loraplus_lr_ratio"),
         Rule(
             ("loraplus_lr_ratio", "finetuning_type"),
             "is about the two matrices of LoRA",
@@ -68,10 +68,10 @@ def build(model: "nn.Module", args: "TrainingArguments", config: LoraPlusConfig)
 
 
 def kind_of(name: str, weight: "nn.Parameter") -> str:
-    """What is trained in full beside the adapter counts as A."""
+    """What is trained in full beside the adapter counts as A. FSDP may have made any weight flat."""
     if "lora_embedding_" in name:
         return "embedding"
-    return "B" if "lora_B" in name or weight.ndim == 1 else "A"
+    return "B" if "lora_B" in name or (weight.ndim == 1 and "lora_A" not in name) else "A"
 
 
 OPTIMIZER = Optimizer(name="loraplus", switch="loraplus_lr_ratio", config=LoraPlusConfig, build=build, check=RULES)

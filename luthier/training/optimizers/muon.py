@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.rules import Rules
-from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on
+from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on, unsharded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class MuonConfig:
     """Make the update of each matrix orthogonal (https://arxiv.org/abs/2502.16982)."""
 
 
-RULES = Rules((*alone("use_muon"), built_on("use_muon", ADAMW)))
+RULES = Rules((alone("use_muon"), *unsharded("use_muon"), built_on("use_muon", ADAMW)))
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> "TorchOptimizer":

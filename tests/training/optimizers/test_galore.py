@@ -84,7 +84,9 @@ LAYERWISE = {"galore_layerwise": True, "gradient_accumulation_steps": 1}
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
-@pytest.mark.parametrize(("dtype", "optim"), [(torch.float32, "adafactor"), (torch.bfloat16, "adamw_torch")])
+@pytest.mark.parametrize(
+    ("dtype", "optim"), [(torch.float32, "adafactor"), (torch.bfloat16, "adafactor"), (torch.bfloat16, "adamw_torch")]
+)
 def test_it_resumes(tmp_path, dtype, optim, layerwise):
     keys = {"galore_rank": 4, "galore_update_interval": 3, "galore_layerwise": layerwise, "use_galore": True}
     assert_resumes("galore", tmp_path, dtype=dtype, args=arguments(tmp_path, optim=optim, weight_decay=0.1), **keys)

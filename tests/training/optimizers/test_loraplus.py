@@ -56,3 +56,8 @@ def test_what_does_not_go_together_is_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "loraplus_lr_ratio": 16, **keys})
     assert text in str(caught.value)
+
+
+def test_processes_may_share_the_weights_out():
+    run = load_train({**RUN, "loraplus_lr_ratio": 16, "fsdp": "full_shard"})
+    assert run.optimizers["loraplus"].loraplus_lr_ratio == 16
