@@ -12,6 +12,7 @@ from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
 from luthier.model.layers import inserted_layers, layer_list
+from luthier.model.loftq import start_from_quantisation_error
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.new_adapter import GIVEN_ON_QUANTISED, common_settings, start_adapter
 from luthier.model.pissa import start_from_principal_parts
@@ -50,6 +51,8 @@ class LoraConfig:
     """Iterations of the fast SVD of PiSSA; -1 takes the exact SVD."""
     pissa_convert: bool = False
     """Copy the adapter to `output_dir`/pissa_converted too; what PiSSA saves is a plain LoRA adapter in any case."""
+    loftq_init: bool = False
+    """Start from the error of quantisation instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
 
 
 def _asks_reference(run: Any) -> bool:
@@ -104,6 +107,18 @@ RULES = Rules(
             "",
             lambda run: run.adapter.pissa_iter < -1,
         ),
+        Rule(
+            ("loftq_init", "quantization_bit"),
+            "starts from the error of quantisation, and nothing is quantised here",
+            "set quantization_bit: 4, or leave it out",
+            lambda run: run.adapter.loftq_init and run.quantization.quantization_bit is None,
+        ),
+        Rule(
+            ("loftq_init", "use_dora"),
+            "changes the direction that DoRA starts from",
+            "leave one of the two out",
+            lambda run: run.adapter.loftq_init and run.adapter.use_dora,
+        ),
         *(
             Rule(
                 (key, "pissa_init"),
@@ -156,7 +171,23 @@ def apply(
     adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
     if config.pissa_init:
         start_from_principal_parts(adapted, config.pissa_iter)
+    if config.loftq_init:
+        start_from_quantisation_error(adapted, _original(model, given))
     return adapted
+
+
+def _original(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
+    """The model once more, with its weights as they are in the file."""
+    from luthier.model.load import checkpoint_dtype, load_model
+
+    return load_model(
+        model.config._name_or_path,
+        dtype=checkpoint_dtype(model.config) or model.dtype,
+        attn_implementation="eager",
+        revision=given.revision,
+        cache_dir=given.cache_dir,
+        token=given.token,
+    )
 
 
 def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]) -> Targets:
