@@ -18,7 +18,7 @@ from luthier.core.errors import InvalidInput, UnknownVariant
 from tools import training_keys
 
 REFERENCE_KEYS = (Path(__file__).parent / "reference_keys.txt").read_text(encoding="utf-8").split()
-OWN_KEYS = {"checkpoint_every", "export_check", "export_gguf", "export_max_kl", "on_overlong"}
+OWN_KEYS = {"checkpoint_every", "export_check", "export_gguf", "export_max_kl", "loftq_init", "on_overlong"}
 PACKAGE = Path(luthier.__file__).parent
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
 
