@@ -72,7 +72,8 @@ def load_config(
         )
     if header is not None:
         repair_config(config, header)
-    return config
+    # Of a model that also speaks (Qwen Omni), the part that reads and writes.
+    return getattr(config, "thinker_config", config)
 
 
 def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":

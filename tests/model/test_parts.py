@@ -179,3 +179,31 @@ def test_a_model_of_text_has_no_parts(llama_folder):
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
     assert not find_parts(model)
     assert frozen_parts(model, **dict.fromkeys(FLAGS, True)) == ()
+
+
+def test_of_a_model_that_speaks_the_part_that_reads_and_writes_is_loaded(tmp_path):
+    from transformers import AutoModelForMultimodalLM
+
+    from luthier.model.load import load_model
+
+    thinker = {
+        "text_config": {**TEXT, **MROPE, "head_dim": 16},
+        "vision_config": FAMILIES["qwen2_5_vl"][1],
+        "audio_config": {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "output_dim": 64,
+        },
+    }
+    config = AutoConfig.for_model("qwen2_5_omni", enable_audio_output=False, thinker_config=thinker)
+    whole = AutoModelForMultimodalLM.from_config(config)
+    whole.save_pretrained(tmp_path / "whole")
+    model = load_model(str(tmp_path / "whole"), dtype=torch.float32)
+    for (name, weight), expected in zip(model.named_parameters(), whole.thinker.parameters(), strict=True):
+        assert torch.equal(weight, expected), name
+    assert "model.audio_tower" in find_parts(model).towers
+    model.save_pretrained(tmp_path / "part")
+    again = load_model(str(tmp_path / "part"), dtype=torch.float32)
+    assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)

@@ -37,6 +37,8 @@ def test_a_run_on_text_trains_the_language_model_and_keeps_the_processor(llava_f
     train(load_train({**keys, "do_train": True, "report_to": "none"}))
     for folder in (out, out / "checkpoint-2"):
         assert json.loads((folder / "preprocessor_config.json").read_text()) == SETTINGS
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["computed_with"] == {"attention": "sdpa", "dtype": "float32"}
 
 
 def test_an_export_has_it_too(llava_folder, tmp_path):
