@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-data clean
+.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,13 +48,16 @@ keys: $(VENV)/.installed  ## the table of training keys and the key reference, f
 	$(BIN)/python -m tools.training_keys
 	$(BIN)/python -m luthier.config.reference
 
-bench: bench-startup bench-train bench-data  ## all benchmarks
+bench: bench-startup bench-train bench-qlora bench-data  ## all benchmarks
 
 bench-startup: $(VENV)/.installed  ## CPU seconds of `version`, `--help` and `check`
 	$(BIN)/python benchmarks/bench_startup.py
 
 bench-train: $(VENV)/.installed $(MODEL)  ## tokens per second of LoRA sft against transformers.Trainer with peft
 	$(BIN)/python benchmarks/bench_train.py
+
+bench-qlora: $(VENV)/.installed $(MODEL)  ## loss and memory of LoRA on a 4-bit base against LoRA on the base itself
+	$(BIN)/python benchmarks/bench_qlora.py
 
 bench-data: $(VENV)/.installed $(MODEL)  ## rows per second from JSON to Arrow against the tokenizer alone; peak memory
 	$(BIN)/python benchmarks/bench_data.py --long

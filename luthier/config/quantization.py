@@ -14,6 +14,8 @@ from luthier.core.kinds import ADAPTERS, QUANTIZERS
 
 CHECKPOINT_METHODS = ("gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
 """Names of the reference that describe checkpoints. Nothing can be quantised by them while it is loaded."""
+GROWING_KEYS = ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config")
+"""Keys that give the embeddings new rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ QUANTIZED_TRAINING_RULES = Rules(
                 "add the tokens to the original model first, or leave quantization_bit out",
                 lambda run, key=key: _quantises(run) and bool(getattr(run.model, key)),  # type: ignore[misc]
             )
-            for key in ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config")
+            for key in GROWING_KEYS
         ),
         Rule(
             ("train_from_scratch", "quantization_bit"),

@@ -6,6 +6,7 @@ from luthier.core.log import info, warn
 from luthier.core.machine import Machine
 from luthier.model.attention import Attention
 from luthier.model.merge import GivenAdapters, adapter_path
+from luthier.model.packed import require_trainable
 from luthier.model.parts import frozen_parts
 from luthier.model.rope import stretch_context, take_from_adapter
 from luthier.model.router import set_router_loss
@@ -27,6 +28,7 @@ def given_adapters(keys: "ModelConfig") -> GivenAdapters:
 
 def fit_training_config(run: "TrainRun", config: "PreTrainedConfig") -> None:
     """Raises `ModelError` for a model that has not what a key asks for."""
+    require_trainable(run, config)
     fit_positions(run.model, run.data.cutoff_len, config)
     if run.model.moe_aux_loss_coef is not None:
         set_router_loss(config, run.model.moe_aux_loss_coef)

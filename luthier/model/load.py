@@ -28,6 +28,7 @@ from luthier.model.gguf_config import repair_config
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import check_memory
 from luthier.model.merge import merge_adapters, put_beside, unwrap
+from luthier.model.packed import open_packed, packing_of, stay_unpacked
 from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched
@@ -144,7 +145,8 @@ def load_model(
         from transformers import GgufConfig
 
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    if device_map is None and quantization is None:  # several devices hold more, and fewer bits need less
+    is_packed = packing_of(config) is not None
+    if device_map is None and quantization is None and not is_packed:  # several devices hold more; few bits need less
         check_memory(source, dtype)
     if device_map is not None:
         common |= {"device_map": device_map, "offload_folder": offload_folder}
@@ -157,6 +159,8 @@ def load_model(
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
     bitsandbytes_cpu.keep_as_loaded(model)
+    if is_packed:
+        stay_unpacked(model)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
@@ -307,7 +311,7 @@ def load_for_export(
         return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
     device_map = "auto" if run.export.export_device == "auto" else None
-    return _load_merged(run.model, machine, choose_dtype, device_map, before_merge)
+    return _load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True)
 
 
 def _load_merged(
@@ -317,9 +321,11 @@ def _load_merged(
     device_map: str | None,
     before_merge: "Callable[[PeftModel], None] | None" = None,
     quantization: Quantization | None = None,
+    unpacks: bool = False,
 ) -> "PreTrainedModel":
     fit_config = partial(fit_positions, keys, None)
-    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, device_map=device_map, quantization=quantization)
+    how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
+    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, **how)
     given = given_adapters(keys)
     put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
     model = put(model, given=given)
@@ -336,10 +342,11 @@ def _load_base(
     device_map: str | None = None,
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
+    unpacks: bool = True,
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
     """The model without adapters, and what became of the number format and the attention asked for.
 
-    `fit_config`: changes the config before the model is built.
+    `fit_config`: changes the config before the model is built. `unpacks`: see `open_packed`.
     """
     hub: dict[str, Any] = {
         "revision": keys.model_revision,
@@ -349,6 +356,8 @@ def _load_base(
     }
     config = load_config(keys.model_name_or_path, **hub)
     fit_config(config)
+    if open_packed(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
+        quantization = None
     dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
     attention = resolve_attention(
         keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine

@@ -160,6 +160,7 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
 def check_mergeable(run: "ExportRun") -> None:
     """Adapters cannot be merged into weights that a quantiser packed. Raises `ModelError`."""
     from luthier.model.load import load_config
+    from luthier.model.packed import packing_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
@@ -171,11 +172,10 @@ def check_mergeable(run: "ExportRun") -> None:
         token=keys.hf_hub_token,
         trust_remote_code=keys.trust_remote_code,
     )
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization["quant_method"] if isinstance(quantization, dict) else quantization.quant_method
+    found = packing_of(config)
+    if found is not None and not found[1].unpacks:
         raise ModelError(
-            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({method}), so adapters cannot"
+            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({found[0]}), so adapters cannot"
             " be merged into them -> give the model that it was quantised from, or use model and adapter side by side"
         )
 

@@ -4,10 +4,12 @@ Everything is looked at without importing torch and without a network.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
+from luthier.model.packed import packing_in, problems_with, training_problems
 from luthier.model.quantization import missing_library
 from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
@@ -37,6 +39,7 @@ def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
     try:
         if keys.model_name_or_path and not is_hub_id(keys.model_name_or_path):
             check_source(keys.model_name_or_path, weights=not from_scratch)
+            yield from packing_problems(run)
     except ModelError as error:
         yield _about("model_name_or_path", keys.model_name_or_path, error)
     for name in keys.adapter_name_or_path:
@@ -45,6 +48,15 @@ def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
                 check_adapter_source(name, keys.adapter_folder)
         except ModelError as error:
             yield _about("adapter_name_or_path", name, error)
+
+
+def packing_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+    """What stands against loading or training a local model whose weights were quantised before they were saved."""
+    found = packing_in(Path(run.model.model_name_or_path))
+    if found is not None:
+        yield from problems_with(found[1])
+        if isinstance(run, TrainRun) and run.trains:
+            yield from training_problems(found[1], run)
 
 
 def quantizer_problems(run: TrainRun | InferRun) -> Iterator[Problem]:

@@ -1,0 +1,233 @@
+"""Checkpoints that were quantised before they were saved: recognised, loaded, trained beside, or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import luthier
+from luthier.config.load import load_infer, read_source
+from luthier.core.errors import ConfigError, MissingExtra, ModelError
+from luthier.model import packed
+from luthier.model.load import load_for_inference
+from luthier.model.packed import packing_in, packing_of
+from luthier.model.quantization import quantised_layers
+from luthier.run.check import load_checked
+from tests.training.runs import losses, small_world
+
+IDS = torch.arange(1, 40)[None]
+
+
+@pytest.fixture
+def world(tmp_path) -> dict[str, Any]:
+    keys = small_world(tmp_path / "world")
+    return {**keys, "finetuning_type": "lora", "learning_rate": 1e-2, "max_steps": 3, "output_dir": str(tmp_path / "o")}
+
+
+def rewrite(folder: str, settings: dict[str, Any], change) -> dict[str, torch.Tensor]:
+    """Pack every linear layer of a saved model but the head: `change(weight)` -> (tensors to save, weight they mean).
+
+    Returns the weights that the packed ones mean.
+    """
+    path = Path(folder) / "model.safetensors"
+    tensors, meant = {}, {}
+    for name, weight in load_file(path).items():
+        if name.endswith("_proj.weight"):
+            parts, meant[name] = change(weight)
+            tensors |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
+        else:
+            tensors[name] = weight
+    save_file(tensors, path, metadata={"format": "pt"})
+    mark(folder, settings)
+    return meant
+
+
+def mark(folder: str, settings: dict[str, Any]) -> None:
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"quantization_config": settings}
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def pack_fp8(weight: torch.Tensor, block: int = 32):
+    """Blocks of 32 x 32 with one scale each: w = q s."""
+    rows, columns = weight.shape[0] // block, weight.shape[1] // block
+    blocks = weight.reshape(rows, block, columns, block)
+    scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+    q = (blocks / scale).reshape(weight.shape).to(torch.float8_e4m3fn)
+    meant = (q.float().reshape(blocks.shape) * scale).reshape(weight.shape)
+    return {"weight": q, "weight_scale_inv": scale.reshape(rows, columns)}, meant
+
+
+def pack_gptq(weight: torch.Tensor, group: int = 32):
+    """4 bits, symmetric, 32 inputs share a scale: w = (q - 8) s. Eight numbers of an output lie in one int32.
+
+    The zero point is saved less one, as the first version of the format has it.
+    """
+    num_out, num_in = weight.shape
+    groups = weight.reshape(num_out, num_in // group, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 7).half().float()
+    q = (groups / scale).round().clamp(-8, 7) + 8
+    meant = ((q - 8) * scale).reshape(weight.shape)
+    numbers = q.reshape(num_out, num_in).T.long()  # (in, out)
+    shifts = 4 * torch.arange(8)
+    packed_rows = (numbers.reshape(num_in // 8, 8, num_out) << shifts[:, None]).sum(1)
+    zeros = torch.full((num_in // group, num_out // 8), 0x77777777)
+    return {
+        "qweight": packed_rows.to(torch.uint32).view(torch.int32),
+        "qzeros": zeros.to(torch.int32),
+        "scales": scale[..., 0].T.half().contiguous(),
+        "g_idx": (torch.arange(num_in) // group).to(torch.int32),
+    }, meant
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+GPTQ = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 32,
+    "sym": True,
+    "desc_act": False,
+    "checkpoint_format": "gptq",
+}
+
+
+@torch.no_grad()
+def logits_of(model):
+    return model(IDS).logits
+
+
+def meant_logits(folder, meant):
+    """Of a plain model with the weights that the packed ones mean."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    plain = load_file(Path(folder) / "model.safetensors")
+    model.load_state_dict({name: value for name, value in {**plain, **meant}.items() if name in model.state_dict()})
+    return logits_of(model)
+
+
+def infer(folder, **keys):
+    return load_for_inference(load_infer({"model_name_or_path": str(folder), **keys}))
+
+
+def test_fp8_is_unpacked_and_then_a_model_like_any_other(world, tmp_path, said):
+    folder = world["model_name_or_path"]
+    meant = rewrite(folder, FP8, pack_fp8)
+    model = infer(folder, quantization_bit=4)
+    assert torch.allclose(logits_of(model), meant_logits(folder, meant), atol=1e-4)
+    assert not list(quantised_layers(model)) and not hasattr(model.config, "quantization_config")
+    assert any("quantised weights (FP8) are unpacked while they are read" in line for line in said)
+    assert any("its weights are quantised already (FP8), so it is not read" in line for line in said)
+    for finetuning_type in ("lora", "full"):
+        found = losses(luthier.train({**world, "finetuning_type": finetuning_type, "learning_rate": 1e-3}))
+        assert found[-1] < found[0]
+    luthier.train(world)
+    keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
+    merged = luthier.export({**keys, "export_dir": str(tmp_path / "merged")})
+    assert packing_in(Path(merged)) is None
+    together = infer(folder, adapter_name_or_path=world["output_dir"])
+    assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), logits_of(together), atol=1e-4)
+
+
+def test_a_bitsandbytes_checkpoint_is_trained_beside(world, tmp_path, said):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoTokenizer
+
+    original = world["model_name_or_path"]
+    model = infer(original, quantization_bit=4)
+    expected = logits_of(model)
+    model.save_pretrained(tmp_path / "bnb")
+    AutoTokenizer.from_pretrained(original).save_pretrained(tmp_path / "bnb")
+    assert packing_in(tmp_path / "bnb")[0] == "bitsandbytes"
+    assert torch.equal(logits_of(infer(tmp_path / "bnb")), expected)
+    keys = {**world, "model_name_or_path": str(tmp_path / "bnb")}
+    found = losses(luthier.train({**keys, "quantization_bit": 4}))
+    assert found[-1] < found[0] - 0.05
+    assert any("quantization_bit: " in line and "quantised already (bitsandbytes)" in line for line in said)
+    adapter = {"adapter_name_or_path": world["output_dir"]}
+    assert (logits_of(infer(tmp_path / "bnb", **adapter)) - expected).abs().max() > 1e-3
+    export = {"model_name_or_path": str(tmp_path / "bnb"), "template": "chatml", **adapter}
+    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantised from"):
+        luthier.export({**export, "export_dir": str(tmp_path / "merged")})
+
+
+def test_a_gptq_checkpoint_is_loaded_and_trained_beside(world):
+    pytest.importorskip("gptqmodel", reason="the library gptqmodel, which reads GPTQ, is not installed")
+    pytest.importorskip("optimum", reason="the library optimum, which reads GPTQ, is not installed")
+    folder = world["model_name_or_path"]
+    meant = rewrite(folder, GPTQ, pack_gptq)
+    model = infer(folder)
+    assert len(list(quantised_layers(model))) == 14
+    expected = meant_logits(folder, meant)
+    assert (logits_of(model) - expected).norm() < 0.02 * expected.norm()
+    found = losses(luthier.train(world))
+    assert found[-1] < found[0] - 0.05
+    weights = load_file(Path(world["output_dir"]) / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name), "some layers got no gradient"
+    beside = infer(folder, adapter_name_or_path=world["output_dir"])
+    assert (logits_of(beside) - expected).norm() > 0.05 * expected.norm()
+
+
+METHODS = [
+    ("gptq", "gptqmodel", "pip install gptqmodel optimum"),
+    ("awq", "gptqmodel", "pip install gptqmodel"),
+    ("aqlm", "aqlm", "pip install 'aqlm[gpu,cpu]'"),
+    ("bitsandbytes", "bitsandbytes", "pip install 'luthier[bnb]'"),
+    ("compressed-tensors", "compressed_tensors", "pip install compressed-tensors"),
+]
+
+
+@pytest.mark.parametrize(("method", "library", "install"), METHODS)
+def test_a_library_that_is_missing_is_named_before_weights_are_read(world, monkeypatch, method, library, install):
+    mark(world["model_name_or_path"], {"quant_method": method, "bits": 4})
+    monkeypatch.setattr(packed, "is_installed", lambda name: False)
+    with pytest.raises(ConfigError) as caught:
+        load_checked("train", read_source(world), begins=True)
+    (problem,) = caught.value.problems
+    assert problem.key == "model_name_or_path" and problem.remedy == install
+    assert f"needs the library {library}, and that is not installed" in problem.reason
+    with pytest.raises(MissingExtra, match=library):
+        infer(world["model_name_or_path"])
+
+
+def test_an_hqq_checkpoint_is_refused_with_another_way(world):
+    mark(world["model_name_or_path"], {"quant_method": "hqq"})
+    with pytest.raises(
+        ModelError, match="does not read HQQ checkpoints -> give the original model, with quantization_"
+    ):
+        infer(world["model_name_or_path"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"finetuning_type": "full"}, "finetuning_type"),
+        ({"finetuning_type": "freeze"}, "finetuning_type"),
+        ({"resize_vocab": True, "additional_target": "lm_head"}, "resize_vocab"),
+        ({"add_tokens": "<a>"}, "add_tokens"),
+        ({"fsdp": "full_shard"}, "fsdp"),
+    ],
+)
+def test_what_packed_weights_cannot_do_is_told_before_they_are_read(world, monkeypatch, keys, key):
+    mark(world["model_name_or_path"], {"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(packed, "is_installed", lambda name: True)
+    with pytest.raises(ConfigError) as caught:
+        load_checked("train", read_source({**world, **keys}), begins=True)
+    (problem,) = caught.value.problems
+    assert problem.key == key and "quantised (GPTQ)" in problem.reason and problem.remedy
+    if key != "fsdp":  # which one process alone refuses for a reason of its own
+        with pytest.raises(ModelError, match=r"quantised \(GPTQ\)"):
+            luthier.train({**world, **keys})
+
+
+def test_kinds_are_told_apart():
+    assert packing_of({}) is None
+    assert packing_of({"quantization_config": {"load_in_4bit": True}})[0] == "bitsandbytes"
+    assert packing_of({"text_config": {"quantization_config": {"quant_method": "awq"}}})[0] == "awq"
+    assert packing_of({"quantization_config": {"quant_method": "torchao"}})[1].words == "torchao"
+    assert packing_of({"quantization_config": {"quant_method": "mxfp4"}})[1].unpacks
