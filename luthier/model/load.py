@@ -132,11 +132,8 @@ def load_model(
         config = load_config(name_or_path, trust_remote_code=trust_remote_code, **hub)
     check_source(name_or_path, weights=not train_from_scratch, cache_dir=cache_dir)
     auto = auto_class(config)
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        "trust_remote_code": trust_remote_code,
-    }
+    common: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    common["trust_remote_code"] = trust_remote_code
     if train_from_scratch:
         with readable(source, "config"):
             model = auto.from_config(config, **common)
@@ -159,8 +156,7 @@ def load_model(
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
     bitsandbytes_cpu.keep_as_loaded(model)
-    if is_packed:
-        stay_unpacked(model)
+    stay_unpacked(model, was_packed=is_packed)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)

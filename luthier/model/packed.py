@@ -144,8 +144,8 @@ def open_packed(name: str, config: "PreTrainedConfig", *, unpacks: bool, quantiz
     return True
 
 
-def stay_unpacked(model: "PreTrainedModel") -> None:
+def stay_unpacked(model: "PreTrainedModel", *, was_packed: bool) -> None:
     """transformers keeps how it unpacked weights, and would pack them again, the head as well, when it saves them."""
     unpacked: Any = model
-    if packing_of(model.config) is None:
+    if was_packed and packing_of(model.config) is None:
         unpacked._weight_conversions = None
