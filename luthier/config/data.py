@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luthier.config.fields import no_effect, refused
+from luthier.config.fields import no_effect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +21,10 @@ class DataConfig:
     """Folder that paths of pictures, films and sounds start from."""
     cutoff_len: int = 2048
     """Longest row, in tokens."""
-    streaming: bool = refused(
-        False, "streaming is not part of this version", "leave it out: rows are memory-mapped, not held in memory"
-    )
+    streaming: bool = False
     """Read rows while training instead of before."""
+    buffer_size: int = 16384
+    """With `streaming`: rows held ready to draw from at random, and packed together."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
     """How several datasets become one: one after the other, or in turns until the first, or every one, is used up."""
     interleave_probs: tuple[float, ...] = ()

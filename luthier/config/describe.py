@@ -18,6 +18,7 @@ from luthier.config.optim_rules import OPTIM_RULES
 from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
+from luthier.config.streaming_rules import STREAMING_RULES
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
@@ -91,7 +92,7 @@ def _all_rules() -> tuple[Rule, ...]:
     registries = (STAGES, ADAPTERS, OPTIMIZERS, QUANTIZERS)
     checks = [registry.get(name).check for registry in registries for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
-    tables += [GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, EXPORT_RULES]
+    tables += [STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, EXPORT_RULES]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)
 

@@ -45,6 +45,7 @@ from luthier.config.rules import (
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
+from luthier.config.streaming_rules import STREAMING_RULES
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
@@ -65,7 +66,7 @@ PATHS = frozenset(
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, OUTPUT_RULES),
+        *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, OUTPUT_RULES),
     ),
     "infer": (MODEL_RULES, QUANTIZATION_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),

@@ -1,8 +1,10 @@
 """The account of every row: rows in = kept + dropped, and what truncation cost. Saved as data_report.json."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+LEDGER_FILE = "data_report.json"
 MAX_LISTED_ROWS = 20
 """Row numbers named per reason in the report; the count is always complete."""
 
@@ -43,6 +45,27 @@ class DatasetAccount:
     def num_dropped(self) -> int:
         return sum(self.dropped.values())
 
+    def add(self, other: "DatasetAccount") -> None:
+        """Count what another account of the same dataset has counted, too."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+            rows = self.dropped_rows.setdefault(reason, [])
+            rows += other.dropped_rows[reason][: MAX_LISTED_ROWS - len(rows)]
+
+    def taken(self) -> "DatasetAccount":
+        """What has been counted; this account begins anew."""
+        found = DatasetAccount()
+        found.add(self)
+        for name in _COUNTS:
+            setattr(self, name, 0)
+        self.dropped, self.dropped_rows = {}, {}
+        return found
+
+
+_COUNTS = tuple(entry.name for entry in fields(DatasetAccount) if entry.default == 0)
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -53,9 +76,31 @@ class Ledger:
     """Split -> rows as the trainer sees them, after mixing and packing."""
     leftover_tokens: int = 0
     """Tokens at the end of the last block of a pt run, too few to fill it."""
+    is_streamed: bool = False
+    """Whether rows are counted as training draws them: as often as they were drawn, up to the last step."""
 
     def account(self, dataset: str) -> DatasetAccount:
         return self.accounts.setdefault(dataset, DatasetAccount())
+
+    @property
+    def rows_in(self) -> int:
+        return sum(account.rows_in for account in self.accounts.values())
+
+    def add(self, other: "Ledger") -> None:
+        """Count what another ledger has counted, too."""
+        for name, account in other.accounts.items():
+            self.account(name).add(account)
+        for split, count in other.samples.items():
+            self.samples[split] = self.samples.get(split, 0) + count
+        self.leftover_tokens += other.leftover_tokens
+        self.is_streamed |= other.is_streamed
+
+    def taken(self) -> "Ledger":
+        """What has been counted; this ledger begins anew."""
+        accounts = {name: account.taken() for name, account in self.accounts.items() if account.rows_in}
+        found = Ledger(accounts, self.samples, self.leftover_tokens, self.is_streamed)
+        self.samples, self.leftover_tokens = {}, 0
+        return found
 
     def reasons(self) -> list[str]:
         """One line per dataset and reason, with the first rows."""
@@ -71,7 +116,8 @@ class Ledger:
         """What a person should know before training starts."""
         lines = []
         for name, account in self.accounts.items():
-            line = f"data {name}: {account.rows_in} rows = {account.kept} kept + {account.num_dropped} dropped"
+            drawn = " drawn so far" if self.is_streamed else ""
+            line = f"data {name}: {account.rows_in} rows{drawn} = {account.kept} kept + {account.num_dropped} dropped"
             line += f"; {account.tokens} tokens, {account.labelled_tokens} of them learned"
             if account.truncated:
                 line += (
@@ -87,9 +133,21 @@ class Ledger:
                 line += f"; overlong rows cut into {account.split_into}"
             lines.append(line)
         if self.leftover_tokens:
-            lines.append(f"data: {self.leftover_tokens} tokens left over, too few to fill a last block")
+            why = "not yet in a block" if self.is_streamed else "too few to fill a last block"
+            lines.append(f"data: {self.leftover_tokens} tokens left over, {why}")
         return lines + self.reasons()
 
     def to_json(self) -> dict[str, Any]:
         accounts = {name: asdict(account) for name, account in self.accounts.items()}
-        return {"datasets": accounts, "samples": self.samples, "leftover_tokens": self.leftover_tokens}
+        return {
+            "datasets": accounts,
+            "samples": self.samples,
+            "leftover_tokens": self.leftover_tokens,
+            "is_streamed": self.is_streamed,
+        }
+
+
+def ledger_of(saved: Mapping[str, Any]) -> Ledger:
+    """What `Ledger.to_json` has written."""
+    accounts = {name: DatasetAccount(**account) for name, account in saved["datasets"].items()}
+    return Ledger(accounts, dict(saved["samples"]), saved["leftover_tokens"], saved.get("is_streamed", False))

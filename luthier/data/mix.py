@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MixStrategy = Literal["concat", "interleave_under", "interleave_over", "interleave_once"]
 
-_DRAWS_PER_BLOCK = 1000
+DRAWS_PER_BLOCK = 1000
 """`datasets` draws in blocks of this size; another size gives another order for the same seed."""
 
 
@@ -38,7 +38,7 @@ def mix(
     if strategy == "concat":
         turns = np.repeat(np.arange(len(sizes)), sizes)
     elif probabilities:
-        _check_probabilities(lengths, strategy, probabilities)
+        check_probabilities(lengths, strategy, probabilities)
         turns = _drawn_turns(sizes, strategy, probabilities, seed)
     else:
         turns = _cycled_turns(sizes, strategy)
@@ -69,7 +69,7 @@ def _drawn_turns(sizes: "np.ndarray", strategy: MixStrategy, probabilities: Sequ
     enough = np.any if strategy == "interleave_under" else np.all
     blocks = []
     while not enough(counts[drawable] >= sizes[drawable]):
-        blocks.append(generator.choice(len(sizes), size=_DRAWS_PER_BLOCK, p=list(probabilities)))
+        blocks.append(generator.choice(len(sizes), size=DRAWS_PER_BLOCK, p=list(probabilities)))
         counts += np.bincount(blocks[-1], minlength=len(sizes))
     draws = np.concatenate(blocks)
     if strategy == "interleave_once":
@@ -80,7 +80,7 @@ def _drawn_turns(sizes: "np.ndarray", strategy: MixStrategy, probabilities: Sequ
     return draws[: last + 1]
 
 
-def _check_probabilities(lengths: Sequence[int], strategy: MixStrategy, probabilities: Sequence[float]) -> None:
+def check_probabilities(lengths: Sequence[int], strategy: MixStrategy, probabilities: Sequence[float]) -> None:
     given = ", ".join(map(str, probabilities))
     if len(probabilities) != len(lengths):
         raise DataError(f"interleave_probs: {len(probabilities)} numbers ({given}) for {len(lengths)} datasets")

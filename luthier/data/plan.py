@@ -24,6 +24,10 @@ SAMPLE_LENGTHS = "sample_lengths"
 """The column of packed rows that says how many tokens each of their samples has."""
 
 
+def no_packer(run: "TrainRun", encoding: "Encoding") -> None:
+    """Rows stay as they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowPlan:
     """From an example to rows. It is part of a `Stage`."""
@@ -46,7 +50,7 @@ class RowPlan:
     weigh: "Callable[[Any, Sequence[Written], Sequence[list[TurnIds]], Encoding, Any], list[Encoded]] | None" = None
     """(example, rows, turns of each row, encoding, config) -> the rows of an example whose messages carry `loss`; only
     for rows of one part. None: every answer counts in full."""
-    packer: "Callable[[TrainRun, Encoding], Packer | None]" = lambda run, encoding: None
+    packer: "Callable[[TrainRun, Encoding], Packer | None]" = no_packer
     """Makes other rows of all tokenised rows (the blocks of pt, the packs of sft, the strangers of kto), or None."""
 
     @property

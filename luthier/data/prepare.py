@@ -8,10 +8,10 @@ Tokenised and packed rows lie in the cache; a run on unchanged data finds them t
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from luthier.config.data import holds_tokenized_rows
 from luthier.core.errors import DataError
@@ -24,7 +24,7 @@ from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
 from luthier.data.plan import SEQUENCE_COLUMNS
 from luthier.data.read import read_rows
-from luthier.data.rows import RowMaker
+from luthier.data.rows import Parts, RowMaker, column_values
 from luthier.data.tables import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.tokenized import load_tokenized, save_tokenized
 from luthier.data.types import Dialogue
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.packing import Packer
     from luthier.data.plan import RowPlan
+    from luthier.data.stream import StreamedRows
 
 ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
 EXAMPLE_COLUMN = "example"
@@ -50,7 +51,7 @@ class PreparedData:
     Packed rows of sft have `sample_lengths`, too: how many tokens each of their samples has, in order.
     """
 
-    train: "datasets.Dataset | None"
+    train: "datasets.Dataset | StreamedRows | None"
     eval: "Mapping[str, datasets.Dataset]"
     """Evaluation rows by dataset name; the name is empty unless `eval_on_each_dataset`."""
     prompts: "Mapping[str, datasets.Dataset]"
@@ -65,7 +66,15 @@ class PreparedData:
     @property
     def fingerprint(self) -> str:
         """Of all token ids and labels, in order: two runs on the same rows have the same one."""
+        if self.streamed is not None:
+            return f"{self.streamed.fingerprint} {rows_digest(*self.eval.values())}"
         return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
+
+    @property
+    def streamed(self) -> "StreamedRows | None":
+        """The rows to train on, if they are read while training."""
+        is_table = self.train is None or hasattr(self.train, "__len__")
+        return None if is_table else cast("StreamedRows", self.train)
 
 
 def rows_digest(*tables: "datasets.Dataset") -> str:
@@ -111,13 +120,17 @@ def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedD
     # Texts that are cut into blocks anyway are not cut to a length before.
     limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
     builder = _Builder(run, plan, limited, packer)
-    train, evals = None, {}
-    if data.dataset:
+    train: datasets.Dataset | StreamedRows | None = None
+    evals: dict[str, _Table] = {}
+    if data.dataset and data.streaming:
+        train = builder.streamed(with_prompts=generates, evals=evals)
+    elif data.dataset:
         mixed = builder.mixed(builder.tables(data.dataset, with_prompts=generates and data.val_size > 0))
         if data.val_size:
             mixed, evals[""] = builder.split(mixed)
-        train = builder.packed(mixed)
-        builder.ledger.samples["train"] = len(train)
+        table = builder.packed(mixed)
+        builder.ledger.samples["train"] = len(table)
+        train = table
     if data.eval_dataset:
         tables = builder.tables(data.eval_dataset, with_prompts=generates)
         apart = dict(zip(data.eval_dataset, tables, strict=True))
@@ -134,11 +147,12 @@ class _Builder:
     def __init__(self, run: "TrainRun", plan: "RowPlan", encoding: Encoding, packer: "Packer | None") -> None:
         self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
-        self.hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+        self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         self.maker = RowMaker(plan, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
         self.made_by = joint_key(run.stage, run.method, encoding_digest(encoding), run.data.on_overlong)
         self.cache = cache_of(run.data)
+        self.buffer_size = 1 if run.finetuning.disable_shuffling else run.data.buffer_size
         self.ledger = Ledger()
         self.num_examples = 0
         """In the datasets so far."""
@@ -150,8 +164,6 @@ class _Builder:
         return [self._table(self.catalog.get(name), with_prompts) for name in names]
 
     def _table(self, spec: DatasetSpec, with_prompts: bool) -> _Table:
-        import numpy as np
-
         key = None
         if self.made_by is not None:
             source = source_digest(spec, self.cache.folder, **self.hub)
@@ -161,36 +173,68 @@ class _Builder:
         # A dataset may serve for training and for evaluation; it has one account.
         account = DatasetAccount(**json.loads((entry / ACCOUNT_FILE).read_text()))
         self.ledger.accounts.setdefault(spec.name, account)
+        return self._table_in(entry, key, with_prompts, num_examples=account.kept)
+
+    def _table_in(self, entry: Path, key: str | None, with_prompts: bool, *, num_examples: int) -> _Table:
+        import numpy as np
+
         rows = table_at(entry / ROWS_FILE)
         examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE_COLUMN))])
         if with_prompts:
             self.prompts[self.num_examples] = table_at(entry / PROMPTS_FILE)
         table = _Table(rows.select_columns(list(self.plan.columns)), examples + self.num_examples, key)
-        self.num_examples += account.kept
+        self.num_examples += num_examples
         return table
 
     def _write(self, spec: DatasetSpec, folder: Path, with_prompts: bool) -> None:
         """The rows of a dataset, the prompts if asked for, and the account."""
-        account, columns = DatasetAccount(), (*self.plan.columns, EXAMPLE_COLUMN)
+        account = DatasetAccount()
         source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-        with (
-            TableWriter(folder / ROWS_FILE, columns) as rows,
-            TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
-        ):
-            for number, (example, encoded_rows) in enumerate(self.maker.rows(source, spec, account)):
-                tags = [[tag(example)] for tag in self.plan.tags.values()]
-                for parts in encoded_rows:
-                    sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
-                    weights = [part.weights for part in parts] if self.plan.weigh is not None else []
-                    rows.add((*sequences, *weights, *tags, [number]))
-                if with_prompts:
-                    assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
-                    prompt = encode_last_turn(example, self.encoding)
-                    prompts.add((prompt.input_ids, prompt.labels))
+        self._write_rows(self.maker.rows(source, spec, account), folder, with_prompts)
         if not account.kept:
             lines = Ledger({spec.name: account}).reasons() or ["it has no rows"]
             raise DataError("\n  ".join([f"dataset {spec.name!r} has no usable row", *lines]))
         (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)))
+
+    def _write_rows(self, examples: "Iterable[tuple[Any, list[Parts]]]", folder: Path, with_prompts: bool) -> None:
+        columns = (*self.plan.columns, EXAMPLE_COLUMN)
+        with (
+            TableWriter(folder / ROWS_FILE, columns) as rows,
+            TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
+        ):
+            for number, (example, encoded_rows) in enumerate(examples):
+                for parts in encoded_rows:
+                    rows.add((*column_values(self.plan, example, parts), [number]))
+                if with_prompts:
+                    assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
+                    prompt = encode_last_turn(example, self.encoding)
+                    prompts.add((prompt.input_ids, prompt.labels))
+
+    def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
+        """The datasets as a stream. Its first `val_size` examples become the evaluation rows, in `evals`."""
+        from luthier.data.stream import StreamedRows, front, open_stream
+
+        data = self.data
+        stream = open_stream(
+            [self.catalog.get(name) for name in data.dataset],
+            strategy=data.mix_strategy,
+            probabilities=data.interleave_probs,
+            seed=self.seed,
+            buffer_size=self.buffer_size,
+            **self.hub,
+        )
+        if data.val_size:
+            held_out = []
+
+            def examples() -> "Iterator[tuple[Any, list[Parts]]]":
+                for origin, example, rows in front(stream, self.maker, int(data.val_size), self.ledger):
+                    held_out.append(origin)
+                    yield example, rows
+
+            entry = self.cache.entry(None, lambda folder: self._write_rows(examples(), folder, with_prompts))
+            evals[""] = self._table_in(entry, None, with_prompts, num_examples=len(held_out))
+            stream = replace(stream, held_out=frozenset(held_out))
+        return StreamedRows(stream, self.maker, self.packer, data.buffer_size)
 
     def mixed(self, tables: list[_Table]) -> _Table:
         """All datasets as one, in the order of `mix_strategy`."""

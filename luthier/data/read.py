@@ -38,13 +38,14 @@ def read_rows(
     max_samples: int | None = None,
     cache_dir: str | None = None,
     hf_hub_token: str | None = None,
+    streams: bool = False,
 ) -> Iterator[Row]:
     """Rows in file order; with `num_samples` a random choice of the seed, in random order; at most `max_samples`.
 
-    `cache_dir` and `hf_hub_token` are for hub repositories. Raises `DataError` for a source without a readable row
-    and for a file that breaks off.
+    `cache_dir` and `hf_hub_token` are for hub repositories, which `streams` reads without fetching them first. Raises
+    `DataError` for a source without a readable row and for a file that breaks off.
     """
-    all_rows = partial(every_row, spec, cache_dir, hf_hub_token)
+    all_rows = partial(every_row, spec, cache_dir, hf_hub_token, streams=streams)
     rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
     return islice(rows, max_samples)
 
@@ -70,6 +71,14 @@ def data_files(spec: DatasetSpec) -> list[DataFile]:
     return files
 
 
+def local_files(spec: DatasetSpec) -> dict[str, tuple[int, int]]:
+    """File -> size and time of its last change, of a dataset on this machine; empty for others. Raises `DataError`."""
+    if spec.source.kind in ("cloud", *_HUBS):
+        return {}
+    found = {file.name: os.stat(file.name) for file in data_files(spec)}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in found.items()}
+
+
 def column_names(file: DataFile) -> list[str] | None:
     """The columns that a table's header or schema declares; None for kinds whose rows name their own."""
     if file.kind in ("parquet", "arrow"):
@@ -79,13 +88,15 @@ def column_names(file: DataFile) -> list[str] | None:
     return ["text"] if file.kind == "txt" else None
 
 
-def every_row(spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None) -> Iterator[Row]:
+def every_row(
+    spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None, *, streams: bool = False
+) -> Iterator[Row]:
     """All that the source holds, in order. Raises `DataError`."""
     empty = True
     if spec.source.kind in _HUBS:
         from luthier.data.readers.remote import read_hub  # what it imports would slow every command
 
-        for row in read_hub(spec, cache_dir=cache_dir, token=hf_hub_token):
+        for row in read_hub(spec, cache_dir=cache_dir, token=hf_hub_token, streams=streams):
             empty = False
             yield row
     else:

@@ -28,16 +28,32 @@ Parts = tuple[Encoded, ...]
 """A row: all its parts."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A row on its way."""
+
+    row: "Row"
+    spec: "DatasetSpec"
+    account: DatasetAccount
+    """Where it is counted."""
+    origin: Any = None
+    """What tells it apart from all other rows of the run, for those who need it."""
+
+
 @dataclass(slots=True)
 class _Draft:
     """A row that is read and written, but not tokenised."""
 
-    place: str
+    drawn: Drawn
     example: Any = None
     written: "tuple[tuple[Written, ...], ...]" = ()
     """Row by row, each with its parts."""
     reason: str = ""
     """Why it cannot be used."""
+
+    @property
+    def place(self) -> str:
+        return self.drawn.row.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +72,15 @@ class RowMaker:
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
     ) -> Iterator[tuple[Any, list[Parts]]]:
         """Each usable example with its rows; `account` is complete when the last one has been given."""
-        for batch, ids in ahead(self._drafts(source, spec), self._tokenised):
+        for _, example, rows in self.made(Drawn(row, spec, account) for row in source):
+            yield example, rows
+
+    def made(self, source: Iterable[Drawn]) -> Iterator[tuple[Drawn, Any, list[Parts]]]:
+        """The same for rows of several datasets, in any order: each usable one, its example, its rows."""
+        for batch, ids in ahead(self._drafts(source), self._tokenised):
             turns = iter(ids)
             for draft in batch:
+                account = draft.drawn.account
                 account.rows_in += 1
                 try:
                     rows = self._labelled([[next(turns) for _ in row] for row in draft.written], draft, account)
@@ -72,13 +94,13 @@ class RowMaker:
                 for part in chain.from_iterable(rows):
                     account.tokens += len(part.input_ids)
                     account.labelled_tokens += part.num_labels
-                yield draft.example, rows
+                yield draft.drawn, draft.example, rows
 
-    def _drafts(self, source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[list[_Draft]]:
+    def _drafts(self, source: Iterable[Drawn]) -> Iterator[list[_Draft]]:
         batch: list[_Draft] = []
         room = MAX_BATCH_CHARACTERS
-        for row in source:
-            batch.append(self._draft(row, spec))
+        for drawn in source:
+            batch.append(self._draft(drawn))
             room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
             if len(batch) == self.batch_rows or room < 0:
                 yield batch
@@ -86,16 +108,16 @@ class RowMaker:
         if batch:
             yield batch
 
-    def _draft(self, row: "Row", spec: "DatasetSpec") -> _Draft:
+    def _draft(self, drawn: Drawn) -> _Draft:
         try:
-            example = FORMATS.get(spec.formatting).read(row.usable(), spec)
+            example = FORMATS.get(drawn.spec.formatting).read(drawn.row.usable(), drawn.spec)
             if example.media != Media():
                 raise RowError("the row has pictures, films or sounds, and this version reads text only")
             if not isinstance(example, self.plan.examples):
                 raise RowError(not_taken(example, self.plan.examples))
-            return _Draft(row.place, example, tuple(self.plan.write(example, self.encoding, self.config)))
+            return _Draft(drawn, example, tuple(self.plan.write(example, self.encoding, self.config)))
         except RowError as error:
-            return _Draft(row.place, reason=str(error))
+            return _Draft(drawn, reason=str(error))
 
     def _tokenised(self, batch: list[_Draft]) -> list[list[TurnIds]]:
         return turn_ids(self.encoding.encoder, [part for draft in batch for row in draft.written for part in row])
@@ -147,6 +169,13 @@ def encoded_rows(
         return [plan.label(row, encoding, config) for row in turns]
     only_parts = [part for (part,) in written], [part for (part,) in turns]
     return [(row,) for row in plan.weigh(example, *only_parts, encoding, config)]
+
+
+def column_values(plan: RowPlan, example: Any, parts: Parts) -> tuple[Sequence[float], ...]:
+    """The lists of a row, in the order of `RowPlan.columns`."""
+    sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
+    weights = [part.weights for part in parts] if plan.weigh is not None else []
+    return (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
 
 
 def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:

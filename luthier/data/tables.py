@@ -4,7 +4,7 @@ R rows of a batch, N tokens of them all. A column is its N values one behind the
 Python object per token is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,12 @@ BATCH_ROWS = 1000
 class TableWriter:
     """Writes one file, a batch of rows at a time. Used as a context; the file is whole when it ends well."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: "Path | pa.NativeFile", columns: Sequence[str]) -> None:
         import pyarrow as pa
 
         self.columns, self.num_rows = list(columns), 0
         self._pending: list[Sequence[Sequence[float]]] = []
-        self._file = pa.OSFile(str(path), "wb")
+        self._file = pa.OSFile(str(path), "wb") if isinstance(path, Path) else path
         self._stream = pa.ipc.new_stream(self._file, pa.schema([(name, pa.list_(_type_of(name))) for name in columns]))
 
     def __enter__(self) -> Self:
@@ -70,6 +70,18 @@ def table_at(path: Path) -> "datasets.Dataset":
     import datasets
 
     return datasets.Dataset.from_file(str(path))
+
+
+def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[str]) -> "datasets.Dataset":
+    """A table of a few rows, in memory."""
+    import datasets
+    import pyarrow as pa
+
+    memory = pa.BufferOutputStream()
+    with TableWriter(memory, columns) as writer:
+        for row in rows:
+            writer.add(row)
+    return datasets.Dataset.from_buffer(memory.getvalue())
 
 
 def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
-from luthier.data.ledger import DatasetAccount, Ledger
+from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
 from luthier.data.plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS, WEIGHTS
 
 if TYPE_CHECKING:
     import datasets
 
-LEDGER_FILE = "data_report.json"
 EVAL, PROMPTS = "validation", "prompts"
 
 Sets = Mapping[str, "datasets.Dataset"]
@@ -83,6 +82,4 @@ def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tup
 
 
 def _ledger(folder: Path) -> Ledger:
-    saved = json.loads((folder / LEDGER_FILE).read_text())
-    accounts = {name: DatasetAccount(**account) for name, account in saved["datasets"].items()}
-    return Ledger(accounts, leftover_tokens=saved["leftover_tokens"])
+    return ledger_of(json.loads((folder / LEDGER_FILE).read_text()))

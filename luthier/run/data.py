@@ -7,9 +7,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
@@ -17,6 +18,7 @@ from luthier.core.kinds import STAGES
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
+    from luthier.data.stream import StreamedRows
     from luthier.run.encoding import TextSide
 
 DEFAULT_LIMIT = 5
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
     stage = STAGES.get(run.stage)
     text = load_text_side(run, reads_chat=stage.rows.reads_chat, for_model=False)
     data = prepare(run, stage.rows, text.encoding)
+    if data.streamed is not None and options.split == "train":
+        data = _first_rows(data, data.streamed, options)
     if options.html is not None:
         _write_page(options, run, data, text)
     elif options.json:
@@ -63,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--doctor", action="store_true", help="find what is wrong with the datasets")
     parser.add_argument("--strict", action="store_true", help="with --doctor: exit status 1 if it finds faults")
     return parser
+
+
+def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":
+    """As many rows of the stream as are to be shown; with `--limit 0` those of one pass."""
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    wanted = limit or None if options.row is None else options.row + 1
+    rows, ledger = stream.first(wanted)
+    data.ledger.add(ledger)
+    return replace(data, train=cast("Any", rows))
 
 
 def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:

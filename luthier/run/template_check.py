@@ -132,7 +132,7 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
 
     data = run.data
     catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=run.model.hf_hub_token)
-    hub = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+    hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
     thinking = data.enable_thinking
     for spec in map(catalog.get, data.dataset or data.eval_dataset):
         read = FORMATS.get(spec.formatting).read

@@ -160,8 +160,9 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
 
     for line in data.ledger.summary():
         info(line)
-    first = data.train[0] if run.trains and data.train is not None else None
-    if first is not None:
+    rows: Any = data.train
+    firsts = [] if rows is None or not run.trains else [rows[0]] if data.streamed is None else data.streamed.first(1)[0]
+    for first in firsts:
         for title, sequence in sequences_of(first)[:2]:
             what = f"first row, {title}" if title else "first row"
             info(f"{what} (learned between ⟦ and ⟧): {without_colours(sequence, text.tokenizer)}")
@@ -183,6 +184,8 @@ def carry_out(
         write_json(output_dir / "data_report.json", data.ledger.to_json())
     if run.trains:
         training, was_interrupted = fit(trainer, resume_from)
+        if trainer.reading is not None:
+            report_stream(trainer, output_dir)
         if training:
             metrics["train"] = training
             if run.finetuning.include_effective_tokens_per_second:
@@ -214,6 +217,19 @@ def carry_out(
                 facts["computed_with"] = what_became(unwrap(trainer.policy))
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
+
+
+def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
+    """What was read of a stream, which is known at the end only."""
+    from luthier.data.ledger import LEDGER_FILE
+    from luthier.training.report import write_json
+
+    assert trainer.reading is not None, "the rows are streamed"
+    ledger = trainer.reading.ledger()
+    if trainer.is_world_process_zero():
+        write_json(output_dir / LEDGER_FILE, ledger.to_json())
+        for line in ledger.summary():
+            info(line)
 
 
 def how_to_go_on(run: TrainRun, output_dir: Path) -> str:

@@ -95,6 +95,7 @@ def build_trainer(
         build_optimizer=chosen(run),
         gauges=gauges,
         superseded=superseded,
+        ledger=data.ledger,
     )
 
 

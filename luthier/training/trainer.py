@@ -25,6 +25,7 @@ from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.files import save_folder_atomically
+from luthier.data.ledger import Ledger
 from luthier.model.heads import OutputHead
 from luthier.model.merge import unwrap
 from luthier.model.pissa import go_on, is_pissa
@@ -35,6 +36,7 @@ from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
 from luthier.training.gauges import Gauge
+from luthier.training.streaming import reading_of
 
 if TYPE_CHECKING:
     import datasets
@@ -71,12 +73,15 @@ class StageTrainer(Trainer):
         build_optimizer: "Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None" = None,
         gauges: Sequence[Gauge] = (),
         superseded: Sequence[Path] = (),
+        ledger: Ledger | None = None,
     ) -> None:
         """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
 
         `build_optimizer`: (model, args) -> the optimizer; None leaves it to `optim`. `gauges` are asked at each log.
 
         `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
+
+        `ledger`: of the rows for evaluation, which that of streamed rows adds to.
         """
         super().__init__(
             model=model,
@@ -102,6 +107,7 @@ class StageTrainer(Trainer):
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
+        self.reading = reading_of(self, ledger)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
@@ -131,6 +137,11 @@ class StageTrainer(Trainer):
         with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
             return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_train_dataloader(self) -> Any:
+        if self.reading is None:
+            return super().get_train_dataloader()
+        return self.reading.loader(self._train_batch_size, self.collate)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.shuffle:
             return super()._get_train_sampler(train_dataset)
@@ -146,6 +157,8 @@ class StageTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
+        if self.reading is not None:
+            self.reading.take(batch_samples)
         counts = [(self.stage.units(batch), _num_tokens(batch)) for batch in batch_samples]
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
@@ -265,6 +278,8 @@ class StageTrainer(Trainer):
                 go_on(self.policy, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.reading is not None:
+            self.reading.restore(Path(resume_from_checkpoint))
         saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
         if saved.is_file():
             self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
@@ -318,6 +333,9 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.stage_state and self.args.should_save:
                 Path(self.output_dir, name, STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
+            if self.reading is not None:
+                output_dir = Path(self.output_dir)
+                self.reading.save(output_dir / name, output_dir, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 

@@ -76,7 +76,6 @@ def test_unknown_keys_are_warnings_when_extra_keys_are_allowed(monkeypatch):
         ("task", "mmlu_test", "`luthier eval`"),
         ("vllm_maxlen", 4096, "`luthier chat` with infer_backend: vllm"),
         ("ray_num_workers", 4, "USE_RAY=1"),
-        ("buffer_size", 1, "streaming: true"),
     ],
 )
 def test_a_key_that_nobody_reads_is_a_warning_that_names_who_would(key, value, reader):
@@ -102,7 +101,7 @@ def test_training_keys_in_a_file_for_chat_are_warnings():
     ]
 
 
-@pytest.mark.parametrize(("key", "default"), [("use_galore", False), ("use_unsloth", False), ("streaming", False)])
+@pytest.mark.parametrize(("key", "default"), [("use_galore", False), ("use_unsloth", False)])
 def test_a_refused_key_at_its_default_passes_silently(key, default):
     assert load_train({**BASE, key: default}).warnings == ()
 

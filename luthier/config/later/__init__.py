@@ -12,7 +12,6 @@ from luthier.config.later import (
     media,
     precision,
     stages,
-    streaming,
     tracking,
 )
 from luthier.config.sections import Section
@@ -32,6 +31,5 @@ LATER = (
     Section("fp8", precision.Fp8Config, commands=("train",), key="fp8"),
     Section("swanlab", tracking.SwanlabConfig, commands=("train",), key="use_swanlab"),
     Section("processor", media.ProcessorConfig),
-    Section("streaming", streaming.StreamingConfig, commands=("train",), key="streaming"),
     Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, InvalidInput
 from luthier.core.versions import require
 from luthier.data.readers import DataFile, Row
 
@@ -32,46 +32,57 @@ _GCS = _Driver("gcsfs", {"token": "anon"}, "gcsfs.retry", "HttpError")
 _DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
 
 
-def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None) -> Iterator[Row]:
-    """Rows of a hub repository. Raises `DataError` when it cannot be reached and `MissingExtra` without its library."""
-    rows = _hub_rows(spec, cache_dir, token)
-    for number, data in enumerate(rows, start=1):
-        yield Row(spec.source.location, number, data)
+def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None, streams: bool = False) -> Iterator[Row]:
+    """Rows of a hub repository; with `streams` they are fetched as they are read.
 
-
-def _hub_rows(spec: "DatasetSpec", cache_dir: str | None, token: str | None) -> Any:
-    """An iterable of rows. The three clients share all words but those for the repository and the subset."""
-    load = _LOADERS[spec.source.kind](spec)
+    Raises `DataError` when it cannot be reached and `MissingExtra` without its library.
+    """
+    number = 0
     try:
-        return load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token)
+        load = _LOADERS[spec.source.kind](spec, streams)
+        for data in load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token):
+            number += 1
+            yield Row(spec.source.location, number, data)
+    except InvalidInput:
+        raise
     # What the clients raise when a repository is absent, private or out of reach, or has no such subset or split.
     except (OSError, ValueError, RuntimeError) as error:
+        where = f" behind row {number}" if number else ""
         raise DataError(
-            f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded "
+            f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded{where} "
             f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
             f"as `file_name`"
         ) from error
 
 
-def _hugging_face(spec: "DatasetSpec") -> Callable[..., Any]:
+def _hugging_face(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
     from datasets import load_dataset
 
-    return partial(load_dataset, spec.source.location, spec.subset)
+    return partial(load_dataset, spec.source.location, spec.subset, **_streaming(streams, "streaming"))
 
 
-def _modelscope(spec: "DatasetSpec") -> Callable[..., Any]:
+def _modelscope(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
     client = require("modelscope", "modelscope", f"dataset {spec.name!r} on ModelScope")
 
     def load(**words: Any) -> Any:
-        loaded = client.MsDataset.load(spec.source.location, subset_name=spec.subset, **words)
+        loaded = client.MsDataset.load(
+            spec.source.location, subset_name=spec.subset, **_streaming(streams, "use_streaming"), **words
+        )
         return loaded.to_hf_dataset() if isinstance(loaded, client.MsDataset) else loaded
 
     return load
 
 
-def _modelers(spec: "DatasetSpec") -> Callable[..., Any]:
+def _modelers(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
     client = require("openmind", "openmind", f"dataset {spec.name!r} on Modelers")
-    return partial(client.OmDataset.load_dataset, path=spec.source.location, name=spec.subset)
+    return partial(
+        client.OmDataset.load_dataset, path=spec.source.location, name=spec.subset, **_streaming(streams, "streaming")
+    )
+
+
+def _streaming(streams: bool, word: str) -> dict[str, bool]:
+    """How a client is asked to fetch rows as they are read."""
+    return {word: True} if streams else {}
 
 
 _LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}

@@ -1,0 +1,289 @@
+"""`streaming: true`: rows are read, tokenised and drawn while training; what is held does not follow the dataset.
+
+read -> draw in turns (`mix_strategy`) -> take the share of this process and worker -> shuffle buffer -> encode -> pack
+
+The stream has no end: pass follows pass, each in another order of the seed. Which row comes when depends on the seed,
+the number of processes and the number of workers alone, so a run that goes on reads up to its step and has the same
+rows. Every row carries the account of what was read for it, so the ledger tells exactly of the steps that were trained.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from luthier.core.errors import DataError, LuthierError
+from luthier.core.log import warn
+from luthier.data.description import DatasetSpec
+from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
+from luthier.data.mix import MixStrategy
+from luthier.data.plan import SEQUENCE_COLUMNS
+from luthier.data.read import local_files, read_rows
+from luthier.data.rows import Drawn, Parts, RowMaker, column_values
+from luthier.data.tables import flat, row_lengths, table_of
+from luthier.data.turns import in_turns, shuffled
+
+if TYPE_CHECKING:
+    from luthier.data.packing import Packer
+    from luthier.data.readers import Row
+
+MAX_WINDOW_TOKENS = 1 << 22
+"""A window of rows to pack ends here, even if it has few rows."""
+
+Origin = tuple[int, int]
+"""(dataset, row): what tells a row apart."""
+Columns = tuple[Sequence[float], ...]
+"""A row before it is packed: one list per column of the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """One row for the trainer, or the fault that ended the stream in a worker process."""
+
+    row: dict[str, Any]
+    account: Ledger
+    """What has been read since the row before."""
+    fault: LuthierError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What is read, and in which order."""
+
+    specs: tuple[DatasetSpec, ...]
+    open: Callable[[DatasetSpec], "Iterator[Row]"]
+    """Begins to read a dataset."""
+    strategy: MixStrategy
+    probabilities: tuple[float, ...]
+    seed: int
+    buffer_size: int
+    """Rows to draw from; 1 keeps the order. Of several processes and workers each holds its part of them."""
+    held_out: frozenset[Origin] = frozenset()
+    """Rows for evaluation, which are never drawn."""
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """File -> size and time stamp, of those on this machine."""
+
+    def one_pass(self, number: int, share: int = 0, num_shares: int = 1) -> "Iterator[tuple[Origin, Row]]":
+        """The rows of one pass that belong to a share, in the order of training. Raises `DataError`.
+
+        The shares change places from pass to pass, so that none stays without rows for ever.
+        """
+        self._require_unchanged()
+        generator = np.random.default_rng((self.seed, number, share))
+        mine = islice(self._in_order(number), (share - number) % num_shares, None, num_shares)
+        yield from shuffled(mine, max(1, -(-self.buffer_size // num_shares)), generator)
+        self._require_unchanged()
+
+    def _in_order(self, number: int) -> "Iterator[tuple[Origin, Row]]":
+        openers = [partial(self._numbered, spec) for spec in self.specs]
+        is_empty = True
+        for dataset, (place, row) in in_turns(openers, self.strategy, self.probabilities, self.seed + number):
+            if (dataset, place) not in self.held_out:
+                is_empty = False
+                yield (dataset, place), row
+        if is_empty:
+            raise DataError(f"val_size takes all {len(self.held_out)} rows of the stream and leaves none to train on")
+
+    def _numbered(self, spec: DatasetSpec) -> "Iterator[tuple[int, Row]]":
+        return enumerate(self.open(spec))
+
+    def _require_unchanged(self) -> None:
+        for spec in self.specs:
+            for name, state in local_files(spec).items():
+                if self.states.get(name) != state:
+                    raise DataError(
+                        f"dataset {spec.name!r}: {name} has changed while it is streamed, so its rows are not those"
+                        " that the run began with -> start anew, or stream a copy that stays as it is"
+                    )
+
+
+def open_stream(
+    specs: Sequence[DatasetSpec],
+    *,
+    strategy: MixStrategy,
+    probabilities: Sequence[float],
+    seed: int,
+    buffer_size: int,
+    cache_dir: str | None,
+    hf_hub_token: str | None,
+) -> Stream:
+    """`num_samples` of a dataset is not followed, since it would need to know all rows."""
+    for spec in specs:
+        if spec.num_samples is not None:
+            warn(f"dataset {spec.name!r}: num_samples is not followed while streaming, which does not know all rows")
+    return Stream(
+        tuple(replace(spec, num_samples=None) for spec in specs),
+        partial(read_rows, seed=seed, cache_dir=cache_dir, hf_hub_token=hf_hub_token, streams=True),
+        strategy,
+        tuple(probabilities),
+        seed,
+        buffer_size,
+        states={name: state for spec in specs for name, state in local_files(spec).items()},
+    )
+
+
+def front(
+    stream: Stream, maker: RowMaker, num_examples: int, ledger: Ledger
+) -> Iterator[tuple[Origin, Any, list[Parts]]]:
+    """The first usable examples of the first pass, for evaluation. Raises `DataError` if there are fewer."""
+    drawn = (
+        Drawn(row, stream.specs[origin[0]], ledger.account(stream.specs[origin[0]].name), origin)
+        for origin, row in stream.one_pass(0)
+    )
+    number = 0
+    for item, example, rows in islice(maker.made(drawn), num_examples):
+        number += 1
+        yield item.origin, example, rows
+    ledger.accounts = {name: account for name, account in ledger.accounts.items() if account.rows_in}
+    if number < num_examples:
+        raise DataError(f"val_size: {num_examples} rows are to be set aside, and the stream has {number} usable ones")
+
+
+class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
+    """The rows of a stream, for the loader of the trainer: of each process and worker its own share."""
+
+    def __init__(self, stream: Stream, maker: RowMaker, packer: "Packer | None", window_rows: int) -> None:
+        """`window_rows` are packed together; of several processes and workers each takes its part of them."""
+        self.stream, self.maker, self.packer, self.window_rows = stream, maker, packer, window_rows
+        self.process, self.num_processes = 0, 1
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return self.maker.plan.columns if self.packer is None else self.packer.columns
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the descriptions, the sizes of the files and what decides about the order; no row is read for it."""
+        sizes = sorted(size for size, _ in self.stream.states.values())
+        described = [replace(spec, file="", line=None) for spec in self.stream.specs]
+        return hashlib.sha256(repr((described, sizes, self.order)).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What decides which row comes when, beside the rows themselves and the share."""
+        stream = self.stream
+        return (
+            stream.strategy,
+            stream.probabilities,
+            stream.seed,
+            stream.buffer_size,
+            len(stream.held_out),
+            self.window_rows,
+        )
+
+    def __iter__(self) -> Iterator[Streamed]:
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return self._share(self.process, self.num_processes, None)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core, and its threads are those of a fork
+        num_shares = self.num_processes * worker.num_workers
+        return _passing_on(self._share(worker.id * self.num_processes + self.process, num_shares, None))
+
+    def first(self, num_rows: int | None) -> tuple[list[dict[str, Any]], Ledger]:
+        """The first rows of the first pass (None: all of it), and what was read for them."""
+        ledger = Ledger(is_streamed=True)
+        rows = []
+        for item in islice(self._share(0, 1, 1), num_rows):
+            rows.append(item.row)
+            ledger.add(item.account)
+        return rows, ledger
+
+    def _share(self, share: int, num_shares: int, num_passes: int | None) -> Iterator[Streamed]:
+        ledger = Ledger(is_streamed=True)
+        rows: Iterable[Columns] = self._rows(ledger, share, num_shares, num_passes)
+        window = -(-self.window_rows // num_shares)
+        joined = self._named(rows) if self.packer is None else self._packed(rows, self.packer, ledger, window)
+        waiting: Streamed | None = None
+        for row in joined:
+            if waiting is not None:
+                yield waiting
+            ledger.samples["train"] = 1
+            waiting = Streamed(row, ledger.taken())
+        if waiting is not None:
+            waiting.account.add(ledger.taken())  # rows behind it that could not be used
+            yield waiting
+
+    def _rows(self, ledger: Ledger, share: int, num_shares: int, num_passes: int | None) -> Iterator[Columns]:
+        kept: list[bool] = []
+
+        def drawn() -> Iterator[Drawn]:
+            num_drawn = 0
+            for number in count() if num_passes is None else range(num_passes):
+                for origin, row in self.stream.one_pass(number, share, num_shares):
+                    spec = self.stream.specs[origin[0]]
+                    num_drawn += number < num_shares
+                    yield Drawn(row, spec, ledger.account(spec.name), origin)
+                # Each row has been drawn once at least after as many passes as there are shares.
+                if not kept and number + 1 >= num_shares and ledger.rows_in >= num_drawn:
+                    raise _no_usable_row(ledger)
+
+        for _, example, rows in self.maker.made(drawn()):
+            kept[:] = [True]
+            for parts in rows:
+                yield column_values(self.maker.plan, example, parts)
+        if not kept:
+            raise _no_usable_row(ledger)
+
+    def _named(self, rows: Iterable[Columns]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            yield dict(zip(self.column_names, row, strict=True))
+
+    def _packed(
+        self, rows: Iterable[Columns], packer: "Packer", ledger: Ledger, window: int
+    ) -> Iterator[dict[str, Any]]:
+        """Rows joined a window at a time. What is left of one that is cut into blocks begins the next."""
+        rest: list[Columns] = []
+        for some in _windows(rows, window):
+            table = table_of([*rest, *some], self.maker.plan.columns)
+            lengths = row_lengths(table)
+            if packer.cuts_rows:
+                ledger.leftover_tokens += int(lengths.sum()) - sum(len(row[0]) for row in rest)
+            num_joined = 0
+            for arrays in packer.join(table):
+                for values in zip(*(array.to_pylist() for array in arrays), strict=True):
+                    num_joined += len(values[0])
+                    if packer.cuts_rows:
+                        ledger.leftover_tokens -= len(values[0])
+                    yield dict(zip(packer.columns, values, strict=True))
+            if packer.cuts_rows:
+                ids = flat(table.with_format("arrow")[:].column("input_ids"))[0][num_joined:].tolist()
+                rest = [tuple(ids if name in SEQUENCE_COLUMNS else () for name in self.maker.plan.columns)]
+
+
+def _passing_on(rows: Iterator[Streamed]) -> Iterator[Streamed]:
+    """A fault as a row, since the loader would put the traceback of its worker into the message."""
+    try:
+        yield from rows
+    except LuthierError as fault:
+        while True:
+            yield Streamed({}, Ledger(), fault)
+
+
+def _windows(rows: Iterable[Columns], num_rows: int) -> Iterator[list[Columns]]:
+    window: list[Columns] = []
+    room = MAX_WINDOW_TOKENS
+    for row in rows:
+        window.append(row)
+        room -= len(row[0])
+        if len(window) >= num_rows or room < 0:
+            yield window
+            window, room = [], MAX_WINDOW_TOKENS
+    if window:
+        yield window
+
+
+def _no_usable_row(ledger: Ledger) -> DataError:
+    """Rows may have been read more than once, so their number is not told."""
+    names = ", ".join(map(repr, ledger.accounts)) or "of this run"
+    reasons = [
+        f"{name}: {reason} ({'; '.join(list(dict.fromkeys(places))[:MAX_SHOWN_ROWS])})"
+        for name, account in ledger.accounts.items()
+        for reason, places in account.dropped_rows.items()
+    ]
+    return DataError("\n  ".join([f"dataset {names} has no usable row", *reasons]))

@@ -1,0 +1,127 @@
+"""A streamed dataset in training: its loader, and the account of what the steps so far have read of it."""
+
+import json
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from luthier.core.errors import LuthierError
+from luthier.core.files import write_atomically
+from luthier.core.log import info, warn
+from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
+from luthier.data.stream import Streamed, StreamedRows
+
+if TYPE_CHECKING:
+    from transformers import Seq2SeqTrainingArguments
+
+    from luthier.training.trainer import StageTrainer
+
+STREAM_FILE = "stream_state.json"
+"""What has been read, and by whom, in a checkpoint."""
+ACCOUNT = "account"
+"""The key of a batch under which its account lies, or the fault that ended the stream."""
+
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+
+
+class StreamReading:
+    """How training reads a stream, and how far it has come."""
+
+    def __init__(self, rows: StreamedRows, before: Ledger, args: "Seq2SeqTrainingArguments") -> None:
+        """`before`: of the rows for evaluation, which are read before training."""
+        self.rows, self.before, self.args = rows, before, args
+        self.read = Ledger(is_streamed=True)
+        """By this process; what was read up to the checkpoint that training goes on from is of the first process."""
+
+    def loader(self, batch_size: int, collate: Collate) -> Any:
+        """Every process reads its own share, so nothing is left for accelerate to share out."""
+        args = self.args
+        self.rows.process, self.rows.num_processes = args.process_index, args.world_size
+        loader = DataLoader(
+            self.rows,
+            batch_size=batch_size,
+            collate_fn=partial(_with_account, collate=collate),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        return prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def take(self, batches: Sequence[MutableMapping[str, Any]]) -> None:
+        """Count what was read for these batches. Raises the fault that ended the stream, if any."""
+        for batch in batches:
+            account = batch.pop(ACCOUNT)
+            if isinstance(account, LuthierError):
+                raise account
+            self.read.add(account)
+
+    def ledger(self) -> Ledger:
+        """Of all processes; all of them have to ask at the same time."""
+        whole = Ledger()
+        for part in (self.before, *gather_object([self.read])):
+            whole.add(part)
+        return whole
+
+    def save(self, checkpoint: Path, output_dir: Path, *, writes: bool) -> None:
+        """All processes have to call it; those with `writes` write."""
+        parts = gather_object([self.read])
+        if not writes:
+            return
+        read, whole = Ledger(), Ledger()
+        for part in parts:
+            read.add(part)
+        for part in (self.before, read):
+            whole.add(part)
+        state = {"read": read.to_json(), "shares": self._shares(), "order": repr(self.rows.order), "rows": self._rows()}
+        (checkpoint / STREAM_FILE).write_text(json.dumps(state), encoding="utf-8")
+        write_atomically(output_dir / LEDGER_FILE, json.dumps(whole.to_json(), indent=2))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Begin with the account of a checkpoint, and tell what makes the rows behind it other ones."""
+        path = checkpoint / STREAM_FILE
+        if not path.is_file():
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if self.args.process_index == 0:
+            self.read = ledger_of(state["read"])
+        now = {"shares": self._shares(), "order": repr(self.rows.order), "rows": self._rows()}
+        words = {
+            "shares": "another number of processes or workers",
+            "order": "another order of rows (seed, buffer_size, mix_strategy or val_size)",
+            "rows": "other data files",
+        }
+        changed = [words[name] for name, value in now.items() if state[name] != value]
+        if changed:
+            warn(f"streaming: the run goes on with {' and '.join(changed)}, so some rows may come twice and some not")
+        info("streaming: reading up to the row that the checkpoint had come to")
+
+    def _shares(self) -> list[int]:
+        return [self.args.world_size, self.args.dataloader_num_workers]
+
+    def _rows(self) -> str:
+        return self.rows.fingerprint
+
+
+def reading_of(trainer: "StageTrainer", before: Ledger | None) -> StreamReading | None:
+    """None for a run that does not train on a stream."""
+    rows: Any = trainer.train_dataset
+    if not isinstance(rows, StreamedRows):
+        return None
+    return StreamReading(rows, before or Ledger(), trainer.args)  # type: ignore[arg-type]
+
+
+def _with_account(items: Sequence[Streamed], collate: Collate) -> dict[str, Any]:
+    whole = Ledger()
+    for item in items:
+        if item.fault is not None:
+            return {ACCOUNT: item.fault}
+        whole.add(item.account)
+    return {**collate([item.row for item in items]), ACCOUNT: whole}
