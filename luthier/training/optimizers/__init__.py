@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """The values of `optim` that mean AdamW in the number type of the weights."""
+DEFAULT_MAX_GRAD_NORM = 1.0
+"""What transformers clips to if nobody asks for it; `run.yaml` holds it, so it is no wish of the user."""
 ANY_BASE = (*ADAMW, "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 """The values of `optim` that can step on stand-ins for the weights."""
 
@@ -141,7 +143,7 @@ def layerwise(name: str, key: str) -> tuple[Rule, ...]:
             ("max_grad_norm", key),
             f"does not act: with {key} no two gradients are there at the same time, so they have no common norm",
             "leave it out",
-            lambda run: is_on(run) and "max_grad_norm" in run.given and run.training["max_grad_norm"] > 0,
+            lambda run: is_on(run) and run.training["max_grad_norm"] not in (0, DEFAULT_MAX_GRAD_NORM),
             only_warns=True,
         ),
     )
