@@ -180,3 +180,18 @@ def test_finished_weights_without_a_checkpoint_are_not_written_over(world, whole
     with pytest.raises(OutputError, match="already holds weights"):
         luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
     assert (folder / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_adapters_of_stacked_experts_go_on_too(world, tmp_path):
+    from transformers import Qwen3MoeConfig
+
+    from tests.tiny import TINY_LLAMA, save_tiny
+
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+    config = Qwen3MoeConfig(**{**TINY_LLAMA, "max_position_embeddings": 1024, **sizes, "mlp_only_layers": [0]})
+    values = {**world, "finetuning_type": "lora", "model_name_or_path": str(save_tiny(tmp_path / "moe", config))}
+    whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
+    assert any("experts" in name for name in weights(tmp_path / "whole"))
+    folder = stopped_at(4, tmp_path / "whole", tmp_path / "out")
+    result = luthier.train({**values, "output_dir": str(folder)})
+    assert_same_end(folder, result, tmp_path / "whole", losses(whole))
