@@ -8,9 +8,9 @@ MEMORY_RULES = Rules(
         at_least("model", "moe_aux_loss_coef", 0),
         Rule(
             ("moe_aux_loss_coef", "stage"),
-            "is added to the loss of the stages pt and sft only",
+            "is added to the loss of the stages pt, sft and gkd only",
             "leave it out",
-            lambda run: run.model.moe_aux_loss_coef is not None and run.stage not in ("pt", "sft"),
+            lambda run: run.model.moe_aux_loss_coef is not None and run.stage not in ("pt", "sft", "gkd"),
             only_warns=True,
         ),
         Rule(

@@ -101,12 +101,11 @@ def summed_loss(
     import torch.nn.functional as F
 
     if head.linear is not None:
-        with hidden_instead_of_logits(head.linear):
-            hidden = _at_positions(model, head, inputs, positions)
+        hidden = hidden_at(model, head, inputs, positions)
         return linear_cross_entropy(
             hidden, head.linear.weight, head.linear.bias, targets, label_smoothing, weights=weights, weigh=weigh
         )
-    logits = _at_positions(model, head, inputs, positions)
+    logits = logits_at(model, head, inputs, positions)
     if logits.element_size() < 4:
         logits = logits.float()
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
@@ -128,22 +127,28 @@ def token_logps(
     inputs, positions and targets as in `summed_loss`; logits are divided by `temperature`.
     """
     if head.linear is not None:
-        with hidden_instead_of_logits(head.linear):
-            hidden = _at_positions(model, head, inputs, positions)
+        hidden = hidden_at(model, head, inputs, positions)
         weight, bias = head.linear.weight, head.linear.bias
         logps = linear_logps(hidden, weight, bias, targets, temperature)
         # mean_v (h . W_v + b_v) = h . mean_v W_v + mean_v b_v
         mean = hidden.detach().float() @ weight.detach().float().mean(0)
         return logps, mean if bias is None else mean + bias.detach().float().mean()
-    logits = _at_positions(model, head, inputs, positions)
+    logits = logits_at(model, head, inputs, positions)
     if logits.element_size() < 4:
         logits = logits.float()
     logps = (logits / temperature).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return logps, logits.detach().mean(-1)
 
 
-def _at_positions(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
-    """(K, V) logits, or (K, H) hidden states, at `positions`."""
+def hidden_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
+    """(K, H) hidden states at `positions`, of a model whose logits are exactly the output of a linear head."""
+    assert head.linear is not None, "without a linear head there are only logits"
+    with hidden_instead_of_logits(head.linear):
+        return logits_at(model, head, inputs, positions)
+
+
+def logits_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
+    """(K, V) logits at `positions`."""
     num_rows, num_tokens = inputs["input_ids"].shape
     if not head.takes_positions:
         return model(**inputs, use_cache=False).logits.flatten(0, 1)[positions]

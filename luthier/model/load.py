@@ -1,13 +1,11 @@
 """From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.quantization import shards_weights
-from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info
 from luthier.core.machine import Machine, detect
@@ -15,7 +13,7 @@ from luthier.model.attention import Attention, isolates_samples, resolve_attenti
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.compat import bitsandbytes_cpu, gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
-from luthier.model.embeddings import fit_embeddings, num_rows
+from luthier.model.embeddings import fit_embeddings
 from luthier.model.fitting import (
     fit_positions,
     fit_training_config,
@@ -260,26 +258,6 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
 
 
-def load_reference(run: "TrainRun", fitted: FittedTokenizer) -> "PreTrainedModel | None":
-    """The model that `ref_model` names, adapters merged, in evaluation mode; None if the run names none.
-
-    Raises `ModelError` if it does not know the tokens of the run.
-    """
-    method, machine = run.method, detect()
-    if method.ref_model is None:
-        return None
-    keys = replace(run.model, model_name_or_path=method.ref_model, adapter_name_or_path=method.ref_model_adapters)
-    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
-    model = _load_merged(keys, machine, choose_dtype, None)
-    num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
-    if num_known < num_tokens:
-        raise ModelError(
-            f"ref_model: {method.ref_model}: its embedding has {num_known:,} rows, too few for the {num_tokens:,}"
-            " tokens of this run -> name a model with the same tokenizer"
-        )
-    return model
-
-
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
 
@@ -288,7 +266,7 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = Non
     machine = machine or detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     device_map = "auto" if machine.num_accelerators else None
-    return _load_merged(run.model, machine, choose_dtype, device_map, quantization=plan(run.quantization, machine))
+    return load_merged(run.model, machine, choose_dtype, device_map, quantization=plan(run.quantization, machine))
 
 
 def load_for_export(
@@ -307,10 +285,10 @@ def load_for_export(
         return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
     device_map = "auto" if run.export.export_device == "auto" else None
-    return _load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True)
+    return load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True)
 
 
-def _load_merged(
+def load_merged(
     keys: "ModelConfig",
     machine: Machine,
     choose_dtype: "Callable[..., torch.dtype]",
@@ -319,6 +297,7 @@ def _load_merged(
     quantization: Quantization | None = None,
     unpacks: bool = False,
 ) -> "PreTrainedModel":
+    """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode."""
     fit_config = partial(fit_positions, keys, None)
     how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, **how)

@@ -1,6 +1,7 @@
 """What travels from loading to training: weights, and what is known of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.model.attention import Attention
+    from luthier.model.companions import Companion
     from luthier.model.heads import OutputHead
 
 
@@ -19,6 +21,8 @@ class Models:
     """The model that learns; wrapped for distributed training where that applies."""
     head: "OutputHead"
     """How the policy turns hidden states into logits."""
+    companions: "Mapping[str, Companion]" = field(default_factory=dict)
+    """The networks that the stage asked for beside it, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ def train(run: TrainRun) -> "RunResult":
     from luthier.data.prepare import prepare
     from luthier.model.dropout import switch_dropout_off
     from luthier.model.save import num_saved_bytes
+    from luthier.run.companions import add_companions, add_reference_of, isolate_all, load_wanted
     from luthier.run.predict import generation_metrics
     from luthier.training.arguments import training_arguments
     from luthier.training.checkpoints import checkpoints_in
@@ -69,6 +70,8 @@ def train(run: TrainRun) -> "RunResult":
     model, padding_reason = load_policy(run, text, machine)
     if not stage.has_dropout:
         switch_dropout_off(model)
+    companions = load_wanted(run, stage, text)
+    padding_reason = padding_reason or isolate_all(companions)
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     if run.trains:
@@ -84,26 +87,10 @@ def train(run: TrainRun) -> "RunResult":
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
         superseded=checkpoints_in(output_dir) if starts_anew else (),
     )
+    add_companions(run, trainer, companions)
     if stage.asks_reference(run):
         add_reference_of(run, trainer, text)
     return carry_out(run, trainer, data, text, resume_from)
-
-
-def add_reference_of(run: TrainRun, trainer: "StageTrainer", text: TextSide) -> None:
-    """What the reference model finds of every row, before the first step changes the model that may be it."""
-    from luthier.data.prepare import cache_of
-    from luthier.model.attention import isolate_samples, isolates_samples
-    from luthier.model.load import load_reference
-    from luthier.training.fit import collator
-    from luthier.training.reference import Judge, add_reference
-
-    reference, collate = load_reference(run, text.fitted), trainer.collate
-    if reference is not None:
-        concatenates = isolates_samples(reference) is None
-        if concatenates:
-            isolate_samples(reference)
-        collate = collator(text.tokenizer.pad_token_id, concatenates)
-    add_reference(trainer, Judge(trainer.policy if reference is None else reference, collate), cache_of(run.data))
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:

@@ -40,6 +40,20 @@ def keep_means(state: StageState, means: Mapping[str, tuple[float, float]], conf
     return {name: mean for name, (mean, _) in means.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A network that a loss asks while training, beside the policy."""
+
+    name: str
+    """Under which the loss finds it in `Models.companions`."""
+    key: str
+    """The key of the run that names it."""
+    source: str | None
+    """Folder, GGUF file or hub id; None: the policy as training began."""
+    adapters: tuple[str, ...] = ()
+    """Merged into it in this order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What a loss has to know of the whole optimizer step before its first batch, such as the mean divergence of kto.
@@ -70,6 +84,8 @@ class Stage:
     """Whether rows carry the log-probability that a reference model gives to the answer of each part."""
     has_dropout: bool = True
     """Whether dropout acts while training; without it what the model says of an answer is not left to chance."""
+    wants: "Callable[[TrainRun], tuple[Wanted, ...]]" = lambda run: ()
+    """The networks that the loss asks at every step."""
     units: Callable[[Mapping[str, Any]], float]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]

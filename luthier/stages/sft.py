@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState
+from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
+from luthier.stages._reference import ReferenceConfig
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SftConfig:
+class SftConfig(ReferenceConfig):
     train_on_prompt: bool = False
     """Learn the prompt tokens as well as the answers."""
     mask_history: bool = False
@@ -37,24 +40,53 @@ class SftConfig:
     """Weigh the loss of each token by the entropy of the prediction, so that what the model is sure of counts less."""
     eaft_alpha: float = 1.0
     """Exponent of the entropy."""
+    use_asft_loss: bool = False
+    """The DFT loss with a pull towards a reference model: `ref_model`, or the model as training begins."""
+    asft_alpha: float = 0.1
+    """Strength of that pull."""
 
+
+LOSS_SWITCHES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
+"""At most one of these takes the place of the cross-entropy."""
 
 RULES = Rules(
     (
         within("method", "label_smoothing_factor", 0, 1, or_high=False),
         at_least("method", "eaft_alpha", 0),
-        Rule(
-            ("use_dft_loss", "use_eaft_loss"),
-            "is one loss, and use_eaft_loss another",
-            "set one of the two",
-            lambda run: run.method.use_dft_loss and run.method.use_eaft_loss,
+        at_least("method", "asft_alpha", 0),
+        *(
+            Rule(
+                (first, second),
+                f"is one loss, and {second} another",
+                "set one of the two",
+                lambda run, first=first, second=second: (  # type: ignore[misc]
+                    getattr(run.method, first) and getattr(run.method, second)
+                ),
+            )
+            for first, second in combinations(LOSS_SWITCHES, 2)
+        ),
+        *(
+            Rule(
+                (key, switch),
+                f"is read together with {switch} only",
+                f"set {switch}: true, or leave it out",
+                lambda run, key=key, switch=switch: (  # type: ignore[misc]
+                    run.given.get(key) is not None and not getattr(run.method, switch)
+                ),
+                only_warns=True,
+            )
+            for key, switch in (
+                ("eaft_alpha", "use_eaft_loss"),
+                ("asft_alpha", "use_asft_loss"),
+                ("ref_model", "use_asft_loss"),
+                ("ref_model_adapters", "use_asft_loss"),
+            )
         ),
         Rule(
-            ("eaft_alpha", "use_eaft_loss"),
-            "is read together with use_eaft_loss only",
-            "set use_eaft_loss: true, or leave it out",
-            lambda run: "eaft_alpha" in run.given and not run.method.use_eaft_loss,
-            only_warns=True,
+            ("label_smoothing_factor", "use_asft_loss"),
+            "spreads the given token over the vocabulary, which this loss does not know",
+            "leave it out",
+            lambda run: run.method.use_asft_loss and run.method.label_smoothing_factor > 0,
         ),
         Rule(
             ("mask_history", "train_on_prompt"),
@@ -134,6 +166,8 @@ def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
 def loss(
     models: Models, batch: Mapping[str, Any], config: SftConfig, *, state: StageState, training: bool
 ) -> LossOutput:
+    if config.use_asft_loss and training:
+        return anchored_loss(models, batch, alpha=config.asft_alpha)
     own_weigh = chosen_weigh(
         use_dft_loss=config.use_dft_loss, use_eaft_loss=config.use_eaft_loss, eaft_alpha=config.eaft_alpha
     )
@@ -146,10 +180,18 @@ def loss(
     )
 
 
+def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+    method = run.method
+    if not method.use_asft_loss:
+        return ()
+    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+
+
 STAGE = Stage(
     name="sft",
     config=SftConfig,
     rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=packer),
+    wants=wants,
     units=count_targets,
     loss=loss,
     check=RULES,

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
+    from luthier.model.companions import Companion
+
 MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
 
@@ -105,6 +107,7 @@ class StageTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
         self._metrics: dict[str, tuple[Tensor, float]] = {}
+        self.companions: Mapping[str, Companion] = {}
         self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
         self.reading = reading_of(self, ledger)
@@ -172,7 +175,7 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        models = Models(model, self.head)
+        models = Models(model, self.head, self.companions)
         output = self.stage.loss(models, inputs, self.stage_config, state=self.stage_state, training=True)
         _add(self._metrics, output.metrics)
         # Gradients are averaged over processes, and this loss is already a share of the whole step.
@@ -184,7 +187,9 @@ class StageTrainer(Trainer):
         for batch in batches:
             with torch.no_grad(), self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(batch)
-                _add(sums, survey.sums(Models(model, self.head), inputs, self.stage_config, state=state))
+                _add(
+                    sums, survey.sums(Models(model, self.head, self.companions), inputs, self.stage_config, state=state)
+                )
         totals = self._over_processes(sums)
         means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
         return survey.learn(state, means, self.stage_config)
@@ -255,7 +260,7 @@ class StageTrainer(Trainer):
         sums: dict[str, tuple[Tensor, float]] = {}
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
-            models = Models(model, self.head)
+            models = Models(model, self.head, self.companions)
             with torch.no_grad(), self.compute_loss_context_manager():
                 output = self.stage.loss(models, inputs, self.stage_config, state=state, training=False)
             _add(sums, {"loss": (output.total, self.stage.units(inputs)), **output.metrics})

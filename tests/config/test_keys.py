@@ -18,7 +18,18 @@ from luthier.core.errors import InvalidInput, UnknownVariant
 from tools import training_keys
 
 REFERENCE_KEYS = (Path(__file__).parent / "reference_keys.txt").read_text(encoding="utf-8").split()
-OWN_KEYS = {"checkpoint_every", "export_check", "export_gguf", "export_max_kl", "loftq_init", "on_overlong"}
+OWN_KEYS = {
+    "checkpoint_every",
+    "export_check",
+    "export_gguf",
+    "export_max_kl",
+    "gkd_beta",
+    "gkd_temperature",
+    "loftq_init",
+    "on_overlong",
+    "teacher_model",
+    "teacher_model_adapters",
+}
 PACKAGE = Path(luthier.__file__).parent
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
 

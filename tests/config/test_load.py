@@ -94,7 +94,7 @@ def test_a_key_that_somebody_reads_is_no_warning():
 
 
 def test_training_keys_in_a_file_for_chat_are_warnings():
-    run = load_infer({"model_name_or_path": "m", "template": "qwen", "learning_rate": 1e-4, "train_on_prompt": False})
+    run = load_infer({"model_name_or_path": "m", "template": "qwen", "learning_rate": 1e-4, "use_dft_loss": False})
     assert [warning.reason for warning in run.warnings] == [
         "is not read here, only by `luthier train`",
         "is not read here, only by `luthier train` with stage: sft",

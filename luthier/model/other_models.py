@@ -1,0 +1,63 @@
+"""The models that a run names beside the one that learns: a reference, a teacher."""
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError
+from luthier.core.machine import detect
+from luthier.model.dtype import inference_dtype
+from luthier.model.embeddings import num_rows
+from luthier.model.load import load_merged
+from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.config.runs import TrainRun
+
+
+def load_other(
+    run: "TrainRun", key: str, source: str, adapters: tuple[str, ...], fitted: FittedTokenizer
+) -> "PreTrainedModel":
+    """The model `source`, which `key` names, with `adapters` merged, in evaluation mode and without gradients.
+
+    Raises `ModelError` if it reads token ids otherwise than the model that learns.
+    """
+    keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
+    own = load_tokenizer(
+        source,
+        use_fast=keys.use_fast_tokenizer,
+        revision=keys.model_revision,
+        cache_dir=keys.cache_dir,
+        token=keys.hf_hub_token,
+        trust_remote_code=keys.trust_remote_code,
+    )
+    difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
+    if difference:
+        raise ModelError(
+            f"{key}: {source}: its tokenizer is another one ({difference}) -> name a model with the same tokenizer"
+        )
+    machine = detect()
+    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
+    model = load_merged(keys, machine, choose_dtype, None)
+    num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
+    if num_known < num_tokens:
+        raise ModelError(
+            f"{key}: {source}: its embedding has {num_known:,} rows, too few for the {num_tokens:,} tokens of this run"
+            " -> name a model with the same tokenizer"
+        )
+    return model.requires_grad_(False)
+
+
+def first_difference(
+    ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase", *, but: tuple[str, ...] = ()
+) -> str:
+    """The first token, in words, that one of the two has under another id; empty if there is none."""
+    own, other = ours.get_vocab(), theirs.get_vocab()
+    ids = sorted((token_id, token) for token, token_id in own.items() if token not in but)
+    for token_id, token in ids:
+        if other.get(token) != token_id:
+            has = f"has it as {other[token]}" if token in other else "does not have it"
+            return f"{token!r} is token {token_id} here, and the other {has}"
+    return ""

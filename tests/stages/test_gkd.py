@@ -1,0 +1,214 @@
+"""Distillation and the pull of ASFT: divergences by hand, gradients by autograd, a student that follows its teacher."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import luthier
+from luthier.config.load import load_train
+from luthier.core.errors import ConfigError, ModelError
+from luthier.data.collate import concatenate_rows
+from luthier.model import heads
+from luthier.model.companions import OtherModel, PolicyAtStart
+from luthier.model.heads import OutputHead, inspect_head
+from luthier.model.objective import Predictions, predictions_at, summed_objective
+from luthier.model.types import Models
+from luthier.stages._divergence import forward_kl, generalised_jsd, reverse_kl
+from luthier.stages.gkd import STAGE, GkdConfig
+from luthier.stages.sft import STAGE as SFT
+from luthier.stages.sft import SftConfig
+from tests import tiny
+from tests.training.runs import small_world
+
+RUN = {"model_name_or_path": "x/y", "dataset": "d", "output_dir": "o"}
+ROWS = [
+    {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]},
+    {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]},
+]
+
+
+def logits(*probabilities: float) -> torch.Tensor:
+    return torch.tensor([probabilities], dtype=torch.float64).log()
+
+
+def test_divergences_by_hand():
+    """P = (1/2, 1/2), Q = (1/4, 3/4).
+
+    KL(P || Q) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3, KL(Q || P) = 1/4 ln 1/2 + 3/4 ln 3/2. With beta = 1/2,
+    M = (3/8, 5/8) and the divergence is half of KL(P || M) + KL(Q || M).
+    """
+    student, teacher = logits(0.25, 0.75), logits(0.5, 0.5)
+    assert forward_kl(student, teacher).item() == pytest.approx(math.log(4 / 3) / 2)
+    assert reverse_kl(student, teacher).item() == pytest.approx(math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4)
+    of_teacher = math.log(4 / 3) / 2 + math.log(4 / 5) / 2
+    of_student = math.log(2 / 3) / 4 + 3 * math.log(6 / 5) / 4
+    assert generalised_jsd(student, teacher, beta=0.5).item() == pytest.approx((of_teacher + of_student) / 2)
+
+
+def test_the_ends_of_beta_are_the_two_kls():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 9).double(), torch.randn(5, 9).double()
+    torch.testing.assert_close(generalised_jsd(student, teacher, beta=0.0), forward_kl(student, teacher))
+    torch.testing.assert_close(generalised_jsd(student, teacher, beta=1.0), reverse_kl(student, teacher))
+    near_forward = generalised_jsd(student, teacher, beta=1e-6) / 1e-6
+    torch.testing.assert_close(near_forward, forward_kl(student, teacher), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(forward_kl(teacher, teacher), torch.zeros(5).double())
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 2**26])
+def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
+    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
+    teacher = torch.randn(150, 11).double()
+    ours, theirs = [[tensor.clone().requires_grad_() for tensor in sources] for _ in range(2)]
+    loss = summed_objective(Predictions(*ours), lambda chunk, part: generalised_jsd(chunk, teacher[part], beta=0.3))
+    expected = generalised_jsd(theirs[0] @ theirs[1].T + theirs[2], teacher, beta=0.3).sum()
+    torch.testing.assert_close(loss, expected)
+    (2 * loss).backward()
+    (2 * expected).backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
+
+
+def model_of(seed: int, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{**tiny.TINY_LLAMA, **changes})).double().eval()
+
+
+def isolated(model):
+    from luthier.model.attention import isolate_samples
+
+    isolate_samples(model)
+    return model
+
+
+@pytest.mark.parametrize("padded_vocabulary", [320, 328])
+def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary):
+    """Row by row with the models' own logits; a teacher whose embedding is padded further gives the same words."""
+    student, teacher = model_of(1), model_of(2, vocab_size=padded_vocabulary)
+    expected = 0.0
+    for row in ROWS:
+        ids = torch.tensor([row["input_ids"]])
+        own, given = student(input_ids=ids).logits[0, :-1], teacher(input_ids=ids).logits[0, :-1, :320]
+        learned = torch.tensor(row["labels"][1:]) != -100
+        expected += generalised_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
+    isolated(student), isolated(teacher)
+    models = Models(student, inspect_head(student), {"teacher": OtherModel(teacher, inspect_head(teacher))})
+    batch = concatenate_rows(ROWS)
+    for head in (models.head, OutputHead(None, True)):
+        one = Models(student, head, models.companions)
+        output = STAGE.loss(one, batch, GkdConfig(gkd_temperature=2.0), state={}, training=True)
+        assert output.total.item() == pytest.approx(expected, rel=1e-9)
+        assert output.metrics["teacher_kl"][1] == STAGE.units(batch) == 4
+
+
+def test_the_policy_at_its_start_stays_what_it_was():
+    """Also its output head, which is asked after the weights have gone back to their place."""
+    policy = isolated(model_of(3))
+    start = PolicyAtStart.of(policy, inspect_head(policy))
+    batch = concatenate_rows(ROWS)
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    inputs |= {"cu_seq_lens_q": batch["cu_seq_lens_q"]}
+    before = policy(**inputs, use_cache=False).logits.detach().clone()
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.mul_(1.5)
+    after = policy(**inputs, use_cache=False).logits.detach().clone()
+    policy.train()
+    with start.asked() as network:
+        assert not network.training
+        torch.testing.assert_close(network(**inputs, use_cache=False).logits, before)
+        found = predictions_at(network, start.head, inputs, batch["positions"])
+    assert policy.training
+    torch.testing.assert_close(found.logits(slice(None)), before[0, batch["positions"]])
+    torch.testing.assert_close(policy.eval()(**inputs, use_cache=False).logits, after)
+
+
+def test_asft_is_dft_and_a_pull():
+    """sum_t [- sg(p_t) log p_t + alpha KL(R_t || P_t)], by autograd on plain logits; without the pull it is DFT."""
+    policy, reference = isolated(model_of(4)), isolated(model_of(5))
+    batch = concatenate_rows(ROWS)
+    positions, targets = batch["positions"], batch["targets"]
+    inputs = {
+        key: value for key, value in batch.items() if key in ("input_ids", "position_ids") or "_q" in key or "_k" in key
+    }
+    logps = policy(**inputs, use_cache=False).logits[0, positions].log_softmax(-1)
+    own = logps.gather(-1, targets[:, None]).squeeze(-1)
+    given = reference(**inputs, use_cache=False).logits[0, positions].detach().log_softmax(-1)
+    expected = (-(own.detach().exp() * own) + 0.3 * (given.exp() * (given - logps)).sum(-1)).sum()
+    wanted = torch.autograd.grad(expected, list(policy.parameters()))
+    models = Models(policy, inspect_head(policy), {"reference": OtherModel(reference, inspect_head(reference))})
+    output = SFT.loss(models, batch, SftConfig(use_asft_loss=True, asft_alpha=0.3), state={}, training=True)
+    torch.testing.assert_close(output.total, expected)
+    for mine, theirs in zip(torch.autograd.grad(output.total, list(policy.parameters())), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    alone = SFT.loss(models, batch, SftConfig(use_asft_loss=True, asft_alpha=0.0), state={}, training=True)
+    dft = SFT.loss(models, batch, SftConfig(use_dft_loss=True), state={}, training=True)
+    torch.testing.assert_close(alone.total, dft.total)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"stage": "gkd"}, "teacher_model: is missing, and this stage learns from one"),
+        ({"stage": "gkd", "teacher_model": "t/t", "gkd_beta": 1.5}, "gkd_beta: 1.5: must be from 0 to 1"),
+        ({"stage": "gkd", "teacher_model": "t/t", "gkd_temperature": 0}, "gkd_temperature: 0: must be above 0"),
+        ({"use_asft_loss": True, "use_dft_loss": True}, "use_dft_loss: true: is one loss, and use_asft_loss another"),
+        (
+            {"use_asft_loss": True, "label_smoothing_factor": 0.1},
+            "label_smoothing_factor: 0.1: spreads the given token",
+        ),
+    ],
+)
+def test_rules(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load_train({**RUN, **keys})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distil")
+    keys = small_world(folder)
+    teacher = tiny.tiny_llama(folder / "teacher", seed=7, max_position_embeddings=1024, hidden_size=32)
+    return {**keys, "teacher_model": str(teacher)}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_student_comes_nearer_to_its_teacher(world, tmp_path, method):
+    run = {**world, "stage": "gkd", "finetuning_type": method, "output_dir": str(tmp_path), "max_steps": 12}
+    run |= {"learning_rate": 1e-2, "logging_steps": 1, "gkd_beta": 0.0, "lr_scheduler_type": "constant"}
+    luthier.train(run)
+    log = [json.loads(line) for line in (tmp_path / "trainer_log.jsonl").read_text().splitlines()]
+    distances = [entry["teacher_kl"] for entry in log if "teacher_kl" in entry]
+    assert distances[-1] < 0.8 * distances[0]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses == pytest.approx(distances, rel=1e-3), "at beta 0 and temperature 1 the loss is the forward KL"
+
+
+def test_asft_holds_the_model_where_it_began(world, tmp_path):
+    """At the first step the reference is the model itself; after some steps a strong pull has kept it nearer."""
+    keys = {key: value for key, value in world.items() if key != "teacher_model"}
+    apart = {}
+    for alpha in (0.0, 5.0):
+        run = {**keys, "finetuning_type": "full", "use_asft_loss": True, "asft_alpha": alpha, "max_steps": 8}
+        run |= {"output_dir": str(tmp_path / str(alpha)), "learning_rate": 3e-3, "logging_steps": 1}
+        luthier.train(run)
+        log = [json.loads(line) for line in (tmp_path / str(alpha) / "trainer_log.jsonl").read_text().splitlines()]
+        apart[alpha] = [entry["reference_kl"] for entry in log if "reference_kl" in entry]
+    assert apart[0.0][0] == apart[5.0][0] == pytest.approx(0.0, abs=1e-6)
+    assert apart[5.0][-1] < 0.5 * apart[0.0][-1]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(world, tmp_path):
+    other = tiny.tiny_llama(tmp_path / "other", seed=7, max_position_embeddings=1024)
+    keys = {**world, "stage": "gkd", "output_dir": str(tmp_path / "out"), "teacher_model": str(other)}
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace("<|im_start|>", "<|begin|>"))
+    with pytest.raises(
+        ModelError, match=r"teacher_model: .*its tokenizer is another one \('<\|im_start\|>' is token 257"
+    ):
+        luthier.train(keys)
