@@ -1,5 +1,6 @@
 """Adapters on quantised models: they learn what they would on the same weights unpacked, and live on afterwards."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def test_attention_that_the_machine_lacks_is_replaced_and_told_once(world, tmp_p
     lines = [line for line in said if "FlashAttention" in line]
     why = f"FlashAttention-{attention[-1]} needs a GPU and this machine has none: sdpa attention runs instead"
     assert lines == [f"flash_attn: {attention}: {why}"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert "sdpa" in manifest["computed_with"]["attention"] or "luthier" in manifest["computed_with"]["attention"]
 
 
 def test_chat_puts_the_adapter_beside_the_quantised_weights(example, world, said, capsys, monkeypatch):
