@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data clean
+.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data bench-load clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ keys: $(VENV)/.installed  ## the table of training keys and the key reference, f
 	$(BIN)/python -m tools.training_keys
 	$(BIN)/python -m luthier.config.reference
 
-bench: bench-startup bench-train bench-qlora bench-data  ## all benchmarks
+bench: bench-startup bench-train bench-qlora bench-data bench-load  ## all benchmarks
 
 bench-startup: $(VENV)/.installed  ## CPU seconds of `version`, `--help` and `check`
 	$(BIN)/python benchmarks/bench_startup.py
@@ -61,6 +61,9 @@ bench-qlora: $(VENV)/.installed $(MODEL)  ## loss and memory of LoRA on a 4-bit 
 
 bench-data: $(VENV)/.installed $(MODEL)  ## rows per second from JSON to Arrow against the tokenizer alone; peak memory
 	$(BIN)/python benchmarks/bench_data.py --long
+
+bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
+	$(BIN)/python benchmarks/bench_load.py
 
 clean:  ## what the quickstart made
 	rm -rf models quickstart
