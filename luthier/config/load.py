@@ -234,6 +234,7 @@ class _Draft:
             "generating": self._section(GENERATING),
             "adapter": self._section(self._variant_section("finetuning_type", finetuning_type)),
             "given": MappingProxyType(dict(self.given)),
+            "changed": frozenset(n for n, value in self.given.items() if value != catalogue()[n][0].default),
         }
         if self.command == "train":
             method = self._section(self._variant_section("stage", stage))

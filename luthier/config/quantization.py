@@ -83,7 +83,7 @@ QUANTIZATION_RULES = Rules(
                 (key, "quantization_method", "quantization_bit"),
                 "is read by 4-bit bitsandbytes only",
                 "leave it out, or set quantization_method: bnb and quantization_bit: 4",
-                lambda run, key=key: _quantises(run) and key in run.given and not _is_4bit_bnb(run),  # type: ignore[misc]
+                lambda run, key=key: _quantises(run) and key in run.changed and not _is_4bit_bnb(run),  # type: ignore[misc]
                 only_warns=True,
             )
             for key in ("quantization_type", "double_quantization")

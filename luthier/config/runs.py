@@ -38,6 +38,8 @@ class TrainRun:
     profiler: ProfilerConfig
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
+    changed: frozenset[str] = frozenset()
+    """Those among them whose value is not the default; the run.yaml of a run holds the others, too."""
     warnings: tuple[Problem, ...] = ()
     """What has no effect, or is not read; to be told to the user once."""
 
@@ -61,6 +63,7 @@ class InferRun:
     generating: GeneratingConfig
     adapter: Any
     given: Mapping[str, Any]
+    changed: frozenset[str] = frozenset()
     warnings: tuple[Problem, ...] = ()
 
 
@@ -79,4 +82,5 @@ class ExportRun:
     adapter: Any
     export: ExportConfig
     given: Mapping[str, Any]
+    changed: frozenset[str] = frozenset()
     warnings: tuple[Problem, ...] = ()

@@ -43,7 +43,7 @@ LAST_ANSWER_ONLY = (
             (key, "stage"),
             "is for stage sft; here the given answer alone is learned",
             "leave it out",
-            lambda run, key=key: bool(run.given.get(key)),  # type: ignore[misc]
+            lambda run, key=key: key in run.changed,  # type: ignore[misc]
         )
         for key in ("train_on_prompt", "mask_history")
     ),

@@ -107,7 +107,7 @@ RULES = Rules(
             ("simpo_gamma", "pref_loss"),
             "is read by pref_loss: simpo only",
             "leave it out",
-            lambda run: "simpo_gamma" in run.given and run.method.pref_loss != "simpo",
+            lambda run: "simpo_gamma" in run.changed and run.method.pref_loss != "simpo",
             only_warns=True,
         ),
         *(

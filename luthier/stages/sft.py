@@ -71,7 +71,7 @@ RULES = Rules(
                 f"is read together with {switch} only",
                 f"set {switch}: true, or leave it out",
                 lambda run, key=key, switch=switch: (  # type: ignore[misc]
-                    run.given.get(key) is not None and not getattr(run.method, switch)
+                    key in run.changed and not getattr(run.method, switch)
                 ),
                 only_warns=True,
             )

@@ -276,3 +276,11 @@ def test_export_and_infer_runs_hold_their_sections():
     assert run.export.export_size == 2 and run.model.adapter_name_or_path == ("a", "b")
     chat = load_infer({"model_name_or_path": "m", "temperature": 0, "finetuning_type": "full"})
     assert chat.generating.temperature == 0.0 and chat.finetuning_type == "full"
+
+
+def test_what_only_repeats_a_default_is_not_asked_for():
+    """The run.yaml of a run holds every value in effect; taken as a run file it gives no more warnings than before."""
+    defaults = {"eaft_alpha": 1.0, "asft_alpha": 0.1, "pissa_iter": 16, "freeze_trainable_layers": 2}
+    assert load_train({**BASE, **defaults}).warnings == ()
+    warned = load_train({**BASE, **{key: 2 * value for key, value in defaults.items()}}).warnings
+    assert {warning.key for warning in warned} == set(defaults)

@@ -92,7 +92,7 @@ def test_a_quantised_model_may_answer(keys):
     ("keys", "key"),
     [
         ({"bf16": True}, "quantization_bit"),
-        ({"quantization_method": "hqq", "quantization_type": "nf4"}, "quantization_type"),
+        ({"quantization_method": "hqq", "quantization_type": "fp4"}, "quantization_type"),
         ({"quantization_bit": 8, "double_quantization": False}, "double_quantization"),
         (
             {"do_train": False, "do_predict": True, "eval_dataset": "d", "predict_with_generate": True},

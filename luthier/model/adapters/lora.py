@@ -67,7 +67,7 @@ RULES = Rules(
             ("freeze_trainable_layers", "use_llama_pro"),
             "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
             "",
-            lambda run: "freeze_trainable_layers" in run.given and not run.adapter.use_llama_pro,
+            lambda run: "freeze_trainable_layers" in run.changed and not run.adapter.use_llama_pro,
             only_warns=True,
         ),
         Rule(
@@ -124,7 +124,7 @@ RULES = Rules(
                 (key, "pissa_init"),
                 "is read only if pissa_init is on",
                 "set pissa_init: true, or leave it out",
-                lambda run, key=key: bool(run.given.get(key)) and not run.adapter.pissa_init,  # type: ignore[misc]
+                lambda run, key=key: key in run.changed and not run.adapter.pissa_init,  # type: ignore[misc]
                 only_warns=True,
             )
             for key in ("pissa_iter", "pissa_convert")

@@ -51,14 +51,14 @@ RULES = Rules(
             ("oft_rank", "oft_block_size"),
             "rank times block size is the width of a layer, so one of them decides the other",
             "give one of the two",
-            lambda run: run.adapter.oft_rank > 0 and "oft_block_size" in run.given,
+            lambda run: run.adapter.oft_rank > 0 and "oft_block_size" in run.changed,
         ),
         Rule(
             ("oft_target", "lora_target"),
             "names other modules than lora_target, which is the former name of the same key",
             "give one of the two",
             lambda run: (
-                {"oft_target", "lora_target"} <= set(run.given)
+                {"oft_target", "lora_target"} <= run.changed
                 and set(run.adapter.oft_target) != set(run.adapter.lora_target)
             ),
         ),
