@@ -33,6 +33,29 @@ def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]
     return batch
 
 
+def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The batch that the sequences from `start` up to `stop` make alone; what rows have beside them is left out."""
+    rows = batch["target_rows"]
+    chosen = (rows >= start) & (rows < stop)
+    if "cu_seq_lens_q" in batch:
+        bounds = batch["cu_seq_lens_q"][start : stop + 1]
+        first, last = int(bounds[0]), int(bounds[-1])
+        longest = int(bounds.diff().max())
+        inputs = {name: batch[name][:, first:last] for name in ("input_ids", "position_ids")}
+        inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds - first)
+        inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
+    else:
+        first = start * batch["input_ids"].shape[1]
+        inputs = {name: batch[name][start:stop] for name in ("input_ids", "attention_mask")}
+    return {
+        **inputs,
+        "positions": batch["positions"][chosen] - first,
+        "targets": batch["targets"][chosen],
+        "target_rows": rows[chosen] - start,
+        "ends": batch["ends"][start:stop] - first,
+    }
+
+
 def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
     """All rows behind one another in a single row of N tokens; position ids and attention start anew at each.
 

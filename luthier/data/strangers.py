@@ -68,7 +68,10 @@ class _Circle:
                 self._before = row
                 break
         else:
-            raise DataError("kto: all rows have the same prompt, and the divergence needs answers to another one")
+            raise DataError(
+                f"kto: the prompt of all {len(rows)} rows is the same, and how far the model has moved is measured by"
+                " answers to another prompt -> add rows with other prompts; rows to evaluate on need them, too"
+            )
 
     def answer_before(self, prompt: list[int], answer: list[int]) -> list[int]:
         """The answer of the nearest earlier row with another prompt; the given row is the next earlier one."""

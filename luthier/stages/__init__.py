@@ -32,6 +32,10 @@ class LossOutput:
     """What is logged beside the loss."""
 
 
+def nothing_more(means: Mapping[str, float]) -> Mapping[str, float]:
+    return {}
+
+
 def no_problems(run: "TrainRun") -> Iterable[Problem]:
     return ()
 
@@ -92,5 +96,7 @@ class Stage:
     """(models, batch, config, *, state, training) -> LossOutput."""
     survey: Survey | None = None
     """What the loss has to know of the whole optimizer step first, if anything."""
+    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more
+    """(the means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
     """Rules between keys that concern this stage; runs before torch is imported."""

@@ -74,13 +74,3 @@ def adapters_alone(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
         "set ref_model, e.g. to the same as model_name_or_path",
         lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
     )
-
-
-def without_pissa(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
-    return Rule(
-        ("pissa_init", "stage"),
-        "moves a part of the weights into the adapter and rounds on the way, while the reference model has to stay"
-        " what it is",
-        "leave it out",
-        lambda run: asks_reference(run) and _of_adapter(run, "pissa_init"),
-    )

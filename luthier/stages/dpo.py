@@ -27,7 +27,6 @@ from luthier.stages._reference import (
     ReferenceConfig,
     adapters_alone,
     judges_itself,
-    without_pissa,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ RULES = Rules(
         NO_DROPOUT,
         judges_itself(asks_reference),
         adapters_alone(asks_reference),
-        without_pissa(asks_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "pref_bco_weight", 0),

@@ -213,9 +213,10 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise self._diverged(f"the loss became {logs['loss']}")
-            logs |= {
+            means = {
                 name: total / count for name, (total, count) in self._over_processes(self._metrics).items() if count
             }
+            logs |= {**means, **self.stage.derived(means)}
             self._metrics = {}
             logs["throughput"] = round(self.throughput(), 2)
             for gauge in self.gauges:
@@ -245,7 +246,9 @@ class StageTrainer(Trainer):
         device = self.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             totals = self._over_processes(self._sums(model, dataloader))
-        metrics = {f"{metric_key_prefix}_{name}": t / n if n else math.nan for name, (t, n) in totals.items()}
+        means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
+        means |= self.stage.derived(means)
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         if self.eval_metrics is not None:
             more = self.eval_metrics(model, metric_key_prefix)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}

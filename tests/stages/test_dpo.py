@@ -41,7 +41,7 @@ REFUSED = {
     "prompts": ({"train_on_prompt": True}, "for stage sft"),
     "history": ({"mask_history": True}, "for stage sft"),
     "generation": ({"predict_with_generate": True, **EVAL}, "for stage sft"),
-    "pissa": ({"finetuning_type": "lora", "pissa_init": True}, "the reference model has to stay"),
+    "pissa": ({"finetuning_type": "lora", "pissa_init": True}, "as its reference"),
     "prediction": ({"do_predict": True, **EVAL}, "for stage sft"),
 }
 

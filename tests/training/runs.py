@@ -36,6 +36,15 @@ PAIRS = [
     for number in range(16)
 ]
 
+FEEDBACK = [
+    {
+        "instruction": f"Say the number {number // 2}.",
+        "output": f"{'very ' * (number % 3)}well: {number}" if number % 2 else f"no{'!' * (number % 5)}",
+        "good": bool(number % 2),
+    }
+    for number in range(16)
+]
+
 
 def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
     """Writes model and data below `folder` and returns the keys that every run shares."""
@@ -49,6 +58,7 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
     (data / "numbers.json").write_text(json.dumps(rows), encoding="utf-8")
     (data / "tools.json").write_text(json.dumps(talks), encoding="utf-8")
     (data / "pairs.json").write_text(json.dumps(PAIRS), encoding="utf-8")
+    (data / "feedback.json").write_text(json.dumps(FEEDBACK), encoding="utf-8")
     (data / "plain.txt").write_text(
         "".join(f"This is line {n} of a plain text.\n" for n in range(60)), encoding="utf-8"
     )
@@ -63,6 +73,10 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
             "file_name": "pairs.json",
             "ranking": True,
             "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "feedback": {
+            "file_name": "feedback.json",
+            "columns": {"prompt": "instruction", "response": "output", "kto_tag": "good"},
         },
         "plain": {"file_name": "plain.txt", "columns": {"prompt": "text"}},
     }

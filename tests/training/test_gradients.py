@@ -14,8 +14,10 @@ from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
 from luthier.run.encoding import load_text_side
+from luthier.run.train import add_reference_of
 from luthier.training.arguments import training_arguments
 from luthier.training.fit import build_trainer
+from tests.tiny import tiny_llama
 from tests.training.runs import small_world
 
 NUM_ROWS = 8
@@ -49,6 +51,8 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     args = training_arguments(run, detect())
     trainer = build_trainer(run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None)
+    if stage.asks_reference(run):
+        add_reference_of(run, trainer, text)
     trainer.train()
     return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
 
@@ -92,4 +96,36 @@ def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
             gradients = step_gradients({**values, **cut}, concatenates=concatenates)
             for weight_name, expected in by_hand.items():
                 difference = (gradients[weight_name] - expected).abs().max()
+                assert difference <= 1e-6, f"{weight_name} at {batch}x{accumulation}, concatenated: {concatenates}"
+
+
+PREFERENCE_KEYS = {
+    "dpo": {"dataset": "pairs"},
+    "dpo with BCO": {"dataset": "pairs", "pref_bco_weight": 0.5, "pref_ftx": 0.1, "ld_alpha": 0.5},
+    "dpo kto_pair": {"dataset": "pairs", "pref_loss": "kto_pair"},
+    "dpo orpo": {"dataset": "pairs", "pref_loss": "orpo"},
+    "kto": {"dataset": "feedback", "kto_chosen_weight": 1.5, "pref_ftx": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def another_model(tmp_path_factory) -> str:
+    """Not the reference, so that the ratios and their means over a step are not 0."""
+    return str(tiny_llama(tmp_path_factory.mktemp("another"), seed=7, max_position_embeddings=1024))
+
+
+@pytest.mark.parametrize("name", PREFERENCE_KEYS)
+def test_gradients_of_preferences_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
+    """The step of single rows is the measure: what a loss has to know of the whole step, no batch of one row shows."""
+    values = {**world, "stage": name.split()[0], **PREFERENCE_KEYS[name]}
+    values |= {} if "orpo" in name else {"ref_model": another_model}
+    expected: dict[str, torch.Tensor] = {}
+    for concatenates in (False, True):
+        for batch, accumulation in CUTS:
+            cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+            gradients = step_gradients({**values, **cut}, concatenates=concatenates)
+            expected = expected or gradients
+            assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+            for weight_name, gradient in gradients.items():
+                difference = (gradient - expected[weight_name]).abs().max()
                 assert difference <= 1e-6, f"{weight_name} at {batch}x{accumulation}, concatenated: {concatenates}"

@@ -55,6 +55,31 @@ def test_two_processes_are_one_run(world, tmp_path):
     assert_told_and_written_once(done, folder, tmp_path / "alone")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [{"stage": "dpo", "dataset": "pairs", "pref_bco_weight": 0.5}, {"stage": "kto", "dataset": "feedback"}],
+    ids=["dpo", "kto"],
+)
+def test_two_processes_are_one_run_of_preferences(world, tmp_path, keys):
+    """The means over a step, the reference and the rows to evaluate on are those of all processes."""
+    left_out = ("eval_dataset", "compute_accuracy")
+    common = {name: value for name, value in world.items() if name not in left_out}
+    values = {**common, **keys, "finetuning_type": "lora", "learning_rate": 1e-3, "val_size": 3, "max_steps": 3}
+    alone = luthier.train({**values, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "alone")})
+    folder, run_file = tmp_path / "two processes", tmp_path / "a run.yaml"
+    run_file.write_text(yaml.safe_dump({**values, "per_device_train_batch_size": 2, "output_dir": str(folder)}))
+    done = start_two(run_file)
+    assert done.returncode == 0, done.stderr
+    steps = [logs for logs in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in logs]
+    expected = [logs for logs in alone.log_history if "loss" in logs]
+    for found, wanted in zip(steps, expected, strict=True):
+        for name in ("loss", "rewards/margins", "logps/chosen"):
+            assert found[name] == pytest.approx(wanted[name], abs=1e-4 if name == "logps/chosen" else 1e-5)
+    evaluation = json.loads((folder / "eval_results.json").read_text())
+    for name in ("eval_loss", "eval_rewards/margins"):
+        assert evaluation[name] == pytest.approx(alone.metrics["eval"][name], abs=1e-5)
+
+
 def start_two(run_file: Path) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "luthier", "train", str(run_file)]

@@ -20,6 +20,14 @@ KINDS = {
     "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
     "sft full": {"finetuning_type": "full"},
     "sft freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    **{
+        f"{stage} {finetuning_type}": {"stage": stage, "finetuning_type": finetuning_type, **keys}
+        for stage, keys in (
+            ("dpo", {"dataset": "pairs", "pref_bco_weight": 0.5, "learning_rate": 1e-3}),
+            ("kto", {"dataset": "feedback", "learning_rate": 1e-3}),
+        )
+        for finetuning_type in ("lora", "full", "freeze")
+    },
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},
 }
 STEPS = 8

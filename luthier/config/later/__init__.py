@@ -17,7 +17,6 @@ from luthier.config.sections import Section
 
 LATER = (
     Section("rm", stages.RmConfig, commands=("train",), key="stage", values=("rm",)),
-    Section("kto", stages.KtoConfig, commands=("train",), key="stage", values=("kto",)),
     Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
     Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
     Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),

@@ -1,4 +1,4 @@
-"""Keys of the stages rm, kto and ppo. Each class moves to the file of its stage when the stage arrives."""
+"""Keys of the stages rm and ppo. Each class moves to the file of its stage when the stage arrives."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,24 +7,6 @@ from typing import Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RmConfig:
     """Keys that only `stage: rm` reads: none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KtoConfig:
-    pref_beta: float = 0.1
-    """Strength of the pull towards the reference model."""
-    pref_ftx: float = 0.0
-    """Weight of the plain sft loss on the liked answers, added to the preference loss."""
-    kto_chosen_weight: float = 1.0
-    """Weight of liked answers."""
-    kto_rejected_weight: float = 1.0
-    """Weight of disliked answers."""
-    ref_model: str | None = None
-    """The reference model, if it is not the base model."""
-    ref_model_adapters: tuple[str, ...] = ()
-    """Adapters of the reference model."""
-    ref_model_quantization_bit: int | None = None
-    """Bits to load the reference model with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

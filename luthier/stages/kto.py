@@ -1,0 +1,176 @@
+"""KTO: learning from answers that somebody liked or disliked, each on its own (https://arxiv.org/abs/2402.01306).
+
+N rows of a batch. With pi the policy, r the reference and d = log pi(y | x) - log r(y | x) (eq. 7 and 8):
+
+    liked      w_c (1 - s(beta (d - KL)))        disliked   w_r (1 - s(beta (KL - d)))
+
+KL = max(0, mean d of the strangers): answers after prompts that they do not belong to (`luthier.data.strangers`), over
+the whole optimizer step, or the whole evaluation set, and without gradient. `pref_ftx` adds to each liked row that many
+times the mean over its tokens of -log pi.
+
+A batch holds 2 N sequences: the answers, then the strangers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.rules import Rule, Rules, above, at_least
+from luthier.core.errors import RowError
+from luthier.data.collate import sequences
+from luthier.data.plan import RowPlan
+from luthier.data.types import Dialogue, Feedback
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
+from luthier.stages._logps import num_targets, sequence_logps
+from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
+from luthier.stages._reference import LAST_ANSWER_ONLY, NO_DROPOUT, ReferenceConfig, adapters_alone, judges_itself
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.data.encode import TurnIds
+    from luthier.data.encoding import Encoding
+    from luthier.data.labels import Encoded
+    from luthier.data.strangers import Strangers
+    from luthier.data.tokenise import Written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KtoConfig(ReferenceConfig):
+    pref_beta: float = 0.1
+    """Strength of the pull towards the reference model."""
+    pref_ftx: float = 0.0
+    """Weight of the plain sft loss on the liked answers, added to the preference loss."""
+    kto_chosen_weight: float = 1.0
+    """Weight of liked answers."""
+    kto_rejected_weight: float = 1.0
+    """Weight of disliked answers."""
+
+
+def asks_reference(run: "TrainRun") -> bool:
+    return True
+
+
+RULES = Rules(
+    (
+        Rule(
+            ("on_overlong", "stage"),
+            "cuts a row into several, and somebody liked or disliked the whole answer",
+            "set on_overlong: truncate, drop or error",
+            lambda run: run.data.on_overlong == "split",
+        ),
+        *NO_PACKING,
+        *NO_ANSWERS,
+        *LAST_ANSWER_ONLY,
+        NO_DROPOUT,
+        judges_itself(asks_reference),
+        adapters_alone(asks_reference),
+        above("method", "pref_beta", 0),
+        at_least("method", "pref_ftx", 0),
+        at_least("method", "kto_chosen_weight", 0),
+        at_least("method", "kto_rejected_weight", 0),
+    )
+)
+
+
+def write(example: Feedback, encoding: "Encoding", config: KtoConfig) -> "Sequence[tuple[Written]]":
+    """The last answer after the prompt that a server would send."""
+    if example.liked and not example.messages[-1].content.strip():
+        raise RowError("the liked answer is empty")
+    dialogue = Dialogue(example.messages, example.system, example.tools, example.media)
+    return [(encoding.written_last(dialogue),)]
+
+
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: KtoConfig) -> "tuple[Encoded, ...]":
+    from luthier.data.labels import label_answers
+
+    ((answer,),) = parts
+    return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
+
+
+def packer(run: "TrainRun", encoding: "Encoding") -> "Strangers":
+    from luthier.data.strangers import Strangers
+
+    return Strangers(run.data.cutoff_len)
+
+
+def answers_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {**sequences(batch, 0, _num_rows(batch)), "reference_logps": batch["reference_logps"].chunk(2)[0]}
+
+
+def strangers_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    num_rows = _num_rows(batch)
+    later = sequences(batch, num_rows, 2 * num_rows)
+    return {**later, "reference_logps": batch["reference_logps"].chunk(2)[1]}
+
+
+def _num_rows(batch: Mapping[str, Any]) -> int:
+    return batch["kto_tags"].numel()
+
+
+def count_rows(batch: Mapping[str, Any]) -> int:
+    """Without those that only fill a batch up."""
+    return int((num_targets(batch).chunk(2)[0] > 0).sum())
+
+
+def loss(
+    models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: StageState, training: bool
+) -> LossOutput:
+    """The sum over the rows of a batch."""
+    import torch
+
+    answers, liked, kl = answers_of(batch), batch["kto_tags"] > 0, state["kl"]
+    logps = sequence_logps(models, answers)
+    ratios = logps.sums - answers["reference_logps"]
+    gain = torch.where(liked, ratios - kl, kl - ratios)
+    weights = torch.where(liked, config.kto_chosen_weight, config.kto_rejected_weight).to(gain.dtype)
+    losses = weights * (1 - (config.pref_beta * gain).sigmoid())
+    if config.pref_ftx:
+        losses = losses - config.pref_ftx * liked * logps.sums / logps.lengths.clamp(min=1)
+    real = logps.lengths > 0
+    metrics: dict[str, Any] = {}
+    for side, rows in (("chosen", liked & real), ("rejected", ~liked & real)):
+        count = float(rows.sum())
+        shown = {"rewards": config.pref_beta * ratios, "logps": logps.sums, "logits": logps.mean_logits}
+        metrics |= {f"{name}/{side}": ((value.detach() * rows).sum(), count) for name, value in shown.items()}
+    count = float(real.sum())
+    metrics["kl"] = (torch.tensor(kl * count), count)
+    return LossOutput((losses * real).sum(), metrics)
+
+
+def margins(means: Mapping[str, float]) -> Mapping[str, float]:
+    """How much more reward liked answers have, if there were answers of both kinds."""
+    chosen, rejected = means.get("rewards/chosen"), means.get("rewards/rejected")
+    return {} if chosen is None or rejected is None else {"rewards/margins": chosen - rejected}
+
+
+def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: StageState) -> Sums:
+    """How much more likely than the reference the policy finds the strangers."""
+    strangers = strangers_of(batch)
+    logps = sequence_logps(models, strangers)
+    real = logps.lengths > 0
+    return {"kl": (((logps.sums - strangers["reference_logps"]) * real).sum(), float(real.sum()))}
+
+
+def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:
+    return {"kl": max(means["kl"][0], 0.0)}
+
+
+STAGE = Stage(
+    name="kto",
+    config=KtoConfig,
+    rows=RowPlan(
+        examples=(Feedback,),
+        tags={"kto_tags": lambda example: int(example.liked)},
+        write=write,
+        label=label,
+        packer=packer,
+    ),
+    asks_reference=asks_reference,
+    has_dropout=False,
+    units=count_rows,
+    loss=loss,
+    survey=Survey(sums=sums, learn=learn),
+    derived=margins,
+    check=RULES,
+)
