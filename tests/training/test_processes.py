@@ -62,9 +62,9 @@ def test_two_processes_are_one_run(world, tmp_path):
 )
 def test_two_processes_are_one_run_of_preferences(world, tmp_path, keys):
     """The means over a step, the reference and the rows to evaluate on are those of all processes."""
-    left_out = ("eval_dataset", "compute_accuracy")
-    common = {name: value for name, value in world.items() if name not in left_out}
-    values = {**common, **keys, "finetuning_type": "lora", "learning_rate": 1e-3, "val_size": 3, "max_steps": 3}
+    common = {name: value for name, value in world.items() if name != "compute_accuracy"}
+    more = {"finetuning_type": "lora", "learning_rate": 1e-3, "eval_dataset": keys["dataset"], "max_steps": 3}
+    values = {**common, **keys, **more}
     alone = luthier.train({**values, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "alone")})
     folder, run_file = tmp_path / "two processes", tmp_path / "a run.yaml"
     run_file.write_text(yaml.safe_dump({**values, "per_device_train_batch_size": 2, "output_dir": str(folder)}))
