@@ -19,9 +19,8 @@ from filelock import FileLock, Timeout
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import require_writable, save_folder_atomically
 from luthier.core.log import warn
+from luthier.data.cache_room import SIZES_FILE, limit_bytes, make_room, use
 
-SIZES_FILE = "sizes.json"
-"""Name -> bytes of the other files of an entry."""
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """So long a process leaves an entry to the one that should make it, unless that one has it in work."""
@@ -53,7 +52,7 @@ class Cache:
         if key is None:
             return _temporary(make)
         folder, started = self.folder / key, time.monotonic()
-        while not self.holds(key):
+        while not (self.holds(key) and use(folder)):
             if self.makes or time.monotonic() - started > PATIENCE_SECONDS:
                 self._try(key, make)
             else:
@@ -88,6 +87,8 @@ class Cache:
         except RunFailed as fault:
             raise RunFailed(f"{fault} with the environment variable LUTHIER_CACHE") from fault
         self._made.add(key)
+        use(self.folder / key)
+        make_room(self.folder, limit_bytes())
 
 
 def _is_whole(entry: Path) -> bool:
@@ -108,6 +109,7 @@ def open_cache(*, overwrites: bool, makes: bool) -> Cache:
         warn(f"tokenised rows are not kept: {fault}")
         return Cache(_removed_at_exit())
     folder.mkdir(parents=True, exist_ok=True)
+    limit_bytes()  # a wrong number is told before work is done
     return Cache(folder, makes, overwrites)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from luthier.core.errors import RowError, ToolFault
 from luthier.data.answers import THOUGHT_WORDS, has_thought, take_apart, without_thought
 from luthier.data.continuation import continuation
-from luthier.data.encode import Encoder, TurnIds, Whole
+from luthier.data.encode import Encoder, Whole
+from luthier.data.render import Turn
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
 
@@ -69,10 +70,10 @@ class ChatProgram:
         """The last answer alone, with everything before it in its prompt."""
         return _row([self._asked(dialogue, len(dialogue.messages) - 1)])
 
-    def last_turn(self, dialogue: Dialogue) -> TurnIds:
-        """Prompt and answer tokenised apart, as a server has only the prompt."""
+    def last_turn(self, dialogue: Dialogue) -> Turn:
+        """Prompt and answer as texts of their own, as a server has only the prompt."""
         answer = self._asked(dialogue, len(dialogue.messages) - 1)
-        return self.encoder.text(answer.prompt), self.encoder.text(answer.answer)
+        return Turn((answer.prompt,), (answer.answer,))
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
         """The ids of a conversation that waits for an answer. Raises `RowError` for one that the program refuses."""

@@ -59,12 +59,9 @@ class Encoding:
             return self.program.last_row(dialogue)
         return self._last(dialogue)
 
-    def last_turn(self, dialogue: Dialogue) -> TurnIds:
-        """(prompt ids, answer ids) of the last answer, tokenised apart, since a server has only the prompt."""
-        if self.program is not None:
-            return self.program.last_turn(dialogue)
-        (turn,) = self._last(dialogue)
-        return self.encoder.pieces(turn.prompt), self.encoder.pieces(turn.answer)
+    def written_apart(self, dialogue: Dialogue) -> Written:
+        """The last answer, to be tokenised apart from its prompt, since a server has only the prompt."""
+        return self._last(dialogue) if self.program is None else (self.program.last_turn(dialogue),)
 
     def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
         return render(
@@ -94,12 +91,16 @@ class Encoding:
         return "<|end_of_text|>" if self.template.name == "llama3" else self.encoder.tokenizer.eos_token
 
 
-def encode_last_turn(dialogue: Dialogue, encoding: Encoding) -> Encoded:
+def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
     """For generation: `input_ids` is the prompt of the last answer and `labels` that answer, within one budget."""
-    prompt, answer = encoding.last_turn(dialogue)
-    if encoding.cutoff_len is None:
+    turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
+    return [_prompt_and_answer(*turn, encoding.cutoff_len) for (turn,) in turns]
+
+
+def _prompt_and_answer(prompt: list[int], answer: list[int], cutoff_len: int | None) -> Encoded:
+    if cutoff_len is None:
         return Encoded(prompt, answer)
-    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), encoding.cutoff_len)
+    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), cutoff_len)
     kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
     lost_labels = len(answer) - len(kept_answer)
     lost_tokens = len(prompt) - len(kept_prompt) + lost_labels

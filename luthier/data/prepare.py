@@ -18,7 +18,7 @@ from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
 from luthier.data.cache import Cache, open_cache
 from luthier.data.catalog import DatasetSpec, load_catalog
-from luthier.data.encoding import Encoding, encode_last_turn
+from luthier.data.encoding import Encoding, encode_last_turns
 from luthier.data.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
@@ -202,13 +202,21 @@ class _Builder:
             TableWriter(folder / ROWS_FILE, columns) as rows,
             TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
         ):
+            waiting: list[Dialogue] = []
             for number, (example, encoded_rows) in enumerate(examples):
                 for parts in encoded_rows:
                     rows.add((*column_values(self.plan, example, parts), [number]))
                 if with_prompts:
                     assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
-                    prompt = encode_last_turn(example, self.encoding)
-                    prompts.add((prompt.input_ids, prompt.labels))
+                    waiting.append(example)
+                    if len(waiting) == self.data.preprocessing_batch_size:
+                        self._write_prompts(waiting, prompts)
+                        waiting = []
+            self._write_prompts(waiting, prompts)
+
+    def _write_prompts(self, dialogues: Sequence[Dialogue], prompts: TableWriter) -> None:
+        for prompt in encode_last_turns(dialogues, self.encoding):
+            prompts.add((prompt.input_ids, prompt.labels))
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
         """The datasets as a stream. Its first `val_size` examples become the evaluation rows, in `evals`."""

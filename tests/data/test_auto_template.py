@@ -12,7 +12,7 @@ from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import STAGES, TOOL_SYNTAXES
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding, encode_last_turn
+from luthier.data.encoding import Encoding, encode_last_turns
 from luthier.data.labels import IGNORE_INDEX, label_turns
 from luthier.data.own_template import own_template
 from luthier.data.prepare import prepare
@@ -330,7 +330,7 @@ def test_a_tokenizer_without_offsets_gets_prompts_and_answers_apart():
 def test_for_generation_the_prompt_is_what_a_server_sends():
     encoding = Encoding(Encoder(TOKENIZERS["qwen3"]), own_template(TOKENIZERS["qwen3"]), None, program=program("qwen3"))
     dialogue = talk("q1", "<think>\nt\n</think>\n\na1", "q2", "a2")
-    encoded = encode_last_turn(dialogue, encoding)
+    (encoded,) = encode_last_turns([dialogue], encoding)
     assert encoded.input_ids == served("qwen3", plain(dialogue, 3), add_generation_prompt=True)
     assert TOKENIZERS["qwen3"].decode(encoded.labels) == "<think>\n\n</think>\n\na2<|im_end|>\n"
 

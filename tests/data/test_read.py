@@ -16,6 +16,7 @@ from luthier.data.description import DatasetSpec, Source
 from luthier.data.read import column_names, data_files, read_rows
 from luthier.data.readers import DataFile, text
 from luthier.data.readers.json_rows import read_json
+from luthier.data.stream import open_stream
 
 ROWS = [{"instruction": f"q{i}", "output": f"答{i}"} for i in range(5)]
 
@@ -437,6 +438,33 @@ class TestHubs:
             "path": "o/r", "name": "s", "data_dir": "f", "split": "test", "cache_dir": "c", "token": "t",
         }  # fmt: skip
 
+    @pytest.mark.parametrize(
+        ("kind", "word"), [("hf_hub", "streaming"), ("ms_hub", "use_streaming"), ("om_hub", "streaming")]
+    )
+    def test_a_stream_is_fetched_as_it_is_read(self, kind, word, monkeypatch):
+        """Of an endless repository the first rows are there at once; a connection that breaks off names the place."""
+        from types import SimpleNamespace
+
+        import datasets
+
+        def load(*_, **words):
+            assert words[word] is True
+
+            def rows():
+                yield from ROWS[:2]
+                raise ConnectionError("the line is dead")
+
+            return rows()
+
+        client = SimpleNamespace(MsDataset=type("MsDataset", (), {"load": load}))
+        client.OmDataset = SimpleNamespace(load_dataset=load)
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        monkeypatch.setattr("luthier.data.readers.remote.require", lambda *_: client)
+        rows = read_rows(DatasetSpec(name="d", source=Source(kind, "o/r")), seed=0, streams=True)
+        assert [next(rows).data, next(rows).data] == ROWS[:2]
+        with pytest.raises(DataError, match=r"'o/r' cannot be loaded behind row 2 \(the line is dead\)"):
+            next(rows)
+
     @pytest.mark.parametrize(("kind", "library"), [("ms_hub", "modelscope"), ("om_hub", "openmind")])
     def test_a_missing_client_is_one_sentence(self, kind, library, monkeypatch):
         monkeypatch.setitem(sys.modules, library, None)
@@ -500,6 +528,13 @@ class TestClouds:
         for address, expected in (("s3://bucket/a.json", ROWS[:3]), ("s3://bucket", ROWS)):
             description = DatasetSpec(name="d", source=Source("cloud", address))
             assert [row.data for row in read_rows(description, seed=0)] == expected
+
+    def test_a_stream_of_cloud_files(self, cloud):
+        cloud.pipe("/bucket/a.json", json.dumps(ROWS[:3]).encode())
+        description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/a.json"))
+        words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1}
+        stream = open_stream([description], **words, cache_dir=None, hf_hub_token=None)
+        assert [row.data for _, row in stream.one_pass(0)] == ROWS[:3] == [row.data for _, row in stream.one_pass(1)]
 
     def test_absent(self, cloud):
         description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/no.json"))

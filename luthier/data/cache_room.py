@@ -1,0 +1,107 @@
+"""Room in the cache: the entries that have not been used for longest go when all together are too big.
+
+A process that uses an entry holds a shared lock on its list of files until it ends, so what is in use is never removed,
+whichever process has it open. Where the system knows no such locks nothing is removed.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from luthier.core.errors import InvalidInput
+from luthier.core.log import info
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+SIZES_FILE = "sizes.json"
+"""Name -> bytes of the other files of an entry. Its time stamp is when the entry was used last."""
+DEFAULT_GB = 20.0
+
+_in_use: dict[Path, int] = {}
+"""Entry -> the open file that holds its lock, until the process ends."""
+
+
+def limit_bytes() -> int:
+    """`LUTHIER_CACHE_GB`, in bytes. Raises `InvalidInput` if it is no number."""
+    text = os.environ.get("LUTHIER_CACHE_GB") or str(DEFAULT_GB)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise InvalidInput(f"LUTHIER_CACHE_GB: {text}: is not a number of gigabytes -> e.g. LUTHIER_CACHE_GB=20")
+    return int(number * 1e9)
+
+
+def use(entry: Path) -> bool:
+    """Keep an entry from being removed while this process lives. False if it has just been removed."""
+    if fcntl is None or entry in _in_use:
+        return entry.is_dir()
+    try:
+        descriptor = os.open(entry / SIZES_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(entry / SIZES_FILE)
+        is_same = os.path.samestat(os.fstat(descriptor), os.stat(entry / SIZES_FILE))
+    except FileNotFoundError:
+        is_same = False
+    except OSError:  # a disk without locks, or one that may only be read
+        os.close(descriptor)
+        return entry.is_dir()
+    if is_same:
+        _in_use[entry] = descriptor
+    else:
+        os.close(descriptor)
+    return is_same
+
+
+def make_room(folder: Path, most_bytes: int) -> None:
+    """Remove what has not been used for longest until the entries take `most_bytes`, or all that is left is in use."""
+    if fcntl is None:
+        return
+    entries = sorted(_entries(folder))
+    total = sum(size for _, size, _ in entries)
+    removed = 0
+    for _, size, entry in entries:
+        if total - removed <= most_bytes:
+            break
+        removed += size if entry not in _in_use and _remove(entry) else 0
+    if removed:
+        what = f"{removed / 1e9:.1f} GB of tokenised rows that were not used for longest are removed"
+        info(f"cache: {what} (LUTHIER_CACHE_GB is the most that is kept)")
+
+
+def _entries(folder: Path) -> list[tuple[float, int, Path]]:
+    """(last use, bytes, entry) of each."""
+    found = []
+    for sizes in folder.glob(f"[!.]*/{SIZES_FILE}"):
+        try:
+            size = sum(file.stat().st_size for file in sizes.parent.iterdir())
+            found.append((sizes.stat().st_mtime, size, sizes.parent))
+        except OSError:  # another process is removing it
+            continue
+    return found
+
+
+def _remove(entry: Path) -> bool:
+    """False if some process uses it."""
+    try:
+        descriptor = os.open(entry / SIZES_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A name that is left over if the process is killed now goes when the entry is made the next time.
+        grave = entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
+        entry.rename(grave)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(grave, ignore_errors=True)
+    return True
