@@ -6,6 +6,8 @@ Only the first process of a distributed run speaks. `LLAMAFACTORY_VERBOSITY` set
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOGGER = logging.getLogger("luthier")
 
@@ -47,6 +49,18 @@ def info(message: str) -> None:
 def warn(message: str) -> None:
     if is_main_process():
         LOGGER.warning("warning: %s", message)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """While open, the logger `name` of a library says errors only: what it would say, luthier says."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def hush_libraries() -> None:

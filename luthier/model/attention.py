@@ -8,15 +8,17 @@ does the same with PyTorch's own kernels: one call per sample, n x n and never a
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
+from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
 from luthier.model.merge import unwrap
+from luthier.model.scoring import position_scores
 from luthier.model.shifted_attention import SHIFTED
 
 if TYPE_CHECKING:
@@ -253,21 +255,31 @@ def _is_isolated(base: "PreTrainedModel") -> bool:
     bounds = torch.tensor([0, 5, 12], dtype=torch.int32, device=base.device)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(base.device)
     with _evaluating(base), torch.no_grad(), autocast_of_training(base):
-        alone = base(input_ids=alone_ids, use_cache=False).logits[0]
+        alone = _outputs(base, {"input_ids": alone_ids})
         used = base.config._attn_implementation
         isolate_samples(base)
-        together = base(
-            input_ids=torch.cat([first, second])[None].to(base.device),
-            position_ids=positions,
-            cu_seq_lens_q=bounds,
-            cu_seq_lens_k=bounds,
-            max_length_q=7,
-            max_length_k=7,
-            use_cache=False,
-        ).logits[0, 5:]
+        together = _outputs(
+            base,
+            {
+                "input_ids": torch.cat([first, second])[None].to(base.device),
+                "position_ids": positions,
+                "cu_seq_lens_q": bounds,
+                "cu_seq_lens_k": bounds,
+                "max_length_q": 7,
+                "max_length_k": 7,
+            },
+        )[5:]
         base.set_attn_implementation(used)
     tolerance = max(8 * torch.finfo(together.dtype).eps, 1e-4)
     return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
+
+
+def _outputs(base: "PreTrainedModel", inputs: Mapping[str, Any]) -> "Tensor":
+    """(T, V) logits of one row, or the (T,) scores of a reward model."""
+    if gives_scores(base.config):
+        return position_scores(base, inputs)
+    logits: Tensor = base(**inputs, use_cache=False).logits[0]
+    return logits
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
 from luthier.model.attention import Attention
+from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
 from luthier.model.merge import GivenAdapters, adapter_path
 from luthier.model.packed import require_trainable
 from luthier.model.parts import frozen_parts
@@ -43,6 +44,21 @@ def fit_positions(keys: "ModelConfig", cutoff_len: int | None, config: "PreTrain
             info(f"rope_scaling: {learned}")
     if keys.rope_scaling:
         info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
+
+
+def fit_task(keys: "ModelConfig", config: "PreTrainedConfig", *, scores: bool | None, starts_score: bool) -> bool:
+    """Make `config` that of a reward model if it is to be one. Returns whether its score layer may be fresh.
+
+    `starts_score`: a model that writes becomes one that scores; else it does only if an adapter was trained so.
+    `scores`: what is wanted, None for whatever it is. Raises `ModelError` if it is the other.
+    """
+    given = given_adapters(keys)
+    by_adapter = next((name for name in given.names if adapter_gives_scores(adapter_path(name, given))), "")
+    if (by_adapter or starts_score) and not gives_scores(config):
+        make_scorer(config)
+    if scores is not None:
+        require_kind(by_adapter or keys.model_name_or_path, config, scores=scores)
+    return starts_score or bool(by_adapter)
 
 
 def replace_layers(base: "PreTrainedModel", keys: "ModelConfig", attention: Attention, machine: Machine) -> Attention:

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
 from luthier.model.merge import unwrap
 from luthier.model.router import RouterLoss, listen_to_router
+from luthier.model.scoring import score_layer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +38,8 @@ class OutputHead:
     """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters)."""
     takes_positions: bool
     """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
+    score: "nn.Module | None" = None
+    """The layer that scores every token, if the model is a reward model."""
     router: RouterLoss | None = None
     """What balances the experts (`moe_aux_loss_coef`), if that is asked for."""
 
@@ -49,11 +53,13 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
     import torch
 
     base = unwrap(model)
+    if gives_scores(base.config):
+        return OutputHead(None, takes_positions=False, score=score_layer(model))
     router = None if moe_aux_loss_coef is None else listen_to_router(model, moe_aux_loss_coef)
     takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
     linear = base.get_output_embeddings()
     if not takes_positions or type(linear) is not torch.nn.Linear:
-        return OutputHead(None, takes_positions, router)
+        return OutputHead(None, takes_positions, router=router)
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1]], device=linear.weight.device)
@@ -63,7 +69,7 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
             hidden = model(input_ids=ids, use_cache=False).logits
         is_plain = hidden.shape[-1] == linear.in_features and torch.equal(linear(hidden), logits)
     model.train(was_training)
-    return OutputHead(linear if is_plain else None, takes_positions, router)
+    return OutputHead(linear if is_plain else None, takes_positions, router=router)
 
 
 @contextmanager

@@ -1,21 +1,23 @@
 """From a name to a model with its weights in place, and from a run to a model that is ready to learn or to answer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
-from luthier.core.log import info
+from luthier.core.log import info, quiet
 from luthier.core.machine import Machine, detect
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import bitsandbytes_cpu, gguf_speed
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.fitting import (
     fit_positions,
+    fit_task,
     fit_training_config,
     given_adapters,
     parts_to_freeze,
@@ -27,9 +29,11 @@ from luthier.model.loaded import check_found, repair_generation_config, require_
 from luthier.model.memory_check import check_memory
 from luthier.model.merge import merge_adapters, put_beside, unwrap
 from luthier.model.packed import open_packed, packing_of, stay_unpacked
-from luthier.model.quantization import Quantization, is_quantised, num_weights, plan, quantised_layers
+from luthier.model.parameters import tell_parameters
+from luthier.model.quantization import Quantization, is_quantised, plan
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched
+from luthier.model.scoring import fit_scorer
 from luthier.model.sources import check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
@@ -75,33 +79,6 @@ def load_config(
     return getattr(config, "thinker_config", config)
 
 
-def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":
-    """The number format the weights were saved in, if the config says."""
-    import torch
-
-    dtype = config.dtype
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def auto_class(config: "PreTrainedConfig") -> Any:
-    """The class of transformers that builds the model of this config."""
-    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
-
-    for auto in (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM):
-        if type(config) in auto._model_mapping:
-            return auto
-    return AutoModelForCausalLM
-
-
-def model_class(config: "PreTrainedConfig") -> type | None:
-    """The class of the model itself, or None if it comes with the checkpoint (remote code)."""
-    mapping = auto_class(config)._model_mapping
-    if type(config) not in mapping:
-        return None
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, (list, tuple)) else found
-
-
 def load_model(
     name_or_path: str,
     *,
@@ -112,6 +89,7 @@ def load_model(
     offload_folder: str | None = None,
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
+    starts_score: bool = False,
     revision: str = "main",
     cache_dir: str | None = None,
     token: str | None = None,
@@ -121,6 +99,7 @@ def load_model(
 
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
     `quantization`: keep the linear layers in few bits, and compute in `dtype`.
+    `starts_score`: the score layer of a reward model starts at random if it is not among the weights.
     A GGUF file is de-quantised, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
     """
@@ -147,9 +126,9 @@ def load_model(
         common |= {"device_map": device_map, "offload_folder": offload_folder}
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
-    with readable(source, "weights"):
+    with readable(source, "weights"), quiet("transformers.modeling_utils"):  # `check_found` says what it would
         model, found = auto.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
-    check_found(source, found)
+    check_found(source, found, starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
@@ -159,21 +138,6 @@ def load_model(
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
     return model
-
-
-def count_parameters(model: "nn.Module") -> tuple[int, int]:
-    """(trainable, all); a tied weight counts once."""
-    packed = {id(weight): 0 for _, layer in quantised_layers(model) for weight in layer.parameters(recurse=False)}
-    sizes = [(packed.get(id(weight), weight.numel()), weight.requires_grad) for weight in model.parameters()]
-    in_few_bits = sum(num_weights(layer) for _, layer in quantised_layers(model))
-    return sum(size for size, learns in sizes if learns), in_few_bits + sum(size for size, _ in sizes)
-
-
-def describe_parameters(model: "nn.Module") -> Iterator[str]:
-    """One line per parameter, for `print_param_status`."""
-    for name, weight in model.named_parameters():
-        state = "learns" if weight.requires_grad else "frozen"
-        yield f"{name}: {tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')} on {weight.device}, {state}"
 
 
 def prepare_for_training(
@@ -190,7 +154,7 @@ def prepare_for_training(
     base = unwrap(model)
     if not pure_bf16:
         upcast_trainable(model)
-    if upcast_lmhead_output:
+    if upcast_lmhead_output and base.get_output_embeddings() is not None:
         upcast_head_output(base)
     base.config.use_cache = False
     if gradient_checkpointing:
@@ -198,10 +162,12 @@ def prepare_for_training(
     model.train()
 
 
-def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine | None = None) -> LoadedModel:
+def load_for_training(
+    run: "TrainRun", fitted: FittedTokenizer, machine: Machine | None = None, *, scores: bool = False
+) -> LoadedModel:
     """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
 
-    `fitted`: from `fit_tokenizer`. Raises `ModelError`.
+    `fitted`: from `fit_tokenizer`. `scores`: it is to give a text a score instead of writing. Raises `ModelError`.
     """
     import torch
 
@@ -217,7 +183,10 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         partial(fit_training_config, run),
         train_from_scratch=keys.train_from_scratch,
         quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
+        scores=scores,
+        starts_score=scores,
     )
+    fit_scorer(base, fitted.tokenizer.pad_token_id)
     require_causal(base)
     attention = replace_layers(base, keys, attention, machine)
     asks_plain = keys.flash_attn == "disabled" and not keys.shift_attn
@@ -251,14 +220,13 @@ def load_for_training(run: "TrainRun", fitted: FittedTokenizer, machine: Machine
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )
-    trainable, total = count_parameters(model)
-    info(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
-    for line in describe_parameters(model) if keys.print_param_status else ():
-        info(line)
+    trainable, total = tell_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
 
 
-def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = None) -> "PreTrainedModel":
+def load_for_inference(
+    run: "InferRun | TrainRun", machine: Machine | None = None, *, scores: bool = False
+) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
 
     On a quantised model the one adapter stays beside the weights, since these have no room for it.
@@ -266,7 +234,8 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine | None = Non
     machine = machine or detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     device_map = "auto" if machine.num_accelerators else None
-    return load_merged(run.model, machine, choose_dtype, device_map, quantization=plan(run.quantization, machine))
+    quantization = plan(run.quantization, machine)
+    return load_merged(run.model, machine, choose_dtype, device_map, quantization=quantization, scores=scores)
 
 
 def load_for_export(
@@ -285,7 +254,7 @@ def load_for_export(
         return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
     device_map = "auto" if run.export.export_device == "auto" else None
-    return load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True)
+    return load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True, scores=None)
 
 
 def load_merged(
@@ -296,11 +265,15 @@ def load_merged(
     before_merge: "Callable[[PeftModel], None] | None" = None,
     quantization: Quantization | None = None,
     unpacks: bool = False,
+    scores: bool | None = False,
 ) -> "PreTrainedModel":
-    """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode."""
+    """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode.
+
+    `scores`: whether a reward model is wanted, None for whatever it is.
+    """
     fit_config = partial(fit_positions, keys, None)
     how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
-    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, **how)
+    model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, scores=scores, **how)
     given = given_adapters(keys)
     put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
     model = put(model, given=given)
@@ -318,10 +291,13 @@ def _load_base(
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
     unpacks: bool = True,
+    scores: bool | None = False,
+    starts_score: bool = False,
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
     """The model without adapters, and what became of the number format and the attention asked for.
 
-    `fit_config`: changes the config before the model is built. `unpacks`: see `open_packed`.
+    `fit_config`: changes the config before the model is built. `unpacks`: see `open_packed`. `scores`, `starts_score`:
+    see `fit_task`.
     """
     hub: dict[str, Any] = {
         "revision": keys.model_revision,
@@ -333,6 +309,7 @@ def _load_base(
     fit_config(config)
     if open_packed(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
         quantization = None
+    starts_score = fit_task(keys, config, scores=scores, starts_score=starts_score)
     dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
     attention = resolve_attention(
         keys.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
@@ -347,8 +324,11 @@ def _load_base(
         device_map=device_map,
         train_from_scratch=train_from_scratch,
         quantization=quantization,
+        starts_score=starts_score,
         **hub,
     )
+    if model.config.pad_token_id is None:
+        fit_scorer(model, 0)
     if keys.rope_scaling:
         require_stretched(model, keys.rope_scaling)
     return model, dtype, attention

@@ -5,16 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
+from luthier.model.scoring import SCORE_LAYER
 from luthier.model.sources import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_found(source: Source, found: Mapping[str, Any]) -> None:
-    """`found`: the loading info of transformers. Raises `ModelError` for weights that no file has."""
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+def check_found(source: Source, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
+    """`found`: the loading info of transformers. Raises `ModelError` for weights that no file has.
+
+    `starts_score`: the model becomes a reward model, whose score layer starts at random and which needs no output head.
+    """
+    missing = sorted(found["missing_keys"])
+    if starts_score and missing == [f"{SCORE_LAYER}.weight"]:
+        return
+    if missing:
         raise ModelError(
             f"{source}: {len(missing)} weights of the model are not in its files ({', '.join(missing[:3])}, ...); the "
             "files belong to another model or are incomplete"
@@ -35,7 +41,7 @@ def require_causal(model: "PreTrainedModel") -> None:
 
 def repair_generation_config(model: "PreTrainedModel") -> None:
     """Sampling settings without sampling mean that sampling was meant; transformers refuses to save them otherwise."""
-    generation = model.generation_config
+    generation = model.generation_config if model.can_generate() else None
     if generation is None or generation.do_sample:
         return
     settings = ((generation.temperature, 1.0), (generation.top_p, 1.0), (generation.typical_p, 1.0))

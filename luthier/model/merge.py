@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
 from luthier.model.quantization import is_quantised
 from luthier.model.sources import check_adapter_source
@@ -83,6 +84,8 @@ def attach_adapter(
             f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
             " -> update peft, or copy or download the adapter again"
         ) from fault
+    if gives_scores(model.config) and config.task_type != SCORE_TASK:
+        config.task_type = None  # peft would make it write, and the model does not
     _make_room(model, shapes)
     base, used = config.base_model_name_or_path or "", model.config._name_or_path
     try:
@@ -90,7 +93,7 @@ def attach_adapter(
             # `_check_names` turns what peft only warns of into an error.
             warnings.filterwarnings("ignore", "Found missing adapter keys")
             adapted = PeftModel.from_pretrained(
-                model, str(path), is_trainable=is_trainable, autocast_adapter_dtype=not pure_bf16
+                model, str(path), is_trainable=is_trainable, config=config, autocast_adapter_dtype=not pure_bf16
             )
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
@@ -103,6 +106,11 @@ def attach_adapter(
 def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
     """Merge all adapters but the last, which goes on learning as what its own config says it is."""
     model = merge_adapters(model, given.names[:-1], given)
+    if gives_scores(model.config) and not adapter_gives_scores(adapter_path(given.names[-1], given)):
+        raise ModelError(
+            f"adapter_name_or_path: {given.names[-1]}: this adapter was trained to write and has no layer that scores"
+            " -> set create_new_adapter: true, which merges it into the model and starts a new one"
+        )
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
     info(
         f"adapter {given.names[-1]} goes on learning as it is ({describe_adapter(adapted)}); the run file's keys for a"

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.classes import gives_scores
+from luthier.model.merge import unwrap
+from luthier.model.scoring import position_scores
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
@@ -67,7 +71,10 @@ class Reference:
 
 
 def next_token_logits(model: "PreTrainedModel | PeftModel", prompts: Sequence[Sequence[int]]) -> "list[Tensor]":
-    """(T, V) for each prompt, float32, on the CPU. Token ids that the model has no row for are left out."""
+    """(T, V) for each prompt, float32, on the CPU. Token ids that the model has no row for are left out.
+
+    The score s of a reward model is the log-odds of the text against one of score 0: its "logits" are s and 0.
+    """
     import torch
 
     embedding: Any = model.get_input_embeddings()
@@ -77,6 +84,10 @@ def next_token_logits(model: "PreTrainedModel | PeftModel", prompts: Sequence[Se
     with torch.no_grad():
         for prompt in prompts:
             ids = torch.tensor([[index for index in prompt if index < num_rows]], device=device)
+            if gives_scores(unwrap(model).config):
+                scores = position_scores(model, {"input_ids": ids}).cpu()
+                found.append(torch.stack([scores, torch.zeros_like(scores)], -1))
+                continue
             inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
             found.append(model(input_ids=ids, **inputs).logits[0].float().cpu())
     model.train(was_training)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.rules import Rule
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.classes import SCORE_TASK, gives_scores
 from luthier.model.embeddings import embedding_names
 from luthier.model.modules import require_modules
 
@@ -31,6 +32,8 @@ def common_settings(
 ) -> dict[str, Any]:
     """What every method of peft is told: the task, and the modules that learn as a whole beside the adapter.
 
+    peft adds the score layer of a reward model to these.
+
     `train_embeddings`: the vocabulary has grown, so the embeddings learn unless `additional_target` says what does.
     Raises `ModelError` for names that no module has.
     """
@@ -43,8 +46,9 @@ def common_settings(
         info(f"the vocabulary may have grown, so the embeddings learn as a whole too: {', '.join(saved)}")
     elif train_embeddings and embeddings[0] not in {name.rpartition(".")[2] for name in saved}:
         warn(f"additional_target: {', '.join(saved)}: new rows of the embedding do not learn -> add {embeddings[0]}")
+    writes = peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM
     return {
-        "task_type": peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM,
+        "task_type": peft.TaskType[SCORE_TASK] if gives_scores(model.config) else writes,
         "modules_to_save": list(saved) or None,
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.model.pissa import is_pissa, save_as_lora
 from luthier.model.processor import copy_processor
 from luthier.model.rope import BESIDE_ADAPTER
+from luthier.model.scoring import VALUE_HEAD_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+VALUE_HEAD_FILES = (VALUE_HEAD_FILE, "value_head.bin")
 """What a reward model has beside a causal model: a layer from hidden states to one number."""
 WEIGHT_FILES = (
     "model*.safetensors",
@@ -24,6 +25,7 @@ WEIGHT_FILES = (
     "pytorch_model*.bin*",
     "adapter_*",
     BESIDE_ADAPTER,
+    *VALUE_HEAD_FILES,
 )
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
 

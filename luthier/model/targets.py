@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import ModelError
 from luthier.model.modules import require_modules
 from luthier.model.parts import find_parts, in_parts
+from luthier.model.scoring import SCORE_LAYER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,11 +108,11 @@ def _outside_of(model: "nn.Module", wanted: Sequence[str], frozen: Sequence[str]
 
 
 def _all_linear(model: "PreTrainedModel", closed: Sequence[str]) -> tuple[str, ...]:
-    """Every linear layer but the output head: by last name, or by full name where others share that last name.
+    """Every linear layer but the output head or the score layer.
 
-    `closed`: parts of the model that are left out.
+    By last name, or by full name where others share that last name. `closed`: parts of the model that are left out.
     """
-    head, passed_by = model.get_output_embeddings(), set(_passed_by(model))
+    head, passed_by = model.get_output_embeddings(), {SCORE_LAYER, *_passed_by(model)}
     full = [
         name
         for name, module in linear_layers(model)

@@ -11,6 +11,7 @@ from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
 from luthier.model.save import copy_value_head, num_bytes, write_model
+from luthier.model.scoring import fit_scorer
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +67,10 @@ def export(run: "ExportRun") -> Path:
     attention = model.config._attn_implementation
     with save_folder_atomically(target, needed_bytes=num_bytes(model) * (2 if run.export.export_gguf else 1)) as draft:
         write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
-        dtype = model.dtype
+        dtype, writes_words = model.dtype, model.can_generate()
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
-        gguf = write_extra_files(draft, run, text)
+        gguf = write_extra_files(draft, run, text, writes_words=writes_words)
         checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
         write_manifest(
             draft,
@@ -91,12 +92,15 @@ def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
 
     if fit_embeddings(model, text.tokenizer):
         warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    if not model.can_generate():
+        fit_scorer(model, text.tokenizer.pad_token_id)
+        return
     model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
     model.generation_config.pad_token_id = text.tokenizer.pad_token_id
     model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
 
 
-def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide") -> Path | None:
+def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes_words: bool) -> Path | None:
     """The value head of a reward model, the GGUF file if asked for, and the Modelfile for Ollama.
 
     A chat format that is a program cannot stand in a Modelfile. Returns the GGUF file.
@@ -110,7 +114,7 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide") -> Path |
 
         gguf = draft / gguf_name(number_format)
         write_gguf(draft, gguf, number_format)
-    if text.template.kind != "program":
+    if text.template.kind != "program" and writes_words:
         own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
         source = f"./{gguf.name}" if gguf else "."
         (draft / "Modelfile").write_text(modelfile(text.template, source=source, **own), encoding="utf-8")

@@ -1,10 +1,13 @@
-"""`predict_with_generate`: the model writes answers to the evaluation prompts, and BLEU and ROUGE compare them."""
+"""What a model says of the evaluation rows, into generated_predictions.jsonl.
+
+`predict_with_generate`: it writes answers to the prompts, and BLEU and ROUGE compare them. A reward model scores them.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.files import write_atomically
 from luthier.core.log import info, is_main_process
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
-    from luthier.training.trainer import EvalMetrics
+    from luthier.training.trainer import EvalMetrics, StageTrainer
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 
@@ -26,15 +29,27 @@ def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: Tex
     from luthier.evals.text_metrics import score_pairs
 
     start = time.monotonic()
-    path = Path(run.training["output_dir"]) / PREDICTIONS_FILE
     lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
-    if is_main_process():  # every process has written all answers: sharded weights only answer together
-        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        info(f"predictions: {path}")
+    _save(lines, Path(run.training["output_dir"]))  # every process has all: sharded weights only answer together
     scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
     seconds = time.monotonic() - start
     speed = {"predict_runtime": round(seconds, 2), "predict_samples_per_second": round(len(lines) / seconds, 3)}
     return {f"predict_{name}": value for name, value in scores.items()} | speed
+
+
+def predict_rows(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> dict[str, float]:
+    """One line for each evaluation row, as the stage has it, and loss and metrics of all as `predict_*`."""
+    from luthier.training.predictions import row_predictions
+
+    _save([line for rows in data.eval.values() for line in row_predictions(trainer, rows)], output_dir)
+    return trainer.evaluate(metric_key_prefix="predict")
+
+
+def _save(lines: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+    if is_main_process():
+        path = output_dir / PREDICTIONS_FILE
+        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        info(f"predictions: {path}")
 
 
 def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) -> "EvalMetrics":

@@ -67,7 +67,7 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
-    model, padding_reason = load_policy(run, text, machine)
+    model, padding_reason = load_policy(run, text, machine, scores=stage.scores)
     if not stage.has_dropout:
         switch_dropout_off(model)
     companions = load_wanted(run, stage, text)
@@ -113,16 +113,16 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     return resume_from
 
 
-def load_policy(run: TrainRun, text: TextSide, machine: "Machine") -> "tuple[nn.Module, str | None]":
+def load_policy(run: TrainRun, text: TextSide, machine: "Machine", *, scores: bool) -> "tuple[nn.Module, str | None]":
     """The model, and why rows must be padded; None if its attention keeps rows apart that lie behind one another."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.load import load_for_inference, load_for_training
 
     if run.trains:
-        loaded = load_for_training(run, text.fitted, machine)
+        loaded = load_for_training(run, text.fitted, machine, scores=scores)
         model, padding_reason = loaded.model, loaded.padding_reason
     else:
-        model = load_for_inference(run, machine)
+        model = load_for_inference(run, machine, scores=scores)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
@@ -161,7 +161,7 @@ def carry_out(
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
     from luthier.model.fitting import what_became
     from luthier.model.merge import unwrap
-    from luthier.run.predict import predict
+    from luthier.run.predict import predict, predict_rows
     from luthier.training.fit import RunResult, fit, with_perplexity
     from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
 
@@ -190,7 +190,10 @@ def carry_out(
         evaluation = trainer.evaluate()
         metrics["eval"] = with_perplexity(evaluation) if trainer.stage.learns_all else evaluation
     if run.training["do_predict"]:
-        metrics["predict"] = predict(run, trainer.policy, data, text)
+        if trainer.stage.predict is not None:
+            metrics["predict"] = predict_rows(trainer, data, output_dir)
+        else:
+            metrics["predict"] = predict(run, trainer.policy, data, text)
     if trainer.is_world_process_zero():
         with describing(output_dir):
             for split, values in metrics.items():

@@ -94,6 +94,9 @@ class Stage:
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
     """(models, batch, config, *, state, training) -> LossOutput."""
+    predict: "Callable[..., list[dict[str, Any]]] | None" = None
+    """(models, batch, config) -> what the model says of each row of a batch, for generated_predictions.jsonl; None: the
+    model writes answers."""
     survey: Survey | None = None
     """What the loss has to know of the whole optimizer step first, if anything."""
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more

@@ -32,6 +32,7 @@ from luthier.model.pissa import go_on, is_pissa
 from luthier.model.processor import copy_processor
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES, save_adapter
+from luthier.model.scoring import save_value_head
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
@@ -308,6 +309,9 @@ class StageTrainer(Trainer):
 
         An embedding that learns is among the adapter's `modules_to_save`.
         """
+        if self.args.should_save:
+            Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
+            save_value_head(Path(output_dir or self.output_dir), self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:

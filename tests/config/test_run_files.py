@@ -27,6 +27,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "lora_kto": (WORKERS,),
     "lora_predict": (WORKERS,),
     "lora_pt": (WORKERS,),
+    "lora_rm": (WORKERS,),
     "lora_sft": (WORKERS,),
     "lora_sft_fsdp": (WORKERS, "fsdp"),
     "lora_sft_ray": (
@@ -55,7 +56,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),
     "lora_ppo": ("stage",),
-    "lora_rm": ("stage",),
     "mod": ("mixture_of_depths",),
     "swanlab": ("use_swanlab",),
 }

@@ -11,7 +11,8 @@ import torch
 from luthier.core.machine import Machine, detect
 from luthier.model.compat.gguf_speed import fast_gguf
 from luthier.model.dtype import inference_dtype, training_dtype
-from luthier.model.load import count_parameters, load_model, prepare_for_training
+from luthier.model.load import load_model, prepare_for_training
+from luthier.model.parameters import count_parameters
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import save_tiny, tiny_llama
 

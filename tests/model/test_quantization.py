@@ -10,7 +10,8 @@ from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import detect
 from luthier.model import quantization
-from luthier.model.load import count_parameters, load_for_inference, load_model
+from luthier.model.load import load_for_inference, load_model
+from luthier.model.parameters import count_parameters
 from luthier.model.quantization import num_layer_bytes, num_weights, plan, quantised_layers
 from tests.tiny import save_tiny, tiny_llama
 

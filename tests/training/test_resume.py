@@ -28,6 +28,10 @@ KINDS = {
         )
         for finetuning_type in ("lora", "full", "freeze")
     },
+    "rm lora": {"stage": "rm", "dataset": "pairs", "finetuning_type": "lora", "lora_dropout": 0.2},
+    "rm oft": {"stage": "rm", "dataset": "pairs", "finetuning_type": "oft", "oft_block_size": 16},
+    "rm full": {"stage": "rm", "dataset": "pairs"},
+    "rm freeze": {"stage": "rm", "dataset": "pairs", "finetuning_type": "freeze", "freeze_trainable_layers": 1},
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},
 }
 STEPS = 8

@@ -16,7 +16,6 @@ from luthier.config.later import (
 from luthier.config.sections import Section
 
 LATER = (
-    Section("rm", stages.RmConfig, commands=("train",), key="stage", values=("rm",)),
     Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
     Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
     Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),

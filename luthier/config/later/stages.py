@@ -1,12 +1,7 @@
-"""Keys of the stages rm and ppo. Each class moves to the file of its stage when the stage arrives."""
+"""Keys of the stage ppo. The class moves to the file of its stage when the stage arrives."""
 
 from dataclasses import dataclass
 from typing import Literal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RmConfig:
-    """Keys that only `stage: rm` reads: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from luthier.config.rules import Rule, Rules
 from luthier.model.adapters import Adapter
+from luthier.model.classes import gives_scores
 from luthier.model.embeddings import embedding_names
 from luthier.model.layers import inserted_layers, layer_list, layers_to_train
 from luthier.model.merge import GivenAdapters
 from luthier.model.modules import unknown_module
 from luthier.model.parts import find_parts, freeze_parts, in_parts
+from luthier.model.scoring import SCORE_LAYER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +66,7 @@ def apply(
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
 
-    Raises `ModelError` for names that no module has, or if nothing learns.
+    A score layer always learns. Raises `ModelError` for names that no module has, or if nothing learns.
     """
     name, layers = layer_list(model)
     choose = inserted_layers if config.use_llama_pro else layers_to_train
@@ -84,7 +86,7 @@ def apply(
     for index in chosen:
         for n, weight in layers[index].named_parameters():
             weight.requires_grad_(everything or bool(set(config.freeze_trainable_modules) & set(n.split(".")[:-1])))
-    extra = set(config.freeze_extra_modules)
+    extra = {*config.freeze_extra_modules, *([SCORE_LAYER] if gives_scores(model.config) else ())}
     if train_embeddings:
         extra.update(embedding_names(model))
     for n in outside:

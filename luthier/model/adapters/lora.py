@@ -163,7 +163,7 @@ def apply(
         lora_dropout=config.lora_dropout,
         target_modules=list(targets.modules),
         target_parameters=list(targets.parameters) or None,
-        ensure_weight_tying=bool(common["modules_to_save"]) and model.config.tie_word_embeddings,
+        ensure_weight_tying=bool(common["modules_to_save"]) and _ties(model),
         fan_in_fan_out=_stores_transposed(model),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -206,6 +206,11 @@ def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]
         return Targets(targets.modules)
     info(f"lora_target: {', '.join(config.lora_target)}: weights that are no layers get an adapter too: {names}")
     return targets
+
+
+def _ties(model: "PreTrainedModel") -> bool:
+    """Whether the output head is the embedding."""
+    return bool(model.config.tie_word_embeddings) and model.get_output_embeddings() is not None
 
 
 def _stores_transposed(model: "PreTrainedModel") -> bool:

@@ -1,0 +1,96 @@
+"""Which class of transformers a config is the model of: one that writes, or one that scores (a reward model).
+
+A config says so itself, in `architectures`: a reward model is a `...ForSequenceClassification` with one label. An
+adapter that was trained as one says it too, by its task.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedConfig
+
+_SCORES = "ForSequenceClassification"
+SCORE_TASK = "SEQ_CLS"
+"""What peft calls the task of an adapter whose model scores."""
+
+
+def checkpoint_dtype(config: "PreTrainedConfig") -> "torch.dtype | None":
+    """The number format the weights were saved in, if the config says."""
+    import torch
+
+    dtype = config.dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def auto_class(config: "PreTrainedConfig") -> Any:
+    """The class of transformers that builds the model of this config."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
+
+    if gives_scores(config):
+        return AutoModelForSequenceClassification
+    for auto in (AutoModelForMultimodalLM, AutoModelForSeq2SeqLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    return AutoModelForCausalLM
+
+
+def model_class(config: "PreTrainedConfig") -> type | None:
+    """The class of the model itself, or None if it comes with the checkpoint (remote code)."""
+    mapping = auto_class(config)._model_mapping
+    if type(config) not in mapping:
+        return None
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def gives_scores(config: "PreTrainedConfig") -> bool:
+    """Whether its model gives a number for a text instead of words."""
+    return any(name.endswith(_SCORES) for name in config.architectures or ())
+
+
+def make_scorer(config: "PreTrainedConfig") -> None:
+    """Turn the config of a model that writes into that of one that scores, with the same backbone.
+
+    Raises `ModelError` for an architecture of which transformers has no class that scores.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    mapping = AutoModelForSequenceClassification._model_mapping
+    if type(config) not in mapping or config.is_encoder_decoder:
+        raise ModelError(
+            f"stage: rm: transformers has no class for a reward model of the type {config.model_type}"
+            f" (a ...{_SCORES} that scores the last token) -> use a model of another architecture"
+        )
+    found: Any = mapping[type(config)]
+    config.architectures = [(found[0] if isinstance(found, (list, tuple)) else found).__name__]
+    config.num_labels = 1
+
+
+def adapter_gives_scores(folder: "Path") -> bool:
+    """Whether the adapter in `folder` was trained as a reward model."""
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == SCORE_TASK
+
+
+def require_kind(name: str, config: "PreTrainedConfig", *, scores: bool) -> None:
+    """Raises `ModelError` if the model is a reward model and words are asked of it, or the other way round."""
+    if gives_scores(config) and not scores:
+        raise ModelError(
+            f"{name}: this is a reward model: it gives a text a score and writes no words"
+            " -> name the model it was trained from, or use this one with stage: rm or as reward_model"
+        )
+    if scores and not gives_scores(config):
+        raise ModelError(
+            f"{name}: this model writes words and has no layer that scores"
+            " -> train it with stage: rm first, or give the adapter of such a run as adapter_name_or_path"
+        )

@@ -1,0 +1,86 @@
+"""Reward modelling: the chosen answer to a prompt shall score higher than the rejected one.
+
+With r(x, y) the score of the answer y to x, taken at its last token, and y_w chosen, y_l rejected (Bradley and Terry;
+https://arxiv.org/abs/2203.02155, eq. 1, without its division by the number of pairs of a prompt):
+
+    loss = -log sigmoid(r(x, y_w) - r(x, y_l))
+
+P pairs of a batch: first all chosen sequences, then all rejected ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.config.rules import Rule, Rules
+from luthier.data.collate import model_inputs
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage, StageState
+from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RmConfig:
+    """Keys that only `stage: rm` reads: none."""
+
+
+RULES = Rules(
+    (
+        NO_SPLIT,
+        *NO_PACKING,
+        *NO_ANSWERS,
+        Rule(
+            ("upcast_lmhead_output", "stage"),
+            "is about the logits of the vocabulary, and a reward model has none",
+            "leave it out",
+            lambda run: run.model.upcast_lmhead_output,
+            only_warns=True,
+        ),
+    )
+)
+
+
+def scores(models: Models, batch: Mapping[str, Any]) -> Halves:
+    """Twice (P,), float32: of the chosen and of the rejected answers."""
+    from luthier.model.scoring import position_scores
+
+    return halves(position_scores(models.policy, model_inputs(batch), models.head.score)[batch["ends"]])
+
+
+def loss(
+    models: Models, batch: Mapping[str, Any], config: RmConfig, *, state: StageState, training: bool
+) -> LossOutput:
+    """The sum over the pairs of a batch."""
+    from torch.nn.functional import logsigmoid
+
+    rewards = scores(models, batch)
+    real = is_real(batch).to(rewards.chosen.dtype)
+    margins = rewards.chosen - rewards.rejected
+    count = float(real.sum())
+    metrics = {
+        "accuracy": margins > 0,
+        "rewards/chosen": rewards.chosen,
+        "rewards/rejected": rewards.rejected,
+        "rewards/margins": margins,
+    }
+    sums = {name: ((values.detach() * real).sum(), count) for name, values in metrics.items()}
+    return LossOutput(-(logsigmoid(margins) * real).sum(), sums)
+
+
+def predict(models: Models, batch: Mapping[str, Any], config: RmConfig) -> list[dict[str, Any]]:
+    """The scores of each pair, to two decimals."""
+    rewards = scores(models, batch)
+    pairs = zip(rewards.chosen.tolist(), rewards.rejected.tolist(), strict=True)
+    return [{"chosen": round(chosen, 2), "rejected": round(rejected, 2)} for chosen, rejected in pairs]
+
+
+STAGE = Stage(
+    name="rm",
+    config=RmConfig,
+    rows=PAIRS,
+    scores=True,
+    units=count_pairs,
+    loss=loss,
+    predict=predict,
+    check=RULES,
+)
