@@ -103,15 +103,15 @@ def _holds_prompts(options: argparse.Namespace, data: "PreparedData") -> bool:
 
 
 def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    from luthier.data.show import as_json
+    from luthier.data.look.show import as_json
 
     return as_json(row)
 
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
+    from luthier.data.look.segments import RoleMarks
+    from luthier.data.look.show import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
     from luthier.data.plan import is_of_row
-    from luthier.data.segments import RoleMarks
-    from luthier.data.show import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
 
     colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
     marks = RoleMarks(text.template, text.tokenizer)
@@ -134,10 +134,10 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
-    from luthier.data.page import PageRow, page
+    from luthier.data.look.page import PageRow, page
+    from luthier.data.look.segments import RoleMarks, prompt_and_answer
+    from luthier.data.look.show import sequences_of
     from luthier.data.plan import WEIGHTS
-    from luthier.data.segments import RoleMarks, prompt_and_answer
-    from luthier.data.show import sequences_of
 
     def ids_and_labels(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         return prompt_and_answer(row) if _holds_prompts(options, data) else (row["input_ids"], row["labels"])

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import STAGES
-from luthier.data.doctor import Finding
-from luthier.data.examination import Examination
-from luthier.data.lengths import bars, measured
+from luthier.data.look.doctor import Finding
+from luthier.data.look.examination import Examination
+from luthier.data.look.lengths import bars, measured
 from luthier.run.encoding import load_text_side
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.log import hush_libraries, info, warn
-from luthier.data.agreement import ONLY_DEFAULT_SYSTEM, Finding, compare, default_systems
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
+from luthier.data.look.agreement import ONLY_DEFAULT_SYSTEM, Finding, compare, default_systems
+from luthier.data.look.sample_dialogues import SAMPLES, SHORT, Sample
 from luthier.data.own_template import choose_template
-from luthier.data.sample_dialogues import SAMPLES, SHORT, Sample
 from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:

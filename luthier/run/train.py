@@ -143,7 +143,7 @@ def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     """The ledger and the first row, before the weights are loaded."""
-    from luthier.data.show import sequences_of, without_colours
+    from luthier.data.look.show import sequences_of, without_colours
 
     for line in data.ledger.summary():
         info(line)

@@ -13,9 +13,9 @@ from luthier.core.errors import ModelError
 from luthier.core.kinds import STAGES
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.look.show import sequences_of
 from luthier.data.packing import best_fit, packs_of
 from luthier.data.prepare import PreparedData, prepare
-from luthier.data.show import sequences_of
 from luthier.run.encoding import load_text_side
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"

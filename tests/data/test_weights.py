@@ -19,10 +19,10 @@ from luthier.data.description import parse_description
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
 from luthier.data.labels import IGNORE_INDEX, Encoded
+from luthier.data.look.show import without_colours
 from luthier.data.packing import Packs
 from luthier.data.prepare import prepare
 from luthier.data.rows import encoded_rows
-from luthier.data.show import without_colours
 from luthier.data.templates import Token, get_template, template_names
 from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message, Span

@@ -12,8 +12,8 @@ import yaml
 
 from luthier.cli import main
 from luthier.data.labels import IGNORE_INDEX
-from luthier.data.segments import RoleMarks, shown_tokens
-from luthier.data.show import LEARNED, MARK, RESET, coloured, shows_colours
+from luthier.data.look.segments import RoleMarks, shown_tokens
+from luthier.data.look.show import LEARNED, MARK, RESET, coloured, shows_colours
 from luthier.data.templates import get_template
 from tests.tiny import byte_tokenizer
 from tests.training.runs import small_world

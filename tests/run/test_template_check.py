@@ -9,12 +9,12 @@ import pytest
 
 from luthier import cli
 from luthier.config.load import load_train
-from luthier.data.agreement import compare
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
+from luthier.data.look.agreement import compare
+from luthier.data.look.sample_dialogues import SAMPLES
 from luthier.data.own_template import own_template
-from luthier.data.sample_dialogues import SAMPLES
 from luthier.run.encoding import load_text_side
 from tests.chat_programs import CHATML, ENDS, PROGRAMS, tokenizer_with
 from tests.tiny import byte_tokenizer, tiny_llama

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import MediaFault
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 REMEDY = "put the file there, or set media_dir; until then the row is left out"
 

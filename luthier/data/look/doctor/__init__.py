@@ -1,7 +1,7 @@
 """What a check of the doctor is. Each other file in this folder is one; its file name is the name of its findings.
 
 A check looks at one row at a time. What can be seen only beside other rows (twins, near twins) is noted on the row by
-`luthier.data.examination` before the checks see it.
+`luthier.data.look.examination` before the checks see it.
 """
 
 import re

@@ -7,8 +7,8 @@ from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.data.labels import IGNORE_INDEX
+from luthier.data.look.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 from luthier.data.plan import SAMPLE_LENGTHS, WEIGHTS, is_of_row, part_of, parts_of
-from luthier.data.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import Any
 from zlib import crc32
 
 from luthier.core.versions import require
-from luthier.data.doctor import Place, Sample, Split
+from luthier.data.look.doctor import Place, Sample, Split
 from luthier.data.types import Example, Preference
 
 NEAR = 0.85

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
 from luthier.data.labels import IGNORE_INDEX, Encoded
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 
 def find(sample: Sample, terms: Terms) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 from luthier.data.types import Preference
 
 

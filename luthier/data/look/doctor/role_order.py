@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import RoleFault
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 REMEDY = "let question and answer take turns, or correct `tags` in dataset_info.json; until then the row is left out"
 

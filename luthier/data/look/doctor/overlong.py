@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from luthier.data.doctor import Check, Finding, Sample, Severity, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Severity, Terms, finding
 
 REMEDY = "raise cutoff_len, shorten the row, or choose another on_overlong"
 

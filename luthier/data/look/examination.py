@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError, MissingExtra, RowError
 from luthier.core.kinds import CHECKS, FORMATS
 from luthier.data.catalog import load_catalog
-from luthier.data.doctor import Check, Finding, Place, Sample, Split, Terms
 from luthier.data.encode import TurnIds
 from luthier.data.encoding import Encoding
+from luthier.data.look.doctor import Check, Finding, Place, Sample, Split, Terms
+from luthier.data.look.twins import ExactTwins, NearTwins
 from luthier.data.plan import RowPlan
 from luthier.data.read import read_rows
 from luthier.data.rows import Parts, encoded_rows, not_taken
 from luthier.data.tokenise import Written, turn_ids
-from luthier.data.twins import ExactTwins, NearTwins
 from luthier.data.types import Media
 
 if TYPE_CHECKING:

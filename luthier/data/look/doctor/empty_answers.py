@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from luthier.data.answers import without_thought
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 from luthier.data.types import Example, Feedback, Message, Preference, Prompt
 
 REMEDY = "write the answer, or remove the row"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import MediaFault, RoleFault, ToolFault
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 TOLD_ELSEWHERE = (RoleFault, ToolFault, MediaFault)
 

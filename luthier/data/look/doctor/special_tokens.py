@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 from luthier.data.types import Example, Message, Preference
 
 REMEDY = "set split_special_tokens: true to have it read as plain text, or remove it from the data"

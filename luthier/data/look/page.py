@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from luthier.data.segments import RoleMarks, Shown, shown_tokens
+from luthier.data.look.segments import RoleMarks, Shown, shown_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

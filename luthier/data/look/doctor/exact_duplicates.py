@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 REMEDY = "remove all but one"
 REMEDY_SPLIT = f"{REMEDY}; val_size may put one into training and another into evaluation"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import ToolFault
-from luthier.data.doctor import Check, Finding, Sample, Terms, finding
+from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 REMEDY = "write tools as a JSON list and calls as JSON with name and arguments; until then the row is left out"
 

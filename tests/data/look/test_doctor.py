@@ -12,14 +12,14 @@ import yaml
 from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.kinds import CHECKS, STAGES
-from luthier.data.doctor import Place, Sample, Terms
-from luthier.data.lengths import bars, measured, smallest_cutoff
+from luthier.data.look.doctor import Place, Sample, Terms
+from luthier.data.look.lengths import bars, measured, smallest_cutoff
 from luthier.data.prepare import prepare
 from luthier.data.types import Message, Preference
 from luthier.run.encoding import load_text_side
 from tests.training.runs import TOOL_TALK, TOOLS, small_world
 
-EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.yaml"))
+EXAMPLES = sorted(Path(__file__).parents[3].joinpath("examples").glob("*.yaml"))
 LONG = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 CHAT = {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools", "images": "images"}}
 
