@@ -98,7 +98,7 @@ class _Reader:
             ids = iter(turn_ids(self.encoding.encoder, texts))
             for sample, written in drafts:
                 turns = [[next(ids) for _ in row] for row in written]
-                sample.rows = self._encoded(sample, written, turns)
+                sample.rows = self._encoded(sample, written, turns) if written else []
                 yield sample
 
     def _encoded(
