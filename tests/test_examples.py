@@ -10,6 +10,7 @@ import yaml
 from luthier.cli import main
 from luthier.run.check import guess_kind
 from tests.tiny import tiny_llama
+from tools import preference_data
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
@@ -114,3 +115,21 @@ def test_every_dataset_of_the_examples_is_used_by_one():
         for dataset in str(keys.get(key, "")).split(",")
     }
     assert set(described) == used - {""}
+
+
+def test_the_preferences_are_those_of_their_rule():
+    for name, rows in preference_data.files().items():
+        assert json.loads((ROOT / "examples" / "data" / name).read_text(encoding="utf-8")) == rows
+
+
+def test_the_length_of_an_answer_says_nothing_about_its_preference():
+    for name in ("preferences.json", "preferences_eval.json"):
+        pairs = preference_data.files()[name]
+        assert sum(len(pair["rejected"]) > len(pair["chosen"]) for pair in pairs) * 2 == len(pairs)
+
+
+def test_no_topic_to_evaluate_on_is_learned():
+    files = preference_data.files()
+    for kind in ("preferences", "feedback"):
+        learned, held_out = ({row["instruction"] for row in files[f"{kind}{end}.json"]} for end in ("", "_eval"))
+        assert not learned & held_out

@@ -57,20 +57,26 @@ LAST_ANSWER_ONLY = (
 """What is asked of stage sft only."""
 
 
-def judges_itself(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
-    return Rule(
-        ("ref_model", "do_train"),
-        "is not given, and a run that does not train compares the model with itself, so all rewards are 0",
-        "set ref_model: the model that training began with",
-        lambda run: not run.trains and asks_reference(run) and run.method.ref_model is None,
-        only_warns=True,
-    )
-
-
-def adapters_alone(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
-    return Rule(
-        ("ref_model_adapters", "ref_model"),
-        "are adapters of ref_model, and there is none",
-        "set ref_model, e.g. to the same as model_name_or_path",
-        lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
+def of_reference(asks_reference: "Callable[[TrainRun], bool]") -> tuple[Rule, ...]:
+    """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
+    return (
+        Rule(
+            ("ref_model_adapters", "ref_model"),
+            "are adapters of ref_model, and there is none",
+            "set ref_model, e.g. to the same as model_name_or_path",
+            lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
+        ),
+        Rule(
+            ("ref_model", "do_train"),
+            "is not given, and a run that does not train compares the model with itself, so all rewards are 0",
+            "set ref_model: the model that training began with",
+            lambda run: not run.trains and asks_reference(run) and run.method.ref_model is None,
+            only_warns=True,
+        ),
+        Rule(
+            ("streaming", "stage"),
+            "reads rows while it trains, and the reference model has to judge every row before",
+            "leave streaming out; of the preference losses, pref_loss: orpo and simpo have no reference model",
+            lambda run: run.data.streaming and asks_reference(run),
+        ),
     )

@@ -25,8 +25,7 @@ from luthier.stages._reference import (
     LAST_ANSWER_ONLY,
     NO_DROPOUT,
     ReferenceConfig,
-    adapters_alone,
-    judges_itself,
+    of_reference,
 )
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ RULES = Rules(
         *NO_ANSWERS,
         *LAST_ANSWER_ONLY,
         NO_DROPOUT,
-        judges_itself(asks_reference),
-        adapters_alone(asks_reference),
+        *of_reference(asks_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "pref_bco_weight", 0),

@@ -24,7 +24,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
 from luthier.stages._logps import num_targets, sequence_logps
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
-from luthier.stages._reference import LAST_ANSWER_ONLY, NO_DROPOUT, ReferenceConfig, adapters_alone, judges_itself
+from luthier.stages._reference import LAST_ANSWER_ONLY, NO_DROPOUT, ReferenceConfig, of_reference
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -63,8 +63,7 @@ RULES = Rules(
         *NO_ANSWERS,
         *LAST_ANSWER_ONLY,
         NO_DROPOUT,
-        judges_itself(asks_reference),
-        adapters_alone(asks_reference),
+        *of_reference(asks_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "kto_chosen_weight", 0),
