@@ -57,6 +57,9 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
     data.mkdir(parents=True)
     (data / "numbers.json").write_text(json.dumps(rows), encoding="utf-8")
     (data / "tools.json").write_text(json.dumps(talks), encoding="utf-8")
+    weighted = [{"conversations": [{**message, "loss": n / 7} for n, message in enumerate(TALK, 3)]}] * 4
+    weighted += [{"conversations": [*TALK[:3], {**TALK[3], "loss": [[0, 2, 0.5]]}]}, {"conversations": TALK}] * 2
+    (data / "weighted.json").write_text(json.dumps(weighted), encoding="utf-8")
     (data / "pairs.json").write_text(json.dumps(PAIRS), encoding="utf-8")
     (data / "feedback.json").write_text(json.dumps(FEEDBACK), encoding="utf-8")
     (data / "plain.txt").write_text(
@@ -69,6 +72,7 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
             "formatting": "sharegpt",
             "columns": {"messages": "conversations", "tools": "tools"},
         },
+        "weighted": {"file_name": "weighted.json", "formatting": "sharegpt"},
         "pairs": {
             "file_name": "pairs.json",
             "ranking": True,

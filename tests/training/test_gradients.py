@@ -13,8 +13,8 @@ from luthier.core.kinds import STAGES
 from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
+from luthier.run.companions import add_companions, add_reference_of, isolate_all, load_wanted
 from luthier.run.encoding import load_text_side
-from luthier.run.train import add_reference_of
 from luthier.training.arguments import training_arguments
 from luthier.training.fit import build_trainer
 from tests.tiny import tiny_llama
@@ -53,6 +53,10 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
     trainer = build_trainer(run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None)
     if stage.asks_reference(run):
         add_reference_of(run, trainer, text)
+    loaded = load_wanted(run, stage, text)
+    if concatenates:
+        isolate_all(loaded)
+    add_companions(run, trainer, loaded)
     trainer.train()
     return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
 
@@ -99,6 +103,14 @@ def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
                 assert difference <= 1e-6, f"{weight_name} at {batch}x{accumulation}, concatenated: {concatenates}"
 
 
+OTHER_LOSSES = {
+    "sft dft": {"use_dft_loss": True},
+    "sft eaft": {"use_eaft_loss": True, "eaft_alpha": 0.5},
+    "sft asft": {"use_asft_loss": True},
+    "sft with weights of messages": {"dataset": "weighted"},
+    "sft with weights of messages, packed": {"dataset": "weighted", "packing": True, "cutoff_len": 200},
+    "gkd": {"stage": "gkd", "gkd_beta": 0.3, "infer_dtype": "float32"},
+}
 PREFERENCE_KEYS = {
     "dpo": {"dataset": "pairs"},
     "dpo with BCO": {"dataset": "pairs", "pref_bco_weight": 0.5, "pref_ftx": 0.1, "ld_alpha": 0.5},
@@ -114,13 +126,25 @@ def another_model(tmp_path_factory) -> str:
     return str(tiny_llama(tmp_path_factory.mktemp("another"), seed=7, max_position_embeddings=1024))
 
 
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
+    values = {**world, **OTHER_LOSSES[name]}
+    values |= {"ref_model": another_model, "infer_dtype": "float32"} if "asft" in name else {}
+    values |= {"teacher_model": another_model} if name == "gkd" else {}
+    assert_independent_of_the_cut(values, (True,) if values.get("packing") else (False, True))
+
+
 @pytest.mark.parametrize("name", PREFERENCE_KEYS)
 def test_gradients_of_preferences_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
     """The step of single rows is the measure: what a loss has to know of the whole step, no batch of one row shows."""
     values = {**world, "stage": name.split()[0], **PREFERENCE_KEYS[name]}
     values |= {} if "orpo" in name else {"ref_model": another_model}
+    assert_independent_of_the_cut(values, (False, True))
+
+
+def assert_independent_of_the_cut(values: dict[str, Any], layouts: tuple[bool, ...]) -> None:
     expected: dict[str, torch.Tensor] = {}
-    for concatenates in (False, True):
+    for concatenates in layouts:
         for batch, accumulation in CUTS:
             cut = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
             gradients = step_gradients({**values, **cut}, concatenates=concatenates)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.core.errors import OutputError
+from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world
 
 KINDS = {
@@ -32,6 +33,11 @@ KINDS = {
     "rm oft": {"stage": "rm", "dataset": "pairs", "finetuning_type": "oft", "oft_block_size": 16},
     "rm full": {"stage": "rm", "dataset": "pairs"},
     "rm freeze": {"stage": "rm", "dataset": "pairs", "finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
+    **{
+        f"gkd {finetuning_type}": {"stage": "gkd", "finetuning_type": finetuning_type}
+        for finetuning_type in ("lora", "full", "freeze")
+    },
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},
 }
 STEPS = 8
@@ -41,8 +47,10 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict[str, Any]:
     values = small_world(tmp_path_factory.mktemp("world"), attention_dropout=0.1)
+    teacher = tiny_llama(tmp_path_factory.mktemp("teacher"), seed=7, max_position_embeddings=1024)
     return {
         **values,
+        "teacher_model": str(teacher),
         "disable_shuffling": False,
         "overwrite_output_dir": False,
         "lr_scheduler_type": "cosine",
