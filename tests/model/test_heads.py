@@ -40,6 +40,27 @@ def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chun
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk_elements", [1, 2**26])
+def test_log_probabilities_and_gradients_equal_log_softmax(monkeypatch, temperature, with_bias, chunk_elements):
+    """150 positions are three chunks of 64, or one; every position has a weight of its own in the sum."""
+    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
+    targets, shares = torch.randint(0, 11, (150,)), torch.randn(150).double()
+    ours = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    theirs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    found = heads.linear_logps(ours[0], ours[1], ours[2] if with_bias else None, targets, temperature)
+    logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None) / temperature
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (shares * found).sum().backward()
+    (shares * expected).sum().backward()
+    for mine, reference in zip(ours[: 2 + with_bias], theirs, strict=False):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
+
+
 def llama(**changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
