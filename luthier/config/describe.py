@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from luthier.config.decode import describe_type
+from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
 from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
@@ -92,7 +93,16 @@ def _all_rules() -> tuple[Rule, ...]:
     registries = (STAGES, ADAPTERS, OPTIMIZERS, QUANTIZERS)
     checks = [registry.get(name).check for registry in registries for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
-    tables += [STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, EXPORT_RULES]
+    tables += [
+        DENSE_RULES,
+        DEPTH_RULES,
+        STREAMING_RULES,
+        GENERATING_RULES,
+        TRAIN_RULES,
+        OPTIM_RULES,
+        PROFILER_RULES,
+        EXPORT_RULES,
+    ]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)
 

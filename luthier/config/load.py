@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.decode import Misfit, decode
+from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
 from luthier.config.interpolate import interpolate
 from luthier.config.keys import (
     DATA,
@@ -65,11 +66,11 @@ PATHS = frozenset(
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
-        *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
+        *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
         *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, OUTPUT_RULES),
     ),
-    "infer": (MODEL_RULES, QUANTIZATION_RULES, GENERATING_RULES),
-    "export": (MODEL_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
+    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, GENERATING_RULES),
+    "export": (MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
 }
 
 

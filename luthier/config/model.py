@@ -42,13 +42,8 @@ class ModelConfig:
     """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3, FlexAttention."""
     shift_attn: bool = False
     """Attend within shifted groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
-    mixture_of_depths: Literal["convert", "load"] | None = refused(
-        None,
-        "mixture of depths is not part of this version: its choice of tokens by rank lets a token see later ones, so"
-        " answers would need a second router, and no form it could be saved in loads in plain transformers",
-        "leave it out",
-    )
-    """Turn the model into one that skips layers per token, or load such a model (https://arxiv.org/abs/2404.02258)."""
+    mixture_of_depths: Literal["convert", "load"] | None = None
+    """Let every second block skip tokens: turn a model into such a one, or load one (https://arxiv.org/abs/2404.02258)."""
     use_unsloth: bool = refused(
         False,
         "unsloth replaces the forward functions of transformers, on which attention per sample and the loss at labelled"

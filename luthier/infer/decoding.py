@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Settings
+from luthier.model.depths import is_routed
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def generation_config(
         repetition_penalty=settings.repetition_penalty,
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad_token_id,
-        use_cache=use_cache,
+        use_cache=use_cache and not is_routed(model.config),
         **choice,
     )
 

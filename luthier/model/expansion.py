@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.model.depths import require_dense
 from luthier.model.layers import layer_list
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def expand_blocks(model: "PreTrainedModel", num_blocks: int) -> list[int]:
     The model is to be saved and loaded again before it computes. Raises `ModelError` for a number that does not divide
     that of the layers, and for blocks that do more than add to what they get.
     """
+    require_dense(model.config, "luthier expand")
     name, layers = layer_list(model)
     num_layers = len(layers)
     if num_blocks < 1 or num_layers % num_blocks:

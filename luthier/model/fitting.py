@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
 from luthier.model.attention import Attention
 from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
+from luthier.model.depths import convert, is_routed
 from luthier.model.merge import GivenAdapters, adapter_path
 from luthier.model.packed import require_trainable
 from luthier.model.parts import frozen_parts
@@ -61,10 +63,21 @@ def fit_task(keys: "ModelConfig", config: "PreTrainedConfig", *, scores: bool | 
     return starts_score or bool(by_adapter)
 
 
+def require_depths(keys: "ModelConfig", config: "PreTrainedConfig") -> None:
+    """Raises `ModelError` if a mixture of depths is to be loaded and the model is none."""
+    if keys.mixture_of_depths == "load" and not is_routed(config):
+        raise ModelError(
+            f"mixture_of_depths: load: {keys.model_name_or_path} is a dense model -> set mixture_of_depths: convert and"
+            " train it first, or leave the key out"
+        )
+
+
 def replace_layers(base: "PreTrainedModel", keys: "ModelConfig", attention: Attention, machine: Machine) -> Attention:
-    """Layers that only training has: shifted attention, fused kernels. Returns the attention that is there now."""
+    """What training changes in layers: fused kernels, routers, shifted attention. Returns the attention there now."""
     if keys.enable_liger_kernel:
         apply_liger_kernels(base, machine)
+    if keys.mixture_of_depths == "convert":
+        convert(base)
     if not keys.shift_attn:
         return attention
     shift_attention(base)

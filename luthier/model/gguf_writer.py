@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError, RunFailed
+from luthier.model.depths import require_dense
 from luthier.model.gguf_vocabulary import Vocabulary, read_vocabulary
 from luthier.model.sources import weight_files
 
@@ -56,6 +57,7 @@ LAYOUTS = {
 
 def check_writable(config: "PreTrainedConfig") -> Layout:
     """Raises `ModelError` for a model that cannot be written as GGUF without losing a part of it."""
+    require_dense(config, "export_gguf")
     layout = LAYOUTS.get(config.model_type)
     if layout is None:
         raise _cannot(f"models of type {config.model_type}", f"only {', '.join(LAYOUTS)}")

@@ -13,6 +13,7 @@ from luthier.model.attention import Attention, isolates_samples, resolve_attenti
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import bitsandbytes_cpu, gguf_speed
+from luthier.model.depths import become_routed, is_routed, prepare, register, routed_class
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.fitting import (
@@ -22,6 +23,7 @@ from luthier.model.fitting import (
     given_adapters,
     parts_to_freeze,
     replace_layers,
+    require_depths,
 )
 from luthier.model.gguf import check_loadable
 from luthier.model.gguf_config import repair_config
@@ -34,7 +36,7 @@ from luthier.model.quantization import Quantization, is_quantised, plan
 from luthier.model.reading import readable
 from luthier.model.rope import require_stretched
 from luthier.model.scoring import fit_scorer
-from luthier.model.sources import check_hub, check_source, locate
+from luthier.model.sources import Source, check_hub, check_source, locate
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
 
@@ -62,6 +64,7 @@ def load_config(
     source = locate(name_or_path)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     header = check_loadable(Path(source.name) / source.gguf_file) if source.gguf_file else None
+    register()
     if not source.is_local:
         check_hub(source.name, cache_dir)
     with readable(source, "config"):
@@ -112,13 +115,12 @@ def load_model(
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     common["trust_remote_code"] = trust_remote_code
     if train_from_scratch:
-        with readable(source, "config"):
-            model = auto.from_config(config, **common)
-        return model.eval()
+        return _with_random_weights(source, auto, config, common)
     if source.gguf_file:
         from transformers import GgufConfig
 
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    kind = routed_class(model_class(config)) if is_routed(config) else auto
     is_packed = packing_of(config) is not None
     if device_map is None and quantization is None and not is_packed:  # several devices hold more; few bits need less
         check_memory(source, dtype)
@@ -127,7 +129,7 @@ def load_model(
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
     with readable(source, "weights"), quiet("transformers.modeling_utils"):  # `check_found` says what it would
-        model, found = auto.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
+        model, found = kind.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
     check_found(source, found, starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
     if quantization is not None:
@@ -137,7 +139,19 @@ def load_model(
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
+    if is_routed(config):
+        prepare(model)
     return model
+
+
+def _with_random_weights(
+    source: Source, auto: Any, config: "PreTrainedConfig", common: dict[str, Any]
+) -> "PreTrainedModel":
+    with readable(source, "config"):
+        model: PreTrainedModel = auto.from_config(config, **common)
+    if is_routed(config):
+        become_routed(model)
+    return model.eval()
 
 
 def prepare_for_training(
@@ -277,7 +291,7 @@ def load_merged(
     given = given_adapters(keys)
     put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
     model = put(model, given=given)
-    model.config.use_cache = keys.use_kv_cache
+    model.config.use_cache = keys.use_kv_cache and not is_routed(model.config)
     return model.eval()
 
 
@@ -307,6 +321,7 @@ def _load_base(
     }
     config = load_config(keys.model_name_or_path, **hub)
     fit_config(config)
+    require_depths(keys, config)
     if open_packed(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
         quantization = None
     starts_score = fit_task(keys, config, scores=scores, starts_score=starts_score)

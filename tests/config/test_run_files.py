@@ -42,6 +42,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "llama_pro": (WORKERS,),
     "pissa": (WORKERS,),
     "multimodal": ("image_max_pixels", "video_max_pixels"),
+    "mod": (WORKERS,),
     "muon": (WORKERS,),
     "oft": (WORKERS,),
     "qlora_awq": (WORKERS,),
@@ -56,7 +57,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),
     "lora_ppo": ("stage",),
-    "mod": ("mixture_of_depths",),
     "swanlab": ("use_swanlab",),
 }
 """File -> keys it is refused for."""
