@@ -36,6 +36,7 @@ from luthier.model.scoring import save_value_head
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.checkpoints import fitting, saving
+from luthier.training.divergence import DivergenceWatch
 from luthier.training.gauges import Gauge
 from luthier.training.streaming import reading_of
 
@@ -109,6 +110,7 @@ class StageTrainer(Trainer):
         self.num_trained_tokens = 0
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self.companions: Mapping[str, Companion] = {}
+        self.watch = DivergenceWatch(tokenizer, Path(args.output_dir))
         self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
         self.reading = reading_of(self, ledger)
@@ -161,6 +163,7 @@ class StageTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
+        self.watch.require_finite_losses(self.state.global_step)
         if self.reading is not None:
             self.reading.take(batch_samples)
         counts = [(self.stage.units(batch), _num_tokens(batch)) for batch in batch_samples]
@@ -178,6 +181,7 @@ class StageTrainer(Trainer):
     ) -> Any:
         models = Models(model, self.head, self.companions)
         output = self.stage.loss(models, inputs, self.stage_config, state=self.stage_state, training=True)
+        self.watch.note(inputs, output.total)
         _add(self._metrics, output.metrics)
         # Gradients are averaged over processes, and this loss is already a share of the whole step.
         return output.total / num_items_in_batch * self.accelerator.num_processes
@@ -212,8 +216,9 @@ class StageTrainer(Trainer):
         if "train_loss" in logs and not self.num_trained_tokens:
             return  # the run was complete already, so there is no mean loss to tell
         if "loss" in logs:
+            self.watch.require_finite_losses(self.state.global_step)
             if not math.isfinite(logs["loss"]):
-                raise self._diverged(f"the loss became {logs['loss']}")
+                raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
             means = {
                 name: total / count for name, (total, count) in self._over_processes(self._metrics).items() if count
             }
@@ -323,20 +328,8 @@ class StageTrainer(Trainer):
         if self.args.should_save:
             copy_processor(unwrap(self.model), Path(output_dir or self.output_dir))
 
-    def _require_finite(self) -> None:
-        """Weights that are no numbers any more must not take the place of good ones. Raises `RunFailed`."""
-        for name, weight in self.policy.named_parameters():
-            if weight.requires_grad and not weight.isfinite().all():
-                raise self._diverged(f"the weight {name} is not finite")
-
-    def _diverged(self, what: str) -> RunFailed:
-        return RunFailed(
-            f"{what} at step {self.state.global_step}; checkpoints saved before stay"
-            " -> lower learning_rate, or train in float32 or bf16"
-        )
-
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        self._require_finite()
+        self.watch.require_finite_weights(self.policy, self.state.global_step)
         name = f"checkpoint-{self.state.global_step}"
         self.superseded = [folder for folder in self.superseded if folder.name != name]
         with saving(self.output_dir, name, self.args.should_save):
@@ -356,7 +349,7 @@ class StageTrainer(Trainer):
 
         Raises `RunFailed` if they do not fit on the disk or are not finite; what was there is kept then.
         """
-        self._require_finite()
+        self.watch.require_finite_weights(self.policy, self.state.global_step)
         with saving(self.output_dir, None, self.args.should_save):
             if self.args.should_save:
                 with save_folder_atomically(Path(self.output_dir), replaces=MODEL_FILES) as folder:

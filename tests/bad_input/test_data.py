@@ -22,7 +22,7 @@ def test_missing_dataset(person):
 def test_missing_evaluation_dataset(person):
     said = person.is_refused(eval_dataset="nothing", eval_strategy="steps")
     assert "eval_dataset: 'nothing': is not described in" in said
-    assert "one of numbers, tools, plain" in said
+    assert "one of numbers, tools, weighted, pairs, feedback, plain" in said
 
 
 def test_dataset_dir_without_a_description(person):
@@ -153,7 +153,7 @@ def test_texts_too_short_for_a_block(person):
 
 
 def test_text_for_a_stage_that_needs_answers(person):
-    assert "this stage needs an answer to learn" in person.is_refused(dataset="plain")
+    assert "the row has no answer, and this stage needs one" in person.is_refused(dataset="plain")
 
 
 def test_more_rows_set_aside_than_there_are(person):

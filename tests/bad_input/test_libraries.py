@@ -58,8 +58,9 @@ def test_half_precision_on_a_cpu(person):
 
 
 def test_an_optimizer_whose_library_is_missing(person):
-    said = person.trains(optim="galore_adamw").complaint(2)
-    assert "optim: galore_adamw: cannot be used as it is configured: You need to install `galore_torch`" in said
+    said = person.is_refused(optim="galore_adamw", optim_target_modules="all-linear")
+    assert "optim: 'galore_adamw': needs the library galore_torch" in said
+    assert "set use_galore: true, which needs no library" in said
 
 
 def test_fsdp_in_one_process(person):

@@ -33,7 +33,6 @@ def test_all_problems_at_once(person):
         ("dataset", "", "is missing"),
         ("dataset", None, "is missing"),
         ("stage", "sftt", "did you mean sft?"),
-        ("stage", "dpo", "dpo is not part of this version"),
         ("finetuning_type", "qlora", "did you mean lora?"),
         ("report_to", "wandbb", "did you mean wandb?"),
         ("template", "chatnl", "did you mean chatml?"),

@@ -1,0 +1,68 @@
+"""Stops a run whose loss or weights are no numbers any more, and says where that began."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.core.errors import RunFailed
+from luthier.training.checkpoints import last_whole_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_CHARACTERS = 60
+"""Of each row of a batch that went wrong."""
+SHOWN_ROWS = 8
+
+
+class DivergenceWatch:
+    """Remembers the losses of one optimizer step; they are looked at when the next one begins, or before they are told.
+
+    By then they have been computed, so that looking at them makes no accelerator wait.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", output_dir: Path) -> None:
+        self._tokenizer, self._output_dir = tokenizer, output_dir
+        self._seen: list[tuple[Mapping[str, Any], Tensor]] = []
+
+    def note(self, batch: Mapping[str, Any], loss: "Tensor") -> None:
+        self._seen.append((batch, loss.detach()))
+
+    def require_finite_losses(self, num_steps: int) -> None:
+        """Of the step just taken, which is number `num_steps`. Raises `RunFailed` with the rows of the batch."""
+        seen, self._seen = self._seen, []
+        if not seen or bool(torch.stack([loss for _, loss in seen]).isfinite().all()):
+            return
+        batch, loss = next(pair for pair in seen if not pair[1].isfinite())
+        rows = "".join(f"\n  {text}" for text in self._shown(batch))
+        raise self.failure(f"the loss became {loss.item()}", num_steps, f"; the rows of this batch:{rows}")
+
+    def require_finite_weights(self, model: "nn.Module", num_steps: int) -> None:
+        """Weights that are no numbers must not take the place of good ones. Raises `RunFailed`."""
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not weight.isfinite().all():
+                raise self.failure(f"the weight {name} is not finite", num_steps)
+
+    def failure(self, what: str, num_steps: int, more: str = "") -> RunFailed:
+        last = last_whole_checkpoint(self._output_dir)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved before"
+        return RunFailed(
+            f"{what} at step {num_steps}; {kept} -> lower learning_rate, or train in float32 or bf16{more}"
+        )
+
+    def _shown(self, batch: Mapping[str, Any]) -> list[str]:
+        """The beginnings of the sequences of a batch."""
+        ids = batch["input_ids"]
+        if "cu_seq_lens_q" in batch:
+            sequences = [ids[0, start:end] for start, end in pairwise(batch["cu_seq_lens_q"].tolist())]
+        else:
+            mask = batch["attention_mask"].bool()
+            sequences = [row[own] for row, own in zip(ids, mask, strict=True)]
+        texts = [str(self._tokenizer.decode(sequence.tolist())) for sequence in sequences[:SHOWN_ROWS]]
+        shown = [repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…") for text in texts]
+        hidden = len(sequences) - len(shown)
+        return [*shown, *([f"and {hidden} more"] if hidden > 0 else [])]
