@@ -141,3 +141,9 @@ MODEL_KEYS = (
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that the model's `forward` takes."""
     return {key: batch[key] for key in MODEL_KEYS if key in batch}
+
+
+def tokens_in(batch: Mapping[str, Any]) -> int:
+    """How many tokens the model reads, padding not counted."""
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())

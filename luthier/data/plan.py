@@ -36,6 +36,8 @@ class RowPlan:
     """The example types it takes; a row that gives another is dropped with the reason."""
     reads_chat: bool = True
     """Whether rows are conversations, so that a chat format is needed."""
+    has_targets: bool = True
+    """Whether something of every part must be learned; else a row may be a prompt alone."""
     parts: tuple[str, ...] = ("",)
     """The prefix of the columns of each part."""
     tags: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)

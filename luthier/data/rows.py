@@ -129,6 +129,8 @@ class RowMaker:
         rows = self._encoded(turns, draft, self.encoding)
         cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
         overlong = [part for row in rows for part in row if part.lost_tokens]
+        if not self.plan.has_targets:
+            return rows
         if not overlong:
             return _with_labels(rows, "no token of it is learned")
         assert cutoff_len is not None, "a row cannot lose tokens to no limit"

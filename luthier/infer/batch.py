@@ -20,8 +20,10 @@ def generate_answers(
     settings: Settings,
     stop_ids: Collection[int],
     batch_size: int,
+    *,
+    keeps_stop: bool = False,
 ) -> Iterator[list[int]]:
-    """The new token ids of each prompt, without the stop token and without padding.
+    """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
     A prompt that fills the model leaves no room and gets an empty answer. The model's train/eval mode and the random
     state are as before whenever an answer is handed out, so that an evaluation in the midst of training changes nothing
@@ -34,6 +36,8 @@ def generate_answers(
         chosen = longest_first[start : start + batch_size]
         seed = (settings.seed or 0) + start
         answers = _generate_batch(model, tokenizer, [prompts[index] for index in chosen], settings, stop_ids, seed)
+        if not keeps_stop:
+            answers = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
         waiting.update(zip(chosen, answers, strict=True))
         while next_index in waiting:
             yield waiting.pop(next_index)
@@ -89,5 +93,6 @@ def _generate_batch(
 
 
 def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    """Up to the first stop token, which is included."""
     end = next((position for position, token_id in enumerate(ids) if token_id in stop_ids), len(ids))
-    return ids[:end]
+    return ids[: end + 1]

@@ -40,6 +40,8 @@ class OutputHead:
     """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
     score: "nn.Module | None" = None
     """The layer that scores every token, if the model is a reward model."""
+    value: "nn.Module | None" = None
+    """The layer that says what the rest of an answer is worth, if the policy learns that."""
     router: RouterLoss | None = None
     """What balances the experts (`moe_aux_loss_coef`), if that is asked for."""
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def load_other(
-    run: "TrainRun", key: str, source: str, adapters: tuple[str, ...], fitted: FittedTokenizer
+    run: "TrainRun", key: str, source: str, adapters: tuple[str, ...], fitted: FittedTokenizer, *, scores: bool = False
 ) -> "PreTrainedModel":
     """The model `source`, which `key` names, with `adapters` merged, in evaluation mode and without gradients.
 
-    Raises `ModelError` if it reads token ids otherwise than the model that learns.
+    `scores`: a reward model is wanted. Raises `ModelError` if it reads token ids otherwise than the model that learns.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
     own = load_tokenizer(
@@ -40,7 +40,7 @@ def load_other(
         )
     machine = detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
-    model = load_merged(keys, machine, choose_dtype, None)
+    model = load_merged(keys, machine, choose_dtype, None, scores=scores)
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(

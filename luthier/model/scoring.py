@@ -21,6 +21,8 @@ SCORE_LAYER = "score"
 """What every decoder of transformers that scores calls its last layer."""
 VALUE_HEAD_FILE = "value_head.safetensors"
 """A copy of the score layer under the names that other programs read beside an adapter or a model."""
+VALUE_HEAD = "value_head"
+"""The layer that learns beside the policy in ppo (`luthier.model.value_head`)."""
 VALUE_HEAD_NAMES = ("v_head.summary.weight", "v_head.summary.bias")
 
 
@@ -65,16 +67,30 @@ def fit_scorer(model: "PreTrainedModel", pad_token_id: int) -> None:
 
 
 def save_value_head(folder: Path, model: "nn.Module", state_dict: Mapping[str, Any] | None = None) -> None:
-    """Write `VALUE_HEAD_FILE` if `model` is a reward model. `state_dict`: its whole weights, where they are sharded."""
+    """Write `VALUE_HEAD_FILE` if `model` is a reward model or has a value head.
+
+    `state_dict`: the whole weights of a reward model, where they are sharded.
+    """
     from safetensors.torch import save_file
 
-    if not gives_scores(unwrap(model).config):
+    value_head = dict(model.named_children()).get(VALUE_HEAD)
+    if value_head is not None:
+        weight, bias = _weights(value_head)
+    elif gives_scores(unwrap(model).config):
+        weight, bias = _weights(score_layer(model)) if state_dict is None else _weights_of(state_dict)
+    else:
         return
-    layer = score_layer(model)
-    weight, bias = _weights(layer) if state_dict is None else _weights_of(state_dict)
     tensors = (weight, weight.new_zeros(1) if bias is None else bias)
     plain = [tensor.detach().cpu().contiguous().clone() for tensor in tensors]
     save_file(dict(zip(VALUE_HEAD_NAMES, plain, strict=True)), folder / VALUE_HEAD_FILE)
+
+
+def without_value_head(model: "nn.Module", state_dict: "dict[str, Any] | None") -> "dict[str, Any] | None":
+    """The weights of a model that plain transformers knows; None is what it would take by itself."""
+    if VALUE_HEAD not in dict(model.named_children()):
+        return state_dict
+    weights = model.state_dict() if state_dict is None else state_dict
+    return {name: weight for name, weight in weights.items() if not name.startswith(f"{VALUE_HEAD}.")}
 
 
 def _weights(layer: "nn.Module") -> "tuple[Tensor, Tensor | None]":

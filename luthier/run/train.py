@@ -53,6 +53,7 @@ def train(run: TrainRun) -> "RunResult":
     from luthier.model.save import num_saved_bytes
     from luthier.run.companions import add_companions, add_reference_of, isolate_all, load_wanted
     from luthier.run.predict import generation_metrics
+    from luthier.run.rollouts import add_rollouts
     from luthier.training.arguments import training_arguments
     from luthier.training.checkpoints import checkpoints_in
     from luthier.training.fit import build_trainer
@@ -90,6 +91,7 @@ def train(run: TrainRun) -> "RunResult":
     add_companions(run, trainer, companions)
     if stage.asks_reference(run):
         add_reference_of(run, trainer, text)
+    add_rollouts(run, trainer, data, text)
     return carry_out(run, trainer, data, text, resume_from)
 
 

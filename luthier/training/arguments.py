@@ -1,5 +1,7 @@
 """transformers' TrainingArguments, built at the last moment from the frozen run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.legacy import training_arguments_kwargs
@@ -81,3 +83,12 @@ def trackers(report_to: Any) -> "list[TrainerCallback]":
                 f"report_to: {name} needs a library that is not installed: pip install {name} ({error})"
             ) from error
     return callbacks
+
+
+@contextmanager
+def accepted(key: str, value: str) -> Iterator[None]:
+    """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError) as fault:
+        raise InvalidInput(f"{key}: {value}: cannot be used as it is configured: {fault}") from fault

@@ -7,9 +7,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from luthier.core.errors import InvalidInput, RunFailed
+from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
+from luthier.data.collate import tokens_in
 from luthier.data.ledger import Ledger
 from luthier.model.heads import OutputHead
 from luthier.model.merge import unwrap
@@ -32,9 +33,10 @@ from luthier.model.pissa import go_on, is_pissa
 from luthier.model.processor import copy_processor
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES, save_adapter
-from luthier.model.scoring import save_value_head
+from luthier.model.scoring import save_value_head, without_value_head
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
+from luthier.training.arguments import accepted
 from luthier.training.checkpoints import fitting, saving
 from luthier.training.divergence import DivergenceWatch
 from luthier.training.gauges import Gauge
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
     from luthier.model.companions import Companion
+    from luthier.training.rollout import Rollouts
 
 MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
@@ -114,6 +117,7 @@ class StageTrainer(Trainer):
         self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
         self.reading = reading_of(self, ledger)
+        self.rollouts: Rollouts | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
@@ -161,12 +165,19 @@ class StageTrainer(Trainer):
         else:
             super()._run_epoch(**kwargs)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The batches of one optimizer step and their units; answers of the policy's own where the stage asks."""
+        if self.rollouts is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.rollouts.batches(self, len(list(islice(epoch_iterator, num_batches))))
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
         self.watch.require_finite_losses(self.state.global_step)
         if self.reading is not None:
             self.reading.take(batch_samples)
-        counts = [(self.stage.units(batch), _num_tokens(batch)) for batch in batch_samples]
+        counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
         self.num_trained_tokens += int(num_tokens)
@@ -211,6 +222,10 @@ class StageTrainer(Trainer):
         table = torch.stack([torch.stack(pair) for pair in pairs])
         rows = self.accelerator.gather(table[None]).sum(0).tolist()
         return {name: (total, count) for name, (total, count) in zip(sums, rows, strict=True)}
+
+    def add_metrics(self, sums: Sums) -> None:
+        """To be logged with the metrics of the loss."""
+        _add(self._metrics, sums)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs and not self.num_trained_tokens:
@@ -294,6 +309,8 @@ class StageTrainer(Trainer):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.reading is not None:
             self.reading.restore(Path(resume_from_checkpoint))
+        if self.rollouts is not None:
+            self.rollouts.load(Path(resume_from_checkpoint), self)
         saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
         if saved.is_file():
             self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
@@ -318,7 +335,7 @@ class StageTrainer(Trainer):
             Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
             save_value_head(Path(output_dir or self.output_dir), self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            super()._save(output_dir, state_dict)
+            super()._save(output_dir, without_value_head(self.policy, state_dict))
         elif self.args.should_save:
             folder = output_dir or self.output_dir
             save_adapter(self.model, Path(folder), state_dict)
@@ -341,6 +358,8 @@ class StageTrainer(Trainer):
             if self.reading is not None:
                 output_dir = Path(self.output_dir)
                 self.reading.save(output_dir / name, output_dir, writes=self.args.should_save)
+            if self.rollouts is not None:
+                self.rollouts.save(Path(self.output_dir, name), self)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 
@@ -363,20 +382,6 @@ class StageTrainer(Trainer):
             for folder in self.superseded:
                 shutil.rmtree(folder, ignore_errors=True)
         self.superseded = ()
-
-
-@contextmanager
-def accepted(key: str, value: str) -> Iterator[None]:
-    """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError) as fault:
-        raise InvalidInput(f"{key}: {value}: cannot be used as it is configured: {fault}") from fault
-
-
-def _num_tokens(batch: Mapping[str, Any]) -> int:
-    mask = batch.get("attention_mask")
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _add(sums: "dict[str, tuple[Tensor, float]]", more: Sums) -> None:

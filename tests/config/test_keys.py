@@ -20,13 +20,21 @@ from tools import training_keys
 REFERENCE_KEYS = (Path(__file__).parent / "reference_keys.txt").read_text(encoding="utf-8").split()
 OWN_KEYS = {
     "checkpoint_every",
+    "epsilon",
+    "epsilon_high",
     "export_check",
     "export_gguf",
     "export_max_kl",
     "gkd_beta",
     "gkd_temperature",
+    "grpo_beta",
     "loftq_init",
+    "loss_type",
+    "num_generations",
+    "num_iterations",
     "on_overlong",
+    "reward_funcs",
+    "reward_weights",
     "teacher_model",
     "teacher_model_adapters",
 }

@@ -7,7 +7,7 @@ import pytest
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.config.masking import masked
 from luthier.core.errors import ConfigError
-from luthier.core.kinds import STAGES
+from luthier.core.kinds import ENGINES
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
 EVAL = {"val_size": 0.1}
@@ -129,10 +129,11 @@ def test_former_names_are_stored_under_todays():
 
 
 def test_a_later_variant_is_refused_and_its_keys_are_judged_as_its_own():
-    problems = problems_of(load_train, {**BASE, "stage": "ppo", "ppo_target": "much"})
-    assert problems["stage"].reason == "ppo is not part of this version"
-    assert problems["stage"].remedy == f"use one of {', '.join(STAGES.names)}"
-    assert set(problems) == {"stage", "ppo_target"}
+    keys = {"model_name_or_path": "m", "template": "chatml", "infer_backend": "vllm", "vllm_maxlen": "much"}
+    problems = problems_of(load_infer, keys)
+    assert problems["infer_backend"].reason == "vllm is not part of this version"
+    assert problems["infer_backend"].remedy == f"use one of {', '.join(ENGINES.names)}"
+    assert set(problems) == {"infer_backend", "vllm_maxlen"}
     assert "did you mean sft" in problems_of(load_train, {**BASE, "stage": "sftt"})["stage"].remedy
 
 

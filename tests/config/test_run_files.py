@@ -25,6 +25,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "infer_lora": (),
     "lora_dpo": (WORKERS,),
     "lora_kto": (WORKERS,),
+    "lora_ppo": (WORKERS,),
     "lora_predict": (WORKERS,),
     "lora_pt": (WORKERS,),
     "lora_rm": (WORKERS,),
@@ -56,7 +57,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "export_gptq": ("export_quantization_bit",),
     "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),
-    "lora_ppo": ("stage",),
     "swanlab": ("use_swanlab",),
 }
 """File -> keys it is refused for."""

@@ -10,13 +10,11 @@ from luthier.config.later import (
     launch,
     media,
     precision,
-    stages,
     tracking,
 )
 from luthier.config.sections import Section
 
 LATER = (
-    Section("ppo", stages.PpoConfig, commands=("train",), key="stage", values=("ppo",)),
     Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
     Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),
     Section("ktransformers", engines.KTransformersConfig, key="use_kt"),

@@ -1,0 +1,53 @@
+"""What ppo and grpo share: rows are prompts, which the model itself answers while it trains.
+
+An answer that the data give is kept beside its prompt (as the labels of the row), for functions that compare with it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RowError
+from luthier.data.plan import RowPlan
+from luthier.data.types import Dialogue, Prompt
+
+if TYPE_CHECKING:
+    from luthier.data.encode import TurnIds
+    from luthier.data.encoding import Encoding
+    from luthier.data.labels import Encoded
+    from luthier.data.tokenise import Written
+
+
+def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written]]":
+    """The prompt as a server sends it, and the plain text of the given answer, if there is one."""
+    from luthier.data.render import Turn, render
+
+    is_open = isinstance(example, Prompt)
+    messages = example.messages if is_open else example.messages[:-1]
+    answer = () if is_open else (example.messages[-1].content,)
+    if encoding.program is not None:
+        thinks = encoding.enable_thinking is True
+        prompt = (encoding.program.text(messages, example.system, example.tools, asks=True, thinks=thinks),)
+        return [((Turn(prompt, answer),),)]
+    (turn,) = render(
+        encoding.template,
+        messages,
+        system=example.system,
+        tools=example.tools,
+        enable_thinking=encoding.enable_thinking,
+        preserve_thinking=encoding.preserve_thinking,
+        purpose="infer",
+    )
+    return [((Turn(turn.prompt, answer),),)]
+
+
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded]":
+    """Nothing of a prompt is cut away: without its end it would ask for nothing."""
+    from luthier.data.labels import IGNORE_INDEX, Encoded
+
+    (((prompt, answer),),) = parts
+    if encoding.cutoff_len is not None and len(prompt) > encoding.cutoff_len:
+        raise RowError(f"the prompt has more than cutoff_len {encoding.cutoff_len} tokens")
+    return (Encoded([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + list(answer)),)
+
+
+PROMPTS = RowPlan(examples=(Prompt, Dialogue), write=write, label=label, has_targets=False)

@@ -1,0 +1,138 @@
+"""What ppo and grpo share: the keys that name a reward model, and the rules of learning from one's own answers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.config.fields import refused
+from luthier.config.rules import Rule
+from luthier.core.kinds import ADAPTERS
+from luthier.stages._pairs import NO_PACKING
+from luthier.stages._reference import ReferenceConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig(ReferenceConfig):
+    reward_model: str | None = None
+    """The model that scores answers: an adapter, a model, or the address of a server."""
+    reward_model_adapters: tuple[str, ...] = ()
+    """Adapters of the reward model, merged in this order."""
+    reward_model_quantization_bit: int | None = refused(
+        None, "loading the reward model with fewer bits is not part of this version", "leave it out"
+    )
+    """Bits to load the reward model with."""
+    reward_model_type: Literal["lora", "full", "api"] = "lora"
+    """What `reward_model` is: an adapter on the same base, a model of its own, or a server."""
+    reward_funcs: tuple[str, ...] = ()
+    """Python functions that score answers: `file.py:function` or `module:function`."""
+    reward_weights: tuple[float, ...] = ()
+    """Weight of each of reward_funcs and then of reward_model; unset means 1 for each."""
+
+
+ROLLOUT_RULES = (
+    Rule(
+        ("reward_model", "reward_funcs"),
+        "is missing, and nothing else scores the answers",
+        "name an adapter of stage: rm, a model (reward_model_type: full), a server (reward_model_type: api), or a"
+        " function, e.g. reward_funcs: rewards.py:ends_well",
+        lambda run: not run.method.reward_funcs and run.method.reward_model is None,
+    ),
+    Rule(
+        ("reward_funcs",),
+        "a function is named by its file or module and its name",
+        "write file.py:function or module:function",
+        lambda run: any(":" not in name or not name.rpartition(":")[2] for name in run.method.reward_funcs),
+    ),
+    Rule(
+        ("reward_weights", "reward_funcs", "reward_model"),
+        "there must be one weight for each function, and one more for a reward_model",
+        "give as many numbers",
+        lambda run: (
+            bool(run.method.reward_weights)
+            and len(run.method.reward_weights) != len(run.method.reward_funcs) + (run.method.reward_model is not None)
+        ),
+    ),
+    *NO_PACKING,
+    *(
+        Rule(
+            (key, "stage"),
+            "has no answers to evaluate in this stage: the reward of its own answers is logged while it trains",
+            "leave it out, or evaluate the trained model with stage: sft",
+            lambda run, key=key: run.training[key],  # type: ignore[misc]
+        )
+        for key in ("do_eval", "do_predict", "predict_with_generate")
+    ),
+    Rule(
+        ("eval_strategy", "stage"),
+        "has no answers to evaluate in this stage: the reward of its own answers is logged while it trains",
+        "leave it out",
+        lambda run: run.training["eval_strategy"] != "no",
+    ),
+    Rule(
+        ("do_train", "stage"),
+        "is all that this stage does",
+        "write do_train: true",
+        lambda run: not run.trains,
+    ),
+    Rule(
+        ("do_sample", "temperature"),
+        "answers must differ for the model to find better ones, and greedy ones do not",
+        "set do_sample: true and a temperature above 0, e.g. 1.0",
+        lambda run: not run.generating.do_sample or run.generating.temperature == 0,
+    ),
+    Rule(
+        ("num_beams", "stage"),
+        "searches for the likeliest answer, while this stage learns from answers drawn by their probability",
+        "leave it out",
+        lambda run: run.generating.num_beams > 1,
+    ),
+    Rule(
+        ("streaming", "stage"),
+        "prompts are drawn from the whole of a dataset",
+        "leave it out",
+        lambda run: bool(run.given.get("streaming")),
+    ),
+    *(
+        Rule(
+            (key, "stage"),
+            "shares weights out, and this version does not write answers with such weights",
+            "use several processes with whole weights (torchrun without it)",
+            lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
+        )
+        for key in ("fsdp", "deepspeed")
+    ),
+    Rule(
+        ("reward_model_type", "finetuning_type"),
+        "an adapter on the same base is a reward model for runs that train an adapter on that base",
+        "set reward_model_type: full, with the base as reward_model and the adapter as reward_model_adapters",
+        lambda run: (
+            run.method.reward_model is not None
+            and run.method.reward_model_type == "lora"
+            and not ADAPTERS.get(run.finetuning_type).adds_weights
+        ),
+    ),
+    Rule(
+        ("reward_model", "reward_model_type"),
+        "is no address of a server",
+        "write http://host:port/v1/score/evaluation, or set reward_model_type: lora or full",
+        lambda run: run.method.reward_model_type == "api" and not _is_address(run.method.reward_model),
+    ),
+    Rule(
+        ("reward_model", "reward_model_type"),
+        "is the address of a server, not a model",
+        "set reward_model_type: api",
+        lambda run: run.method.reward_model_type != "api" and _is_address(run.method.reward_model),
+    ),
+    Rule(
+        ("reward_model_adapters", "reward_model"),
+        "are merged into a reward model of its own, and there is none",
+        "set reward_model to the base of the adapters, and reward_model_type: full",
+        lambda run: (
+            bool(run.method.reward_model_adapters)
+            and (run.method.reward_model is None or run.method.reward_model_type != "full")
+        ),
+    ),
+)
+
+
+def _is_address(name: str | None) -> bool:
+    return name is not None and name.startswith(("http://", "https://"))

@@ -1,0 +1,176 @@
+"""Group relative policy optimisation: several answers to each prompt, each compared with the others.
+
+https://arxiv.org/abs/2402.03300. No value head: the advantage A of an answer comes from the scores of its group. Of B
+answers with |o_i| tokens each, and l the clipped loss of a token plus `grpo_beta` times its divergence from the
+reference:
+
+    grpo      1/B sum_i 1/|o_i| sum_t l          A = (r - mean) / deviation
+    dapo      1/(sum_i |o_i|) sum_i sum_t l      A as grpo                        (https://arxiv.org/abs/2503.14476)
+    dr_grpo   1/(B L) sum_i sum_t l              A = r - mean, L = max_new_tokens (https://arxiv.org/abs/2503.20783)
+    gspo      as grpo, with the mean ratio of the answer for each token           (https://arxiv.org/abs/2507.18071)
+    rloo      as grpo, with the ratio of the whole answer; A = r - mean of the others, and the divergence is taken off
+              the score instead of being added to the loss                        (https://arxiv.org/abs/2402.14740)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.config.rules import Rule, Rules, at_least
+from luthier.data.collate import model_inputs
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages._advantages import GroupAdvantages, by_group_deviation, by_group_mean, leave_one_out
+from luthier.stages._policy_loss import answer_ratio, clipped_loss, mean_ratio, reference_kl, token_ratio
+from luthier.stages._prompts import PROMPTS
+from luthier.stages._reference import NO_DROPOUT
+from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
+from luthier.stages._rollout import Experience, Judged, Rollout, Totals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from luthier.config.runs import TrainRun
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One row of the table above."""
+
+    advantages: GroupAdvantages
+    ratio: "Callable[[Tensor, Mapping[str, Any]], Tensor]"
+    averages_answers: bool
+    """Whether every answer counts the same, be it long or short; else every token does."""
+    divides_by_limit: bool = False
+    """Whether each answer counts as if it had `max_new_tokens` tokens."""
+    kl_in_score: bool = False
+
+
+LOSSES = {
+    "grpo": Objective(by_group_deviation, token_ratio, averages_answers=True),
+    "dapo": Objective(by_group_deviation, token_ratio, averages_answers=False),
+    "dr_grpo": Objective(by_group_mean, token_ratio, averages_answers=False, divides_by_limit=True),
+    "gspo": Objective(by_group_deviation, mean_ratio, averages_answers=True),
+    "rloo": Objective(leave_one_out, answer_ratio, averages_answers=True, kl_in_score=True),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoConfig(RewardConfig):
+    num_generations: int = 8
+    """Answers to each prompt."""
+    num_iterations: int = 1
+    """Optimizer steps taken on each set of answers."""
+    grpo_beta: float = 0.0
+    """Weight of the divergence from the reference model; 0 needs none."""
+    epsilon: float = 0.2
+    """How far the ratio of new and old probability may fall below 1 before it is clipped."""
+    epsilon_high: float | None = None
+    """How far it may rise above 1; unset is the same as epsilon."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "rloo"] = "grpo"
+    """How the tokens of the answers are averaged and what their advantage is."""
+
+
+RULES = Rules(
+    (
+        *ROLLOUT_RULES,
+        NO_DROPOUT,
+        at_least("method", "num_generations", 2),
+        Rule(
+            ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            "the answers of an optimizer step must be whole groups",
+            "make per_device_train_batch_size x gradient_accumulation_steps a multiple of num_generations",
+            lambda run: (
+                run.method.num_generations > 1
+                and run.training["per_device_train_batch_size"]
+                * run.training["gradient_accumulation_steps"]
+                % run.method.num_generations
+                != 0
+            ),
+        ),
+        at_least("method", "num_iterations", 1),
+        at_least("method", "grpo_beta", 0),
+        at_least("method", "epsilon", 0),
+        at_least("method", "epsilon_high", 0),
+        Rule(
+            ("ref_model", "grpo_beta"),
+            "is not read, since grpo_beta is 0",
+            "set grpo_beta, or leave ref_model out",
+            lambda run: run.method.ref_model is not None and run.method.grpo_beta == 0,
+            only_warns=True,
+        ),
+    )
+)
+
+
+def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+    method = run.method
+    if not method.grpo_beta:
+        return ()
+    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+
+
+def judge(
+    experience: Experience, config: GrpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
+) -> Judged:
+    """The advantage of each answer, for each of its tokens."""
+    objective, size = LOSSES[config.loss_type], config.num_generations
+    scores, lengths, metrics = experience.scores, experience.lengths, {}
+    if experience.reference is not None:
+        kl = experience.summed(experience.logps - experience.reference)
+        metrics["kl"] = (kl.sum(), float(len(scores)))
+        if objective.kl_in_score:
+            scores = scores - config.grpo_beta * kl
+    groups = experience.scores.view(-1, size)
+    metrics["reward_spread"] = (groups.std(1).sum(), float(len(groups)))
+    each = objective.advantages(scores, size).to(experience.logps.dtype)
+    weights = 1 / lengths if objective.averages_answers else lengths.new_ones(len(lengths), dtype=each.dtype)
+    columns = {
+        "old_logps": experience.logps,
+        "advantages": each[experience.rows],
+        "weights": weights.to(each.dtype)[experience.rows],
+    }
+    if experience.reference is not None and not objective.kl_in_score:
+        columns["reference_logps"] = experience.reference
+    counted = lengths.float() if not objective.averages_answers else lengths.new_ones(len(lengths)).float()
+    if objective.divides_by_limit:
+        counted = counted.new_full((len(lengths),), float(max_new_tokens))
+    return Judged(columns, counted, dict(state), metrics)
+
+
+def loss(
+    models: Models, batch: Mapping[str, Any], config: GrpoConfig, *, state: StageState, training: bool
+) -> LossOutput:
+    """The sum over the answers, or their tokens, as `loss_type` says."""
+    from luthier.model.heads import token_logps
+
+    inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
+    logps, _ = token_logps(models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"])
+    ratios = LOSSES[config.loss_type].ratio(logps - batch["old_logps"], batch)
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    losses, clipped = clipped_loss(ratios, batch["advantages"], low=config.epsilon, high=high)
+    if "reference_logps" in batch:
+        losses = losses + config.grpo_beta * reference_kl(logps, batch["reference_logps"])
+    metrics = {"clip_fraction": (clipped.float().sum(), float(targets.numel()))}
+    return LossOutput((losses * batch["weights"]).sum(), metrics)
+
+
+def units(batch: Mapping[str, Any]) -> float:
+    return float(batch["units"])
+
+
+STAGE = Stage(
+    name="grpo",
+    config=GrpoConfig,
+    rows=PROMPTS,
+    has_dropout=False,
+    wants=wants,
+    units=units,
+    loss=loss,
+    rollout=Rollout(
+        num_generations=lambda config: config.num_generations,
+        num_passes=lambda config: config.num_iterations,
+        judge=judge,
+    ),
+    check=RULES,
+)

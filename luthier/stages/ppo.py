@@ -1,0 +1,150 @@
+"""Proximal policy optimisation: answers of the model's own, scored by a reward model, with a value head beside it.
+
+https://arxiv.org/abs/1707.06347 as in https://arxiv.org/abs/2203.02155: of an answer with score s, the reward is
+
+    r_t = -beta (log pi(t) - log reference(t)) + [t is the last token] s
+
+with beta moved so that the divergence stays near `ppo_target`. Advantages are those of GAE, brought to mean 0 and
+variance 1; the loss is the mean over tokens of the clipped policy loss plus 0.1 times the clipped value loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.rules import Rules, above, at_least
+from luthier.data.collate import model_inputs
+from luthier.model.types import Models
+from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages._policy_loss import clipped_loss, clipped_value_loss
+from luthier.stages._prompts import PROMPTS
+from luthier.stages._reference import NO_DROPOUT
+from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
+from luthier.stages._rollout import Experience, Judged, Rollout, Totals
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+
+GAMMA, LAMBDA = 1.0, 0.95
+CLIP, VALUE_CLIP, VALUE_WEIGHT = 0.2, 0.2, 0.1
+START_COEFFICIENT, HORIZON_ANSWERS = 0.2, 10_000
+"""Where the weight of the divergence starts, and over how many answers it may move."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PpoConfig(RewardConfig):
+    ppo_buffer_size: int = 1
+    """Optimizer steps' worth of answers collected before the policy learns from them."""
+    ppo_epochs: int = 4
+    """Passes over the collected answers."""
+    ppo_score_norm: bool = False
+    """Bring the scores to mean 0 and variance 1, over all that were given so far."""
+    ppo_target: float = 6.0
+    """Divergence from the reference model, summed over an answer, that the adaptive penalty aims at."""
+    ppo_whiten_rewards: bool = False
+    """Bring the rewards of the tokens to variance 1 before the advantages are computed."""
+
+
+RULES = Rules(
+    (
+        *ROLLOUT_RULES,
+        NO_DROPOUT,
+        at_least("method", "ppo_buffer_size", 1),
+        at_least("method", "ppo_epochs", 1),
+        above("method", "ppo_target", 0),
+    )
+)
+
+
+def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+    method = run.method
+    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+
+
+def judge(
+    experience: Experience, config: PpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
+) -> Judged:
+    """Rewards, advantages and returns of every token; beta and the moments of the scores for the next rollout."""
+    from luthier.stages._advantages import add_moments, gae, next_kl_coefficient, whitened
+
+    assert experience.reference is not None and experience.values is not None, "the stage asks for both"
+    scores, coefficient = experience.scores, state.get("kl_coefficient", START_COEFFICIENT)
+    apart = experience.logps - experience.reference
+    kl, count = experience.summed(apart), float(len(scores))
+    sums = totals(
+        {
+            "kl": (kl.sum(), count),
+            "score": (scores.double().sum(), count),
+            "score_squares": (scores.double().square().sum(), count),
+        }
+    )
+    new_state = dict(state)
+    if config.ppo_score_norm:
+        new_state |= add_moments(state, sums)
+        deviation = (new_state["score_spread"] / max(new_state["score_count"] - 1, 1)) ** 0.5
+        scores = (scores - new_state["score_mean"]) / (deviation + 1e-8)
+    rewards = -coefficient * apart
+    last = experience.lengths.cumsum(0) - 1
+    rewards[last] += scores.to(rewards.dtype)
+    if config.ppo_whiten_rewards:
+        rewards = whitened(rewards, totals, shifts_mean=False)
+    advantages = gae(rewards, experience.values, experience.rows, gamma=GAMMA, lam=LAMBDA)
+    total_kl, num_answers = sums["kl"]
+    new_state["kl_coefficient"] = next_kl_coefficient(
+        coefficient,
+        total_kl / num_answers,
+        target=config.ppo_target,
+        num_answers=num_answers,
+        horizon=HORIZON_ANSWERS,
+    )
+    columns = {
+        "old_logps": experience.logps,
+        "old_values": experience.values,
+        "advantages": whitened(advantages, totals),
+        "returns": advantages + experience.values,
+    }
+    metrics = {"kl": (kl.sum(), count), "kl_coefficient": (kl.new_tensor(coefficient), 1.0)}
+    return Judged(columns, experience.lengths.float(), new_state, metrics)
+
+
+def loss(
+    models: Models, batch: Mapping[str, Any], config: PpoConfig, *, state: StageState, training: bool
+) -> LossOutput:
+    """The sum over the tokens of the answers."""
+    from luthier.model.value_head import logps_and_values
+
+    inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
+    logps, values = logps_and_values(
+        models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"]
+    )
+    policy, clipped = clipped_loss(logps - batch["old_logps"], batch["advantages"], low=CLIP, high=CLIP)
+    value = clipped_value_loss(values, batch["old_values"], batch["returns"], reach=VALUE_CLIP)
+    count = float(targets.numel())
+    metrics = {
+        "policy_loss": (policy.detach().sum(), count),
+        "value_loss": (value.detach().sum(), count),
+        "clip_fraction": (clipped.float().sum(), count),
+    }
+    return LossOutput(policy.sum() + VALUE_WEIGHT * value.sum(), metrics)
+
+
+def units(batch: Mapping[str, Any]) -> float:
+    return float(batch["units"])
+
+
+STAGE = Stage(
+    name="ppo",
+    config=PpoConfig,
+    rows=PROMPTS,
+    has_dropout=False,
+    wants=wants,
+    units=units,
+    loss=loss,
+    rollout=Rollout(
+        num_batches=lambda config: config.ppo_buffer_size,
+        num_passes=lambda config: config.ppo_epochs,
+        has_values=True,
+        judge=judge,
+    ),
+    check=RULES,
+)

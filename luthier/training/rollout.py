@@ -1,0 +1,226 @@
+"""Batches of the model's own answers, in the place of batches of rows: what ppo and grpo learn from.
+
+An optimizer step number n (from 0) learns from the rollout n // (num_batches num_passes). Its prompts are a part of one
+endless row of shuffled epochs, and its random numbers start from a seed made of its number, so that a run that was
+stopped goes on as one that was not. Answers that are still to be learned from lie in the checkpoint.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.core.errors import RunFailed
+from luthier.data.collate import model_inputs
+from luthier.data.labels import IGNORE_INDEX
+from luthier.model.heads import token_logps
+from luthier.model.value_head import load_value_head, logps_and_values
+from luthier.stages._rollout import Experience, Rollout
+from luthier.training.scorers import Answered, WeightedScorers
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor, nn
+
+    from luthier.training.trainer import StageTrainer
+
+Generate = Callable[["nn.Module", Sequence[Sequence[int]], int], list[list[int]]]
+"""(model, prompts, seed) -> the ids of the answers, with the token that ended each."""
+Decode = Callable[[Sequence[int], bool], str]
+"""(ids, with special tokens) -> text."""
+SEED_STRIDE = 1_000_003
+EXPERIENCE_FILE = "experience_{}.pt"
+"""The answers of one process that are still to be learned from, in a checkpoint."""
+
+
+class StepRows(torch.utils.data.Dataset):
+    """As many rows as an epoch learns from; what they are is decided when they are asked for."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@dataclass(slots=True)
+class Rollouts:
+    """The rollouts of one run."""
+
+    plan: Rollout
+    prompts: "datasets.Dataset"
+    """Rows of `input_ids`, the prompt and then the given answer, which alone has labels."""
+    generate: Generate
+    decode: Decode
+    scorers: WeightedScorers
+    stop_ids: frozenset[int]
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    shuffles: bool = True
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The answers of this process in the rollout that is being learned from: `input_ids`, `labels`, `units` and what
+    the stage judged of each token."""
+
+    def num_rows_of_epoch(self, trainer: "StageTrainer") -> int:
+        """How many rows all processes together learn from while they see each prompt once; whole steps."""
+        config, args = trainer.stage_config, trainer.args
+        of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        answers = len(self.prompts) * self.plan.num_generations(config)
+        return max(answers // of_step, 1) * of_step * self.plan.num_passes(config)
+
+    def batches(self, trainer: "StageTrainer", num_batches: int) -> list[dict[str, Any]]:
+        """What the optimizer step that comes next learns from, cut into `num_batches`."""
+        config, size = trainer.stage_config, trainer.args.train_batch_size
+        num_steps = self.plan.num_batches(config)
+        number, place = divmod(trainer.state.global_step, num_steps * self.plan.num_passes(config))
+        if place == 0 or not self.rows:
+            self.rows = self._collect(trainer, number)
+        of_step = len(self.rows) // num_steps
+        start = place % num_steps * of_step
+        mine = self.rows[start : start + of_step]
+        return [self._batch(trainer, mine[first : first + size]) for first in range(0, num_batches * size, size)]
+
+    def _batch(self, trainer: "StageTrainer", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = trainer.collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+        columns = {name: torch.cat([row["columns"][name] for row in rows]) for name in rows[0]["columns"]}
+        return {**batch, **columns, "units": sum(row["units"] for row in rows), "temperature": self.temperature}
+
+    def _collect(self, trainer: "StageTrainer", number: int) -> list[dict[str, Any]]:
+        """Rollout `number`: answers, scores, log-probabilities, and what the stage makes of them."""
+        config, args = trainer.stage_config, trainer.args
+        num_rows = args.train_batch_size * args.gradient_accumulation_steps * self.plan.num_batches(config)
+        asked = self._asked(num_rows // self.plan.num_generations(config), number, args)
+        prompts = [self._parted(index) for index in asked for _ in range(self.plan.num_generations(config))]
+        seed = (self.seed + SEED_STRIDE * (number * args.world_size + args.process_index)) % 2**63
+        with trainer.compute_loss_context_manager():
+            answers = self.generate(trainer.policy, [prompt for prompt, _ in prompts], seed)
+        answered = [self._answered(*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        rows = [
+            {
+                "input_ids": [*one.prompt_ids, *one.answer_ids],
+                "labels": [IGNORE_INDEX] * len(one.prompt_ids) + one.answer_ids,
+            }
+            for one in answered
+        ]
+        scores, each = self.scorers(answered)
+        experience = self._measured(trainer, rows, torch.tensor(scores, dtype=torch.float64), answered)
+        judged = self.plan.judge(
+            experience,
+            config,
+            state=trainer.stage_state,
+            totals=trainer._over_processes,
+            max_new_tokens=self.max_new_tokens,
+        )
+        trainer.stage_state = judged.state
+        trainer.add_metrics({**self._metrics(experience, each), **judged.metrics})
+        lengths = experience.lengths.tolist()
+        parted = {name: column.split(lengths) for name, column in judged.columns.items()}
+        return [
+            {**row, "units": units, "columns": {name: column[index].clone() for name, column in parted.items()}}
+            for index, (row, units) in enumerate(zip(rows, judged.units.tolist(), strict=True))
+        ]
+
+    def _asked(self, num_prompts: int, number: int, args: Any) -> list[int]:
+        """The prompts of this process in rollout `number`."""
+        start = (number * args.world_size + args.process_index) * num_prompts
+        return [self._in_epoch(*divmod(place, len(self.prompts))) for place in range(start, start + num_prompts)]
+
+    def _in_epoch(self, epoch: int, place: int) -> int:
+        if not self.shuffles:
+            return place
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        return int(torch.randperm(len(self.prompts), generator=generator)[place])
+
+    def _parted(self, index: int) -> tuple[list[int], list[int]]:
+        """(prompt, given answer)."""
+        row = self.prompts[index]
+        ids, labels = row["input_ids"], row["labels"]
+        length = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(ids))
+        return list(ids[:length]), list(ids[length:])
+
+    def _answered(self, prompt: list[int], given: list[int], answer: list[int]) -> Answered:
+        if not answer:
+            raise RunFailed(
+                f"a prompt of {len(prompt)} tokens leaves the model no room for an answer: "
+                f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
+            )
+        return Answered(
+            prompt_ids=prompt,
+            answer_ids=answer,
+            prompt=self.decode(prompt, False),
+            answer=self.decode(answer, False),
+            given=self.decode(given, False),
+            text=self.decode([*prompt, *answer], True),
+            stopped=answer[-1] in self.stop_ids,
+        )
+
+    def _measured(
+        self,
+        trainer: "StageTrainer",
+        rows: Sequence[Mapping[str, Any]],
+        scores: "Tensor",
+        answered: Sequence[Answered],
+    ) -> Experience:
+        """What policy, value head and reference say of the answers as they are now."""
+        size, device = trainer.args.train_batch_size, trainer.args.device
+        parts: dict[str, list[Tensor]] = {"logps": [], "reference": [], "values": []}
+        policy, head = trainer.policy, trainer.head
+        was_training = policy.training
+        policy.eval()
+        for start in range(0, len(rows), size):
+            batch = trainer._prepare_inputs(trainer.collate(rows[start : start + size]))
+            where = (model_inputs(batch), batch["positions"], batch["targets"])
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                if self.plan.has_values:
+                    logps, values = logps_and_values(policy, head, *where, temperature=self.temperature)
+                    parts["values"].append(values)
+                else:
+                    logps, _ = token_logps(policy, head, *where, temperature=self.temperature)
+                parts["logps"].append(logps)
+                if "reference" in trainer.companions:
+                    reference = trainer.companions["reference"]
+                    with reference.asked() as network:
+                        asked, _ = token_logps(network, reference.head, *where, temperature=self.temperature)
+                    parts["reference"].append(asked)
+        policy.train(was_training)
+        joined = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
+        lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
+        return Experience(
+            scores=scores.to(device),
+            stopped=torch.tensor([one.stopped for one in answered], device=device),
+            rows=torch.arange(len(rows), device=device).repeat_interleave(lengths),
+            **joined,  # type: ignore[arg-type]
+        )
+
+    def _metrics(self, experience: Experience, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        count = float(len(experience.scores))
+        metrics = {
+            "reward": (experience.scores.sum(), count),
+            "answer_tokens": (experience.lengths.sum(), count),
+            "finished_answers": (experience.stopped.float().sum(), count),
+        }
+        return metrics | {
+            f"rewards/{name.rpartition('/')[2]}": (torch.tensor(scores).sum(), count) for name, scores in each.items()
+        }
+
+    def save(self, folder: Path, trainer: "StageTrainer") -> None:
+        if self._is_inside(trainer):
+            torch.save(self.rows, folder / EXPERIENCE_FILE.format(trainer.args.process_index))
+
+    def load(self, folder: Path, trainer: "StageTrainer") -> None:
+        if self.plan.has_values:
+            load_value_head(trainer.policy, folder)
+        path = folder / EXPERIENCE_FILE.format(trainer.args.process_index)
+        if path.is_file():
+            self.rows = torch.load(path, weights_only=True)
+
+    def _is_inside(self, trainer: "StageTrainer") -> bool:
+        """Whether the latest rollout is still to be learned from."""
+        config = trainer.stage_config
+        return trainer.state.global_step % (self.plan.num_batches(config) * self.plan.num_passes(config)) != 0

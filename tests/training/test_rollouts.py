@@ -1,0 +1,309 @@
+"""Learning from the model's own answers: whole runs of ppo and grpo on a tiny model."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier
+from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
+from tests.training.runs import losses, small_world
+
+REWARDS = '''
+def letters(completions):
+    """The share of small letters."""
+    return [sum(c.islower() for c in text) / max(len(text), 1) for text in completions]
+
+def digits(completions, prompts, answers):
+    assert all("Say the number" in prompt for prompt in prompts) and all("well" in answer for answer in answers)
+    return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in completions]
+
+def raises(completions):
+    raise KeyError("no such thing")
+
+def nan(completions):
+    return [0.0, float("nan")] * (len(completions) // 2)
+
+def short(completions):
+    return [1.0]
+
+def word(completions):
+    return "good"
+'''
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("world")
+    values = small_world(folder)
+    (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    return {
+        **values,
+        "cutoff_len": 100,
+        "max_new_tokens": 6,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "finetuning_type": "lora",
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "constant",
+        "reward_funcs": f"{folder}/rewards.py:letters",
+    }
+
+
+@pytest.fixture
+def values(world, tmp_path) -> dict[str, Any]:
+    return {**world, "output_dir": str(tmp_path / "out")}
+
+
+GRPO = {"stage": "grpo", "num_generations": 4}
+LEARNS = {"finetuning_type": "full", "learning_rate": 3e-3, "per_device_train_batch_size": 64}
+PPO = {"stage": "ppo", "ppo_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def reward_adapter(world, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rm") / "adapter"
+    keys = {**world, "stage": "rm", "dataset": "pairs", "max_steps": 2, "reward_funcs": None}
+    luthier.train({**keys, "output_dir": str(folder)})
+    return folder
+
+
+def log_of(values: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = Path(values["output_dir"], "trainer_log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "rloo"])
+def test_grpo_raises_the_reward(values, loss_type):
+    keys = {**LEARNS, "max_steps": 20, "num_generations": 16, "loss_type": loss_type}
+    luthier.train({**values, **GRPO, **keys})
+    rewards = [line["reward"] for line in log_of(values)]
+    assert len(rewards) == 20 and sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+    assert set(log_of(values)[0]) >= {"reward", "reward_spread", "answer_tokens", "finished_answers", "clip_fraction"}
+
+
+def test_ppo_raises_the_reward_and_leaves_a_value_head(values):
+    luthier.train({**values, **PPO, **LEARNS, "max_steps": 40})
+    lines = log_of(values)
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    assert len(rewards) == 20 and sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
+    assert {"kl", "kl_coefficient", "policy_loss", "value_loss"} <= set(lines[0])
+    out = Path(values["output_dir"])
+    head = load_file(out / "value_head.safetensors")
+    assert head["v_head.summary.weight"].shape == (1, 64) and head["v_head.summary.weight"].abs().sum() > 0
+    (weights,) = [*out.glob("model.safetensors"), *out.glob("adapter_model.safetensors")]
+    assert not any("value_head" in name for name in load_file(weights))
+
+
+def test_the_first_pass_has_the_ratio_one(values):
+    """Then the clipped loss of a batch is minus the mean advantage, which is 0 by construction for equal lengths."""
+    keys = {**values, **GRPO, "learning_rate": 0.0, "max_steps": 2, "grpo_beta": 0.1}
+    luthier.train(keys)
+    for line in log_of(values):
+        assert line["clip_fraction"] == 0 and abs(line["loss"]) < 1e-5 and abs(line["kl"]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_batches_of_any_cut_make_the_same_step(values, stage):
+    own = {**GRPO, "num_iterations": 2, "grpo_beta": 0.1} if stage == "grpo" else PPO
+
+    def run(batch: int, accumulation: int) -> list[float]:
+        keys = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 4}
+        return losses(luthier.train({**values, **own, **keys, "learning_rate": 1e-3}))
+
+    whole = run(8, 1)
+    assert any(abs(loss) > 1e-4 for loss in whole)
+    for batch, accumulation in ((4, 2), (1, 8)):
+        assert run(batch, accumulation) == pytest.approx(whole, abs=1e-5)
+
+
+RESUMED = {
+    "grpo lora": {**GRPO, "num_iterations": 3, "grpo_beta": 0.1},
+    "grpo full": {**GRPO, "finetuning_type": "full", "grpo_beta": 0.1},
+    "grpo freeze": {**GRPO, "finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "ppo lora": {**PPO, "ppo_buffer_size": 3, "ppo_score_norm": True},
+    "ppo full": {**PPO, "finetuning_type": "full", "ppo_whiten_rewards": True},
+    "ppo freeze": {**PPO, "finetuning_type": "freeze", "freeze_trainable_layers": 1},
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
+    """Step 4 of 8 lies inside a rollout for some of these, and at its end for others."""
+    keys = {**values, **RESUMED[kind], "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    keys |= {"overwrite_output_dir": False, "disable_shuffling": False, "learning_rate": 1e-3}
+    whole = luthier.train(keys)
+    out, again = Path(values["output_dir"]), tmp_path / "again"
+    shutil.copytree(out / "checkpoint-4", again / "checkpoint-4")
+    result = luthier.train({**keys, "output_dir": str(again)})
+    assert losses(result) == losses(whole)
+    for name in ("model.safetensors", "adapter_model.safetensors", "value_head.safetensors"):
+        if (out / name).is_file():
+            expected, found = load_file(out / name), load_file(again / name)
+            assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_reward_model_scores_as_it_does_alone(values, reward_adapter):
+    """An adapter on the same base, and base and adapter as a model of its own, give the same rewards."""
+    keys = {**values, **PPO, "reward_funcs": None, "max_steps": 2, "learning_rate": 1e-4}
+    lora = {"reward_model": str(reward_adapter)}
+    full = {
+        "reward_model": values["model_name_or_path"],
+        "reward_model_type": "full",
+        "reward_model_adapters": str(reward_adapter),
+    }
+    found = []
+    for own in (lora, full):
+        luthier.train({**keys, **own})
+        found.append([line.get("reward") for line in log_of(values)])
+    assert found[0] == found[1] and found[0][0] is not None
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    replies: ClassVar[list[Any]] = []
+    asked: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Endpoint.asked.append(body)
+        reply = Endpoint.replies.pop(0) if Endpoint.replies else None
+        status = reply if isinstance(reply, int) else 200
+        content = {"scores": [float(len(text)) for text in body["messages"]]} if reply is None else reply
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    Endpoint.replies, Endpoint.asked = [], []
+    yield f"http://127.0.0.1:{server.server_port}/v1/score/evaluation"
+    server.shutdown()
+
+
+def test_a_server_scores_and_is_combined_with_a_function(values, endpoint, monkeypatch):
+    monkeypatch.setattr("luthier.training.scorers.PAUSE_SECONDS", 0.0)
+    Endpoint.replies = [503]
+    own = {"reward_model": endpoint, "reward_model_type": "api", "reward_weights": "2.0,0.5", "max_steps": 1}
+    luthier.train({**values, **GRPO, **own})
+    assert len(Endpoint.asked) == 2 and len(Endpoint.asked[0]["messages"]) == 8
+    assert Endpoint.asked[0]["messages"][0].startswith("<|im_start|>user\nSay the number")
+    (line,) = log_of(values)
+    parts = {name: value for name, value in line.items() if name.startswith("rewards/")}
+    assert len(parts) == 2
+    assert line["reward"] == pytest.approx(2 * parts["rewards/rewards.py:letters"] + 0.5 * parts["rewards/evaluation"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (404, "status 404"),
+        ({"score": []}, 'has no "scores"'),
+        ({"scores": [1.0]}, "gave 1 scores for 8 answers"),
+        ({"scores": [None] * 8}, "its score of answer 0 is None"),
+    ],
+)
+def test_a_server_that_is_wrong_is_one_clear_error(values, endpoint, reply, reason):
+    Endpoint.replies = [reply]
+    own = {"reward_model": endpoint, "reward_model_type": "api", "reward_funcs": None}
+    with pytest.raises(RunFailed, match=reason) as caught:
+        luthier.train({**values, **PPO, **own})
+    assert endpoint in str(caught.value)
+
+
+def test_a_server_that_is_gone_or_slow_is_one_clear_error():
+    from luthier.training.scorers import ServerScorer
+
+    with pytest.raises(RunFailed, match=r"no scores .*refused.*check the server"):
+        ServerScorer("http://127.0.0.1:9", pause_seconds=0.0)([])
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("raises", "raised KeyError: 'no such thing'"),
+        ("nan", "its score of answer 1 is nan, not a finite number; prompt .*Say the number"),
+        ("short", "it gave 1 scores for 8 answers"),
+        ("word", "it gave a str"),
+    ],
+)
+def test_a_function_that_is_wrong_is_one_clear_error(values, function, reason):
+    name = values["reward_funcs"].replace("letters", function)
+    with pytest.raises(RunFailed, match=reason) as caught:
+        luthier.train({**values, **GRPO, "reward_funcs": name})
+    assert name in str(caught.value)
+
+
+def test_functions_are_given_what_they_ask_for_and_are_weighted(values):
+    names = f"{values['reward_funcs']},{values['reward_funcs'].replace('letters', 'digits')}"
+    luthier.train({**values, **GRPO, "reward_funcs": names, "reward_weights": "1.0,-2.0", "max_steps": 1})
+    (line,) = log_of(values)
+    assert line["reward"] == pytest.approx(
+        line["rewards/rewards.py:letters"] - 2 * line["rewards/rewards.py:digits"], abs=1e-6
+    )
+
+
+def test_functions_that_cannot_be_found_are_named(values):
+    for name, reason in (("nowhere.py:f", "there is no file"), ("json:nothing", "has no function nothing")):
+        with pytest.raises(InvalidInput, match=reason):
+            luthier.train({**values, **GRPO, "reward_funcs": name})
+
+
+def test_a_reward_model_of_another_vocabulary_or_kind_is_refused(values, tmp_path):
+    from tests.tiny import byte_tokenizer, tiny_llama
+
+    other = tiny_llama(tmp_path / "other", tokenizer=byte_tokenizer(), vocab_size=320)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(other)
+    own = {**PPO, "reward_model_type": "full", "reward_funcs": None}
+    with pytest.raises(ModelError, match="writes words and has no layer that scores"):
+        luthier.train({**values, **own, "reward_model": str(other)})
+
+
+REFUSED = {
+    "reward_model": {"reward_funcs": None},
+    "do_eval": {"do_eval": True, "val_size": 0.1},
+    "do_sample": {"do_sample": False},
+    "num_beams": {"num_beams": 2},
+    "reward_model_type": {"reward_model": "x", "finetuning_type": "full"},
+    "ppo_epochs": {"ppo_epochs": 0},
+    "packing": {"packing": True},
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_does_not_go_together_is_refused(values, key):
+    from luthier.config.load import load_train
+
+    load_train({**values, **PPO})
+    with pytest.raises(ConfigError, match=key):
+        load_train({**values, **PPO, **REFUSED[key]})
+
+
+def test_groups_must_be_whole(values):
+    from luthier.config.load import load_train
+
+    with pytest.raises(ConfigError, match="multiple of num_generations"):
+        load_train({**values, **GRPO, "num_generations": 3})
+
+
+def test_a_prompt_that_is_too_long_is_dropped_with_the_reason(values):
+    luthier.train({**values, **GRPO, "cutoff_len": 36, "max_steps": 1})
+    report = json.loads(Path(values["output_dir"], "data_report.json").read_text())
+    account = report["datasets"]["numbers"]
+    assert account["kept"] == 10 and "the prompt has more than cutoff_len 36 tokens" in str(account["dropped"])
