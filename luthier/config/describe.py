@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from luthier.config.decode import describe_type
 from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
+from luthier.config.export import EXPORT_RULES
 from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.optim_rules import OPTIM_RULES
 from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
-from luthier.config.rules import EXPORT_RULES, GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
+from luthier.config.rules import GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
 from luthier.config.streaming_rules import STREAMING_RULES
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES

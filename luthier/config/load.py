@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.decode import Misfit, decode
 from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
+from luthier.config.export import EXPORT_RULES
 from luthier.config.interpolate import interpolate
 from luthier.config.keys import (
     DATA,
@@ -35,7 +36,6 @@ from luthier.config.optim_rules import OPTIM_RULES
 from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import (
-    EXPORT_RULES,
     GENERATING_RULES,
     MODEL_RULES,
     OUTPUT_RULES,

@@ -164,21 +164,6 @@ GENERATING_RULES = Rules(
 )
 """For the commands that render conversations."""
 
-EXPORT_RULES = Rules(
-    (
-        Rule(("export_dir",), "is missing", "say which folder to write to", lambda run: not run.export.export_dir),
-        at_least("export", "export_size", 1),
-        at_least("export", "export_max_kl", 0),
-        Rule(
-            ("export_max_kl", "export_check"),
-            "is not read, since the check is switched off",
-            "leave it out, or set export_check: true",
-            lambda run: run.export.export_max_kl is not None and not run.export.export_check,
-            only_warns=True,
-        ),
-    )
-)
-
 OUTPUT_RULES = Rules(
     (
         Rule(

@@ -254,7 +254,7 @@ def _is_isolated(base: "PreTrainedModel") -> bool:
     alone_ids = second[None].to(base.device)
     bounds = torch.tensor([0, 5, 12], dtype=torch.int32, device=base.device)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(base.device)
-    with _evaluating(base), torch.no_grad(), autocast_of_training(base):
+    with _evaluating(base), _rounding_token_by_token(base), torch.no_grad(), autocast_of_training(base):
         alone = _outputs(base, {"input_ids": alone_ids})
         used = base.config._attn_implementation
         isolate_samples(base)
@@ -290,3 +290,22 @@ def _evaluating(model: "nn.Module") -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def _rounding_token_by_token(model: "nn.Module") -> Iterator[None]:
+    """8-bit layers of bitsandbytes without their treatment of large inputs (section 3.2 of LLM.int8()).
+
+    They multiply the columns that are large in any token apart, for all tokens of a batch. So how a token is rounded
+    depends on all others, in padded batches as well, and would hide what the attention does. Without it each token is
+    rounded by its own largest number.
+    """
+    states: list[Any] = [module.state for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
+    kept = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, kept, strict=True):
+            state.threshold = threshold

@@ -43,3 +43,9 @@ def inserted_layers(num_layers: int, num_blocks: int) -> range:
         )
     group = num_layers // num_blocks
     return range(group - 1, num_layers, group)
+
+
+def inserted_blocks(model: "PreTrainedModel", num_blocks: int) -> list[str]:
+    """The full names of the blocks that an expansion inserted. Raises `ModelError` as `inserted_layers` does."""
+    name, layers = layer_list(model)
+    return [f"{name}.{index}" for index in inserted_layers(len(layers), num_blocks)]

@@ -27,6 +27,23 @@ GIVEN_ON_QUANTISED = Rule(
 )
 
 
+LLAMA_PRO_RULES = (
+    Rule(
+        ("freeze_trainable_layers", "use_llama_pro"),
+        "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
+        "",
+        lambda run: "freeze_trainable_layers" in run.changed and not run.adapter.use_llama_pro,
+        only_warns=True,
+    ),
+    Rule(
+        ("freeze_trainable_layers", "use_llama_pro"),
+        "is the number of inserted blocks, so it must be above 0",
+        "give the number that `luthier expand` was given",
+        lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
+    ),
+)
+
+
 def common_settings(
     model: "PreTrainedModel", additional_target: Sequence[str], *, train_embeddings: bool
 ) -> dict[str, Any]:

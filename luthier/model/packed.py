@@ -42,9 +42,10 @@ class Packing:
     """Why it cannot be loaded at all; empty if it can."""
 
 
+GPTQ_LIBRARIES = ("gptqmodel", "optimum")
 PACKINGS = {
-    "gptq": Packing("GPTQ", ("gptqmodel", "optimum"), "gptqmodel optimum", has_backends=True),
-    "awq": Packing("AWQ", ("gptqmodel",), "gptqmodel", has_backends=True),
+    "gptq": Packing("GPTQ", GPTQ_LIBRARIES, "'luthier[gptq]'", has_backends=True),
+    "awq": Packing("AWQ", ("gptqmodel",), "'luthier[gptq]'", has_backends=True),
     "aqlm": Packing("AQLM", ("aqlm",), "'aqlm[gpu,cpu]'"),
     "bitsandbytes": Packing("bitsandbytes", ("bitsandbytes",), "'luthier[bnb]'"),
     "hqq": Packing("HQQ", reason="transformers 5 does not read HQQ checkpoints"),
@@ -105,6 +106,12 @@ def training_problems(packing: Packing, run: "TrainRun") -> Iterator[Problem]:
     if shards_weights(run):
         key = "fsdp" if run.training["fsdp"] else "deepspeed"
         yield Problem(key, f"{state} and cannot be shared out between processes", "leave it out, or use ZeRO-2")
+    adapters = run.model.adapter_name_or_path
+    starts_anew = bool(adapters) and bool(run.given.get("create_new_adapter"))
+    if len(adapters) > 1 or starts_anew:
+        key = "create_new_adapter" if starts_anew else "adapter_name_or_path"
+        reason = f"{state}, and adapters cannot be merged into them, as several of them or a new one on top would ask"
+        yield Problem(key, reason, "merge them into the model that it was quantised from, or give one adapter only")
     for key in GROWING_KEYS:
         if run.given.get(key):
             reason = f"{state}, and its embeddings cannot get new rows"

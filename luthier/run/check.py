@@ -40,8 +40,7 @@ def load_checked(
     problems, warnings = content_problems(run, others=not begins)
     if begins:
         problems += source_problems(run)
-        if not isinstance(run, ExportRun):
-            problems += quantizer_problems(run)
+        problems += quantizer_problems(run)
         if isinstance(run, TrainRun):
             problems += library_problems(run)
     else:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
+from luthier.core.versions import is_installed, missing_extra
+from luthier.model.packed import GPTQ_LIBRARIES
 from luthier.model.save import copy_value_head, num_bytes, write_model
 from luthier.model.scoring import fit_scorer
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from luthier.model.merge_check import Reference
     from luthier.run.encoding import TextSide
 
+PLAIN = "unquantised"
+"""Where the weights lie until they are quantised, inside of the folder that is being written."""
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.gguf")
 
 
@@ -47,6 +52,7 @@ def export(run: "ExportRun") -> Path:
     if the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
+    from luthier.model.gptq import group_size_for
     from luthier.model.load import load_for_export
     from luthier.model.merge_check import Reference
     from luthier.run.encoding import load_text_side
@@ -57,19 +63,27 @@ def export(run: "ExportRun") -> Path:
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
     check_mergeable(run)
     check_gguf(run)
+    check_quantisable(run)
     text = load_text_side(run)
+    samples = calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
     model = load_for_export(run, before_merge=reference)
     check_finite(model)
     if reference is not None and not reference.logits:
         reference(model)
     fit_to_text(model, text)
+    group_size = group_size_for(model) if samples else 0
     attention = model.config._attn_implementation
-    with save_folder_atomically(target, needed_bytes=num_bytes(model) * (2 if run.export.export_gguf else 1)) as draft:
-        write_model(draft, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
+    with save_folder_atomically(
+        target, needed_bytes=num_bytes(model) * (2 if run.export.export_gguf or samples else 1)
+    ) as draft:
+        plain = draft / PLAIN if samples else draft
+        write_model(plain, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
         dtype, writes_words = model.dtype, model.can_generate()
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
+        if samples:
+            quantise(draft, run, samples, group_size, dtype)
         gguf = write_extra_files(draft, run, text, writes_words=writes_words)
         checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
         write_manifest(
@@ -78,11 +92,49 @@ def export(run: "ExportRun") -> Path:
             adapters=list(run.model.adapter_name_or_path),
             dtype=str(dtype).removeprefix("torch."),
             template=run.data.template,
+            **({"gptq_bits": run.export.export_quantization_bit} if samples else {}),
             **({"merge_check": checks} if checks else {}),
         )
     if run.export.export_hub_model_id:
         upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
     return target
+
+
+def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
+    """The token ids that GPTQ measures the model on; none if the export is not quantised. Raises `DataError`."""
+    from luthier.data.calibration import read_texts, windows
+
+    keys = run.export
+    if keys.export_quantization_bit is None:
+        return []
+    assert keys.export_quantization_dataset, "the rules of the run ask for it"
+    texts = read_texts(keys.export_quantization_dataset, cache_dir=run.model.cache_dir, token=run.model.hf_hub_token)
+    num_samples, num_tokens = keys.export_quantization_nsamples, keys.export_quantization_maxlen
+    return windows(texts, text.tokenizer, num_samples=num_samples, num_tokens=num_tokens)
+
+
+def quantise(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
+    """The plain model inside `draft` goes, and the quantised one comes in its place. Raises `RunFailed`."""
+    from luthier.model.gptq import quantise_folder
+
+    keys, plain = run.export, draft / PLAIN
+    assert keys.export_quantization_bit is not None
+    info(f"GPTQ: {keys.export_quantization_bit} bits, measured on {len(samples)} pieces of {len(samples[0]):,} tokens")
+    quantise_folder(
+        plain,
+        draft,
+        samples,
+        bits=keys.export_quantization_bit,
+        group_size=group_size,
+        max_shard_size=f"{keys.export_size}GB",
+        dtype=dtype,
+        on_cpu=keys.export_device == "cpu",
+        trust_remote_code=run.model.trust_remote_code,
+    )
+    for file in plain.iterdir():  # the tokenizer and what else goes with the weights, as `write_model` wrote it
+        if not file.name.startswith("model") and file.name != "config.json":
+            file.replace(draft / file.name)
+    shutil.rmtree(plain)
 
 
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
@@ -137,9 +189,12 @@ def check_export(
     if reference is None:
         return {}
     own, formats = run.export.export_max_kl, [str(dtype).removeprefix("torch.")]
+    allowed: float | None = allowed_mean_kl(*formats) if own is None else own
+    if run.export.export_quantization_bit is not None:
+        allowed = own  # what few bits may cost is for the user to say
     how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     how["device_map"] = "auto" if run.export.export_device == "auto" else None
-    facts = check_written(draft, reference, allowed_mean_kl=allowed_mean_kl(*formats) if own is None else own, **how)
+    facts = check_written(draft, reference, allowed_mean_kl=allowed, **how)
     if reference.merges:
         facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
     if gguf is not None:
@@ -181,6 +236,33 @@ def check_mergeable(run: "ExportRun") -> None:
         raise ModelError(
             f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({found[0]}), so adapters cannot"
             " be merged into them -> give the model that it was quantised from, or use model and adapter side by side"
+        )
+
+
+def check_quantisable(run: "ExportRun") -> None:
+    """Raises `MissingExtra` without the library, `ModelError` for weights that are quantised already."""
+    from luthier.model.load import load_config
+    from luthier.model.packed import packing_of
+
+    keys = run.model
+    if run.export.export_quantization_bit is None:
+        return
+    for module in GPTQ_LIBRARIES:
+        if not is_installed(module):
+            raise missing_extra(module, "gptq", "export_quantization_bit")
+    found = packing_of(
+        load_config(
+            keys.model_name_or_path,
+            revision=keys.model_revision,
+            cache_dir=keys.cache_dir,
+            token=keys.hf_hub_token,
+            trust_remote_code=keys.trust_remote_code,
+        )
+    )
+    if found is not None and not found[1].unpacks:
+        raise ModelError(
+            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised already ({found[1].words})"
+            " -> give the model that it was quantised from, or leave export_quantization_bit out"
         )
 
 

@@ -44,11 +44,11 @@ def check_written(
     dtype: "torch.dtype",
     attn_implementation: str,
     device_map: str | None,
-    allowed_mean_kl: float,
+    allowed_mean_kl: float | None,
 ) -> dict[str, Any]:
     """Load `written`, a folder or a GGUF file, and compare. Returns what merge_check.json is to say.
 
-    Raises `RunFailed` if the mean KL divergence is above `allowed_mean_kl`, in nats.
+    Raises `RunFailed` if the mean KL divergence is above `allowed_mean_kl`, in nats; None allows any number.
     """
     from luthier.model.load import load_model
 
@@ -56,12 +56,13 @@ def check_written(
     found = reference.compare(model)
     del model
     name = f" of {written.name}" if written.is_file() else ""
-    info(f"merge check{name}: {found} (allowed: {allowed_mean_kl:g} nats)")
+    limit = float("inf") if allowed_mean_kl is None else allowed_mean_kl
+    info(f"merge check{name}: {found}" + (f" (allowed: {limit:g} nats)" if allowed_mean_kl is not None else ""))
     worst = max((found, *reference.merges), key=lambda one: one.mean_kl)
-    if not worst.mean_kl <= allowed_mean_kl:  # also where it is not a number
+    if not worst.mean_kl <= limit:  # also where it is not a number
         raise RunFailed(
             f"merge check{name}: the export does not answer as base and adapters do ({worst}; allowed are "
-            f"{allowed_mean_kl:g} nats), so it is not kept -> set infer_dtype: float32 if rounding may be the cause, "
+            f"{limit:g} nats), so it is not kept -> set infer_dtype: float32 if rounding may be the cause, "
             "or raise export_max_kl if this is good enough"
         )
     return {**asdict(found), "allowed_mean_kl": allowed_mean_kl, "dtype": str(dtype).removeprefix("torch.")}

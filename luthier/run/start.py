@@ -9,7 +9,7 @@ from pathlib import Path
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
-from luthier.model.packed import packing_in, problems_with, training_problems
+from luthier.model.packed import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
 from luthier.model.quantization import missing_library
 from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
@@ -59,8 +59,13 @@ def packing_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
             yield from training_problems(found[1], run)
 
 
-def quantizer_problems(run: TrainRun | InferRun) -> Iterator[Problem]:
+def quantizer_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
     """The library that quantises the model, if it is not installed."""
+    if isinstance(run, ExportRun):
+        missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
+        if run.export.export_quantization_bit is not None and missing_ones:
+            yield _missing("export_quantization_bit", missing_ones[0], "pip install 'luthier[gptq]'")
+        return
     keys = run.quantization
     if keys.quantization_bit is not None and (missing := missing_library(keys)):
         yield _missing("quantization_method", *missing)

@@ -15,6 +15,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "apollo": (WORKERS,),
     "badam": (WORKERS,),
     "dft": (WORKERS,),
+    "export_gptq": (),
     "export_lora": (),
     "freeze_sft": (WORKERS,),
     "full_predict": (),
@@ -54,7 +55,6 @@ PASS: dict[str, tuple[str, ...]] = {
 """File -> keys it is warned of, in the order of the lines."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "export_gptq": ("export_quantization_bit",),
     "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),
     "swanlab": ("use_swanlab",),

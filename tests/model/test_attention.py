@@ -180,3 +180,54 @@ def test_a_model_that_needs_a_kernel_of_its_own_gets_it_or_says_what_it_lacks(mo
         else:
             assert choice.implementation == "eager"
             assert "the library kernels, which fetches kernels-community/" in choice.reason
+
+
+def in_8_bits(model):
+    """The model with 8-bit layers of bitsandbytes, and inputs of which some are large enough to go apart."""
+    pytest.importorskip("bitsandbytes")
+    from luthier.config.quantization import QuantizationConfig
+    from luthier.core.kinds import QUANTIZERS
+    from luthier.model.quantization import quantise_in_memory
+
+    keys, cpu = QuantizationConfig(quantization_bit=8), torch.device("cpu")
+    linear = QUANTIZERS.get("bnb").linear
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("layernorm.weight"):
+                weight.fill_(2.5)
+    quantise_in_memory(model, lambda layer: linear(layer, keys, torch.float32, cpu), torch.float32, cpu)
+    return model.eval()
+
+
+def test_8_bit_layers_that_treat_large_inputs_of_all_tokens_together_do_not_hide_what_attention_does():
+    """Padded rows change each other by as much as concatenated ones do, so padding would not keep them apart."""
+    model = in_8_bits(build("llama", {}))
+    rows, batch = one_row()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        side_by_side = model(input_ids=padded, attention_mask=mask).logits[mask.bool()]
+        assert isolates_samples(model) is None
+        isolate_samples(model)
+        together = model(**batch, use_cache=False).logits[0]
+    assert all(m.state.threshold == 6 for m in model.modules() if type(m).__name__ == "Linear8bitLt")
+    noise = (side_by_side - alone).norm()
+    assert noise > 1e-3 * alone.norm()
+    assert (together - alone).norm() < 1.5 * noise
+
+
+@pytest.mark.parametrize("share", [1.0, 0.05])
+def test_an_8_bit_model_that_mixes_samples_is_refused(monkeypatch, share):
+    """An attention that hands each token a share of the mean of all tokens of the row."""
+    from luthier.model import attention
+
+    per_sample = attention.per_sample_attention
+
+    def mixing(module, query, key, value, *args, **kwargs):
+        out, weights = per_sample(module, query, key, value, *args, **kwargs)
+        return out + share * out.mean(dim=1, keepdim=True), weights
+
+    model = in_8_bits(build("llama", {}))
+    monkeypatch.setattr(attention, "per_sample_attention", mixing)
+    assert "the first one changed the second" in isolates_samples(model)

@@ -10,6 +10,7 @@ from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
+from luthier.model.adapters.oft import OftConfig
 from luthier.model.expansion import expand_blocks
 from luthier.model.layers import inserted_layers, layer_list
 from luthier.model.merge import GivenAdapters
@@ -91,6 +92,13 @@ def test_lora_is_put_on_inserted_blocks_only(tmp_path):
     assert any("experts" in name for name, weight in adapted.named_parameters() if weight.requires_grad)
 
 
+def test_rotations_are_put_into_inserted_blocks_only(tmp_path):
+    expand(str(tiny_llama(tmp_path / "base", num_hidden_layers=4)), tmp_path / "out", 2)
+    adapted = prepare("oft", OftConfig(use_llama_pro=True, freeze_trainable_layers=2), load(tmp_path / "out"))
+    places = {name.split(".layers.")[1][0] for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert places == {"2", "5"}
+
+
 def test_the_command(tmp_path, capsys):
     base = tiny_llama(tmp_path / "base", num_hidden_layers=4)
     assert main(["expand", str(base), str(tmp_path / "out"), "--blocks", "2"]) == 0
@@ -136,6 +144,7 @@ def test_places_of_inserted_blocks():
         ({"finetuning_type": "full"}, "full trains everything"),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": -2}, "must be above 0"),
         ({"finetuning_type": "lora", "freeze_trainable_layers": 0}, "must be above 0"),
+        ({"finetuning_type": "oft", "freeze_trainable_layers": 0}, "must be above 0"),
     ],
 )
 def test_rules(keys, words):
@@ -144,5 +153,5 @@ def test_rules(keys, words):
 
 
 def test_the_number_of_blocks_is_a_warning_for_lora_without_blocks():
-    (warning,) = load_train({**BASE, "freeze_trainable_layers": 2}).warnings
+    (warning,) = load_train({**BASE, "freeze_trainable_layers": 3}).warnings
     assert warning.key == "freeze_trainable_layers"

@@ -128,10 +128,14 @@ def test_rank_instead_of_block_size(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"oft_rank": 4, "oft_block_size": 32}, "one of them decides the other"),
+        ({"oft_rank": 4, "oft_block_size": 16}, "one of them decides the other"),
         ({"oft_target": "q_proj", "lora_target": "v_proj"}, "former name of the same key"),
         ({"oft_block_size": 1}, "at least 2"),
         ({"module_dropout": 1.0}, "from 0 to below 1"),
+        (
+            {"quantization_bit": 4, "create_new_adapter": True, "adapter_name_or_path": "a"},
+            "would have to be merged into quantised weights",
+        ),
     ],
 )
 def test_rules(keys, words):

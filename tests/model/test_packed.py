@@ -174,8 +174,8 @@ def test_a_gptq_checkpoint_is_loaded_and_trained_beside(world):
 
 
 METHODS = [
-    ("gptq", "gptqmodel", "pip install gptqmodel optimum"),
-    ("awq", "gptqmodel", "pip install gptqmodel"),
+    ("gptq", "gptqmodel", "pip install 'luthier[gptq]'"),
+    ("awq", "gptqmodel", "pip install 'luthier[gptq]'"),
     ("aqlm", "aqlm", "pip install 'aqlm[gpu,cpu]'"),
     ("bitsandbytes", "bitsandbytes", "pip install 'luthier[bnb]'"),
     ("compressed-tensors", "compressed_tensors", "pip install compressed-tensors"),
@@ -211,6 +211,8 @@ def test_an_hqq_checkpoint_is_refused_with_another_way(world):
         ({"resize_vocab": True, "additional_target": "lm_head"}, "resize_vocab"),
         ({"add_tokens": "<a>"}, "add_tokens"),
         ({"fsdp": "full_shard"}, "fsdp"),
+        ({"adapter_name_or_path": "ADAPTER", "create_new_adapter": True}, "create_new_adapter"),
+        ({"adapter_name_or_path": "ADAPTER,ADAPTER"}, "adapter_name_or_path"),
     ],
 )
 def test_what_packed_weights_cannot_do_is_told_before_they_are_read(world, monkeypatch, keys, key):

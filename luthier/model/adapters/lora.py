@@ -11,10 +11,10 @@ from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
-from luthier.model.layers import inserted_layers, layer_list
+from luthier.model.layers import inserted_blocks
 from luthier.model.loftq import start_from_quantisation_error
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import GIVEN_ON_QUANTISED, common_settings, start_adapter
+from luthier.model.new_adapter import GIVEN_ON_QUANTISED, LLAMA_PRO_RULES, common_settings, start_adapter
 from luthier.model.pissa import start_from_principal_parts
 from luthier.model.targets import Targets, find_targets, targets_inside
 
@@ -63,19 +63,7 @@ RULES = Rules(
     (
         at_least("adapter", "lora_rank", 1),
         at_least("adapter", "lora_alpha", 1),
-        Rule(
-            ("freeze_trainable_layers", "use_llama_pro"),
-            "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
-            "",
-            lambda run: "freeze_trainable_layers" in run.changed and not run.adapter.use_llama_pro,
-            only_warns=True,
-        ),
-        Rule(
-            ("freeze_trainable_layers", "use_llama_pro"),
-            "is the number of inserted blocks, so it must be above 0",
-            "give the number that `luthier expand` was given",
-            lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
-        ),
+        *LLAMA_PRO_RULES,
         within("adapter", "lora_dropout", 0, 1, or_high=False),
         Rule(
             ("pissa_init", "quantization_bit"),
@@ -194,9 +182,7 @@ def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]
     """What `lora_target` names, less what the method cannot be put on; that is said."""
     targets = find_targets(model, config.lora_target, "lora_target", frozen)
     if config.use_llama_pro:
-        name, layers = layer_list(model)
-        places = inserted_layers(len(layers), config.freeze_trainable_layers)
-        targets = targets_inside(model, targets, [f"{name}.{index}" for index in places])
+        targets = targets_inside(model, targets, inserted_blocks(model, config.freeze_trainable_layers))
     if not targets.parameters:
         return targets
     names = ", ".join(targets.parameters)

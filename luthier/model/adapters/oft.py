@@ -14,9 +14,10 @@ from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.adapters import Adapter
+from luthier.model.layers import inserted_blocks
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import GIVEN_ON_QUANTISED, common_settings, start_adapter
-from luthier.model.targets import find_targets
+from luthier.model.new_adapter import GIVEN_ON_QUANTISED, LLAMA_PRO_RULES, common_settings, start_adapter
+from luthier.model.targets import find_targets, targets_inside
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,11 +40,16 @@ class OftConfig:
     """The former name of oft_target."""
     create_new_adapter: bool = False
     """Merge the adapters given by `adapter_name_or_path` and train a fresh one."""
+    use_llama_pro: bool = False
+    """Rotate only in the blocks that `luthier expand` inserted (LLaMA Pro, https://arxiv.org/abs/2401.02415)."""
+    freeze_trainable_layers: int = 2
+    """With use_llama_pro: how many blocks were inserted."""
 
 
 RULES = Rules(
     (
         GIVEN_ON_QUANTISED,
+        *LLAMA_PRO_RULES,
         at_least("adapter", "oft_rank", 0),
         at_least("adapter", "oft_block_size", 2),
         within("adapter", "module_dropout", 0, 1, or_high=False),
@@ -87,6 +93,8 @@ def apply(
     key = "lora_target" if "all" in config.oft_target and "all" not in config.lora_target else "oft_target"
     wanted = config.lora_target if key == "lora_target" else config.oft_target
     targets = find_targets(model, wanted, key, frozen)
+    if config.use_llama_pro:
+        targets = targets_inside(model, targets, inserted_blocks(model, config.freeze_trainable_layers))
     if targets.parameters:
         info(
             f"{key}: weights that are no layers, or share the name of an expert, stay: {', '.join(targets.parameters)}"

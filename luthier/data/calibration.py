@@ -1,0 +1,74 @@
+"""Texts on which a model is measured before its weights are rounded: windows of equal length, cut out at random."""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import DataError
+from luthier.data.description import DatasetSpec, Source
+from luthier.data.read import READERS, every_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KEY = "export_quantization_dataset"
+
+
+def read_texts(source: str, *, cache_dir: str | None = None, token: str | None = None) -> list[str]:
+    """The column `text` of a file, of the files of a folder, or of the training part of a dataset of the hub.
+
+    Raises `DataError` for a source that cannot be read, or whose rows have no text.
+    """
+    path = os.path.expanduser(source)
+    if os.path.exists(path):
+        found = Source("file", path)
+    elif "://" in source:
+        found = Source("cloud", source)
+    elif path.rpartition(".")[2].lower() in READERS or path.count("/") > 1:
+        raise DataError(f"{KEY}: {source}: there is no such file -> correct the path, or name a dataset of the hub")
+    else:
+        found = Source("hf_hub", source)
+    rows = [row.data for row in every_row(DatasetSpec(name=KEY, source=found), cache_dir, token) if row.data]
+    texts = [text for row in rows if isinstance(text := row.get("text"), str) and text]
+    if not texts:
+        columns = ", ".join(sorted({name for row in rows for name in row})) or "none"
+        raise DataError(
+            f"{KEY}: {source}: no row has a text in the column `text` (its columns: {columns})"
+            " -> rename the column that holds the texts"
+        )
+    return texts
+
+
+def windows(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, num_samples: int, num_tokens: int, seed: int = 0
+) -> list[list[int]]:
+    """`num_samples` pieces of exactly `num_tokens` tokens, from random places of texts in random order.
+
+    A text gives a second piece only when all have given one. Raises `DataError` if none is long enough.
+    """
+    chance = random.Random(seed)
+    found: list[list[int]] = []
+    long_enough: list[list[int]] = []
+    longest = 0
+
+    def cut(ids: list[int]) -> None:
+        start = chance.randint(0, len(ids) - num_tokens)
+        found.append(ids[start : start + num_tokens])
+
+    for index in chance.sample(range(len(texts)), len(texts)):
+        if len(found) == num_samples:
+            return found
+        ids: list[int] = tokenizer(texts[index], verbose=False).input_ids
+        longest = max(longest, len(ids))
+        if len(ids) >= num_tokens:
+            long_enough.append(ids)
+            cut(ids)
+    if not long_enough:
+        raise DataError(
+            f"{KEY}: none of its {len(texts):,} texts has {num_tokens:,} tokens; the longest has {longest:,}"
+            f" -> set export_quantization_maxlen to {longest:,} or less, or give longer texts"
+        )
+    while len(found) < num_samples:
+        cut(chance.choice(long_enough))
+    return found
