@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data bench-load clean
+.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data bench-load methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench-qlora: $(VENV)/.installed $(MODEL)  ## loss and memory of LoRA on a 4-bit 
 
 bench-data: $(VENV)/.installed $(MODEL)  ## rows per second from JSON to Arrow against the tokenizer alone; peak memory
 	$(BIN)/python benchmarks/bench_data.py --long
+
+methods: $(VENV)/.installed $(MODEL)  ## what each training method does to a 135M model; METHODS="dpo gkd" for some
+	$(BIN)/python benchmarks/bench_methods.py $(METHODS)
 
 bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
 	$(BIN)/python benchmarks/bench_load.py

@@ -2,9 +2,9 @@
 
     make bench-qlora
 
-Both columns train the same rows in the same order with the same seed; only the base differs. The loss is the mean of
-the last ten steps. The two must not be more than 3 % apart, and the layers must have at most 0.35 of the bytes that
-bfloat16 takes.
+All train the same rows in the same order with the same seed; only the base differs. The loss is the mean of the last
+ten steps. On the HQQ copy it must not be more than 3 % from that on the base itself, and the layers must have at most
+0.35 of the bytes that bfloat16 takes. nf4 beside it takes less memory, and more away from so small a model.
 """
 
 import argparse
@@ -17,7 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.gguf"
-BASES = {"plain": {}, "nf4": {"quantization_bit": 4}}
+BASES = {
+    "plain": {},
+    "hqq": {"quantization_bit": 4, "quantization_method": "hqq"},
+    "nf4": {"quantization_bit": 4},
+}
 
 
 def run_file(output_dir: str, steps: int, base: str) -> dict:
@@ -86,10 +90,11 @@ def main() -> None:
             f"{base:<6} first loss {row['first']:.4f}  last ten {row['loss']:.4f}  {row['seconds']:.0f} s  peak"
             f" {row['peak_gb']:.2f} GB  linear layers {row['share_of_bytes']:.3f} of their bytes in bfloat16"
         )
-    apart = abs(found["nf4"]["loss"] / found["plain"]["loss"] - 1)
-    print(f"the losses are {apart:.2%} apart")
-    if apart > 0.03 or found["nf4"]["share_of_bytes"] > 0.35:
-        raise SystemExit("bench-qlora: outside of what is promised (3 %, 0.35)")
+    apart = {base: abs(row["loss"] / found["plain"]["loss"] - 1) for base, row in found.items() if base != "plain"}
+    for base, share in apart.items():
+        print(f"{base}: the losses are {share:.2%} apart")
+    if apart["hqq"] > 0.03 or max(found[base]["share_of_bytes"] for base in apart) > 0.35:
+        raise SystemExit("bench-qlora: outside of what is promised (3 % with hqq, 0.35)")
 
 
 if __name__ == "__main__":
