@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from luthier.config.decode import describe_type
 from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
 from luthier.config.export import EXPORT_RULES
+from luthier.config.fp8 import FP8_RULES
 from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
@@ -21,6 +22,7 @@ from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
 from luthier.config.streaming_rules import STREAMING_RULES
+from luthier.config.swanlab import SWANLAB_RULES
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
@@ -94,16 +96,8 @@ def _all_rules() -> tuple[Rule, ...]:
     registries = (STAGES, ADAPTERS, OPTIMIZERS, QUANTIZERS)
     checks = [registry.get(name).check for registry in registries for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
-    tables += [
-        DENSE_RULES,
-        DEPTH_RULES,
-        STREAMING_RULES,
-        GENERATING_RULES,
-        TRAIN_RULES,
-        OPTIM_RULES,
-        PROFILER_RULES,
-        EXPORT_RULES,
-    ]
+    tables += [DENSE_RULES, DEPTH_RULES, STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES]
+    tables += [PROFILER_RULES, FP8_RULES, SWANLAB_RULES, EXPORT_RULES]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)
 

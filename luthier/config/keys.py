@@ -12,6 +12,7 @@ from typing import Any
 from luthier.config.data import DataConfig
 from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig, MethodChoice
+from luthier.config.fp8 import Fp8Config
 from luthier.config.generate import GeneratingConfig
 from luthier.config.later import LATER
 from luthier.config.legacy import LegacyTrainingConfig
@@ -19,6 +20,7 @@ from luthier.config.model import ModelConfig
 from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
 from luthier.config.sections import Section
+from luthier.config.swanlab import SwanlabConfig
 from luthier.config.training import NOTES, TrainingKeys, training_table
 from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, QUANTIZERS, STAGES
 
@@ -30,6 +32,8 @@ FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer"))
 EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
+FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
+SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
 LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
 
@@ -74,7 +78,7 @@ def sections() -> tuple[Section, ...]:
     ]
     optimizers = tuple(optimizer_sections().values())
     return (
-        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers, PROFILER),
+        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers, PROFILER, FP8, SWANLAB),
         *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
 

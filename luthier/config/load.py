@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.decode import Misfit, decode
 from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
 from luthier.config.export import EXPORT_RULES
+from luthier.config.fp8 import FP8_RULES
 from luthier.config.interpolate import interpolate
 from luthier.config.keys import (
     DATA,
     EXPORT,
     FINETUNING,
+    FP8,
     GENERATING,
     MODEL,
     PROFILER,
     QUANTIZATION,
     REGISTRIES,
+    SWANLAB,
     Key,
     catalogue,
     keys_of,
@@ -47,6 +50,7 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.streaming_rules import STREAMING_RULES
+from luthier.config.swanlab import SWANLAB_RULES
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
@@ -60,14 +64,15 @@ PATHS = frozenset(
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
-        "profiler_output_dir",
+        *("profiler_output_dir", "swanlab_logdir"),
     }
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, OUTPUT_RULES),
+        *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
+        OUTPUT_RULES,
     ),
     "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, GENERATING_RULES),
     "export": (MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
@@ -246,6 +251,8 @@ class _Draft:
                 training=self._training(),
                 optimizers=MappingProxyType(optimizers),
                 profiler=self._section(PROFILER),
+                fp8=self._section(FP8),
+                swanlab=self._section(SWANLAB),
             )
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-SECRET_ENDINGS = ("token", "api_key", "secret")
+SECRET_ENDINGS = ("token", "api_key", "secret", "webhook_url")
 
 
 def is_secret(key: str) -> bool:

@@ -7,10 +7,12 @@ from typing import Any
 from luthier.config.data import DataConfig
 from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig
+from luthier.config.fp8 import Fp8Config
 from luthier.config.generate import GeneratingConfig
 from luthier.config.model import ModelConfig
 from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
+from luthier.config.swanlab import SwanlabConfig
 from luthier.config.training import TrainingKeys
 from luthier.core.errors import Problem
 
@@ -36,6 +38,8 @@ class TrainRun:
     optimizers: Mapping[str, Any]
     """Name -> `config` of each optimizer of luthier that is switched on: one at most, else `optim` decides."""
     profiler: ProfilerConfig
+    fp8: Fp8Config
+    swanlab: SwanlabConfig
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     changed: frozenset[str] = frozenset()

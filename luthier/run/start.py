@@ -6,11 +6,13 @@ Everything is looked at without importing torch and without a network.
 from collections.abc import Iterator
 from pathlib import Path
 
+from luthier.config.fp8 import installed_backend, missing_library
 from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.swanlab import MINIMUM
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
 from luthier.model.packed import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
-from luthier.model.quantization import missing_library
+from luthier.model.quantization import missing_library as missing_quantizer
 from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
 TRACKER_MODULES = {
@@ -67,7 +69,7 @@ def quantizer_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem
             yield _missing("export_quantization_bit", missing_ones[0], "pip install 'luthier[gptq]'")
         return
     keys = run.quantization
-    if keys.quantization_bit is not None and (missing := missing_library(keys)):
+    if keys.quantization_bit is not None and (missing := missing_quantizer(keys)):
         yield _missing("quantization_method", *missing)
 
 
@@ -82,6 +84,10 @@ def library_problems(run: TrainRun) -> Iterator[Problem]:
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         if name in TRACKER_MODULES and not is_installed(TRACKER_MODULES[name]):
             yield _missing("report_to", TRACKER_MODULES[name], f"pip install {name.replace('_', '-')}")
+    if run.swanlab.use_swanlab and not is_installed("swanlab"):
+        yield _missing("use_swanlab", "swanlab", f"pip install '{MINIMUM}'")
+    if run.fp8.fp8 and installed_backend(run.fp8) is None:
+        yield _missing("fp8", *missing_library(run.fp8))
     if run.training["deepspeed"] is not None and not is_installed("deepspeed"):
         yield _missing("deepspeed", "deepspeed", "pip install 'luthier[deepspeed]'")
     if run.finetuning.plot_loss and not is_installed("matplotlib"):

@@ -9,6 +9,7 @@ from luthier.config.optim_rules import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, MissingExtra
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
+from luthier.training.fp8 import switch_on
 
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainingArguments, TrainerCallback
@@ -53,11 +54,14 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if ADAPTERS.get(run.finetuning_type).adds_weights and run.training["ddp_find_unused_parameters"] is None:
         values["ddp_find_unused_parameters"] = False
     try:
-        return Seq2SeqTrainingArguments(**values)
+        args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{run.source}: transformers does not accept these training keys: {error}") from error
     except ImportError as error:
         raise MissingExtra(f"{run.source}: a training key needs a library that is not installed: {error}") from error
+    if run.fp8.fp8:
+        switch_on(args, run.fp8, machine)
+    return args
 
 
 def trackers(report_to: Any) -> "list[TrainerCallback]":

@@ -22,8 +22,10 @@ from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.callbacks.module_profiler import ModuleProfiler
 from luthier.training.callbacks.neftune import NeftuneNoise
 from luthier.training.callbacks.progress import ProgressBar
+from luthier.training.callbacks.swanlab import swanlab_callbacks
 from luthier.training.callbacks.torch_profiler import TorchProfiler
 from luthier.training.callbacks.trainer_log import TrainerLog
+from luthier.training.fp8 import settings_of
 from luthier.training.gauges import Utilisation, gauges_of
 from luthier.training.optimizers import chosen
 from luthier.training.trainer import EvalMetrics, StageTrainer
@@ -67,7 +69,7 @@ def build_trainer(
     log = TrainerLog(
         Path(run.training["output_dir"], "trainer_log.jsonl"), starts_anew=run.training["overwrite_output_dir"]
     )
-    callbacks: list[TrainerCallback] = [log, ProgressBar(), *trackers(run.training["report_to"])]
+    callbacks: list[TrainerCallback] = [log, ProgressBar(), *trackers_of(run)]
     if run.finetuning.early_stopping_steps is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
     callbacks += measuring(run)
@@ -79,24 +81,34 @@ def build_trainer(
     num_together = args.world_size * args.eval_batch_size
     evals = {name: filled_up(rows, num_together) if args.world_size > 1 else rows for name, rows in data.eval.items()}
     eval_sets: Any = evals[""] if set(evals) == {""} else evals or None
-    return StageTrainer(
-        stage=stage,
-        config=run.method,
-        model=model,
-        head=inspect_head(model, run.model.moe_aux_loss_coef),
-        args=args,
-        collate=collator(tokenizer.pad_token_id, concatenates),
-        train_dataset=data.train,
-        eval_dataset=eval_sets,
-        tokenizer=tokenizer,
-        callbacks=callbacks,
-        shuffle=not run.finetuning.disable_shuffling,
-        eval_metrics=eval_metrics,
-        build_optimizer=chosen(run),
-        gauges=gauges,
-        superseded=superseded,
-        ledger=data.ledger,
-    )
+    with settings_of(run.fp8):
+        return StageTrainer(
+            stage=stage,
+            config=run.method,
+            model=model,
+            head=inspect_head(model, run.model.moe_aux_loss_coef),
+            args=args,
+            collate=collator(tokenizer.pad_token_id, concatenates),
+            train_dataset=data.train,
+            eval_dataset=eval_sets,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+            shuffle=not run.finetuning.disable_shuffling,
+            eval_metrics=eval_metrics,
+            build_optimizer=chosen(run),
+            gauges=gauges,
+            superseded=superseded,
+            ledger=data.ledger,
+        )
+
+
+def trackers_of(run: "TrainRun") -> "list[TrainerCallback]":
+    """Those of `report_to`, and SwanLab with its keys in the place of the plain one."""
+    asked = run.training["report_to"]
+    if not run.swanlab.use_swanlab:
+        return trackers(asked)
+    others = [name for name in ([asked] if isinstance(asked, str) else asked or ()) if name != "swanlab"]
+    return [*trackers(others), *swanlab_callbacks(run.swanlab, run.training["run_name"])]
 
 
 def measuring(run: "TrainRun") -> "list[TrainerCallback]":

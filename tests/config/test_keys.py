@@ -109,7 +109,7 @@ def test_what_explain_says():
     assert "type      number" in text and "default   0.0" in text and "read by   every run" in text
     assert "val_size (together with eval_dataset)" in text
     assert "default   none, it must be given" in describe.explain("model_name_or_path")
-    assert "refused unless false: FP8 training is not part of this version -> use bf16" in describe.explain("fp8")
+    assert "refused unless false: Megatron-core is not part of this version" in describe.explain("use_mca")
     assert "one of auto, disabled, sdpa, fa2, fa3" in describe.explain("flash_attn")
     assert "finetuning_type: lora, finetuning_type: oft" in describe.explain("additional_target")
     assert "mask_history (together with train_on_prompt)" in describe.explain("train_on_prompt")
@@ -154,7 +154,9 @@ def test_the_schema_describes_every_key():
     assert {"enum": ["auto", "disabled", "sdpa", "fa2", "fa3", "flex"]} in schema["properties"]["flash_attn"]["anyOf"]
     assert {"type": "array", "items": {"type": "string"}} in schema["properties"]["dataset"]["anyOf"]
     assert "default" not in schema["properties"]["model_name_or_path"]
-    assert schema["properties"]["fp8"]["deprecated"] and "FP8" in schema["properties"]["fp8"]["description"]
+    assert (
+        schema["properties"]["use_mca"]["deprecated"] and "Megatron" in schema["properties"]["use_mca"]["description"]
+    )
     assert {"type": "string", "pattern": r"^\s*\{"} in schema["properties"]["vllm_config"]["anyOf"]
     assert {"const": False} in schema["properties"]["save_strategy"]["anyOf"]
 

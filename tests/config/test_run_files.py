@@ -21,6 +21,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "full_predict": (),
     "full_sft": (WORKERS,),
     "full_sft_deepspeed": ("deepspeed", "deepspeed", WORKERS),
+    "fp8_fsdp": (WORKERS, "fp8_enable_fsdp_float8_all_gather"),
     "galore": (WORKERS,),
     "infer_base": (),
     "infer_lora": (),
@@ -50,14 +51,13 @@ PASS: dict[str, tuple[str, ...]] = {
     "qlora_awq": (WORKERS,),
     "qlora_bnb": ("quantization_bit", WORKERS),
     "qlora_gptq": (WORKERS,),
+    "swanlab": (WORKERS,),
     "tokenize_only": (),
 }
 """File -> keys it is warned of, in the order of the lines."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "fp8_fsdp": ("fp8",),
     "infer_vllm": ("infer_backend",),
-    "swanlab": ("use_swanlab",),
 }
 """File -> keys it is refused for."""
 

@@ -9,8 +9,6 @@ from luthier.config.later import (
     evaluation,
     launch,
     media,
-    precision,
-    tracking,
 )
 from luthier.config.sections import Section
 
@@ -22,8 +20,6 @@ LATER = (
     Section("mca", launch.McaConfig, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
     Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
-    Section("fp8", precision.Fp8Config, commands=("train",), key="fp8"),
-    Section("swanlab", tracking.SwanlabConfig, commands=("train",), key="use_swanlab"),
     Section("processor", media.ProcessorConfig),
     Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
 )
