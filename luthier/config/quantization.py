@@ -18,6 +18,10 @@ GROWING_KEYS = ("resize_vocab", "add_tokens", "add_special_tokens", "new_special
 """Keys that give the embeddings new rows."""
 
 
+LOFTQ_FILE = "loftq.json"
+"""Beside an adapter that starts from the error of quantisation: how its base is quantised, by keys of this group."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     quantization_bit: int | None = None
@@ -39,6 +43,12 @@ def _quantises(run: Any) -> bool:
 def _is_4bit_bnb(run: Any) -> bool:
     keys = run.quantization
     return keys.quantization_method == "bnb" and keys.quantization_bit == 4
+
+
+def _belongs_to_quantised(run: Any) -> bool:
+    """Whether an adapter on this machine was trained with `loftq_init`."""
+    folders = (Path(name, run.model.adapter_folder or "") for name in run.model.adapter_name_or_path)
+    return any((folder.expanduser() / LOFTQ_FILE).is_file() for folder in folders)
 
 
 def shards_weights(run: Any) -> bool:
@@ -157,8 +167,8 @@ QUANTIZED_EXPORT_RULES = Rules(
         Rule(
             ("quantization_bit",),
             "is not read here: an export reads the original weights in full precision and merges adapters into them",
-            "leave it out",
-            _quantises,
+            "leave it out; adapters trained with loftq_init alone are merged into weights as quantised",
+            lambda run: _quantises(run) and not _belongs_to_quantised(run),
             only_warns=True,
         ),
     )

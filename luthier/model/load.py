@@ -28,8 +28,9 @@ from luthier.model.fitting import (
 from luthier.model.gguf import check_loadable
 from luthier.model.gguf_config import repair_config
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
+from luthier.model.loftq import read_record, round_weights
 from luthier.model.memory_check import check_memory
-from luthier.model.merge import merge_adapters, put_beside, unwrap
+from luthier.model.merge import adapter_path, merge_adapters, put_beside, unwrap
 from luthier.model.packed import open_packed, packing_of, stay_unpacked
 from luthier.model.parameters import tell_parameters
 from luthier.model.quantization import Quantization, is_quantised, plan
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from luthier.config.model import ModelConfig
+    from luthier.config.quantization import QuantizationConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
 
 
@@ -268,7 +270,8 @@ def load_for_export(
         return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
     device_map = "auto" if run.export.export_device == "auto" else None
-    return load_merged(run.model, machine, choose_dtype, device_map, before_merge, unpacks=True, scores=None)
+    how: dict[str, Any] = {"unpacks": True, "scores": None, "rounding": run.quantization}
+    return load_merged(run.model, machine, choose_dtype, device_map, before_merge, **how)
 
 
 def load_merged(
@@ -280,15 +283,19 @@ def load_merged(
     quantization: Quantization | None = None,
     unpacks: bool = False,
     scores: bool | None = False,
+    rounding: "QuantizationConfig | None" = None,
 ) -> "PreTrainedModel":
     """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode.
 
-    `scores`: whether a reward model is wanted, None for whatever it is.
+    `scores`: whether a reward model is wanted, None for whatever it is. `rounding`: an adapter of LoftQ is merged into
+    what these keys make of the weights.
     """
     fit_config = partial(fit_positions, keys, None)
     how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, scores=scores, **how)
     given = given_adapters(keys)
+    if given and rounding is not None and (record := read_record(adapter_path(given.names[0], given))) is not None:
+        round_weights(model, plan(rounding, machine), record)
     put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
     model = put(model, given=given)
     model.config.use_cache = keys.use_kv_cache and not is_routed(model.config)

@@ -10,7 +10,8 @@ from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
-from luthier.model.quantization import is_quantised
+from luthier.model.loftq import require_base
+from luthier.model.quantization import forget_description, is_quantised
 from luthier.model.sources import check_adapter_source
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def merge_adapters(
         if before_merge is not None:
             before_merge(adapted)
         model = adapted.merge_and_unload()
+        forget_description(model)
         info(f"adapter {name} merged into the model")
     return model
 
@@ -98,6 +100,7 @@ def attach_adapter(
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
     _check_names(adapted, path, name, base, used)
+    require_base(adapted, model, name, path)
     if base and Path(base).name != Path(used).name:
         warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
     return adapted

@@ -112,6 +112,9 @@ def training_problems(packing: Packing, run: "TrainRun") -> Iterator[Problem]:
         key = "create_new_adapter" if starts_anew else "adapter_name_or_path"
         reason = f"{state}, and adapters cannot be merged into them, as several of them or a new one on top would ask"
         yield Problem(key, reason, "merge them into the model that it was quantised from, or give one adapter only")
+    if run.given.get("loftq_init"):
+        reason = f"{state}, and what quantisation took from them is not known any more"
+        yield Problem("loftq_init", reason, "give the original model, with quantization_bit, or leave it out")
     for key in GROWING_KEYS:
         if run.given.get(key):
             reason = f"{state}, and its embeddings cannot get new rows"

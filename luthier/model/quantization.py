@@ -31,6 +31,11 @@ def missing_library(keys: "QuantizationConfig") -> tuple[str, str] | None:
     return (missing[0], f"pip install 'luthier[{quantizer.extra}]'") if missing else None
 
 
+_DESCRIPTION = "quantised_by_luthier"
+"""The attribute of a model that holds its `describe`."""
+FORMATS = ("weights_read_in", "computed_in")
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """How a model is to be quantised on this machine; from `plan`."""
@@ -54,6 +59,7 @@ class Quantization:
         """On the model as it was read. Raises `ModelError` if the method only quantises while reading."""
         import torch
 
+        read_in = dtype if self._while_reading(is_gguf) else model.dtype
         if not self._while_reading(is_gguf):
             quantise = self.quantizer.linear
             if quantise is None:
@@ -66,6 +72,7 @@ class Quantization:
             if self.quantizer.reading is not None:
                 mark(model, self.quantizer.reading(self.keys, dtype, self.shared_out))
         report(model, self.keys)
+        set_description(model, describe(self.keys, read_in, dtype))
 
     def _while_reading(self, is_gguf: bool) -> bool:
         return self.quantizer.reading is not None and not is_gguf
@@ -90,6 +97,34 @@ def plan(keys: "QuantizationConfig", machine: "Machine", *, shared_out: bool = F
     return Quantization(quantizer, keys, device, shared_out)
 
 
+def describe(keys: "QuantizationConfig", read_in: "torch.dtype", computed_in: "torch.dtype") -> dict[str, Any]:
+    """What decides the weights of a quantised model: the keys, and the number formats they go through."""
+    names = ["quantization_method", "quantization_bit"]
+    if (keys.quantization_method, keys.quantization_bit) == ("bnb", 4):
+        names += ["quantization_type", "double_quantization"]
+    formats = (str(dtype).removeprefix("torch.") for dtype in (read_in, computed_in))
+    return {name: getattr(keys, name) for name in names} | dict(zip(FORMATS, formats, strict=True))
+
+
+def description_of(model: "nn.Module") -> dict[str, Any] | None:
+    """`describe` of a model whose weights are exactly those of quantisation, packed or not."""
+    return vars(model).get(_DESCRIPTION)
+
+
+def set_description(model: "nn.Module", description: "dict[str, Any]") -> None:
+    vars(model)[_DESCRIPTION] = description
+
+
+def forget_description(model: "nn.Module") -> None:
+    """Something was merged into its weights."""
+    vars(model).pop(_DESCRIPTION, None)
+
+
+def keys_in(record: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a run that quantise as `record` says."""
+    return {key: value for key, value in record.items() if key not in FORMATS}
+
+
 def quantise_in_memory(
     model: "PreTrainedModel",
     quantise: "Callable[[nn.Linear], nn.Module | None]",
@@ -101,17 +136,10 @@ def quantise_in_memory(
     The same layers stay as they are that transformers leaves as they are: the output head, what is tied to the
     embeddings, and what the model wants in float32.
     """
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
     keep_float32 = list(model._keep_in_fp32_modules or ())
-    skipped = HfQuantizer.get_modules_to_not_convert(model, None, keep_float32)
-    wanted = [name for name, module in model.named_modules() if _is_plain(module)]
     left_out = []
-    for name in wanted:
-        if not should_convert_module(name, skipped):
-            continue
-        quantised = quantise(_as_linear(model.get_submodule(name)))
+    for name in layers_to_quantise(model):
+        quantised = quantise(as_linear(model.get_submodule(name)))
         if quantised is None:
             left_out.append(name)
         else:
@@ -125,6 +153,29 @@ def quantise_in_memory(
             weight.data = weight.data.to(device, weight.dtype if in_float32 else dtype)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
+
+
+def layers_to_quantise(model: "PreTrainedModel") -> list[str]:
+    """The full names of the plain linear layers that transformers would quantise too."""
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, list(model._keep_in_fp32_modules or ()))
+    wanted = [name for name, module in model.named_modules() if _is_plain(module)]
+    return [name for name in wanted if should_convert_module(name, skipped)]
+
+
+def computed_weight(layer: Any, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+    """(out, in) in float32: what the layer makes of each unit vector, whatever it holds its weight in.
+
+    `dtype`: the number format that it computes in, float32 if not given.
+    """
+    import torch
+
+    device = next(iter((*layer.parameters(), *layer.buffers()))).device
+    with torch.no_grad():
+        weight: torch.Tensor = layer(torch.eye(layer.in_features, device=device, dtype=dtype)).float().T
+        return weight if layer.bias is None else weight - layer.bias.float()[:, None]
 
 
 def mark(model: "PreTrainedModel", config: Any) -> None:
@@ -207,7 +258,7 @@ def _is_plain(module: "nn.Module") -> bool:
     return type(module) in (torch.nn.Linear, Conv1D)
 
 
-def _as_linear(layer: Any) -> "nn.Linear":
+def as_linear(layer: Any) -> "nn.Linear":
     """GPT-2 keeps its weights as (in, out) in layers of its own kind."""
     import torch
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.loftq import save_record
 from luthier.model.pissa import is_pissa, save_as_lora
 from luthier.model.processor import copy_processor
 from luthier.model.rope import BESIDE_ADAPTER
@@ -51,6 +52,7 @@ def save_adapter(model: "PeftModel", folder: Path, state: "Mapping[str, Any] | N
         save_as_lora(model, folder, state)
     else:
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    save_record(model, folder)
 
 
 def write_model(

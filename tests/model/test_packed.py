@@ -210,6 +210,7 @@ def test_an_hqq_checkpoint_is_refused_with_another_way(world):
         ({"finetuning_type": "freeze"}, "finetuning_type"),
         ({"resize_vocab": True, "additional_target": "lm_head"}, "resize_vocab"),
         ({"add_tokens": "<a>"}, "add_tokens"),
+        ({"loftq_init": True, "quantization_bit": 4}, "loftq_init"),
         ({"fsdp": "full_shard"}, "fsdp"),
         ({"adapter_name_or_path": "ADAPTER", "create_new_adapter": True}, "create_new_adapter"),
         ({"adapter_name_or_path": "ADAPTER,ADAPTER"}, "adapter_name_or_path"),
