@@ -59,7 +59,7 @@ class Quantization:
         """On the model as it was read. Raises `ModelError` if the method only quantises while reading."""
         import torch
 
-        read_in = dtype if self._while_reading(is_gguf) else model.dtype
+        read_in = dtype
         if not self._while_reading(is_gguf):
             quantise = self.quantizer.linear
             if quantise is None:
@@ -67,7 +67,7 @@ class Quantization:
                     f"quantization_method: {self.quantizer.name}: cannot quantise a GGUF file"
                     " -> give the model as a folder or hub id, or set quantization_method: bnb or hqq"
                 )
-            device = torch.device(self.device)
+            device, read_in = torch.device(self.device), model.dtype
             quantise_in_memory(model, lambda layer: quantise(layer, self.keys, dtype, device), dtype, device)
             if self.quantizer.reading is not None:
                 mark(model, self.quantizer.reading(self.keys, dtype, self.shared_out))
