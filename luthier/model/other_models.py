@@ -4,11 +4,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
 from luthier.model.load import load_merged
+from luthier.model.quantization import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -18,11 +20,19 @@ if TYPE_CHECKING:
 
 
 def load_other(
-    run: "TrainRun", key: str, source: str, adapters: tuple[str, ...], fitted: FittedTokenizer, *, scores: bool = False
+    run: "TrainRun",
+    key: str,
+    source: str,
+    adapters: tuple[str, ...],
+    fitted: FittedTokenizer,
+    *,
+    bits: int | None = None,
+    scores: bool = False,
 ) -> "PreTrainedModel":
     """The model `source`, which `key` names, with `adapters` merged, in evaluation mode and without gradients.
 
-    `scores`: a reward model is wanted. Raises `ModelError` if it reads token ids otherwise than the model that learns.
+    `bits`: of its linear layers, by bitsandbytes. `scores`: a reward model is wanted. Raises `ModelError` if it reads
+    token ids otherwise than the model that learns.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
     own = load_tokenizer(
@@ -40,7 +50,8 @@ def load_other(
         )
     machine = detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
-    model = load_merged(keys, machine, choose_dtype, None, scores=scores)
+    quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
+    model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(

@@ -20,7 +20,7 @@ def load_wanted(run: TrainRun, stage: "Stage", text: "TextSide") -> "dict[str, n
     from luthier.model.other_models import load_other
 
     return {
-        wanted.name: load_other(run, wanted.key, wanted.source, wanted.adapters, text.fitted)
+        wanted.name: load_other(run, wanted.key, wanted.source, wanted.adapters, text.fitted, bits=wanted.bits)
         for wanted in stage.wants(run)
         if wanted.source is not None
     }
@@ -63,7 +63,8 @@ def add_reference_of(run: TrainRun, trainer: "StageTrainer", text: "TextSide") -
     if method.ref_model is None:
         judge = Judge(trainer.policy, trainer.collate)
     else:
-        model = load_other(run, "ref_model", method.ref_model, method.ref_model_adapters, text.fitted)
+        bits = method.ref_model_quantization_bit
+        model = load_other(run, "ref_model", method.ref_model, method.ref_model_adapters, text.fitted, bits=bits)
         concatenates = isolate_all({"reference": model}) is None
         judge = Judge(model, collator(text.tokenizer.pad_token_id, concatenates))
     add_reference(trainer, judge, cache_of(run.data))

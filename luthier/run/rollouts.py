@@ -73,7 +73,8 @@ def load_reward_model(run: "TrainRun", text: "TextSide", device: Any) -> "ModelS
     is_adapter = method.reward_model_type == "lora"
     source = run.model.model_name_or_path if is_adapter else method.reward_model
     adapters = (method.reward_model,) if is_adapter else method.reward_model_adapters
-    model = load_other(run, "reward_model", source, adapters, text.fitted, scores=True).to(device)
+    bits = method.reward_model_quantization_bit
+    model = load_other(run, "reward_model", source, adapters, text.fitted, bits=bits, scores=True).to(device)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: held beside the policy, {size / 1e9:.2f} GB")
     return ModelScorer(method.reward_model, model, closing_ids(text))

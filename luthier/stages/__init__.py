@@ -57,6 +57,8 @@ class Wanted:
     """Folder, GGUF file or hub id; None: the policy as training began."""
     adapters: tuple[str, ...] = ()
     """Merged into it in this order."""
+    bits: int | None = None
+    """Of its linear layers, 4 or 8; None as they are saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

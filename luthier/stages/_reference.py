@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.fields import refused
 from luthier.config.rules import Rule
+from luthier.core.versions import is_installed
+from luthier.stages import Wanted
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -17,10 +18,41 @@ class ReferenceConfig:
     """The reference model; unset takes the model as training begins, adapters included."""
     ref_model_adapters: tuple[str, ...] = ()
     """Adapters of the reference model, merged in this order."""
-    ref_model_quantization_bit: int | None = refused(
-        None, "loading the reference model with fewer bits is not part of this version", "leave it out"
+    ref_model_quantization_bit: int | None = None
+    """Bits to load ref_model with, 4 or 8, by bitsandbytes."""
+
+
+def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
+    """Rules about the bits that another model is loaded with."""
+    return (
+        Rule(
+            (key,),
+            "bitsandbytes has 4 and 8 bits",
+            "give one of these, or leave it out",
+            lambda run: getattr(run.method, key) not in (None, 4, 8),
+        ),
+        Rule(
+            (key, model_key),
+            f"is about {model_key}, and there is none",
+            f"name {model_key}, or leave it out",
+            lambda run: getattr(run.method, key) is not None and getattr(run.method, model_key) is None,
+        ),
+        Rule(
+            (key,),
+            "needs the library bitsandbytes, which is not installed",
+            "pip install 'luthier[bnb]'",
+            lambda run: getattr(run.method, key) in (4, 8) and not is_installed("bitsandbytes"),
+        ),
     )
-    """Bits to load the reference model with."""
+
+
+REFERENCE_BITS = bits_of_other("ref_model_quantization_bit", "ref_model")
+
+
+def wanted_reference(config: ReferenceConfig) -> Wanted:
+    """For losses that ask the reference at every step."""
+    bits = config.ref_model_quantization_bit
+    return Wanted("reference", "ref_model", config.ref_model, config.ref_model_adapters, bits)
 
 
 def _of_adapter(run: "TrainRun", *keys: str) -> bool:
@@ -60,6 +92,7 @@ LAST_ANSWER_ONLY = (
 def of_reference(asks_reference: "Callable[[TrainRun], bool]") -> tuple[Rule, ...]:
     """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
     return (
+        *REFERENCE_BITS,
         Rule(
             ("ref_model_adapters", "ref_model"),
             "are adapters of ref_model, and there is none",

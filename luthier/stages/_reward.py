@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.fields import refused
 from luthier.config.rules import Rule
 from luthier.core.kinds import ADAPTERS
 from luthier.stages._pairs import NO_PACKING
-from luthier.stages._reference import ReferenceConfig
+from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, bits_of_other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +15,8 @@ class RewardConfig(ReferenceConfig):
     """The model that scores answers: an adapter, a model, or the address of a server."""
     reward_model_adapters: tuple[str, ...] = ()
     """Adapters of the reward model, merged in this order."""
-    reward_model_quantization_bit: int | None = refused(
-        None, "loading the reward model with fewer bits is not part of this version", "leave it out"
-    )
-    """Bits to load the reward model with."""
+    reward_model_quantization_bit: int | None = None
+    """Bits to load the reward model with, 4 or 8, by bitsandbytes."""
     reward_model_type: Literal["lora", "full", "api"] = "lora"
     """What `reward_model` is: an adapter on the same base, a model of its own, or a server."""
     reward_funcs: tuple[str, ...] = ()
@@ -51,6 +48,8 @@ ROLLOUT_RULES = (
             and len(run.method.reward_weights) != len(run.method.reward_funcs) + (run.method.reward_model is not None)
         ),
     ),
+    *REFERENCE_BITS,
+    *bits_of_other("reward_model_quantization_bit", "reward_model"),
     *NO_PACKING,
     *(
         Rule(

@@ -23,7 +23,7 @@ from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._advantages import GroupAdvantages, by_group_deviation, by_group_mean, leave_one_out
 from luthier.stages._policy_loss import answer_ratio, clipped_loss, mean_ratio, reference_kl, token_ratio
 from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT
+from luthier.stages._reference import NO_DROPOUT, wanted_reference
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Judged, Rollout, Totals
 
@@ -107,7 +107,7 @@ def wants(run: "TrainRun") -> tuple[Wanted, ...]:
     method = run.method
     if not method.grpo_beta:
         return ()
-    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+    return (wanted_reference(method),)
 
 
 def judge(

@@ -18,7 +18,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._policy_loss import clipped_loss, clipped_value_loss
 from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT
+from luthier.stages._reference import NO_DROPOUT, wanted_reference
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Judged, Rollout, Totals
 
@@ -58,7 +58,7 @@ RULES = Rules(
 
 def wants(run: "TrainRun") -> tuple[Wanted, ...]:
     method = run.method
-    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+    return (wanted_reference(method),)
 
 
 def judge(

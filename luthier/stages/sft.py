@@ -12,7 +12,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
-from luthier.stages._reference import ReferenceConfig
+from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, wanted_reference
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ RULES = Rules(
                 ("ref_model_adapters", "use_asft_loss"),
             )
         ),
+        *REFERENCE_BITS,
         Rule(
             ("label_smoothing_factor", "use_asft_loss"),
             "spreads the given token over the vocabulary, which this loss does not know",
@@ -184,7 +185,7 @@ def wants(run: "TrainRun") -> tuple[Wanted, ...]:
     method = run.method
     if not method.use_asft_loss:
         return ()
-    return (Wanted("reference", "ref_model", method.ref_model, method.ref_model_adapters),)
+    return (wanted_reference(method),)
 
 
 STAGE = Stage(
