@@ -291,6 +291,7 @@ def load_merged(
     what these keys make of the weights.
     """
     fit_config = partial(fit_positions, keys, None)
+    unpacks = unpacks or bool(keys.adapter_name_or_path)
     how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, scores=scores, **how)
     given = given_adapters(keys)

@@ -1,8 +1,8 @@
 """Checkpoints whose weights were quantised before they were saved: which kinds there are, and what each asks for.
 
 A kind is read from `quantization_config` in config.json, before any weight is loaded. Two ways lead on from there.
-FP8, MXFP4 and, to be trained or exported, compressed-tensors are unpacked while they are read, and are plain models
-from then on. The others stay as they are: an adapter learns beside them, and nothing can be merged into them.
+FP8, MXFP4 and, to be trained, exported or adapted, compressed-tensors are unpacked while they are read, and are plain
+models from then on. The others stay as they are: an adapter learns beside them, and nothing can be merged into them.
 """
 
 import json
@@ -35,7 +35,7 @@ class Packing:
     unpacks: bool = False
     """transformers can unpack it while it is read."""
     stays_for_answers: bool = False
-    """Only training and exports unpack it; answers come from the weights as they are."""
+    """Only training, exports and adapters unpack it; answers come from the weights as they are."""
     has_backends: bool = False
     """The library has several kernels, and only some give a gradient."""
     reason: str = ""
@@ -50,7 +50,7 @@ PACKINGS = {
     "bitsandbytes": Packing("bitsandbytes", ("bitsandbytes",), "'luthier[bnb]'"),
     "hqq": Packing("HQQ", reason="transformers 5 does not read HQQ checkpoints"),
     "compressed-tensors": Packing(
-        "compressed-tensors", ("compressed_tensors",), "compressed-tensors", unpacks=True, stays_for_answers=True
+        "compressed-tensors", ("compressed_tensors",), "'luthier[compressed]'", unpacks=True, stays_for_answers=True
     ),
     "fp8": Packing("FP8", unpacks=True),
     "mxfp4": Packing("MXFP4", unpacks=True),
@@ -131,8 +131,9 @@ def require_trainable(run: "TrainRun", config: "PreTrainedConfig") -> None:
 def open_packed(name: str, config: "PreTrainedConfig", *, unpacks: bool, quantizes: bool) -> bool:
     """Ready `config` for loading; True if the weights are quantised already.
 
-    `unpacks`: the model is to be trained or exported. `quantizes`: the run asks for `quantization_bit`, which is told
-    to be without effect. Raises `ModelError` or `MissingExtra` for what cannot be loaded here.
+    `unpacks`: the model is to be trained or exported, or gets an adapter. `quantizes`: the run asks for
+    `quantization_bit`, which is told to be without effect. Raises `ModelError` or `MissingExtra` for what cannot be
+    loaded here.
     """
     found = packing_of(config)
     if found is None:

@@ -134,6 +134,91 @@ def test_fp8_is_unpacked_and_then_a_model_like_any_other(world, tmp_path, said):
     assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), logits_of(together), atol=1e-4)
 
 
+def pack_compressed(weight: torch.Tensor, group: int = 32):
+    """4 bits, symmetric, 32 inputs share a scale: w = (q - 8) s. Eight inputs of an output lie in one int32."""
+    num_out, num_in = weight.shape
+    groups = weight.reshape(num_out, num_in // group, group)
+    scale = groups.abs().amax(-1, keepdim=True) / 7
+    q = (groups / scale).round().clamp(-8, 7)
+    packed_rows = ((q + 8).long().reshape(num_out, num_in // 8, 8) << 4 * torch.arange(8)).sum(-1)
+    return {
+        "weight_packed": packed_rows.to(torch.uint32).view(torch.int32),
+        "weight_scale": scale[..., 0].contiguous(),
+        "weight_shape": torch.tensor(weight.shape),
+    }, (q * scale).reshape(weight.shape)
+
+
+def test_compressed_tensors_are_unpacked_wherever_an_adapter_or_learning_needs_it(world, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="the library compressed-tensors is not installed")
+    folder = world["model_name_or_path"]
+    bits = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32, "dynamic": False}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": bits}},
+    }
+    expected = meant_logits(folder, rewrite(folder, settings, pack_compressed))
+    assert torch.allclose(logits_of(infer(folder)), expected, atol=1e-5)
+    for finetuning_type, rate in (("full", 1e-3), ("lora", 1e-2)):
+        keys = {"finetuning_type": finetuning_type, "learning_rate": rate, "overwrite_output_dir": True}
+        found = losses(luthier.train({**world, **keys}))
+        assert found[-1] < found[0] - 0.05
+    keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
+    merged = luthier.export({**keys, "export_dir": str(tmp_path / "merged")})
+    together = logits_of(infer(folder, adapter_name_or_path=world["output_dir"]))
+    assert (together - expected).norm() > 0.05 * expected.norm()
+    assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), together, atol=1e-4)
+
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+"""What three bits mean in MXFP4; the fourth is the sign."""
+
+
+def pack_mxfp4(weight: torch.Tensor):
+    """(experts, in, out) -> two numbers in a byte, the first in the lower half, and 2^(scale - 127) for 32 inputs."""
+    rows = weight.mT
+    groups = rows.reshape(*rows.shape[:-1], -1, 32)
+    exponent = (groups.abs().amax(-1, keepdim=True) / 6).log2().ceil()
+    nearest = (groups[..., None].abs() / 2 ** exponent[..., None] - FP4).abs().argmin(-1)
+    meant = FP4[nearest] * groups.sign() * 2**exponent
+    q = nearest + 8 * (groups < 0)
+    blocks = (q[..., 0::2] + 16 * q[..., 1::2]).to(torch.uint8)
+    return blocks, (exponent[..., 0] + 127).to(torch.uint8), meant.reshape(rows.shape).mT.contiguous()
+
+
+def test_mxfp4_experts_are_unpacked_and_then_a_model_like_any_other(world, tmp_path, said):
+    from transformers import GptOssConfig
+
+    from tests.tiny import TINY_LLAMA, save_tiny
+
+    shape = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = str(save_tiny(tmp_path / "gpt_oss", GptOssConfig(**{**TINY_LLAMA, **shape})))
+    path = Path(folder) / "model.safetensors"
+    tensors, meant = {}, {}
+    for name, weight in load_file(path).items():
+        if "experts" in name and name.endswith("_proj"):
+            tensors[f"{name}_blocks"], tensors[f"{name}_scales"], meant[name] = pack_mxfp4(weight)
+            assert (meant[name] - weight).norm() < 0.2 * weight.norm()
+        else:
+            tensors[name] = weight
+    assert len(meant) == 4
+    save_file(tensors, path, metadata={"format": "pt"})
+    mark(folder, {"quant_method": "mxfp4"})
+    expected = meant_logits(folder, meant)
+    assert torch.allclose(logits_of(infer(folder, infer_dtype="float32")), expected, atol=1e-4)
+    assert any("quantised weights (MXFP4) are unpacked while they are read" in line for line in said)
+    run = {**world, "model_name_or_path": folder}
+    found = losses(luthier.train(run))
+    assert found[-1] < found[0] - 0.05
+    keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
+    merged = luthier.export({**keys, "export_dir": str(tmp_path / "merged"), "infer_dtype": "float32"})
+    assert packing_in(Path(merged)) is None
+    together = logits_of(infer(folder, adapter_name_or_path=world["output_dir"], infer_dtype="float32"))
+    assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), together, atol=1e-4)
+
+
 def test_a_bitsandbytes_checkpoint_is_trained_beside(world, tmp_path, said):
     pytest.importorskip("bitsandbytes")
     from transformers import AutoTokenizer
@@ -178,7 +263,7 @@ METHODS = [
     ("awq", "gptqmodel", "pip install 'luthier[gptq]'"),
     ("aqlm", "aqlm", "pip install 'aqlm[gpu,cpu]'"),
     ("bitsandbytes", "bitsandbytes", "pip install 'luthier[bnb]'"),
-    ("compressed-tensors", "compressed_tensors", "pip install compressed-tensors"),
+    ("compressed-tensors", "compressed_tensors", "pip install 'luthier[compressed]'"),
 ]
 
 
