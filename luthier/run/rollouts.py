@@ -1,6 +1,7 @@
 """Learning from the model's own answers, put together: prompts, how answers are written, who scores them."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
@@ -19,10 +20,10 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
     from luthier.infer.batch import generate_answers
     from luthier.infer.types import Settings
     from luthier.model.value_head import add_value_head
-    from luthier.training.rollout import Rollouts, StepRows
+    from luthier.training.rollout import Rollouts, StepRows, numbers_or_batch
 
-    plan = trainer.stage.rollout
-    if plan is None:
+    plan = trainer.stage.rollout(run.method)
+    if plan is None or not run.trains:
         return
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
@@ -41,7 +42,7 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
         prompts=data.train,
         generate=generate,
         decode=decode,
-        scorers=load_scorers(run, text, trainer.args.device),
+        scorers=None if plan.judge is None else load_scorers(run, text, trainer.args.device),
         stop_ids=stop_ids,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length,
@@ -49,7 +50,7 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
         shuffles=trainer.shuffle,
     )
     trainer.train_dataset = StepRows(trainer.rollouts.num_rows_of_epoch(trainer))
-    trainer.data_collator = list  # type: ignore[assignment]
+    trainer.data_collator = partial(numbers_or_batch, collate=trainer.collate)  # type: ignore[assignment]
 
 
 def load_scorers(run: "TrainRun", text: "TextSide", device: Any) -> "WeightedScorers":

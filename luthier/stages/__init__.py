@@ -100,8 +100,8 @@ class Stage:
     predict: "Callable[..., list[dict[str, Any]]] | None" = None
     """(models, batch, config) -> what the model says of each row of a batch, for generated_predictions.jsonl; None: the
     model writes answers."""
-    rollout: "Rollout | None" = None
-    """How it learns from answers of the model's own, if it does; rows are prompts then."""
+    rollout: "Callable[[Any], Rollout | None]" = lambda config: None
+    """(config) -> how it learns from answers of the model's own, if it does; rows are prompts then."""
     survey: Survey | None = None
     """What the loss has to know of the whole optimizer step first, if anything."""
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more

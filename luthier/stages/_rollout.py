@@ -2,12 +2,12 @@
 
 One *rollout* is a set of prompts, the answers that the policy gives them, and their scores. The trainer makes it, the
 stage says how far each token was better than expected (its advantage), and the optimizer steps that follow learn from
-it. B answers, K tokens of all of them.
+it. A stage may leave scores out, or take given answers for a share of the rollouts. B answers, K tokens of all of them.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.stages import StageState, Sums
 
@@ -63,13 +63,16 @@ class Judged:
 class Rollout:
     """How a stage learns from its own answers. It is part of a `Stage`."""
 
-    num_generations: Callable[[Any], int] = lambda config: 1
-    """(config) -> answers to each prompt."""
-    num_batches: Callable[[Any], int] = lambda config: 1
-    """(config) -> optimizer steps' worth of answers made at a time."""
-    num_passes: Callable[[Any], int]
-    """(config) -> how often each answer is learned from."""
+    num_generations: int = 1
+    """Answers to each prompt."""
+    num_batches: int = 1
+    """Optimizer steps' worth of answers made at a time."""
+    num_passes: int = 1
+    """How often each answer is learned from."""
+    own_share: float = 1.0
+    """Share of the rollouts with answers of the model's own; in the others stand the answers that the data give."""
     has_values: bool = False
     """Whether a value head learns beside the policy."""
-    judge: Callable[..., Judged]
-    """(experience, config, *, state, totals, max_new_tokens) -> Judged."""
+    judge: Callable[..., Judged] | None = None
+    """(experience, config, *, state, totals, max_new_tokens) -> Judged. None: nobody scores the answers, and the loss
+    takes their tokens as they stand."""

@@ -159,6 +159,10 @@ def units(batch: Mapping[str, Any]) -> float:
     return float(batch["units"])
 
 
+def rollout(config: GrpoConfig) -> Rollout:
+    return Rollout(num_generations=config.num_generations, num_passes=config.num_iterations, judge=judge)
+
+
 STAGE = Stage(
     name="grpo",
     config=GrpoConfig,
@@ -167,10 +171,6 @@ STAGE = Stage(
     wants=wants,
     units=units,
     loss=loss,
-    rollout=Rollout(
-        num_generations=lambda config: config.num_generations,
-        num_passes=lambda config: config.num_iterations,
-        judge=judge,
-    ),
+    rollout=rollout,
     check=RULES,
 )

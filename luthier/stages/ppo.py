@@ -132,6 +132,10 @@ def units(batch: Mapping[str, Any]) -> float:
     return float(batch["units"])
 
 
+def rollout(config: PpoConfig) -> Rollout:
+    return Rollout(num_batches=config.ppo_buffer_size, num_passes=config.ppo_epochs, has_values=True, judge=judge)
+
+
 STAGE = Stage(
     name="ppo",
     config=PpoConfig,
@@ -140,11 +144,6 @@ STAGE = Stage(
     wants=wants,
     units=units,
     loss=loss,
-    rollout=Rollout(
-        num_batches=lambda config: config.ppo_buffer_size,
-        num_passes=lambda config: config.ppo_epochs,
-        has_values=True,
-        judge=judge,
-    ),
+    rollout=rollout,
     check=RULES,
 )

@@ -2,9 +2,11 @@
 
 An optimizer step number n (from 0) learns from the rollout n // (num_batches num_passes). Its prompts are a part of one
 endless row of shuffled epochs, and its random numbers start from a seed made of its number, so that a run that was
-stopped goes on as one that was not. Answers that are still to be learned from lie in the checkpoint.
+stopped goes on as one that was not. Answers that are still to be learned from lie in the checkpoint. Where the stage
+takes given answers for a share of the rollouts, a number drawn from a seed of the same kind says which they are.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +50,13 @@ class StepRows(torch.utils.data.Dataset):
         return index
 
 
+def numbers_or_batch(
+    rows: Sequence[Any], collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+) -> list[int] | dict[str, Any]:
+    """The numbers of `StepRows` as they are; rows of an evaluation as a batch."""
+    return list(rows) if isinstance(rows[0], int) else collate(rows)
+
+
 @dataclass(slots=True)
 class Rollouts:
     """The rollouts of one run."""
@@ -57,7 +66,8 @@ class Rollouts:
     """Rows of `input_ids`, the prompt and then the given answer, which alone has labels."""
     generate: Generate
     decode: Decode
-    scorers: WeightedScorers
+    scorers: WeightedScorers | None
+    """None where the stage judges nothing."""
     stop_ids: frozenset[int]
     temperature: float
     max_new_tokens: int
@@ -69,16 +79,15 @@ class Rollouts:
 
     def num_rows_of_epoch(self, trainer: "StageTrainer") -> int:
         """How many rows all processes together learn from while they see each prompt once; whole steps."""
-        config, args = trainer.stage_config, trainer.args
+        args = trainer.args
         of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        answers = len(self.prompts) * self.plan.num_generations(config)
-        return max(answers // of_step, 1) * of_step * self.plan.num_passes(config)
+        answers = len(self.prompts) * self.plan.num_generations
+        return max(answers // of_step, 1) * of_step * self.plan.num_passes
 
     def batches(self, trainer: "StageTrainer", num_batches: int) -> list[dict[str, Any]]:
         """What the optimizer step that comes next learns from, cut into `num_batches`."""
-        config, size = trainer.stage_config, trainer.args.train_batch_size
-        num_steps = self.plan.num_batches(config)
-        number, place = divmod(trainer.state.global_step, num_steps * self.plan.num_passes(config))
+        size, num_steps = trainer.args.train_batch_size, self.plan.num_batches
+        number, place = divmod(trainer.state.global_step, num_steps * self.plan.num_passes)
         if place == 0 or not self.rows:
             self.rows = self._collect(trainer, number)
         of_step = len(self.rows) // num_steps
@@ -92,33 +101,70 @@ class Rollouts:
         return {**batch, **columns, "units": sum(row["units"] for row in rows), "temperature": self.temperature}
 
     def _collect(self, trainer: "StageTrainer", number: int) -> list[dict[str, Any]]:
-        """Rollout `number`: answers, scores, log-probabilities, and what the stage makes of them."""
-        config, args = trainer.stage_config, trainer.args
-        num_rows = args.train_batch_size * args.gradient_accumulation_steps * self.plan.num_batches(config)
-        asked = self._asked(num_rows // self.plan.num_generations(config), number, args)
-        prompts = [self._parted(index) for index in asked for _ in range(self.plan.num_generations(config))]
-        seed = (self.seed + SEED_STRIDE * (number * args.world_size + args.process_index)) % 2**63
-        with trainer.compute_loss_context_manager():
-            answers = self.generate(trainer.policy, [prompt for prompt, _ in prompts], seed)
-        answered = [self._answered(*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        rows = [
-            {
-                "input_ids": [*one.prompt_ids, *one.answer_ids],
-                "labels": [IGNORE_INDEX] * len(one.prompt_ids) + one.answer_ids,
-            }
-            for one in answered
+        """Rollout `number`: the answers, and what the stage makes of them."""
+        args, is_own = trainer.args, self.is_own(number)
+        num_rows = args.train_batch_size * args.gradient_accumulation_steps * self.plan.num_batches
+        asked = self._asked(num_rows // self.plan.num_generations, number, args)
+        prompts = [self._parted(index) for index in asked for _ in range(self.plan.num_generations)]
+        given = [answer for _, answer in prompts]
+        answers = self._own(trainer, [prompt for prompt, _ in prompts], number) if is_own else given
+        rows: list[dict[str, Any]] = [
+            {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
+            for (prompt, _), answer in zip(prompts, answers, strict=True)
         ]
-        scores, each = self.scorers(answered)
+        if self.plan.own_share < 1:
+            trainer.add_metrics({"own_answers": (torch.tensor(float(is_own)), 1.0)})
+        if self.scorers is None:
+            return [{**row, "units": len(answer), "columns": {}} for row, answer in zip(rows, answers, strict=True)]
+        answered = [self._answered(*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return self._judged(trainer, rows, answered, self.scorers)
+
+    def is_own(self, number: int) -> bool:
+        """Whether the answers of rollout `number` are the policy's own, on all processes alike."""
+        return random.Random(f"own answers {self.seed} {number}").random() < self.plan.own_share
+
+    def _own(self, trainer: "StageTrainer", prompts: Sequence[list[int]], number: int) -> list[list[int]]:
+        """What the policy answers."""
+        seed = (self.seed + SEED_STRIDE * (number * trainer.args.world_size + trainer.args.process_index)) % 2**63
+        with trainer.compute_loss_context_manager():
+            answers = self.generate(trainer.policy, prompts, seed)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if not answer:
+                raise RunFailed(
+                    f"a prompt of {len(prompt)} tokens leaves the model no room for an answer: "
+                    f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
+                )
+        count = float(len(answers))
+        trainer.add_metrics(
+            {
+                "answer_tokens": (torch.tensor(float(sum(map(len, answers)))), count),
+                "finished_answers": (torch.tensor(float(sum(a[-1] in self.stop_ids for a in answers))), count),
+            }
+        )
+        return answers
+
+    def _judged(
+        self,
+        trainer: "StageTrainer",
+        rows: Sequence[dict[str, Any]],
+        answered: Sequence[Answered],
+        scorers: WeightedScorers,
+    ) -> list[dict[str, Any]]:
+        """The rows with scores, log-probabilities, and what the stage makes of them."""
+        assert self.plan.judge is not None, "there are scorers because it asks for scores"
+        scores, each = scorers(answered)
         experience = self._measured(trainer, rows, torch.tensor(scores, dtype=torch.float64), answered)
         judged = self.plan.judge(
             experience,
-            config,
+            trainer.stage_config,
             state=trainer.stage_state,
             totals=trainer._over_processes,
             max_new_tokens=self.max_new_tokens,
         )
         trainer.stage_state = judged.state
-        trainer.add_metrics({**self._metrics(experience, each), **judged.metrics})
+        count = float(len(scores))
+        rewards = {f"rewards/{name.rpartition('/')[2]}": (torch.tensor(s).sum(), count) for name, s in each.items()}
+        trainer.add_metrics({"reward": (experience.scores.sum(), count), **rewards, **judged.metrics})
         lengths = experience.lengths.tolist()
         parted = {name: column.split(lengths) for name, column in judged.columns.items()}
         return [
@@ -145,11 +191,6 @@ class Rollouts:
         return list(ids[:length]), list(ids[length:])
 
     def _answered(self, prompt: list[int], given: list[int], answer: list[int]) -> Answered:
-        if not answer:
-            raise RunFailed(
-                f"a prompt of {len(prompt)} tokens leaves the model no room for an answer: "
-                f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
-            )
         return Answered(
             prompt_ids=prompt,
             answer_ids=answer,
@@ -198,17 +239,6 @@ class Rollouts:
             **joined,  # type: ignore[arg-type]
         )
 
-    def _metrics(self, experience: Experience, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        count = float(len(experience.scores))
-        metrics = {
-            "reward": (experience.scores.sum(), count),
-            "answer_tokens": (experience.lengths.sum(), count),
-            "finished_answers": (experience.stopped.float().sum(), count),
-        }
-        return metrics | {
-            f"rewards/{name.rpartition('/')[2]}": (torch.tensor(scores).sum(), count) for name, scores in each.items()
-        }
-
     def save(self, folder: Path, trainer: "StageTrainer") -> None:
         if self._is_inside(trainer):
             torch.save(self.rows, folder / EXPERIENCE_FILE.format(trainer.args.process_index))
@@ -222,5 +252,4 @@ class Rollouts:
 
     def _is_inside(self, trainer: "StageTrainer") -> bool:
         """Whether the latest rollout is still to be learned from."""
-        config = trainer.stage_config
-        return trainer.state.global_step % (self.plan.num_batches(config) * self.plan.num_passes(config)) != 0
+        return trainer.state.global_step % (self.plan.num_batches * self.plan.num_passes) != 0

@@ -26,6 +26,7 @@ OWN_KEYS = {
     "export_gguf",
     "export_max_kl",
     "gkd_beta",
+    "gkd_lambda",
     "gkd_temperature",
     "grpo_beta",
     "loftq_init",

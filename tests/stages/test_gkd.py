@@ -8,8 +8,13 @@ import torch
 
 import luthier
 from luthier.config.load import load_train
-from luthier.core.errors import ConfigError, ModelError
+from luthier.core.errors import ConfigError, ModelError, RowError
 from luthier.data.collate import concatenate_rows
+from luthier.data.encode import Encoder
+from luthier.data.encoding import Encoding
+from luthier.data.templates import get_template
+from luthier.data.tokenise import turn_ids
+from luthier.data.types import Dialogue, Message
 from luthier.model import heads
 from luthier.model.companions import OtherModel, PolicyAtStart
 from luthier.model.heads import OutputHead, inspect_head
@@ -23,6 +28,7 @@ from tests import tiny
 from tests.training.runs import small_world
 
 RUN = {"model_name_or_path": "x/y", "dataset": "d", "output_dir": "o"}
+OWN = {"stage": "gkd", "teacher_model": "t/t", "gkd_lambda": 0.5}
 ROWS = [
     {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]},
     {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]},
@@ -158,6 +164,14 @@ def test_asft_is_dft_and_a_pull():
         ({"stage": "gkd"}, "teacher_model: is missing, and this stage learns from one"),
         ({"stage": "gkd", "teacher_model": "t/t", "gkd_beta": 1.5}, "gkd_beta: 1.5: must be from 0 to 1"),
         ({"stage": "gkd", "teacher_model": "t/t", "gkd_temperature": 0}, "gkd_temperature: 0: must be above 0"),
+        ({**OWN, "gkd_lambda": 1.5}, "gkd_lambda: 1.5: must be from 0 to 1"),
+        ({**OWN, "packing": True}, "packing: true: joins rows, and with gkd_lambda above 0 each row is a prompt"),
+        ({**OWN, "neat_packing": True}, "neat_packing: true: joins rows"),
+        ({**OWN, "streaming": True, "max_steps": 1}, "streaming: true: with gkd_lambda above 0 prompts are drawn"),
+        ({**OWN, "train_on_prompt": True}, "train_on_prompt: true: with gkd_lambda above 0 the last answers alone"),
+        ({**OWN, "on_overlong": "split"}, "on_overlong: 'split': cuts a row into several"),
+        ({**OWN, "shift_attn": True}, "shift_attn: true: with gkd_lambda above 0 answers are written"),
+        ({**OWN, "fsdp": "full_shard"}, "fsdp: 'full_shard': shares weights out"),
         ({"use_asft_loss": True, "use_dft_loss": True}, "use_dft_loss: true: is one loss, and use_asft_loss another"),
         (
             {"use_asft_loss": True, "label_smoothing_factor": 0.1},
@@ -188,6 +202,89 @@ def test_the_student_comes_nearer_to_its_teacher(world, tmp_path, method):
     assert distances[-1] < 0.8 * distances[0]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses == pytest.approx(distances, rel=1e-3), "at beta 0 and temperature 1 the loss is the forward KL"
+
+
+def log_of(folder):
+    log = [json.loads(line) for line in (folder / "trainer_log.jsonl").read_text().splitlines()]
+    return [entry for entry in log if "loss" in entry]
+
+
+def test_the_student_learns_from_its_own_answers_and_is_evaluated_on_given_ones(world, tmp_path):
+    run = {**world, "stage": "gkd", "finetuning_type": "full", "output_dir": str(tmp_path), "max_steps": 12}
+    run |= {"learning_rate": 1e-2, "logging_steps": 1, "gkd_lambda": 1.0, "lr_scheduler_type": "constant"}
+    run |= {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "gkd_beta": 0.0}
+    result = luthier.train({**run, "val_size": 4, "do_eval": True})
+    log = log_of(tmp_path)
+    assert log[-1]["teacher_kl"] < 0.8 * log[0]["teacher_kl"]
+    assert all(1 <= entry["answer_tokens"] <= 8 and 0 <= entry["finished_answers"] <= 1 for entry in log)
+    evaluation = result.metrics["eval"]
+    assert evaluation["eval_loss"] == pytest.approx(evaluation["eval_teacher_kl"], rel=1e-3)
+    alone = luthier.train({**run, "val_size": 4, "do_eval": True, "do_train": False, "output_dir": str(tmp_path / "e")})
+    assert evaluation["eval_teacher_kl"] < alone.metrics["eval"]["eval_teacher_kl"]
+
+
+def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_path):
+    """At a share near 0 the steps are those of given answers, here one answer to each prompt; at a half, half are."""
+    run = {**world, "stage": "gkd", "dataset": "numbers", "max_new_tokens": 6, "logging_steps": 1, "max_steps": 8}
+    found = {}
+    for share in (0.0, 1e-9, 0.5):
+        luthier.train({**run, "gkd_lambda": share, "output_dir": str(tmp_path / str(share))})
+        found[share] = log_of(tmp_path / str(share))
+    assert [entry["loss"] for entry in found[1e-9]] == pytest.approx([entry["loss"] for entry in found[0.0]], rel=1e-5)
+    assert not any(key in entry for entry in found[0.0] for key in ("own_answers", "answer_tokens"))
+    draws = [entry["own_answers"] for entry in found[0.5]]
+    assert set(draws) == {0.0, 1.0}
+    assert [bool(draw) for draw in draws] == ["answer_tokens" in entry for entry in found[0.5]]
+
+
+def test_the_draw_depends_on_the_seed_and_the_number_alone():
+    from luthier.training.rollout import Rollouts
+
+    def draws(seed, share):
+        rollouts = Rollouts(
+            plan=STAGE.rollout(GkdConfig(gkd_lambda=share)),
+            prompts=None,
+            generate=None,
+            decode=None,
+            scorers=None,
+            stop_ids=frozenset(),
+            temperature=1.0,
+            max_new_tokens=1,
+            seed=seed,
+        )
+        return [rollouts.is_own(number) for number in range(1000)]
+
+    assert draws(42, 0.3) == draws(42, 0.3) != draws(43, 0.3)
+    assert sum(draws(42, 0.3)) == pytest.approx(300, abs=60)
+    assert all(draws(42, 1.0)) and STAGE.rollout(GkdConfig()) is None
+
+
+def test_rows_that_the_student_answers(tokenizer):
+    """The prompt as a server sends it and the last answer, which is cut before the prompt is."""
+    talk = Dialogue((Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "dd")))
+    config = GkdConfig(gkd_lambda=0.5)
+
+    def row(cutoff_len):
+        encoding = Encoding(Encoder(tokenizer), get_template("chatml"), cutoff_len=cutoff_len)
+        ((written,),) = STAGE.rows.write(talk, encoding, config)
+        (encoded,) = STAGE.rows.label(turn_ids(encoding.encoder, [written]), encoding, config)
+        return encoded
+
+    whole = row(None)
+    num_learned = whole.num_labels
+    assert tokenizer.decode(whole.input_ids[:-num_learned]).endswith("c<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(whole.labels[-num_learned:]) == "dd<|im_end|>\n"
+    cut = row(len(whole.input_ids) - 1)
+    assert cut.input_ids == whole.input_ids[:-1] and cut.lost_terminator and cut.lost_labels == 1
+    with pytest.raises(RowError, match="the prompt alone fills cutoff_len"):
+        row(len(whole.input_ids) - num_learned)
+
+
+def test_rows_with_weights_of_their_own_are_dropped(world, tmp_path):
+    run = {**world, "stage": "gkd", "dataset": "weighted", "gkd_lambda": 1.0, "max_new_tokens": 4, "max_steps": 1}
+    luthier.train({**run, "output_dir": str(tmp_path)})
+    account = json.loads((tmp_path / "data_report.json").read_text())["datasets"]["weighted"]
+    assert account["kept"] == 2 and 'a message carries "loss"' in str(account["dropped"])
 
 
 def test_asft_holds_the_model_where_it_began(world, tmp_path):

@@ -38,6 +38,7 @@ KINDS = {
         f"gkd {finetuning_type}": {"stage": "gkd", "finetuning_type": finetuning_type}
         for finetuning_type in ("lora", "full", "freeze")
     },
+    "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},
 }
 STEPS = 8
