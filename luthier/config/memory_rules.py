@@ -32,6 +32,13 @@ MEMORY_RULES = Rules(
             "pip install liger-kernel",
             lambda run: run.model.enable_liger_kernel and not is_installed("liger_kernel"),
         ),
+        Rule(
+            ("offload_folder", "do_train"),
+            "is not read here, since weights that learn stay in memory",
+            "leave it out, and see use_unsloth_gc and quantization_bit to train with less memory",
+            lambda run: run.trains and "offload_folder" in run.changed,
+            only_warns=True,
+        ),
         at_least("model", "checkpoint_every", 1),
         *(
             Rule(

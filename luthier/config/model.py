@@ -71,8 +71,8 @@ class ModelConfig:
     """Take the shape of the model only and start from random weights."""
     infer_backend: str = variant("huggingface")
     """The engine that generates text."""
-    offload_folder: str = no_effect("offload", "weights are never moved to disk")
-    """Where weights that do not fit into memory are put."""
+    offload_folder: str = "offload"
+    """Folder for what does not fit into memory while text is generated; without an accelerator only if it is given."""
     use_kv_cache: bool = True
     """Keep keys and values of earlier tokens while generating."""
     use_v1_kernels: bool | None = no_effect(False, "there is one set of kernels only")

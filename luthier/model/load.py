@@ -29,7 +29,7 @@ from luthier.model.gguf import check_loadable
 from luthier.model.gguf_config import repair_config
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.loftq import read_record, round_weights
-from luthier.model.memory_check import check_memory
+from luthier.model.memory_check import placement
 from luthier.model.merge import adapter_path, merge_adapters, put_beside, unwrap
 from luthier.model.packed import open_packed, packing_of, stay_unpacked
 from luthier.model.parameters import tell_parameters
@@ -124,10 +124,8 @@ def load_model(
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     kind = routed_class(model_class(config)) if is_routed(config) else auto
     is_packed = packing_of(config) is not None
-    if device_map is None and quantization is None and not is_packed:  # several devices hold more; few bits need less
-        check_memory(source, dtype)
-    if device_map is not None:
-        common |= {"device_map": device_map, "offload_folder": offload_folder}
+    has_few_bits = quantization is not None or is_packed
+    common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
     with readable(source, "weights"), quiet("transformers.modeling_utils"):  # `check_found` says what it would
@@ -251,7 +249,11 @@ def load_for_inference(
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     device_map = "auto" if machine.num_accelerators else None
     quantization = plan(run.quantization, machine)
-    return load_merged(run.model, machine, choose_dtype, device_map, quantization=quantization, scores=scores)
+    may_offload = machine.num_accelerators > 0 or "offload_folder" in run.given
+    how: dict[str, Any] = {"quantization": quantization, "offload_folder": None}
+    if may_offload:
+        how["offload_folder"] = run.model.offload_folder
+    return load_merged(run.model, machine, choose_dtype, device_map, scores=scores, **how)
 
 
 def load_for_export(
@@ -284,15 +286,17 @@ def load_merged(
     unpacks: bool = False,
     scores: bool | None = False,
     rounding: "QuantizationConfig | None" = None,
+    offload_folder: str | None = None,
 ) -> "PreTrainedModel":
     """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode.
 
     `scores`: whether a reward model is wanted, None for whatever it is. `rounding`: an adapter of LoftQ is merged into
-    what these keys make of the weights.
+    what these keys make of the weights. `offload_folder`: see `placement`.
     """
     fit_config = partial(fit_positions, keys, None)
     unpacks = unpacks or bool(keys.adapter_name_or_path)
     how: dict[str, Any] = {"device_map": device_map, "quantization": quantization, "unpacks": unpacks}
+    how["offload_folder"] = offload_folder
     model, _, _ = _load_base(keys, machine, choose_dtype, fit_config, scores=scores, **how)
     given = given_adapters(keys)
     if given and rounding is not None and (record := read_record(adapter_path(given.names[0], given))) is not None:
@@ -310,6 +314,7 @@ def _load_base(
     fit_config: "Callable[[PreTrainedConfig], None]",
     *,
     device_map: str | None = None,
+    offload_folder: str | None = None,
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
     unpacks: bool = True,
@@ -345,6 +350,7 @@ def _load_base(
         dtype=dtype,
         attn_implementation=attention.implementation,
         device_map=device_map,
+        offload_folder=offload_folder,
         train_from_scratch=train_from_scratch,
         quantization=quantization,
         starts_score=starts_score,

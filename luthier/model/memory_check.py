@@ -6,10 +6,11 @@ several times as much, and what it needs depends on the batch.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.files import size
+from luthier.core.log import warn
 from luthier.core.machine import available_memory_bytes
 from luthier.model.gguf import read_header
 from luthier.model.sources import Source, read_safetensors_header, weight_files
@@ -17,6 +18,8 @@ from luthier.model.sources import Source, read_safetensors_header, weight_files
 if TYPE_CHECKING:
     import torch
 
+SHARE_FOR_WEIGHTS = 0.8
+"""Of the free memory; the rest is for what is computed."""
 _STORED_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Every other format of safetensors takes a byte or less."""
 
@@ -32,6 +35,33 @@ def check_memory(source: Source, dtype: "torch.dtype") -> None:
         f"{source}: its weights take {size(needed_bytes)} of memory in {str(dtype).removeprefix('torch.')}, and "
         f"{size(free_bytes)} are free -> {smaller}take a smaller model, or free some memory"
     )
+
+
+def placement(
+    source: Source, dtype: "torch.dtype", device_map: Any, offload_folder: str | None, *, has_few_bits: bool
+) -> dict[str, Any]:
+    """Where the weights go, as arguments of `from_pretrained`.
+
+    With a `device_map` they are spread over devices and memory, and what is left over is read from `offload_folder`
+    when it is needed. Without one they stay in memory; if that is too small, they are spread over memory and disk where
+    there is an `offload_folder`. `has_few_bits`: their size is not that of `dtype`. Raises as `check_memory` does.
+    """
+    if device_map is not None:
+        return {"device_map": device_map, "offload_folder": offload_folder}
+    if has_few_bits:
+        return {}
+    if offload_folder is None:
+        check_memory(source, dtype)
+        return {}
+    free_bytes, needed_bytes = available_memory_bytes(), weight_bytes(source, dtype.itemsize)
+    if free_bytes is None or needed_bytes <= free_bytes:
+        return {}
+    warn(
+        f"{source}: its weights take {size(needed_bytes)} of memory and {size(free_bytes)} are free, so a part of them"
+        " is read from disk for every token, which is slow"
+    )
+    room = {"cpu": int(free_bytes * SHARE_FOR_WEIGHTS)}
+    return {"device_map": "auto", "offload_folder": offload_folder, "max_memory": room}
 
 
 def weight_bytes(source: Source, bytes_per_number: int) -> int:

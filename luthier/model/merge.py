@@ -79,6 +79,11 @@ def attach_adapter(
 
     path = adapter_path(name, given)
     shapes = _shapes(path)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"adapter_name_or_path: {name}: a part of the model did not fit into memory and is on disk, where nothing"
+            " can be added to it -> merge the adapter with `luthier export` where there is more memory"
+        )
     try:
         config = PeftConfig.from_pretrained(str(path))
     except (KeyError, TypeError, ValueError) as fault:  # an unknown `peft_type`, or keys that it does not have
