@@ -107,3 +107,8 @@ def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
 
 def losses(result: Any) -> list[float]:
     return [logs["loss"] for logs in result.log_history if "loss" in logs]
+
+
+def small_letters(completions: list[str]) -> list[float]:
+    """A reward: the share of small letters."""
+    return [sum(letter.islower() for letter in text) / max(len(text), 1) for text in completions]
