@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError, RunFailed
 from luthier.core.log import info
 from luthier.core.versions import require
+from luthier.model.depths import require_dense
 from luthier.model.targets import expert_parameters, linear_layers
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ GROUP_SIZES = (128, 64, 32)
 
 def group_size_for(model: "PreTrainedModel") -> int:
     """Raises `ModelError` for a model whose weights do not go into whole groups."""
+    require_dense(model.config, "export_quantization_bit")
     head = model.get_output_embeddings()
     layers: list[Any] = [layer for _, layer in linear_layers(model) if layer is not head]
     # Layers that keep their weight as (in, out) have no such attribute.

@@ -285,11 +285,16 @@ def test_models_that_cannot_be_converted_say_so(name, changes, words):
 
 def test_twice_is_an_error_and_so_is_what_has_no_place_for_routers(tmp_path):
     from luthier.model.gguf_writer import check_writable
+    from luthier.model.gptq import group_size_for
 
     model = converted()
     with pytest.raises(ModelError, match="is a mixture of depths already -> set mixture_of_depths: load"):
         convert(model)
-    for what in (lambda: check_writable(model.config), lambda: expand_blocks(model, 1)):
+    for what in (
+        lambda: check_writable(model.config),
+        lambda: expand_blocks(model, 1),
+        lambda: group_size_for(model),
+    ):
         with pytest.raises(ModelError, match="has routers, for which there is no place"):
             what()
     require_dense(build().config, "anything")
