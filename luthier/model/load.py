@@ -356,7 +356,7 @@ def _load_base(
         starts_score=starts_score,
         **hub,
     )
-    if model.config.pad_token_id is None:
+    if gives_scores(model.config) and model.config.pad_token_id is None:
         fit_scorer(model, 0)
     if keys.rope_scaling:
         require_stretched(model, keys.rope_scaling)

@@ -106,10 +106,4 @@ def of_reference(asks_reference: "Callable[[TrainRun], bool]") -> tuple[Rule, ..
             lambda run: not run.trains and asks_reference(run) and run.method.ref_model is None,
             only_warns=True,
         ),
-        Rule(
-            ("streaming", "stage"),
-            "reads rows while it trains, and the reference model has to judge every row before",
-            "leave streaming out; of the preference losses, pref_loss: orpo and simpo have no reference model",
-            lambda run: run.data.streaming and asks_reference(run),
-        ),
     )

@@ -12,7 +12,7 @@ from luthier.core.errors import DataError
 from luthier.core.kinds import FORMATS
 from luthier.data.catalog import Columns, Source, Tags, check_datasets, load_catalog
 from luthier.data.read import read_rows
-from luthier.data.types import Dialogue, Prompt
+from luthier.data.types import Dialogue, Feedback, Preference, Prompt
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 ALPACA_ROWS = [{"instruction": "q", "input": "", "output": "a"}]
@@ -490,7 +490,10 @@ class TestExampleData:
         read = FORMATS.get(spec.formatting).read
         examples = [read(row.usable(), spec) for row in read_rows(spec, seed=0)]
         assert len(examples) >= 12
-        assert {type(example) for example in examples} == {Prompt if name == "plain_text" else Dialogue}
+        gives = {"plain_text": Prompt}
+        gives |= {"preferences": Preference, "preferences_eval": Preference}
+        gives |= {"feedback": Feedback, "feedback_eval": Feedback}
+        assert {type(example) for example in examples} == {gives.get(name, Dialogue)}
 
     def test_identity_begins_with_the_question_of_the_quickstart(self):
         rows = [row.data for row in read_rows(load_catalog(str(EXAMPLES)).get("identity"), seed=0)]

@@ -119,7 +119,7 @@ def test_rows_and_tokens_add_up(folder, stage, on_overlong, packing, streaming, 
     ]
     if not packing and not ledger.leftover_tokens:
         assert sum(label >= 0 for label in labels) == account.labelled_tokens
-    if on_overlong == "truncate":
+    if on_overlong == "truncate" and STAGES.get(stage).rows.has_targets:  # prompts that wait for an answer are not cut
         whole = data_of(loaded(stage, folder, cutoff_len=NO_LIMIT, packing=False)).ledger
         (unlimited,) = whole.accounts.values()
         assert account.kept == unlimited.kept and unlimited.lost_tokens == 0

@@ -41,7 +41,7 @@ REFUSED = {
     "prompts": ({"train_on_prompt": True}, "for stage sft"),
     "history": ({"mask_history": True}, "for stage sft"),
     "generation": ({"predict_with_generate": True, **EVAL}, "for stage sft"),
-    "streaming": ({"streaming": True, "max_steps": 2}, "has to judge every row before"),
+    "streaming": ({"streaming": True, "max_steps": 2}, "is computed before training, which needs all of them"),
     "pissa": ({"finetuning_type": "lora", "pissa_init": True}, "as its reference"),
     "prediction": ({"do_predict": True, **EVAL}, "for stage sft"),
 }
