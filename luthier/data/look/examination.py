@@ -46,7 +46,7 @@ class Examination:
         packer = stage.rows.packer(run, encoding)
         if packer is not None and packer.cuts_rows:
             encoding = encoding.unlimited()
-        terms = terms_of(run, encoding)
+        terms = terms_of(run, encoding, has_targets=stage.rows.has_targets)
         checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
         exact, near = ExactTwins(), self._near_twins()
         for sample in self._samples(run, stage, encoding):
@@ -124,13 +124,14 @@ class _Reader:
             return sample, []
 
 
-def terms_of(run: "TrainRun", encoding: Encoding) -> Terms:
+def terms_of(run: "TrainRun", encoding: Encoding, *, has_targets: bool) -> Terms:
     tokenizer, template = encoding.encoder.tokenizer, encoding.template
     special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     longest_first = sorted(special, key=len, reverse=True)
     return Terms(
         on_overlong=run.data.on_overlong,
         cutoff_len=encoding.cutoff_len,
+        has_targets=has_targets,
         splits_evaluation_off=run.data.val_size > 0,
         split_special_tokens=encoding.encoder.split_special_tokens,
         special_words=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),

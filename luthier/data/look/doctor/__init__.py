@@ -54,6 +54,8 @@ class Terms:
 
     on_overlong: str
     cutoff_len: int | None
+    has_targets: bool = True
+    """Whether rows hold what is learned; false where the model answers their prompts itself."""
     splits_evaluation_off: bool
     """`val_size` is given, so that training and evaluation rows come from the same datasets."""
     split_special_tokens: bool

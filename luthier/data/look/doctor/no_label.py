@@ -7,7 +7,7 @@ from luthier.data.look.doctor import Check, Finding, Sample, Terms, finding
 
 
 def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    if not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
+    if not terms.has_targets or not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
         return
     parts = [part for row in sample.rows for part in row]
     if any(part.lost_labels for part in parts):
