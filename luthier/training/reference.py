@@ -6,19 +6,23 @@ and these weights.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 
 from luthier.core.log import info
 from luthier.data.fingerprint import joint_key
 from luthier.data.plan import parts_of
 from luthier.data.prepare import rows_digest
 from luthier.model.heads import inspect_head
+from luthier.model.merge import unwrap
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
 
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 REFERENCE_COLUMN = "reference_logps"
 """The summed log-probability of the answer of each part of a row."""
 LOGPS_FILE = "reference_logps.npy"
+_SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
+"""Fields of an adapter's config that change what its weights do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,12 @@ def _judged(trainer: "StageTrainer", judge: Judge, rows: Any, digest: str, cache
     if not all(gather_object([cache.holds(key)])):
         info(f"reference: computing the log-probabilities of {len(rows)} rows once")
         values = _computed(trainer, judge, rows)
-    entry = cache.entry(key, lambda folder: np.save(folder / LOGPS_FILE, values))  # type: ignore[arg-type]
+
+    def write(folder: Path) -> None:
+        assert values is not None, "an entry that every process has found is not written"
+        np.save(folder / LOGPS_FILE, values)
+
+    entry = cache.entry(key, write)
     return JudgedRows(rows, np.load(entry / LOGPS_FILE))
 
 
@@ -106,8 +117,16 @@ def _computed(trainer: "StageTrainer", judge: Judge, rows: "datasets.Dataset") -
 
 
 def weights_digest(model: "nn.Module") -> str:
-    """Of every weight of a model, and of its config: two models with the same digest compute the same."""
-    digest = hashlib.sha256()
+    """Of every weight of a model and of what scales them (its config, those of its adapters), whatever its name is:
+
+    two models with the same digest compute the same.
+    """
+    config = unwrap(model).config.to_dict() | {"_name_or_path": "", "transformers_version": ""}
+    adapters = (
+        {name: adapter.to_dict() for name, adapter in model.peft_config.items()} if isinstance(model, PeftModel) else {}
+    )
+    scaling = {name: {key: adapter.get(key) for key in _SCALING} for name, adapter in adapters.items()}
+    digest = hashlib.sha256(json.dumps([config, scaling], sort_keys=True, default=repr).encode())
     for name, tensor in model.state_dict().items():
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

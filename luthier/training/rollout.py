@@ -175,13 +175,15 @@ class Rollouts:
     def _asked(self, num_prompts: int, number: int, args: Any) -> list[int]:
         """The prompts of this process in rollout `number`."""
         start = (number * args.world_size + args.process_index) * num_prompts
-        return [self._in_epoch(*divmod(place, len(self.prompts))) for place in range(start, start + num_prompts)]
+        places = [divmod(place, len(self.prompts)) for place in range(start, start + num_prompts)]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
+        return [orders[epoch][place] for epoch, place in places]
 
-    def _in_epoch(self, epoch: int, place: int) -> int:
+    def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffles:
-            return place
+            return range(len(self.prompts))
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        return int(torch.randperm(len(self.prompts), generator=generator)[place])
+        return torch.randperm(len(self.prompts), generator=generator).tolist()
 
     def _parted(self, index: int) -> tuple[list[int], list[int]]:
         """(prompt, given answer)."""
