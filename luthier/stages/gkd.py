@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules import Rule, Rules, above, within
 from luthier.core.errors import RowError
-from luthier.data.collate import model_inputs
 from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted, sft
-from luthier.stages._causal import count_targets, with_router_loss
+from luthier.stages._beside import loss_beside
+from luthier.stages._causal import count_targets
 from luthier.stages._divergence import forward_kl, generalised_jsd
 from luthier.stages._rollout import Rollout
 
@@ -184,27 +184,13 @@ def loss(
     models: Models, batch: Mapping[str, Any], config: GkdConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """Summed over the learned tokens; `teacher_kl` is KL(P || Q) at temperature 1."""
-    from luthier.model.objective import predictions_at, summed_objective
+    temperature = config.gkd_temperature
 
-    inputs, positions = model_inputs(batch), batch["positions"]
-    teacher = models.companions["teacher"]
-    with teacher.asked() as network:
-        wanted = predictions_at(network, teacher.head, inputs, positions)
-    student = predictions_at(models.policy, models.head, inputs, positions)
-    # Embeddings may be padded to different sizes; what lies beyond the shorter one is no token.
-    num_words = min(student.num_words, wanted.num_words)
-    weights, kl = batch.get("weights"), positions.new_zeros((), dtype=student.values.dtype).float()
+    def compare(own: "Tensor", teacher: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+        divergence = generalised_jsd(own / temperature, teacher / temperature, beta=config.gkd_beta)
+        return divergence, forward_kl(own.detach(), teacher)
 
-    def divergence(logits: "Tensor", part: slice) -> "Tensor":
-        nonlocal kl
-        own, given = logits[:, :num_words], wanted.logits(part)[:, :num_words]
-        kl = kl + forward_kl(own.detach(), given).sum()
-        values = generalised_jsd(own / config.gkd_temperature, given / config.gkd_temperature, beta=config.gkd_beta)
-        return values if weights is None else values * weights[part]
-
-    total = summed_objective(student, divergence)
-    output = LossOutput(total, {"teacher_kl": (kl, positions.numel())})
-    return with_router_loss(models, output, count_targets(batch))
+    return loss_beside(models, batch, "teacher", compare)
 
 
 STAGE = Stage(

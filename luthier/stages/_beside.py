@@ -1,0 +1,41 @@
+"""Losses that hold what the policy predicts beside what another network predicts, token by token."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.collate import model_inputs
+from luthier.model.types import Models
+from luthier.stages import LossOutput
+from luthier.stages._causal import count_targets, with_router_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Compare = Callable[["Tensor", "Tensor", slice], "tuple[Tensor, Tensor]"]
+"""(logits of the policy (c, V), of the other (c, V), which of the K targets) -> loss and divergence, (c,) each."""
+
+
+def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
+    """The sum over the learned tokens of what `compare` makes of the policy and its companion `name`.
+
+    The metric `<name>_kl` is the mean of the divergences. V is the smaller of the two vocabularies: embeddings may be
+    padded to different sizes, and what lies beyond the shorter one is no token.
+    """
+    from luthier.model.objective import predictions_at, summed_objective
+
+    inputs, positions = model_inputs(batch), batch["positions"]
+    companion = models.companions[name]
+    with companion.asked() as network:
+        given = predictions_at(network, companion.head, inputs, positions)
+    own = predictions_at(models.policy, models.head, inputs, positions)
+    num_words = min(own.num_words, given.num_words)
+    weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.values.dtype).float()
+
+    def objective(logits: "Tensor", part: slice) -> "Tensor":
+        nonlocal kl
+        values, apart = compare(logits[:, :num_words], given.logits(part)[:, :num_words], part)
+        kl = kl + apart.detach().sum()
+        return values if weights is None else values * weights[part]
+
+    output = LossOutput(summed_objective(own, objective), {f"{name}_kl": (kl, positions.numel())})
+    return with_router_loss(models, output, count_targets(batch))
