@@ -94,9 +94,9 @@ def compare(repeats: int) -> None:
         for number in range(repeats):
             os.environ["LUTHIER_CACHE"] = str(folder / f"cache {number}")
             alone.append(timed(lambda: backend.encode_batch(texts, add_special_tokens=False)))
-            ours.append(timed(lambda: prepare(run, STAGES.get("sft"), side.encoding)))
-        again = min(timed(lambda: prepare(run, STAGES.get("sft"), side.encoding)) for _ in range(3))
-        tokens = int(row_lengths(prepare(run, STAGES.get("sft"), side.encoding).train).sum())
+            ours.append(timed(lambda: prepare(run, STAGES.get("sft").rows, side.encoding)))
+        again = min(timed(lambda: prepare(run, STAGES.get("sft").rows, side.encoding)) for _ in range(3))
+        tokens = int(row_lengths(prepare(run, STAGES.get("sft").rows, side.encoding).train).sum())
     print(f"{NUM_ROWS} rows, {tokens / NUM_ROWS:.0f} tokens each")
     for label, times in (("encode_batch alone", alone), ("luthier, JSON to Arrow", ours)):
         seconds = min(times)[0]
@@ -111,7 +111,7 @@ def prepare_long(folder: str) -> None:
 
     run, side = text_side(Path(folder))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, _ = timed(lambda: prepare(run, STAGES.get("sft"), side.encoding))
+    seconds, _ = timed(lambda: prepare(run, STAGES.get("sft").rows, side.encoding))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
         f"{NUM_LONG_ROWS} short rows: {seconds:.1f} s, peak memory {peak / 2**20:.2f} GiB, {before / 2**20:.2f} before"
