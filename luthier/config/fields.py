@@ -5,12 +5,14 @@
     old: str = no_effect("all", "reason")               # accepted; any value but the default is a warning
     stage: str = variant("sft")                         # supported; the values are the names of the registry `stage`
     former: str = renamed("", "current")                # accepted with a warning, and stored under the key `current`
+    start: bool = never_unread(False)                   # supported; where nobody reads it, an error and not a warning
 
 The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only
 `explain`, `schema` and the docs need it.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -29,12 +31,22 @@ def no_effect(default: Any, reason: str, fulfilled: tuple[Any, ...] = ()) -> Any
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def variant(default: str, also: tuple[str, ...] = ()) -> Any:
+def variant(default: str, also: tuple[str, ...] = (), remedies: Mapping[str, str] | None = None) -> Any:
     """A key whose values are file names: those of the registry of `luthier.core.kinds` with the same key.
 
-    `also`: more names that are read, and that a rule has to answer.
+    `also`: more names that are read, and that a rule has to answer. `remedies`: for names in small letters that people
+    write here and that belong to other keys.
     """
-    return dataclasses.field(default=default, metadata={"status": "supported", "variant": True, "also": also})
+    note = {"status": "supported", "variant": True, "also": also, "remedies": remedies or {}}
+    return dataclasses.field(default=default, metadata=note)
+
+
+def never_unread(default: Any) -> Any:
+    """A key that makes another training run of the one it stands in, so that it must not be given in vain.
+
+    Where the variants that read it are not chosen, any value but the default is an error.
+    """
+    return dataclasses.field(default=default, metadata={"status": "supported", "is_never_unread": True})
 
 
 def renamed(default: Any, current: str) -> Any:

@@ -4,14 +4,35 @@ from dataclasses import dataclass
 
 from luthier.config.fields import variant
 
+_STAGES_OF_OTHER_KEYS = {
+    **{name: f"set stage: dpo and pref_loss: {name}" for name in ("orpo", "simpo", "ipo", "sppo")},
+    **{name: f"set stage: dpo and pref_loss: {name}_pair" for name in ("exo", "bco")},
+    **{name: f"set stage: sft and use_{name}_loss: true" for name in ("dft", "eaft", "asft")},
+    **{name: f"set stage: grpo and loss_type: {name}" for name in ("dapo", "dr_grpo", "gspo", "rloo")},
+    "distill": "set stage: gkd, with teacher_model",
+    "pretrain": "set stage: pt",
+    "reward": "set stage: rm",
+}
+_TYPES_OF_OTHER_KEYS = {
+    "dora": "set finetuning_type: lora and use_dora: true",
+    "llama_pro": "set finetuning_type: freeze and use_llama_pro: true",
+    "loftq": "set finetuning_type: lora, quantization_bit: 4 and loftq_init: true",
+    "lora+": "set finetuning_type: lora and loraplus_lr_ratio: 16",
+    "pissa": "set finetuning_type: lora and pissa_init: true",
+    "qlora": "set finetuning_type: lora and quantization_bit: 4",
+    "qoft": "set finetuning_type: oft and quantization_bit: 4",
+    "rslora": "set finetuning_type: lora and use_rslora: true",
+    **{name: f"set finetuning_type: full and use_{name}: true" for name in ("galore", "apollo", "badam")},
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodChoice:
     """The two keys that decide which other keys are read."""
 
-    stage: str = variant("sft")
+    stage: str = variant("sft", remedies=_STAGES_OF_OTHER_KEYS)
     """What the model learns from: plain text, answers, ..."""
-    finetuning_type: str = variant("lora")
+    finetuning_type: str = variant("lora", remedies=_TYPES_OF_OTHER_KEYS)
     """Which weights learn."""
 
 

@@ -61,6 +61,10 @@ class Key:
     """The key that a renamed key is stored under."""
     is_variant: bool = False
     """The values are the names of a registry."""
+    remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of a variant: wrong value in small letters -> what to write instead."""
+    is_never_unread: bool = False
+    """A training run that does not read it is an error if it has another value than the default."""
 
 
 def later_variants(key: str) -> tuple[str, ...]:

@@ -180,7 +180,7 @@ class _Draft:
                 if entry.value is True and entry.file == COMMAND_LINE:
                     self.blame(name, f"needs a value: {misfit.reason}", f"write --{name} VALUE")
                 else:
-                    self.blame(name, misfit.reason, misfit.remedy)
+                    self.blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
         close = nearest(name, catalogue())
@@ -210,8 +210,11 @@ class _Draft:
             ]
             if readers:
                 self._judge_status(readers[0])
+                continue
+            reader = " or ".join(dict.fromkeys(key.section.reader(self.command) for key in keys))
+            if self.command == "train" and keys[0].is_never_unread and self.given[name] != keys[0].default:
+                self.blame(name, f"is for {reader} only", f"set {reader}, or leave it out")
             else:
-                reader = " or ".join(dict.fromkeys(key.section.reader(self.command) for key in keys))
                 self.warn(name, f"is not read here, only by {reader}")
 
     def _is_switch(self, key: Key) -> bool:
@@ -303,7 +306,7 @@ class _Draft:
 
     def _variant_checks(self, run: TrainRun | InferRun | ExportRun) -> list[Any]:
         checks = []
-        if run.finetuning_type in ADAPTERS.names:
+        if isinstance(run, TrainRun) and run.finetuning_type in ADAPTERS.names:
             checks.append(ADAPTERS.get(run.finetuning_type).check)
         if isinstance(run, TrainRun) and run.stage in STAGES.names:
             checks.append(STAGES.get(run.stage).check)

@@ -1,5 +1,6 @@
 """Rules about the keys that change how a model computes in training: experts, attention, recomputation."""
 
+from luthier.config.quantization import zero_stage
 from luthier.config.rules import Rule, Rules, at_least
 from luthier.core.versions import is_installed
 
@@ -14,17 +15,17 @@ MEMORY_RULES = Rules(
             only_warns=True,
         ),
         Rule(
-            ("shift_attn", "stage"),
-            "writes answers while it trains, for which the whole text must be seen",
-            "leave shift_attn out",
-            lambda run: run.model.shift_attn and run.stage == "ppo",
-        ),
-        Rule(
             ("flash_attn", "shift_attn"),
             "is not read, since shift_attn has kernels of its own",
             "leave it out",
             lambda run: run.model.shift_attn and run.model.flash_attn != "auto",
             only_warns=True,
+        ),
+        Rule(
+            ("pure_bf16", "deepspeed"),
+            "holds the weights in bfloat16 alone, and ZeRO-3 keeps a copy of what it shares out in float32",
+            "set bf16: true in its place, or take ZeRO-2",
+            lambda run: run.finetuning.pure_bf16 and zero_stage(run) == 3,
         ),
         Rule(
             ("enable_liger_kernel",),

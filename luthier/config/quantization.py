@@ -53,11 +53,12 @@ def _belongs_to_quantised(run: Any) -> bool:
 
 def shards_weights(run: Any) -> bool:
     """Whether a training run shares the weights of the model out between its processes (FSDP, DeepSpeed ZeRO-3)."""
-    return bool(run.training["fsdp"]) or _zero_stage(run.training["deepspeed"]) == 3
+    return bool(run.training["fsdp"]) or zero_stage(run) == 3
 
 
-def _zero_stage(deepspeed: Any) -> int | None:
-    """The ZeRO stage of a DeepSpeed config, a file or a mapping; None if it cannot be told."""
+def zero_stage(run: Any) -> int | None:
+    """The ZeRO stage of the DeepSpeed config of a training run, a file or a mapping; None if it cannot be told."""
+    deepspeed = run.training["deepspeed"]
     try:
         config = json.loads(Path(deepspeed).read_bytes()) if isinstance(deepspeed, str) else deepspeed
         return config["zero_optimization"]["stage"]

@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -83,6 +83,10 @@ def number(section: str, key: str) -> Callable[[Any], Any]:
 
 def _has_eval_data(run: Any) -> bool:
     return bool(run.data.eval_dataset) or run.data.val_size > 0 or holds_tokenized_rows(run.data)
+
+
+def _smooths_labels(run: Any) -> bool:
+    return "label_smoothing_factor" in asdict(run.method)
 
 
 def _does_nothing(run: Any) -> bool:
@@ -313,6 +317,13 @@ TRAIN_RULES = Rules(
                 only_warns=True,
             )
             for key in ("deepspeed", "fsdp")
+        ),
+        Rule(
+            ("label_smoothing_factor", "stage"),
+            "is not read here, only by stage: pt or stage: sft",
+            "leave it out",
+            lambda run: run.training["label_smoothing_factor"] > 0 and not _smooths_labels(run),
+            only_warns=True,
         ),
         at_least("data", "max_samples", 1),
         at_least("data", "preprocessing_batch_size", 1),

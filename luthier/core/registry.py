@@ -16,11 +16,12 @@ PACKAGE_ROOT = Path(__file__).parent.parent
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, if one is near enough to be meant."""
+    """The known name most like `name`, if one is near enough to be meant; capitals do not count."""
     from difflib import get_close_matches  # only wanted when something is wrong
 
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return close[0] if close else None
+    in_small = {word.lower(): word for word in known}
+    close = get_close_matches(name.lower(), list(in_small), n=1, cutoff=0.6)
+    return in_small[close[0]] if close else None
 
 
 class Registry:

@@ -15,19 +15,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-GIVEN_ON_QUANTISED = Rule(
-    ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
-    "the given adapter would have to be merged into quantised weights",
-    "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
-    lambda run: (
-        run.adapter.create_new_adapter
-        and bool(run.model.adapter_name_or_path)
-        and run.quantization.quantization_bit is not None
+NEW_ADAPTER_RULES = (
+    Rule(
+        ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
+        "the given adapter would have to be merged into quantised weights",
+        "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
+        lambda run: (
+            run.adapter.create_new_adapter
+            and bool(run.model.adapter_name_or_path)
+            and run.quantization.quantization_bit is not None
+        ),
     ),
-)
-
-
-LLAMA_PRO_RULES = (
+    Rule(
+        ("create_new_adapter", "adapter_name_or_path"),
+        "merges the given adapters first, and none is given",
+        "leave it out, or name them in adapter_name_or_path",
+        lambda run: run.adapter.create_new_adapter and not run.model.adapter_name_or_path,
+        only_warns=True,
+    ),
+    Rule(
+        ("train_from_scratch", "finetuning_type"),
+        "random weights stay as they are, and an adapter on them learns",
+        "set finetuning_type: full",
+        lambda run: run.model.train_from_scratch,
+        only_warns=True,
+    ),
     Rule(
         ("freeze_trainable_layers", "use_llama_pro"),
         "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
@@ -42,6 +54,7 @@ LLAMA_PRO_RULES = (
         lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
     ),
 )
+"""Rules about the keys that every method of peft has."""
 
 
 def common_settings(

@@ -69,36 +69,28 @@ NO_DROPOUT = Rule(
     only_warns=True,
 )
 
-LAST_ANSWER_ONLY = (
-    *(
-        Rule(
-            (key, "stage"),
-            "is for stage sft; here the given answer alone is learned",
-            "leave it out",
-            lambda run, key=key: key in run.changed,  # type: ignore[misc]
-        )
-        for key in ("train_on_prompt", "mask_history")
-    ),
-    Rule(
-        ("do_predict", "stage"),
-        "writes answers, which is for stage sft",
-        "leave it out, or use stage: sft with the trained model",
-        lambda run: run.training["do_predict"],
-    ),
+NO_PREDICTIONS = Rule(
+    ("do_predict", "stage"),
+    "writes answers, which is for stage sft",
+    "leave it out, or use stage: sft with the trained model",
+    lambda run: run.training["do_predict"],
 )
-"""What is asked of stage sft only."""
+
+
+def adapters_of_reference(asks_reference: "Callable[[TrainRun], bool]") -> Rule:
+    return Rule(
+        ("ref_model_adapters", "ref_model"),
+        "are adapters of ref_model, and there is none",
+        "set ref_model, e.g. to the same as model_name_or_path",
+        lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
+    )
 
 
 def of_reference(asks_reference: "Callable[[TrainRun], bool]") -> tuple[Rule, ...]:
     """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
     return (
         *REFERENCE_BITS,
-        Rule(
-            ("ref_model_adapters", "ref_model"),
-            "are adapters of ref_model, and there is none",
-            "set ref_model, e.g. to the same as model_name_or_path",
-            lambda run: asks_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
-        ),
+        adapters_of_reference(asks_reference),
         Rule(
             ("ref_model", "do_train"),
             "is not given, and a run that does not train compares the model with itself, so all rewards are 0",

@@ -50,6 +50,24 @@ ROLLOUT_RULES = (
     ),
     *REFERENCE_BITS,
     *bits_of_other("reward_model_quantization_bit", "reward_model"),
+    Rule(
+        ("reward_model_quantization_bit", "reward_model_type"),
+        "is about a model that is loaded here, and a server loads its own",
+        "leave it out",
+        lambda run: run.method.reward_model_type == "api" and run.method.reward_model_quantization_bit is not None,
+    ),
+    Rule(
+        ("shift_attn", "stage"),
+        "attends within groups, and this stage writes answers while it trains, for which the whole text must be seen",
+        "leave it out",
+        lambda run: run.model.shift_attn,
+    ),
+    Rule(
+        ("on_overlong", "stage"),
+        "cuts a row into several, and here each row is a whole prompt",
+        "set on_overlong: truncate, drop or error",
+        lambda run: run.data.on_overlong == "split",
+    ),
     *NO_PACKING,
     *(
         Rule(

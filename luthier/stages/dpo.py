@@ -22,8 +22,8 @@ from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_seque
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
 from luthier.stages._preference_losses import KNOBS, LOSSES, PairLoss, bco_pair, odds_ratio
 from luthier.stages._reference import (
-    LAST_ANSWER_ONLY,
     NO_DROPOUT,
+    NO_PREDICTIONS,
     ReferenceConfig,
     of_reference,
 )
@@ -66,7 +66,7 @@ RULES = Rules(
         NO_SPLIT,
         *NO_PACKING,
         *NO_ANSWERS,
-        *LAST_ANSWER_ONLY,
+        NO_PREDICTIONS,
         NO_DROPOUT,
         *of_reference(asks_reference),
         above("method", "pref_beta", 0),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.fields import never_unread
 from luthier.config.rules import Rule, Rules, above, within
 from luthier.core.errors import RowError
 from luthier.data.plan import RowPlan
@@ -46,9 +47,9 @@ class GkdConfig:
     """Temperature of both distributions."""
     gkd_lambda: float = 0.0
     """Share of the optimizer steps that learn from answers of the student's own instead of given ones."""
-    train_on_prompt: bool = False
+    train_on_prompt: bool = never_unread(False)
     """Learn the prompt tokens as well as the answers."""
-    mask_history: bool = False
+    mask_history: bool = never_unread(False)
     """Learn the last answer of a conversation only."""
 
 
@@ -122,6 +123,7 @@ RULES = Rules(
         within("method", "gkd_beta", 0, 1, or_high=True),
         above("method", "gkd_temperature", 0),
         within("method", "gkd_lambda", 0, 1, or_high=True),
+        sft.ONE_HISTORY,
         *OWN_ANSWER_RULES,
         *(
             Rule(

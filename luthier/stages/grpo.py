@@ -23,7 +23,7 @@ from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._advantages import GroupAdvantages, by_group_deviation, by_group_mean, leave_one_out
 from luthier.stages._policy_loss import answer_ratio, clipped_loss, mean_ratio, reference_kl, token_ratio
 from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT, wanted_reference
+from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, wanted_reference
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Judged, Rollout, Totals
 
@@ -75,6 +75,7 @@ RULES = Rules(
     (
         *ROLLOUT_RULES,
         NO_DROPOUT,
+        adapters_of_reference(lambda run: run.method.grpo_beta > 0),
         at_least("method", "num_generations", 2),
         Rule(
             ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -92,12 +93,15 @@ RULES = Rules(
         at_least("method", "grpo_beta", 0),
         at_least("method", "epsilon", 0),
         at_least("method", "epsilon_high", 0),
-        Rule(
-            ("ref_model", "grpo_beta"),
-            "is not read, since grpo_beta is 0",
-            "set grpo_beta, or leave ref_model out",
-            lambda run: run.method.ref_model is not None and run.method.grpo_beta == 0,
-            only_warns=True,
+        *(
+            Rule(
+                (key, "grpo_beta"),
+                "is not read, since grpo_beta is 0",
+                "set grpo_beta, or leave it out",
+                lambda run, key=key: bool(getattr(run.method, key)) and run.method.grpo_beta == 0,  # type: ignore[misc]
+                only_warns=True,
+            )
+            for key in ("ref_model", "ref_model_adapters")
         ),
     )
 )

@@ -24,7 +24,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
 from luthier.stages._logps import num_targets, sequence_logps
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
-from luthier.stages._reference import LAST_ANSWER_ONLY, NO_DROPOUT, ReferenceConfig, of_reference
+from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -61,7 +61,7 @@ RULES = Rules(
         ),
         *NO_PACKING,
         *NO_ANSWERS,
-        *LAST_ANSWER_ONLY,
+        NO_PREDICTIONS,
         NO_DROPOUT,
         *of_reference(asks_reference),
         above("method", "pref_beta", 0),

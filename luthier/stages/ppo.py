@@ -18,7 +18,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._policy_loss import clipped_loss, clipped_value_loss
 from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT, wanted_reference
+from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, wanted_reference
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Judged, Rollout, Totals
 
@@ -49,6 +49,7 @@ RULES = Rules(
     (
         *ROLLOUT_RULES,
         NO_DROPOUT,
+        adapters_of_reference(lambda run: True),
         at_least("method", "ppo_buffer_size", 1),
         at_least("method", "ppo_epochs", 1),
         above("method", "ppo_target", 0),

@@ -51,7 +51,6 @@ RULES = Rules(
             "keeps packed conversations apart, and this stage cuts plain texts into blocks",
             "leave it out",
             lambda run: run.data.neat_packing,
-            only_warns=True,
         ),
     )
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.fields import never_unread
 from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.data.plan import RowPlan
 from luthier.data.types import Dialogue
@@ -12,7 +13,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
 from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
-from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, wanted_reference
+from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, wanted_reference
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig(ReferenceConfig):
-    train_on_prompt: bool = False
+    train_on_prompt: bool = never_unread(False)
     """Learn the prompt tokens as well as the answers."""
-    mask_history: bool = False
+    mask_history: bool = never_unread(False)
     """Learn the last answer of a conversation only."""
     compute_accuracy: bool = False
     """Report next-token accuracy on the evaluation data."""
@@ -48,6 +49,13 @@ class SftConfig(ReferenceConfig):
 
 LOSS_SWITCHES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 """At most one of these takes the place of the cross-entropy."""
+
+ONE_HISTORY = Rule(
+    ("mask_history", "train_on_prompt"),
+    "learns the last answer only, while train_on_prompt learns every prompt",
+    "set one of the two",
+    lambda run: run.method.train_on_prompt and run.method.mask_history,
+)
 
 RULES = Rules(
     (
@@ -83,18 +91,14 @@ RULES = Rules(
             )
         ),
         *REFERENCE_BITS,
+        adapters_of_reference(lambda run: run.method.use_asft_loss),
         Rule(
             ("label_smoothing_factor", "use_asft_loss"),
             "spreads the given token over the vocabulary, which this loss does not know",
             "leave it out",
             lambda run: run.method.use_asft_loss and run.method.label_smoothing_factor > 0,
         ),
-        Rule(
-            ("mask_history", "train_on_prompt"),
-            "learns the last answer only, while train_on_prompt learns every prompt",
-            "set one of the two",
-            lambda run: run.method.train_on_prompt and run.method.mask_history,
-        ),
+        ONE_HISTORY,
         Rule(
             ("compute_accuracy", "predict_with_generate"),
             "measures given answers, while predict_with_generate writes new ones",

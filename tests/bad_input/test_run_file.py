@@ -33,7 +33,7 @@ def test_all_problems_at_once(person):
         ("dataset", "", "is missing"),
         ("dataset", None, "is missing"),
         ("stage", "sftt", "did you mean sft?"),
-        ("finetuning_type", "qlora", "did you mean lora?"),
+        ("finetuning_type", "qlora", "set finetuning_type: lora and quantization_bit: 4"),
         ("report_to", "wandbb", "did you mean wandb?"),
         ("template", "chatnl", "did you mean chatml?"),
         ("template", "", "no chat format has this name"),

@@ -90,7 +90,59 @@ def test_a_key_that_nobody_reads_is_a_warning_that_names_who_would(key, value, r
 
 def test_a_key_that_somebody_reads_is_no_warning():
     assert load_train({**BASE, "lora_rank": 4, "train_on_prompt": True}).warnings == ()
-    assert [w.key for w in load_train({**BASE, "stage": "pt", "train_on_prompt": True}).warnings] == ["train_on_prompt"]
+    assert [w.key for w in load_train({**BASE, "stage": "rm", "use_dft_loss": True}).warnings] == ["use_dft_loss"]
+
+
+def test_a_key_that_must_be_read_is_an_error_where_nobody_reads_it():
+    """Only where it would change something, and only in training: the same file serves for chat and export."""
+    (problem,) = problems_of(load_train, {**BASE, "finetuning_type": "full", "use_dora": True}).values()
+    assert problem.reason == "is for finetuning_type: lora only"
+    assert problem.remedy == "set finetuning_type: lora, or leave it out"
+    keys = {**BASE, "finetuning_type": "full"}
+    (warning,) = load_train({**keys, "use_dora": False}).warnings
+    assert warning.reason == "is not read here, only by finetuning_type: lora"
+    keys = {"model_name_or_path": "m", "finetuning_type": "full", "use_dora": True}
+    assert [warning.key for warning in load_infer(keys).warnings] == ["use_dora"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("stage", "orpo", "set stage: dpo and pref_loss: orpo"),
+        ("stage", "DAPO", "set stage: grpo and loss_type: dapo"),
+        ("stage", "SFT", "did you mean sft?"),
+        ("finetuning_type", "QLoRA", "set finetuning_type: lora and quantization_bit: 4"),
+        ("finetuning_type", "pissa", "set finetuning_type: lora and pissa_init: true"),
+        ("finetuning_type", "LoRA", "did you mean lora?"),
+    ],
+)
+def test_a_method_that_belongs_to_another_key(key, value, remedy):
+    assert problems_of(load_train, {**BASE, key: value})[key].remedy == remedy
+
+
+def test_every_remedy_for_a_method_is_a_run_file_that_works():
+    """What follows `set` is read as keys of a run file."""
+    import re
+
+    from luthier.config.keys import catalogue
+
+    more = {
+        "per_device_train_batch_size": 8,
+        "reward_funcs": "f.py:f",
+        "dpo_label_smoothing": 0.1,
+        "teacher_model": "t",
+    }
+    for name in ("stage", "finetuning_type"):
+        remedies = catalogue()[name][0].remedies
+        assert remedies
+        for wrong, remedy in remedies.items():
+            assert problems_of(load_train, {**BASE, name: wrong})[name].remedy == remedy
+            keys = dict(re.findall(r"(\w+): (\w+)", remedy))
+            needed = ("per_device_train_batch_size", "reward_funcs") if keys.get("stage") == "grpo" else ()
+            needed += ("dpo_label_smoothing",) if keys.get("pref_loss") == "exo_pair" else ()
+            needed += ("teacher_model",) if "teacher_model" in remedy else ()
+            words = [f"{key}={value}" for key, value in {**BASE, **keys, **{key: more[key] for key in needed}}.items()]
+            assert load_train(words)
 
 
 def test_training_keys_in_a_file_for_chat_are_warnings():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.fields import never_unread
 from luthier.config.quantization import shards_weights
 from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.kinds import STAGES
@@ -14,7 +15,7 @@ from luthier.model.adapters import Adapter
 from luthier.model.layers import inserted_blocks
 from luthier.model.loftq import start_from_quantisation_error
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import GIVEN_ON_QUANTISED, LLAMA_PRO_RULES, common_settings, start_adapter
+from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
 from luthier.model.pissa import start_from_principal_parts
 from luthier.model.targets import Targets, find_targets, targets_inside
 
@@ -37,33 +38,36 @@ class LoraConfig:
     """Modules trained in full beside the adapter and saved with it (peft's modules_to_save)."""
     create_new_adapter: bool = False
     """Merge the adapters given by `adapter_name_or_path` and train a fresh one."""
-    use_rslora: bool = False
+    use_rslora: bool = never_unread(False)
     """Scale by alpha / sqrt(r) instead of alpha / r (https://arxiv.org/abs/2312.03732)."""
-    use_dora: bool = False
+    use_dora: bool = never_unread(False)
     """Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353)."""
     use_llama_pro: bool = False
     """Put adapters only on the blocks that `luthier expand` inserted (LLaMA Pro, https://arxiv.org/abs/2401.02415)."""
     freeze_trainable_layers: int = 2
     """With use_llama_pro: how many blocks were inserted."""
-    pissa_init: bool = False
+    pissa_init: bool = never_unread(False)
     """Start from the principal singular vectors of the weight (https://arxiv.org/abs/2404.02948)."""
     pissa_iter: int = 16
     """Iterations of the fast SVD of PiSSA; -1 takes the exact SVD."""
     pissa_convert: bool = False
     """Copy the adapter to `output_dir`/pissa_converted too; what PiSSA saves is a plain LoRA adapter in any case."""
-    loftq_init: bool = False
+    loftq_init: bool = never_unread(False)
     """Start from the error of quantisation instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
 
 
 def _asks_reference(run: Any) -> bool:
-    return run.stage in STAGES.names and STAGES.get(run.stage).asks_reference(run)
+    if run.stage not in STAGES.names:
+        return False
+    stage = STAGES.get(run.stage)
+    return stage.asks_reference(run) or any(wanted.key == "ref_model" for wanted in stage.wants(run))
 
 
 RULES = Rules(
     (
         at_least("adapter", "lora_rank", 1),
         at_least("adapter", "lora_alpha", 1),
-        *LLAMA_PRO_RULES,
+        *NEW_ADAPTER_RULES,
         within("adapter", "lora_dropout", 0, 1, or_high=False),
         Rule(
             ("pissa_init", "quantization_bit"),
@@ -80,7 +84,7 @@ RULES = Rules(
         Rule(
             ("pissa_init", "stage"),
             "takes a part out of the model that this stage needs as its reference",
-            "leave it out, or set pref_loss: orpo or simpo, which have no reference",
+            "leave it out; of stage: dpo, pref_loss: orpo and simpo have no reference, and neither has grpo_beta: 0",
             lambda run: run.adapter.pissa_init and _asks_reference(run),
         ),
         Rule(
@@ -117,7 +121,18 @@ RULES = Rules(
             )
             for key in ("pissa_iter", "pissa_convert")
         ),
-        GIVEN_ON_QUANTISED,
+        *(
+            Rule(
+                (key, "adapter_name_or_path"),
+                "is not read here, since the given adapter goes on learning as what its file says it is",
+                "leave it out, or set create_new_adapter: true, which merges that adapter and starts a new one",
+                lambda run, key=key: (  # type: ignore[misc]
+                    key in run.changed and bool(run.model.adapter_name_or_path) and not run.adapter.create_new_adapter
+                ),
+                only_warns=True,
+            )
+            for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")
+        ),
     )
 )
 

@@ -16,7 +16,7 @@ from luthier.core.log import info
 from luthier.model.adapters import Adapter
 from luthier.model.layers import inserted_blocks
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import GIVEN_ON_QUANTISED, LLAMA_PRO_RULES, common_settings, start_adapter
+from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
 from luthier.model.targets import find_targets, targets_inside
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class OftConfig:
 
 RULES = Rules(
     (
-        GIVEN_ON_QUANTISED,
-        *LLAMA_PRO_RULES,
+        *NEW_ADAPTER_RULES,
         at_least("adapter", "oft_rank", 0),
         at_least("adapter", "oft_block_size", 2),
         within("adapter", "module_dropout", 0, 1, or_high=False),

@@ -49,6 +49,9 @@ def _is_no_interval(run: Any) -> bool:
     return interval is None or (interval < 1 and interval != -1)
 
 
+OF_MODE = {"layer": ("badam_start_block", "badam_switch_mode"), "ratio": ("badam_update_ratio", "badam_mask_mode")}
+"""Mode -> the keys that it alone reads."""
+
 RULES = Rules(
     (
         alone("use_badam"),
@@ -73,6 +76,25 @@ RULES = Rules(
             "must be at least 0",
             "the first layer is 0",
             lambda run: (run.optimizers["badam"].badam_start_block or 0) < 0,
+        ),
+        Rule(
+            ("badam_verbose",),
+            "must be 0, 1 or 2",
+            "",
+            lambda run: run.optimizers["badam"].badam_verbose not in (0, 1, 2),
+        ),
+        *(
+            Rule(
+                (key, "badam_mode"),
+                f"is read by badam_mode: {mode} only",
+                f"set badam_mode: {mode}, or leave it out",
+                lambda run, key=key, mode=mode: (  # type: ignore[misc]
+                    key in run.changed and run.optimizers["badam"].badam_mode != mode
+                ),
+                only_warns=True,
+            )
+            for mode, keys in OF_MODE.items()
+            for key in keys
         ),
     )
 )

@@ -56,6 +56,7 @@ RULES = Rules(
         better_in_16_bits("use_galore"),
         no_less("galore", "galore_rank", 1),
         no_less("galore", "galore_update_interval", 1),
+        no_less("galore", "galore_scale", 0),
         *layerwise("galore", "galore_layerwise"),
     )
 )
