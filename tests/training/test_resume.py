@@ -10,36 +10,44 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.core.errors import OutputError
+from luthier.core.kinds import STAGES
 from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world
 
-KINDS = {
-    "sft lora": {"finetuning_type": "lora", "lora_dropout": 0.2},
-    "sft oft": {"finetuning_type": "oft", "oft_block_size": 16, "module_dropout": 0.2},
-    "sft pissa": {"pissa_init": True, "pissa_iter": 4, "lora_rank": 4},
-    "sft dora": {"use_dora": True, "use_rslora": True},
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"finetuning_type": "full"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "lora": {"finetuning_type": "lora"},
+    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
+    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
+}
+DROPOUT = {"lora": {"lora_dropout": 0.2}, "qlora": {"lora_dropout": 0.2}, "oft": {"module_dropout": 0.2}}
+STAGE_KEYS: dict[str, dict[str, Any]] = {
+    "pt": {"dataset": "plain", "cutoff_len": 48},
+    "sft": {},
+    "rm": {"dataset": "pairs"},
+    "dpo": {"dataset": "pairs", "pref_bco_weight": 0.5, "learning_rate": 1e-3},
+    "kto": {"dataset": "feedback", "learning_rate": 1e-3},
+    "gkd": {},
+}
+"""Those of ppo and grpo are in `test_rollouts.py`."""
+KINDS: dict[str, dict[str, Any]] = {
+    **{
+        f"{stage} {way}": {
+            "stage": stage,
+            **keys,
+            **WAYS[way],
+            **(DROPOUT.get(way, {}) if STAGES.get(stage).has_dropout else {}),
+        }
+        for stage, keys in STAGE_KEYS.items()
+        for way in WAYS
+    },
+    "sft pissa": {"pissa_init": True, "pissa_iter": 4, "lora_rank": 4, "finetuning_type": "lora"},
+    "sft dora": {"use_dora": True, "use_rslora": True, "finetuning_type": "lora"},
     "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
-    "sft full": {"finetuning_type": "full"},
-    "sft freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
-    **{
-        f"{stage} {finetuning_type}": {"stage": stage, "finetuning_type": finetuning_type, **keys}
-        for stage, keys in (
-            ("dpo", {"dataset": "pairs", "pref_bco_weight": 0.5, "learning_rate": 1e-3}),
-            ("kto", {"dataset": "feedback", "learning_rate": 1e-3}),
-        )
-        for finetuning_type in ("lora", "full", "freeze")
-    },
-    "rm lora": {"stage": "rm", "dataset": "pairs", "finetuning_type": "lora", "lora_dropout": 0.2},
-    "rm oft": {"stage": "rm", "dataset": "pairs", "finetuning_type": "oft", "oft_block_size": 16},
-    "rm full": {"stage": "rm", "dataset": "pairs"},
-    "rm freeze": {"stage": "rm", "dataset": "pairs", "finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "sft lora on hqq": {**WAYS["lora"], "quantization_bit": 4, "quantization_method": "hqq"},
     "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
-    **{
-        f"gkd {finetuning_type}": {"stage": "gkd", "finetuning_type": finetuning_type}
-        for finetuning_type in ("lora", "full", "freeze")
-    },
     "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
-    "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 48},
 }
 STEPS = 8
 """Of 4 rows each: with 24 rows an epoch has six steps, so step 8 is in the second epoch."""
@@ -98,6 +106,8 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_going_on_from_output_dir_equals_never_stopping(world, whole_run, tmp_path, kind):
+    if "quantization_bit" in KINDS[kind]:
+        pytest.importorskip(KINDS[kind].get("quantization_method", "bitsandbytes"))
     whole, whole_losses = whole_run(kind)
     assert len(whole_losses) == STEPS
     folder = stopped_at(4, whole, tmp_path / "out")
