@@ -5,13 +5,11 @@ from typing import Literal
 
 from luthier.config.fields import no_effect, refused, variant
 
-_HUB = "models come from a local folder, a GGUF file or the Hugging Face hub"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     model_name_or_path: str
-    """Base model: a folder, a GGUF file, or a name on the Hugging Face hub."""
+    """Base model: a folder, a GGUF file, or a name on the hub: Hugging Face, or the one that the environment names."""
     adapter_name_or_path: tuple[str, ...] = ()
     """Adapters: all but the last are merged, and the last is trained on, unless `create_new_adapter`."""
     adapter_folder: str | None = None
@@ -33,7 +31,7 @@ class ModelConfig:
     init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = "noise_init"
     """Start of the new embedding rows: mean with noise, mean of the description's tokens, or the latter with noise."""
     model_revision: str = "main"
-    """Branch, tag or commit of the model on the hub."""
+    """Branch, tag or commit of the model on the hub; `main` is `master` on ModelScope."""
     low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
     """Load the weights without a second copy in memory."""
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
@@ -81,10 +79,10 @@ class ModelConfig:
     """Number type of the weights for generation and export."""
     hf_hub_token: str | None = None
     """Token for private models on the Hugging Face hub. Never printed."""
-    ms_hub_token: str | None = no_effect(None, _HUB)
-    """Token for ModelScope. Never printed."""
-    om_hub_token: str | None = no_effect(None, _HUB)
-    """Token for Modelers. Never printed."""
+    ms_hub_token: str | None = None
+    """Token for private models on ModelScope (environment: USE_MODELSCOPE_HUB=1). Never printed."""
+    om_hub_token: str | None = None
+    """Token for private models on Modelers (environment: USE_OPENMIND_HUB=1). Never printed."""
     print_param_status: bool = False
     """Print name, number type, device and trainability of every parameter after loading."""
     trust_remote_code: bool = False

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from luthier.config.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.data.description import DatasetSpec, Source
 from luthier.data.read import READERS, every_row
@@ -29,7 +30,8 @@ def read_texts(source: str, *, cache_dir: str | None = None, token: str | None =
         raise DataError(f"{KEY}: {source}: there is no such file -> correct the path, or name a dataset of the hub")
     else:
         found = Source("hf_hub", source)
-    rows = [row.data for row in every_row(DatasetSpec(name=KEY, source=found), cache_dir, token) if row.data]
+    spec = DatasetSpec(name=KEY, source=found)
+    rows = [row.data for row in every_row(spec, cache_dir, HubTokens(hf_hub=token)) if row.data]
     texts = [text for row in rows if isinstance(text := row.get("text"), str) and text]
     if not texts:
         columns = ", ".join(sorted({name for row in rows for name in row})) or "none"

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from luthier.config.hubs import HUBS
+from luthier.config.sections import is_on
 from luthier.core.errors import Problem
 from luthier.core.kinds import FORMATS
 from luthier.core.registry import nearest
@@ -250,10 +252,8 @@ def _unread_keys(entry: Mapping[str, Any]) -> Iterator[Fault]:
 def _winning_key(entry: Mapping[str, Any]) -> str:
     hubs = [key for key in ("hf_hub_url", "ms_hub_url", "om_hub_url") if entry.get(key)]
     if hubs:
-        for key, flag in (("ms_hub_url", "USE_MODELSCOPE_HUB"), ("om_hub_url", "USE_OPENMIND_HUB")):
-            if key in hubs and os.environ.get(flag, "0").lower() in ("true", "y", "1"):
-                return key
-        return hubs[0]
+        asked = [hub.url_key for hub in HUBS if hub.url_key in hubs and is_on(os.environ, hub.variable)]
+        return (asked or hubs)[0]
     return next(key for key in ("script_url", "cloud_file_name", "file_name") if entry.get(key))
 
 

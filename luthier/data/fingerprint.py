@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.hubs import HubTokens
 from luthier.core.files import write_atomically
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.read import data_files, every_row
@@ -50,9 +51,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def source_digest(
-    spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, hf_hub_token: str | None
-) -> tuple[str, ...]:
+def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, tokens: HubTokens) -> tuple[str, ...]:
     """Of the description and of every byte it names; `folder` is where the hashes of big files are remembered.
 
     Hub repositories are hashed row by row, since what their clients keep on the disk is their own affair.
@@ -61,7 +60,7 @@ def source_digest(
     if spec.source.kind in ("file", "cloud"):
         return (description, *(f"{file.name} {file_digest(file, folder)}" for file in data_files(spec)))
     digest = hashlib.sha256()
-    for row in every_row(spec, cache_dir, hf_hub_token):
+    for row in every_row(spec, cache_dir, tokens):
         digest.update(repr(row.data).encode("utf-8", "surrogatepass"))
     return (description, digest.hexdigest())
 

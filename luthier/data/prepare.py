@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from luthier.config.data import holds_tokenized_rows
+from luthier.config.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
 from luthier.data.cache import Cache, open_cache
@@ -147,7 +148,7 @@ class _Builder:
     def __init__(self, run: "TrainRun", plan: "RowPlan", encoding: Encoding, packer: "Packer | None") -> None:
         self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
-        self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+        self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         self.maker = RowMaker(plan, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
         self.made_by = joint_key(run.stage, run.method, encoding_digest(encoding), run.data.on_overlong)

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import IO
 
+from luthier.config.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError
 from luthier.core.registry import nearest
 from luthier.data.description import DatasetSpec
@@ -37,15 +38,15 @@ def read_rows(
     seed: int,
     max_samples: int | None = None,
     cache_dir: str | None = None,
-    hf_hub_token: str | None = None,
+    tokens: HubTokens = NO_TOKENS,
     streams: bool = False,
 ) -> Iterator[Row]:
     """Rows in file order; with `num_samples` a random choice of the seed, in random order; at most `max_samples`.
 
-    `cache_dir` and `hf_hub_token` are for hub repositories, which `streams` reads without fetching them first. Raises
+    `cache_dir` and `tokens` are for hub repositories, which `streams` reads without fetching them first. Raises
     `DataError` for a source without a readable row and for a file that breaks off.
     """
-    all_rows = partial(every_row, spec, cache_dir, hf_hub_token, streams=streams)
+    all_rows = partial(every_row, spec, cache_dir, tokens, streams=streams)
     rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
     return islice(rows, max_samples)
 
@@ -88,15 +89,13 @@ def column_names(file: DataFile) -> list[str] | None:
     return ["text"] if file.kind == "txt" else None
 
 
-def every_row(
-    spec: DatasetSpec, cache_dir: str | None, hf_hub_token: str | None, *, streams: bool = False
-) -> Iterator[Row]:
+def every_row(spec: DatasetSpec, cache_dir: str | None, tokens: HubTokens, *, streams: bool = False) -> Iterator[Row]:
     """All that the source holds, in order. Raises `DataError`."""
     empty = True
     if spec.source.kind in _HUBS:
         from luthier.data.readers.remote import read_hub  # what it imports would slow every command
 
-        for row in read_hub(spec, cache_dir=cache_dir, token=hf_hub_token, streams=streams):
+        for row in read_hub(spec, cache_dir=cache_dir, tokens=tokens, streams=streams):
             empty = False
             yield row
     else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from luthier.config.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import warn
 from luthier.data.description import DatasetSpec
@@ -111,7 +112,7 @@ def open_stream(
     seed: int,
     buffer_size: int,
     cache_dir: str | None,
-    hf_hub_token: str | None,
+    tokens: HubTokens = NO_TOKENS,
 ) -> Stream:
     """`num_samples` of a dataset is not followed, since it would need to know all rows."""
     for spec in specs:
@@ -119,7 +120,7 @@ def open_stream(
             warn(f"dataset {spec.name!r}: num_samples is not followed while streaming, which does not know all rows")
     return Stream(
         tuple(replace(spec, num_samples=None) for spec in specs),
-        partial(read_rows, seed=seed, cache_dir=cache_dir, hf_hub_token=hf_hub_token, streams=True),
+        partial(read_rows, seed=seed, cache_dir=cache_dir, tokens=tokens, streams=True),
         strategy,
         tuple(probabilities),
         seed,

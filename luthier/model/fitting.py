@@ -8,6 +8,7 @@ from luthier.core.machine import Machine
 from luthier.model.attention import Attention
 from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
 from luthier.model.depths import convert, is_routed
+from luthier.model.hubs import hub_token
 from luthier.model.merge import GivenAdapters, adapter_path
 from luthier.model.packed import require_trainable
 from luthier.model.parts import frozen_parts
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def given_adapters(keys: "ModelConfig") -> GivenAdapters:
     return GivenAdapters(
-        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, keys.hf_hub_token
+        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, hub_token(keys)
     )
 
 

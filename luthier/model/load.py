@@ -27,6 +27,7 @@ from luthier.model.fitting import (
 )
 from luthier.model.gguf import check_loadable
 from luthier.model.gguf_config import repair_config
+from luthier.model.hubs import hub_token
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.loftq import read_record, round_weights
 from luthier.model.memory_check import placement
@@ -63,7 +64,7 @@ def load_config(
     """The config of a folder, a GGUF file or a hub id. Raises `ModelError`."""
     from transformers import AutoConfig
 
-    source = locate(name_or_path)
+    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     header = check_loadable(Path(source.name) / source.gguf_file) if source.gguf_file else None
     register()
@@ -108,11 +109,11 @@ def load_model(
     A GGUF file is de-quantised, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
     """
-    source = locate(name_or_path)
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    source = locate(name_or_path, **hub)
     if config is None:
         config = load_config(name_or_path, trust_remote_code=trust_remote_code, **hub)
-    check_source(name_or_path, weights=not train_from_scratch, cache_dir=cache_dir)
+    check_source(name_or_path, weights=not train_from_scratch, **hub)
     auto = auto_class(config)
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     common["trust_remote_code"] = trust_remote_code
@@ -329,7 +330,7 @@ def _load_base(
     hub: dict[str, Any] = {
         "revision": keys.model_revision,
         "cache_dir": keys.cache_dir,
-        "token": keys.hf_hub_token,
+        "token": hub_token(keys),
         "trust_remote_code": keys.trust_remote_code,
     }
     config = load_config(keys.model_name_or_path, **hub)

@@ -12,7 +12,7 @@ from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
 from luthier.model.loftq import require_base
 from luthier.model.quantization import forget_description, is_quantised
-from luthier.model.sources import check_adapter_source
+from luthier.model.sources import at_hand, check_adapter_source
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -136,7 +136,7 @@ def describe_adapter(adapted: "PeftModel") -> str:
 
 def adapter_path(name: str, given: GivenAdapters) -> Path:
     """The local folder of an adapter, downloaded if it is on the hub. Raises `ModelError`."""
-    path = Path(name).expanduser()
+    path = Path(at_hand(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token)).expanduser()
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 

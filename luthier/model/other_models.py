@@ -9,6 +9,7 @@ from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
+from luthier.model.hubs import hub_token
 from luthier.model.load import load_merged
 from luthier.model.quantization import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
@@ -40,7 +41,7 @@ def load_other(
         use_fast=keys.use_fast_tokenizer,
         revision=keys.model_revision,
         cache_dir=keys.cache_dir,
-        token=keys.hf_hub_token,
+        token=hub_token(keys),
         trust_remote_code=keys.trust_remote_code,
     )
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)

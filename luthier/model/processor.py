@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.log import warn
+from luthier.model.hubs import fetched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ def _say_missing(source: str) -> None:
 
 
 def _find(source: str, name: str) -> Path | None:
-    path = Path(source).expanduser()
+    path = Path(fetched(source)).expanduser()
     if path.is_dir():
         return path / name if (path / name).is_file() else None
     from transformers.utils.hub import cached_file

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a GGUF file (or a folder that holds just one), or a name on the hub.
+"""Where a model comes from: a folder, a GGUF file (or a folder that holds just one), or a name on a hub.
 
 Nothing here imports torch, so a wrong path is reported in a fraction of a second.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from luthier.core.errors import ModelError
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.gguf import read_header
+from luthier.model.hubs import local_name, resolution_fault
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
@@ -50,8 +51,14 @@ def permitted() -> Iterator[None]:
 
 
 @permitted()
-def locate(name_or_path: str) -> Source:
-    """Find out what `name_or_path` is. Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id."""
+def locate(
+    name_or_path: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
+) -> Source:
+    """Find out what `name_or_path` is; a name on another hub than Hugging Face is fetched, and is a folder then.
+
+    Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id.
+    """
+    name_or_path = at_hand(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -90,13 +97,26 @@ def is_hub_id(name: str) -> bool:
 
 
 @permitted()
-def check_source(name_or_path: str, *, weights: bool = True, cache_dir: str | None = None) -> None:
+def at_hand(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+    """`name`, or the folder it was fetched to if it is a name on another hub than Hugging Face. Raises `ModelError`."""
+    return local_name(name, revision=revision, cache_dir=cache_dir, token=token) if is_hub_id(name) else name
+
+
+@permitted()
+def check_source(
+    name_or_path: str,
+    *,
+    weights: bool = True,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> None:
     """Look at the files of a model without loading it.
 
     `weights=False` asks for the config alone (training from scratch).
     Raises `ModelError` for anything missing, half written or not a model, and for a hub id that cannot be fetched.
     """
-    source = locate(name_or_path)
+    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     if not source.is_local:
         check_hub(source.name, cache_dir)
         return
@@ -122,23 +142,12 @@ def check_hub(name: str, cache_dir: str | None = None) -> None:
     if (Path(cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
         return
     host = urlsplit(ENDPOINT).hostname or ENDPOINT
-    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else _unreachable(host)
+    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else resolution_fault(host)
     if reason:
         raise ModelError(
             f"{name}: there is no folder of this name here, and {host} cannot be asked for it ({reason}) -> give the "
             "path of a folder or a .gguf file, or check the name and the network"
         )
-
-
-def _unreachable(host: str) -> str:
-    """Why the name of a host leads nowhere, or the empty text."""
-    import socket
-
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError as fault:
-        return fault.strerror or str(fault)
-    return ""
 
 
 @permitted()

@@ -49,7 +49,11 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     has_own_files = (Path(name_or_path).expanduser() / "tokenizer_config.json").is_file()
-    source = Source(str(Path(name_or_path).expanduser())) if has_own_files else locate(name_or_path)
+    source = (
+        Source(str(Path(name_or_path).expanduser()))
+        if has_own_files
+        else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    )
     if source.gguf_file:
         check_loadable(Path(source.name) / source.gguf_file)
     elif source.is_local:

@@ -11,6 +11,8 @@ from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
 from luthier.data.own_template import choose_template
 from luthier.data.templates import Template
+from luthier.model.hubs import hub_token
+from luthier.model.sources import at_hand, check_source
 from luthier.run.template_check import report_at_start
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ class TextSide:
 def tokenizer_source(model: "ModelConfig") -> str:
     """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
     if model.adapter_name_or_path:
-        folder = Path(model.adapter_name_or_path[-1], model.adapter_folder or "")
+        last = model.adapter_name_or_path[-1]
+        last = at_hand(last, revision=model.model_revision, cache_dir=model.cache_dir, token=hub_token(model))
+        folder = Path(last, model.adapter_folder or "")
         if (folder / "tokenizer.json").is_file():
             return str(folder)
     return model.model_name_or_path
@@ -50,18 +54,17 @@ def load_text_side(
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.jinja import give_chat_template
     from luthier.model.load import load_config
-    from luthier.model.sources import check_source
     from luthier.model.tokenizer import load_tokenizer
 
     hush_libraries()
     model, data = run.model, run.data
-    check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch)
     hub: dict[str, Any] = {
         "revision": model.model_revision,
         "cache_dir": model.cache_dir,
-        "token": model.hf_hub_token,
-        "trust_remote_code": model.trust_remote_code,
+        "token": hub_token(model),
     }
+    check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch, **hub)
+    hub["trust_remote_code"] = model.trust_remote_code
     tokenizer = load_tokenizer(
         tokenizer_source(model),
         use_fast=model.use_fast_tokenizer,

@@ -12,6 +12,7 @@ from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
+from luthier.model.hubs import fetched, hub_token
 from luthier.model.packed import GPTQ_LIBRARIES
 from luthier.model.save import copy_value_head, num_bytes, write_model
 from luthier.model.scoring import fit_scorer
@@ -160,7 +161,8 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
     from luthier.data.modelfile import modelfile
 
     gguf = None
-    copy_value_head((*reversed(run.model.adapter_name_or_path), run.model.model_name_or_path), draft)
+    sources = (*reversed(run.model.adapter_name_or_path), run.model.model_name_or_path)
+    copy_value_head(map(fetched, sources), draft)
     if (number_format := run.export.export_gguf) is not None:
         from luthier.model.gguf_writer import gguf_name, write_gguf
 
@@ -228,7 +230,7 @@ def check_mergeable(run: "ExportRun") -> None:
         keys.model_name_or_path,
         revision=keys.model_revision,
         cache_dir=keys.cache_dir,
-        token=keys.hf_hub_token,
+        token=hub_token(keys),
         trust_remote_code=keys.trust_remote_code,
     )
     found = packing_of(config)
@@ -255,7 +257,7 @@ def check_quantisable(run: "ExportRun") -> None:
             keys.model_name_or_path,
             revision=keys.model_revision,
             cache_dir=keys.cache_dir,
-            token=keys.hf_hub_token,
+            token=hub_token(keys),
             trust_remote_code=keys.trust_remote_code,
         )
     )
@@ -278,7 +280,7 @@ def check_gguf(run: "ExportRun") -> None:
                 keys.model_name_or_path,
                 revision=keys.model_revision,
                 cache_dir=keys.cache_dir,
-                token=keys.hf_hub_token,
+                token=hub_token(keys),
                 trust_remote_code=keys.trust_remote_code,
             )
         )

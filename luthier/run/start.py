@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.config.fp8 import installed_backend, missing_library
+from luthier.config.hubs import hub_in_use
 from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.swanlab import MINIMUM
 from luthier.core.errors import ModelError, Problem
@@ -36,6 +37,7 @@ METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
 
 def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
     """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
+    yield from hub_problems(run)
     keys = run.model
     from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
     try:
@@ -59,6 +61,21 @@ def packing_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
         yield from problems_with(found[1])
         if isinstance(run, TrainRun) and run.trains:
             yield from training_problems(found[1], run)
+
+
+def hub_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+    """The library of the hub that the environment asks for, if a model is to come from there and it is missing."""
+    hub = hub_in_use()
+    keys = run.model
+    if hub is None or is_installed(hub.module):
+        return
+    for key, name in (
+        ("model_name_or_path", keys.model_name_or_path),
+        *(("adapter_name_or_path", name) for name in keys.adapter_name_or_path),
+    ):
+        if name and is_hub_id(name):
+            reason = f"{hub.variable} asks for models of {hub.title}, and its library {hub.module} is not installed"
+            yield Problem(key, reason, f"pip install 'luthier[{hub.extra}]'", value=name, has_value=True)
 
 
 def quantizer_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.hubs import HubTokens
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.log import hush_libraries, info, warn
 from luthier.data.chat_program import ChatProgram
@@ -132,7 +133,7 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
 
     data = run.data
     catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=run.model.hf_hub_token)
-    hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+    hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
     thinking = data.enable_thinking
     for spec in map(catalog.get, data.dataset or data.eval_dataset):
         read = FORMATS.get(spec.formatting).read

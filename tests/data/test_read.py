@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.config.hubs import HubTokens
 from luthier.core.errors import DataError, MissingExtra, RowError
 from luthier.data.description import DatasetSpec, Source
 from luthier.data.read import column_names, data_files, read_rows
@@ -431,7 +432,9 @@ class TestHubs:
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         description = DatasetSpec(name="d", source=Source("hf_hub", "o/r"), subset="s", split="test", folder="f")
-        rows = list(read_rows(description, seed=0, cache_dir="c", hf_hub_token="t", max_samples=3))
+        rows = list(
+            read_rows(description, seed=0, cache_dir="c", tokens=HubTokens(hf_hub="t", ms_hub="m"), max_samples=3)
+        )
         assert [row.data for row in rows] == ROWS[:3]
         assert rows[0].place == "o/r, row 1"
         assert asked == {
@@ -533,7 +536,7 @@ class TestClouds:
         cloud.pipe("/bucket/a.json", json.dumps(ROWS[:3]).encode())
         description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/a.json"))
         words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1}
-        stream = open_stream([description], **words, cache_dir=None, hf_hub_token=None)
+        stream = open_stream([description], **words, cache_dir=None)
         assert [row.data for _, row in stream.one_pass(0)] == ROWS[:3] == [row.data for _, row in stream.one_pass(1)]
 
     def test_absent(self, cloud):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.hubs import HubTokens
 from luthier.core.errors import DataError, MissingExtra, RowError
 from luthier.core.kinds import CHECKS, FORMATS
 from luthier.data.catalog import load_catalog
@@ -72,7 +73,7 @@ class Examination:
 
     def _samples(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Sample | Finding]:
         catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
-        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "hf_hub_token": run.model.hf_hub_token}
+        hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         reader = _Reader(stage.rows, run.method, encoding)
         splits: list[tuple[Split, str]] = [("train", name) for name in run.data.dataset]
         splits += [("eval", name) for name in run.data.eval_dataset]

@@ -3,10 +3,11 @@
 import importlib
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
+from luthier.config.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, InvalidInput
 from luthier.core.versions import require
 from luthier.data.readers import DataFile, Row
@@ -32,7 +33,9 @@ _GCS = _Driver("gcsfs", {"token": "anon"}, "gcsfs.retry", "HttpError")
 _DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
 
 
-def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None, streams: bool = False) -> Iterator[Row]:
+def read_hub(
+    spec: "DatasetSpec", *, cache_dir: str | None, tokens: HubTokens = NO_TOKENS, streams: bool = False
+) -> Iterator[Row]:
     """Rows of a hub repository; with `streams` they are fetched as they are read.
 
     Raises `DataError` when it cannot be reached and `MissingExtra` without its library.
@@ -40,6 +43,7 @@ def read_hub(spec: "DatasetSpec", *, cache_dir: str | None, token: str | None, s
     number = 0
     try:
         load = _LOADERS[spec.source.kind](spec, streams)
+        token = asdict(tokens)[spec.source.kind]
         for data in load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token):
             number += 1
             yield Row(spec.source.location, number, data)
