@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -56,7 +57,12 @@ def model_class(config: "PreTrainedConfig") -> type | None:
 
 def gives_scores(config: "PreTrainedConfig") -> bool:
     """Whether its model gives a number for a text instead of words."""
-    return any(name.endswith(_SCORES) for name in config.architectures or ())
+    return names_scorer(config.architectures)
+
+
+def names_scorer(architectures: "Iterable[str] | None") -> bool:
+    """The same of what a config.json names."""
+    return any(name.endswith(_SCORES) for name in architectures or ())
 
 
 def make_scorer(config: "PreTrainedConfig") -> None:
@@ -92,5 +98,5 @@ def require_kind(name: str, config: "PreTrainedConfig", *, scores: bool) -> None
     if scores and not gives_scores(config):
         raise ModelError(
             f"{name}: this model writes words and has no layer that scores"
-            " -> train it with stage: rm first, or give the adapter of such a run as adapter_name_or_path"
+            " -> train it with stage: rm first, or give the adapter of such a run beside it"
         )

@@ -5,10 +5,11 @@ several times as much, and what it needs depends on the batch.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, RunFailed
 from luthier.core.files import size
 from luthier.core.log import warn
 from luthier.core.machine import available_memory_bytes
@@ -35,6 +36,25 @@ def check_memory(source: Source, dtype: "torch.dtype") -> None:
         f"{source}: its weights take {size(needed_bytes)} of memory in {str(dtype).removeprefix('torch.')}, and "
         f"{size(free_bytes)} are free -> {smaller}take a smaller model, or free some memory"
     )
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether an accelerator or the system refused memory; torch has no class of its own for the latter."""
+    import torch
+
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(fault)
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """While open, or around a function, a refusal of memory becomes `RunFailed`, which says what the library says: how
+    much was asked for, and of an accelerator how much it has and how much is free."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if not is_out_of_memory(fault):
+            raise
+        raise RunFailed(f"there is not enough memory: {str(fault) or 'Python got none'} -> {remedy}") from fault
 
 
 def placement(

@@ -15,7 +15,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def target_rules(key: str) -> tuple[Rule, ...]:
+    """Rules about a key that names what gets the adapter."""
+    return (
+        Rule(
+            (key,),
+            "names no module",
+            f"write {key}: all, or names such as q_proj,v_proj",
+            lambda run: not getattr(run.adapter, key),
+        ),
+        Rule(
+            (key,),
+            "is what peft calls it, and here it is called all",
+            f"write {key}: all",
+            lambda run: "all-linear" in getattr(run.adapter, key),
+        ),
+    )
+
+
 NEW_ADAPTER_RULES = (
+    *target_rules("lora_target"),
     Rule(
         ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
         "the given adapter would have to be merged into quantised weights",

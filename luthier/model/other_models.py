@@ -1,5 +1,7 @@
 """The models that a run names beside the one that learns: a reference, a teacher."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,14 +38,15 @@ def load_other(
     token ids otherwise than the model that learns.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
-    own = load_tokenizer(
-        source,
-        use_fast=keys.use_fast_tokenizer,
-        revision=keys.model_revision,
-        cache_dir=keys.cache_dir,
-        token=hub_token(keys),
-        trust_remote_code=keys.trust_remote_code,
-    )
+    with _under(key):
+        own = load_tokenizer(
+            source,
+            use_fast=keys.use_fast_tokenizer,
+            revision=keys.model_revision,
+            cache_dir=keys.cache_dir,
+            token=hub_token(keys),
+            trust_remote_code=keys.trust_remote_code,
+        )
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
     if difference:
         raise ModelError(
@@ -52,7 +55,8 @@ def load_other(
     machine = detect()
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
-    model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
+    with _under(key):
+        model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(
@@ -60,6 +64,15 @@ def load_other(
             " -> name a model with the same tokenizer"
         )
     return model.requires_grad_(False)
+
+
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """What is wrong with the model is told under the key that names it."""
+    try:
+        yield
+    except ModelError as fault:
+        raise ModelError(f"{key}: {fault}") from fault
 
 
 def first_difference(

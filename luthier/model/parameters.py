@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.quantization import num_weights, quantised_layers
 
@@ -26,8 +27,16 @@ def describe_parameters(model: "nn.Module") -> Iterator[str]:
 
 
 def tell_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int]:
-    """Say how many learn, and each parameter with `one_by_one`. Returns (trainable, all)."""
+    """Say how many learn, and each parameter with `one_by_one`. Returns (trainable, all).
+
+    Raises `ModelError` if none learns.
+    """
     trainable, total = count_parameters(model)
+    if not trainable:
+        raise ModelError(
+            "finetuning_type: with these keys no parameter learns"
+            " -> choose other layers or modules, or another size of the adapter"
+        )
     info(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
     for line in describe_parameters(model) if one_by_one else ():
         info(line)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import LuthierError, ModelError
 from luthier.model.compat.gguf_speed import fast_gguf
 from luthier.model.sources import Source
 
@@ -17,6 +17,8 @@ def readable(source: Source, part: str) -> Iterator[None]:
     try:
         with fast_gguf() if source.gguf_file else nullcontext():
             yield
+    except LuthierError:  # which says already what to do
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as fault:
         raise _unusable(source, part, fault) from fault
 
@@ -36,6 +38,10 @@ _CAUSES = (
         "ignore_mismatched_sizes",
         "they have other shapes than config.json says; the table above names them",
         "config.json and weights belong to different models: copy or download both again",
+    ),
+    *(
+        (words, None, "take a smaller model or quantization_bit: 4, or free some memory")
+        for words in ("out of memory", "can't allocate memory")
     ),
     (
         "Unrecognized configuration class",

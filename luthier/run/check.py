@@ -10,6 +10,7 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
+from luthier.run.named import named_problems
 from luthier.run.start import library_problems, quantizer_problems, source_problems
 
 KINDS = {"train": "train", "chat": "infer", "export": "export"}
@@ -43,8 +44,10 @@ def load_checked(
         problems += quantizer_problems(run)
         if isinstance(run, TrainRun):
             problems += library_problems(run)
+            problems += named_problems(run)
     else:
         warnings += source_problems(run)
+        warnings += named_problems(run) if isinstance(run, TrainRun) else ()
     if problems:
         raise ConfigError(written.source, [locate(problem, written) for problem in problems])
     return replace(run, warnings=(*run.warnings, *(locate(warning, written) for warning in warnings)))

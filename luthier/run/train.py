@@ -9,6 +9,7 @@ from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, is_main_process, warn
+from luthier.model.memory_check import enough_memory
 from luthier.run.encoding import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+@enough_memory("take a smaller model, quantization_bit: 4, or smaller batches")
 def train(run: TrainRun) -> "RunResult":
     """Everything that a training run file asks for. Bad data fails before weights are loaded.
 
@@ -68,7 +70,7 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
-    model, padding_reason = load_policy(run, text, machine, scores=stage.scores)
+    model, padding_reason, lacks = load_policy(run, text, machine, scores=stage.scores)
     if not stage.has_dropout:
         switch_dropout_off(model)
     companions = load_wanted(run, stage, text)
@@ -92,7 +94,7 @@ def train(run: TrainRun) -> "RunResult":
     if stage.asks_reference(run):
         add_reference_of(run, trainer, text)
     add_rollouts(run, trainer, data, text)
-    return carry_out(run, trainer, data, text, resume_from)
+    return carry_out(run, trainer, data, text, resume_from, lacks)
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
@@ -115,20 +117,26 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     return resume_from
 
 
-def load_policy(run: TrainRun, text: TextSide, machine: "Machine", *, scores: bool) -> "tuple[nn.Module, str | None]":
-    """The model, and why rows must be padded; None if its attention keeps rows apart that lie behind one another."""
+def load_policy(
+    run: TrainRun, text: TextSide, machine: "Machine", *, scores: bool
+) -> "tuple[nn.Module, str | None, Mapping[str, str]]":
+    """The model; why rows must be padded, None if its attention keeps rows apart that lie behind one another; and what
+    was asked for and could not be had, with the reason."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.load import load_for_inference, load_for_training
 
+    lacks: dict[str, str] = {}
     if run.trains:
         loaded = load_for_training(run, text.fitted, machine, scores=scores)
+        if loaded.attention.reason:
+            lacks["flash_attn"] = loaded.attention.reason
         model, padding_reason = loaded.model, loaded.padding_reason
     else:
         model = load_for_inference(run, machine, scores=scores)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
-    return model, padding_reason
+    return model, padding_reason, lacks
 
 
 def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
@@ -158,11 +166,17 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
 
 
 def carry_out(
-    run: TrainRun, trainer: "StageTrainer", data: "PreparedData", text: TextSide, resume_from: Path | None
+    run: TrainRun,
+    trainer: "StageTrainer",
+    data: "PreparedData",
+    text: TextSide,
+    resume_from: Path | None,
+    lacks: Mapping[str, str],
 ) -> "RunResult":
-    """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`."""
-    from luthier.model.fitting import what_became
-    from luthier.model.merge import unwrap
+    """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`.
+
+    `lacks`: from `load_policy`.
+    """
     from luthier.run.predict import predict, predict_rows
     from luthier.training.fit import RunResult, fit, with_perplexity
     from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
@@ -201,14 +215,23 @@ def carry_out(
             for split, values in metrics.items():
                 save_metrics(output_dir, split, values)
             if run.trains:
-                facts: dict[str, Any] = {
-                    "seed": run.training["seed"],
-                    "data": data.fingerprint,
-                    "model": run.model.model_name_or_path,
-                }
-                facts["computed_with"] = what_became(unwrap(trainer.policy))
+                facts = facts_of(run, trainer, data, lacks)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
+
+
+def facts_of(run: TrainRun, trainer: "StageTrainer", data: "PreparedData", lacks: Mapping[str, str]) -> dict[str, Any]:
+    """For the manifest: what the weights were made of, and on what."""
+    from luthier.model.fitting import what_became
+    from luthier.model.merge import unwrap
+
+    facts: dict[str, Any] = {
+        "seed": run.training["seed"],
+        "data": data.fingerprint,
+        "model": run.model.model_name_or_path,
+        "computed_with": what_became(unwrap(trainer.policy)),
+    }
+    return {**facts, "not_as_asked": dict(lacks)} if lacks else facts
 
 
 def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.legacy import training_arguments_kwargs
 from luthier.config.optim_rules import NEEDS_ACCELERATOR
-from luthier.core.errors import InvalidInput, MissingExtra
+from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
 from luthier.training.fp8 import switch_on
@@ -94,5 +94,7 @@ def accepted(key: str, value: str) -> Iterator[None]:
     """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
     try:
         yield
+    except LuthierError:  # what an optimizer of luthier finds wrong names its own key
+        raise
     except (ValueError, TypeError, ImportError) as fault:
         raise InvalidInput(f"{key}: {value}: cannot be used as it is configured: {fault}") from fault

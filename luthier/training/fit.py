@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from luthier.core.errors import RunFailed
@@ -16,6 +15,7 @@ from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.labels import IGNORE_INDEX
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
+from luthier.model.memory_check import is_out_of_memory
 from luthier.stages import Stage
 from luthier.training.arguments import trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
@@ -152,9 +152,11 @@ def fit(trainer: StageTrainer, resume_from: Path | None) -> tuple[dict[str, floa
         trainer.add_callback(stop)
         try:
             output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise RunFailed(
-                f"the device ran out of memory at step {trainer.state.global_step}: {error}"
+                f"there was not enough memory at step {trainer.state.global_step}: {error}"
                 " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
             ) from error
     if not trainer.num_trained_tokens:

@@ -16,7 +16,7 @@ from luthier.core.log import info
 from luthier.model.adapters import Adapter
 from luthier.model.layers import inserted_blocks
 from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
+from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
 from luthier.model.targets import find_targets, targets_inside
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class OftConfig:
 RULES = Rules(
     (
         *NEW_ADAPTER_RULES,
+        *target_rules("oft_target"),
         at_least("adapter", "oft_rank", 0),
         at_least("adapter", "oft_block_size", 2),
         within("adapter", "module_dropout", 0, 1, or_high=False),
@@ -122,6 +123,11 @@ def _tell_sizes(adapted: "PeftModel", config: OftConfig) -> None:
     taken = set()
     for module in adapted.modules():
         if isinstance(module, OFTLayer):
+            if module.oft_block_size["default"] == 1:
+                raise ModelError(
+                    f"{key}: {asked}: blocks of one number cannot be rotated, and a layer of width"
+                    f" {module.in_features} has no others with it -> lower oft_rank, or give an even oft_block_size"
+                )
             size = (module.r if config.oft_rank else module.oft_block_size)["default"]
             if size != asked:
                 taken.add(f"{size} for {module.in_features}")

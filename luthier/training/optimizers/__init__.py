@@ -118,6 +118,17 @@ def no_less(name: str, key: str, minimum: float) -> Rule:
     return Rule((key,), f"must be at least {minimum}", "", lambda run: value(run.optimizers[name]) < minimum)
 
 
+def names_targets(name: str, key: str) -> Rule:
+    """The key of the optimizer `name` that says whose gradients are projected must say so."""
+    value = attrgetter(key)
+    return Rule(
+        (key,),
+        "names no module, so nothing would be projected",
+        f"write {key}: all, or names such as q_proj,v_proj",
+        lambda run: not value(run.optimizers[name]),
+    )
+
+
 def layerwise(name: str, key: str) -> tuple[Rule, ...]:
     """What a run must not be if `key` makes the optimizer `name` step while gradients are still being computed."""
     value = attrgetter(key)
