@@ -32,7 +32,7 @@ from luthier.model.loaded import check_found, repair_generation_config, require_
 from luthier.model.loftq import read_record, round_weights
 from luthier.model.memory_check import placement
 from luthier.model.merge import adapter_path, merge_adapters, put_beside, unwrap
-from luthier.model.packed import open_packed, packing_of, stay_unpacked
+from luthier.model.packed import note_qmodel, open_packed, packing_of, reader_of, stay_unpacked
 from luthier.model.parameters import tell_parameters
 from luthier.model.quantization import Quantization, is_quantised, plan
 from luthier.model.reading import readable
@@ -81,6 +81,7 @@ def load_config(
         )
     if header is not None:
         repair_config(config, header)
+    note_qmodel(config, Path(source.name))
     # Of a model that also speaks (Qwen Omni), the part that reads and writes.
     return getattr(config, "thinker_config", config)
 
@@ -130,7 +131,7 @@ def load_model(
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
     with readable(source, "weights"), quiet("transformers.modeling_utils"):  # `check_found` says what it would
-        model, found = kind.from_pretrained(source.name, config=config, output_loading_info=True, **common, **hub)
+        model, found = reader_of(config, kind)(source.name, config=config, **common, **hub)
     check_found(source, found, starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
     if quantization is not None:

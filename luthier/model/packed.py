@@ -6,8 +6,9 @@ models from then on. The others stay as they are: an adapter learns beside them,
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from luthier.core.errors import MissingExtra, ModelError, Problem
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed
+from luthier.model.hqq_checkpoint import is_qmodel, read_hqq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,8 +40,6 @@ class Packing:
     """Only training, exports and adapters unpack it; answers come from the weights as they are."""
     has_backends: bool = False
     """The library has several kernels, and only some give a gradient."""
-    reason: str = ""
-    """Why it cannot be loaded at all; empty if it can."""
 
 
 GPTQ_LIBRARIES = ("gptqmodel", "optimum")
@@ -48,7 +48,7 @@ PACKINGS = {
     "awq": Packing("AWQ", ("gptqmodel",), "'luthier[gptq]'", has_backends=True),
     "aqlm": Packing("AQLM", ("aqlm",), "'aqlm[gpu,cpu]'"),
     "bitsandbytes": Packing("bitsandbytes", ("bitsandbytes",), "'luthier[bnb]'"),
-    "hqq": Packing("HQQ", reason="transformers 5 does not read HQQ checkpoints"),
+    "hqq": Packing("HQQ", ("hqq",), "'luthier[hqq]'"),
     "compressed-tensors": Packing(
         "compressed-tensors", ("compressed_tensors",), "'luthier[compressed]'", unpacks=True, stays_for_answers=True
     ),
@@ -78,14 +78,27 @@ def packing_in(folder: Path) -> tuple[str, Packing] | None:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):  # told where the whole folder is checked
         return None
-    return packing_of(config) if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    return packing_of(config) or (("hqq", PACKINGS["hqq"]) if is_qmodel(folder) else None)
+
+
+def note_qmodel(config: "PreTrainedConfig", folder: Path) -> None:
+    """HQQ's own layout leaves config.json as it was; what it leaves out is put into `config`."""
+    if packing_of(config) is None and is_qmodel(folder):
+        config.quantization_config = {"quant_method": "hqq"}
+
+
+def reader_of(config: "PreTrainedConfig", kind: Any) -> "Callable[..., Any]":
+    """What reads a model of the class `kind`: (name, config=, dtype=, ...) -> model and loading info."""
+    found = packing_of(config)
+    if found is not None and found[0] == "hqq":
+        return partial(read_hqq, kind)
+    return partial(kind.from_pretrained, output_loading_info=True)
 
 
 def problems_with(packing: Packing) -> Iterator[Problem]:
     """Why a checkpoint of this kind cannot be loaded here. Imports nothing."""
-    if packing.reason:
-        remedy = "give the original model, with quantization_method: hqq and quantization_bit"
-        yield Problem("model_name_or_path", f"its weights are quantised ({packing.words}); {packing.reason}", remedy)
     for module in packing.libraries:
         if not is_installed(module):
             reason = f"its weights are quantised ({packing.words}), which needs the library {module}"
@@ -140,8 +153,7 @@ def open_packed(name: str, config: "PreTrainedConfig", *, unpacks: bool, quantiz
         return False
     packing = found[1]
     for problem in problems_with(packing):
-        kind = MissingExtra if packing.libraries else ModelError
-        raise kind(f"{name}: {problem.reason} -> {problem.remedy}")
+        raise MissingExtra(f"{name}: {problem.reason} -> {problem.remedy}")
     if quantizes:
         warn(f"quantization_bit: {name}: its weights are quantised already ({packing.words}), so it is not read")
     settings: Any = config.quantization_config

@@ -20,9 +20,11 @@ from luthier.model.hubs import local_name, resolution_fault
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+QMODEL_FILE = "qmodel.pt"
+"""What the library HQQ writes itself."""
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
 """A tokenizer that comes as Python code may be made of anything."""
-_WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json")
+_WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json", QMODEL_FILE)
 
 
 @dataclass(frozen=True, slots=True)

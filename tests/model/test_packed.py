@@ -263,6 +263,7 @@ METHODS = [
     ("awq", "gptqmodel", "pip install 'luthier[gptq]'"),
     ("aqlm", "aqlm", "pip install 'aqlm[gpu,cpu]'"),
     ("bitsandbytes", "bitsandbytes", "pip install 'luthier[bnb]'"),
+    ("hqq", "hqq", "pip install 'luthier[hqq]'"),
     ("compressed-tensors", "compressed_tensors", "pip install 'luthier[compressed]'"),
 ]
 
@@ -277,14 +278,6 @@ def test_a_library_that_is_missing_is_named_before_weights_are_read(world, monke
     assert problem.key == "model_name_or_path" and problem.remedy == install
     assert f"needs the library {library}, and that is not installed" in problem.reason
     with pytest.raises(MissingExtra, match=library):
-        infer(world["model_name_or_path"])
-
-
-def test_an_hqq_checkpoint_is_refused_with_another_way(world):
-    mark(world["model_name_or_path"], {"quant_method": "hqq"})
-    with pytest.raises(
-        ModelError, match="does not read HQQ checkpoints -> give the original model, with quantization_"
-    ):
         infer(world["model_name_or_path"])
 
 
