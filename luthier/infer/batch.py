@@ -22,20 +22,32 @@ def generate_answers(
     batch_size: int,
     *,
     keeps_stop: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[list[int]]:
     """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
     A prompt that fills the model leaves no room and gets an empty answer. The model's train/eval mode and the random
     state are as before whenever an answer is handed out, so that an evaluation in the midst of training changes nothing
     there; each batch draws from a seed of its own, so that the answers can be had again.
+
+    `seeds`: one for each prompt, from which its answer is drawn whatever else stands in the batch. That is but for
+    rounding: where sums come out otherwise in the last bit, a draw may tip. Of a search by beams the first one is read.
     """
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     waiting: dict[int, list[int]] = {}
     next_index = 0
     for start in range(0, len(prompts), batch_size):
         chosen = longest_first[start : start + batch_size]
-        seed = (settings.seed or 0) + start
-        answers = _generate_batch(model, tokenizer, [prompts[index] for index in chosen], settings, stop_ids, seed)
+        own = [(settings.seed or 0) + start] if seeds is None else [seeds[index] for index in chosen]
+        answers = _generate_batch(
+            model,
+            tokenizer,
+            [prompts[index] for index in chosen],
+            settings,
+            stop_ids,
+            own,
+            draws_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
+        )
         if not keeps_stop:
             answers = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
         waiting.update(zip(chosen, answers, strict=True))
@@ -50,8 +62,11 @@ def _generate_batch(
     prompts: Sequence[Sequence[int]],
     settings: Settings,
     stop_ids: Collection[int],
-    seed: int,
+    seeds: Sequence[int],
+    *,
+    draws_apart: bool,
 ) -> list[list[int]]:
+    """`draws_apart`: each answer is drawn from its own one of `seeds`; else the first one is that of the batch."""
     import torch
 
     from luthier.infer.decoding import generation_config, num_positions
@@ -66,24 +81,31 @@ def _generate_batch(
     padding = [[tokenizer.pad_token_id] * (width - len(prompts[index])) for index in with_room]
     input_ids = torch.tensor([[*pad, *prompts[index]] for pad, index in zip(padding, with_room, strict=True)])
     attention_mask = torch.tensor([[0] * len(pad) + [1] * (width - len(pad)) for pad in padding])
+    num_new_tokens = max(budgets[index] for index in with_room)
     config = generation_config(
         settings,
         model=model,
         num_prompt_tokens=width,
-        num_new_tokens=max(budgets[index] for index in with_room),
+        num_new_tokens=num_new_tokens,
         stop_ids=stop_ids,
         pad_token_id=tokenizer.pad_token_id,
     )
+    options: dict[str, Any] = {"generation_config": config}
+    if draws_apart:
+        from luthier.infer.drawing import OwnDraws, uniforms
+
+        numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
+        options["custom_generate"] = OwnDraws(numbers, width).sample
     was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            torch.manual_seed(seeds[0])
             generate: Any = model.generate
             output = generate(
                 input_ids=input_ids.to(model.device),
                 attention_mask=attention_mask.to(model.device),
-                generation_config=config,
+                **options,
             )
     finally:
         model.train(was_training)

@@ -27,9 +27,9 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
         return
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
-    def generate(model: Any, prompts: Any, seed: int) -> list[list[int]]:
-        seeded = replace(settings, seed=seed)
-        return list(generate_answers(model, text.tokenizer, prompts, seeded, stop_ids, len(prompts), keeps_stop=True))
+    def generate(model: Any, prompts: Any, seeds: Any) -> list[list[int]]:
+        options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds}
+        return list(generate_answers(model, text.tokenizer, prompts, settings, stop_ids, len(prompts), **options))
 
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))

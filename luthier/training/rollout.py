@@ -25,14 +25,14 @@ from luthier.training.scorers import Answered, WeightedScorers
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
+    from transformers import TrainingArguments
 
     from luthier.training.trainer import StageTrainer
 
-Generate = Callable[["nn.Module", Sequence[Sequence[int]], int], list[list[int]]]
-"""(model, prompts, seed) -> the ids of the answers, with the token that ended each."""
+Generate = Callable[["nn.Module", Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
+"""(model, prompts, a seed for each) -> the ids of the answers, with the token that ended each."""
 Decode = Callable[[Sequence[int], bool], str]
 """(ids, with special tokens) -> text."""
-SEED_STRIDE = 1_000_003
 EXPERIENCE_FILE = "experience_{}.pt"
 """The answers of one process that are still to be learned from, in a checkpoint."""
 
@@ -102,12 +102,10 @@ class Rollouts:
 
     def _collect(self, trainer: "StageTrainer", number: int) -> list[dict[str, Any]]:
         """Rollout `number`: the answers, and what the stage makes of them."""
-        args, is_own = trainer.args, self.is_own(number)
-        num_rows = args.train_batch_size * args.gradient_accumulation_steps * self.plan.num_batches
-        asked = self._asked(num_rows // self.plan.num_generations, number, args)
-        prompts = [self._parted(index) for index in asked for _ in range(self.plan.num_generations)]
+        is_own, places = self.is_own(number), self.places(number, trainer.args)
+        prompts = [self._parted(index) for index in self._asked(places) for _ in range(self.plan.num_generations)]
         given = [answer for _, answer in prompts]
-        answers = self._own(trainer, [prompt for prompt, _ in prompts], number) if is_own else given
+        answers = self._own(trainer, [prompt for prompt, _ in prompts], places) if is_own else given
         rows: list[dict[str, Any]] = [
             {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
             for (prompt, _), answer in zip(prompts, answers, strict=True)
@@ -123,11 +121,16 @@ class Rollouts:
         """Whether the answers of rollout `number` are the policy's own, on all processes alike."""
         return random.Random(f"own answers {self.seed} {number}").random() < self.plan.own_share
 
-    def _own(self, trainer: "StageTrainer", prompts: Sequence[list[int]], number: int) -> list[list[int]]:
+    def answer_seeds(self, places: Sequence[int]) -> list[int]:
+        """One for each answer to the prompts at `places`: of the run, the place and the number in its group alone."""
+        size = self.plan.num_generations
+        names = [f"answer {self.seed} {place * size + number}" for place in places for number in range(size)]
+        return [random.Random(name).getrandbits(63) for name in names]
+
+    def _own(self, trainer: "StageTrainer", prompts: Sequence[list[int]], places: Sequence[int]) -> list[list[int]]:
         """What the policy answers."""
-        seed = (self.seed + SEED_STRIDE * (number * trainer.args.world_size + trainer.args.process_index)) % 2**63
         with trainer.compute_loss_context_manager():
-            answers = self.generate(trainer.policy, prompts, seed)
+            answers = self.generate(trainer.policy, prompts, self.answer_seeds(places))
         for prompt, answer in zip(prompts, answers, strict=True):
             if not answer:
                 raise RunFailed(
@@ -172,12 +175,22 @@ class Rollouts:
             for index, (row, units) in enumerate(zip(rows, judged.units.tolist(), strict=True))
         ]
 
-    def _asked(self, num_prompts: int, number: int, args: Any) -> list[int]:
-        """The prompts of this process in rollout `number`."""
-        start = (number * args.world_size + args.process_index) * num_prompts
-        places = [divmod(place, len(self.prompts)) for place in range(start, start + num_prompts)]
-        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
-        return [orders[epoch][place] for epoch, place in places]
+    def places(self, number: int, args: "TrainingArguments") -> list[int]:
+        """Which prompts rollout `number` asks on this process, counted over the whole run and all processes.
+
+        Those of one optimizer step stand together, each process with its part of them: however many processes share a
+        step, it learns from the same answers.
+        """
+        of_step = args.train_batch_size * args.gradient_accumulation_steps // self.plan.num_generations
+        steps = range(number * self.plan.num_batches, (number + 1) * self.plan.num_batches)
+        starts = [(step * args.world_size + args.process_index) * of_step for step in steps]
+        return [start + place for start in starts for place in range(of_step)]
+
+    def _asked(self, places: Sequence[int]) -> list[int]:
+        """The prompts at these places: each epoch asks all of them once, in an order of its own."""
+        parted = [divmod(place, len(self.prompts)) for place in places]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in parted}}
+        return [orders[epoch][place] for epoch, place in parted]
 
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffles:

@@ -1,12 +1,13 @@
 """Twenty steps of every stage give the losses written down in `golden/`, with all weights learning and with LoRA.
 
-Made on one kind of machine the numbers are equal bit for bit, on another to 1e-5; answers that are drawn at random may
-there be other ones after the first step. Whoever changes the numbers on
-purpose writes them anew with `LUTHIER_WRITE_GOLDEN=1 python -m pytest tests/training/test_golden.py` and says why.
+On the kind of machine that they were made on the numbers are equal bit for bit, on another to 1e-5; where answers are
+drawn, a draw may tip there by rounding, so the first rollout alone is compared. Whoever changes the numbers on purpose
+writes them anew with `LUTHIER_WRITE_GOLDEN=1 python -m pytest tests/training/test_golden.py` and says why.
 """
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,13 @@ NUM_STEPS = 20
 
 
 def machine() -> str:
-    """What decides how numbers are rounded."""
-    return f"{torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
+    """What decides how numbers are rounded: torch, and the very processor, for which kernels are chosen."""
+    processor, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        first, _, _ = cpuinfo.read_text(encoding="utf-8").partition("\n\n")
+        facts = dict(map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
+        processor = " ".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping"))
+    return f"torch {torch.__version__.split('+')[0]}, {processor}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +78,5 @@ def test_the_losses_are_those_written_down(world, tmp_path, name):
     assert len(found) == NUM_STEPS and (draws_answers or found[-1] < found[0])
     if golden["machine"] == machine():
         assert found == golden["losses"]
-    elif not draws_answers:
-        assert found == pytest.approx(golden["losses"], abs=1e-5)
+    num_compared = 2 if draws_answers else NUM_STEPS
+    assert found[:num_compared] == pytest.approx(golden["losses"][:num_compared], abs=1e-5)

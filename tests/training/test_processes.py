@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import luthier
 from luthier.cli import main
+from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world
 
 
@@ -78,6 +80,72 @@ def test_two_processes_are_one_run_of_preferences(world, tmp_path, keys):
     evaluation = json.loads((folder / "eval_results.json").read_text())
     for name in ("eval_loss", "eval_rewards/margins"):
         assert evaluation[name] == pytest.approx(alone.metrics["eval"][name], abs=1e-5)
+
+
+ANSWERS = {
+    "max_new_tokens": 6,
+    "temperature": 1.0,
+    "top_p": 0.95,
+    "top_k": 0,
+    "reward_funcs": "tests.training.runs:small_letters",
+}
+STAGES_ALIKE = {
+    "rm": {"stage": "rm", "dataset": "pairs"},
+    "gkd": {"stage": "gkd", "gkd_beta": 0.3},
+    "gkd own answers": {"stage": "gkd", "gkd_lambda": 0.5, "max_new_tokens": 6, "top_k": 0},
+    "ppo": {**ANSWERS, "stage": "ppo", "ppo_epochs": 2, "ppo_buffer_size": 2, "ppo_score_norm": True}
+    | {"ppo_whiten_rewards": True},
+    "grpo": {**ANSWERS, "stage": "grpo", "num_generations": 4, "num_iterations": 2, "grpo_beta": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def alike(world, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """The keys of each run but for its batch and its folder."""
+    left_out = ("compute_accuracy", "eval_dataset", "do_eval", "plot_loss")
+    common = {key: value for key, value in world.items() if key not in left_out}
+    common |= {"finetuning_type": "lora", "learning_rate": 1e-3, "save_strategy": "no"}
+    teacher = str(tiny_llama(tmp_path_factory.mktemp("teacher"), seed=7, max_position_embeddings=1024))
+    return {
+        name: {**common, **keys, **({"teacher_model": teacher} if keys["stage"] == "gkd" else {})}
+        for name, keys in STAGES_ALIKE.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def of_two(alike, tmp_path_factory) -> Path:
+    """Where two processes have left each run, in a folder of its name."""
+    folder, run_files = tmp_path_factory.mktemp("two"), []
+    for name, keys in alike.items():
+        values = {**keys, "per_device_train_batch_size": 4, "output_dir": str(folder / name)}
+        run_files.append(folder / f"{name}.yaml")
+        run_files[-1].write_text(yaml.safe_dump(values))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "tests.training.each_of", *map(str, run_files)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", STAGES_ALIKE)
+def test_two_processes_log_what_one_logs(alike, of_two, tmp_path, name):
+    """Step by step every number, over both: losses, rewards, divergences, lengths of answers that are drawn."""
+    alone = luthier.train({**alike[name], "per_device_train_batch_size": 8, "output_dir": str(tmp_path)})
+    state = json.loads((of_two / name / "trainer_state.json").read_text())
+    steps = [numbers_of(logs) for logs in state["log_history"] if "loss" in logs]
+    expected = [numbers_of(logs) for logs in alone.log_history if "loss" in logs]
+    assert len(steps) == 5
+    for found, wanted in zip(steps, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5, rel=1e-4)
+    both, one = (load_file(folder / "adapter_model.safetensors") for folder in (of_two / name, tmp_path))
+    assert both.keys() == one.keys()
+    assert all((both[weight] - one[weight]).abs().max() < 1e-4 for weight in one)
+
+
+def numbers_of(logs: dict[str, Any]) -> dict[str, float]:
+    """What does not depend on the machine or the clock."""
+    return {name: value for name, value in logs.items() if name != "throughput"}
 
 
 def start_two(run_file: Path) -> "subprocess.CompletedProcess[str]":

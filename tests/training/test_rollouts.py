@@ -5,6 +5,7 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,9 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
+from luthier.stages._rollout import Rollout
+from luthier.training.rollout import Rollouts
+from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world
 
 REWARDS = '''
@@ -111,33 +115,88 @@ def test_the_first_pass_has_the_ratio_one(values):
         assert line["clip_fraction"] == 0 and abs(line["loss"]) < 1e-5 and abs(line["kl"]) < 1e-5
 
 
-@pytest.mark.parametrize("stage", ["grpo", "ppo"])
-def test_batches_of_any_cut_make_the_same_step(values, stage):
-    own = {**GRPO, "num_iterations": 2, "grpo_beta": 0.1} if stage == "grpo" else PPO
+CUT = {
+    "grpo": {**GRPO, "num_iterations": 2, "grpo_beta": 0.1},
+    "ppo": {**PPO, "ppo_buffer_size": 2},
+    "gkd": {"stage": "gkd", "gkd_lambda": 0.5, "reward_funcs": None},
+}
+
+
+@pytest.mark.parametrize("stage", CUT)
+def test_batches_of_any_cut_make_the_same_step(values, tmp_path, stage):
+    if stage == "gkd":
+        values["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
 
     def run(batch: int, accumulation: int) -> list[float]:
         keys = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 4}
-        return losses(luthier.train({**values, **own, **keys, "learning_rate": 1e-3}))
+        return losses(luthier.train({**values, **CUT[stage], **keys, "learning_rate": 1e-3}))
 
     whole = run(8, 1)
     assert any(abs(loss) > 1e-4 for loss in whole)
-    for batch, accumulation in ((4, 2), (1, 8)):
+    for batch, accumulation in ((4, 2), (2, 4), (1, 8)):
         assert run(batch, accumulation) == pytest.approx(whole, abs=1e-5)
 
 
-RESUMED = {
-    "grpo lora": {**GRPO, "num_iterations": 3, "grpo_beta": 0.1},
-    "grpo full": {**GRPO, "finetuning_type": "full", "grpo_beta": 0.1},
-    "grpo freeze": {**GRPO, "finetuning_type": "freeze", "freeze_trainable_layers": 1},
-    "ppo lora": {**PPO, "ppo_buffer_size": 3, "ppo_score_norm": True},
-    "ppo full": {**PPO, "finetuning_type": "full", "ppo_whiten_rewards": True},
-    "ppo freeze": {**PPO, "finetuning_type": "freeze", "freeze_trainable_layers": 1},
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"finetuning_type": "full"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "lora": {"finetuning_type": "lora"},
+    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
+    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
 }
+RESUMED = {
+    **{f"grpo {way}": {**GRPO, **keys, "grpo_beta": 0.1} for way, keys in WAYS.items()},
+    **{f"ppo {way}": {**PPO, **keys} for way, keys in WAYS.items()},
+    "grpo inside a rollout": {**GRPO, "num_iterations": 3, "grpo_beta": 0.1},
+    "grpo without a reference": GRPO,
+    "ppo inside a rollout": {**PPO, "ppo_buffer_size": 3, "ppo_score_norm": True},
+    "ppo with whitened rewards": {**PPO, "finetuning_type": "full", "ppo_whiten_rewards": True},
+}
+
+
+def rollouts_of(num_generations: int, num_batches: int, seed: int = 1) -> Rollouts:
+    plan = Rollout(num_generations=num_generations, num_batches=num_batches)
+    prompts = [{"input_ids": [1], "labels": [1]}] * 5
+    sizes = {"stop_ids": frozenset(), "temperature": 1.0, "max_new_tokens": 1, "seed": seed}
+    return Rollouts(plan=plan, prompts=prompts, generate=None, decode=None, scorers=None, **sizes)
+
+
+@pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])
+def test_a_step_asks_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
+    """Each step of each rollout asks those that follow, once; each process asks its part of every step."""
+    rollouts, seen = rollouts_of(num_generations, num_batches), []
+    for number in range(3):
+        for world_size in (1, 2, 4):
+            steps: list[set[int]] = [set() for _ in range(num_batches)]
+            for rank in range(world_size):
+                cut = {"train_batch_size": 4 // world_size, "gradient_accumulation_steps": 4}
+                args = SimpleNamespace(**cut, world_size=world_size, process_index=rank)
+                places = rollouts.places(number, args)
+                size = len(places) // num_batches
+                for step, asked in enumerate(steps):
+                    part = set(places[step * size : (step + 1) * size])
+                    assert len(part) == size and not part & asked
+                    asked |= part
+            seen = seen + steps if world_size == 1 else seen
+            assert steps == seen[-num_batches:]
+    num_prompts = 16 // num_generations
+    assert [sorted(step) for step in seen] == [
+        list(range(start, start + num_prompts)) for start in range(0, num_prompts * len(seen), num_prompts)
+    ]
+
+
+def test_every_answer_has_random_numbers_of_its_own():
+    """They depend on the seed of the run and on the number of the answer in it, not on who asks."""
+    seeds = rollouts_of(4, 1).answer_seeds(range(50))
+    assert len(set(seeds)) == 200 and not set(seeds) & set(rollouts_of(4, 1, seed=2).answer_seeds(range(50)))
+    assert rollouts_of(4, 1).answer_seeds([7, 3]) == seeds[28:32] + seeds[12:16]
 
 
 @pytest.mark.parametrize("kind", RESUMED)
 def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
     """Step 4 of 8 lies inside a rollout for some of these, and at its end for others."""
+    if "quantization_bit" in RESUMED[kind]:
+        pytest.importorskip("bitsandbytes")
     keys = {**values, **RESUMED[kind], "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
     keys |= {"overwrite_output_dir": False, "disable_shuffling": False, "learning_rate": 1e-3}
     whole = luthier.train(keys)
