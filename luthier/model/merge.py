@@ -174,6 +174,12 @@ def _first_difference(fault: str) -> str:
 
 
 def _does_not_fit(name: str, base: str, used: str, reason: str) -> ModelError:
+    if base == used:
+        return ModelError(
+            f"{name}: this adapter does not fit the model {used}, although it names it as its own ({reason}): its"
+            " config and its weights are of different runs, or the model has been replaced since"
+            " -> copy or download the adapter's files again, or name the model it was trained on"
+        )
     return ModelError(
         f"{name}: this adapter does not fit the model {used}: it was trained on {base or 'another model'} ({reason})"
         " -> set model_name_or_path to the model it was trained on"

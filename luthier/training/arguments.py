@@ -8,6 +8,7 @@ from luthier.config.legacy import training_arguments_kwargs
 from luthier.config.optim_rules import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.kinds import ADAPTERS
+from luthier.core.log import warn
 from luthier.core.machine import Machine
 from luthier.training.fp8 import switch_on
 
@@ -33,6 +34,11 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         raise InvalidInput(
             f"optim: {run.training['optim']}: its library computes on an accelerator only, and this machine has none"
             " -> take another optim"
+        )
+    if run.trains and machine.device != "cpu" and not is_in_16_bits(run):
+        warn(
+            "neither bf16 nor fp16 is set, so what learns is held and computed in float32, which takes twice the memory"
+            f" and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
         )
     values = training_arguments_kwargs(run.training)
     values |= {
@@ -62,6 +68,10 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.fp8.fp8:
         switch_on(args, run.fp8, machine)
     return args
+
+
+def is_in_16_bits(run: "TrainRun") -> bool:
+    return bool(run.training["bf16"] or run.training["fp16"] or run.finetuning.pure_bf16)
 
 
 def trackers(report_to: Any) -> "list[TrainerCallback]":

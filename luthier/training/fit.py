@@ -17,7 +17,7 @@ from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
 from luthier.model.memory_check import is_out_of_memory
 from luthier.stages import Stage
-from luthier.training.arguments import trackers
+from luthier.training.arguments import is_in_16_bits, trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.callbacks.module_profiler import ModuleProfiler
 from luthier.training.callbacks.neftune import NeftuneNoise
@@ -73,8 +73,7 @@ def build_trainer(
     if run.finetuning.early_stopping_steps is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
     callbacks += measuring(run)
-    is_16_bit = run.finetuning.pure_bf16 or run.training["bf16"] or run.training["fp16"]
-    gauges = gauges_of(args.device.type, is_16_bit=is_16_bit)
+    gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
     callbacks += [gauge for gauge in gauges if isinstance(gauge, Utilisation)]
     if run.training["neftune_noise_alpha"]:
         callbacks.append(NeftuneNoise(run.training["neftune_noise_alpha"]))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,26 @@ def test_adapter_of_another_base_model(person, adapter, changes, reason):
     assert f"{adapter}: this adapter does not fit the model {other}: it was trained on {person.world}" in said
     assert reason in said
     assert "set model_name_or_path to the model it was trained on" in said
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_adapter_of_another_rank_than_its_config_says(person, adapter, rank):
+    mixed = Path(shutil.copytree(adapter, person.folder / "mixed"))
+    config = json.loads((mixed / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    (mixed / "adapter_config.json").write_text(json.dumps({**config, "r": rank}))
+    said = is_refused_everywhere(person, adapter_name_or_path=str(mixed), finetuning_type="lora")
+    own = person.keys["model_name_or_path"]
+    assert f"{mixed}: this adapter does not fit the model {own}, although it names it as its own (size mismatch" in said
+    assert f"shape torch.Size([8, 64]) from checkpoint, the shape in current model is torch.Size([{rank}, 64])" in said
+    assert "copy or download the adapter's files again" in said
+
+
+def test_adapter_of_another_rank_than_the_run_file_says_goes_on_as_it_is(person, adapter):
+    outcome = person.trains(adapter_name_or_path=adapter, finetuning_type="lora", lora_rank=4, max_steps=1)
+    assert outcome.status == 0
+    assert f"adapter {adapter} goes on learning as it is (LORA, r 8, lora_alpha 16); the run file's keys" in outcome.err
+    assert json.loads((person.out / "adapter_config.json").read_text())["r"] == 8
 
 
 def test_missing_adapter(person, adapter):
