@@ -47,6 +47,8 @@ INIT_STD = 0.02
 """Of the scores, for hidden states of size 1."""
 NEWEST = 0.01
 """Least weight of the newest batch in the running mean."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
 
 
 def is_routed(config: "PreTrainedConfig") -> bool:
@@ -202,7 +204,8 @@ def _routed_layer(kind: Any) -> Any:
 
             given = {**dict(zip(names[1:], args, strict=False)), **kwargs}
             *rows, width = hidden_states.shape
-            _require_no_cache(given.get("past_key_values"), rows[1])
+            for name in CACHE_NAMES:
+                _require_no_cache(given.get(name), rows[1])
             texts = _texts(rows[0], rows[1], given.get("attention_mask"), given.get("cu_seq_lens_q"))
             flat = hidden_states.reshape(-1, width)
             scores, places = self.depth_router(flat, texts)
@@ -260,7 +263,7 @@ def _for_chosen(
             return value
         return value[0, places % rows[1]][None] if value.shape[0] == 1 else value.flatten(0, 1)[places][None]
 
-    absent = ("attention_mask", "past_key_values", "cache_position")
+    absent = ("attention_mask", *CACHE_NAMES, "cache_position")
     chosen = {name: None if name in absent else pick(value) for name, value in given.items()}
     if "use_cache" in chosen:
         chosen["use_cache"] = False

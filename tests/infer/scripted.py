@@ -14,9 +14,11 @@ def scripted_model(script: Sequence[int], num_prompt_tokens: int):
     from tests.tiny import TINY_LLAMA
 
     class Scripted(LlamaForCausalLM):
-        def forward(self, input_ids=None, past_key_values=None, **kwargs):
-            position = past_key_values.get_seq_length() + input_ids.shape[1] - num_prompt_tokens
-            output = super().forward(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+        def forward(self, input_ids=None, **kwargs):
+            # Since transformers 5.24 the cache is called so; before, past_key_values.
+            cache = kwargs["cache"] if "cache" in kwargs else kwargs["past_key_values"]
+            position = cache.get_seq_length() + input_ids.shape[1] - num_prompt_tokens
+            output = super().forward(input_ids=input_ids, **kwargs)
             output.logits = torch.full_like(output.logits, -50.0)
             output.logits[:, -1, script[position] if position < len(script) else SILENCE] = 50.0
             return output
