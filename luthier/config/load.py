@@ -52,6 +52,7 @@ from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.streaming_rules import STREAMING_RULES
 from luthier.config.swanlab import SWANLAB_RULES
 from luthier.config.training import OWN_DEFAULTS, TrainingKeys
+from luthier.config.unsloth_rules import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
@@ -71,11 +72,12 @@ PATHS = frozenset(
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
+        *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES),
         *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
         OUTPUT_RULES,
     ),
-    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, GENERATING_RULES),
-    "export": (MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, EXPORT_RULES),
+    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, GENERATING_RULES),
+    "export": (MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, EXPORT_RULES),
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.fields import no_effect, refused, variant
+from luthier.config.fields import no_effect, variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,8 @@ class ModelConfig:
     """Attend within shifted groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
     mixture_of_depths: Literal["convert", "load"] | None = None
     """Let every second block skip tokens: turn a model into such a one, or load one (https://arxiv.org/abs/2404.02258)."""
-    use_unsloth: bool = refused(
-        False,
-        "unsloth replaces the forward functions of transformers, on which attention per sample and the loss at labelled"
-        " positions rely",
-        "leave it out: rows are not padded and only labelled logits computed without it; use_unsloth_gc works",
-    )
-    """Load the model through the library unsloth."""
+    use_unsloth: bool = False
+    """Load, adapt and compute the model by the library unsloth, on a GPU; rows are padded then."""
     use_unsloth_gc: bool = False
     """Checkpoint layers with their inputs parked in main memory."""
     checkpoint_every: int = 1

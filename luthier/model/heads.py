@@ -61,7 +61,7 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
     takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
     linear = base.get_output_embeddings()
     if not takes_positions or type(linear) is not torch.nn.Linear:
-        return OutputHead(None, takes_positions, router=router)
+        return OutputHead(None, takes_positions and _keeps_positions(model), router=router)
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1]], device=linear.weight.device)
@@ -71,7 +71,20 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
             hidden = model(input_ids=ids, use_cache=False).logits
         is_plain = hidden.shape[-1] == linear.in_features and torch.equal(linear(hidden), logits)
     model.train(was_training)
-    return OutputHead(linear if is_plain else None, takes_positions, router=router)
+    return OutputHead(linear if is_plain else None, _keeps_positions(model), router=router)
+
+
+def _keeps_positions(model: "nn.Module") -> bool:
+    """Whether `logits_to_keep` is obeyed where it is a list of positions. What unsloth puts in its place does not."""
+    import torch
+
+    base, was_training = unwrap(model), model.training
+    ids = torch.tensor([[0, 1]], device=base.device)
+    model.eval()
+    with torch.no_grad(), autocast_of_training(base):
+        kept = model(input_ids=ids, use_cache=False, logits_to_keep=torch.tensor([1], device=ids.device)).logits
+    model.train(was_training)
+    return bool(kept.shape[1] == 1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +189,8 @@ def load_for_training(
     import torch
 
     keys, machine, pure_bf16 = run.model, machine or detect(), run.finetuning.pure_bf16
+    if keys.use_unsloth:
+        return import_module("luthier.model.unsloth").load_for_training(run, machine)
     torch.manual_seed(run.training["seed"])  # fresh adapters and new weights start at random
     choose_dtype = partial(
         training_dtype, bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=pure_bf16, machine=machine
@@ -205,8 +208,7 @@ def load_for_training(
     fit_scorer(base, fitted.tokenizer.pad_token_id)
     require_causal(base)
     attention = replace_layers(base, keys, attention, machine)
-    asks_plain = keys.flash_attn == "disabled" and not keys.shift_attn
-    padding_reason = "flash_attn: disabled asks for plain attention" if asks_plain else isolates_samples(base)
+    padding_reason = _padding_reason(base, keys)
     fit_embeddings(
         base,
         fitted.tokenizer,
@@ -228,9 +230,7 @@ def load_for_training(
     prepare_for_training(
         model,
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
-        # FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one, and the
-        # balance loss of routers gets no gradient there, for the first pass through a block keeps no graph.
-        use_reentrant=keys.use_reentrant_gc and not run.training["fsdp"] and keys.moe_aux_loss_coef is None,
+        use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
         checkpoint_every=keys.checkpoint_every,
         upcast_lmhead_output=keys.upcast_lmhead_output,
@@ -238,6 +238,18 @@ def load_for_training(
     )
     trainable, total = tell_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
+
+
+def _is_reentrant(run: "TrainRun") -> bool:
+    """FSDP cannot follow the reentrant way, which runs the backward pass of a block inside another one, and the balance
+    loss of routers gets no gradient there, for the first pass through a block keeps no graph."""
+    return run.model.use_reentrant_gc and not run.training["fsdp"] and run.model.moe_aux_loss_coef is None
+
+
+def _padding_reason(base: "PreTrainedModel", keys: "ModelConfig") -> str | None:
+    if keys.flash_attn == "disabled" and not keys.shift_attn:
+        return "flash_attn: disabled asks for plain attention"
+    return isolates_samples(base)
 
 
 def load_for_inference(
@@ -248,6 +260,8 @@ def load_for_inference(
     On a quantised model the one adapter stays beside the weights, since these have no room for it.
     """
     machine = machine or detect()
+    if run.model.use_unsloth:
+        return import_module("luthier.model.unsloth").load_for_inference(run, machine)
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     device_map = "auto" if machine.num_accelerators else None
     quantization = plan(run.quantization, machine)

@@ -20,6 +20,7 @@ from luthier.model.pissa import start_from_principal_parts
 from luthier.model.targets import Targets, find_targets, targets_inside
 
 if TYPE_CHECKING:
+    import peft
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -152,14 +153,27 @@ def apply(
     merged and a fresh one is trained. `train_embeddings`: the embedding has new rows, so it learns too.
     Raises `ModelError` for names that no module has and for adapters that do not fit.
     """
-    import peft
-
     if given and not config.create_new_adapter:
         return continue_adapter(model, given, pure_bf16=pure_bf16)
     model = merge_adapters(model, given.names, given)
+    settings = settings_for(model, config, train_embeddings=train_embeddings, frozen=frozen)
+    adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
+    if config.pissa_init:
+        start_from_principal_parts(adapted, config.pissa_iter)
+    if config.loftq_init:
+        start_from_quantisation_error(adapted, _original(model, given))
+    return adapted
+
+
+def settings_for(
+    model: "PreTrainedModel", config: LoraConfig, *, train_embeddings: bool, frozen: Sequence[str]
+) -> "peft.LoraConfig":
+    """What peft is told of a fresh adapter on `model`. Raises `ModelError` for names that no module has."""
+    import peft
+
     common = common_settings(model, config.additional_target, train_embeddings=train_embeddings)
     targets = _targets(model, config, frozen)
-    settings = peft.LoraConfig(
+    return peft.LoraConfig(
         **common,
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
@@ -171,12 +185,6 @@ def apply(
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-    adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
-    if config.pissa_init:
-        start_from_principal_parts(adapted, config.pissa_iter)
-    if config.loftq_init:
-        start_from_quantisation_error(adapted, _original(model, given))
-    return adapted
 
 
 def _original(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
