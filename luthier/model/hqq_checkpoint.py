@@ -19,7 +19,6 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.core.log import quiet
 from luthier.core.machine import detect
 from luthier.model.classes import model_class
 from luthier.model.sources import QMODEL_FILE
@@ -64,8 +63,7 @@ def read_hqq(
     del config.quantization_config
     options = {**options, **given, **place, "config": config, "dtype": dtype, "output_loading_info": True}
     try:
-        with quiet("transformers.distributed.tensor_parallel"):  # which misses the layers that are filled afterwards
-            model, found = kind.from_pretrained(quantization_config=_marker(reader), **options)
+        model, found = kind.from_pretrained(quantization_config=_marker(reader), **options)
     finally:
         config.quantization_config = settings
     model.hf_quantizer.remove_quantization_config(model)

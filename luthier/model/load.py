@@ -13,7 +13,7 @@ from luthier.core.machine import Machine, detect
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
-from luthier.model.compat import bitsandbytes_cpu, gguf_speed
+from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed
 from luthier.model.depths import become_routed, is_routed, prepare, register, routed_class
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
 from luthier.model.embeddings import fit_embeddings
@@ -131,7 +131,8 @@ def load_model(
     common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
-    with readable(source, "weights"), quiet("transformers.modeling_utils"):  # `check_found` says what it would
+    said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would
+    with readable(source, "weights"), quiet(said_here[0]), quiet(said_here[1]):
         model, found = reader_of(config, kind)(source.name, config=config, **common, **hub)
     check_found(source, found, starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
@@ -145,6 +146,7 @@ def load_model(
     if is_routed(config):
         prepare(model)
     return model
+    aqlm_cpu.multiply_unpacked(model)
 
 
 def _with_random_weights(

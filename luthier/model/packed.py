@@ -163,6 +163,8 @@ def open_packed(name: str, config: "PreTrainedConfig", *, unpacks: bool, quantiz
         info(f"{name}: quantised weights ({packing.words}) are unpacked while they are read")
     elif packing.has_backends and unpacks:
         settings["backend"] = "auto_trainable"
+    if left_plain := settings.get("linear_weights_not_to_quantize"):  # of AQLM, names of weights; layers are asked for
+        settings["linear_weights_not_to_quantize"] = [name.removesuffix(".weight") for name in left_plain]
     config.quantization_config = settings
     return True
 

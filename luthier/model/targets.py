@@ -71,7 +71,7 @@ def expert_parameters(model: "nn.Module") -> Iterator[str]:
     for owner, module in model.named_modules():
         if not isinstance(module, _ConvNd):
             for name, weight in module.named_parameters(recurse=False):
-                if weight.ndim == 3:
+                if weight.ndim == 3 and weight.is_floating_point():  # not the codes of AQLM
                     yield f"{owner}.{name}"
 
 

@@ -132,7 +132,7 @@ def test_16_bits_in_the_file_are_16_bits_in_memory(world, tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_adapter_learns_beside_it_goes_on_and_answers(world, tmp_path, layout, said):
     folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
-    keys = {**world, "model_name_or_path": str(folder), "quantization_bit": 4}
+    keys = {**world, "model_name_or_path": str(folder), "quantization_bit": 4, "quantization_method": "hqq"}
     first = losses(luthier.train(keys))
     assert first[-1] < first[0] - 0.05
     assert any("quantised already (HQQ), so it is not read" in line for line in said)

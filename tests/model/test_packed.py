@@ -83,6 +83,31 @@ def pack_gptq(weight: torch.Tensor, group: int = 32):
     }, meant
 
 
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight outputs lies in which four bits, from the lowest up."""
+
+
+def pack_awq(weight: torch.Tensor, group: int = 32):
+    """4 bits, 32 inputs share a scale and a zero point: w = (q - z) s. Eight outputs of an input lie in one int32."""
+    num_out, num_in = weight.shape
+    groups = weight.reshape(num_out, num_in // group, group)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).half().float()
+    zero = (-low / scale).round().clamp(0, 15)
+    q = (groups / scale + zero).round().clamp(0, 15)
+    meant = ((q - zero) * scale).reshape(weight.shape)
+
+    def packed_columns(numbers: torch.Tensor) -> torch.Tensor:
+        eights = numbers.long().reshape(len(numbers), num_out // 8, 8)[..., AWQ_ORDER]
+        return (eights << 4 * torch.arange(8)).sum(-1).to(torch.uint32).view(torch.int32)
+
+    return {
+        "qweight": packed_columns(q.reshape(num_out, num_in).T),
+        "qzeros": packed_columns(zero[..., 0].T),
+        "scales": scale[..., 0].T.half().contiguous(),
+    }, meant
+
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
 GPTQ = {
     "quant_method": "gptq",
@@ -92,6 +117,7 @@ GPTQ = {
     "desc_act": False,
     "checkpoint_format": "gptq",
 }
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 
 
 @torch.no_grad()
@@ -241,15 +267,76 @@ def test_a_bitsandbytes_checkpoint_is_trained_beside(world, tmp_path, said):
         luthier.export({**export, "export_dir": str(tmp_path / "merged")})
 
 
-def test_a_gptq_checkpoint_is_loaded_and_trained_beside(world):
-    pytest.importorskip("gptqmodel", reason="the library gptqmodel, which reads GPTQ, is not installed")
-    pytest.importorskip("optimum", reason="the library optimum, which reads GPTQ, is not installed")
+@pytest.mark.parametrize(
+    ("settings", "pack", "libraries"),
+    [(GPTQ, pack_gptq, ("gptqmodel", "optimum")), (AWQ, pack_awq, ("gptqmodel",))],
+    ids=["gptq", "awq"],
+)
+def test_what_gptqmodel_reads_is_loaded_and_trained_beside(world, settings, pack, libraries):
+    for library in libraries:
+        pytest.importorskip(library, reason=f"the library {library}, which reads this, is not installed")
     folder = world["model_name_or_path"]
-    meant = rewrite(folder, GPTQ, pack_gptq)
+    meant = rewrite(folder, settings, pack)
     model = infer(folder)
     assert len(list(quantised_layers(model))) == 14
     expected = meant_logits(folder, meant)
     assert (logits_of(model) - expected).norm() < 0.02 * expected.norm()
+    found = losses(luthier.train(world))
+    assert found[-1] < found[0] - 0.05
+    weights = load_file(Path(world["output_dir"]) / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name), "some layers got no gradient"
+    beside = infer(folder, adapter_name_or_path=world["output_dir"])
+    assert (logits_of(beside) - expected).norm() > 0.05 * expected.norm()
+    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantised from"):
+        keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
+        luthier.export({**keys, "export_dir": f"{world['output_dir']}_merged"})
+
+
+def pack_aqlm(weight: torch.Tensor, num_vectors: int = 256, num_codebooks: int = 2, group: int = 8):
+    """Eight inputs of an output are a sum of vectors, one of each codebook, times the scale of the output.
+
+    A codebook are vectors of what is left over by those before it. Codes are saved as signed numbers.
+    """
+    num_out, num_in = weight.shape
+    scale = weight.square().mean(1, keepdim=True).sqrt()
+    left = (weight / scale).reshape(-1, group)
+    codebooks, codes = [], []
+    for _ in range(num_codebooks):
+        codebook = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(0))[:num_vectors]]
+        codebook = torch.cat((codebook, torch.zeros(num_vectors - len(codebook), group)))
+        codes.append(torch.cdist(left, codebook).argmin(1))
+        left = left - codebook[codes[-1]]
+        codebooks.append(codebook)
+    meant = scale * ((weight / scale).reshape(-1, group) - left).reshape(weight.shape)
+    signed = torch.int8 if num_vectors == 256 else torch.int16
+    stored = torch.stack(codes, -1).to(torch.uint16).view(torch.int16)
+    return {
+        "codes": stored.to(signed).reshape(num_out, num_in // group, num_codebooks),
+        "codebooks": torch.stack(codebooks)[:, :, None].contiguous(),
+        "scales": scale[..., None, None].contiguous(),
+    }, meant
+
+
+@pytest.mark.parametrize(("num_vectors", "num_codebooks"), [(256, 2), (65536, 1)])
+def test_an_aqlm_checkpoint_is_loaded_and_trained_beside(world, capfd, num_vectors, num_codebooks):
+    pytest.importorskip("aqlm", reason="the library aqlm, which reads AQLM, is not installed")
+    folder = world["model_name_or_path"]
+    names = [name for name in load_file(Path(folder) / "model.safetensors") if not name.endswith("_proj.weight")]
+    settings = {
+        "quant_method": "aqlm",
+        "in_group_size": 8,
+        "out_group_size": 1,
+        "num_codebooks": num_codebooks,
+        "nbits_per_codebook": num_vectors.bit_length() - 1,
+        "linear_weights_not_to_quantize": names,
+    }
+    meant = rewrite(folder, settings, lambda weight: pack_aqlm(weight, num_vectors, num_codebooks))
+    capfd.readouterr()
+    model = infer(folder)
+    assert "[transformers]" not in capfd.readouterr().err, "how weights are split up between devices says nothing here"
+    assert len(list(quantised_layers(model))) == 14
+    expected = meant_logits(folder, meant)
+    assert torch.allclose(logits_of(model), expected, atol=1e-4)
     found = losses(luthier.train(world))
     assert found[-1] < found[0] - 0.05
     weights = load_file(Path(world["output_dir"]) / "adapter_model.safetensors")
