@@ -139,6 +139,7 @@ def load_model(
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
     bitsandbytes_cpu.keep_as_loaded(model)
+    aqlm_cpu.multiply_unpacked(model)
     stay_unpacked(model, was_packed=is_packed)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
@@ -146,7 +147,6 @@ def load_model(
     if is_routed(config):
         prepare(model)
     return model
-    aqlm_cpu.multiply_unpacked(model)
 
 
 def _with_random_weights(
