@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING
 
+from luthier.core.log import warn
 from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ def training_dtype(
     if fp16:
         return torch.float16
     return torch.float32 if machine.device == "cpu" else inference_dtype("auto", checkpoint=checkpoint, machine=machine)
+
+
+def tell_slow_format(dtype: "torch.dtype", machine: Machine) -> None:
+    """Say it where bfloat16 would take several times as long as float32, as on a CPU without instructions for it."""
+    import torch
+
+    if dtype == torch.bfloat16 and machine.device == "cpu" and not machine.bf16:
+        warn(
+            "bf16: this processor has no instructions for bfloat16, so it computes several times slower than in float32"
+            " -> leave bf16 out unless the memory is needed"
+        )
 
 
 def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machine: Machine) -> "torch.dtype":

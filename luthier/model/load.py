@@ -15,7 +15,14 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed
 from luthier.model.depths import become_routed, is_routed, prepare, register, routed_class
-from luthier.model.dtype import inference_dtype, training_dtype, upcast_head_output, upcast_norms, upcast_trainable
+from luthier.model.dtype import (
+    inference_dtype,
+    tell_slow_format,
+    training_dtype,
+    upcast_head_output,
+    upcast_norms,
+    upcast_trainable,
+)
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.fitting import (
     fit_positions,
@@ -207,6 +214,7 @@ def load_for_training(
         scores=scores,
         starts_score=scores,
     )
+    tell_slow_format(dtype, machine)
     fit_scorer(base, fitted.tokenizer.pad_token_id)
     require_causal(base)
     attention = replace_layers(base, keys, attention, machine)
