@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from luthier.core.errors import ModelError
 from luthier.core.versions import is_installed, missing_extra
@@ -236,6 +237,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _check_weights(folder: Path) -> None:
     files = weight_files(folder)
+    if files[0].name == QMODEL_FILE and not is_zipfile(files[0]):
+        raise ModelError(f"{files[0]}: this file is cut off or damaged -> copy or download it again")
     headers = {file.name: read_safetensors_header(file) for file in files if file.suffix == ".safetensors"}
     index = folder / f"{_SAFETENSORS}.index.json"
     if not index.is_file() or (folder / _SAFETENSORS).is_file():

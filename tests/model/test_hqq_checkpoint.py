@@ -15,6 +15,7 @@ from luthier.model import packed
 from luthier.model.load import load_for_inference
 from luthier.model.packed import packing_in
 from luthier.model.quantization import num_layer_bytes, num_weights, quantised_layers
+from luthier.model.sources import check_source
 from luthier.run.check import load_checked
 from tests.tiny import TINY_LLAMA, byte_tokenizer, save_tiny
 from tests.training.runs import losses, small_world
@@ -149,6 +150,27 @@ def test_an_adapter_learns_beside_it_goes_on_and_answers(world, tmp_path, layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_chat_answers_as_the_model_that_was_saved(world, tmp_path, layout):
+    saved = quantised(world["model_name_or_path"])
+    folder = save(saved, tmp_path / "hqq", layout)
+    keys = {"template": "chatml", "do_sample": False, "max_new_tokens": 12}
+    session = luthier.chat({"model_name_or_path": str(folder), **keys})
+    prompt = "<|im_start|>user\nSay the number 3.<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    expected = saved.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+    assert session.ask("Say the number 3.") == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_reward_model_learns_beside_it(world, tmp_path, layout):
+    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    keys = {**world, "model_name_or_path": str(folder), "stage": "rm", "dataset": "pairs"}
+    found = losses(luthier.train(keys))
+    assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_export_without_adapter_is_read_again(world, tmp_path, layout):
     saved = quantised(world["model_name_or_path"])
     folder = save(saved, tmp_path / "hqq", layout)
@@ -197,8 +219,17 @@ def test_a_file_that_is_cut_off_is_one_error(world, tmp_path, layout, file):
     folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match=f"{file}: this .* -> copy or download it again"):
-        infer(folder)
+    for load in (infer, lambda folder: check_source(str(folder))):  # the second before torch is imported
+        with pytest.raises(ModelError, match=f"{file}: this file is cut off or damaged.* -> copy or download it again"):
+            load(folder)
+
+
+def test_a_qmodel_that_holds_something_else_is_one_error(world, tmp_path):
+    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", "library")
+    for content in ([1, 2], {"model": torch.ones(1)}, {"model": Path("a")}):
+        torch.save(content, folder / "qmodel.pt")
+        with pytest.raises(ModelError, match=r"qmodel.pt: this is no whole file of HQQ \(.*\) -> copy or download it"):
+            infer(folder)
 
 
 def test_words_in_a_file_are_not_run(world, tmp_path):
