@@ -6,11 +6,12 @@ inverting the distribution function: the first v with P(1) + ... + P(v) > u, u u
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -40,8 +41,20 @@ class OwnDraws(LogitsProcessor):
         tokens = drawn(scores, self.numbers[:, input_ids.shape[1] - self.num_prompt_tokens])
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
-    def sample(self, model: Any, input_ids: Tensor, *, logits_processor: LogitsProcessorList, **options: Any) -> Any:
+    def sample(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        *,
+        logits_processor: LogitsProcessorList,
+        generation_config: GenerationConfig,
+        **options: Any,
+    ) -> Any:
         """The sampling loop of transformers, for `generate(custom_generate=...)`: there temperature and the like are
-        already in the list, which they are not yet where a processor is given to `generate`.
+        already in the list, which they are not yet where a processor is given to `generate`. One token is left, so the
+        largest is taken, and nothing is drawn from the distribution once more.
         """
-        return model._sample(input_ids, logits_processor=LogitsProcessorList([*logits_processor, self]), **options)
+        takes_largest = copy(generation_config)
+        takes_largest.do_sample = False
+        processors = LogitsProcessorList([*logits_processor, self])
+        return model._sample(input_ids, logits_processor=processors, generation_config=takes_largest, **options)
