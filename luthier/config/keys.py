@@ -14,6 +14,7 @@ from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig, MethodChoice
 from luthier.config.fp8 import Fp8Config
 from luthier.config.generate import GeneratingConfig
+from luthier.config.ktransformers import KTransformersConfig
 from luthier.config.later import LATER
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.model import ModelConfig
@@ -34,6 +35,7 @@ EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
 SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
+KT = Section("ktransformers", KTransformersConfig, key="use_kt")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
 LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
 
@@ -83,7 +85,7 @@ def sections() -> tuple[Section, ...]:
     optimizers = tuple(optimizer_sections().values())
     return (
         *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers, PROFILER, FP8, SWANLAB),
-        *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
+        *(KT, TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
 
 

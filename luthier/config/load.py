@@ -20,6 +20,7 @@ from luthier.config.keys import (
     FINETUNING,
     FP8,
     GENERATING,
+    KT,
     MODEL,
     PROFILER,
     QUANTIZATION,
@@ -32,6 +33,7 @@ from luthier.config.keys import (
     optimizer_sections,
     sections,
 )
+from luthier.config.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
 from luthier.config.memory_rules import MEMORY_RULES
@@ -65,19 +67,23 @@ PATHS = frozenset(
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
-        *("profiler_output_dir", "swanlab_logdir"),
+        *("profiler_output_dir", "swanlab_logdir", "kt_weight_path", "kt_non_expert_weight_path"),
+        "kt_expert_checkpoint_path",
     }
 )
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES),
+        *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES),
         *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
         OUTPUT_RULES,
     ),
-    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, GENERATING_RULES),
-    "export": (MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, EXPORT_RULES),
+    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+    "export": (
+        *(MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
+        EXPORT_RULES,
+    ),
 }
 
 
@@ -258,6 +264,7 @@ class _Draft:
                 profiler=self._section(PROFILER),
                 fp8=self._section(FP8),
                 swanlab=self._section(SWANLAB),
+                kt=self._section(KT),
             )
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))

@@ -375,7 +375,6 @@ def _saves_what_it_evaluates(run: Any) -> bool:
 LAUNCHERS = {
     "USE_V1": "there is one engine only",
     "USE_RAY": "Ray is not part of this version",
-    "USE_KT": "KTransformers is not part of this version",
     "USE_MCA": "Megatron-core is not part of this version",
     "USE_MEGATRON_BRIDGE": "Megatron-Bridge is not part of this version",
 }

@@ -9,6 +9,7 @@ from luthier.config.export import ExportConfig
 from luthier.config.finetuning import FinetuningConfig
 from luthier.config.fp8 import Fp8Config
 from luthier.config.generate import GeneratingConfig
+from luthier.config.ktransformers import KTransformersConfig
 from luthier.config.model import ModelConfig
 from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
@@ -40,6 +41,7 @@ class TrainRun:
     profiler: ProfilerConfig
     fp8: Fp8Config
     swanlab: SwanlabConfig
+    kt: KTransformersConfig
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     changed: frozenset[str] = frozenset()

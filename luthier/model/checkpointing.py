@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
+from luthier.model import ktransformers
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Cal
                 return function(*args)
             if use_reentrant:
                 inputs[0].requires_grad_(True)
+        if ktransformers.is_loading():
+            return checkpoint(function, *args, use_reentrant=False, context_fn=ktransformers.recomputing())
         with parked() if offload else contextlib.nullcontext():
             return checkpoint(function, *args, use_reentrant=use_reentrant)
 

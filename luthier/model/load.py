@@ -10,6 +10,7 @@ from luthier.config.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, quiet
 from luthier.core.machine import Machine, detect
+from luthier.model import ktransformers
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
@@ -141,7 +142,7 @@ def load_model(
     said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would
     with readable(source, "weights"), quiet(said_here[0]), quiet(said_here[1]):
         model, found = reader_of(config, kind)(source.name, config=config, **common, **hub)
-    check_found(source, found, starts_score=starts_score and gives_scores(config))
+    check_found(source, ktransformers.without_experts(found), starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
@@ -382,6 +383,7 @@ def _load_base(
         starts_score=starts_score,
         **hub,
     )
+    ktransformers.lay_out(model, machine)
     if gives_scores(model.config) and model.config.pad_token_id is None:
         fit_scorer(model, 0)
     if keys.rope_scaling:

@@ -44,6 +44,11 @@ _CAUSES = (
         for words in ("out of memory", "can't allocate memory")
     ),
     (
+        "AMX SFT backend not available",
+        "use_kt: kt-kernel has no kernels that train for the processor of this machine",
+        "take a machine whose processor has AMX or AVX-512, or leave use_kt out",
+    ),
+    (
         "Unrecognized configuration class",
         "transformers has no language model of this type",
         "name a model that generates text",

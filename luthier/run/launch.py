@@ -11,11 +11,14 @@ from luthier.core.log import info
 def launch_if_needed(argv: list[str]) -> int | None:
     """Runs `luthier train ARGV` under torchrun where that is wanted, and returns its exit status; None if not wanted.
 
-    Wanted means FORCE_TORCHRUN, or more than one accelerator visible, in a process that no launcher has started.
+    Wanted means FORCE_TORCHRUN, or more than one accelerator visible and not USE_KT, in a process that no launcher has
+    started.
     """
     if "LOCAL_RANK" in os.environ:
         return None
     if not is_on(os.environ, "FORCE_TORCHRUN"):
+        if is_on(os.environ, "USE_KT"):  # KTransformers has one process for all of its accelerators
+            return None
         from luthier.core.machine import detect
 
         if detect().num_accelerators < 2:

@@ -25,8 +25,8 @@ def test_kernels_that_are_not_installed_are_one_problem():
     ("key", "words"),
     [
         ("use_liger_kernel", "set enable_liger_kernel: true"),
-        ("use_unsloth", "unsloth replaces the forward functions"),
-        ("use_kt", "copies of transformers"),
+        ("use_unsloth", "needs the library unsloth, which is not installed"),
+        ("use_kt", "needs the packages kt-kernel, transformers-kt, accelerate-kt"),
     ],
 )
 def test_what_is_refused_has_a_reason(key, words):

@@ -15,7 +15,6 @@ from luthier.config.sections import Section
 LATER = (
     Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
     Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),
-    Section("ktransformers", engines.KTransformersConfig, key="use_kt"),
     Section("ray", launch.RayConfig, commands=("train",), environment="USE_RAY"),
     Section("mca", launch.McaConfig, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),

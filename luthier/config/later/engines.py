@@ -1,9 +1,7 @@
-"""Keys of the inference engines vLLM, SGLang and KTransformers."""
+"""Keys of the inference engines vLLM and SGLang."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from luthier.config.fields import refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,30 +30,3 @@ class SglangConfig:
     """More arguments of the SGLang server, as a mapping or JSON text; the reference never uses it."""
     sglang_lora_backend: Literal["triton", "flashinfer"] = "triton"
     """Kernels for adapters."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KTransformersConfig:
-    use_kt: bool = refused(
-        False,
-        "KTransformers trains through its own copies of transformers and accelerate, which cannot be installed beside"
-        " the ones needed here",
-        "leave it out, and see quantization_bit and use_unsloth_gc for models that do not fit into memory",
-    )
-    """Run the experts of a mixture-of-experts model on the CPU."""
-    kt_cpu_activation: Literal["retain", "recompute"] | None = None
-    """Keep the activations of those experts, or compute them again."""
-    kt_weight_path: str | None = None
-    """INT8 weights of the experts."""
-    kt_non_expert_weight_path: str | None = None
-    """BF16 weights of everything else."""
-    kt_expert_checkpoint_path: str | None = None
-    """Weights of the experts to be converted while loading."""
-    kt_use_lora_experts: bool | None = None
-    """Add adapters as experts on the accelerator."""
-    kt_lora_expert_num: int | None = None
-    """Number of those experts."""
-    kt_lora_expert_intermediate_size: int | None = None
-    """Width of those experts."""
-    kt_config: dict[str, Any] | None = None
-    """More settings of KTransformers."""
