@@ -18,6 +18,7 @@ from luthier.config.keys import TRAINING, Key, catalogue
 from luthier.config.masking import masked
 from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.optim_rules import OPTIM_RULES
+from luthier.config.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
 from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
@@ -97,7 +98,7 @@ def _all_rules() -> tuple[Rule, ...]:
     checks = [registry.get(name).check for registry in registries for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
     tables += [DENSE_RULES, DEPTH_RULES, STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES]
-    tables += [PROFILER_RULES, FP8_RULES, SWANLAB_RULES, EXPORT_RULES]
+    tables += [PROCESSOR_RULES, PROCESSOR_CHAT_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, EXPORT_RULES]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)
 

@@ -18,6 +18,7 @@ from luthier.config.ktransformers import KTransformersConfig
 from luthier.config.later import LATER
 from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.model import ModelConfig
+from luthier.config.processor import ProcessorConfig
 from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
 from luthier.config.sections import Section
@@ -28,6 +29,7 @@ from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, QUANTIZERS, STAGES
 MODEL = Section("model", ModelConfig)
 QUANTIZATION = Section("quantization", QuantizationConfig, key="quantization_bit", example="4")
 DATA = Section("data", DataConfig)
+PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer"))
@@ -84,8 +86,22 @@ def sections() -> tuple[Section, ...]:
     ]
     optimizers = tuple(optimizer_sections().values())
     return (
-        *(CHOICE, MODEL, QUANTIZATION, *adapters, DATA, *stages, FINETUNING, *optimizers, PROFILER, FP8, SWANLAB),
-        *(KT, TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
+        *(
+            CHOICE,
+            MODEL,
+            QUANTIZATION,
+            *adapters,
+            DATA,
+            PROCESSOR,
+            *stages,
+            FINETUNING,
+            *optimizers,
+            PROFILER,
+            FP8,
+            SWANLAB,
+            KT,
+        ),
+        *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
 
 

@@ -22,6 +22,7 @@ from luthier.config.keys import (
     GENERATING,
     KT,
     MODEL,
+    PROCESSOR,
     PROFILER,
     QUANTIZATION,
     REGISTRIES,
@@ -38,6 +39,7 @@ from luthier.config.legacy import LegacyTrainingConfig
 from luthier.config.masking import is_secret
 from luthier.config.memory_rules import MEMORY_RULES
 from luthier.config.optim_rules import OPTIM_RULES
+from luthier.config.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
 from luthier.config.profiling import PROFILER_RULES
 from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
 from luthier.config.rules import (
@@ -76,13 +78,17 @@ COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
         *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES),
+        PROCESSOR_RULES,
         *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
         OUTPUT_RULES,
     ),
-    "infer": (MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+    "infer": (
+        *(MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+        *(PROCESSOR_RULES, PROCESSOR_CHAT_RULES),
+    ),
     "export": (
         *(MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
-        EXPORT_RULES,
+        *(PROCESSOR_RULES, EXPORT_RULES),
     ),
 }
 
@@ -247,6 +253,7 @@ class _Draft:
             "model": self._section(MODEL),
             "quantization": self._section(QUANTIZATION),
             "data": self._section(DATA),
+            "processor": self._section(PROCESSOR),
             "finetuning": self._section(FINETUNING),
             "generating": self._section(GENERATING),
             "adapter": self._section(self._variant_section("finetuning_type", finetuning_type)),

@@ -11,6 +11,7 @@ from luthier.config.fp8 import Fp8Config
 from luthier.config.generate import GeneratingConfig
 from luthier.config.ktransformers import KTransformersConfig
 from luthier.config.model import ModelConfig
+from luthier.config.processor import ProcessorConfig
 from luthier.config.profiling import ProfilerConfig
 from luthier.config.quantization import QuantizationConfig
 from luthier.config.swanlab import SwanlabConfig
@@ -29,6 +30,7 @@ class TrainRun:
     model: ModelConfig
     quantization: QuantizationConfig
     data: DataConfig
+    processor: ProcessorConfig
     training: TrainingKeys
     finetuning: FinetuningConfig
     generating: GeneratingConfig
@@ -65,6 +67,7 @@ class InferRun:
     model: ModelConfig
     quantization: QuantizationConfig
     data: DataConfig
+    processor: ProcessorConfig
     finetuning: FinetuningConfig
     generating: GeneratingConfig
     adapter: Any
@@ -83,6 +86,7 @@ class ExportRun:
     model: ModelConfig
     quantization: QuantizationConfig
     data: DataConfig
+    processor: ProcessorConfig
     finetuning: FinetuningConfig
     generating: GeneratingConfig
     adapter: Any

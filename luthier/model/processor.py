@@ -1,26 +1,189 @@
-"""The processor of a model that reads more than text: its files travel with the weights.
+"""The processor of a model that sees or hears: loaded with the limits of a run, and saved beside the weights.
 
-Nothing here changes how pictures or sound are prepared, so the files are copied as they are; together with the
-tokenizer beside them they are what `AutoProcessor` loads.
+Where a run gives no limits its files travel unchanged; together with the tokenizer beside them they are what
+`AutoProcessor` loads. Otherwise they carry the limits.
 """
 
+import json
+import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.log import warn
-from luthier.model.hubs import fetched
+from luthier.config.processor import given_limits
+from luthier.core.errors import ModelError, Problem
+from luthier.core.log import info, warn
+from luthier.core.versions import is_installed, missing_extra
+from luthier.model.hubs import fetched, hub_token
+from luthier.model.processor_limits import parts_of, set_limits
+from luthier.model.reading import readable
+from luthier.model.sources import Source, at_hand, is_hub_id, locate, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    from luthier.config.model import ModelConfig
+    from luthier.config.runs import ExportRun, InferRun, TrainRun
+
+_WHOLE, _PICTURES, _FILMS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+PROCESSOR_FILES = (_WHOLE, _PICTURES, _FILMS)
+"""The whole as transformers 5 writes it, and its parts as earlier versions do (that of sound under the second name)."""
+_LIBRARIES = {"torchvision": ("torchvision", r"\btorchvision\b"), "pillow": ("PIL", r"\b(pil|pillow)\b")}
+"""Library -> its module, and how transformers calls it where it lacks it."""
+_SENSES = re.compile("vision|visual|audio|speech|image|video")
+_TEXT_ONLY = "has no effect: this model reads text only"
 
 
-def copy_processor(model: "PreTrainedModel", folder: Path) -> None:
-    """Put the processor of the checkpoint that `model` was loaded from into `folder`, if it has one."""
-    source = model.config._name_or_path
+@dataclass(frozen=True, slots=True)
+class FittedProcessor:
+    """A processor that is not just that of the model: it has limits of the run, or an adapter has brought it."""
+
+    source: str
+    """The folder or hub id that its files are in."""
+    processor: Any = None
+    """The `ProcessorMixin` with the limits set; None if there are none to set."""
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a part -> attribute -> value that the run gave it."""
+
+
+def load_processor(
+    name_or_path: str,
+    limits: Mapping[str, Any],
+    *,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> FittedProcessor:
+    """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts.
+
+    A key that nothing in it reads is warned of by name. Raises `ModelError` where it cannot be loaded or a limit
+    contradicts it, and `MissingExtra` without a library that it needs.
+    """
+    from transformers import AutoProcessor
+
+    folder = Path(name_or_path).expanduser()  # a model's or an adapter's
+    has_own_files = any((folder / name).is_file() for name in PROCESSOR_FILES)
+    source = (
+        Source(str(folder))
+        if has_own_files
+        else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    )
+    with readable(source, "processor"), _libraries_at_hand(source.name):
+        processor = AutoProcessor.from_pretrained(
+            source.name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            trust_remote_code=trust_remote_code,
+        )
+    kind = type(processor).__name__
+    outcome = set_limits(processor, limits)
+    for key, value in limits.items():
+        if key not in outcome.read and value is not False:
+            warn(f"{key}: has no effect: nothing in the processor of this model ({kind}) reads it")
+        if key in outcome.unsaved:
+            warn(
+                f"{key}: {kind} of transformers sets it anew with each call, whatever its files say -> a program that"
+                " loads the saved model has to give it with the call"
+            )
+    for note in outcome.notes:
+        info(note)
+    return FittedProcessor(source.name, processor, outcome.changes)
+
+
+@contextmanager
+def _libraries_at_hand(name: str) -> Iterator[None]:
+    """Around loading: that transformers lacks a library becomes `MissingExtra`."""
+    try:
+        yield
+    except (ImportError, ValueError) as fault:
+        for library, (module, words) in _LIBRARIES.items():
+            if re.search(words, str(fault), re.IGNORECASE) and not is_installed(module):
+                raise missing_extra(library, "vision", f"{name}: its processor") from fault
+        raise
+
+
+def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
+    """The processor that is saved with the weights of `run`; None for that of the model as it is, if it has one.
+
+    Raises as `load_processor`.
+    """
+    keys, limits = run.model, given_limits(run)
+    source = _source(keys)
+    if not limits:
+        return None if source == keys.model_name_or_path else FittedProcessor(source)
+    if not _has_processor(source):
+        told = {warning.key for warning in run.warnings}
+        for key in limits:
+            if key in run.changed and key not in told:
+                warn(f"{key}: {_TEXT_ONLY}, or its folder lacks the files of its processor")
+        return None
+    return load_processor(
+        source,
+        limits,
+        revision=keys.model_revision,
+        cache_dir=keys.cache_dir,
+        token=hub_token(keys),
+        trust_remote_code=keys.trust_remote_code,
+    )
+
+
+def _source(keys: "ModelConfig") -> str:
+    """The last adapter, if a run with limits has saved a processor beside it; else the model."""
+    if keys.adapter_name_or_path:
+        last = keys.adapter_name_or_path[-1]
+        last = at_hand(last, revision=keys.model_revision, cache_dir=keys.cache_dir, token=hub_token(keys))
+        folder = Path(last, keys.adapter_folder or "").expanduser()
+        if any((folder / name).is_file() for name in PROCESSOR_FILES):
+            return str(folder)
+    return keys.model_name_or_path
+
+
+def _has_processor(source: str) -> bool:
+    return any(_find(source, name) is not None for name in PROCESSOR_FILES)
+
+
+def text_only_problems(run: "TrainRun | InferRun | ExportRun") -> Iterator[Problem]:
+    """Limits of pictures, films and sound given to a local model that is known to read text only."""
+    name = run.model.model_name_or_path
+    changed = [key for key in given_limits(run) if key in run.changed]
+    if changed and name and not is_hub_id(name) and reads_text_only(name):
+        for key in changed:
+            yield Problem(key, _TEXT_ONLY, "leave it out, or take a model that sees or hears")
+
+
+def reads_text_only(name_or_path: str) -> bool:
+    """Whether a GGUF file or a model folder holds neither a processor nor a config of a part that sees or hears.
+
+    False where that is not to be known: the model comes with code of its own, or there is none.
+    """
+    try:
+        source = locate(name_or_path)
+        if source.gguf_file:
+            return True
+        config = read_config(Path(source.name))
+    except ModelError:  # which is told where the model is looked at
+        return False
+    is_plain = "auto_map" not in config and not any((Path(source.name) / file).is_file() for file in PROCESSOR_FILES)
+    return is_plain and not _has_senses(config)
+
+
+def _has_senses(config: Mapping[str, Any]) -> bool:
+    parts = {name: part for name, part in config.items() if isinstance(part, dict)}
+    return any(_SENSES.search(name) or _has_senses(part) for name, part in parts.items())
+
+
+def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor | None = None) -> None:
+    """Put the processor of `fitted`, or else of the checkpoint that `model` was loaded from, into `folder`.
+
+    A model that reads text only has none.
+    """
+    source = fitted.source if fitted is not None else model.config._name_or_path
     if not model.config.sub_configs or not source:
         return
     files = [file for name in PROCESSOR_FILES if (file := _find(source, name)) is not None]
@@ -29,6 +192,36 @@ def copy_processor(model: "PreTrainedModel", folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
     if not files:
         _say_missing(source)
+    if fitted is not None and fitted.changes:
+        _write_changes(fitted, folder)
+
+
+def _write_changes(fitted: FittedProcessor, folder: Path) -> None:
+    """The whole in the layout of transformers 5, and the limits in the files of earlier versions that lie there.
+
+    Where these have one file for pictures and films, the latter get their own, as the limits of the two differ.
+    """
+    fitted.processor.to_json_file(folder / _WHOLE)
+    for name, sense, part in parts_of(fitted.processor):
+        file = folder / (_FILMS if sense == "video" else _PICTURES)
+        if file.is_file():
+            _change_file(file, fitted.changes.get(name, {}))
+        elif sense == "video" and (folder / _PICTURES).is_file():
+            part.to_json_file(file)
+
+
+def _change_file(file: Path, values: Mapping[str, Any]) -> None:
+    content = {**json.loads(file.read_text(encoding="utf-8")), **values}
+    size = values.get("size", {})
+    # The names of these before they were in `size`, which they go before.
+    for former, ends in (
+        ("min_pixels", ("min_pixels", "shortest_edge")),
+        ("max_pixels", ("max_pixels", "longest_edge")),
+    ):
+        area = next((size[end] for end in ends if end in size), None)
+        if former in content and area is not None:
+            content[former] = area
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @cache

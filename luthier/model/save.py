@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.model.loftq import save_record
 from luthier.model.pissa import is_pissa, save_as_lora
-from luthier.model.processor import copy_processor
+from luthier.model.processor import FittedProcessor, copy_processor
 from luthier.model.rope import BESIDE_ADAPTER
 from luthier.model.scoring import VALUE_HEAD_FILE
 
@@ -56,10 +56,16 @@ def save_adapter(model: "PeftModel", folder: Path, state: "Mapping[str, Any] | N
 
 
 def write_model(
-    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, max_shard_size: str = "5GB"
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_shard_size: str = "5GB",
+    processor: FittedProcessor | None = None,
 ) -> None:
     """Weights in files of at most `max_shard_size`, config, generation config, tokenizer and chat template.
 
+    `processor`: see `copy_processor`.
     The tokenizer pads on the left, as generation wants it. Where the disk fails it raises what the
     libraries raise, which `luthier.core.files.DiskFaults` knows.
     """
@@ -68,7 +74,7 @@ def write_model(
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
-        copy_processor(model, folder)
+        copy_processor(model, folder, processor)
     finally:
         model.config.use_cache, tokenizer.padding_side = use_cache, padding_side
 

@@ -201,6 +201,12 @@ def _read_json(path: Path) -> dict:
     return content
 
 
+@permitted()
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises `ModelError`."""
+    return _read_json(folder / "config.json")
+
+
 def _check_config(path: Path) -> None:
     config = _read_json(path)
     if "model_type" not in config and "architectures" not in config:

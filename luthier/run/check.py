@@ -10,6 +10,7 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
+from luthier.model.processor import text_only_problems
 from luthier.run.named import named_problems
 from luthier.run.start import library_problems, quantizer_problems, source_problems
 
@@ -39,6 +40,7 @@ def load_checked(
     """
     run = load(command, written, writes=writes)
     problems, warnings = content_problems(run, others=not begins)
+    warnings += text_only_problems(run)
     if begins:
         problems += source_problems(run)
         problems += quantizer_problems(run)

@@ -14,6 +14,7 @@ from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.hubs import fetched, hub_token
 from luthier.model.packed import GPTQ_LIBRARIES
+from luthier.model.processor import fit_processor
 from luthier.model.save import copy_value_head, num_bytes, write_model
 from luthier.model.scoring import fit_scorer
 
@@ -66,7 +67,7 @@ def export(run: "ExportRun") -> Path:
     check_gguf(run)
     check_quantisable(run)
     text = load_text_side(run)
-    samples = calibration(run, text)
+    processor, samples = fit_processor(run), calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
     model = load_for_export(run, before_merge=reference)
     check_finite(model)
@@ -79,7 +80,8 @@ def export(run: "ExportRun") -> Path:
         target, needed_bytes=num_bytes(model) * (2 if run.export.export_gguf or samples else 1)
     ) as draft:
         plain = draft / PLAIN if samples else draft
-        write_model(plain, model, text.tokenizer, max_shard_size=f"{run.export.export_size}GB")
+        shards = f"{run.export.export_size}GB"
+        write_model(plain, model, text.tokenizer, max_shard_size=shards, processor=processor)
         dtype, writes_words = model.dtype, model.can_generate()
         del model
         gc.collect()  # the export is loaded again, and two models may not fit

@@ -10,6 +10,7 @@ from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, is_main_process, warn
 from luthier.model.memory_check import enough_memory
+from luthier.model.processor import fit_processor
 from luthier.run.encoding import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
+    processor = fit_processor(run) if run.trains else None
     model, padding_reason, lacks = load_policy(run, text, machine, scores=stage.scores)
     if not stage.has_dropout:
         switch_dropout_off(model)
@@ -89,6 +91,7 @@ def train(run: TrainRun) -> "RunResult":
         concatenates=padding_reason is None,
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
         superseded=checkpoints_in(output_dir) if starts_anew else (),
+        processor=processor,
     )
     add_companions(run, trainer, companions)
     if stage.asks_reference(run):

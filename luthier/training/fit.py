@@ -16,6 +16,7 @@ from luthier.data.labels import IGNORE_INDEX
 from luthier.data.prepare import PreparedData
 from luthier.model.heads import inspect_head
 from luthier.model.memory_check import is_out_of_memory
+from luthier.model.processor import FittedProcessor
 from luthier.stages import Stage
 from luthier.training.arguments import is_in_16_bits, trackers
 from luthier.training.callbacks.interrupt import StopOnSignal
@@ -61,10 +62,13 @@ def build_trainer(
     concatenates: bool,
     eval_metrics: EvalMetrics | None,
     superseded: Sequence[Path] = (),
+    processor: FittedProcessor | None = None,
 ) -> StageTrainer:
     """`concatenates`: the attention of the model keeps rows apart that lie behind one another, so nothing is padded.
 
     `superseded`: checkpoints of an earlier run, which go when this one has saved something.
+
+    `processor`: what is saved with the weights, see `copy_processor`.
     """
     log = TrainerLog(
         Path(run.training["output_dir"], "trainer_log.jsonl"), starts_anew=run.training["overwrite_output_dir"]
@@ -98,6 +102,7 @@ def build_trainer(
             gauges=gauges,
             superseded=superseded,
             ledger=data.ledger,
+            processor=processor,
         )
 
 

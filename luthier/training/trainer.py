@@ -30,7 +30,7 @@ from luthier.data.ledger import Ledger
 from luthier.model.heads import OutputHead
 from luthier.model.merge import unwrap
 from luthier.model.pissa import go_on, is_pissa
-from luthier.model.processor import copy_processor
+from luthier.model.processor import PROCESSOR_FILES, FittedProcessor, copy_processor
 from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.model.scoring import save_value_head, without_value_head
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from luthier.model.companions import Companion
     from luthier.training.rollout import Rollouts
 
-MODEL_FILES = (*WEIGHT_FILES, "config.json", "generation_config.json")
+MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
 
 STAGE_STATE_FILE = "stage_state.json"
@@ -81,6 +81,7 @@ class StageTrainer(Trainer):
         gauges: Sequence[Gauge] = (),
         superseded: Sequence[Path] = (),
         ledger: Ledger | None = None,
+        processor: FittedProcessor | None = None,
     ) -> None:
         """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
 
@@ -88,7 +89,7 @@ class StageTrainer(Trainer):
 
         `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
 
-        `ledger`: of the rows for evaluation, which that of streamed rows adds to.
+        `ledger`: of the rows for evaluation, which that of streamed rows adds to. `processor` goes with the weights.
         """
         super().__init__(
             model=model,
@@ -108,6 +109,7 @@ class StageTrainer(Trainer):
         self.stage, self.stage_config, self.head = stage, config, head
         self.build_optimizer, self.gauges = build_optimizer, gauges
         self.collate, self.shuffle, self.eval_metrics, self.superseded = collate, shuffle, eval_metrics, superseded
+        self.processor = processor
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
@@ -343,7 +345,7 @@ class StageTrainer(Trainer):
             self.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
         if self.args.should_save:
-            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir))
+            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir), self.processor)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         self.watch.require_finite_weights(self.policy, self.state.global_step)

@@ -44,7 +44,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "loraplus": (WORKERS,),
     "llama_pro": (WORKERS,),
     "pissa": (WORKERS,),
-    "multimodal": ("image_max_pixels", "video_max_pixels"),
+    "multimodal": (),
     "mod": (WORKERS,),
     "muon": (WORKERS,),
     "oft": (WORKERS,),

@@ -8,7 +8,6 @@ from luthier.config.later import (
     engines,
     evaluation,
     launch,
-    media,
 )
 from luthier.config.sections import Section
 
@@ -19,6 +18,5 @@ LATER = (
     Section("mca", launch.McaConfig, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
     Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
-    Section("processor", media.ProcessorConfig),
     Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
 )
