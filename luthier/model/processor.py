@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.processor import given_limits
 from luthier.core.errors import ModelError, Problem
-from luthier.core.log import info, warn
+from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.hubs import fetched, hub_token
 from luthier.model.processor_limits import parts_of, set_limits
@@ -24,7 +24,7 @@ from luthier.model.reading import readable
 from luthier.model.sources import Source, at_hand, is_hub_id, locate, read_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from luthier.config.model import ModelConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
@@ -40,10 +40,10 @@ _TEXT_ONLY = "has no effect: this model reads text only"
 
 @dataclass(frozen=True, slots=True)
 class FittedProcessor:
-    """A processor that is not just that of the model: it has limits of the run, or an adapter has brought it."""
+    """What is saved with the weights of a run."""
 
-    source: str
-    """The folder or hub id that its files are in."""
+    files: tuple[Path, ...]
+    """Of the model, or of the adapter that has brought them; none for a model that reads text only."""
     processor: Any = None
     """The `ProcessorMixin` with the limits set; None if there are none to set."""
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -58,8 +58,9 @@ def load_processor(
     cache_dir: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
-) -> FittedProcessor:
-    """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts.
+) -> "tuple[ProcessorMixin, Mapping[str, Mapping[str, Any]]]":
+    """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts, and what was set:
+    name of a part -> attribute -> value.
 
     A key that nothing in it reads is warned of by name. Raises `ModelError` where it cannot be loaded or a limit
     contradicts it, and `MissingExtra` without a library that it needs.
@@ -73,7 +74,7 @@ def load_processor(
         if has_own_files
         else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     )
-    with readable(source, "processor"), _libraries_at_hand(source.name):
+    with readable(source, "processor"), quiet("transformers"), _libraries_at_hand(source.name):
         processor = AutoProcessor.from_pretrained(
             source.name,
             revision=revision,
@@ -93,7 +94,7 @@ def load_processor(
             )
     for note in outcome.notes:
         info(note)
-    return FittedProcessor(source.name, processor, outcome.changes)
+    return processor, outcome.changes
 
 
 @contextmanager
@@ -115,22 +116,19 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
     """
     keys, limits = run.model, given_limits(run)
     source = _source(keys)
+    if not limits and source == keys.model_name_or_path:
+        return None
+    hub: dict[str, Any] = {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
+    files = _find(source, **hub)
     if not limits:
-        return None if source == keys.model_name_or_path else FittedProcessor(source)
-    if not _has_processor(source):
+        return FittedProcessor(files)
+    if not files:
         told = {warning.key for warning in run.warnings}
         for key in limits:
             if key in run.changed and key not in told:
                 warn(f"{key}: {_TEXT_ONLY}, or its folder lacks the files of its processor")
         return None
-    return load_processor(
-        source,
-        limits,
-        revision=keys.model_revision,
-        cache_dir=keys.cache_dir,
-        token=hub_token(keys),
-        trust_remote_code=keys.trust_remote_code,
-    )
+    return FittedProcessor(files, *load_processor(source, limits, trust_remote_code=keys.trust_remote_code, **hub))
 
 
 def _source(keys: "ModelConfig") -> str:
@@ -142,10 +140,6 @@ def _source(keys: "ModelConfig") -> str:
         if any((folder / name).is_file() for name in PROCESSOR_FILES):
             return str(folder)
     return keys.model_name_or_path
-
-
-def _has_processor(source: str) -> bool:
-    return any(_find(source, name) is not None for name in PROCESSOR_FILES)
 
 
 def text_only_problems(run: "TrainRun | InferRun | ExportRun") -> Iterator[Problem]:
@@ -181,12 +175,12 @@ def _has_senses(config: Mapping[str, Any]) -> bool:
 def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor | None = None) -> None:
     """Put the processor of `fitted`, or else of the checkpoint that `model` was loaded from, into `folder`.
 
-    A model that reads text only has none.
+    Without `fitted`, nothing is looked for where the config of the model has no parts, as that of a model of text.
     """
-    source = fitted.source if fitted is not None else model.config._name_or_path
-    if not model.config.sub_configs or not source:
+    source = model.config._name_or_path
+    if fitted is None and not (model.config.sub_configs and source):
         return
-    files = [file for name in PROCESSOR_FILES if (file := _find(source, name)) is not None]
+    files = fitted.files if fitted is not None else _find(source)
     for file in files:
         if file.parent.resolve() != folder.resolve():
             shutil.copyfile(file, folder / file.name)
@@ -229,17 +223,26 @@ def _say_missing(source: str) -> None:
     warn(f"{source} has no files of a processor, so none are saved with the weights, and pictures cannot be read")
 
 
-def _find(source: str, name: str) -> Path | None:
+def _find(
+    source: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
+) -> tuple[Path, ...]:
+    """The files of a processor that a folder or a repository of the hub has."""
     path = Path(fetched(source)).expanduser()
     if path.is_dir():
-        return path / name if (path / name).is_file() else None
+        return tuple(path / name for name in PROCESSOR_FILES if (path / name).is_file())
     from transformers.utils.hub import cached_file
 
-    found = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
+    found = (
+        cached_file(
+            source,
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        for name in PROCESSOR_FILES
     )
-    return Path(found) if found else None
+    return tuple(Path(file) for file in found if file)
