@@ -3,7 +3,9 @@
     make methods                 # all of them; some minutes each on two cores
     make methods METHODS="dpo gkd"
 
-Each run file in examples/ is taken as it is. The curves are written to docs/pictures/, the table is printed.
+Each run file in examples/ is taken as it is. The curves are written to docs/pictures/, the table is printed, and a
+method that does not reach its goal ends the command with an error. Rewards of a step are those of a few answers, so the
+mean of the last five counts.
 """
 
 import argparse
@@ -12,8 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -24,19 +28,32 @@ class Method:
     metric: str
     """The key of trainer_log.jsonl that tells whether the method works."""
     words: str
+    reaches: Callable[[float, float], bool]
+    """(first, last) value -> whether it has learned."""
+    num_last: int = 1
+    """How many values the last one is the mean of."""
     needs: tuple[str, ...] = ()
     """Run files that have to be run before this one."""
 
 
+def rises(first: float, last: float) -> bool:
+    return last > first
+
+
 METHODS = {
-    "rm": Method("eval_accuracy", "share of held-out pairs ranked right"),
-    "dpo": Method("eval_rewards/margins", "margin on held-out pairs"),
-    "kto": Method("eval_rewards/margins", "margin on held-out answers"),
-    "orpo": Method("eval_rewards/margins", "margin on held-out pairs"),
-    "simpo": Method("eval_rewards/margins", "margin on held-out pairs"),
-    "ppo": Method("reward", "mean reward"),
-    "grpo": Method("reward", "mean reward"),
-    "gkd": Method("eval_teacher_kl", "KL to the teacher on held-out questions, nats a token", ("quickstart",)),
+    "rm": Method("eval_accuracy", "share of held-out pairs ranked right", lambda first, last: last > 0.9),
+    "dpo": Method("eval_rewards/margins", "margin on held-out pairs", rises),
+    "kto": Method("eval_rewards/margins", "margin on held-out answers", rises),
+    "orpo": Method("eval_rewards/margins", "margin on held-out pairs", rises),
+    "simpo": Method("eval_rewards/margins", "margin on held-out pairs", rises),
+    "ppo": Method("reward", "mean reward, from 0 to 1", lambda first, last: last - first >= 0.4, num_last=5),
+    "grpo": Method("reward", "mean reward, from 0 to 1", lambda first, last: last - first >= 0.4, num_last=5),
+    "gkd": Method(
+        "eval_teacher_kl",
+        "KL to the teacher on held-out questions, nats a token",
+        lambda first, last: last < first,
+        needs=("quickstart",),
+    ),
 }
 
 
@@ -79,13 +96,20 @@ def main() -> None:
         if not (ROOT / needed / "lora" / "adapter_model.safetensors").is_file():
             run(needed, ROOT / needed / "lora")
     print("| method | figure | first | last | minutes |\n|---|---|---|---|---|")
+    failed = []
     for name in names:
         method = METHODS[name]
         with tempfile.TemporaryDirectory() as folder:
             seconds = run(name, Path(folder))
             curve = points(Path(folder, "trainer_log.jsonl"), method.metric)
         draw(name, method, curve)
-        print(f"| {name} | {method.words} | {curve[0][1]:.3f} | {curve[-1][1]:.3f} | {seconds / 60:.1f} |", flush=True)
+        values = [value for _, value in curve]
+        first, last = values[0], fmean(values[-method.num_last :])
+        print(f"| {name} | {method.words} | {first:.3f} | {last:.3f} | {seconds / 60:.1f} |", flush=True)
+        if not method.reaches(first, last):
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"bench_methods: not as far as they should come: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
