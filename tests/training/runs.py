@@ -45,6 +45,15 @@ FEEDBACK = [
     for number in range(16)
 ]
 
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"finetuning_type": "full"},
+    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    "lora": {"finetuning_type": "lora"},
+    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
+    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
+}
+"""The ways to choose what learns."""
+
 
 def small_world(folder: Path, **model_changes: Any) -> dict[str, Any]:
     """Writes model and data below `folder` and returns the keys that every run shares."""

@@ -12,15 +12,8 @@ import luthier
 from luthier.core.errors import OutputError
 from luthier.core.kinds import STAGES
 from tests.tiny import tiny_llama
-from tests.training.runs import losses, small_world
+from tests.training.runs import WAYS, losses, small_world
 
-WAYS: dict[str, dict[str, Any]] = {
-    "full": {"finetuning_type": "full"},
-    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
-    "lora": {"finetuning_type": "lora"},
-    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
-    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
-}
 DROPOUT = {"lora": {"lora_dropout": 0.2}, "qlora": {"lora_dropout": 0.2}, "oft": {"module_dropout": 0.2}}
 STAGE_KEYS: dict[str, dict[str, Any]] = {
     "pt": {"dataset": "plain", "cutoff_len": 48},

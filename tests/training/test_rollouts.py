@@ -17,7 +17,7 @@ from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
 from luthier.stages._rollout import Rollout
 from luthier.training.rollout import Rollouts
 from tests.tiny import tiny_llama
-from tests.training.runs import losses, small_world
+from tests.training.runs import WAYS, losses, small_world
 
 REWARDS = '''
 def letters(completions):
@@ -137,13 +137,6 @@ def test_batches_of_any_cut_make_the_same_step(values, tmp_path, stage):
         assert run(batch, accumulation) == pytest.approx(whole, abs=1e-5)
 
 
-WAYS: dict[str, dict[str, Any]] = {
-    "full": {"finetuning_type": "full"},
-    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
-    "lora": {"finetuning_type": "lora"},
-    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
-    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
-}
 RESUMED = {
     **{f"grpo {way}": {**GRPO, **keys, "grpo_beta": 0.1} for way, keys in WAYS.items()},
     **{f"ppo {way}": {**PPO, **keys} for way, keys in WAYS.items()},
