@@ -17,7 +17,7 @@ from luthier.model.load import load_for_inference
 from luthier.model.scoring import position_scores
 from luthier.training.trainer import StageTrainer
 from tests.tiny import tiny_llama
-from tests.training.runs import small_world
+from tests.training.runs import WAYS, small_world
 
 REWARDED = {
     "max_new_tokens": 4,
@@ -37,13 +37,6 @@ STAGE_KEYS: dict[str, dict[str, Any]] = {
     "gkd": {"gkd_lambda": 0.5, "max_new_tokens": 4},
 }
 FOUR_BITS = {"quantization_bit": 4}
-WAYS: dict[str, dict[str, Any]] = {
-    "full": {"finetuning_type": "full"},
-    "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
-    "lora": {"finetuning_type": "lora"},
-    "oft": {"finetuning_type": "oft", "oft_block_size": 16},
-    "qlora": {"finetuning_type": "lora", **FOUR_BITS},
-}
 OTHER_WAYS: dict[str, dict[str, Any]] = {
     "qoft": {"finetuning_type": "oft", "oft_block_size": 16, **FOUR_BITS},
     "lora on hqq": {"finetuning_type": "lora", "quantization_method": "hqq", **FOUR_BITS},
