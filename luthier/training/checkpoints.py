@@ -2,14 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, sync
 from luthier.core.log import warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from luthier.model.scoring import VALUE_HEAD
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CHECKPOINT_PREFIX = "checkpoint-"
 WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin")
@@ -69,6 +74,24 @@ def fitting(checkpoint: str) -> Iterator[None]:
             f"{checkpoint}: this checkpoint does not fit the run ({reason}) -> go on with the model, finetuning_type"
             " and adapter keys that it was made with, or choose another output_dir to start anew"
         ) from fault
+
+
+def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Are all weights of `model` in place after a checkpoint was loaded into it? `RunFailed` if not.
+
+    What is tied to another weight is saved once, under that one's name; the value head of ppo stands in a file of its own.
+    """
+    tensors = model.state_dict()
+    absent = {name for name in missing if not name.startswith(f"{VALUE_HEAD}.")}
+    filled = {tensor.data_ptr() for name, tensor in tensors.items() if name not in absent}
+    absent = {name for name in absent if name not in tensors or tensors[name].data_ptr() not in filled}
+    faults = {"has no": sorted(absent), "has, and the model has not,": sorted(unexpected)}
+    for verb, names in faults.items():
+        if names:
+            raise RunFailed(
+                f"the checkpoint {verb} {names[0]}{f' and {len(names) - 1} more weights' if names[1:] else ''}"
+                " -> go on with the model that it was made with, or choose another output_dir to start anew"
+            )
 
 
 def step_of(folder: Path) -> int:

@@ -37,7 +37,7 @@ from luthier.model.scoring import save_value_head, without_value_head
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.arguments import accepted
-from luthier.training.checkpoints import fitting, saving
+from luthier.training.checkpoints import check_filled, fitting, saving
 from luthier.training.divergence import DivergenceWatch
 from luthier.training.gauges import Gauge
 from luthier.training.streaming import reading_of
@@ -323,6 +323,9 @@ class StageTrainer(Trainer):
             go_on(self.policy, Path(best))
         else:
             super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with fitting(checkpoint or ""):
