@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from luthier.model.heads import OutputHead
+    from luthier.model.outputs.heads import OutputHead
 
 
 class Companion(Protocol):

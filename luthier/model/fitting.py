@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
+from luthier.model.adapting.merge import GivenAdapters, adapter_path
 from luthier.model.attention import Attention
 from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
-from luthier.model.depths import convert, is_routed
 from luthier.model.hubs import hub_token
-from luthier.model.merge import GivenAdapters, adapter_path
-from luthier.model.packed import require_trainable
+from luthier.model.outputs.router import set_router_loss
 from luthier.model.parts import frozen_parts
-from luthier.model.rope import stretch_context, take_from_adapter
-from luthier.model.router import set_router_loss
-from luthier.model.shifted_attention import SHIFTED, shift_attention
+from luthier.model.quantized.packed import require_trainable
+from luthier.model.surgery.depths import convert, is_routed
+from luthier.model.surgery.rope import stretch_context, take_from_adapter
+from luthier.model.surgery.shifted_attention import SHIFTED, shift_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -88,7 +88,8 @@ def replace_layers(base: "PreTrainedModel", keys: "ModelConfig", attention: Atte
 def apply_liger_kernels(base: "PreTrainedModel", machine: Machine) -> None:
     """`enable_liger_kernel`: fused norms, rotations and gated layers in the place of the model's own.
 
-    Not its fused loss: the head runs on the labelled positions alone here (`luthier.model.heads`), which saves more.
+    Not its fused loss: the head runs on the labelled positions alone here (`luthier.model.outputs.heads`), which saves
+    more.
     """
     if machine.device == "cpu":
         warn("enable_liger_kernel: its kernels need a GPU, so the layers of the model itself run")

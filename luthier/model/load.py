@@ -11,11 +11,12 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, quiet
 from luthier.core.machine import Machine, detect
 from luthier.model import ktransformers
+from luthier.model.adapting.loftq import read_record, round_weights
+from luthier.model.adapting.merge import adapter_path, merge_adapters, put_beside, unwrap
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed
-from luthier.model.depths import become_routed, is_routed, prepare, register, routed_class
 from luthier.model.dtype import (
     inference_dtype,
     tell_slow_format,
@@ -24,7 +25,6 @@ from luthier.model.dtype import (
     upcast_norms,
     upcast_trainable,
 )
-from luthier.model.embeddings import fit_embeddings
 from luthier.model.fitting import (
     fit_positions,
     fit_task,
@@ -34,20 +34,20 @@ from luthier.model.fitting import (
     replace_layers,
     require_depths,
 )
-from luthier.model.gguf import check_loadable
-from luthier.model.gguf_config import repair_config
+from luthier.model.gguf.config import repair_config
+from luthier.model.gguf.header import check_loadable
 from luthier.model.hubs import hub_token
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
-from luthier.model.loftq import read_record, round_weights
 from luthier.model.memory_check import placement
-from luthier.model.merge import adapter_path, merge_adapters, put_beside, unwrap
-from luthier.model.packed import note_qmodel, open_packed, packing_of, reader_of, stay_unpacked
+from luthier.model.outputs.scoring import fit_scorer
 from luthier.model.parameters import tell_parameters
-from luthier.model.quantization import Quantization, is_quantised, plan
+from luthier.model.quantized.packed import note_qmodel, open_packed, packing_of, reader_of, stay_unpacked
+from luthier.model.quantized.quantization import Quantization, is_quantised, plan
 from luthier.model.reading import readable
-from luthier.model.rope import require_stretched
-from luthier.model.scoring import fit_scorer
 from luthier.model.sources import Source, check_hub, check_source, locate
+from luthier.model.surgery.depths import become_routed, is_routed, prepare, register, routed_class
+from luthier.model.surgery.embeddings import fit_embeddings
+from luthier.model.surgery.rope import require_stretched
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
 

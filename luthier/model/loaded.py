@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
-from luthier.model.scoring import SCORE_LAYER
+from luthier.model.outputs.scoring import SCORE_LAYER
 from luthier.model.sources import Source
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from luthier.core.errors import ModelError, RunFailed
 from luthier.core.files import size
 from luthier.core.log import warn
 from luthier.core.machine import available_memory_bytes
-from luthier.model.gguf import read_header
+from luthier.model.gguf.header import read_header
 from luthier.model.sources import Source, read_safetensors_header, weight_files
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
-from luthier.model.embeddings import num_rows
 from luthier.model.hubs import hub_token
 from luthier.model.load import load_merged
-from luthier.model.quantization import plan
+from luthier.model.quantized.quantization import plan
+from luthier.model.surgery.embeddings import num_rows
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:

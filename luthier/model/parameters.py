@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
-from luthier.model.quantization import num_weights, quantised_layers
+from luthier.model.quantized.quantization import num_weights, quantised_layers
 
 if TYPE_CHECKING:
     from torch import nn

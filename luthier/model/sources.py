@@ -16,7 +16,7 @@ from zipfile import is_zipfile
 
 from luthier.core.errors import ModelError
 from luthier.core.versions import is_installed, missing_extra
-from luthier.model.gguf import read_header
+from luthier.model.gguf.header import read_header
 from luthier.model.hubs import local_name, resolution_fault
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

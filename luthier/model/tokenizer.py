@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.gguf import check_loadable
+from luthier.model.gguf.header import check_loadable
 from luthier.model.reading import readable
 from luthier.model.sources import Source, check_hub, check_tokenizer_files, locate
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from luthier.model.attention import Attention
     from luthier.model.companions import Companion
-    from luthier.model.heads import OutputHead
+    from luthier.model.outputs.heads import OutputHead
 
 
 @dataclass(frozen=True, slots=True)

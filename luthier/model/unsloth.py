@@ -4,7 +4,7 @@ The library replaces forward functions of transformers as it is imported and as 
 any model class of transformers is; configs and tokenizers may be there already. What it puts in their place
 
 - knows nothing of rows that lie behind one another in our way, so rows are padded;
-- computes logits at all positions, whatever `logits_to_keep` says; `luthier.model.heads` finds that out by trying;
+- computes logits at all positions, whatever `logits_to_keep` says; `luthier.model.outputs.heads` finds out by trying;
 - cuts off what is longer than `max_seq_length`, and stretches positions if that is longer than the model's window.
 
 Facts from unsloth 2026.10: `unsloth/models/loader.py` and `unsloth/models/llama.py`.
@@ -26,6 +26,7 @@ from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
 from luthier.model.adapters import lora
+from luthier.model.adapting.merge import adapter_path, unwrap
 from luthier.model.attention import Attention
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
@@ -33,7 +34,6 @@ from luthier.model.fitting import given_adapters, parts_to_freeze
 from luthier.model.hubs import hub_token
 from luthier.model.load import load_config
 from luthier.model.loaded import repair_generation_config, require_causal
-from luthier.model.merge import adapter_path, unwrap
 from luthier.model.parameters import tell_parameters
 from luthier.model.reading import readable
 from luthier.model.sources import Source, check_source, locate

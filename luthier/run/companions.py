@@ -41,7 +41,7 @@ def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
 def add_companions(run: TrainRun, trainer: "StageTrainer", loaded: "Mapping[str, nn.Module]") -> None:
     """Gives the trainer what its stage wants; the policy as it is now stands in where no model is named."""
     from luthier.model.companions import Companion, OtherModel, PolicyAtStart
-    from luthier.model.heads import inspect_head
+    from luthier.model.outputs.heads import inspect_head
 
     device = trainer.args.device
     others = {name: model.to(device) for name, model in loaded.items()}

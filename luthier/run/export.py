@@ -13,17 +13,17 @@ from luthier.core.files import require_apart, require_writable, save_folder_atom
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.hubs import fetched, hub_token
-from luthier.model.packed import GPTQ_LIBRARIES
+from luthier.model.outputs.scoring import fit_scorer
 from luthier.model.processor import fit_processor
+from luthier.model.quantized.packed import GPTQ_LIBRARIES
 from luthier.model.save import copy_value_head, num_bytes, write_model
-from luthier.model.scoring import fit_scorer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from luthier.config.runs import ExportRun
-    from luthier.model.merge_check import Reference
+    from luthier.model.adapting.merge_check import Reference
     from luthier.run.encoding import TextSide
 
 PLAIN = "unquantised"
@@ -54,9 +54,9 @@ def export(run: "ExportRun") -> Path:
     if the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
-    from luthier.model.gptq import group_size_for
+    from luthier.model.adapting.merge_check import Reference
     from luthier.model.load import load_for_export
-    from luthier.model.merge_check import Reference
+    from luthier.model.quantized.gptq import group_size_for
     from luthier.run.encoding import load_text_side
     from luthier.run.merge_check import sample_prompts
 
@@ -118,7 +118,7 @@ def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
 
 def quantise(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
     """The plain model inside `draft` goes, and the quantised one comes in its place. Raises `RunFailed`."""
-    from luthier.model.gptq import quantise_folder
+    from luthier.model.quantized.gptq import quantise_folder
 
     keys, plain = run.export, draft / PLAIN
     assert keys.export_quantization_bit is not None
@@ -143,7 +143,7 @@ def quantise(draft: Path, run: "ExportRun", samples: list[list[int]], group_size
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     """Rows for all tokens, and the ends of an answer, as the chat format has them."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.embeddings import fit_embeddings
+    from luthier.model.surgery.embeddings import fit_embeddings
 
     if fit_embeddings(model, text.tokenizer):
         warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
@@ -166,7 +166,7 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
     sources = (*reversed(run.model.adapter_name_or_path), run.model.model_name_or_path)
     copy_value_head(map(fetched, sources), draft)
     if (number_format := run.export.export_gguf) is not None:
-        from luthier.model.gguf_writer import gguf_name, write_gguf
+        from luthier.model.gguf.writer import gguf_name, write_gguf
 
         gguf = draft / gguf_name(number_format)
         write_gguf(draft, gguf, number_format)
@@ -187,7 +187,7 @@ def check_export(
     attn_implementation: str,
 ) -> dict[str, Any]:
     """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for."""
-    from luthier.model.merge_check import allowed_mean_kl
+    from luthier.model.adapting.merge_check import allowed_mean_kl
     from luthier.run.merge_check import FILE_NAME, check_written
 
     if reference is None:
@@ -223,7 +223,7 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
 def check_mergeable(run: "ExportRun") -> None:
     """Adapters cannot be merged into weights that a quantiser packed. Raises `ModelError`."""
     from luthier.model.load import load_config
-    from luthier.model.packed import packing_of
+    from luthier.model.quantized.packed import packing_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
@@ -246,7 +246,7 @@ def check_mergeable(run: "ExportRun") -> None:
 def check_quantisable(run: "ExportRun") -> None:
     """Raises `MissingExtra` without the library, `ModelError` for weights that are quantised already."""
     from luthier.model.load import load_config
-    from luthier.model.packed import packing_of
+    from luthier.model.quantized.packed import packing_of
 
     keys = run.model
     if run.export.export_quantization_bit is None:
@@ -272,7 +272,7 @@ def check_quantisable(run: "ExportRun") -> None:
 
 def check_gguf(run: "ExportRun") -> None:
     """Raises `ModelError` for a model that GGUF has no layout for."""
-    from luthier.model.gguf_writer import check_writable
+    from luthier.model.gguf.writer import check_writable
     from luthier.model.load import load_config
 
     keys = run.model

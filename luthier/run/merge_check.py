@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import RowError, RunFailed
 from luthier.core.log import info
 from luthier.data.look.sample_dialogues import SAMPLES
-from luthier.model.merge_check import Reference
+from luthier.model.adapting.merge_check import Reference
 
 if TYPE_CHECKING:
     import torch

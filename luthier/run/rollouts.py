@@ -19,7 +19,7 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
     """Make `trainer` learn from its own answers to the prompts of `data`, where its stage does."""
     from luthier.infer.batch import generate_answers
     from luthier.infer.types import Settings
-    from luthier.model.value_head import add_value_head
+    from luthier.model.outputs.value_head import add_value_head
     from luthier.training.rollout import Rollouts, StepRows, numbers_or_batch
 
     plan = trainer.stage.rollout(run.method)

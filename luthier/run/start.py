@@ -12,8 +12,8 @@ from luthier.config.runs import ExportRun, InferRun, TrainRun
 from luthier.config.swanlab import MINIMUM
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
-from luthier.model.packed import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
-from luthier.model.quantization import missing_library as missing_quantizer
+from luthier.model.quantized.packed import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
+from luthier.model.quantized.quantization import missing_library as missing_quantizer
 from luthier.model.sources import check_adapter_source, check_source, is_hub_id
 
 TRACKER_MODULES = {

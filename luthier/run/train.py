@@ -52,8 +52,8 @@ def train(run: TrainRun) -> "RunResult":
     from luthier.core.files import require_space
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
-    from luthier.model.dropout import switch_dropout_off
     from luthier.model.save import num_saved_bytes
+    from luthier.model.surgery.dropout import switch_dropout_off
     from luthier.run.companions import add_companions, add_reference_of, isolate_all, load_wanted
     from luthier.run.predict import generation_metrics
     from luthier.run.rollouts import add_rollouts
@@ -225,8 +225,8 @@ def carry_out(
 
 def facts_of(run: TrainRun, trainer: "StageTrainer", data: "PreparedData", lacks: Mapping[str, str]) -> dict[str, Any]:
     """For the manifest: what the weights were made of, and on what."""
+    from luthier.model.adapting.merge import unwrap
     from luthier.model.fitting import what_became
-    from luthier.model.merge import unwrap
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],

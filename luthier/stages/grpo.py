@@ -146,7 +146,7 @@ def loss(
     models: Models, batch: Mapping[str, Any], config: GrpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """The sum over the answers, or their tokens, as `loss_type` says."""
-    from luthier.model.heads import token_logps
+    from luthier.model.outputs.heads import token_logps
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, _ = token_logps(models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"])

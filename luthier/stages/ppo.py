@@ -112,7 +112,7 @@ def loss(
     models: Models, batch: Mapping[str, Any], config: PpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """The sum over the tokens of the answers."""
-    from luthier.model.value_head import logps_and_values
+    from luthier.model.outputs.value_head import logps_and_values
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, values = logps_and_values(

@@ -42,7 +42,7 @@ RULES = Rules(
 
 def scores(models: Models, batch: Mapping[str, Any]) -> Halves:
     """Twice (P,), float32: of the chosen and of the rejected answers."""
-    from luthier.model.scoring import position_scores
+    from luthier.model.outputs.scoring import position_scores
 
     return halves(position_scores(models.policy, model_inputs(batch), models.head.score)[batch["ends"]])
 

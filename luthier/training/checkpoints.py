@@ -11,7 +11,7 @@ from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, sync
 from luthier.core.log import warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from luthier.model.scoring import VALUE_HEAD
+from luthier.model.outputs.scoring import VALUE_HEAD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,7 @@ def fitting(checkpoint: str) -> Iterator[None]:
 def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Are all weights of `model` in place after a checkpoint was loaded into it? `RunFailed` if not.
 
-    What is tied to another weight is saved once, under that one's name; the value head of ppo stands in a file of its own.
+    What is tied to another weight is saved once, under that one's name; the value head of ppo has a file of its own.
     """
     tensors = model.state_dict()
     absent = {name for name in missing if not name.startswith(f"{VALUE_HEAD}.")}

@@ -21,8 +21,8 @@ from luthier.core.log import info
 from luthier.data.fingerprint import joint_key
 from luthier.data.plan import parts_of
 from luthier.data.prepare import rows_digest
-from luthier.model.heads import inspect_head
-from luthier.model.merge import unwrap
+from luthier.model.adapting.merge import unwrap
+from luthier.model.outputs.heads import inspect_head
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
 

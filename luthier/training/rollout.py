@@ -17,8 +17,8 @@ import torch
 from luthier.core.errors import RunFailed
 from luthier.data.collate import model_inputs
 from luthier.data.labels import IGNORE_INDEX
-from luthier.model.heads import token_logps
-from luthier.model.value_head import load_value_head, logps_and_values
+from luthier.model.outputs.heads import token_logps
+from luthier.model.outputs.value_head import load_value_head, logps_and_values
 from luthier.stages._rollout import Experience, Rollout
 from luthier.training.scorers import Answered, WeightedScorers
 

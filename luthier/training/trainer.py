@@ -27,13 +27,13 @@ from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.data.ledger import Ledger
-from luthier.model.heads import OutputHead
-from luthier.model.merge import unwrap
-from luthier.model.pissa import go_on, is_pissa
+from luthier.model.adapting.merge import unwrap
+from luthier.model.adapting.pissa import go_on, is_pissa
+from luthier.model.outputs.heads import OutputHead
+from luthier.model.outputs.scoring import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES, FittedProcessor, copy_processor
-from luthier.model.rope import save_beside_adapter
 from luthier.model.save import WEIGHT_FILES, save_adapter
-from luthier.model.scoring import save_value_head, without_value_head
+from luthier.model.surgery.rope import save_beside_adapter
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.arguments import accepted

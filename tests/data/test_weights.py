@@ -213,7 +213,7 @@ def test_the_loss_is_the_weighted_mean(llama_folder, layout):
     from transformers import AutoModelForCausalLM
 
     from luthier.model.attention import isolate_samples
-    from luthier.model.heads import inspect_head
+    from luthier.model.outputs.heads import inspect_head
     from luthier.model.types import Models
 
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()

@@ -187,7 +187,7 @@ def in_8_bits(model):
     pytest.importorskip("bitsandbytes")
     from luthier.config.quantization import QuantizationConfig
     from luthier.core.kinds import QUANTIZERS
-    from luthier.model.quantization import quantise_in_memory
+    from luthier.model.quantized.quantization import quantise_in_memory
 
     keys, cpu = QuantizationConfig(quantization_bit=8), torch.device("cpu")
     linear = QUANTIZERS.get("bnb").linear

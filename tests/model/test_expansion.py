@@ -11,9 +11,9 @@ from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
-from luthier.model.expansion import expand_blocks
+from luthier.model.adapting.merge import GivenAdapters
 from luthier.model.layers import inserted_layers, layer_list
-from luthier.model.merge import GivenAdapters
+from luthier.model.surgery.expansion import expand_blocks
 from luthier.run.expand import expand
 from tests.model.test_architectures import ROWS, build, loss_of
 from tests.tiny import byte_tokenizer, tiny_llama

@@ -5,9 +5,9 @@ import torch
 import transformers
 
 from luthier.core.errors import ModelError, RunFailed
-from luthier.model.gguf import read_header
-from luthier.model.gguf_vocabulary import read_vocabulary
-from luthier.model.gguf_writer import LAYOUTS, check_writable, interleave, write_gguf
+from luthier.model.gguf.header import read_header
+from luthier.model.gguf.vocabulary import read_vocabulary
+from luthier.model.gguf.writer import LAYOUTS, check_writable, interleave, write_gguf
 from luthier.model.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import TINY_LLAMA, byte_tokenizer, save_tiny

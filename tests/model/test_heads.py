@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
-from luthier.model import heads
-from luthier.model.heads import OutputHead, inspect_head, linear_cross_entropy, summed_loss
+from luthier.model.outputs import heads
+from luthier.model.outputs.heads import OutputHead, inspect_head, linear_cross_entropy, summed_loss
 
 
 def test_two_words_by_hand():

@@ -14,9 +14,9 @@ from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.manifest import verify_folder
 from luthier.model.adapters.lora import LoraConfig
+from luthier.model.adapting.merge import GivenAdapters
 from luthier.model.load import load_for_inference
-from luthier.model.merge import GivenAdapters
-from luthier.model.quantization import computed_weight, keys_in
+from luthier.model.quantized.quantization import computed_weight, keys_in
 from tests.model.test_adapters import fresh
 from tests.tiny import tiny_llama
 from tests.training.runs import small_world

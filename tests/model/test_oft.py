@@ -10,7 +10,7 @@ from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
-from luthier.model.merge import GivenAdapters, merge_adapters
+from luthier.model.adapting.merge import GivenAdapters, merge_adapters
 from luthier.model.parameters import count_parameters
 from tests.model.test_adapters import build, fresh, logits, train_a_little
 from tests.tiny import tiny_llama

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
-from luthier.model import packed
 from luthier.model.load import load_for_inference
-from luthier.model.packed import packing_in, packing_of
-from luthier.model.quantization import quantised_layers
+from luthier.model.quantized import packed
+from luthier.model.quantized.packed import packing_in, packing_of
+from luthier.model.quantized.quantization import quantised_layers
 from luthier.run.check import load_checked
 from tests.training.runs import losses, small_world
 

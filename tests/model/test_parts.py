@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
+from luthier.model.adapting.merge import GivenAdapters
 from luthier.model.load import prepare_for_training
-from luthier.model.merge import GivenAdapters
 from luthier.model.parts import find_parts, frozen_parts, in_parts
 
 TEXT = {

@@ -9,10 +9,10 @@ from luthier.config.load import load_infer
 from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import detect
-from luthier.model import quantization
 from luthier.model.load import load_for_inference, load_model
 from luthier.model.parameters import count_parameters
-from luthier.model.quantization import num_layer_bytes, num_weights, plan, quantised_layers
+from luthier.model.quantized import quantization
+from luthier.model.quantized.quantization import num_layer_bytes, num_weights, plan, quantised_layers
 from tests.tiny import save_tiny, tiny_llama
 
 pytest.importorskip("bitsandbytes")

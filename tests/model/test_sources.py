@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from luthier.core.errors import ModelError
-from luthier.model.gguf import check_loadable, read_header
+from luthier.model.gguf.header import check_loadable, read_header
 from luthier.model.load import load_config, load_model
 from luthier.model.sources import Source, check_adapter_source, check_source, locate
 from luthier.model.tokenizer import load_tokenizer

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.core.machine import Machine
-from luthier.model.heads import inspect_head, summed_loss, token_logps
 from luthier.model.load import load_for_inference, load_for_training
+from luthier.model.outputs.heads import inspect_head, summed_loss, token_logps
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from luthier.model.unsloth import PADDING_REASON, bring_in, longest_row
 from tests.tiny import tiny_llama

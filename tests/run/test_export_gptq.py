@@ -12,8 +12,8 @@ from luthier.config.load import load_export, load_infer
 from luthier.core.errors import ConfigError, DataError, MissingExtra, ModelError
 from luthier.core.manifest import read_manifest, verify_folder
 from luthier.core.versions import is_installed
-from luthier.model.gptq import group_size_for
 from luthier.model.load import load_for_inference, load_model
+from luthier.model.quantized.gptq import group_size_for
 from luthier.run import export, start
 from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world

@@ -15,10 +15,10 @@ from luthier.data.encoding import Encoding
 from luthier.data.templates import get_template
 from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message
-from luthier.model import heads
 from luthier.model.companions import OtherModel, PolicyAtStart
-from luthier.model.heads import OutputHead, inspect_head
-from luthier.model.objective import Predictions, predictions_at, summed_objective
+from luthier.model.outputs import heads
+from luthier.model.outputs.heads import OutputHead, inspect_head
+from luthier.model.outputs.objective import Predictions, predictions_at, summed_objective
 from luthier.model.types import Models
 from luthier.stages._divergence import forward_kl, generalised_jsd, reverse_kl
 from luthier.stages.gkd import STAGE, GkdConfig

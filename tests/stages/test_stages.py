@@ -16,7 +16,7 @@ from luthier.data.labels import Encoded
 from luthier.data.templates import get_template
 from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message, Prompt
-from luthier.model.heads import inspect_head
+from luthier.model.outputs.heads import inspect_head
 from luthier.model.types import Models
 from luthier.stages.pt import PtConfig
 from luthier.stages.sft import SftConfig

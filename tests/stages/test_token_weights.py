@@ -7,8 +7,8 @@ import torch
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
-from luthier.model import heads
-from luthier.model.heads import OutputHead, linear_cross_entropy, summed_loss
+from luthier.model.outputs import heads
+from luthier.model.outputs.heads import OutputHead, linear_cross_entropy, summed_loss
 from luthier.stages._token_weights import by_entropy, by_probability, chosen_weigh
 
 RUN = {"model_name_or_path": "x/y", "dataset": "d", "output_dir": "o"}

@@ -14,7 +14,7 @@ import luthier
 from luthier.config.load import load_infer
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.model.load import load_for_inference
-from luthier.model.scoring import position_scores
+from luthier.model.outputs.scoring import position_scores
 from luthier.training.trainer import StageTrainer
 from tests.tiny import tiny_llama
 from tests.training.runs import WAYS, small_world

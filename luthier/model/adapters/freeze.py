@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from luthier.config.rules import Rule, Rules
 from luthier.model.adapters import Adapter
+from luthier.model.adapting.merge import GivenAdapters
 from luthier.model.classes import gives_scores
-from luthier.model.embeddings import embedding_names
 from luthier.model.layers import inserted_layers, layer_list, layers_to_train
-from luthier.model.merge import GivenAdapters
 from luthier.model.modules import unknown_module
+from luthier.model.outputs.scoring import SCORE_LAYER
 from luthier.model.parts import find_parts, freeze_parts, in_parts
-from luthier.model.scoring import SCORE_LAYER
+from luthier.model.surgery.embeddings import embedding_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.fields import refused
 from luthier.model.adapters import Adapter
-from luthier.model.merge import GivenAdapters
+from luthier.model.adapting.merge import GivenAdapters
 from luthier.model.parts import freeze_parts
 
 if TYPE_CHECKING:

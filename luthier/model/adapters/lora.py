@@ -12,12 +12,12 @@ from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
+from luthier.model.adapting.loftq import start_from_quantisation_error
+from luthier.model.adapting.merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.adapting.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
+from luthier.model.adapting.pissa import start_from_principal_parts
+from luthier.model.adapting.targets import Targets, find_targets, targets_inside
 from luthier.model.layers import inserted_blocks
-from luthier.model.loftq import start_from_quantisation_error
-from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
-from luthier.model.pissa import start_from_principal_parts
-from luthier.model.targets import Targets, find_targets, targets_inside
 
 if TYPE_CHECKING:
     import peft

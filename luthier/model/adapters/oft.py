@@ -14,10 +14,10 @@ from luthier.config.rules import Rule, Rules, at_least, within
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.adapters import Adapter
+from luthier.model.adapting.merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.adapting.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
+from luthier.model.adapting.targets import find_targets, targets_inside
 from luthier.model.layers import inserted_blocks
-from luthier.model.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
-from luthier.model.targets import find_targets, targets_inside
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.adapting.loftq import require_base
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
-from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
-from luthier.model.loftq import require_base
-from luthier.model.quantization import forget_description, is_quantised
+from luthier.model.quantized.quantization import forget_description, is_quantised
 from luthier.model.sources import at_hand, check_adapter_source
+from luthier.model.surgery.embeddings import embedding_names, grow_embeddings, num_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.depths import require_dense
 from luthier.model.layers import layer_list
+from luthier.model.surgery.depths import require_dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

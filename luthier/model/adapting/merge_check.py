@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.adapting.merge import unwrap
 from luthier.model.classes import gives_scores
-from luthier.model.merge import unwrap
-from luthier.model.scoring import position_scores
+from luthier.model.outputs.scoring import position_scores
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,7 +17,7 @@ from luthier.core.errors import MissingExtra, ModelError, Problem
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed
-from luthier.model.hqq_checkpoint import is_qmodel, read_hqq
+from luthier.model.quantized.hqq_checkpoint import is_qmodel, read_hqq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

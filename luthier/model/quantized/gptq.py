@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError, RunFailed
 from luthier.core.log import info
 from luthier.core.versions import require
-from luthier.model.depths import require_dense
-from luthier.model.targets import expert_parameters, linear_layers
+from luthier.model.adapting.targets import expert_parameters, linear_layers
+from luthier.model.surgery.depths import require_dense
 
 if TYPE_CHECKING:
     import torch

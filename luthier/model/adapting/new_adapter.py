@@ -7,8 +7,8 @@ from luthier.config.rules import Rule
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.classes import SCORE_TASK, gives_scores
-from luthier.model.embeddings import embedding_names
 from luthier.model.modules import require_modules
+from luthier.model.surgery.embeddings import embedding_names
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.model.modules import require_modules
+from luthier.model.outputs.scoring import SCORE_LAYER
 from luthier.model.parts import find_parts, in_parts
-from luthier.model.scoring import SCORE_LAYER
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from luthier.config.quantization import LOFTQ_FILE
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.compat.bitsandbytes_cpu import keep_as_loaded
-from luthier.model.quantization import (
+from luthier.model.quantized.quantization import (
     FORMATS,
     Quantization,
     as_linear,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.model import heads
-from luthier.model.heads import OutputHead, hidden_at, logits_at
+from luthier.model.outputs import heads
+from luthier.model.outputs.heads import OutputHead, hidden_at, logits_at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Predictions:
 
 
 def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> Predictions:
-    """inputs and positions as in `luthier.model.heads.summed_loss`."""
+    """inputs and positions as in `luthier.model.outputs.heads.summed_loss`."""
     import torch
 
     if head.linear is None:

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.merge import unwrap
+from luthier.model.adapting.merge import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.heads import OutputHead, hidden_at, linear_logps, logits_at
-from luthier.model.merge import unwrap
-from luthier.model.scoring import VALUE_HEAD, VALUE_HEAD_FILE, VALUE_HEAD_NAMES
+from luthier.model.adapting.merge import unwrap
+from luthier.model.outputs.heads import OutputHead, hidden_at, linear_logps, logits_at
+from luthier.model.outputs.scoring import VALUE_HEAD, VALUE_HEAD_FILE, VALUE_HEAD_NAMES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.model.adapting.merge import unwrap
 from luthier.model.classes import gives_scores
-from luthier.model.merge import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ SCORE_LAYER = "score"
 VALUE_HEAD_FILE = "value_head.safetensors"
 """A copy of the score layer under the names that other programs read beside an adapter or a model."""
 VALUE_HEAD = "value_head"
-"""The layer that learns beside the policy in ppo (`luthier.model.value_head`)."""
+"""The layer that learns beside the policy in ppo (`luthier.model.outputs.value_head`)."""
 VALUE_HEAD_NAMES = ("v_head.summary.weight", "v_head.summary.bias")
 
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.adapting.merge import unwrap
 from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
-from luthier.model.merge import unwrap
-from luthier.model.router import RouterLoss, listen_to_router
-from luthier.model.scoring import score_layer
+from luthier.model.outputs.router import RouterLoss, listen_to_router
+from luthier.model.outputs.scoring import score_layer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/integr
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.gguf import GgufHeader
+from luthier.model.gguf.header import GgufHeader
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError, RunFailed
-from luthier.model.depths import require_dense
-from luthier.model.gguf_vocabulary import Vocabulary, read_vocabulary
+from luthier.model.gguf.vocabulary import Vocabulary, read_vocabulary
 from luthier.model.sources import weight_files
+from luthier.model.surgery.depths import require_dense
 
 if TYPE_CHECKING:
     import numpy as np
