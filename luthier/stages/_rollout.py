@@ -28,8 +28,8 @@ class Experience:
     """(B,) whether the answer came to its end by itself."""
     rows: "Tensor"
     """(K,) the answer that each token stands in, ascending."""
-    logps: "Tensor"
-    """(K,) log-probability of each token when it was written."""
+    logps: "Tensor | None"
+    """(K,) log-probability of each token when it was written; None where nobody `asks_policy`."""
     reference: "Tensor | None"
     """(K,) log-probability of each token for the reference model."""
     values: "Tensor | None"
@@ -71,6 +71,8 @@ class Rollout:
     """How often each answer is learned from."""
     own_share: float = 1.0
     """Share of the rollouts with answers of the model's own; in the others stand the answers that the data give."""
+    asks_policy: bool = True
+    """Whether the log-probabilities of the policy are asked for before it learns, which costs a forward pass."""
     has_values: bool = False
     """Whether a value head learns beside the policy."""
     judge: Callable[..., Judged] | None = None

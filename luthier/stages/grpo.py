@@ -120,20 +120,18 @@ def judge(
     """The advantage of each answer, for each of its tokens."""
     objective, size = LOSSES[config.loss_type], config.num_generations
     scores, lengths, metrics = experience.scores, experience.lengths, {}
-    if experience.reference is not None:
+    if experience.logps is not None and experience.reference is not None:
         kl = experience.summed(experience.logps - experience.reference)
         metrics["kl"] = (kl.sum(), float(len(scores)))
         if objective.kl_in_score:
             scores = scores - config.grpo_beta * kl
     groups = experience.scores.view(-1, size)
     metrics["reward_spread"] = (groups.std(1).sum(), float(len(groups)))
-    each = objective.advantages(scores, size).to(experience.logps.dtype)
+    each = objective.advantages(scores, size).float()
     weights = 1 / lengths if objective.averages_answers else lengths.new_ones(len(lengths), dtype=each.dtype)
-    columns = {
-        "old_logps": experience.logps,
-        "advantages": each[experience.rows],
-        "weights": weights.to(each.dtype)[experience.rows],
-    }
+    columns = {"advantages": each[experience.rows], "weights": weights.to(each.dtype)[experience.rows]}
+    if experience.logps is not None:
+        columns["old_logps"] = experience.logps
     if experience.reference is not None and not objective.kl_in_score:
         columns["reference_logps"] = experience.reference
     counted = lengths.float() if not objective.averages_answers else lengths.new_ones(len(lengths)).float()
@@ -150,7 +148,8 @@ def loss(
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, _ = token_logps(models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"])
-    ratios = LOSSES[config.loss_type].ratio(logps - batch["old_logps"], batch)
+    # Answers that are learned from once were written by the very policy that learns: ratio 1, with its gradient.
+    ratios = LOSSES[config.loss_type].ratio(logps - batch.get("old_logps", logps.detach()), batch)
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     losses, clipped = clipped_loss(ratios, batch["advantages"], low=config.epsilon, high=high)
     if "reference_logps" in batch:
@@ -164,7 +163,12 @@ def units(batch: Mapping[str, Any]) -> float:
 
 
 def rollout(config: GrpoConfig) -> Rollout:
-    return Rollout(num_generations=config.num_generations, num_passes=config.num_iterations, judge=judge)
+    return Rollout(
+        num_generations=config.num_generations,
+        num_passes=config.num_iterations,
+        asks_policy=config.num_iterations > 1 or config.grpo_beta > 0,
+        judge=judge,
+    )
 
 
 STAGE = Stage(

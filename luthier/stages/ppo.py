@@ -68,7 +68,8 @@ def judge(
     """Rewards, advantages and returns of every token; beta and the moments of the scores for the next rollout."""
     from luthier.stages._advantages import add_moments, gae, next_kl_coefficient, whitened
 
-    assert experience.reference is not None and experience.values is not None, "the stage asks for both"
+    assert experience.logps is not None and experience.reference is not None, "the stage asks for both"
+    assert experience.values is not None, "there is a value head"
     scores, coefficient = experience.scores, state.get("kl_coefficient", START_COEFFICIENT)
     apart = experience.logps - experience.reference
     kl, count = experience.summed(apart), float(len(scores))

@@ -223,8 +223,22 @@ class Rollouts:
         scores: "Tensor",
         answered: Sequence[Answered],
     ) -> Experience:
-        """What policy, value head and reference say of the answers as they are now."""
-        size, device = trainer.args.train_batch_size, trainer.args.device
+        """The scores, and what policy, value head and reference say of the answers as they are now."""
+        device = trainer.args.device
+        parts = self._asked_of_models(trainer, rows) if self.plan.asks_policy else {}
+        lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
+        return Experience(
+            scores=scores.to(device),
+            stopped=torch.tensor([one.stopped for one in answered], device=device),
+            rows=torch.arange(len(rows), device=device).repeat_interleave(lengths),
+            **{name: torch.cat(parts[name]) if parts.get(name) else None for name in ("logps", "reference", "values")},
+        )
+
+    def _asked_of_models(
+        self, trainer: "StageTrainer", rows: Sequence[Mapping[str, Any]]
+    ) -> "Mapping[str, list[Tensor]]":
+        """`logps`, `reference` and `values` of all answers, batch by batch."""
+        size = trainer.args.train_batch_size
         parts: dict[str, list[Tensor]] = {"logps": [], "reference": [], "values": []}
         policy, head = trainer.policy, trainer.head
         was_training = policy.training
@@ -245,14 +259,7 @@ class Rollouts:
                         asked, _ = token_logps(network, reference.head, *where, temperature=self.temperature)
                     parts["reference"].append(asked)
         policy.train(was_training)
-        joined = {name: torch.cat(tensors) if tensors else None for name, tensors in parts.items()}
-        lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
-        return Experience(
-            scores=scores.to(device),
-            stopped=torch.tensor([one.stopped for one in answered], device=device),
-            rows=torch.arange(len(rows), device=device).repeat_interleave(lengths),
-            **joined,  # type: ignore[arg-type]
-        )
+        return parts
 
     def save(self, folder: Path, trainer: "StageTrainer") -> None:
         if self._is_inside(trainer):

@@ -115,6 +115,29 @@ def test_the_first_pass_has_the_ratio_one(values):
         assert line["clip_fraction"] == 0 and abs(line["loss"]) < 1e-5 and abs(line["kl"]) < 1e-5
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "rloo"])
+def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path, monkeypatch, loss_type):
+    """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
+    keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
+    keys |= {"reward_funcs": "tests.training.runs:small_letters"}
+
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        luthier.train({**keys, "output_dir": str(folder)})
+        return load_file(folder / "model.safetensors")
+
+    asked = []
+    real = Rollouts._asked_of_models
+    monkeypatch.setattr(Rollouts, "_asked_of_models", lambda *args: asked.append(1) or real(*args))
+    found = trained(tmp_path / "unasked")
+    assert not asked
+    monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "asks_policy": True}))
+    expected = trained(tmp_path / "asked")
+    assert asked
+    start = load_file(Path(values["model_name_or_path"], "model.safetensors"))
+    assert any((found[name] - start[name]).abs().max() > 1e-4 for name in found)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 CUT = {
     "grpo": {**GRPO, "num_iterations": 2, "grpo_beta": 0.1},
     "ppo": {**PPO, "ppo_buffer_size": 2},
