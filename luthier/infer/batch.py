@@ -92,10 +92,11 @@ def _generate_batch(
     )
     options: dict[str, Any] = {"generation_config": config}
     if draws_apart:
-        from luthier.infer.drawing import OwnDraws, uniforms
+        from luthier.infer.drawing import OwnDraws, group_size, uniforms
 
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
-        options["custom_generate"] = OwnDraws(numbers, width).sample
+        size = group_size([prompts[index] for index in with_room])
+        options["custom_generate"] = OwnDraws(numbers, width, size).sample
     was_training = model.training
     model.eval()
     try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luthier.infer.batch import generate_answers
-from luthier.infer.drawing import drawn, uniforms
+from luthier.infer.drawing import drawn, group_size, uniforms
 from luthier.infer.types import Settings
 
 EOS = 260
@@ -78,3 +78,43 @@ def test_greedy_answers_and_beams_are_what_they_are_without_seeds(model, tokeniz
             for seeds in (None, SEEDS)
         )
         assert plain == seeded
+
+
+def test_groups_of_equal_prompts():
+    assert group_size([[1], [1], [2], [2]]) == 2 and group_size([[1, 2]] * 3) == 3
+    assert group_size([[1], [1], [2]]) == 1 and group_size([[1], [2], [1], [2]]) == 1 and group_size([[1]]) == 1
+
+
+CONFIGS = {
+    "llama": ("LlamaConfig", {}),
+    "sliding window": ("MistralConfig", {"sliding_window": 4}),
+    "state of another kind": ("MambaConfig", {"state_size": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_prompt_is_read_once_for_all_its_answers(tokenizer, tmp_path, monkeypatch, kind):
+    """The answers stay what they are when every row is read by itself, be it from a cache that can be copied or not."""
+    import transformers
+
+    from tests.tiny import TINY_LLAMA, save_tiny
+
+    name, changes = CONFIGS[kind]
+    folder = save_tiny(tmp_path / "model", getattr(transformers, name)(**{**TINY_LLAMA, **changes}))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    settings = Settings(top_p=1.0, top_k=0, temperature=1.0, max_new_tokens=12)
+    prompts, seeds = [prompt for prompt in PROMPTS for _ in range(3)], range(18)
+
+    def answers() -> tuple[list[list[int]], int]:
+        """And how many rows the first pass reads."""
+        rows: list[int] = []
+        hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        found = list(generate_answers(model, tokenizer, prompts, settings, {EOS}, 18, seeds=seeds))
+        hook.remove()
+        return found, rows[0]
+
+    found, num_read = answers()
+    assert num_read == (18 if kind == "state of another kind" else 6) and len({tuple(a) for a in found}) > 12
+    assert "_prefill" not in vars(model)
+    monkeypatch.setattr("luthier.infer.drawing.group_size", lambda prompts: 1)
+    assert answers() == (found, 18)
