@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
-from luthier.core.errors import OutputError
+from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
+from luthier.training.checkpoints import check_filled
 from tests.tiny import tiny_llama
 from tests.training.runs import WAYS, losses, small_world
 
@@ -194,6 +195,28 @@ def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
         luthier.train({**values, "resume_from_checkpoint": str(broken)})
     with pytest.raises(OutputError, match="holds no whole checkpoint"):
         luthier.train({**values, "resume_from_checkpoint": True})
+
+
+def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
+    """Two of its three blocks would go on, and the third would start anew."""
+    whole, _ = whole_run("sft full")
+    deeper = tiny_llama(tmp_path / "deeper", num_hidden_layers=3, max_position_embeddings=1024)
+    keys = {**world, **KINDS["sft full"], "model_name_or_path": str(deeper), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        RunFailed, match=r"has no model\.layers\.2\.\S+ and 8 more weights -> go on with the model that"
+    ):
+        luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
+
+
+def test_tied_weights_and_the_value_head_are_not_missed():
+    model = torch.nn.Module()
+    model.body, model.head, model.value_head = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
+    model.head.weight = model.body.weight
+    check_filled(model, ["head.weight", "value_head.weight"], [])
+    with pytest.raises(RunFailed, match=r"has no body\.weight and 1 more weights"):
+        check_filled(model, ["body.weight", "head.weight"], [])
+    with pytest.raises(RunFailed, match=r"has, and the model has not, gate\.weight ->"):
+        check_filled(model, [], ["gate.weight"])
 
 
 def test_finished_weights_without_a_checkpoint_are_not_written_over(world, whole_run, tmp_path):
