@@ -50,7 +50,7 @@ from luthier.config.rules import (
     Rules,
     launcher_problems,
 )
-from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.config.streaming_rules import STREAMING_RULES
@@ -127,7 +127,7 @@ def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
     return written
 
 
-def load(command: str, written: Written, *, writes: bool = True) -> TrainRun | InferRun | ExportRun:
+def load(command: str, written: Written, *, writes: bool = True) -> Run:
     """Decode and check. `command` is one of `luthier.config.sections.RUN_COMMANDS`; `writes` as in `load_train`."""
     draft = _Draft(command, written)
     draft.decode()
@@ -243,7 +243,7 @@ class _Draft:
         elif key.status == "renamed":
             self.warn(key.name, key.reason)
 
-    def build(self) -> TrainRun | InferRun | ExportRun:
+    def build(self) -> Run:
         """The run, with defaults in the place of what could not be decoded."""
         stage, finetuning_type = self.value("stage"), self.value("finetuning_type")
         common = {
@@ -305,7 +305,7 @@ class _Draft:
                     given.setdefault(key.current, value)
         return TrainingKeys(MappingProxyType(given))
 
-    def apply_rules(self, run: TrainRun | InferRun | ExportRun, command_rules: Iterable[Rules]) -> None:
+    def apply_rules(self, run: Run, command_rules: Iterable[Rules]) -> None:
         """Rules between keys. A key already at fault is not blamed again, since a default stands in its place."""
         at_fault = {problem.key for problem in self.problems}
         found: list[Problem] = []
@@ -320,7 +320,7 @@ class _Draft:
             found += launcher_problems()
         self.problems += self._located(problem for problem in found if problem.key not in at_fault)
 
-    def _variant_checks(self, run: TrainRun | InferRun | ExportRun) -> list[Any]:
+    def _variant_checks(self, run: Run) -> list[Any]:
         checks = []
         if isinstance(run, TrainRun) and run.finetuning_type in ADAPTERS.names:
             checks.append(ADAPTERS.get(run.finetuning_type).check)

@@ -20,8 +20,8 @@ from luthier.core.errors import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRun:
-    """A run of `luthier train`."""
+class Run:
+    """What every run has."""
 
     source: str
     """The run file, or in words where the keys came from."""
@@ -31,25 +31,31 @@ class TrainRun:
     quantization: QuantizationConfig
     data: DataConfig
     processor: ProcessorConfig
-    training: TrainingKeys
     finetuning: FinetuningConfig
     generating: GeneratingConfig
-    method: Any
-    """The `config` of the stage, e.g. `SftConfig`."""
     adapter: Any
     """The `config` of the finetuning type, e.g. `LoraConfig`."""
-    optimizers: Mapping[str, Any]
-    """Name -> `config` of each optimizer of luthier that is switched on: one at most, else `optim` decides."""
-    profiler: ProfilerConfig
-    fp8: Fp8Config
-    swanlab: SwanlabConfig
-    kt: KTransformersConfig
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     changed: frozenset[str] = frozenset()
     """Those among them whose value is not the default; the run.yaml of a run holds the others, too."""
     warnings: tuple[Problem, ...] = ()
     """What has no effect, or is not read; to be told to the user once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun(Run):
+    """A run of `luthier train`."""
+
+    training: TrainingKeys
+    method: Any
+    """The `config` of the stage, e.g. `SftConfig`."""
+    optimizers: Mapping[str, Any]
+    """Name -> `config` of each optimizer of luthier that is switched on: one at most, else `optim` decides."""
+    profiler: ProfilerConfig
+    fp8: Fp8Config
+    swanlab: SwanlabConfig
+    kt: KTransformersConfig
 
     @property
     def trains(self) -> bool:
@@ -58,39 +64,12 @@ class TrainRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferRun:
+class InferRun(Run):
     """A run that generates text, e.g. `luthier chat`."""
-
-    source: str
-    stage: str
-    finetuning_type: str
-    model: ModelConfig
-    quantization: QuantizationConfig
-    data: DataConfig
-    processor: ProcessorConfig
-    finetuning: FinetuningConfig
-    generating: GeneratingConfig
-    adapter: Any
-    given: Mapping[str, Any]
-    changed: frozenset[str] = frozenset()
-    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRun:
+class ExportRun(Run):
     """A run of `luthier export`."""
 
-    source: str
-    stage: str
-    finetuning_type: str
-    model: ModelConfig
-    quantization: QuantizationConfig
-    data: DataConfig
-    processor: ProcessorConfig
-    finetuning: FinetuningConfig
-    generating: GeneratingConfig
-    adapter: Any
     export: ExportConfig
-    given: Mapping[str, Any]
-    changed: frozenset[str] = frozenset()
-    warnings: tuple[Problem, ...] = ()

@@ -8,7 +8,7 @@ import importlib
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -33,6 +33,11 @@ def hub_token(keys: "ModelConfig") -> str | None:
             return keys.om_hub_token
         case _:
             return keys.hf_hub_token
+
+
+def fetching(keys: "ModelConfig") -> dict[str, Any]:
+    """How files of the model, its tokenizer and its adapters are fetched: `revision`, `cache_dir`, `token`."""
+    return {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
 
 
 def local_name(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:

@@ -36,7 +36,7 @@ from luthier.model.fitting import (
 )
 from luthier.model.gguf.config import repair_config
 from luthier.model.gguf.header import check_loadable
-from luthier.model.hubs import hub_token
+from luthier.model.hubs import fetching
 from luthier.model.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.memory_check import placement
 from luthier.model.outputs.scoring import fit_scorer
@@ -93,6 +93,11 @@ def load_config(
     note_qmodel(config, Path(source.name))
     # Of a model that also speaks (Qwen Omni), the part that reads and writes.
     return getattr(config, "thinker_config", config)
+
+
+def config_of(keys: "ModelConfig") -> "PreTrainedConfig":
+    """As `load_config`, for the model that a run names."""
+    return load_config(keys.model_name_or_path, trust_remote_code=keys.trust_remote_code, **fetching(keys))
 
 
 def load_model(
@@ -353,13 +358,7 @@ def _load_base(
     `fit_config`: changes the config before the model is built. `unpacks`: see `open_packed`. `scores`, `starts_score`:
     see `fit_task`.
     """
-    hub: dict[str, Any] = {
-        "revision": keys.model_revision,
-        "cache_dir": keys.cache_dir,
-        "token": hub_token(keys),
-        "trust_remote_code": keys.trust_remote_code,
-    }
-    config = load_config(keys.model_name_or_path, **hub)
+    config = config_of(keys)
     fit_config(config)
     require_depths(keys, config)
     if open_packed(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
@@ -381,7 +380,8 @@ def _load_base(
         train_from_scratch=train_from_scratch,
         quantization=quantization,
         starts_score=starts_score,
-        **hub,
+        trust_remote_code=keys.trust_remote_code,
+        **fetching(keys),
     )
     ktransformers.lay_out(model, machine)
     if gives_scores(model.config) and model.config.pad_token_id is None:

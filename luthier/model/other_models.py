@@ -10,7 +10,7 @@ from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
-from luthier.model.hubs import hub_token
+from luthier.model.hubs import fetching
 from luthier.model.load import load_merged
 from luthier.model.quantized.quantization import plan
 from luthier.model.surgery.embeddings import num_rows
@@ -42,10 +42,8 @@ def load_other(
         own = load_tokenizer(
             source,
             use_fast=keys.use_fast_tokenizer,
-            revision=keys.model_revision,
-            cache_dir=keys.cache_dir,
-            token=hub_token(keys),
             trust_remote_code=keys.trust_remote_code,
+            **fetching(keys),
         )
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
     if difference:

@@ -18,7 +18,7 @@ from luthier.config.processor import given_limits
 from luthier.core.errors import ModelError, Problem
 from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
-from luthier.model.hubs import fetched, hub_token
+from luthier.model.hubs import fetched, fetching
 from luthier.model.processor_limits import parts_of, set_limits
 from luthier.model.reading import readable
 from luthier.model.sources import Source, at_hand, is_hub_id, locate, read_config
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from luthier.config.model import ModelConfig
-    from luthier.config.runs import ExportRun, InferRun, TrainRun
+    from luthier.config.runs import ExportRun, Run, TrainRun
 
 _WHOLE, _PICTURES, _FILMS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR_FILES = (_WHOLE, _PICTURES, _FILMS)
@@ -118,8 +118,7 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
     source = _source(keys)
     if not limits and source == keys.model_name_or_path:
         return None
-    hub: dict[str, Any] = {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
-    files = _find(source, **hub)
+    files = _find(source, **fetching(keys))
     if not limits:
         return FittedProcessor(files)
     if not files:
@@ -128,21 +127,22 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
             if key in run.changed and key not in told:
                 warn(f"{key}: {_TEXT_ONLY}, or its folder lacks the files of its processor")
         return None
-    return FittedProcessor(files, *load_processor(source, limits, trust_remote_code=keys.trust_remote_code, **hub))
+    loaded = load_processor(source, limits, trust_remote_code=keys.trust_remote_code, **fetching(keys))
+    return FittedProcessor(files, *loaded)
 
 
 def _source(keys: "ModelConfig") -> str:
     """The last adapter, if a run with limits has saved a processor beside it; else the model."""
     if keys.adapter_name_or_path:
         last = keys.adapter_name_or_path[-1]
-        last = at_hand(last, revision=keys.model_revision, cache_dir=keys.cache_dir, token=hub_token(keys))
+        last = at_hand(last, **fetching(keys))
         folder = Path(last, keys.adapter_folder or "").expanduser()
         if any((folder / name).is_file() for name in PROCESSOR_FILES):
             return str(folder)
     return keys.model_name_or_path
 
 
-def text_only_problems(run: "TrainRun | InferRun | ExportRun") -> Iterator[Problem]:
+def text_only_problems(run: "Run") -> Iterator[Problem]:
     """Limits of pictures, films and sound given to a local model that is known to read text only."""
     name = run.model.model_name_or_path
     changed = [key for key in given_limits(run) if key in run.changed]

@@ -31,8 +31,8 @@ from luthier.model.attention import Attention
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
 from luthier.model.fitting import given_adapters, parts_to_freeze
-from luthier.model.hubs import hub_token
-from luthier.model.load import load_config
+from luthier.model.hubs import fetching
+from luthier.model.load import config_of
 from luthier.model.loaded import repair_generation_config, require_causal
 from luthier.model.parameters import tell_parameters
 from luthier.model.reading import readable
@@ -70,7 +70,7 @@ def load_for_training(run: "TrainRun", machine: Machine) -> LoadedModel:
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
     fast = bring_in(machine)
-    config = _config_of(keys)
+    config = config_of(keys)
     torch.manual_seed(run.training["seed"])
     bf16, fp16 = run.training["bf16"], run.training["fp16"]
     choose = partial(training_dtype, bf16=bf16, fp16=fp16, pure_bf16=pure_bf16, machine=machine)
@@ -106,7 +106,7 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine) -> "PreTrai
     """The model, its one adapter beside its weights, in unsloth's way of generating text. Raises `ModelError`."""
     fast = bring_in(machine)
     keys = run.model
-    config = _config_of(keys)
+    config = config_of(keys)
     require_kind(keys.model_name_or_path, config, scores=False)
     dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
     longest = window_of(config) or longest_row(config, run.data.cutoff_len, run.generating.max_new_tokens)
@@ -140,14 +140,6 @@ def longest_row(config: "PreTrainedConfig", cutoff_len: int, max_new_tokens: int
     return min(wanted, window)
 
 
-def _fetching(keys: "ModelConfig") -> dict[str, Any]:
-    return {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
-
-
-def _config_of(keys: "ModelConfig") -> "PreTrainedConfig":
-    return load_config(keys.model_name_or_path, trust_remote_code=keys.trust_remote_code, **_fetching(keys))
-
-
 def _load(
     fast: Any,
     keys: "ModelConfig",
@@ -156,7 +148,7 @@ def _load(
     **how: Any,
 ) -> Any:
     """The model, or the peft model around it if the run names an adapter."""
-    fetch: dict[str, Any] = _fetching(keys)
+    fetch: dict[str, Any] = fetching(keys)
     source = locate(keys.model_name_or_path, **fetch)
     check_source(keys.model_name_or_path, **fetch)
     if source.gguf_file:

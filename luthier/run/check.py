@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from luthier.config.data import holds_tokenized_rows
 from luthier.config.load import load, locate, read_source
-from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.runs import Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.registry import nearest
@@ -30,9 +30,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load_checked(
-    command: str, written: Written, *, begins: bool, writes: bool = True
-) -> TrainRun | InferRun | ExportRun:
+def load_checked(command: str, written: Written, *, begins: bool, writes: bool = True) -> Run:
     """The run, with what its keys point to checked as well. Raises `ConfigError` with all problems.
 
     `begins`: the run starts now, so its model and libraries must be here; else they may be on another machine.
@@ -79,7 +77,7 @@ def guess_kind(keys: Collection[str]) -> str:
     return "infer"
 
 
-def content_problems(run: TrainRun | InferRun | ExportRun, *, others: bool) -> tuple[list[Problem], list[Problem]]:
+def content_problems(run: Run, *, others: bool) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) in what the keys point to: the chat format, and the datasets of a training run.
 
     `others`: tell what is wrong with datasets that this run does not use, too.
@@ -104,7 +102,7 @@ def content_problems(run: TrainRun | InferRun | ExportRun, *, others: bool) -> t
     return problems, warnings
 
 
-def report(run: TrainRun | InferRun | ExportRun, command: str, warnings: list[Problem]) -> None:
+def report(run: Run, command: str, warnings: list[Problem]) -> None:
     """What was found, on stdout."""
     for warning in warnings:
         print(f"warning: {warning}")

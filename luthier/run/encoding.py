@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier.config.runs import TrainRun
+from luthier.config.runs import Run, TrainRun
 from luthier.core.log import hush_libraries, info, warn
 from luthier.data.chat_program import ChatProgram
 from luthier.data.encode import Encoder
 from luthier.data.encoding import Encoding
 from luthier.data.own_template import choose_template
 from luthier.data.templates import Template
-from luthier.model.hubs import hub_token
+from luthier.model.hubs import fetching
 from luthier.model.sources import at_hand, check_source
 from luthier.run.template_check import report_at_start
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.config.model import ModelConfig
-    from luthier.config.runs import ExportRun, InferRun
     from luthier.model.tokenizer import FittedTokenizer
 
 
@@ -38,16 +37,14 @@ def tokenizer_source(model: "ModelConfig") -> str:
     """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
     if model.adapter_name_or_path:
         last = model.adapter_name_or_path[-1]
-        last = at_hand(last, revision=model.model_revision, cache_dir=model.cache_dir, token=hub_token(model))
+        last = at_hand(last, **fetching(model))
         folder = Path(last, model.adapter_folder or "")
         if (folder / "tokenizer.json").is_file():
             return str(folder)
     return model.model_name_or_path
 
 
-def load_text_side(
-    run: "TrainRun | InferRun | ExportRun", *, reads_chat: bool = True, for_model: bool = True
-) -> TextSide:
+def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = True) -> TextSide:
     """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
     `for_model` false: rows are only looked at, so tokens that the model has no room for are a warning.
 
@@ -58,11 +55,7 @@ def load_text_side(
 
     hush_libraries()
     model, data = run.model, run.data
-    hub: dict[str, Any] = {
-        "revision": model.model_revision,
-        "cache_dir": model.cache_dir,
-        "token": hub_token(model),
-    }
+    hub = fetching(model)
     check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch, **hub)
     hub["trust_remote_code"] = model.trust_remote_code
     tokenizer = load_tokenizer(
@@ -91,7 +84,7 @@ def load_text_side(
 
 
 def fit_to_format(
-    run: "TrainRun | InferRun | ExportRun",
+    run: "Run",
     tokenizer: "PreTrainedTokenizerBase",
     template: Template,
     num_rows: int,

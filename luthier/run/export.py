@@ -12,7 +12,7 @@ from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
-from luthier.model.hubs import fetched, hub_token
+from luthier.model.hubs import fetched
 from luthier.model.outputs.scoring import fit_scorer
 from luthier.model.processor import fit_processor
 from luthier.model.quantized.packed import GPTQ_LIBRARIES
@@ -222,19 +222,13 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
 
 def check_mergeable(run: "ExportRun") -> None:
     """Adapters cannot be merged into weights that a quantiser packed. Raises `ModelError`."""
-    from luthier.model.load import load_config
+    from luthier.model.load import config_of
     from luthier.model.quantized.packed import packing_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
         return
-    config = load_config(
-        keys.model_name_or_path,
-        revision=keys.model_revision,
-        cache_dir=keys.cache_dir,
-        token=hub_token(keys),
-        trust_remote_code=keys.trust_remote_code,
-    )
+    config = config_of(keys)
     found = packing_of(config)
     if found is not None and not found[1].unpacks:
         raise ModelError(
@@ -245,7 +239,7 @@ def check_mergeable(run: "ExportRun") -> None:
 
 def check_quantisable(run: "ExportRun") -> None:
     """Raises `MissingExtra` without the library, `ModelError` for weights that are quantised already."""
-    from luthier.model.load import load_config
+    from luthier.model.load import config_of
     from luthier.model.quantized.packed import packing_of
 
     keys = run.model
@@ -254,15 +248,7 @@ def check_quantisable(run: "ExportRun") -> None:
     for module in GPTQ_LIBRARIES:
         if not is_installed(module):
             raise missing_extra(module, "gptq", "export_quantization_bit")
-    found = packing_of(
-        load_config(
-            keys.model_name_or_path,
-            revision=keys.model_revision,
-            cache_dir=keys.cache_dir,
-            token=hub_token(keys),
-            trust_remote_code=keys.trust_remote_code,
-        )
-    )
+    found = packing_of(config_of(keys))
     if found is not None and not found[1].unpacks:
         raise ModelError(
             f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised already ({found[1].words})"
@@ -273,19 +259,11 @@ def check_quantisable(run: "ExportRun") -> None:
 def check_gguf(run: "ExportRun") -> None:
     """Raises `ModelError` for a model that GGUF has no layout for."""
     from luthier.model.gguf.writer import check_writable
-    from luthier.model.load import load_config
+    from luthier.model.load import config_of
 
     keys = run.model
     if run.export.export_gguf is not None:
-        check_writable(
-            load_config(
-                keys.model_name_or_path,
-                revision=keys.model_revision,
-                cache_dir=keys.cache_dir,
-                token=hub_token(keys),
-                trust_remote_code=keys.trust_remote_code,
-            )
-        )
+        check_writable(config_of(keys))
 
 
 def check_finite(model: "PreTrainedModel") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from luthier.config.fp8 import installed_backend, missing_library
 from luthier.config.hubs import hub_in_use
-from luthier.config.runs import ExportRun, InferRun, TrainRun
+from luthier.config.runs import ExportRun, Run, TrainRun
 from luthier.config.swanlab import MINIMUM
 from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
@@ -35,7 +35,7 @@ TRACKER_MODULES = {
 METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
 
 
-def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+def source_problems(run: Run) -> Iterator[Problem]:
     """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
     yield from hub_problems(run)
     keys = run.model
@@ -54,7 +54,7 @@ def source_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
             yield _about("adapter_name_or_path", name, error)
 
 
-def packing_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+def packing_problems(run: Run) -> Iterator[Problem]:
     """What stands against loading or training a local model whose weights were quantised before they were saved."""
     found = packing_in(Path(run.model.model_name_or_path))
     if found is not None:
@@ -63,7 +63,7 @@ def packing_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
             yield from training_problems(found[1], run)
 
 
-def hub_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+def hub_problems(run: Run) -> Iterator[Problem]:
     """The library of the hub that the environment asks for, if a model is to come from there and it is missing."""
     hub = hub_in_use()
     keys = run.model
@@ -78,7 +78,7 @@ def hub_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
             yield Problem(key, reason, f"pip install 'luthier[{hub.extra}]'", value=name, has_value=True)
 
 
-def quantizer_problems(run: TrainRun | InferRun | ExportRun) -> Iterator[Problem]:
+def quantizer_problems(run: Run) -> Iterator[Problem]:
     """The library that quantises the model, if it is not installed."""
     if isinstance(run, ExportRun):
         missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
