@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,9 @@ import pytest
 
 from luthier.core.log import LOGGER
 from tests import tiny
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
