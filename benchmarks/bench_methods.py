@@ -70,6 +70,7 @@ def draw(name: str, method: Method, curve: list[tuple[int, float]]) -> Path:
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color="#2a5db0")
     axes.set(xlabel="optimizer step", ylabel=method.words, title=f"examples/{name}.yaml")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / f"{name}.png"
