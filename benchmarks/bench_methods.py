@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -69,7 +70,7 @@ def draw(name: str, method: Method, curve: list[tuple[int, float]]) -> Path:
     figure = Figure(figsize=(4.8, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color="#2a5db0")
-    axes.set(xlabel="optimizer step", ylabel=method.words, title=f"examples/{name}.yaml")
+    axes.set(xlabel="optimizer step", ylabel=fill(method.words, 30), title=f"examples/{name}.yaml")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     PICTURES.mkdir(parents=True, exist_ok=True)
