@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""What `generate` calls the keys and values of earlier tokens: since transformers 5.24, and before."""
+from luthier.model.surgery.depths import CACHE_NAMES
+
 BY_ROW = frozenset({"attention_mask", "position_ids", "token_type_ids"})
 """Tensors that `generate` hands to the model beside the prompts, with a row for each."""
 

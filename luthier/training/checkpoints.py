@@ -79,10 +79,11 @@ def fitting(checkpoint: str) -> Iterator[None]:
 def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Are all weights of `model` in place after a checkpoint was loaded into it? `RunFailed` if not.
 
-    What is tied to another weight is saved once, under that one's name; the value head of ppo has a file of its own.
+    What is tied to another weight is saved once, under that one's name; the value head of ppo has a file of its own; a
+    model may compute some weights itself and never save them (sinusoidal positions).
     """
-    tensors = model.state_dict()
-    absent = {name for name in missing if not name.startswith(f"{VALUE_HEAD}.")}
+    tensors, never_saved = model.state_dict(), set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    absent = {name for name in missing if not name.startswith(f"{VALUE_HEAD}.") and name not in never_saved}
     filled = {tensor.data_ptr() for name, tensor in tensors.items() if name not in absent}
     absent = {name for name in absent if name not in tensors or tensors[name].data_ptr() not in filled}
     faults = {"has no": sorted(absent), "has, and the model has not,": sorted(unexpected)}

@@ -208,11 +208,16 @@ def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
         luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
 
 
-def test_tied_weights_and_the_value_head_are_not_missed():
+def test_what_is_tied_or_never_saved_and_the_value_head_are_not_missed():
     model = torch.nn.Module()
     model.body, model.head, model.value_head = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
     model.head.weight = model.body.weight
     check_filled(model, ["head.weight", "value_head.weight"], [])
+    model.positions = torch.nn.Embedding(4, 2)
+    with pytest.raises(RunFailed, match=r"has no positions\.weight ->"):
+        check_filled(model, ["positions.weight"], [])
+    model._keys_to_ignore_on_save = ["positions.weight"]
+    check_filled(model, ["positions.weight"], [])
     with pytest.raises(RunFailed, match=r"has no body\.weight and 1 more weights"):
         check_filled(model, ["body.weight", "head.weight"], [])
     with pytest.raises(RunFailed, match=r"has, and the model has not, gate\.weight ->"):
