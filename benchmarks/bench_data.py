@@ -50,7 +50,7 @@ def write_rows(folder: Path, num_rows: int, longest: int) -> list[dict[str, str]
 
 def text_side(folder: Path) -> tuple[Any, Any]:
     from luthier.config.load import load_train
-    from luthier.run.encoding import load_text_side
+    from luthier.workflow.text import load_text_side
 
     run = load_train(
         {
@@ -75,8 +75,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def compare(repeats: int) -> None:
     from luthier.core.kinds import STAGES
+    from luthier.data.cache.arrow import row_lengths
     from luthier.data.prepare import prepare
-    from luthier.data.tables import row_lengths
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -32,7 +32,7 @@ def load_plain(source: Path):  # type: ignore[no-untyped-def]
 def load_luthier(source: Path):  # type: ignore[no-untyped-def]
     import torch
 
-    from luthier.model.load import load_model
+    from luthier.model.loading.load import load_model
 
     return load_model(str(source), dtype=torch.float32)
 
@@ -47,7 +47,7 @@ def measure(way: str, source: Path) -> None:
     import torch  # noqa: F401
     from transformers import GgufConfig, LlamaForCausalLM  # noqa: F401
 
-    import luthier.model.load  # noqa: F401
+    import luthier.model.loading.load  # noqa: F401
 
     if source.suffix == ".gguf":
         import gguf  # noqa: F401

@@ -20,9 +20,9 @@ def lengths_of(datasets: str, template: str) -> list[int]:
     """Tokens of every pack."""
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
+    from luthier.data.cache.arrow import row_lengths
     from luthier.data.prepare import prepare
-    from luthier.data.tables import row_lengths
-    from luthier.run.encoding import load_text_side
+    from luthier.workflow.text import load_text_side
 
     keys = {"dataset": datasets, "template": template, "dataset_dir": str(ROOT / "examples" / "data"), "do_train": True}
     model = str(ROOT / "models" / "SmolLM2-135M-Instruct.gguf")

@@ -75,7 +75,7 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
 def tokenised_rows(output_dir: str, steps: int, dtype: str):  # type: ignore[no-untyped-def]
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
-    from luthier.run.train import load_text_side
+    from luthier.workflow.text import load_text_side
 
     run = load_train(run_file(output_dir, steps, dtype))
     from luthier.data.prepare import prepare

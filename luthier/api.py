@@ -14,7 +14,7 @@ def train(keys: Mapping[str, Any]) -> "RunResult":
     """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError` for what went wrong."""
     from luthier.config.load import load_train
     from luthier.core.log import set_up
-    from luthier.run import train as command
+    from luthier.workflow import training as command
 
     set_up()
     return command.train(load_train(keys))
@@ -24,7 +24,7 @@ def export(keys: Mapping[str, Any]) -> "Path":
     """Merge adapters and write a model folder, as `luthier export` does."""
     from luthier.config.load import load_export
     from luthier.core.log import set_up
-    from luthier.run import export as command
+    from luthier.workflow import export as command
 
     set_up()
     return command.export(load_export(keys))
@@ -34,7 +34,7 @@ def chat(keys: Mapping[str, Any]) -> "ChatSession":
     """A loaded model with a conversation that has not begun, as `luthier chat` uses it."""
     from luthier.config.load import load_infer
     from luthier.core.log import set_up
-    from luthier.run import chat as command
+    from luthier.workflow import chat as command
 
     set_up()
     return command.open_chat(load_infer(keys))

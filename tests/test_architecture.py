@@ -22,7 +22,8 @@ LAYERS = [
     "data model",
     "stages",
     "training infer",
-    "evals",
+    "evals inspection",
+    "workflow",
     "serve webui",
     "run",
     "api",
@@ -123,7 +124,7 @@ def test_listing_a_registry_imports_no_variant(registry):
 
 def test_every_key_has_a_help_text():
     from luthier.config.describe import help_of
-    from luthier.config.keys import catalogue
+    from luthier.config.key_table import catalogue
 
     missing = [name for name, keys in catalogue().items() if not all(help_of(key) for key in keys)]
     assert not missing

@@ -286,13 +286,13 @@ def test_version_imports_next_to_nothing():
 
 
 def test_the_python_functions_take_what_a_run_file_holds(monkeypatch):
-    import luthier.run.chat
-    import luthier.run.export
-    import luthier.run.train
+    import luthier.workflow.chat
+    import luthier.workflow.export
+    import luthier.workflow.training
 
-    monkeypatch.setattr(luthier.run.train, "train", lambda run: run)
-    monkeypatch.setattr(luthier.run.export, "export", lambda run: run)
-    monkeypatch.setattr(luthier.run.chat, "open_chat", lambda run: run)
+    monkeypatch.setattr(luthier.workflow.training, "train", lambda run: run)
+    monkeypatch.setattr(luthier.workflow.export, "export", lambda run: run)
+    monkeypatch.setattr(luthier.workflow.chat, "open_chat", lambda run: run)
     assert luthier.train({**RUN, "lora_rank": 4}).adapter.lora_rank == 4
     assert luthier.export({"model_name_or_path": "m", "export_dir": Path("e")}).export.export_dir == "e"
     assert luthier.chat({"model_name_or_path": "m", "top_k": 3}).generating.top_k == 3

@@ -1,4 +1,4 @@
-"""Write `luthier/config/hf_training_keys.json` from the installed transformers.
+"""Write `luthier/config/keys/hf_training_keys.json` from the installed transformers.
 
 `python -m tools.training_keys [--check]`
 """
@@ -11,7 +11,7 @@ import types
 import typing
 from typing import Any
 
-from luthier.config.training import TABLE, TYPES
+from luthier.config.keys.training import TABLE, TYPES
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     # Steps are whole numbers, or a share of all steps; the annotation there says float only.
@@ -35,7 +35,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def spell(annotation: Any) -> tuple[str, tuple[str, ...]]:
-    """The type in the words of `luthier.config.training.TYPES`, and the choices if it is an enumeration."""
+    """The type in the words of `luthier.config.keys.training.TYPES`, and the choices if it is an enumeration."""
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     members = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Union else members
     words, choices = set(), ()
@@ -58,7 +58,7 @@ def trackers() -> tuple[str, ...]:
 
 
 def table() -> dict[str, Any]:
-    """The whole file, as read back by `luthier.config.training`."""
+    """The whole file, as read back by `luthier.config.keys.training`."""
     import transformers
 
     keys: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def table() -> dict[str, Any]:
         override = OVERRIDES.get(field.name, {})
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         spelled, choices = spell(field.type) if "type" not in override else (override["type"], ())
-        assert spelled in TYPES, f"{field.name}: {spelled} is not a type of luthier.config.training.TYPES"
+        assert spelled in TYPES, f"{field.name}: {spelled} is not a type of luthier.config.keys.training.TYPES"
         row = {"type": spelled, "default": override.get("default", default)}
         choices = choices or override.get("choices") or tuple(field.metadata.get("choices") or ())
         if field.name == "report_to":

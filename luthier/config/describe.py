@@ -11,19 +11,20 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from luthier.config.decode import describe_type
-from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
-from luthier.config.export import EXPORT_RULES
-from luthier.config.fp8 import FP8_RULES
-from luthier.config.keys import TRAINING, Key, catalogue
+from luthier.config.key_table import TRAINING, Key, catalogue
+from luthier.config.keys.export import EXPORT_RULES
+from luthier.config.keys.fp8 import FP8_RULES
+from luthier.config.keys.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
+from luthier.config.keys.profiling import PROFILER_RULES
+from luthier.config.keys.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
+from luthier.config.keys.swanlab import SWANLAB_RULES
 from luthier.config.masking import masked
-from luthier.config.memory_rules import MEMORY_RULES
-from luthier.config.optim_rules import OPTIM_RULES
-from luthier.config.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
-from luthier.config.profiling import PROFILER_RULES
-from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
-from luthier.config.rules import GENERATING_RULES, MODEL_RULES, TRAIN_RULES, Rule, Rules
-from luthier.config.streaming_rules import STREAMING_RULES
-from luthier.config.swanlab import SWANLAB_RULES
+from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, TRAIN_RULES
+from luthier.config.rules.memory import MEMORY_RULES
+from luthier.config.rules.mixture_of_depths import DENSE_RULES, DEPTH_RULES
+from luthier.config.rules.optim import OPTIM_RULES
+from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest

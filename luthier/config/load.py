@@ -10,11 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.decode import Misfit, decode
-from luthier.config.depth_rules import DENSE_RULES, DEPTH_RULES
-from luthier.config.export import EXPORT_RULES
-from luthier.config.fp8 import FP8_RULES
 from luthier.config.interpolate import interpolate
-from luthier.config.keys import (
+from luthier.config.key_table import (
     DATA,
     EXPORT,
     FINETUNING,
@@ -34,29 +31,26 @@ from luthier.config.keys import (
     optimizer_sections,
     sections,
 )
-from luthier.config.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
-from luthier.config.legacy import LegacyTrainingConfig
+from luthier.config.keys.export import EXPORT_RULES
+from luthier.config.keys.fp8 import FP8_RULES
+from luthier.config.keys.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
+from luthier.config.keys.legacy import LegacyTrainingConfig
+from luthier.config.keys.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
+from luthier.config.keys.profiling import PROFILER_RULES
+from luthier.config.keys.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
+from luthier.config.keys.swanlab import SWANLAB_RULES
+from luthier.config.keys.training import OWN_DEFAULTS, TrainingKeys
 from luthier.config.masking import is_secret
-from luthier.config.memory_rules import MEMORY_RULES
-from luthier.config.optim_rules import OPTIM_RULES
-from luthier.config.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
-from luthier.config.profiling import PROFILER_RULES
-from luthier.config.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
-from luthier.config.rules import (
-    GENERATING_RULES,
-    MODEL_RULES,
-    OUTPUT_RULES,
-    TRAIN_RULES,
-    Rules,
-    launcher_problems,
-)
+from luthier.config.rules.engine import Rules
+from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, OUTPUT_RULES, TRAIN_RULES, launcher_problems
+from luthier.config.rules.memory import MEMORY_RULES
+from luthier.config.rules.mixture_of_depths import DENSE_RULES, DEPTH_RULES
+from luthier.config.rules.optim import OPTIM_RULES
+from luthier.config.rules.streaming import STREAMING_RULES
+from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
 from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
-from luthier.config.streaming_rules import STREAMING_RULES
-from luthier.config.swanlab import SWANLAB_RULES
-from luthier.config.training import OWN_DEFAULTS, TrainingKeys
-from luthier.config.unsloth_rules import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest

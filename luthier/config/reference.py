@@ -5,7 +5,7 @@ from pathlib import Path
 
 from luthier.config.decode import describe_type
 from luthier.config.describe import help_of, shown, status_of
-from luthier.config.keys import Key, keys_of, sections
+from luthier.config.key_table import Key, keys_of, sections
 from luthier.config.sections import Section
 
 FILE = Path(__file__).parents[2] / "docs" / "reference" / "keys.md"

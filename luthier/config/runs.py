@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.config.data import DataConfig
-from luthier.config.export import ExportConfig
-from luthier.config.finetuning import FinetuningConfig
-from luthier.config.fp8 import Fp8Config
-from luthier.config.generate import GeneratingConfig
-from luthier.config.ktransformers import KTransformersConfig
-from luthier.config.model import ModelConfig
-from luthier.config.processor import ProcessorConfig
-from luthier.config.profiling import ProfilerConfig
-from luthier.config.quantization import QuantizationConfig
-from luthier.config.swanlab import SwanlabConfig
-from luthier.config.training import TrainingKeys
+from luthier.config.keys.data import DataConfig
+from luthier.config.keys.export import ExportConfig
+from luthier.config.keys.finetuning import FinetuningConfig
+from luthier.config.keys.fp8 import Fp8Config
+from luthier.config.keys.generate import GeneratingConfig
+from luthier.config.keys.ktransformers import KTransformersConfig
+from luthier.config.keys.model import ModelConfig
+from luthier.config.keys.processor import ProcessorConfig
+from luthier.config.keys.profiling import ProfilerConfig
+from luthier.config.keys.quantization import QuantizationConfig
+from luthier.config.keys.swanlab import SwanlabConfig
+from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import Problem
 
 

@@ -4,9 +4,9 @@ from luthier.core.registry import Registry
 
 STAGES = Registry("stage", "luthier.stages", "STAGE")
 ADAPTERS = Registry("finetuning_type", "luthier.model.adapters", "ADAPTER")
-QUANTIZERS = Registry("quantization_method", "luthier.model.quantizers", "QUANTIZER")
+QUANTIZERS = Registry("quantization_method", "luthier.model.quantization", "QUANTIZER")
 FORMATS = Registry("formatting", "luthier.data.formats", "FORMAT")
-CHECKS = Registry("check", "luthier.data.look.doctor", "CHECK")
+CHECKS = Registry("check", "luthier.inspection.doctor", "CHECK")
 TOOL_SYNTAXES = Registry("tool_format", "luthier.data.tools", "SYNTAX")
 OPTIMIZERS = Registry("optimizer", "luthier.training.optimizers", "OPTIMIZER")
 ENGINES = Registry("infer_backend", "luthier.infer.engines", "ENGINE")

@@ -5,10 +5,10 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from luthier.config.hubs import HubTokens
+from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
-from luthier.data.description import DatasetSpec, Source
-from luthier.data.read import READERS, every_row
+from luthier.data.sources.dataset_info import DatasetSpec, Source
+from luthier.data.sources.read import READERS, every_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ learned and `targets` what, so that no loss has to shift labels and no model com
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.labels import IGNORE_INDEX
-from luthier.data.plan import is_of_row, part_of, parts_of
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.row_plan import is_of_row, part_of, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor

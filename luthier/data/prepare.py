@@ -13,31 +13,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from luthier.config.data import holds_tokenized_rows
-from luthier.config.hubs import HubTokens
+from luthier.config.keys.data import holds_tokenized_rows
+from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
-from luthier.data.cache import Cache, open_cache
-from luthier.data.catalog import DatasetSpec, load_catalog
-from luthier.data.encoding import Encoding, encode_last_turns
-from luthier.data.fingerprint import encoding_digest, joint_key, source_digest
+from luthier.data.cache.arrow import TableWriter, batches_of, row_lengths, table_at
+from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
+from luthier.data.cache.saved import load_tokenized, save_tokenized
+from luthier.data.cache.store import Cache, open_cache
 from luthier.data.ledger import DatasetAccount, Ledger
 from luthier.data.mix import mix, split_validation
-from luthier.data.plan import SEQUENCE_COLUMNS
-from luthier.data.read import read_rows
-from luthier.data.rows import Parts, RowMaker, column_values
-from luthier.data.tables import TableWriter, batches_of, row_lengths, table_at
-from luthier.data.tokenized import load_tokenized, save_tokenized
+from luthier.data.rows.encoding import Encoding, encode_last_turns
+from luthier.data.rows.maker import Parts, RowMaker, column_values
+from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
+from luthier.data.sources.catalog import DatasetSpec, load_catalog
+from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from luthier.config.data import DataConfig
+    from luthier.config.keys.data import DataConfig
     from luthier.config.runs import TrainRun
-    from luthier.data.packing import Packer
-    from luthier.data.plan import RowPlan
+    from luthier.data.packing.best_fit import Packer
+    from luthier.data.rows.row_plan import RowPlan
     from luthier.data.stream import StreamedRows
 
 ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from luthier.config.hubs import NO_TOKENS, HubTokens
+from luthier.config.keys.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import warn
-from luthier.data.description import DatasetSpec
+from luthier.data.cache.arrow import flat, row_lengths, table_of
+from luthier.data.interleave import in_turns, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
-from luthier.data.plan import SEQUENCE_COLUMNS
-from luthier.data.read import local_files, read_rows
-from luthier.data.rows import Drawn, Parts, RowMaker, column_values
-from luthier.data.tables import flat, row_lengths, table_of
-from luthier.data.turns import in_turns, shuffled
+from luthier.data.rows.maker import Drawn, Parts, RowMaker, column_values
+from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
+from luthier.data.sources.dataset_info import DatasetSpec
+from luthier.data.sources.read import local_files, read_rows
 
 if TYPE_CHECKING:
-    from luthier.data.packing import Packer
-    from luthier.data.readers import Row
+    from luthier.data.packing.best_fit import Packer
+    from luthier.data.sources.readers import Row
 
 MAX_WINDOW_TOKENS = 1 << 22
 """A window of rows to pack ends here, even if it has few rows."""

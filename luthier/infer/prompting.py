@@ -12,10 +12,10 @@ from typing import Protocol
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.answers import THOUGHT_WORDS, between
-from luthier.data.chat_program import ChatProgram
-from luthier.data.encode import Encoder
-from luthier.data.render import render
+from luthier.data.chat.answers import THOUGHT_WORDS, between
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.render import render
 from luthier.data.templates import Template
 from luthier.data.tools import ToolCall
 from luthier.data.types import Message

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from luthier.config.generate import GeneratingConfig
+from luthier.config.keys.generate import GeneratingConfig
 
 FinishReason = Literal["stop", "length"]
 

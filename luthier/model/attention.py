@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
-from luthier.model.adapting.merge import unwrap
+from luthier.model.adapters._merge import unwrap
 from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
-from luthier.model.outputs.scoring import position_scores
-from luthier.model.surgery.shifted_attention import SHIFTED
+from luthier.model.features.shifted_attention import SHIFTED
+from luthier.model.heads.score_head import position_scores
 
 if TYPE_CHECKING:
     import torch

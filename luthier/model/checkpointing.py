@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
-from luthier.model import ktransformers
+from luthier.model.backends import ktransformers
 
 if TYPE_CHECKING:
     import torch

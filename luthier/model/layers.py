@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
-from luthier.model.parts import find_parts, in_parts
+from luthier.model.multimodal import find_parts, in_parts
 
 if TYPE_CHECKING:
     from torch.nn import ModuleList

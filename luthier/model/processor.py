@@ -14,19 +14,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.processor import given_limits
+from luthier.config.keys.processor import given_limits
 from luthier.core.errors import ModelError, Problem
 from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
-from luthier.model.hubs import fetched, fetching
+from luthier.model.files.hubs import fetched, fetching
+from luthier.model.files.readable import readable
+from luthier.model.files.sources import Source, at_hand, is_hub_id, locate, read_config
 from luthier.model.processor_limits import parts_of, set_limits
-from luthier.model.reading import readable
-from luthier.model.sources import Source, at_hand, is_hub_id, locate, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from luthier.config.model import ModelConfig
+    from luthier.config.keys.model import ModelConfig
     from luthier.config.runs import ExportRun, Run, TrainRun
 
 _WHOLE, _PICTURES, _FILMS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.config.processor import ProcessorConfig
+from luthier.config.keys.processor import ProcessorConfig
 from luthier.core.errors import ModelError
 
 _LONGEST_EDGE = 2**15

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.model.adapting.loftq import save_record
-from luthier.model.adapting.pissa import is_pissa, save_as_lora
-from luthier.model.outputs.scoring import VALUE_HEAD_FILE
+from luthier.model.adapters._loftq import save_record
+from luthier.model.adapters._pissa import is_pissa, save_as_lora
+from luthier.model.features.rope_scaling import BESIDE_ADAPTER
+from luthier.model.heads.score_head import VALUE_HEAD_FILE
 from luthier.model.processor import FittedProcessor, copy_processor
-from luthier.model.surgery.rope import BESIDE_ADAPTER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.gguf.header import check_loadable
-from luthier.model.reading import readable
-from luthier.model.sources import Source, check_hub, check_tokenizer_files, locate
+from luthier.model.files.gguf.header import check_loadable
+from luthier.model.files.readable import readable
+from luthier.model.files.sources import Source, check_hub, check_tokenizer_files, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

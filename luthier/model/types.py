@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.model.attention import Attention
-    from luthier.model.companions import Companion
-    from luthier.model.outputs.heads import OutputHead
+    from luthier.model.frozen_models import Companion
+    from luthier.model.heads.output_head import OutputHead
 
 
 @dataclass(frozen=True, slots=True)

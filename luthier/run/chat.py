@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InvalidInput, LuthierError
-from luthier.core.kinds import ENGINES
 from luthier.core.log import info, warn
 from luthier.core.registry import nearest
 
 if TYPE_CHECKING:
-    from luthier.config.runs import InferRun
     from luthier.data.tools import ToolCall
     from luthier.infer.session import ChatSession
 
@@ -30,7 +28,8 @@ COMMANDS = ("/system", "/tools", "/help")
 def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import InferRun
-    from luthier.run.check import load_checked
+    from luthier.workflow.chat import open_chat
+    from luthier.workflow.preflight import load_checked
 
     words, question = split_once(argv)
     run = load_checked("infer", read_source(words), begins=True)
@@ -43,27 +42,6 @@ def main(argv: list[str]) -> int:
     else:
         print_answer(session, question)
     return 0
-
-
-def open_chat(run: "InferRun") -> "ChatSession":
-    """Load the model of a run; `luthier.chat({...})` returns what this returns."""
-    from luthier.infer.conversation import Conversation
-    from luthier.infer.prompting import OwnTemplatePrompting, Prompting, TemplatePrompting
-    from luthier.infer.session import ChatSession
-    from luthier.infer.types import Settings
-    from luthier.run.encoding import load_text_side
-
-    text = load_text_side(run)
-    program = text.encoding.program
-    prompting: Prompting
-    if program is not None:
-        prompting = OwnTemplatePrompting(program, text.template.call_syntax)
-    else:
-        thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
-        prompting = TemplatePrompting(text.template, text.encoding.encoder, thinking, keep_thoughts)
-    model = ENGINES.get(run.model.infer_backend).open(run, text.tokenizer, set(text.fitted.stop_token_ids))
-    info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
-    return ChatSession(model, Conversation(prompting), Settings.of(run.generating))
 
 
 def split_once(argv: list[str]) -> tuple[list[str], str | None]:

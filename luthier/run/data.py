@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
     from luthier.data.stream import StreamedRows
-    from luthier.run.encoding import TextSide
+    from luthier.workflow.text import TextSide
 
 DEFAULT_LIMIT = 5
 
@@ -30,11 +30,11 @@ def main(argv: list[str]) -> int:
     from luthier.config.load import load_train, read_source
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import prepare
-    from luthier.run.check import load_checked
-    from luthier.run.encoding import load_text_side
+    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.text import load_text_side
 
     if options.doctor:
-        from luthier.run.doctor import examine
+        from luthier.workflow.doctor import examine
 
         # Not `load_checked`: what it says of datasets would stop the run, and is what the doctor is to find.
         return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
@@ -103,15 +103,15 @@ def _holds_prompts(options: argparse.Namespace, data: "PreparedData") -> bool:
 
 
 def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    from luthier.data.look.show import as_json
+    from luthier.inspection.terminal import as_json
 
     return as_json(row)
 
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
-    from luthier.data.look.segments import RoleMarks
-    from luthier.data.look.show import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
-    from luthier.data.plan import is_of_row
+    from luthier.data.rows.row_plan import is_of_row
+    from luthier.inspection.segments import RoleMarks
+    from luthier.inspection.terminal import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
 
     colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
     marks = RoleMarks(text.template, text.tokenizer)
@@ -134,10 +134,10 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
-    from luthier.data.look.page import PageRow, page
-    from luthier.data.look.segments import RoleMarks, prompt_and_answer
-    from luthier.data.look.show import sequences_of
-    from luthier.data.plan import WEIGHTS
+    from luthier.data.rows.row_plan import WEIGHTS
+    from luthier.inspection.page import PageRow, page
+    from luthier.inspection.segments import RoleMarks, prompt_and_answer
+    from luthier.inspection.terminal import sequences_of
 
     def ids_and_labels(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         return prompt_and_answer(row) if _holds_prompts(options, data) else (row["input_ids"], row["labels"])

@@ -35,11 +35,11 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 
     from luthier.core.machine import detect
     from luthier.model.attention import resolve_attention
-    from luthier.model.load import checkpoint_dtype, load_config, load_model, model_class
+    from luthier.model.features.llama_pro import expand_blocks
+    from luthier.model.loading.load import checkpoint_dtype, load_config, load_model, model_class
     from luthier.model.save import num_bytes, write_model
-    from luthier.model.surgery.expansion import expand_blocks
     from luthier.model.tokenizer import load_tokenizer
-    from luthier.run.export import check_target
+    from luthier.workflow.export import check_target
 
     check_target(out, model_name, ())
     config = load_config(model_name, trust_remote_code=trust_remote_code)
@@ -77,7 +77,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 def logits(model: "torch.nn.Module") -> "torch.Tensor":
     import torch
 
-    from luthier.model.surgery.expansion import probe_ids
+    from luthier.model.features.llama_pro import probe_ids
 
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=probe_ids(model), use_cache=False).logits  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from luthier.core.errors import DataError, RowError
 from luthier.core.registry import nearest
-from luthier.data.render import as_text, render
+from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Template, Token, family_of, get_template, template_names
 from luthier.data.types import Message, Role
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             except RowError as error:
                 raise DataError(f"{asked.file}: conversation {conversation['id']!r}: {error}") from error
     else:
-        from luthier.run.template_check import check
+        from luthier.workflow.template_check import check
 
         return check(asked.model, asked.name, as_json=asked.json, run_file=asked.data, num_rows=asked.rows)
     return 0

@@ -1,6 +1,6 @@
 """What a training stage is. Each other file in this folder is one stage; its file name is its YAML name.
 
-A stage is a value: the one workflow (`luthier.run.train`) and the one trainer (`luthier.training.trainer`) take it as
+A stage is a value: the one workflow (`luthier.workflow.training`) and the one trainer (`luthier.training.trainer`) take it as
 it is, and never ask for its name.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import Problem
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Co
     The metric `<name>_kl` is the mean of the divergences. V is the smaller of the two vocabularies: embeddings may be
     padded to different sizes, and what lies beyond the shorter one is no token.
     """
-    from luthier.model.outputs.objective import predictions_at, summed_objective
+    from luthier.model.heads.objective import predictions_at, summed_objective
 
     inputs, positions = model_inputs(batch), batch["positions"]
     companion = models.companions[name]

@@ -10,7 +10,7 @@ from luthier.stages import LossOutput
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.model.outputs.heads import Weigh
+    from luthier.model.heads.output_head import Weigh
 
 
 def count_targets(batch: Mapping[str, Any]) -> float:
@@ -30,7 +30,7 @@ def next_token_loss(
 
     w_t is 1, or what the row says, times what `weigh` says.
     """
-    from luthier.model.outputs.heads import summed_loss
+    from luthier.model.heads.output_head import summed_loss
 
     total, best = summed_loss(
         models.policy,
@@ -47,7 +47,7 @@ def next_token_loss(
 
 
 def with_router_loss(models: Models, output: LossOutput, units: float) -> LossOutput:
-    """`output` and, times the `units` of its batch, what balances the experts (`luthier.model.outputs.router`)."""
+    """`output` plus the router balance loss (`luthier.model.features.router_balance`) times `units`."""
     router = models.head.router
     balance = router.take() if router is not None else None
     if router is None or balance is None:

@@ -30,7 +30,7 @@ class SequenceLogps:
 
 def sequence_logps(models: Models, batch: Mapping[str, Any]) -> SequenceLogps:
     """How likely the policy finds each sequence of the batch."""
-    from luthier.model.outputs.heads import token_logps
+    from luthier.model.heads.output_head import token_logps
 
     tokens, mean_logits = token_logps(
         models.policy, models.head, model_inputs(batch), batch["positions"], batch["targets"]

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule
+from luthier.config.rules.engine import Rule
 from luthier.core.errors import RowError
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Preference
 from luthier.stages._logps import num_targets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 def write(example: Preference, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written, Written]]":
@@ -34,7 +34,7 @@ def write(example: Preference, encoding: "Encoding", config: Any) -> "Sequence[t
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded, ...]":
     """Both answers are learned, within one budget."""
-    from luthier.data.labels import label_answers
+    from luthier.data.rows.labels import label_answers
 
     answers = [turn for (turn,) in parts]
     chosen, rejected = label_answers(answers, cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)

@@ -43,7 +43,9 @@ def robust(d_w: "Tensor", d_l: "Tensor", *, beta: float, label_smoothing: float 
 
 
 def hinge(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
-    """max(0, 1 - beta (d_w - d_l)): SLiC (https://arxiv.org/abs/2305.10425) in the form of https://arxiv.org/abs/2309.06657."""
+    """max(0, 1 - beta (d_w - d_l)): SLiC (https://arxiv.org/abs/2305.10425) in the form of
+    https://arxiv.org/abs/2309.06657.
+    """
     return (1 - beta * (d_w - d_l)).relu()
 
 
@@ -121,7 +123,9 @@ def bco_pair(d_w: "Tensor", d_l: "Tensor", *, beta: float, mean_reward: float) -
 
 
 def apo_zero(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
-    """1 - s(beta d_w) + s(beta d_l): chosen answers gain and rejected ones lose (APO, https://arxiv.org/abs/2408.06266)."""
+    """1 - s(beta d_w) + s(beta d_l): chosen answers gain and rejected ones lose (APO,
+    https://arxiv.org/abs/2408.06266).
+    """
     return 1 - (beta * d_w).sigmoid() + (beta * d_l).sigmoid()
 
 

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Prompt
 
 if TYPE_CHECKING:
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written]]":
     """The prompt as a server sends it, and the plain text of the given answer, if there is one."""
-    from luthier.data.render import Turn, render
+    from luthier.data.chat.render import Turn, render
 
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
@@ -42,7 +42,7 @@ def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Seq
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded]":
     """Nothing of a prompt is cut away: without its end it would ask for nothing."""
-    from luthier.data.labels import IGNORE_INDEX, Encoded
+    from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 
     (((prompt, answer),),) = parts
     if encoding.cutoff_len is not None and len(prompt) > encoding.cutoff_len:

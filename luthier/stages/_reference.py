@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rule
+from luthier.config.rules.engine import Rule
 from luthier.core.versions import is_installed
 from luthier.stages import Wanted
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.rules import Rule
+from luthier.config.rules.engine import Rule
 from luthier.core.kinds import ADAPTERS
 from luthier.stages._pairs import NO_PACKING
 from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, bits_of_other

@@ -15,18 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules import Rule, Rules, above, at_least, within
+from luthier.config.rules.engine import Rule, Rules, above, at_least, within
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
 from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
 from luthier.stages._preference_losses import KNOBS, LOSSES, PairLoss, bco_pair, odds_ratio
-from luthier.stages._reference import (
-    NO_DROPOUT,
-    NO_PREDICTIONS,
-    ReferenceConfig,
-    of_reference,
-)
+from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
 
 if TYPE_CHECKING:
     from torch import Tensor

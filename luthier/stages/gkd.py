@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.fields import never_unread
-from luthier.config.rules import Rule, Rules, above, within
+from luthier.config.keys.fields import never_unread
+from luthier.config.rules.engine import Rule, Rules, above, within
 from luthier.core.errors import RowError
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted, sft
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.config.runs import TrainRun
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ def write(example: Dialogue, encoding: "Encoding", config: Any) -> "Sequence[tup
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded]":
     """Nothing is cut away of a prompt that the student answers: without its end it would ask for nothing."""
-    from luthier.data.labels import IGNORE_INDEX, Encoded
+    from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 
     if not config.gkd_lambda:
         return sft.label(parts, encoding, config)

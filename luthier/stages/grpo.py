@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules import Rule, Rules, at_least
+from luthier.config.rules.engine import Rule, Rules, at_least
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
@@ -144,7 +144,7 @@ def loss(
     models: Models, batch: Mapping[str, Any], config: GrpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """The sum over the answers, or their tokens, as `loss_type` says."""
-    from luthier.model.outputs.heads import token_logps
+    from luthier.model.heads.output_head import token_logps
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, _ = token_logps(models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"])

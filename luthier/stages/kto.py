@@ -4,9 +4,9 @@ N rows of a batch. With pi the policy, r the reference and d = log pi(y | x) - l
 
     liked      w_c (1 - s(beta (d - KL)))        disliked   w_r (1 - s(beta (KL - d)))
 
-KL = max(0, mean d of the strangers): answers after prompts that they do not belong to (`luthier.data.strangers`), over
-the whole optimizer step, or the whole evaluation set, and without gradient. `pref_ftx` adds to each liked row that many
-times the mean over its tokens of -log pi.
+KL = max(0, mean d of the mismatched pairs), answers after prompts that they do not belong to
+(`luthier.data.packing.kl_pairs`), over the whole optimizer step, or the whole evaluation set, and without gradient.
+`pref_ftx` adds to each liked row that many times the mean over its tokens of -log pi.
 
 A batch holds 2 N sequences: the answers, then the strangers.
 """
@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule, Rules, above, at_least
+from luthier.config.rules.engine import Rule, Rules, above, at_least
 from luthier.core.errors import RowError
 from luthier.data.collate import sequences
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Feedback
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
@@ -28,11 +28,11 @@ from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfi
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.strangers import Strangers
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.packing.kl_pairs import Strangers
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +81,14 @@ def write(example: Feedback, encoding: "Encoding", config: KtoConfig) -> "Sequen
 
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: KtoConfig) -> "tuple[Encoded, ...]":
-    from luthier.data.labels import label_answers
+    from luthier.data.rows.labels import label_answers
 
     ((answer,),) = parts
     return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Strangers":
-    from luthier.data.strangers import Strangers
+    from luthier.data.packing.kl_pairs import Strangers
 
     return Strangers(run.data.cutoff_len)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rules, above, at_least
+from luthier.config.rules.engine import Rules, above, at_least
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
@@ -113,7 +113,7 @@ def loss(
     models: Models, batch: Mapping[str, Any], config: PpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
     """The sum over the tokens of the answers."""
-    from luthier.model.outputs.value_head import logps_and_values
+    from luthier.model.heads.value_head import logps_and_values
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, values = logps_and_values(

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule, Rules, within
+from luthier.config.rules.engine import Rule, Rules, within
 from luthier.core.errors import RowError
-from luthier.data.plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Prompt
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState
@@ -18,11 +18,11 @@ from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.blocks import Blocks
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.packing.blocks import Blocks
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ RULES = Rules(
 
 def write(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) -> "Sequence[tuple[Written]]":
     """The text of the first message with the end-of-text token."""
-    from luthier.data.render import Turn
+    from luthier.data.chat.render import Turn
 
     text = example.messages[0].content
     if not text:
@@ -68,7 +68,7 @@ def write(example: Dialogue | Prompt, encoding: "Encoding", config: PtConfig) ->
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: PtConfig) -> "tuple[Encoded]":
     """Every token is learned."""
-    from luthier.data.labels import Encoded
+    from luthier.data.rows.labels import Encoded
 
     (((_, ids),),) = parts
     kept = ids[: encoding.cutoff_len]
@@ -77,7 +77,7 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: PtConf
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Blocks | None":
-    from luthier.data.blocks import Blocks
+    from luthier.data.packing.blocks import Blocks
 
     if run.data.packing is False:
         return None

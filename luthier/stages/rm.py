@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState
@@ -42,7 +42,7 @@ RULES = Rules(
 
 def scores(models: Models, batch: Mapping[str, Any]) -> Halves:
     """Twice (P,), float32: of the chosen and of the rejected answers."""
-    from luthier.model.outputs.scoring import position_scores
+    from luthier.model.heads.score_head import position_scores
 
     return halves(position_scores(models.policy, model_inputs(batch), models.head.score)[batch["ends"]])
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.fields import never_unread
-from luthier.config.rules import Rule, Rules, at_least, within
-from luthier.data.plan import RowPlan
+from luthier.config.keys.fields import never_unread
+from luthier.config.rules.engine import Rule, Rules, at_least, within
+from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted
@@ -18,11 +18,11 @@ from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.encode import TurnIds
-    from luthier.data.encoding import Encoding
-    from luthier.data.labels import Encoded
-    from luthier.data.packing import Packs
-    from luthier.data.tokenise import Written
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.packing.best_fit import Packs
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.labels import Encoded
+    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequen
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: SftConfig) -> "tuple[Encoded]":
     """The answers are learned; the prompts are not, unless `train_on_prompt`."""
-    from luthier.data.labels import label_turns
+    from luthier.data.rows.labels import label_turns
 
     (turns,) = parts
     row = label_turns(
@@ -150,7 +150,7 @@ def weigh(
     config: SftConfig,
 ) -> "list[Encoded]":
     """What the messages themselves say goes before `train_on_prompt` and `mask_history`."""
-    from luthier.data.weights import weighted_rows
+    from luthier.data.rows.loss_weights import weighted_rows
 
     return weighted_rows(
         example,
@@ -163,7 +163,7 @@ def weigh(
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
-    from luthier.data.packing import Packs
+    from luthier.data.packing.best_fit import Packs
 
     return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.legacy import training_arguments_kwargs
-from luthier.config.optim_rules import NEEDS_ACCELERATOR
+from luthier.config.keys.legacy import training_arguments_kwargs
+from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import warn
 from luthier.core.machine import Machine
-from luthier.model import ktransformers
+from luthier.model.backends import ktransformers
 from luthier.training.fp8 import switch_on
 
 if TYPE_CHECKING:

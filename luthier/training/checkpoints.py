@@ -11,7 +11,7 @@ from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, sync
 from luthier.core.log import warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from luthier.model.outputs.scoring import VALUE_HEAD
+from luthier.model.heads.score_head import VALUE_HEAD
 
 if TYPE_CHECKING:
     from torch import nn

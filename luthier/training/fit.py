@@ -12,10 +12,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
 from luthier.data.collate import collate, concatenate_rows, pad_rows
-from luthier.data.labels import IGNORE_INDEX
 from luthier.data.prepare import PreparedData
-from luthier.model.memory_check import is_out_of_memory
-from luthier.model.outputs.heads import inspect_head
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.model.heads.output_head import inspect_head
+from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.model.processor import FittedProcessor
 from luthier.stages import Stage
 from luthier.training.arguments import is_in_16_bits, trackers

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from luthier.config.fp8 import FP8_LIBRARIES, Fp8Config, installed_backend, missing_library
+from luthier.config.keys.fp8 import FP8_LIBRARIES, Fp8Config, installed_backend, missing_library
 from luthier.core.errors import InvalidInput, MissingExtra
 from luthier.core.log import info
 from luthier.core.machine import Machine

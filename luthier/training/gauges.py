@@ -22,7 +22,7 @@ import torch
 from transformers import TrainerCallback
 
 from luthier.config.sections import is_on
-from luthier.model.adapting.merge import unwrap
+from luthier.model.adapters._merge import unwrap
 from luthier.model.lengths import sequence_lengths
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import warn
-from luthier.model.outputs.scoring import position_scores
+from luthier.model.heads.score_head import position_scores
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,19 +27,19 @@ from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.data.ledger import Ledger
-from luthier.model.adapting.merge import unwrap
-from luthier.model.adapting.pissa import go_on, is_pissa
-from luthier.model.outputs.heads import OutputHead
-from luthier.model.outputs.scoring import save_value_head, without_value_head
+from luthier.model.adapters._merge import unwrap
+from luthier.model.adapters._pissa import go_on, is_pissa
+from luthier.model.features.rope_scaling import save_beside_adapter
+from luthier.model.heads.output_head import OutputHead
+from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES, FittedProcessor, copy_processor
 from luthier.model.save import WEIGHT_FILES, save_adapter
-from luthier.model.surgery.rope import save_beside_adapter
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import check_filled, fitting, saving
-from luthier.training.divergence import DivergenceWatch
 from luthier.training.gauges import Gauge
+from luthier.training.nonfinite import DivergenceWatch
 from luthier.training.streaming import reading_of
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
-    from luthier.model.companions import Companion
-    from luthier.training.rollout import Rollouts
+    from luthier.model.frozen_models import Companion
+    from luthier.training.rollouts import Rollouts
 
 MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
@@ -275,7 +275,7 @@ class StageTrainer(Trainer):
         if self.eval_metrics is not None:
             more = self.eval_metrics(model, metric_key_prefix)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
-        # Metrics are all there is: predictions are written by `luthier.run.predict`.
+        # Metrics are all there is: predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
     def _sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float]]":

@@ -118,7 +118,7 @@ def test_another_model_that_no_memory_holds(person, model, adapters, key):
 def test_memory_that_is_refused_is_one_clear_error():
     import torch
 
-    from luthier.model.memory_check import enough_memory
+    from luthier.model.loading.memory_check import enough_memory
 
     asked = r"not enough memory: .*you tried to allocate 4000000000000000 bytes.* -> less"
     with pytest.raises(RunFailed, match=asked), enough_memory("less"):
@@ -163,7 +163,7 @@ def test_a_function_that_is_not_there_is_told_before_its_file_is_run(person, rew
     "line", ["from math import fsum as found", "found = max", "from math import *", "if True:\n    found = max"]
 )
 def test_a_name_that_a_file_has_in_another_way_is_believed(line, tmp_path):
-    from luthier.run.named import _lack
+    from luthier.workflow.named import _lack
 
     (tmp_path / "f.py").write_text(line + "\n")
     assert _lack(str(tmp_path / "f.py"), "found") is None

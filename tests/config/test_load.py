@@ -124,7 +124,7 @@ def test_every_remedy_for_a_method_is_a_run_file_that_works():
     """What follows `set` is read as keys of a run file."""
     import re
 
-    from luthier.config.keys import catalogue
+    from luthier.config.key_table import catalogue
 
     more = {
         "per_device_train_batch_size": 8,

@@ -67,7 +67,7 @@ def plain_environment(monkeypatch):
     """No launcher, and no deepspeed installed, wherever the tests run."""
     for name in ("USE_RAY", "LOCAL_RANK", "FORCE_TORCHRUN", "ALLOW_EXTRA_ARGS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("luthier.config.rules.is_installed", lambda module: module != "deepspeed")
+    monkeypatch.setattr("luthier.config.rules.general.is_installed", lambda module: module != "deepspeed")
 
 
 def load_file(name: str):

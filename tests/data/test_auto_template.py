@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from luthier.config.load import load_train
 from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import STAGES, TOOL_SYNTAXES
-from luthier.data.chat_program import ChatProgram
-from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding, encode_last_turns
-from luthier.data.labels import IGNORE_INDEX, label_turns
-from luthier.data.own_template import own_template
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.template_slots import own_template
 from luthier.data.prepare import prepare
-from luthier.data.tokenise import turn_ids
+from luthier.data.rows.encoding import Encoding, encode_last_turns
+from luthier.data.rows.labels import IGNORE_INDEX, label_turns
+from luthier.data.rows.tokenize import turn_ids
 from luthier.data.types import Dialogue, Message
-from luthier.run.encoding import load_text_side
+from luthier.workflow.text import load_text_side
 from tests.chat_programs import ENDS, PROGRAMS, tokenizer_with
 from tests.tiny import tiny_llama
 

@@ -7,7 +7,7 @@ import pytest
 
 from luthier.core.errors import RowError
 from luthier.core.kinds import FORMATS
-from luthier.data.description import Columns, DatasetSpec, Source, Tags
+from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags
 from luthier.data.types import Dialogue, Feedback, Media, Message, Preference, Prompt
 
 SOURCE = Source("file", "rows.json")

@@ -11,10 +11,10 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.core.kinds import STAGES
 from luthier.data import types
-from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding
+from luthier.data.chat.encoder import Encoder
 from luthier.data.ledger import DatasetAccount, Ledger, ledger_of
 from luthier.data.prepare import PreparedData, prepare
+from luthier.data.rows.encoding import Encoding
 from luthier.data.templates import get_template
 from tests.tiny import byte_tokenizer
 

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.kinds import STAGES
-from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding
+from luthier.data.chat.encoder import Encoder
+from luthier.data.interleave import in_turns, shuffled
 from luthier.data.ledger import Ledger
 from luthier.data.mix import mix
 from luthier.data.prepare import PreparedData, prepare
+from luthier.data.rows.encoding import Encoding
 from luthier.data.stream import StreamedRows
 from luthier.data.templates import get_template
-from luthier.data.turns import in_turns, shuffled
 from tests.tiny import byte_tokenizer
 
 NUM_ROWS = 30

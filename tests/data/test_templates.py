@@ -10,9 +10,9 @@ import pytest
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data import templates
-from luthier.data.jinja import chat_template, give_chat_template
-from luthier.data.modelfile import modelfile
-from luthier.data.render import as_text, render
+from luthier.data.chat.jinja import chat_template, give_chat_template
+from luthier.data.chat.modelfile import modelfile
+from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Token, get_template, template_names
 from luthier.data.types import Message
 from tests import tiny

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from luthier.core.errors import InvalidInput
-from luthier.data.chat_program import ChatProgram
-from luthier.data.encode import Encoder
-from luthier.data.render import render
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.render import render
 from luthier.data.templates import get_template
 from luthier.data.types import Message
 from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting

@@ -8,13 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.adapters._targets import find_targets
 from luthier.model.adapters.freeze import FreezeConfig, layers_to_train
 from luthier.model.adapters.full import FullConfig
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.adapting.merge import GivenAdapters, attach_adapter, merge_adapters
-from luthier.model.adapting.targets import find_targets
-from luthier.model.load import load_model, prepare_for_training
-from luthier.model.parameters import count_parameters
+from luthier.model.loading.load import load_model, prepare_for_training
+from luthier.model.loading.parameters import count_parameters
 from tests.tiny import TINY_LLAMA, tiny_llama
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.machine import detect
 from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention
-from luthier.model.load import model_class
+from luthier.model.loading.load import model_class
 from tests.tiny import TINY_LLAMA
 
 LENGTHS = (7, 1, 30, 12)
@@ -185,9 +185,9 @@ def test_a_model_that_needs_a_kernel_of_its_own_gets_it_or_says_what_it_lacks(mo
 def in_8_bits(model):
     """The model with 8-bit layers of bitsandbytes, and inputs of which some are large enough to go apart."""
     pytest.importorskip("bitsandbytes")
-    from luthier.config.quantization import QuantizationConfig
+    from luthier.config.keys.quantization import QuantizationConfig
     from luthier.core.kinds import QUANTIZERS
-    from luthier.model.quantized.quantization import quantise_in_memory
+    from luthier.model.quantization._layers import quantise_in_memory
 
     keys, cpu = QuantizationConfig(quantization_bit=8), torch.device("cpu")
     linear = QUANTIZERS.get("bnb").linear

@@ -6,7 +6,7 @@ import torch
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.model.checkpointing import enable_checkpointing, parked
-from luthier.model.load import load_model
+from luthier.model.loading.load import load_model
 from tests.tiny import tiny_llama
 
 IDS = torch.arange(3, 40)[None]

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
-from luthier.model.load import load_config, load_model
-from luthier.model.surgery.depths import CAPACITY, convert, is_routed, require_dense
-from luthier.model.surgery.expansion import expand_blocks
+from luthier.model.features.llama_pro import expand_blocks
+from luthier.model.features.mixture_of_depths import CAPACITY, convert, is_routed, require_dense
+from luthier.model.loading.load import load_config, load_model
 from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 BOUNDS = [0, 5, 21, 33]
@@ -284,8 +284,8 @@ def test_models_that_cannot_be_converted_say_so(name, changes, words):
 
 
 def test_twice_is_an_error_and_so_is_what_has_no_place_for_routers(tmp_path):
-    from luthier.model.gguf.writer import check_writable
-    from luthier.model.quantized.gptq import group_size_for
+    from luthier.model.files.gguf.writer import check_writable
+    from luthier.model.quantization._gptq import group_size_for
 
     model = converted()
     with pytest.raises(ModelError, match="is a mixture of depths already -> set mixture_of_depths: load"):

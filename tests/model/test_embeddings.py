@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from luthier.model.load import load_model
-from luthier.model.surgery.embeddings import fit_embeddings, num_rows
+from luthier.model.features.new_tokens import fit_embeddings, num_rows
+from luthier.model.loading.load import load_model
 from tests.tiny import byte_tokenizer, tiny_llama
 
 

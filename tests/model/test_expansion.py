@@ -8,12 +8,12 @@ from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
-from luthier.model.adapting.merge import GivenAdapters
+from luthier.model.features.llama_pro import expand_blocks
 from luthier.model.layers import inserted_layers, layer_list
-from luthier.model.surgery.expansion import expand_blocks
 from luthier.run.expand import expand
 from tests.model.test_architectures import ROWS, build, loss_of
 from tests.tiny import byte_tokenizer, tiny_llama

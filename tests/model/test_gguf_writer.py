@@ -5,10 +5,10 @@ import torch
 import transformers
 
 from luthier.core.errors import ModelError, RunFailed
-from luthier.model.gguf.header import read_header
-from luthier.model.gguf.vocabulary import read_vocabulary
-from luthier.model.gguf.writer import LAYOUTS, check_writable, interleave, write_gguf
-from luthier.model.load import load_model
+from luthier.model.files.gguf.header import read_header
+from luthier.model.files.gguf.vocabulary import read_vocabulary
+from luthier.model.files.gguf.writer import LAYOUTS, check_writable, interleave, write_gguf
+from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import TINY_LLAMA, byte_tokenizer, save_tiny
 

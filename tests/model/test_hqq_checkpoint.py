@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
-from luthier.model.load import load_for_inference
-from luthier.model.quantized import packed
-from luthier.model.quantized.packed import packing_in
-from luthier.model.quantized.quantization import num_layer_bytes, num_weights, quantised_layers
-from luthier.model.sources import check_source
-from luthier.run.check import load_checked
+from luthier.model.files.sources import check_source
+from luthier.model.loading.load import load_for_inference
+from luthier.model.quantization import _prequantized
+from luthier.model.quantization._layers import num_layer_bytes, num_weights, quantised_layers
+from luthier.model.quantization._prequantized import packing_in
+from luthier.workflow.preflight import load_checked
 from tests.tiny import TINY_LLAMA, byte_tokenizer, save_tiny
 from tests.training.runs import losses, small_world
 
@@ -258,7 +258,7 @@ def test_experts_that_are_quantised_one_by_one_are_refused(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_library_is_named_before_weights_are_read(world, tmp_path, monkeypatch, layout):
     folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
-    monkeypatch.setattr(packed, "is_installed", lambda name: False)
+    monkeypatch.setattr(_prequantized, "is_installed", lambda name: False)
     with pytest.raises(ConfigError) as caught:
         load_checked("train", read_source({**world, "model_name_or_path": str(folder)}), begins=True)
     (problem,) = caught.value.problems

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import luthier
+from luthier.config.keys.quantization import LOFTQ_FILE
 from luthier.config.load import load_export, load_infer, load_train
-from luthier.config.quantization import LOFTQ_FILE
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.manifest import verify_folder
+from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.adapting.merge import GivenAdapters
-from luthier.model.load import load_for_inference
-from luthier.model.quantized.quantization import computed_weight, keys_in
+from luthier.model.loading.load import load_for_inference
+from luthier.model.quantization._layers import computed_weight, keys_in
 from tests.model.test_adapters import fresh
 from tests.tiny import tiny_llama
 from tests.training.runs import small_world

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from luthier.model.adapting.merge_check import Reference, agreement, next_token_logits
-from luthier.model.load import load_model
+from luthier.model.adapters._merge_check import Reference, agreement, next_token_logits
+from luthier.model.loading.load import load_model
 
 
 def test_divergence_and_first_choice_by_hand():

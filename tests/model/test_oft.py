@@ -8,10 +8,10 @@ import torch
 from luthier.config.load import load_export, load_train
 from luthier.core.errors import ConfigError, ModelError
 from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters, merge_adapters
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
-from luthier.model.adapting.merge import GivenAdapters, merge_adapters
-from luthier.model.parameters import count_parameters
+from luthier.model.loading.parameters import count_parameters
 from tests.model.test_adapters import build, fresh, logits, train_a_little
 from tests.tiny import tiny_llama
 

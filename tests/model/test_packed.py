@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
-from luthier.model.load import load_for_inference
-from luthier.model.quantized import packed
-from luthier.model.quantized.packed import packing_in, packing_of
-from luthier.model.quantized.quantization import quantised_layers
-from luthier.run.check import load_checked
+from luthier.model.loading.load import load_for_inference
+from luthier.model.quantization import _prequantized
+from luthier.model.quantization._layers import quantised_layers
+from luthier.model.quantization._prequantized import packing_in, packing_of
+from luthier.workflow.preflight import load_checked
 from tests.training.runs import losses, small_world
 
 IDS = torch.arange(1, 40)[None]
@@ -358,7 +358,7 @@ METHODS = [
 @pytest.mark.parametrize(("method", "library", "install"), METHODS)
 def test_a_library_that_is_missing_is_named_before_weights_are_read(world, monkeypatch, method, library, install):
     mark(world["model_name_or_path"], {"quant_method": method, "bits": 4})
-    monkeypatch.setattr(packed, "is_installed", lambda name: False)
+    monkeypatch.setattr(_prequantized, "is_installed", lambda name: False)
     with pytest.raises(ConfigError) as caught:
         load_checked("train", read_source(world), begins=True)
     (problem,) = caught.value.problems
@@ -383,7 +383,7 @@ def test_a_library_that_is_missing_is_named_before_weights_are_read(world, monke
 )
 def test_what_packed_weights_cannot_do_is_told_before_they_are_read(world, monkeypatch, keys, key):
     mark(world["model_name_or_path"], {"quant_method": "gptq", "bits": 4})
-    monkeypatch.setattr(packed, "is_installed", lambda name: True)
+    monkeypatch.setattr(_prequantized, "is_installed", lambda name: True)
     with pytest.raises(ConfigError) as caught:
         load_checked("train", read_source({**world, **keys}), begins=True)
     (problem,) = caught.value.problems

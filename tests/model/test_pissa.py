@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
-from luthier.model.adapting.merge import GivenAdapters, attach_adapter, merge_adapters
-from luthier.model.adapting.pissa import go_on, is_pissa
-from luthier.model.load import load_model
+from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.adapters._pissa import go_on, is_pissa
+from luthier.model.loading.load import load_model
 from luthier.model.save import save_adapter
 from tests.model.test_adapters import adapt, build, fresh, logits, train_a_little
 from tests.tiny import tiny_llama

@@ -7,14 +7,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
-from luthier.model.load import load_for_export
+from luthier.model.loading.load import load_for_export
 from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, reads_text_only
 from luthier.model.save import write_model
 from luthier.run import check
-from luthier.run.export import export
-from luthier.run.train import train
+from luthier.workflow.export import export
+from luthier.workflow.training import train
 from tests.model.processors import areas, as_two_files, media_tokenizer
-from tests.model.test_parts import CLIP, LLAMA
+from tests.model.test_multimodal import CLIP, LLAMA
 from tests.tiny import byte_tokenizer
 
 SETTINGS = {"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor", "size": 32}

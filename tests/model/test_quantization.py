@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from luthier.config.keys.quantization import QuantizationConfig
 from luthier.config.load import load_infer
-from luthier.config.quantization import QuantizationConfig
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import detect
-from luthier.model.load import load_for_inference, load_model
-from luthier.model.parameters import count_parameters
-from luthier.model.quantized import quantization
-from luthier.model.quantized.quantization import num_layer_bytes, num_weights, plan, quantised_layers
+from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.loading.parameters import count_parameters
+from luthier.model.quantization import _layers
+from luthier.model.quantization._layers import num_layer_bytes, num_weights, plan, quantised_layers
 from tests.tiny import save_tiny, tiny_llama
 
 pytest.importorskip("bitsandbytes")
@@ -88,7 +88,7 @@ def test_what_the_layers_weigh(tmp_path):
 @pytest.mark.parametrize(("method", "bits"), [("bnb", 4), ("bnb", 8)])
 def test_while_reading_and_in_memory_give_the_same_model(folder, method, bits, monkeypatch):
     read = quantised(folder, method, bits)
-    monkeypatch.setattr(quantization.Quantization, "_while_reading", lambda self, is_gguf: False)
+    monkeypatch.setattr(_layers.Quantization, "_while_reading", lambda self, is_gguf: False)
     in_memory = quantised(folder, method, bits)
     assert torch.equal(logits_of(read), logits_of(in_memory))
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method"):
@@ -121,7 +121,7 @@ def test_what_was_done_is_said(folder, said):
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(quantization, "is_installed", lambda name: name != "hqq")
+    monkeypatch.setattr(_layers, "is_installed", lambda name: name != "hqq")
     keys = QuantizationConfig(quantization_bit=4, quantization_method="hqq")
     with pytest.raises(MissingExtra, match=r"hqq.*not installed -> pip install 'luthier\[hqq\]'"):
         plan(keys, detect())
@@ -130,7 +130,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
 def test_eetq_needs_a_gpu(monkeypatch):
     from luthier.core.kinds import QUANTIZERS
 
-    monkeypatch.setattr(quantization, "is_installed", lambda name: True)
+    monkeypatch.setattr(_layers, "is_installed", lambda name: True)
     keys = QuantizationConfig(quantization_bit=8, quantization_method="eetq")
     cpu = dataclasses.replace(detect(), device="cpu", num_accelerators=0)
     with pytest.raises(ModelError, match=r"needs an NVIDIA GPU, and this machine has none -> .* bnb or hqq"):

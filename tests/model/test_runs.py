@@ -6,8 +6,8 @@ import torch
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
-from luthier.model.load import load_for_export, load_for_inference, load_for_training
-from luthier.model.outputs.heads import inspect_head
+from luthier.model.heads.output_head import inspect_head
+from luthier.model.loading.load import load_for_export, load_for_inference, load_for_training
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
 

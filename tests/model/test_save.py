@@ -11,7 +11,7 @@ import torch
 
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
-from luthier.model.load import load_model
+from luthier.model.loading.load import load_model
 from luthier.model.save import WEIGHT_FILES, copy_value_head, num_bytes, write_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import byte_tokenizer, tiny_llama

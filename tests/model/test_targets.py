@@ -6,9 +6,9 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters, attach_adapter
+from luthier.model.adapters._targets import Targets, find_targets
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.adapting.merge import GivenAdapters, attach_adapter
-from luthier.model.adapting.targets import Targets, find_targets
 from tests.model.test_architectures import ARCHITECTURES, build, logits
 
 DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")

@@ -2,7 +2,7 @@
 
 import luthier
 from luthier.config.load import load_infer
-from luthier.run.encoding import load_text_side
+from luthier.workflow.text import load_text_side
 from tests.training.runs import small_world
 
 

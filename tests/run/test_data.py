@@ -11,7 +11,7 @@ from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
-from luthier.run.encoding import load_text_side
+from luthier.workflow.text import load_text_side
 from tests.training.runs import small_world
 
 

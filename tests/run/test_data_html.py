@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from luthier.cli import main
-from luthier.data.labels import IGNORE_INDEX
-from luthier.data.look.segments import RoleMarks, shown_tokens
-from luthier.data.look.show import LEARNED, MARK, RESET, coloured, shows_colours
+from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.templates import get_template
+from luthier.inspection.segments import RoleMarks, shown_tokens
+from luthier.inspection.terminal import LEARNED, MARK, RESET, coloured, shows_colours
 from tests.tiny import byte_tokenizer
 from tests.training.runs import small_world
 
@@ -118,8 +118,8 @@ def test_prompts_for_generation_show_the_answer_behind_them(page):
 
 @pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "vicuna", "mistral", "gemma", "qwen", "phi4"])
 def test_roles_are_found_and_the_text_is_whole(name):
-    from luthier.data.encode import Encoder
-    from luthier.data.render import as_text, render
+    from luthier.data.chat.encoder import Encoder
+    from luthier.data.chat.render import as_text, render
     from luthier.data.types import Message
 
     tokenizer, template = byte_tokenizer(), get_template(name)

@@ -9,7 +9,8 @@ import pytest
 import luthier
 from luthier.core.errors import ConfigError, ModelError, OutputError, RunFailed
 from luthier.core.manifest import read_manifest, verify_folder
-from luthier.run.export import main, write_model
+from luthier.model.save import write_model
+from luthier.run.export import main
 
 PROMPT = [65, 66, 67, 68, 69]
 TARGETS = ["q_proj", "v_proj", "down_proj"]

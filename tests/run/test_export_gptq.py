@@ -12,9 +12,10 @@ from luthier.config.load import load_export, load_infer
 from luthier.core.errors import ConfigError, DataError, MissingExtra, ModelError
 from luthier.core.manifest import read_manifest, verify_folder
 from luthier.core.versions import is_installed
-from luthier.model.load import load_for_inference, load_model
-from luthier.model.quantized.gptq import group_size_for
-from luthier.run import export, start
+from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.quantization._gptq import group_size_for
+from luthier.run import export
+from luthier.workflow import requirements
 from tests.tiny import tiny_llama
 from tests.training.runs import losses, small_world
 
@@ -56,10 +57,10 @@ def test_keys_that_nothing_reads_are_told():
 
 def test_a_library_that_is_missing_is_one_problem(llama_folder, tmp_path, texts, monkeypatch):
     from luthier.config.load import read_source
-    from luthier.run.check import load_checked
+    from luthier.workflow.preflight import load_checked
 
     keys = {**BASE, **GPTQ, "model_name_or_path": str(llama_folder), "export_dir": str(tmp_path / "out")}
-    monkeypatch.setattr(start, "is_installed", lambda name: False)
+    monkeypatch.setattr(requirements, "is_installed", lambda name: False)
     monkeypatch.setattr(export, "is_installed", lambda name: False)
     with pytest.raises(ConfigError) as caught:
         load_checked("export", read_source(keys), begins=True)

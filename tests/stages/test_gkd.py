@@ -9,16 +9,16 @@ import torch
 import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError, RowError
+from luthier.data.chat.encoder import Encoder
 from luthier.data.collate import concatenate_rows
-from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding
+from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template
-from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message
-from luthier.model.companions import OtherModel, PolicyAtStart
-from luthier.model.outputs import heads
-from luthier.model.outputs.heads import OutputHead, inspect_head
-from luthier.model.outputs.objective import Predictions, predictions_at, summed_objective
+from luthier.model.frozen_models import OtherModel, PolicyAtStart
+from luthier.model.heads import output_head
+from luthier.model.heads.objective import Predictions, predictions_at, summed_objective
+from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.types import Models
 from luthier.stages._divergence import forward_kl, generalised_jsd, reverse_kl
 from luthier.stages.gkd import STAGE, GkdConfig
@@ -65,7 +65,7 @@ def test_the_ends_of_beta_are_the_two_kls():
 
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
-    monkeypatch.setattr(heads, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     teacher = torch.randn(150, 11).double()
@@ -238,7 +238,7 @@ def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_p
 
 
 def test_the_draw_depends_on_the_seed_and_the_number_alone():
-    from luthier.training.rollout import Rollouts
+    from luthier.training.rollouts import Rollouts
 
     def draws(seed, share):
         rollouts = Rollouts(

@@ -15,10 +15,10 @@ from luthier.core.kinds import STAGES
 from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
-from luthier.model.outputs.heads import inspect_head
+from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
-from luthier.run.encoding import load_text_side
 from luthier.stages.kto import KtoConfig, count_rows, learn, loss, margins, sums
+from luthier.workflow.text import load_text_side
 from tests.stages import trl_losses
 from tests.training.runs import FEEDBACK, losses, small_world
 

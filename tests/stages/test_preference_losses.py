@@ -8,7 +8,7 @@ import torch
 
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.model.attention import isolate_samples
-from luthier.model.outputs.heads import inspect_head
+from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages import _preference_losses as losses
 from luthier.stages._preference_losses import LOSSES

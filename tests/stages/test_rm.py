@@ -16,7 +16,7 @@ from luthier.core.errors import ConfigError, ModelError
 from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.model.attention import isolate_samples
 from luthier.model.classes import make_scorer
-from luthier.model.outputs.heads import inspect_head
+from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages.rm import RmConfig, loss, predict
 from tests.training.runs import losses, small_world
@@ -108,7 +108,7 @@ def test_the_loss_by_hand():
         def forward(self, input_ids, **options):
             self.score(values.view(1, 4, 1))
 
-    from luthier.model.outputs.heads import OutputHead
+    from luthier.model.heads.output_head import OutputHead
 
     model = Scorer()
     model.score = torch.nn.Identity()

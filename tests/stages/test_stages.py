@@ -9,14 +9,14 @@ import torch
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RowError
 from luthier.core.kinds import STAGES
+from luthier.data.chat.encoder import Encoder
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
-from luthier.data.encode import Encoder
-from luthier.data.encoding import Encoding
-from luthier.data.labels import Encoded
+from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.labels import Encoded
+from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template
-from luthier.data.tokenise import turn_ids
 from luthier.data.types import Dialogue, Message, Prompt
-from luthier.model.outputs.heads import inspect_head
+from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages.pt import PtConfig
 from luthier.stages.sft import SftConfig

@@ -13,8 +13,8 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
-from luthier.run.encoding import load_text_side
 from luthier.training.fit import filled_up
+from luthier.workflow.text import load_text_side
 from tests.training.runs import losses, small_world
 
 EVALUATES = {"do_train": False, "do_eval": True, "eval_dataset": "numbers,tools", "cutoff_len": 300}

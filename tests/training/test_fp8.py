@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import luthier
-from luthier.config.fp8 import Fp8Config
+from luthier.config.keys.fp8 import Fp8Config
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, InvalidInput, MissingExtra
 from luthier.core.machine import detect
-from luthier.run.start import library_problems
 from luthier.training import fp8
 from luthier.training.arguments import training_arguments
+from luthier.workflow.requirements import library_problems
 from tests.training.runs import losses, small_world
 
 RUN: dict[str, Any] = {"model_name_or_path": "x", "dataset": "x", "output_dir": "x", "fp8": True, "bf16": True}
@@ -51,7 +51,7 @@ def test_an_exchange_in_8_bits_that_does_not_happen_is_told(keys, words):
     ],
 )
 def test_a_missing_library_is_a_problem_before_anything_is_loaded(monkeypatch, backend, words):
-    monkeypatch.setattr("luthier.config.fp8.is_installed", lambda module: False)
+    monkeypatch.setattr("luthier.config.keys.fp8.is_installed", lambda module: False)
     run = load_train(RUN | {"fp8_backend": backend})
     (problem,) = [problem for problem in library_problems(run) if problem.key == "fp8"]
     assert words in problem.reason and problem.remedy
@@ -61,7 +61,7 @@ def test_a_missing_library_is_a_problem_before_anything_is_loaded(monkeypatch, b
 
 
 def test_the_best_library_that_is_there_is_taken(monkeypatch):
-    monkeypatch.setattr("luthier.config.fp8.is_installed", lambda module: module != "torchao")
+    monkeypatch.setattr("luthier.config.keys.fp8.is_installed", lambda module: module != "torchao")
     assert [fp8.installed_backend(Fp8Config(fp8_backend=name)) for name in ("auto", "torchao", "te")] == [
         *("te", None, "te")
     ]
@@ -83,7 +83,7 @@ def test_an_older_gpu_says_so(monkeypatch):
 
 @pytest.mark.parametrize("gathers", [True, False])
 def test_accelerate_gets_the_keys(monkeypatch, tmp_path, gathers):
-    monkeypatch.setattr("luthier.config.fp8.is_installed", lambda module: True)
+    monkeypatch.setattr("luthier.config.keys.fp8.is_installed", lambda module: True)
     monkeypatch.setattr(fp8, "lack_of", lambda machine: "")
     keys = {"fp8_enable_fsdp_float8_all_gather": gathers, "output_dir": str(tmp_path), "fp8_backend": "torchao"}
     run = load_train(RUN | keys)

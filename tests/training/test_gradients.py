@@ -13,10 +13,10 @@ from luthier.core.kinds import STAGES
 from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
-from luthier.run.companions import add_companions, add_reference_of, isolate_all, load_wanted
-from luthier.run.encoding import load_text_side
 from luthier.training.arguments import training_arguments
 from luthier.training.fit import build_trainer
+from luthier.workflow.frozen_models import add_companions, add_reference_of, isolate_all, load_wanted
+from luthier.workflow.text import load_text_side
 from tests.tiny import tiny_llama
 from tests.training.runs import small_world
 

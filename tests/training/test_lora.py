@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ModelError
-from luthier.model.load import load_for_training
-from luthier.run.encoding import load_text_side
+from luthier.model.loading.load import load_for_training
+from luthier.workflow.text import load_text_side
 from tests.training.runs import losses, small_world
 
 SHAPES = {

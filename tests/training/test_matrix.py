@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.load import load_infer
 from luthier.core.kinds import ADAPTERS, STAGES
-from luthier.model.load import load_for_inference
-from luthier.model.outputs.scoring import position_scores
+from luthier.model.heads.score_head import position_scores
+from luthier.model.loading.load import load_for_inference
 from luthier.training.trainer import StageTrainer
 from tests.tiny import tiny_llama
 from tests.training.runs import WAYS, small_world

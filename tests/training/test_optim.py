@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 import luthier
 from luthier.config.load import load_train
-from luthier.config.optim_rules import LIBRARIES, NEEDS_ACCELERATOR
+from luthier.config.rules.optim import LIBRARIES, NEEDS_ACCELERATOR
 from luthier.core.errors import ConfigError, InvalidInput
 from luthier.core.versions import is_installed
 from tests.training.runs import losses, small_world
@@ -70,7 +70,7 @@ def test_one_step_or_one_sentence(values, optim):
     ],
 )
 def test_what_an_optimizer_needs_beside_its_library(values, monkeypatch, keys, text):
-    monkeypatch.setattr("luthier.config.optim_rules.is_installed", lambda module: True)
+    monkeypatch.setattr("luthier.config.rules.optim.is_installed", lambda module: True)
     with pytest.raises(ConfigError) as caught:
         load_train({**values, **keys})
     assert text in str(caught.value)

@@ -13,7 +13,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
-from luthier.run.encoding import load_text_side
+from luthier.workflow.text import load_text_side
 from tests.training.runs import losses, small_world
 from tests.training.test_gradients import float64_model
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import luthier
 from luthier.cli import main
 from luthier.config.load import load_infer, load_train
-from luthier.model.load import load_for_inference
-from luthier.model.quantized.quantization import quantised_layers
+from luthier.model.loading.load import load_for_inference
+from luthier.model.quantization._layers import quantised_layers
 from tests.training.runs import losses, small_world
 
 pytest.importorskip("bitsandbytes")

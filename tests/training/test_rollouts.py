@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
 from luthier.stages._rollout import Rollout
-from luthier.training.rollout import Rollouts
+from luthier.training.rollouts import Rollouts
 from tests.tiny import tiny_llama
 from tests.training.runs import WAYS, losses, small_world
 

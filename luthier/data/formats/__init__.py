@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.description import DatasetSpec
+from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Example
 
 

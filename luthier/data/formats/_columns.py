@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import MediaFault, RowError, ToolFault
-from luthier.data.description import DatasetSpec
+from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
 
 Row = Mapping[str, Any]

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from luthier.core.errors import RoleFault, RowError
-from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
+from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import LOSS_KEY, Dialogue, Example, Feedback, Message, Preference, Role, Span
 
 ASKING: tuple[Role, ...] = ("user", "observation")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import RowError
-from luthier.data.description import DatasetSpec
 from luthier.data.formats import Format
 from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
+from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Prompt
 
 

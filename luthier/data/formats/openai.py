@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.core.errors import ToolFault
-from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats import Format
 from luthier.data.formats._columns import kind
 from luthier.data.formats._conversation import (
@@ -27,6 +26,7 @@ from luthier.data.formats._conversation import (
     role_of,
     to_example,
 )
+from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import Example
 
 OBSERVATION_JOINER = "\n</tool_response>\n<tool_response>\n"

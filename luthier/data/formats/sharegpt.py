@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data.description import DatasetSpec, Tags
 from luthier.data.formats import Format
 from luthier.data.formats._conversation import Spoken, message_loss, message_objects, message_text, role_of, to_example
+from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import Example
 
 

@@ -1,7 +1,7 @@
 """Chat formats: what text stands around the messages of a conversation. One TOML file per family, one table per format.
 
 A slot is a tuple of pieces. Each piece of text is tokenised by itself, so the token ids depend on where one piece ends
-and the next begins. `{{content}}` and `{{idx}}` (the number of the turn) are filled in by `luthier.data.render`.
+and the next begins. `{{content}}` and `{{idx}}` (the number of the turn) are filled in by `luthier.data.chat.render`.
 
 A table names only what differs from its `base`, or else from the defaults below. Three keys follow another one if they
 are not given: `observation` follows `user`, `call_slots` follows `assistant`, `call_syntax` follows `tool_syntax`.

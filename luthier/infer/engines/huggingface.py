@@ -159,8 +159,8 @@ def _streamer(ready: "SimpleQueue[int | None]") -> Any:
 def open_model(run: "InferRun", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
     """What the model's own generation_config.json calls an end is one too."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.load import load_for_inference
-    from luthier.model.surgery.embeddings import fit_embeddings
+    from luthier.model.features.new_tokens import fit_embeddings
+    from luthier.model.loading.load import load_for_inference
 
     model = load_for_inference(run)
     if fit_embeddings(model, tokenizer):

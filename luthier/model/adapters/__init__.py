@@ -21,7 +21,7 @@ class Adapter:
 
     `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
     what is new stays in 16 bits; `frozen`: the parts of a multimodal model that must not learn.
-    See `luthier.model.load.load_for_training`.
+    See `luthier.model.loading.load.load_for_training`.
     """
     adds_weights: bool = False
     """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules
 from luthier.model.adapters import Adapter
-from luthier.model.adapting.merge import GivenAdapters
+from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.classes import gives_scores
+from luthier.model.features.new_tokens import embedding_names
+from luthier.model.heads.score_head import SCORE_LAYER
 from luthier.model.layers import inserted_layers, layer_list, layers_to_train
 from luthier.model.modules import unknown_module
-from luthier.model.outputs.scoring import SCORE_LAYER
-from luthier.model.parts import find_parts, freeze_parts, in_parts
-from luthier.model.surgery.embeddings import embedding_names
+from luthier.model.multimodal import find_parts, freeze_parts, in_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.fields import refused
+from luthier.config.keys.fields import refused
 from luthier.model.adapters import Adapter
-from luthier.model.adapting.merge import GivenAdapters
-from luthier.model.parts import freeze_parts
+from luthier.model.adapters._merge import GivenAdapters
+from luthier.model.multimodal import freeze_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

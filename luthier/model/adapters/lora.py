@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.fields import never_unread
-from luthier.config.quantization import shards_weights
-from luthier.config.rules import Rule, Rules, at_least, within
+from luthier.config.keys.fields import never_unread
+from luthier.config.keys.quantization import shards_weights
+from luthier.config.rules.engine import Rule, Rules, at_least, within
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
-from luthier.model.adapting.loftq import start_from_quantisation_error
-from luthier.model.adapting.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.adapting.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
-from luthier.model.adapting.pissa import start_from_principal_parts
-from luthier.model.adapting.targets import Targets, find_targets, targets_inside
+from luthier.model.adapters._loftq import start_from_quantisation_error
+from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
+from luthier.model.adapters._pissa import start_from_principal_parts
+from luthier.model.adapters._targets import Targets, find_targets, targets_inside
 from luthier.model.layers import inserted_blocks
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def settings_for(
 
 def _original(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
     """The model once more, with its weights as they are in the file."""
-    from luthier.model.load import checkpoint_dtype, load_model
+    from luthier.model.loading.load import checkpoint_dtype, load_model
 
     return load_model(
         model.config._name_or_path,

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rule, Rules, at_least, within
+from luthier.config.rules.engine import Rule, Rules, at_least, within
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.model.adapters import Adapter
-from luthier.model.adapting.merge import GivenAdapters, continue_adapter, merge_adapters
-from luthier.model.adapting.new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
-from luthier.model.adapting.targets import find_targets, targets_inside
+from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
+from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
+from luthier.model.adapters._targets import find_targets, targets_inside
 from luthier.model.layers import inserted_blocks
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from luthier.model.adapting.merge import unwrap
+from luthier.model.adapters._merge import unwrap
 from luthier.model.lengths import sequence_lengths
 
 if TYPE_CHECKING:

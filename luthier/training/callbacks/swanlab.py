@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from luthier.config.swanlab import MINIMUM, SwanlabConfig
+from luthier.config.keys.swanlab import MINIMUM, SwanlabConfig
 from luthier.core.errors import MissingExtra, RunFailed
 from luthier.core.files import write_atomically
 from luthier.core.log import is_main_process

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from luthier.core.log import info, warn
 
 if TYPE_CHECKING:
-    from luthier.config.profiling import ProfilerConfig
+    from luthier.config.keys.profiling import ProfilerConfig
 
 
 class TorchProfiler(TrainerCallback):

@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules import Rule
+from luthier.config.rules.engine import Rule
 from luthier.core.errors import Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS
 

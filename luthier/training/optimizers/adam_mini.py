@@ -11,7 +11,7 @@ one for all of a bias or a norm. So the state is about half that of AdamW.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rules
+from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on, unsharded
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: AdamMiniConfig)
 
 def head_size_of(model: "nn.Module") -> int:
     """Rows of a query or key matrix that make up one head."""
-    from luthier.model.adapting.merge import unwrap
+    from luthier.model.adapters._merge import unwrap
 
     text = unwrap(model).config.get_text_config()
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -11,7 +11,7 @@ square root follows the authors' own library, so a scale from there means the sa
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules import Rules
+from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import (
     ADAMW,
     Optimizer,

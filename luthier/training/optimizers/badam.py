@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
 from luthier.training.optimizers import ANY_BASE, Optimizer, alone, built_on, one_process, unsharded, whole_model

@@ -10,7 +10,7 @@ r n numbers in the place of m n. They are kept when P changes, as the paper does
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules import Rules
+from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import (
     ANY_BASE,
     Optimizer,

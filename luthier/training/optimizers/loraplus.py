@@ -8,7 +8,7 @@ With one rate for both, A learns next to nothing as a model gets wide; the paper
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules
 from luthier.model.adapters.lora import LoraConfig
 from luthier.training.optimizers import Optimizer, alone
 

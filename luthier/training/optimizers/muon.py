@@ -9,7 +9,7 @@ weight decays for AdamW can be kept. Embeddings, the output head, biases and nor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules import Rules
+from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on, unsharded
 
 if TYPE_CHECKING:

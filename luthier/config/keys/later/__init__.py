@@ -1,0 +1,18 @@
+"""Keys of variants that this version does not have, and who would read them.
+
+They are known, so that a reference user's file gets a reason instead of "unknown key". When a variant arrives, its
+class moves to the variant's file and its line leaves this table.
+"""
+
+from luthier.config.keys.later import engines, evaluation, launch
+from luthier.config.sections import Section
+
+LATER = (
+    Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
+    Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),
+    Section("ray", launch.RayConfig, commands=("train",), environment="USE_RAY"),
+    Section("mca", launch.McaConfig, commands=("train",)),
+    Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
+    Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
+    Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
+)

@@ -1,0 +1,135 @@
+"""The keys of `transformers.TrainingArguments`, known without importing it.
+
+`hf_training_keys.json` is written by `python -m tools.training_keys` from the installed transformers; a test compares.
+Their help is our own and stands in `training_help.toml`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+TABLE = Path(__file__).with_name("hf_training_keys.json")
+
+TYPES: dict[str, Any] = {
+    "bool": bool,
+    "bool | None": bool | None,
+    "int": int,
+    "int | None": int | None,
+    "float": float,
+    "float | None": float | None,
+    "int | float": int | float,
+    "int | float | None": int | float | None,
+    "str": str,
+    "str | None": str | None,
+    "bool | str": bool | str,
+    "bool | str | None": bool | str | None,
+    "dict | None": dict[str, Any] | None,
+    "dict | str | None": dict[str, Any] | str | None,
+    "dict | list | str | None": dict[str, Any] | tuple[str, ...] | str | None,
+    "list": tuple[str, ...],
+    "list | None": tuple[str, ...] | None,
+    "list | str | None": tuple[str, ...] | str | None,
+}
+"""How the table spells types; `list` is a comma list of texts."""
+
+_CHECKPOINTING = "layers are recomputed unless disable_gradient_checkpointing is true; use_reentrant_gc says how"
+_SUMS = "an evaluation adds numbers up batch by batch, and keeps nothing else"
+_NO_EFFECT = {
+    "remove_unused_columns": "the columns of a row are exactly those its stage needs",
+    "label_names": "the stage knows where its labels are",
+    "gradient_checkpointing": _CHECKPOINTING,
+    "gradient_checkpointing_kwargs": _CHECKPOINTING,
+    "activation_checkpointing": _CHECKPOINTING,
+    "activation_checkpointing_kwargs": _CHECKPOINTING,
+    "average_tokens_across_devices": "a loss is always divided by its units over all devices and micro-steps",
+    "local_rank": "the launcher sets it",
+    "disable_tqdm": "the progress bar is drawn in a terminal only",
+    "logging_nan_inf_filter": "a loss that is not a number stops the run",
+    "prediction_loss_only": _SUMS,
+    "eval_accumulation_steps": _SUMS,
+    "eval_do_concat_batches": _SUMS,
+    "eval_use_gather_object": _SUMS,
+    "batch_eval_metrics": _SUMS,
+    "include_for_metrics": _SUMS,
+    "bf16_full_eval": "an evaluation computes as training does",
+    "fp16_full_eval": "an evaluation computes as training does",
+    "sortish_sampler": "transformers no longer reads it",
+}
+_FULFILLED: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "gradient_checkpointing": True,
+    "activation_checkpointing": True,
+    "prediction_loss_only": True,
+    "logging_nan_inf_filter": False,
+}
+"""What asks for that which happens anyway."""
+_LIGER = {
+    "status": "refused",
+    "reason": "brings a fused loss over all positions, while the loss here is computed at the labelled ones alone",
+    "remedy": "set enable_liger_kernel: true, which takes the other kernels of the library",
+}
+NOTES: dict[str, dict[str, Any]] = {
+    "use_liger_kernel": _LIGER,
+    "liger_kernel_config": _LIGER,
+    **{
+        name: {"status": "no_effect", "reason": reason, "allowed": (_FULFILLED[name],) if name in _FULFILLED else ()}
+        for name, reason in _NO_EFFECT.items()
+    },
+    "parallelism_config": {
+        "status": "refused",
+        "reason": "it takes a Python object, which a run file cannot hold",
+        "remedy": "use fsdp or deepspeed",
+    },
+}
+"""What luthier does differently with some of these keys; see `luthier.config.keys.fields` for the words."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEntry:
+    """One row of the table."""
+
+    type: Any
+    default: Any
+    choices: tuple[str, ...]
+
+
+@cache
+def training_table() -> Mapping[str, TrainingEntry]:
+    """Name -> type, default and choices of every key of the installed `TrainingArguments`."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))["keys"]
+    return {
+        name: TrainingEntry(TYPES[row["type"]], _frozen(row["default"]), tuple(row.get("choices", ())))
+        for name, row in table.items()
+    }
+
+
+def _frozen(default: Any) -> Any:
+    return tuple(default) if isinstance(default, list) else default
+
+
+OWN_DEFAULTS: Mapping[str, Any] = MappingProxyType({"overwrite_output_dir": False, "warmup_ratio": 0.0})
+"""Keys of older transformers that this version still reads; see `luthier.config.keys.legacy`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingKeys(Mapping[str, Any]):
+    """The `TrainingArguments` keys of one run: what the user gave, else the default. Lists are tuples."""
+
+    given: Mapping[str, Any]
+    """Only those that the user wrote."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.given:
+            return self.given[name]
+        return OWN_DEFAULTS[name] if name in OWN_DEFAULTS else training_table()[name].default
+
+    def __iter__(self) -> Iterator[str]:
+        yield from training_table()
+        yield from OWN_DEFAULTS
+
+    def __len__(self) -> int:
+        return len(training_table()) + len(OWN_DEFAULTS)

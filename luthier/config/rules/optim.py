@@ -1,0 +1,126 @@
+"""Rules about `optim` and `lr_scheduler_type`: what each value of transformers needs before training can begin."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.config.rules.engine import Rule, Rules
+from luthier.core.versions import is_installed
+
+_OF_BITSANDBYTES = (
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+    *("lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+_OF_GALORE = (
+    *("galore_adamw", "galore_adamw_8bit", "galore_adafactor"),
+    *("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
+)
+_OF_APOLLO = ("apollo_adamw", "apollo_adamw_layerwise")
+
+LIBRARIES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "bitsandbytes": (_OF_BITSANDBYTES, "pip install bitsandbytes"),
+    "galore_torch": (_OF_GALORE, "set use_galore: true, which needs no library, or pip install galore-torch"),
+    "apollo_torch": (_OF_APOLLO, "set use_apollo: true, which needs no library, or pip install apollo-torch"),
+    "torchao": (("adamw_torch_4bit", "adamw_torch_8bit"), "pip install torchao"),
+    "lomo_optim": (("lomo", "adalomo"), "pip install lomo-optim"),
+    "grokadamw": (("grokadamw",), "pip install grokadamw"),
+    "schedulefree": (
+        ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
+        "pip install schedulefree",
+    ),
+    "optimi": (("stable_adamw",), "pip install torch-optimi"),
+    "torch_xla": (("adamw_torch_xla",), "use adamw_torch, unless the run takes place on a TPU"),
+    "torch_npu": (("adamw_torch_npu_fused",), "use adamw_torch, unless the run takes place on an Ascend NPU"),
+    "torchdistx": (("adamw_anyprecision",), "use adamw_torch; with pure_bf16 its state is in 16 bits too"),
+}
+"""Module -> the values of `optim` that transformers builds from it, and what to do where it is missing."""
+
+NEEDS_ACCELERATOR = ("adalomo", "galore_adamw_8bit", "galore_adamw_8bit_layerwise")
+"""Values of `optim` whose library has no code for a CPU."""
+
+_UPDATES_IN_BACKWARD = (
+    "lomo",
+    "adalomo",
+    *(name for name in (*_OF_GALORE, *_OF_APOLLO) if name.endswith("_layerwise")),
+)
+_WATCHES = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that go by the metric of an evaluation."""
+_HAS_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+
+
+def _names_no_minimum(run: Any) -> bool:
+    kwargs = run.training["lr_scheduler_kwargs"] or {}
+    return isinstance(kwargs, Mapping) and not {"min_lr", "min_lr_rate"} & kwargs.keys()
+
+
+OPTIM_RULES = Rules(
+    (
+        *(
+            Rule(
+                ("optim",),
+                f"needs the library {module}, which is not installed",
+                remedy,
+                lambda run, module=module, values=values: (  # type: ignore[misc]
+                    run.trains and run.training["optim"] in values and not is_installed(module)
+                ),
+            )
+            for module, (values, remedy) in LIBRARIES.items()
+        ),
+        Rule(
+            ("optim",),
+            "cannot be built by this version of transformers",
+            "set use_galore: true, galore_layerwise: true and optim: adafactor",
+            lambda run: run.training["optim"] == "galore_adafactor_layerwise",
+        ),
+        Rule(
+            ("optim", "optim_target_modules"),
+            "needs to know whose gradients are projected",
+            "set optim_target_modules: all-linear",
+            lambda run: (
+                run.training["optim"] in (*_OF_GALORE, *_OF_APOLLO) and not run.training["optim_target_modules"]
+            ),
+        ),
+        Rule(
+            ("optim_target_modules", "optim"),
+            "is read by the galore and apollo values of optim only",
+            "leave it out",
+            lambda run: (
+                bool(run.training["optim_target_modules"]) and run.training["optim"] not in (*_OF_GALORE, *_OF_APOLLO)
+            ),
+            only_warns=True,
+        ),
+        Rule(
+            ("optim", "gradient_accumulation_steps"),
+            "uses each gradient as soon as it is there, so those of several batches cannot be added up",
+            "set gradient_accumulation_steps: 1, or take another optim",
+            lambda run: (
+                run.training["optim"] in _UPDATES_IN_BACKWARD and run.training["gradient_accumulation_steps"] != 1
+            ),
+        ),
+        Rule(
+            ("lr_scheduler_type", "eval_strategy"),
+            "goes by the metric of evaluations, and there are none while training",
+            "set eval_strategy: steps or epoch",
+            lambda run: run.training["lr_scheduler_type"] in _WATCHES and run.training["eval_strategy"] == "no",
+        ),
+        Rule(
+            ("lr_scheduler_type", "lr_scheduler_kwargs"),
+            "needs to know the smallest learning rate",
+            "set lr_scheduler_kwargs: {min_lr: 1.0e-6}, or {min_lr_rate: 0.1} for a share",
+            lambda run: run.training["lr_scheduler_type"] in _HAS_MINIMUM and _names_no_minimum(run),
+        ),
+        *(
+            Rule(
+                (key, "lr_scheduler_type"),
+                "has no effect: this schedule has no warm-up",
+                "use constant_with_warmup, or another schedule that warms up",
+                lambda run, key=key: (  # type: ignore[misc]
+                    run.training["lr_scheduler_type"] in ("constant", *_WATCHES) and run.training[key] > 0
+                ),
+                only_warns=True,
+            )
+            for key in ("warmup_steps", "warmup_ratio")
+        ),
+    )
+)

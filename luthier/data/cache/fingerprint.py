@@ -1,0 +1,138 @@
+"""What makes tokenised rows, as one hash: data files, description, tokenizer, chat format, keys and the code itself."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.keys.hubs import HubTokens
+from luthier.core.files import write_atomically
+from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.sources.read import data_files, every_row
+
+if TYPE_CHECKING:
+    from luthier.data.chat.encoder import Encoder
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.sources.dataset_info import DatasetSpec
+    from luthier.data.sources.readers import DataFile
+
+CACHE_FORMAT = 1
+"""Raise it when the files of an entry change their meaning."""
+BIG_FILE_BYTES = 1 << 28
+"""From this size on a file's hash is remembered."""
+SETTLED_NANOSECONDS = 2 * 10**9
+"""A file changed more recently than this may change again without a new time stamp."""
+_CHUNK_BYTES = 1 << 20
+_SAMPLE_TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"properties": {}}}}
+
+
+def joint_key(*parts: Any) -> str | None:
+    """One hash of values whose `repr` tells them apart; None if one of them is None, that is, unknown."""
+    if any(part is None for part in parts):
+        return None
+    return hashlib.sha256(repr((CACHE_FORMAT, code_digest(), parts)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Of the code that reads, writes and labels rows, so that no version of it takes the rows of another."""
+    package = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for folder in ("data", "stages"):
+        for path in sorted((package / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, tokens: HubTokens) -> tuple[str, ...]:
+    """Of the description and of every byte it names; `folder` is where the hashes of big files are remembered.
+
+    Hub repositories are hashed row by row, since what their clients keep on the disk is their own affair.
+    """
+    description = repr(replace(spec, file="", line=None))
+    if spec.source.kind in ("file", "cloud"):
+        return (description, *(f"{file.name} {file_digest(file, folder)}" for file in data_files(spec)))
+    digest = hashlib.sha256()
+    for row in every_row(spec, cache_dir, tokens):
+        digest.update(repr(row.data).encode("utf-8", "surrogatepass"))
+    return (description, digest.hexdigest())
+
+
+def file_digest(file: "DataFile", folder: Path) -> str:
+    """sha256 of the bytes. That of a big local file is remembered for as long as the system knows it as unchanged:
+
+    same inode, size, modification and status change (which no program can set back), the last one not just now.
+    """
+    path = Path(file.name)
+    is_big = os.name == "posix" and path.is_file() and path.stat().st_size >= BIG_FILE_BYTES
+    if not is_big:
+        return _hashed(file)
+    memo = folder / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
+    before = _state(path)
+    remembered = _read_memo(memo)
+    if remembered.get("state") == before:
+        return str(remembered["sha256"])
+    started, digest = time.time_ns(), _hashed(file)
+    if _state(path) == before and started - path.stat().st_ctime_ns > SETTLED_NANOSECONDS:
+        write_atomically(memo, json.dumps({"state": before, "sha256": digest}))
+    return digest
+
+
+def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
+    """Of tokenizer, chat format and limits. None for a tokenizer that cannot be told apart from others."""
+    tokenizer = tokenizer_digest(encoding.encoder)
+    if tokenizer is None:
+        return None
+    parts: list[Any] = [tokenizer, encoding.template, encoding.cutoff_len]
+    parts += [encoding.enable_thinking, encoding.preserve_thinking]
+    chat_template = ""
+    if encoding.program is not None:
+        chat_template = str(encoding.encoder.tokenizer.chat_template)
+        parts += [chat_template, replace(encoding.program, encoder=None)]  # type: ignore[arg-type]
+    tells_date = "strftime_now" in chat_template or _tells_date(encoding.template.tool_syntax)
+    return (*parts, date.today().isoformat() if tells_date else "")
+
+
+def tokenizer_digest(encoder: "Encoder") -> str | None:
+    """Of the whole serialised tokenizer and of what it adds; None for one without a `tokenizers` backend."""
+    tokenizer = encoder.tokenizer
+    if not tokenizer.is_fast:
+        return None
+    encoder.reset()
+    roles: Mapping[str, Any] = tokenizer.special_tokens_map
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    own = repr((sorted(roles.items()), ids, getattr(tokenizer, "add_bos_token", None), encoder.split_special_tokens))
+    return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()}{own}".encode()).hexdigest()
+
+
+def _tells_date(syntax: str) -> bool:
+    """Whether the tools are described in words that change from day to day."""
+    describe = TOOL_SYNTAXES.get(syntax).describe
+    return bool(describe([_SAMPLE_TOOL], date(2020, 1, 1)) != describe([_SAMPLE_TOOL], date(2021, 2, 3)))
+
+
+def _hashed(file: "DataFile") -> str:
+    digest = hashlib.sha256()
+    with file.open() as stream:
+        while data := stream.read(_CHUNK_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> list[int]:
+    known = path.stat()
+    return [known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns]
+
+
+def _read_memo(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,85 @@
+"""The folder `tokenized_path`: tokenised rows in the format of `datasets`, which can be moved to another machine.
+
+A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
+ledger beside them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import DataError
+from luthier.core.files import save_folder_atomically
+from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
+from luthier.data.rows.row_plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS, WEIGHTS
+
+if TYPE_CHECKING:
+    import datasets
+
+EVAL, PROMPTS = "validation", "prompts"
+
+Sets = Mapping[str, "datasets.Dataset"]
+
+
+def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, prompts: Sets, ledger: Ledger) -> None:
+    """Raises `OutputError` or `RunFailed` if the folder cannot be written; nothing half-written is left then."""
+    import datasets
+
+    sets = {"train": train} if train is not None else {}
+    sets |= {_split(EVAL, name): rows for name, rows in evals.items()}
+    sets |= {_split(PROMPTS, name): rows for name, rows in prompts.items()}
+    with save_folder_atomically(folder) as draft:
+        datasets.DatasetDict(sets).save_to_disk(str(draft))
+        (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
+
+
+def load_tokenized(folder: Path, columns: Sequence[str]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
+    """(train, eval, prompts, ledger). `columns`: those that rows must have.
+
+    Raises `DataError` for a folder that holds something else.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as fault:
+        raise DataError(f"tokenized_path: {folder} holds no tokenised rows ({fault}) -> name a new folder") from fault
+    sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    wanted = {name: SEQUENCE_COLUMNS if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
+    rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}
+    ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
+    ledger.samples = {name: len(table) for name, table in rows.items()}
+    return rows.get("train"), _named(rows, EVAL), _named(rows, PROMPTS), ledger
+
+
+def _split(kind: str, name: str) -> str:
+    return f"{kind}_{name}" if name else kind
+
+
+def _named(rows: Sets, kind: str) -> Sets:
+    return {
+        name.removeprefix(kind).removeprefix("_"): table for name, table in rows.items() if name.split("_")[0] == kind
+    }
+
+
+def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[str, ...]) -> "datasets.Dataset":
+    missing = [column for column in wanted if column not in table.column_names and column != WEIGHTS]
+    if missing:
+        raise DataError(
+            f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)}, which this stage needs"
+            " -> name a new folder"
+        )
+    is_packed = SAMPLE_LENGTHS in table.column_names
+    if "position_ids" in table.column_names and not is_packed:
+        raise DataError(
+            f"tokenized_path: {folder}: {name} was packed by another program, which does not say where samples begin"
+            " -> name a new folder"
+        )
+    return table.select_columns(
+        [column for column in dict.fromkeys((*wanted, SAMPLE_LENGTHS)) if column in table.column_names]
+    )
+
+
+def _ledger(folder: Path) -> Ledger:
+    return ledger_of(json.loads((folder / LEDGER_FILE).read_text()))

@@ -1,0 +1,126 @@
+"""A chat template made from the slots of a format, for tokenizers that bring none or one that is to give way.
+
+It writes what `luthier.data.chat.render` writes for inference: system, user and assistant messages, tool answers (role
+`tool`), thoughts with `enable_thinking` and `preserve_thinking`. Tools and calls it refuses: their syntaxes are code.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from luthier.data.templates import Slot, Special, Template, Token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ARGUMENTS = """\
+{%- if tools %}{{ raise_exception('This chat template was made without tools.') }}{% endif -%}
+{%- set system = SYSTEM -%}
+{%- if messages[0]['role'] == 'system' -%}
+{%- set system = messages[0]['content'] or system -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+"""
+_THINKING = """\
+{%- set thinking = enable_thinking if enable_thinking is defined else true -%}
+{%- set keep_thoughts = preserve_thinking is defined and preserve_thinking -%}
+"""
+_WITHOUT_THOUGHT = """\
+{%- if (not loop.last and not keep_thoughts) or (loop.last and thinking is false) -%}
+{%- set text = namespace(kept=content.split(OPEN)[0], held='') -%}
+{%- for part in content.split(OPEN)[1:] -%}
+{%- if CLOSE in part -%}
+{%- set text.kept = text.kept ~ part.split(CLOSE, 1)[1] -%}
+{%- set text.held = '' -%}
+{%- else -%}
+{%- set text.held = text.held ~ OPEN ~ part -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set content = (text.kept ~ text.held).lstrip('\\n') -%}
+{%- endif -%}
+{%- if loop.last and BEGIN not in content and END not in content -%}
+{{- EMPTY -}}
+{%- endif -%}
+"""
+
+
+def chat_template(template: Template) -> str | None:
+    """Jinja text for `tokenizer.chat_template`, or None for a format that text cannot express.
+
+    That is one with `Token` pieces (chatglm3, yuan): an id that need not be what its text is tokenised to.
+    """
+    slots = (template.prefix, template.system, template.user, template.assistant, template.observation)
+    if any(isinstance(piece, Token) for slot in slots for piece in slot):
+        return None
+    system = _output(template.system, "system")
+    user, tool = _output(template.user, "content"), _output(template.observation, "content")
+    parts = [_ARGUMENTS.replace("SYSTEM", _literal(template.default_system))]
+    if template.reasons:
+        parts.append(_THINKING)
+    parts.append(_output(template.prefix, "content"))
+    if template.kind == "llama2":
+        head = _expression(template.system, "system")
+        opening = f"{{%- set content = {head} ~ content if loop.first and system else content -%}}\n"
+    else:
+        parts.append(f"{{%- if system -%}}\n{system}{{%- endif -%}}\n")
+        opening = ""
+    parts += [
+        "{%- for message in messages -%}\n",
+        "{%- set content = message['content'] -%}\n",
+        f"{{%- if message['role'] == 'user' -%}}\n{opening}{user}",
+        f"{{%- elif message['role'] == 'tool' -%}}\n{opening}{tool}",
+        "{%- elif message['role'] != 'assistant' or message['tool_calls'] -%}\n",
+        "{{- raise_exception('This chat template knows no role ' ~ message['role'] ~ ' and no tool calls.') -}}\n",
+        f"{{%- else -%}}\n{_thought(template)}{_output(template.assistant, 'content')}",
+        "{%- endif -%}\n{%- endfor -%}\n",
+    ]
+    if template.reasons:
+        empty = _literal(template.empty_thought)
+        parts.append(f"{{%- if add_generation_prompt and not thinking -%}}\n{{{{- {empty} -}}}}\n{{%- endif -%}}\n")
+    return "".join(parts)
+
+
+def _thought(template: Template) -> str:
+    """Removes thoughts of earlier answers; a last answer without one begins with the empty one."""
+    if not template.reasons:
+        return ""
+    opening, closing = template.thought_words
+    values = {
+        "OPEN": opening,
+        "CLOSE": closing,
+        "BEGIN": opening.strip(),
+        "END": closing.strip(),
+        "EMPTY": template.empty_thought,
+    }
+    return re.sub(r"\b(?:OPEN|CLOSE|BEGIN|END|EMPTY)\b", lambda name: _literal(values[name[0]]), _WITHOUT_THOUGHT)
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def _expression(slot: Slot, variable: str) -> str:
+    """A Jinja expression of the slot's text. `~` takes a token that the tokenizer lacks for nothing."""
+    parts: list[str] = []
+    for piece in slot:
+        if isinstance(piece, Special):
+            parts.append(f"{piece.kind}_token")
+        else:
+            assert isinstance(piece, str) and "{{idx}}" not in piece, "no format numbers its turns"
+            before, placeholder, after = piece.partition("{{content}}")
+            parts += [_literal(text) for text in (before,) if text]
+            parts += [variable] * bool(placeholder)
+            parts += [_literal(text) for text in (after,) if text]
+    return " ~ ".join(parts)
+
+
+def _output(slot: Slot, variable: str) -> str:
+    return f"{{{{- {_expression(slot, variable)} -}}}}\n" if slot else ""
+
+
+def give_chat_template(tokenizer: "PreTrainedTokenizerBase", template: Template) -> None:
+    """Make the tokenizer's chat template that of the format, if it has none or the format is to replace it."""
+    if tokenizer.chat_template is None or template.replace_chat_template:
+        text = chat_template(template)
+        if text is not None:
+            tokenizer.chat_template = text

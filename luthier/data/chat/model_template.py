@@ -1,0 +1,163 @@
+"""The model's own chat template: a program (Jinja) that writes conversations, in training and at inference.
+
+Every answer is taken as inference sees it: the prompt is what the program writes for the messages before it, with the
+answer asked for; the answer runs from there to the end of what it writes for the messages up to and with it. Answers
+of a conversation share one row as long as each prompt goes on from the answer before. Where the program rewrites
+history (it drops earlier thoughts, or puts an empty one before the last answer only), a new row begins.
+
+A row is tokenised once, as a whole, and then cut into prompts and answers: a token belongs to the part it begins in.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.core.errors import RowError, ToolFault
+from luthier.data.chat.answers import THOUGHT_WORDS, has_thought, take_apart, without_thought
+from luthier.data.chat.continuation import continuation
+from luthier.data.chat.encoder import Encoder, Whole
+from luthier.data.chat.render import Turn
+from luthier.data.tools import wrapped
+from luthier.data.types import Dialogue, Message
+
+_COMPARED_CHARACTERS = 20
+"""Of an answer: enough to see that it has been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An answer as inference sees it: `whole` begins with `prompt`, and the rest is the answer."""
+
+    prompt: str
+    whole: str
+
+    @property
+    def answer(self) -> str:
+        return self.whole[len(self.prompt) :]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatProgram:
+    """Writes with the chat template of the encoder's tokenizer, which must have one."""
+
+    encoder: Encoder
+    enable_thinking: bool | None = True
+    """None: on for answers that have a thought, off for those without and for prompts that wait."""
+    preserve_thinking: bool = False
+    default_system: str = ""
+    """For conversations without a system text; if empty, the program's own."""
+
+    def asked(self, dialogue: Dialogue) -> list[Asked]:
+        """Every answer of a conversation. Raises `RowError` for one that the program refuses."""
+        return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
+
+    def rows(self, dialogue: Dialogue) -> list[Whole]:
+        """As few rows of turns as possible that show each answer after the very prompt it has at inference."""
+        groups: list[list[Asked]] = []
+        for answer in self.asked(dialogue):
+            if groups and answer.prompt.startswith(groups[-1][-1].whole):
+                groups[-1].append(answer)
+            else:
+                groups.append([answer])
+        return [_row(group) for group in groups]
+
+    def asked_at(self, dialogue: Dialogue, index: int) -> Asked:
+        """The answer that is message `index`."""
+        return self._asked(dialogue, index)
+
+    def last_row(self, dialogue: Dialogue) -> Whole:
+        """The last answer alone, with everything before it in its prompt."""
+        return _row([self._asked(dialogue, len(dialogue.messages) - 1)])
+
+    def last_turn(self, dialogue: Dialogue) -> Turn:
+        """Prompt and answer as texts of their own, as a server has only the prompt."""
+        answer = self._asked(dialogue, len(dialogue.messages) - 1)
+        return Turn((answer.prompt,), (answer.answer,))
+
+    def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
+        """The ids of a conversation that waits for an answer. Raises `RowError` for one that the program refuses."""
+        return self.encoder.text(self.text(messages, system, tools, asks=True, thinks=self.enable_thinking is True))
+
+    def text(self, messages: Sequence[Message], system: str, tools: str, *, asks: bool, thinks: bool) -> str:
+        """What the program writes; `asks` opens the next answer, `thinks` is its `enable_thinking`."""
+        from jinja2 import TemplateError
+
+        system = system or self.default_system
+        head = [{"role": "system", "content": system}] if system else []
+        listed_tools = openai_tools(tools)
+        try:
+            text = str(
+                self.encoder.tokenizer.apply_chat_template(
+                    [*head, *self._openai_messages(messages)],
+                    tools=listed_tools,
+                    add_generation_prompt=asks,
+                    tokenize=False,
+                    enable_thinking=thinks,
+                    preserve_thinking=self.preserve_thinking,
+                )
+            )
+        except (TemplateError, TypeError, ValueError) as fault:
+            raise RowError(f"the model's own chat template refuses the conversation: {fault}") from fault
+        if any(str(tool["function"].get("name")) not in text for tool in listed_tools or ()):
+            raise RowError("the model's own chat template does not write tools")
+        return text
+
+    def _asked(self, dialogue: Dialogue, index: int) -> Asked:
+        """The answer that is message `index`."""
+        messages, content = dialogue.messages, dialogue.messages[index].content
+        thinks = has_thought(content) if self.enable_thinking is None else self.enable_thinking
+        prompt = self.text(messages[:index], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
+        whole = self.text(messages[: index + 1], dialogue.system, dialogue.tools, asks=False, thinks=thinks)
+        asked = Asked(prompt, prompt + continuation(prompt, whole, messages[index - 1].content, content))
+        given = take_apart(messages[index])
+        if any(call.name not in asked.answer for call in given.calls):
+            raise RowError("the model's own chat template does not write tool calls")
+        # The end is enough, and thoughts may be left out; templates for pictures write no contents that are plain text.
+        if given.text.rpartition(THOUGHT_WORDS[1])[2].strip()[-_COMPARED_CHARACTERS:] not in asked.answer:
+            raise RowError("the model's own chat template does not write the words of the answer")
+        return asked
+
+    def _openai_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """As a client of OpenAI's API sends them, with call ids of the form that Mistral asks for."""
+        listed: list[dict[str, Any]] = []
+        call_ids: list[str] = []
+        drops_thoughts = self.enable_thinking is False and "think" in str(self.encoder.tokenizer.chat_template)
+        for index, message in enumerate(messages):
+            if message.role == "user":
+                listed.append({"role": "user", "content": message.content})
+            elif message.role == "observation":
+                answered = {"tool_call_id": call_ids[0]} if call_ids else {}
+                listed.append({"role": "tool", "content": message.content, **answered})
+            else:
+                answer = take_apart(message)
+                text = without_thought(answer.text) if drops_thoughts else answer.text
+                listed.append({"role": "assistant", "content": text})
+                call_ids = [f"call{index:03d}{number:02d}" for number in range(len(answer.calls))]
+                if answer.calls:
+                    listed[-1]["tool_calls"] = [
+                        {"id": i, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                        for i, call in zip(call_ids, answer.calls, strict=True)
+                    ]
+        return listed
+
+
+def _row(group: list[Asked]) -> Whole:
+    borders = (border for answer in group for border in (len(answer.prompt), len(answer.whole)))
+    return Whole(group[-1].whole, tuple(borders))
+
+
+def openai_tools(tools: str) -> list[Any] | None:
+    """The list in the JSON text, as OpenAI's API has it; None if there are no tools. Raises `ToolFault`."""
+    if not tools:
+        return None
+    try:
+        listed = json.loads(tools)
+    except ValueError as error:
+        raise ToolFault(f"the tools are not JSON: {error}") from error
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise ToolFault("the tools are not a list of objects")
+    whole = [dict(wrapped(tool)) for tool in listed]
+    if not all(isinstance(tool.get("function"), dict) for tool in whole):
+        raise ToolFault("a tool of type function holds no function")
+    return whole or None

@@ -1,0 +1,158 @@
+"""A conversation as the pieces of a chat format. Training, chat, the API and evaluation all call `render` here.
+
+Nothing is tokenised and nothing joined: which pieces there are decides the token ids, see `luthier.data.templates`.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Literal
+
+from luthier.core.errors import ToolFault
+from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, take_apart, without_thought
+from luthier.data.templates import Piece, Slot, Special, Template, Token
+from luthier.data.tools import ToolSyntax
+from luthier.data.types import Message
+
+_PLACEHOLDER = re.compile(r"\{\{(content|idx)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the model is given and what it answers."""
+
+    prompt: tuple[Piece, ...]
+    answer: tuple[Piece, ...]
+
+
+def render(
+    template: Template,
+    messages: tuple[Message, ...],
+    *,
+    system: str = "",
+    tools: str = "",
+    enable_thinking: bool | None = True,
+    preserve_thinking: bool = False,
+    purpose: Literal["train", "infer"],
+    keep_past_thinking: bool = True,
+    today: date | None = None,
+) -> tuple[Turn, ...]:
+    """The turns of a conversation: user or observation at even positions, assistant or function at odd ones.
+
+    `train` gives one turn for each pair. `infer` gives exactly one turn: its prompt holds everything up to the last
+    answer, which is empty if the conversation waits for one.
+
+    Thinking concerns formats that reason only. `enable_thinking`: True lets answers without a thought begin with an
+    empty one, which is learned; None puts it into the prompt; False does so too and removes thoughts. Earlier answers
+    lose their thoughts in `infer`, and in `train` without `keep_past_thinking`, unless `preserve_thinking`.
+    `today` is for tool syntaxes that tell the date. Raises `RowError` for calls or tools that are not what they claim.
+    """
+    assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
+    call_words = (template.tool_call_words, CALL_WORDS)
+    answers = [take_apart(message, template.thought_words, call_words) for message in messages[1::2]]
+    pending = len(messages) % 2 == 1
+    prompts = [list(_opening(template, messages[0], system, tools, today))]
+    prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
+    drop_past = not preserve_thinking and (purpose == "infer" or not keep_past_thinking)
+    first_live = len(prompts) - 1 if purpose == "infer" or drop_past else 0
+    leads: list[Slot] = [()] * len(prompts)
+    if template.reasons:
+        for i, answer in enumerate(answers):
+            if (drop_past and i < len(prompts) - 1) or (enable_thinking is False and i >= first_live):
+                answer.text = without_thought(answer.text, template.thought_words)
+        for i in range(first_live, len(prompts)):
+            if i == len(answers) or not has_thought(answers[i].text, template.thought_words):
+                if enable_thinking:
+                    leads[i] = (template.empty_thought,)
+                else:
+                    prompts[i].append(template.empty_thought)
+    filled = [
+        (*lead, *_fill(template.assistant if not answer.calls else template.call_slots, _words(answer, template), i))
+        for i, (lead, answer) in enumerate(zip(leads, answers, strict=False))
+    ]
+    if purpose == "train":
+        return tuple(Turn(tuple(prompt), answer) for prompt, answer in zip(prompts, filled, strict=True))
+    last = () if pending else filled.pop()
+    history = [piece for prompt, answer in zip(prompts, filled, strict=False) for piece in (*prompt, *answer)]
+    return (Turn((*history, *prompts[-1]), last),)
+
+
+def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -> str:
+    """Pieces for the eye, with stand-ins for the tokenizer's own tokens."""
+    own = {Special("bos"): bos, Special("eos"): eos}
+    return "".join(
+        piece if isinstance(piece, str) else piece.text if isinstance(piece, Token) else own[piece] for piece in pieces
+    )
+
+
+def _fill(slot: Slot, content: str, index: int) -> Slot:
+    """The slot with its placeholders filled in; a piece that comes out empty is left out."""
+    values = {"content": content, "idx": str(index)}
+    filled = []
+    for piece in _parts(slot):
+        text = "".join([values.get(part, part[1:]) for part in piece]) if isinstance(piece, tuple) else piece
+        if text != "":
+            filled.append(text)
+    return tuple(filled)
+
+
+@lru_cache(maxsize=256)
+def _parts(slot: Slot) -> tuple[Special | Token | tuple[str, ...], ...]:
+    """Every text of a slot taken apart: the names of placeholders, and what stands around them behind a `=`.
+
+    Kept, since the same few slots are filled for every message.
+    """
+    return tuple(
+        tuple(part if i % 2 else f"={part}" for i, part in enumerate(_PLACEHOLDER.split(piece)))
+        if isinstance(piece, str)
+        else piece
+        for piece in slot
+    )
+
+
+def _slot(template: Template, message: Message) -> Slot:
+    return template.observation if message.role == "observation" else template.user
+
+
+def _opening(template: Template, message: Message, system: str, tools: str, today: date | None) -> Slot:
+    """Prefix, system text with the tools, and the first message."""
+    words = system or template.default_system
+    if tools:
+        words += _describe(template.tool_syntax, tools, today or date.today())
+    head = _head(template.system, words) if words else ()
+    content = message.content
+    if template.kind == "llama2":
+        content, head = "".join(map(str, head)) + content, ()
+    return (*template.prefix, *head, *_fill(_slot(template, message), content, 0))
+
+
+@lru_cache(maxsize=256)
+def _head(slot: Slot, words: str) -> Slot:
+    """The slot of the system text. Kept, since the rows of a dataset often share it."""
+    return _fill(slot, words, 0)
+
+
+@lru_cache(maxsize=256)
+def _describe(syntax: str, tools: str, today: date) -> str:
+    """The tools in words. Kept, since the rows of a dataset often share them."""
+    try:
+        listed = json.loads(tools)
+    except ValueError as error:
+        raise ToolFault(f"the tools are not JSON: {error}") from error
+    if not isinstance(listed, list):
+        raise ToolFault(f"the tools are not a list but {type(listed).__name__}")
+    try:
+        return TOOL_SYNTAXES.get(syntax).describe(listed, today) if listed else ""
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ToolFault(f"a tool is not an object with name and parameters: {error!r}") from error
+
+
+def _words(answer: Answer, template: Template) -> str:
+    if not answer.calls:
+        return answer.text
+    syntax: ToolSyntax = TOOL_SYNTAXES.get(template.call_syntax)
+    gap = syntax.after_text if answer.text and not answer.text.endswith(syntax.after_text) else ""
+    return f"{answer.text}{gap}{syntax.write(answer.calls)}"

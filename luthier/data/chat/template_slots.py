@@ -1,0 +1,184 @@
+"""What other programs need to know of a model's own chat template: its slots, its end of an answer, its tool calls.
+
+The chat template is a program (Jinja), which `luthier.data.chat.model_template` runs; a Modelfile needs slots. So the
+program is run on conversations of marks, the text around the marks gives the slots, and the slots are then proven: they
+must render other conversations to the very text that the program writes. More than slots is not guessed at.
+"""
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RowError
+from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.render import as_text, render
+from luthier.data.templates import Template, get_template, with_options
+from luthier.data.tools import ToolCall
+from luthier.data.types import Dialogue, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SYSTEM, USER, ANSWER, NEXT = "⟪system⟫", "⟪user⟫", "⟪answer⟫", "⟪next⟫"
+CONTENT = "{{content}}"
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+class _MoreThanSlots(Exception):
+    """The chat template does something that slots cannot say."""
+
+
+def choose_template(
+    name: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    tool_format: str | None = None,
+    default_system: str | None = None,
+) -> Template:
+    """The format called `name`, or the model's own for `auto` and None; see `get_template` for the two options."""
+    if name in (None, "auto"):
+        return with_options(own_template(tokenizer), tool_format, default_system)
+    return get_template(name, tool_format, default_system)
+
+
+def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
+    """The slots of the tokenizer's chat template; the format `empty` if it has none.
+
+    For one that is more than slots, a template of kind `program`: only how answers end and call tools is known of it.
+    """
+    if not tokenizer.chat_template:
+        return replace(get_template("empty"), name="auto")
+    try:
+        template = _read_off(tokenizer)
+        _prove(template, tokenizer)
+    except _MoreThanSlots:
+        template = replace(get_template("empty"), name="auto", kind="program", stop_words=_stop_words(tokenizer))
+    syntax = _call_syntax(tokenizer, template.stop_words)
+    end = _after_answer(tokenizer)
+    ends_openly = end is not None and not template.stop_words and (tokenizer.eos_token or "") not in end
+    return replace(template, tool_syntax=syntax, call_syntax=syntax, efficient_eos=ends_openly)
+
+
+def _after_answer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What the program writes behind an answer, None if it does not write the answer as it is."""
+    try:
+        text = _text(tokenizer, ("user", USER), ("assistant", ANSWER), asks=False)
+    except _MoreThanSlots:
+        return None
+    return text.rpartition(ANSWER)[2] if ANSWER in text else None
+
+
+def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    stop = _terminator(tokenizer, _after_answer(tokenizer) or "")
+    return (stop,) if stop else ()
+
+
+def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ...]) -> str:
+    """The syntax that reads the calls which the program writes; `default` if none does."""
+    calls = [ToolCall("weather", {"city": "Rome"})]
+    written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
+    messages = (Message("user", "?"), Message("function", written))
+    try:
+        (asked,) = ChatProgram(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
+    except RowError:
+        return "default"
+    answer = asked.answer
+    for end in (tokenizer.eos_token, *stop_words):
+        answer = answer.partition(end)[0] if end else answer
+    reads = (name for name in TOOL_SYNTAXES.names if TOOL_SYNTAXES.get(name).parse(answer, [WEATHER]) == calls)
+    return next(reads, "default")
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
+    """What the model's own program makes of a conversation; `asks` opens the next answer."""
+    from jinja2 import TemplateError
+
+    listed = [{"role": role, "content": content} for role, content in messages]
+    try:
+        return str(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=asks))
+    except (TemplateError, TypeError) as error:
+        raise _MoreThanSlots(f"it refuses {', '.join(role for role, _ in messages)}: {error}") from error
+
+
+def _cut(text: str, mark: str) -> tuple[str, str]:
+    if text.count(mark) != 1:
+        raise _MoreThanSlots(f"it writes {mark} {text.count(mark)} times")
+    before, _, after = text.partition(mark)
+    return before, after
+
+
+def _read_off(tokenizer: "PreTrainedTokenizerBase") -> Template:
+    first = ("user", USER)
+    opening, after_user = _cut(_text(tokenizer, first, asks=True), USER)
+    _, answered = _cut(_text(tokenizer, first, ("assistant", ANSWER), asks=False), USER)
+    before_answer, after_answer = _cut(answered, ANSWER)
+    whole = _text(tokenizer, first, ("assistant", ANSWER), ("user", NEXT), asks=True)
+    _, rest = _cut(whole, ANSWER)
+    between, _ = _cut(rest, NEXT)
+    if not between.startswith(after_answer):
+        raise _MoreThanSlots("an answer ends differently when a question follows")
+    before_user = between.removeprefix(after_answer)
+    if not opening.endswith(before_user):
+        raise _MoreThanSlots("the first question opens differently from the next")
+    head = opening.removesuffix(before_user)
+    user = (before_user + CONTENT + after_user,)
+    slots: dict[str, Any] = {"user": user, "observation": user, "assistant": (CONTENT + after_answer,)}
+    slots |= {"call_slots": slots["assistant"], **_system_slots(tokenizer, head, before_user)}
+    thought = before_answer.removeprefix(after_user)
+    if thought:
+        slots |= _thinking(thought)
+    stop = _terminator(tokenizer, after_answer)
+    return Template(name="auto", stop_words=(stop,) if stop else (), call_syntax="default", **slots)
+
+
+def _system_slots(tokenizer: "PreTrainedTokenizerBase", head: str, before_user: str) -> dict[str, Any]:
+    """`head` is what stands before the first question where no system text is given: a bos, a default text, nothing."""
+    before, rest = _cut(_text(tokenizer, ("system", SYSTEM), ("user", USER), asks=True), SYSTEM)
+    after, _ = _cut(rest, USER)
+    after = after.removesuffix(before_user)
+    if head.startswith(before) and head.endswith(after) and len(head) > len(before) + len(after):
+        default = head[len(before) : len(head) - len(after)]
+        return {"system": (before + CONTENT + after,), "default_system": default}
+    if not before.startswith(head):
+        raise _MoreThanSlots("the text before a system message is not the text before a question")
+    prefix = (head,) if head else ()
+    return {"prefix": prefix, "system": (before.removeprefix(head) + CONTENT + after,)}
+
+
+def _thinking(thought: str) -> dict[str, Any]:
+    """What the program puts before an answer that has no thought: the two thought words."""
+    stripped = thought.strip()
+    closing = stripped.rfind("</") if "</" in stripped else -1
+    if closing <= 0:
+        raise _MoreThanSlots(f"it puts {thought!r} before an answer")
+    start = thought.index(stripped[closing:])
+    opening, close = thought[:start], thought[start:]
+    if opening.endswith("\n\n"):
+        opening, close = opening[:-1], "\n" + close
+    return {"kind": "reasoning", "thought_words": (opening, close)}
+
+
+def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str | None:
+    """The special token that ends an answer, unless it is the tokenizer's own end token."""
+    if tokenizer.eos_token and tokenizer.eos_token in after_answer:
+        return None
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return min((word for word in special if word in after_answer), key=after_answer.index, default=None)
+
+
+def _prove(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Rendering by slots must equal the program's own text, with and without a system message."""
+    talk = (("user", "How are you?"), ("assistant", "Well."), ("user", "And\nnow?"))
+    messages = tuple(Message(role, content) for role, content in talk)  # type: ignore[arg-type]
+    for system in ("", "Be brief."):
+        opening = (("system", system),) if system else ()
+        expected = _text(tokenizer, *opening, *talk, asks=True)
+        (turn,) = render(template, messages, system=system, purpose="infer")
+        found = as_text(turn.prompt, tokenizer.bos_token or "", tokenizer.eos_token or "")
+        if found != expected:
+            raise _MoreThanSlots("it treats a longer conversation in another way")

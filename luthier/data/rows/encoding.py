@@ -1,0 +1,107 @@
+"""All that turns an example into token ids: tokenizer, chat format, length limit and what becomes of thoughts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from luthier.data.chat.encoder import Encoder, TurnIds
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.render import Turn, render
+from luthier.data.rows.labels import Encoded, split_budget
+from luthier.data.rows.tokenize import Written, turn_ids
+from luthier.data.templates import Template
+from luthier.data.types import Dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    encoder: Encoder
+    template: Template
+    cutoff_len: int | None
+    """Most tokens of a row; None for no limit."""
+    enable_thinking: bool | None = True
+    preserve_thinking: bool = False
+    program: ChatProgram | None = None
+    """The model's own chat template, where it writes the conversations instead of `template`."""
+
+    def unlimited(self) -> "Encoding":
+        return replace(self, cutoff_len=None)
+
+    def with_thinking(self, enable_thinking: bool | None) -> "Encoding":
+        program = None if self.program is None else replace(self.program, enable_thinking=enable_thinking)
+        return replace(self, enable_thinking=enable_thinking, program=program)
+
+    def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
+        """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers."""
+        return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
+
+    def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
+        """The same before it is tokenised.
+
+        It is one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
+        """
+        if self.program is not None:
+            return self.program.rows(dialogue)
+        turns = render(
+            self.template,
+            dialogue.messages,
+            system=dialogue.system,
+            tools=dialogue.tools,
+            enable_thinking=self.enable_thinking,
+            preserve_thinking=self.preserve_thinking,
+            purpose="train",
+            keep_past_thinking=keep_past_thinking,
+        )
+        return [turns]
+
+    def written_last(self, dialogue: Dialogue) -> Written:
+        """The last answer alone, with the history in its prompt as a server sends it, before it is tokenised."""
+        if self.program is not None:
+            return self.program.last_row(dialogue)
+        return self._last(dialogue)
+
+    def written_apart(self, dialogue: Dialogue) -> Written:
+        """The last answer, to be tokenised apart from its prompt, since a server has only the prompt."""
+        return self._last(dialogue) if self.program is None else (self.program.last_turn(dialogue),)
+
+    def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
+        return render(
+            self.template,
+            dialogue.messages,
+            system=dialogue.system,
+            tools=dialogue.tools,
+            enable_thinking=self.enable_thinking,
+            preserve_thinking=self.preserve_thinking,
+            purpose="infer",
+        )
+
+    @property
+    def closing_eos(self) -> int | None:
+        """The end-of-text id for formats that close a whole conversation with it instead of every answer."""
+        return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
+
+    @property
+    def leading_bos(self) -> int | None:
+        """The id that opens every text, for tokenizers that are built to put it there."""
+        tokenizer = self.encoder.tokenizer
+        return tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
+
+    @property
+    def end_of_text(self) -> str:
+        """What closes a plain text. Llama 3 chats end in <|eot_id|>, but its plain texts do not."""
+        return "<|end_of_text|>" if self.template.name == "llama3" else self.encoder.tokenizer.eos_token
+
+
+def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
+    """For generation: `input_ids` is the prompt of the last answer and `labels` that answer, within one budget."""
+    turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
+    return [_prompt_and_answer(*turn, encoding.cutoff_len) for (turn,) in turns]
+
+
+def _prompt_and_answer(prompt: list[int], answer: list[int], cutoff_len: int | None) -> Encoded:
+    if cutoff_len is None:
+        return Encoded(prompt, answer)
+    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), cutoff_len)
+    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+    lost_labels = len(answer) - len(kept_answer)
+    lost_tokens = len(prompt) - len(kept_prompt) + lost_labels
+    return Encoded(kept_prompt, kept_answer, lost_tokens, lost_labels, lost_terminator=lost_labels > 0)

@@ -1,0 +1,248 @@
+"""Conversations whose messages say themselves how much of the loss they carry (`"loss"`, 0 to 1).
+
+A number on an answer weighs all its tokens, its end included; on a question it weighs the tokens of its text. Spans
+weigh the tokens that begin in them. What carries no `loss` counts as the keys of the run say: answers 1, prompts 0.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+
+from luthier.core.errors import RowError
+from luthier.data.chat.encoder import TurnIds, Whole
+from luthier.data.chat.render import Turn
+from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns
+from luthier.data.rows.tokenize import Written
+from luthier.data.templates import Piece
+from luthier.data.types import Dialogue, Message, Span
+
+Weights = list[float]
+_MARKS = ("\ue000", "\ue001", "\ue002")
+"""Characters for private use, one of which is put behind a message to find out where it stands."""
+
+
+def carries_weights(messages: Sequence[Message]) -> bool:
+    return any(message.loss is not None for message in messages)
+
+
+def weighted_rows(
+    dialogue: Dialogue,
+    written: Sequence[Written],
+    turns: Sequence[list[TurnIds]],
+    encoding: Encoding,
+    *,
+    train_on_prompt: bool,
+    mask_history: bool,
+) -> list[Encoded]:
+    """The rows of a conversation, with `turns` the (prompt ids, answer ids) of each. Raises `RowError`."""
+    weigher = _Weigher(dialogue, encoding, keeps_thoughts=not mask_history)
+    rows: list[Encoded] = []
+    last = len(dialogue.messages) // 2
+    for row, own_turns in zip(reversed(written), reversed(turns), strict=True):
+        first = last - len(own_turns)  # a row shows the answers up to where the next row begins
+        defaults = [
+            (float(train_on_prompt), 0.0 if mask_history and number < len(dialogue.messages) // 2 - 1 else 1.0)
+            for number in range(first, last)
+        ]
+        if isinstance(row, Whole):
+            weights = weigher.of_whole(row, first, defaults)
+        else:
+            weights = [weigher.of_turn(row[index], first + index, base) for index, base in enumerate(defaults)]
+        rows.append(
+            _within_budget(
+                own_turns,
+                weights,
+                cutoff_len=encoding.cutoff_len,
+                mask_history=mask_history,
+                eos_token_id=encoding.closing_eos,
+            )
+        )
+        last = first
+    return rows[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Weigher:
+    dialogue: Dialogue
+    encoding: Encoding
+    keeps_thoughts: bool
+    """Whether earlier answers were written with their thoughts."""
+
+    def of_turn(self, turn: Turn, number: int, base: tuple[float, float]) -> tuple[Weights, Weights]:
+        """The weights of the tokens of a turn that is made of pieces; `base`: of its prompt and its answer."""
+        return (
+            self._of_side(2 * number, turn.prompt, base[0]),
+            self._of_side(2 * number + 1, turn.answer, base[1]),
+        )
+
+    def _of_side(self, index: int, pieces: Sequence[Piece], base: float) -> Weights:
+        message, encoder = self.dialogue.messages[index], self.encoding.encoder
+        even = _even_weight(message, base)
+        if even is not None:
+            return [even] * len(encoder.pieces(pieces))
+        at, start = self._place_in_pieces(index, pieces)
+        spans = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
+        weights: Weights = []
+        for order, piece in enumerate(pieces):
+            if order == at and isinstance(piece, str):
+                weights += _by_character(encoder.begins(piece), spans, base)
+            else:
+                weights += [base] * len(encoder.pieces([piece]))
+        return weights
+
+    def of_whole(self, row: Whole, first: int, base: Sequence[tuple[float, float]]) -> list[tuple[Weights, Weights]]:
+        """The same of a row that the model's own chat template wrote, from answer `first` on."""
+        spans: list[Span] = []
+        bounds = [0, *row.borders]
+        for order, weight in enumerate(chain.from_iterable(base)):
+            message = self.dialogue.messages[2 * first + order]
+            even = _even_weight(message, weight)
+            if even is None:
+                start = self._place_in_text(2 * first + order, row.text)
+                inner = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
+                spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
+            else:
+                spans.append(Span(bounds[order], bounds[order + 1], even))
+        begins = self.encoding.encoder.begins(row.text)
+        weights = _by_character(begins, spans, 0.0)
+        cuts = [bisect_left(begins, bound) for bound in bounds]
+        sides = [weights[start:end] for start, end in pairwise(cuts)]
+        return list(zip(sides[::2], sides[1::2], strict=True))
+
+    def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
+        """(piece, character) at which the text of message `index` begins. Raises `RowError` if it is rewritten."""
+        message = self.dialogue.messages[index]
+        mark = _mark(message)
+        (turns,) = self.encoding.written(self._marked(index, mark), keep_past_thinking=self.keeps_thoughts)
+        assert not isinstance(turns, Whole), "written by the same format"
+        turn = turns[index // 2]
+        for order, piece in enumerate(turn.answer if index % 2 else turn.prompt):
+            if isinstance(piece, str) and mark in piece and order < len(pieces) and isinstance(pieces[order], str):
+                return order, _start(message, piece, mark, str(pieces[order]))
+        raise _rewritten(message)
+
+    def _place_in_text(self, index: int, text: str) -> int:
+        """The same in a row that the model's own chat template wrote."""
+        assert self.encoding.program is not None, "the row was written by it"
+        message = self.dialogue.messages[index]
+        mark = _mark(message)
+        marked = self.encoding.program.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
+        return _start(message, marked.whole, mark, text)
+
+    def _marked(self, index: int, mark: str) -> Dialogue:
+        messages = list(self.dialogue.messages)
+        messages[index] = replace(messages[index], content=messages[index].content + mark)
+        return replace(self.dialogue, messages=tuple(messages))
+
+
+def _even_weight(message: Message, base: float) -> float | None:
+    """The weight of everything on this side of a turn, None if characters have to be looked at."""
+    if message.loss is None:
+        return base
+    if isinstance(message.loss, tuple):
+        return None
+    if message.role in ("assistant", "function"):
+        return message.loss
+    return base if message.loss == base else None
+
+
+def _spans(message: Message) -> tuple[Span, ...]:
+    assert message.loss is not None, "asked only of messages that carry a loss"
+    if isinstance(message.loss, tuple):
+        return message.loss
+    return (Span(0, len(message.content), message.loss),) if message.content else ()
+
+
+def _filled_up(spans: Sequence[Span], start: int, end: int, base: float) -> Iterator[Span]:
+    """The spans, and what lies between and around them up to `start` and `end`."""
+    for span in spans:
+        if start < span.start:
+            yield Span(start, span.start, base)
+        yield span
+        start = span.end
+    if start < end:
+        yield Span(start, end, base)
+
+
+def _by_character(begins: Sequence[int], spans: Sequence[Span], base: float) -> Weights:
+    """The weight of the span that each token begins in, `base` outside of them. Spans are in order."""
+    starts = [span.start for span in spans]
+    weights = []
+    for begin in begins:
+        index = bisect_right(starts, begin) - 1
+        weights.append(spans[index].weight if index >= 0 and begin < spans[index].end else base)
+    return weights
+
+
+def _start(message: Message, marked: str, mark: str, text: str) -> int:
+    """Where the message begins in `text`, which is `marked` but for the mark behind the message."""
+    end = marked.find(mark)
+    for written in (message.content, message.content.lstrip()):
+        start = end - len(written)
+        if start >= 0 and marked[start:end] == written and text.startswith(marked[:end].rstrip()):
+            return start - (len(message.content) - len(written))
+    raise _rewritten(message)
+
+
+def _mark(message: Message) -> str:
+    unused = next((mark for mark in _MARKS if mark not in message.content), None)
+    if unused is None:
+        raise RowError(f"the text holds {', '.join(map(repr, _MARKS))}, and 'loss' cannot be placed in it")
+    return unused
+
+
+def _rewritten(message: Message) -> RowError:
+    return RowError(
+        f"the chat format writes a message of role {message.role} in another way than the row has it,"
+        " so a part of it cannot be weighed"
+    )
+
+
+def _within_budget(
+    turns: Sequence[TurnIds],
+    weights: Sequence[tuple[Weights, Weights]],
+    *,
+    cutoff_len: int | None,
+    mask_history: bool,
+    eos_token_id: int | None,
+) -> Encoded:
+    """As `label_turns` cuts it: numbered tokens are sent through there, and those that stay are looked up again."""
+    ids = [token for turn in turns for side in turn for token in side]
+    all_weights = [weight for turn in weights for side in turn for weight in side]
+    assert len(ids) == len(all_weights), "every token has a weight"
+    numbered, at = [], 0
+    for prompt, answer in turns:
+        middle, end = at + len(prompt), at + len(prompt) + len(answer)
+        numbered.append((list(range(at, middle)), list(range(middle, end))))
+        at = end
+    num_closing = 0 if eos_token_id is None else 1
+    budget = None if cutoff_len is None else cutoff_len - num_closing
+    kept = label_turns(numbered, cutoff_len=budget, mask_history=mask_history).input_ids
+    stays = set(kept)
+    row_ids, row_weights = [ids[token] for token in kept], [all_weights[token] for token in kept]
+    labels = [token if weight else IGNORE_INDEX for token, weight in zip(row_ids, row_weights, strict=True)]
+    # An answer lost its end if something of its turn is there; what is gone as a whole teaches nothing.
+    begun = (turn for turn in numbered if not stays.isdisjoint(chain(*turn)))
+    cut = any(answer and answer[-1] not in stays and all_weights[answer[-1]] for _, answer in begun)
+    if eos_token_id is not None:
+        pairs = pairwise(numbered)
+        opening = {prompt[0]: answer[-1] for (_, answer), (prompt, _) in pairs if answer and prompt}
+        for place, token in enumerate(kept):
+            before = opening.get(token)
+            if before is not None and before in stays and all_weights[before] and labels[place] == IGNORE_INDEX:
+                labels[place], row_weights[place] = eos_token_id, all_weights[before]
+        last = row_weights[-1] if row_weights else 1.0
+        row_ids.append(eos_token_id)
+        labels.append(eos_token_id if last else IGNORE_INDEX)
+        row_weights.append(last)
+    num_wanted = sum(weight > 0 for weight in all_weights)
+    return Encoded(
+        row_ids,
+        labels,
+        lost_tokens=len(ids) - len(kept),
+        lost_labels=num_wanted - sum(all_weights[token] > 0 for token in kept),
+        lost_terminator=cut,
+        weights=row_weights if set(row_weights) - {0.0, 1.0} else [],
+    )

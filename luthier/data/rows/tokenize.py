@@ -1,0 +1,55 @@
+"""Many written conversations to token ids at once, in a thread of their own while the next ones are read and written.
+
+The tokenizer works on all cores and lets Python go on meanwhile, so what Python does beside it costs hardly any time.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from luthier.data.chat.encoder import Encoder, TurnIds, Whole
+from luthier.data.chat.render import Turn
+
+Written = tuple[Turn, ...] | Whole
+"""One row before it is tokenised."""
+
+NUM_BATCHES_AHEAD = 2
+"""One that the tokenizer works on, and one that waits for it."""
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+def turn_ids(encoder: Encoder, written: Sequence[Written]) -> list[list[TurnIds]]:
+    """The (prompt ids, answer ids) of every turn of every row. Each distinct text is tokenised once."""
+    pieced = [turn for row in written if not isinstance(row, Whole) for turn in row]
+    known = encoder.known(p for turn in pieced for side in (turn.prompt, turn.answer) for p in side if type(p) is str)
+    parted = iter(encoder.parted([row for row in written if isinstance(row, Whole)]))
+    return [
+        next(parted)
+        if isinstance(row, Whole)
+        else [(encoder.joined(turn.prompt, known), encoder.joined(turn.answer, known)) for turn in row]
+        for row in written
+    ]
+
+
+def num_characters(written: Written) -> int:
+    """Roughly, what it takes to hold and tokenise a row."""
+    if isinstance(written, Whole):
+        return len(written.text)
+    return sum(len(piece) for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
+
+
+def ahead(batches: Iterable[Batch], work: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
+    """Every batch with what `work` makes of it, in order; a thread works while the caller goes on with earlier ones."""
+    waiting: deque[tuple[Batch, Future[Result]]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for batch in batches:
+            waiting.append((batch, thread.submit(work, batch)))
+            if len(waiting) > NUM_BATCHES_AHEAD:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        while waiting:
+            done, result = waiting.popleft()
+            yield done, result.result()

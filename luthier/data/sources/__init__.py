@@ -1,0 +1,1 @@
+"""Where rows come from: dataset_info.json and its entries, and the files they name."""

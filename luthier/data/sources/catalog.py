@@ -1,0 +1,196 @@
+"""The datasets that a run may name: dataset_info.json parsed strictly, and what `luthier check` can say about them.
+
+Nothing heavy is imported, and of the data only the first rows are read. What is wrong with the entries that a run uses
+are errors; what is wrong with other entries of the same file are warnings.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import DataError, Problem
+from luthier.core.kinds import STAGES
+from luthier.core.registry import nearest
+from luthier.data.sources.columns import check_columns
+from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
+from luthier.data.sources.located_json import LocatedJson, read_located
+
+if TYPE_CHECKING:
+    from luthier.config.keys.data import DataConfig
+
+__all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "load_catalog"]
+
+CATALOG_FILE = "dataset_info.json"
+_RANKING_STAGES = ("rm", "dpo")
+_FEEDBACK_STAGE = "kto"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All descriptions of one dataset_info.json. `get` raises for the faulty ones, so one of them harms no other."""
+
+    file: str
+    specs: Mapping[str, DatasetSpec]
+    errors: Mapping[str, tuple[Problem, ...]]
+    warnings: Mapping[str, tuple[Problem, ...]]
+    is_online: bool = False
+    """Every name is a hub repository with the alpaca defaults (`dataset_dir: ONLINE`)."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple({**self.specs, **self.errors})
+
+    def get(self, name: str) -> DatasetSpec:
+        """Raises `DataError` for a name that is not described, or is described wrongly."""
+        if self.is_online:
+            return DatasetSpec(name=name, source=Source("hf_hub", name))
+        if self.errors.get(name):
+            raise DataError("\n  ".join([f"dataset {name!r} is described wrongly", *map(str, self.errors[name])]))
+        if name not in self.specs:
+            reason, remedy = self.unknown(name)
+            raise DataError(f"dataset {name!r}: {reason} -> {remedy}")
+        return self.specs[name]
+
+    def unknown(self, name: str) -> tuple[str, str]:
+        """(reason, remedy) for a name that is not described."""
+        close = nearest(name, self.names)
+        remedy = f"did you mean {close!r}?" if close else f"one of {', '.join(self.names)}"
+        return f"is not described in {self.file}", remedy
+
+
+def load_catalog(
+    dataset_dir: str | Mapping[str, Any], media_dir: str | None = None, *, hf_hub_token: str | None = None
+) -> Catalog:
+    """The catalog of a folder, of `ONLINE`, of `REMOTE:<hub repository>`, or of a dict of descriptions (Python only).
+
+    `media_dir` defaults to the folder; files named in a dict are relative to the working directory. Raises `DataError`
+    if there is no catalog or it is not a JSON object; a faulty entry is kept with its problems.
+    """
+    if isinstance(dataset_dir, Mapping):
+        return _catalog("dataset_dir", LocatedJson(dataset_dir), root="", media_dir=media_dir or "")
+    if dataset_dir == "ONLINE":
+        return Catalog("ONLINE", {}, {}, {}, is_online=True)
+    if dataset_dir.startswith("REMOTE:"):
+        repository = dataset_dir.removeprefix("REMOTE:")
+        path, root = _remote_catalog(repository, hf_hub_token), f"hf://datasets/{repository}"
+        return _catalog(path, _located(path), root=root, media_dir=media_dir or "")
+    path = os.path.join(dataset_dir, CATALOG_FILE)
+    if not os.path.isfile(path):
+        if os.path.isfile(dataset_dir):
+            raise DataError(f"dataset_dir {dataset_dir!r} is a file -> give the folder that holds {CATALOG_FILE}")
+        why = f"holds no {CATALOG_FILE}" if os.path.isdir(dataset_dir) else "does not exist"
+        raise DataError(
+            f"dataset_dir {dataset_dir!r} {why} -> give the folder that holds {CATALOG_FILE}, relative to the working "
+            f"directory ({os.getcwd()}) or absolute"
+        )
+    return _catalog(path, _located(path), root=dataset_dir, media_dir=media_dir or dataset_dir)
+
+
+def _remote_catalog(repository: str, token: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+
+    from luthier.data.sources.readers.remote import first_line
+
+    try:
+        return hf_hub_download(repository, CATALOG_FILE, repo_type="dataset", token=token)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"dataset_dir: {CATALOG_FILE} of the hub repository {repository!r} cannot be fetched ({first_line(error)}) "
+            f"-> check the name, the network and the token, or download the repository and give its folder"
+        ) from error
+
+
+def _located(path: str) -> LocatedJson:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        located = read_located(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON that can be read: {error}") from error
+    if not isinstance(located.value, dict):
+        raise DataError(f"{path}: must be an object of dataset names and their descriptions")
+    return located
+
+
+def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> Catalog:
+    specs: dict[str, DatasetSpec] = {}
+    errors: dict[str, tuple[Problem, ...]] = {}
+    warnings: dict[str, tuple[Problem, ...]] = {}
+    for path, line in located.repeated:
+        problem = Problem(".".join(path), "stands twice", "remove one of the two", file=file, line=line)
+        errors[path[0]] = (*errors.get(path[0], ()), problem)
+    for name, entry in located.value.items():
+        spec, faults, notes = parse_description(
+            name, entry, root=root, media_dir=media_dir, file=file, lines=located.lines
+        )
+        if faults:
+            errors[name] = (*errors.get(name, ()), *faults)
+        elif spec is not None and name not in errors:
+            specs[name] = spec
+        if notes:
+            warnings[name] = notes
+    return Catalog(file, specs, errors, warnings)
+
+
+def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings) about the datasets that a run names, found without a network and without reading whole files.
+
+    Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes.
+    `others`: warn of faults in the descriptions of datasets that the run does not name, too.
+    """
+    reads_loss = stage in STAGES.names and STAGES.get(stage).rows.weigh is not None
+    uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
+    is_remote = isinstance(data.dataset_dir, str) and data.dataset_dir.startswith("REMOTE:")
+    if not uses or is_remote:
+        return [], []
+    try:
+        catalog = load_catalog(data.dataset_dir, data.media_dir)
+    except DataError as error:
+        return [Problem("dataset_dir", str(error).removeprefix(f"dataset_dir {data.dataset_dir!r} "))], []
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    checked = set()
+    for key, name in uses:
+        if catalog.is_online or name in checked:
+            continue
+        checked.add(name)
+        if name not in catalog.names:
+            reason, remedy = catalog.unknown(name)
+            errors.append(Problem(key, reason, remedy, value=name, has_value=True))
+            continue
+        errors += catalog.errors.get(name, ())
+        warnings += catalog.warnings.get(name, ())
+        if name in catalog.specs:
+            found, notes = check_columns(catalog.specs[name], reads_loss=reads_loss)
+            errors += [*_stage_faults(catalog.specs[name], stage), *found]
+            warnings += notes
+    for name in catalog.names if others else ():
+        if name not in checked:
+            warnings += catalog.errors.get(name, ())
+    return errors, warnings
+
+
+def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:
+    def fault(reason: str, remedy: str) -> Problem:
+        return Problem(spec.name, reason, remedy, file=spec.file, line=spec.line)
+
+    if spec.ranking and stage not in _RANKING_STAGES:
+        yield fault(f"is ranking data, which stage {stage} cannot use", f"use it in {' or '.join(_RANKING_STAGES)}")
+    if not spec.ranking and stage in _RANKING_STAGES:
+        remedy = 'describe it with "ranking": true and the columns chosen and rejected'
+        yield fault(f"is not ranking data, which stage {stage} needs", remedy)
+    if spec.columns.kto_tag and stage != _FEEDBACK_STAGE:
+        remedy = f"use it in {_FEEDBACK_STAGE}, or describe it without `kto_tag`"
+        yield fault(f"has a `kto_tag` column, which stage {stage} cannot use", remedy)
+    if not spec.columns.kto_tag and stage == _FEEDBACK_STAGE:
+        remedy = 'name the column of likes with "kto_tag" in `columns`'
+        yield fault(f"has no `kto_tag` column, which stage {stage} needs", remedy)

@@ -1,0 +1,198 @@
+"""Whether a description fits its data, judged by the first rows: columns, roles, and that a row can be read at all.
+
+Named by this check: a column that is described and absent; a column of the data that nobody reads although its name
+says what it is (above all when `columns` cleared the default that would have read it); a role that `tags` cleared.
+"""
+
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import islice
+from typing import Any
+
+from luthier.core.errors import DataError, Problem, RowError
+from luthier.core.kinds import FORMATS
+from luthier.core.registry import nearest
+from luthier.data.sources.dataset_info import Columns, DatasetSpec, Tags
+from luthier.data.sources.read import READERS, column_names, data_files
+from luthier.data.sources.readers import DataFile, Row
+from luthier.data.types import LOSS_KEY
+
+NUM_FIRST_ROWS = 10
+_REQUIRED = {
+    "alpaca": ("prompt", "response", "chosen", "rejected", "kto_tag"),
+    "sharegpt": ("messages", "chosen", "rejected", "kto_tag"),
+    "openai": ("messages", "chosen", "rejected", "kto_tag"),
+}
+_ALPACA_ONLY = ("prompt", "query", "response", "history")
+_MEANT_BY_NAME = {
+    **{f.name: f.name for f in fields(Columns)},
+    **{f.default: f.name for f in fields(Columns) if isinstance(f.default, str)},
+}
+"""Column name in the data -> the key of `columns` that reads it."""
+_ROLES_BY_NAME = {
+    **{f.default: f.name for f in fields(Tags) if isinstance(f.default, str)},
+    "user": "user_tag",
+    "assistant": "assistant_tag",
+    "tool": "observation_tag",
+}
+
+
+def check_columns(spec: DatasetSpec, *, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings). Hub and cloud datasets are not looked at, since this may not need a network.
+
+    `reads_loss`: the training method lets messages say how much of the loss they carry.
+    """
+    if spec.source.kind != "file":
+        return [], []
+    try:
+        return _judged(spec, reads_loss)
+    except DataError as error:
+        return [_problem(spec, (), str(error).removeprefix(f"dataset {spec.name!r}: "))], []
+
+
+def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
+    files = data_files(spec)
+    rows = _first_rows(spec, files)
+    names = column_names(files[0])
+    usable = [row.data for row in rows if row.data is not None]
+    found = list(dict.fromkeys(key for row in usable for key in row)) if names is None else names
+    if not found and not _has_usable_row(spec, files):
+        return [_problem(spec, (), f"no row can be used: {_first_reason(rows)}")], []
+    if not found:
+        return [], [_problem(spec, (), f"none of the first {len(rows)} rows can be used: {_first_reason(rows)}")]
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    for key, column, reason in _absent(spec, found):
+        certain = names is not None or not any(_mentions(file, column) for file in files)
+        close = nearest(column, found)
+        remedy = f"did you mean {close!r}?" if close else f"the data have {', '.join(found)}"
+        fault = _problem(spec, ("columns", key), reason, remedy, value=column)
+        (errors if certain else warnings).append(fault)
+    warnings += _unread(spec, found)
+    warnings += _cleared_roles(spec, usable)
+    warnings += _unread_weights(spec, usable, reads_loss)
+    refused = [(row, reason) for row in rows if (reason := _reason(row, spec))]
+    if refused and not errors:
+        row, reason = refused[0]
+        hopeless = len(refused) == len(rows) and not _has_usable_row(spec, files)
+        count = "no row can" if hopeless else f"{len(refused)} of the first {len(rows)} rows cannot"
+        fault = _problem(spec, (), f"{count} be used, for example {row.place}: {reason}")
+        (errors if hopeless else warnings).append(fault)
+    return errors, warnings
+
+
+def _has_usable_row(spec: DatasetSpec, files: Sequence[DataFile]) -> bool:
+    return any(not _reason(row, spec) for file in files for row in READERS[file.kind](file))
+
+
+def _problem(
+    spec: DatasetSpec, path: Sequence[str], reason: str, remedy: str = "", *, value: str | None = None
+) -> Problem:
+    key = ".".join((spec.name, *path))
+    return Problem(key, reason, remedy, value=value, has_value=value is not None, file=spec.file, line=spec.line)
+
+
+def _first_rows(spec: DatasetSpec, files: Sequence[DataFile]) -> list[Row]:
+    """Empty for columnar files, of which only the schema is read."""
+    if files[0].kind in ("parquet", "arrow"):
+        return []
+    for file in files:
+        rows = list(islice(READERS[file.kind](file), NUM_FIRST_ROWS))
+        if rows:
+            return rows
+    raise DataError(f"dataset {spec.name!r}: {spec.source.location} holds no rows")
+
+
+def _first_reason(rows: Iterable[Row]) -> str:
+    return next(f"{row.reason} ({row.place})" for row in rows if row.reason)
+
+
+def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
+    """Key of `columns` -> column, for what the format reads."""
+    columns = {f.name: getattr(spec.columns, f.name) for f in fields(Columns)}
+    if spec.formatting == "alpaca":
+        columns["messages"] = None
+    else:
+        columns |= dict.fromkeys(_ALPACA_ONLY)
+    if spec.ranking:
+        columns["response"] = None
+    else:
+        columns |= {"chosen": None, "rejected": None}
+    natural = spec.formatting == "openai" and not spec.columns_given
+    if natural and "messages" in found and spec.columns.messages not in found:
+        columns |= {"messages": "messages", "tools": "tools" if "tools" in found else None}
+    return {key: column for key, column in columns.items() if column}
+
+
+def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(key, column, reason) of described columns that the first rows lack. A default `input` may be absent."""
+    for key, column in _effective(spec, found).items():
+        if column not in found and (spec.columns_given or key in _REQUIRED[spec.formatting]):
+            how = "" if spec.columns_given else " (the default, since `columns` is not given)"
+            yield key, column, f"the data have no such column{how}"
+
+
+def _mentions(file: DataFile, column: str) -> bool:
+    """Whether a JSON file holds the column's name anywhere, so that a later row may have it."""
+    with file.open() as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(f'"{column}"'.encode()) >= 0
+
+
+def _unread(spec: DatasetSpec, found: Sequence[str]) -> Iterator[Problem]:
+    effective = _effective(spec, found)
+    for column in found:
+        key = _MEANT_BY_NAME.get(column)
+        if key is None or key in effective or column in effective.values():
+            continue
+        if key == "messages" if spec.formatting == "alpaca" else key in _ALPACA_ONLY:
+            continue
+        by_default = getattr(Columns(), key) is not None
+        why = "giving `columns` cleared the default that reads it" if by_default else f"`columns` names no {key!r}"
+        yield _problem(spec, ("columns",), f"the column {column!r} of the data is not read: {why}",
+                       f'add "{key}": "{column}", or remove the column from the data')  # fmt: skip
+
+
+def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
+    if spec.formatting == "alpaca" or not spec.tags_given:
+        return
+    tags = {f.name: getattr(spec.tags, f.name) for f in fields(Tags)}
+    written = (message.get(spec.tags.role_tag or "") for row in rows for message in _messages(row, spec))
+    for role in dict.fromkeys(role for role in written if isinstance(role, str)):
+        key = _ROLES_BY_NAME.get(role)
+        if role not in tags.values() and key is not None and tags[key] is None:
+            reason = (
+                f"the data have messages of role {role!r}, and giving `tags` cleared {key!r}: such rows are dropped"
+            )
+            yield _problem(spec, ("tags",), reason, f'add "{key}": "{role}"')
+
+
+def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
+    """Keys with which messages are weighed, here or in other tools, where they are not read."""
+    if spec.formatting == "alpaca":
+        return
+    carried = {
+        key for row in rows for message in _messages(row, spec) for key in (LOSS_KEY, "weight") if key in message
+    }
+    for key in sorted(carried):
+        if key == LOSS_KEY and reads_loss:
+            continue
+        reason = f"messages carry {key!r}, which is not read: every answer counts in full"
+        remedy = "use stage: sft, or leave out the rows that should not count"
+        yield _problem(spec, (), reason, f"call it {LOSS_KEY!r}" if key != LOSS_KEY and reads_loss else remedy)
+
+
+def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str, Any]]:
+    messages = row.get(spec.columns.messages or "messages")
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, Mapping):
+            yield message
+
+
+def _reason(row: Row, spec: DatasetSpec) -> str:
+    """Why the row cannot be used; empty if it can."""
+    try:
+        FORMATS.get(spec.formatting).read(row.usable(), spec)
+    except RowError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,272 @@
+"""One entry of dataset_info.json: where the rows are, in which format, and what their columns and roles are called.
+
+Field names are the keys of the file. As in the reference, a `columns` (or `tags`) object replaces all defaults: what it
+does not list is absent. `luthier.data.sources.catalog` names the columns of the data that get lost this way.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from luthier.config.keys.hubs import HUBS
+from luthier.config.sections import is_on
+from luthier.core.errors import Problem
+from luthier.core.kinds import FORMATS
+from luthier.core.registry import nearest
+
+SourceKind = Literal["file", "cloud", "hf_hub", "ms_hub", "om_hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows are: a path, the address of a cloud object, or the name of a hub repository."""
+
+    kind: SourceKind
+    location: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What each column is called in the data; None where the data have none."""
+
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    messages: str | None = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    images: str | None = None
+    videos: str | None = None
+    audios: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kto_tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """What the keys and roles of a message are called in the data; None where the data have none."""
+
+    role_tag: str | None = "from"
+    content_tag: str | None = "value"
+    user_tag: str | None = "human"
+    assistant_tag: str | None = "gpt"
+    observation_tag: str | None = "observation"
+    function_tag: str | None = "function_call"
+    system_tag: str | None = "system"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """A description that has been checked. `subset`, `split` and `folder` choose within a hub repository."""
+
+    name: str
+    source: Source
+    formatting: str = "alpaca"
+    ranking: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    columns: Columns = Columns()
+    tags: Tags = Tags()
+    columns_given: bool = False
+    tags_given: bool = False
+    media_dir: str = ""
+    """Root of the relative paths in the media columns."""
+    file: str = ""
+    line: int | None = None
+    """Where the description stands."""
+
+
+_TYPES: Mapping[str, type] = {
+    "hf_hub_url": str,
+    "ms_hub_url": str,
+    "om_hub_url": str,
+    "script_url": str,
+    "cloud_file_name": str,
+    "file_name": str,
+    "formatting": str,
+    "ranking": bool,
+    "subset": str,
+    "split": str,
+    "folder": str,
+    "num_samples": int,
+    "columns": dict,
+    "tags": dict,
+}
+_TYPE_WORDS = {str: "text", bool: "true or false", int: "a whole number", dict: "an object"}
+_CLOUDS = ("s3://", "gs://", "gcs://", "hf://")
+_MESSAGE_FORMATS = ("sharegpt", "openai")
+
+Fault = tuple[tuple[str, ...], str, str]
+"""Path of keys below the dataset's name, reason, remedy."""
+
+
+def parse_description(
+    name: str, entry: Any, *, root: str, media_dir: str, file: str, lines: Mapping[tuple[str, ...], int]
+) -> tuple[DatasetSpec | None, tuple[Problem, ...], tuple[Problem, ...]]:
+    """(spec or None, errors, warnings) of one entry. `root`: the folder or hub address that file names start from."""
+
+    def located(fault: Fault) -> Problem:
+        path, reason, remedy = fault
+        line = lines.get((name, *path), lines.get((name,)))
+        value = _value_at(entry, path)
+        return Problem(
+            ".".join((name, *path)),
+            reason,
+            remedy,
+            value=value,
+            has_value=bool(path) and not isinstance(value, Mapping),
+            file=file,
+            line=line,
+        )
+
+    if not isinstance(entry, Mapping):
+        return None, (located(((), "the description of a dataset is an object", "")),), ()
+    errors = [*_type_faults(entry)]
+    if not errors:
+        errors = [*_source_faults(entry), *_column_faults(entry)]
+    warnings = [] if errors else [*_unread_keys(entry)]
+    if errors:
+        return None, tuple(map(located, errors)), ()
+    columns, tags = entry.get("columns"), entry.get("tags")
+    given = {key: entry[key] for key in ("formatting", "ranking", "subset", "split", "folder", "num_samples")
+             if entry.get(key) is not None}  # fmt: skip
+    spec = DatasetSpec(
+        name=name,
+        source=_source(entry, root),
+        columns=Columns() if columns is None else Columns(**{f.name: columns.get(f.name) for f in fields(Columns)}),
+        tags=Tags() if tags is None else Tags(**{f.name: tags.get(f.name) for f in fields(Tags)}),
+        columns_given=columns is not None,
+        tags_given=tags is not None,
+        media_dir=media_dir,
+        file=file,
+        line=lines.get((name,)),
+        **given,
+    )
+    return spec, (), tuple(map(located, warnings))
+
+
+def _value_at(entry: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    return entry
+
+
+def _type_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
+    for key, value in entry.items():
+        wanted = _TYPES.get(key)
+        if wanted is None:
+            yield (key,), "unknown key of a dataset description", _did_you_mean(key, _TYPES)
+        elif value is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
+            yield (key,), f"must be {_TYPE_WORDS[wanted]}", ""
+        elif isinstance(value, int) and wanted is int and value < 1:
+            yield (key,), "must be at least 1", ""
+    for group, known in (("columns", Columns), ("tags", Tags)):
+        members = entry.get(group)
+        names = [f.name for f in fields(known)]
+        for key, value in members.items() if isinstance(members, Mapping) else ():
+            if key not in names:
+                yield (group, key), f"unknown key of {group!r}", _did_you_mean(key, names)
+            elif not isinstance(value, str | None):
+                yield (group, key), "must be text (a name that the data use)", ""
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else f"one of {', '.join(known)}"
+
+
+def _source_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
+    hub = any(entry.get(key) for key in ("hf_hub_url", "ms_hub_url", "om_hub_url"))
+    cloud, file_name = entry.get("cloud_file_name"), entry.get("file_name")
+    if hub:
+        return
+    if entry.get("script_url"):
+        reason = "dataset scripts cannot be run: the library `datasets` has refused to run them since version 4"
+        yield ("script_url",), reason, "convert the data to json, jsonl, csv or parquet and give `file_name`"
+    elif cloud and not cloud.startswith(_CLOUDS):
+        yield ("cloud_file_name",), "must start with s3://, gs:// or gcs://", "local files go to `file_name`"
+    elif not cloud and not file_name:
+        yield (), "says nowhere where the rows are", "give `file_name`, `cloud_file_name` or `hf_hub_url`"
+    elif not cloud and entry.get("split") not in (None, "train"):
+        reason = "a local file has the split 'train' only"
+        yield ("split",), reason, "give each part its own file, or use `num_samples` or `max_samples`"
+
+
+def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
+    formatting = entry.get("formatting") or "alpaca"
+    if formatting not in FORMATS.names:
+        yield ("formatting",), "unknown formatting", _did_you_mean(formatting, FORMATS.names)
+        return
+    columns, tags = entry.get("columns"), entry.get("tags")
+    named = columns or {}
+    if entry.get("ranking"):
+        for key in ("chosen", "rejected"):
+            if not named.get(key):
+                reason = f"ranking data need a column for {key!r}"
+                yield ("columns",) if columns else (), reason, f'add "{key}": "<its name in the data>" to `columns`'
+        if named.get("kto_tag"):
+            yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single judgements"
+    elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
+        yield ("columns",), "names a `kto_tag` but no `response` that it judges", 'add "response"'
+    if columns is not None and formatting in _MESSAGE_FORMATS and not named.get("messages"):
+        yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
+    if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):
+        yield ("columns",), "names no `prompt` column, and giving `columns` clears the defaults", 'add "prompt"'
+    if tags is not None and formatting in _MESSAGE_FORMATS:
+        for key in ("role_tag", "content_tag", "user_tag", "assistant_tag"):
+            if not tags.get(key):
+                reason = f"names no `{key}`, and giving `tags` clears the defaults"
+                yield ("tags",), reason, f'add "{key}"'
+
+
+def _unread_keys(entry: Mapping[str, Any]) -> Iterator[Fault]:
+    """Known keys that this description has no use for."""
+    formatting = entry.get("formatting") or "alpaca"
+    reader = _winning_key(entry)
+    for key in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name"):
+        hub_mirror = reader.endswith("hub_url") and key.endswith("hub_url")
+        if entry.get(key) and key != reader and not hub_mirror:
+            yield (key,), f"is not read, since `{reader}` is given too", ""
+    if not reader.endswith("hub_url"):
+        for key in ("subset", "folder"):
+            if entry.get(key):
+                yield (key,), f"is read for hub repositories only, and the rows come from `{reader}`", ""
+    if formatting == "alpaca" and entry.get("tags") is not None:
+        yield ("tags",), "is read by the formats sharegpt and openai only", ""
+    columns = {key for key, value in (entry.get("columns") or {}).items() if value}
+    foreign = {"messages"} if formatting == "alpaca" else {"prompt", "query", "response", "history"}
+    for key in sorted(columns & foreign):
+        yield ("columns", key), f"is not read by the format {formatting}", ""
+    if not entry.get("ranking"):
+        for key in sorted(columns & {"chosen", "rejected"}):
+            yield ("columns", key), "is read for ranking data only", 'add "ranking": true'
+    elif "response" in columns:
+        yield ("columns", "response"), "is not read for ranking data, whose answers are `chosen` and `rejected`", ""
+
+
+def _winning_key(entry: Mapping[str, Any]) -> str:
+    hubs = [key for key in ("hf_hub_url", "ms_hub_url", "om_hub_url") if entry.get(key)]
+    if hubs:
+        asked = [hub.url_key for hub in HUBS if hub.url_key in hubs and is_on(os.environ, hub.variable)]
+        return (asked or hubs)[0]
+    return next(key for key in ("script_url", "cloud_file_name", "file_name") if entry.get(key))
+
+
+def _source(entry: Mapping[str, Any], root: str) -> Source:
+    key = _winning_key(entry)
+    if key == "file_name":
+        if root.startswith("hf://"):
+            return Source("cloud", f"{root}/{entry[key]}")
+        return Source("file", os.path.join(root, entry[key]))
+    kinds: dict[str, SourceKind] = {
+        "hf_hub_url": "hf_hub",
+        "ms_hub_url": "ms_hub",
+        "om_hub_url": "om_hub",
+        "cloud_file_name": "cloud",
+    }
+    return Source(kinds[key], entry[key])

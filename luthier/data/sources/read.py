@@ -1,0 +1,156 @@
+"""From a description to rows: finds the files, chooses the reader, and applies `num_samples` and `max_samples`.
+
+Rows come one by one with their place; a row that cannot be used comes with the reason instead of data. A dataset of
+which nothing can be used is a `DataError`. Nothing heavy is imported for json, jsonl, csv and txt.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import IO
+
+from luthier.config.keys.hubs import NO_TOKENS, HubTokens
+from luthier.core.errors import DataError
+from luthier.core.registry import nearest
+from luthier.data.mix import sample_rows
+from luthier.data.sources.dataset_info import DatasetSpec
+from luthier.data.sources.readers import DataFile, Row
+from luthier.data.sources.readers.columnar import read_columnar, schema_names
+from luthier.data.sources.readers.json_rows import read_json
+from luthier.data.sources.readers.plain import csv_column_names, read_csv, read_txt
+
+READERS: dict[str, Callable[[DataFile], Iterator[Row]]] = {
+    "json": read_json,
+    "jsonl": read_json,
+    "csv": read_csv,
+    "parquet": read_columnar,
+    "arrow": read_columnar,
+    "txt": read_txt,
+}
+_HUBS = ("hf_hub", "ms_hub", "om_hub")
+_SAME_KIND = {"jsonl": "json"}
+
+
+def read_rows(
+    spec: DatasetSpec,
+    *,
+    seed: int,
+    max_samples: int | None = None,
+    cache_dir: str | None = None,
+    tokens: HubTokens = NO_TOKENS,
+    streams: bool = False,
+) -> Iterator[Row]:
+    """Rows in file order; with `num_samples` a random choice of the seed, in random order; at most `max_samples`.
+
+    `cache_dir` and `tokens` are for hub repositories, which `streams` reads without fetching them first. Raises
+    `DataError` for a source without a readable row and for a file that breaks off.
+    """
+    all_rows = partial(every_row, spec, cache_dir, tokens, streams=streams)
+    rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
+    return islice(rows, max_samples)
+
+
+def data_files(spec: DatasetSpec) -> list[DataFile]:
+    """The files of a local or cloud dataset, in order. Raises `DataError`; files are not opened."""
+    if spec.source.kind == "cloud":
+        from luthier.data.sources.readers.remote import cloud_files  # what it imports would slow every command
+
+        files = cloud_files(spec)
+    else:
+        files = [_local_file(path) for path in _local_paths(spec)]
+    for file in files:
+        if file.kind not in READERS:
+            kinds = ", ".join(READERS)
+            raise DataError(f"dataset {spec.name!r}: {file.name}: unknown kind of file {file.kind!r} (one of {kinds})")
+    kinds_found = {_SAME_KIND.get(file.kind, file.kind) for file in files}
+    if len(kinds_found) > 1:
+        raise DataError(
+            f"dataset {spec.name!r}: {spec.source.location} holds files of several kinds "
+            f"({', '.join(sorted(kinds_found))}) -> give each kind its own folder and description"
+        )
+    return files
+
+
+def local_files(spec: DatasetSpec) -> dict[str, tuple[int, int]]:
+    """File -> size and time of its last change, of a dataset on this machine; empty for others. Raises `DataError`."""
+    if spec.source.kind in ("cloud", *_HUBS):
+        return {}
+    found = {file.name: os.stat(file.name) for file in data_files(spec)}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in found.items()}
+
+
+def column_names(file: DataFile) -> list[str] | None:
+    """The columns that a table's header or schema declares; None for kinds whose rows name their own."""
+    if file.kind in ("parquet", "arrow"):
+        return schema_names(file)
+    if file.kind == "csv":
+        return csv_column_names(file)
+    return ["text"] if file.kind == "txt" else None
+
+
+def every_row(spec: DatasetSpec, cache_dir: str | None, tokens: HubTokens, *, streams: bool = False) -> Iterator[Row]:
+    """All that the source holds, in order. Raises `DataError`."""
+    empty = True
+    if spec.source.kind in _HUBS:
+        from luthier.data.sources.readers.remote import read_hub  # what it imports would slow every command
+
+        for row in read_hub(spec, cache_dir=cache_dir, tokens=tokens, streams=streams):
+            empty = False
+            yield row
+    else:
+        for file in data_files(spec):
+            for row in READERS[file.kind](file):
+                empty = False
+                yield row
+    if empty:
+        raise DataError(f"dataset {spec.name!r}: {spec.source.location} holds no rows")
+
+
+def _sampled(
+    all_rows: Callable[[], Iterable[Row]], num_samples: int, seed: int, max_samples: int | None
+) -> Iterator[Row]:
+    """Two passes over the source: one counts, one keeps the chosen rows; memory follows the sample, not the source."""
+    num_rows = sum(1 for _ in all_rows())
+    order = sample_rows(num_rows, num_samples, seed)[:max_samples].tolist()
+    chosen = set(order)
+    kept = {index: row for index, row in enumerate(all_rows()) if index in chosen}
+    yield from (kept[index] for index in order)
+
+
+def _local_paths(spec: DatasetSpec) -> list[str]:
+    location = spec.source.location
+    if os.path.isfile(location):
+        return [location]
+    if not os.path.isdir(location):
+        folder, name = os.path.split(location)
+        siblings = sorted({*os.listdir(folder)} - {"dataset_info.json"}) if os.path.isdir(folder) else None
+        close = nearest(name, siblings) if siblings else None
+        hint = f"did you mean {close!r}?" if close else "correct `file_name`, or put the file there"
+        why = "no such file" if siblings is not None else f"there is no folder {folder}"
+        raise DataError(f"dataset {spec.name!r}: {location}: {why} -> {hint}")
+    names = sorted(name for name in os.listdir(location) if not name.startswith("."))
+    if not names:
+        raise DataError(f"dataset {spec.name!r}: the folder {location} is empty")
+    paths = [os.path.join(location, name) for name in names]
+    for path in paths:
+        if os.path.isdir(path):
+            raise DataError(
+                f"dataset {spec.name!r}: {location} holds a folder, {os.path.basename(path)!r}, and not only files"
+            )
+    return paths
+
+
+def _local_file(path: str) -> DataFile:
+    return DataFile(path, os.path.splitext(path)[1].lstrip(".").lower(), partial(_opened, path))
+
+
+def _opened(path: str) -> IO[bytes]:
+    try:
+        stream = open(path, "rb")  # noqa: SIM115  # the reader closes it
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if os.fstat(stream.fileno()).st_size == 0:
+        stream.close()
+        raise DataError(f"{path}: the file is empty")
+    return stream

@@ -1,0 +1,43 @@
+"""What a reader is: one kind of file becomes rows with their place. `luthier.data.sources.read` chooses the reader."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from luthier.core.errors import RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a dataset. Exactly one of `data` and `reason` is given."""
+
+    file: str
+    number: int
+    """1-based, counted within its file."""
+    data: Mapping[str, Any] | None = None
+    reason: str = ""
+    """Why the row cannot be used."""
+    line: int | None = None
+    """1-based line in the file, where rows are lines."""
+
+    def usable(self) -> Mapping[str, Any]:
+        """The data. Raises `RowError` with the reason of a row that has none."""
+        if self.data is None:
+            raise RowError(self.reason)
+        return self.data
+
+    @property
+    def place(self) -> str:
+        line = f" (line {self.line})" if self.line not in (None, self.number) else ""
+        return f"{self.file}, row {self.number}{line}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that may lie on this machine or in a cloud; the readers see bytes only."""
+
+    name: str
+    """As messages show it."""
+    kind: str
+    """The extension: json, jsonl, csv, parquet, arrow or txt."""
+    open: Callable[[], IO[bytes]]

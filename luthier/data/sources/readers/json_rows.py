@@ -1,0 +1,218 @@
+"""Rows of JSON files: one array of objects, or one object a line. What the file begins with decides, not its name.
+
+An array is read through a window that grows only while a single value does not fit, so memory follows the longest row
+and not the file, and the first row of a big file costs one small window.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from luthier.core.errors import DataError
+from luthier.data.sources.readers import DataFile, Row, text
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_CUT_MARGIN = 16
+"""The longest JSON word (`-Infinity`) or escape is shorter: an error nearer than this to the end may be a cut."""
+_SHOWN = 40
+
+
+class _RepeatedKey(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKey(f"the key {repeated!r} stands twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+# Finds the end of a value that the strict decoder refused for its content.
+_LENIENT = json.JSONDecoder(parse_int=str, strict=False)
+
+
+def read_json(file: DataFile) -> Iterator[Row]:
+    """Rows of a .json or .jsonl file. Raises `DataError` where the file as a whole cannot be read further."""
+    with file.open() as stream:
+        window = _Window(text.chunks(file, stream))
+        first = window.peek()
+        if first == "[":
+            yield from _array_rows(file, window)
+            return
+    if file.kind == "json" and first == "{":
+        _refuse_spread_object(file)
+    elif file.kind == "json" and first:
+        raise DataError(f"{file.name}: a JSON file of rows begins with '[' (or '{{' on every line), not with {first!r}")
+    yield from _line_rows(file)
+
+
+def _refuse_spread_object(file: DataFile) -> None:
+    """A .json file of one object a line is fine; one object spread over lines is not a list of rows."""
+    with file.open() as stream:
+        line = next(line for line in text.lines(file, stream) if line.strip())
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file.name}: the top level is an object, not a list of rows -> write [ {{...}}, {{...}} ], "
+            f"or one object a line (the first line alone is not JSON: {error.msg})"
+        ) from error
+
+
+def _line_rows(file: DataFile) -> Iterator[Row]:
+    with file.open() as stream:
+        number = 0
+        for line_number, line in enumerate(text.lines(file, stream), start=1):
+            line = line.strip(" \t\r\n")
+            if line:
+                number += 1
+                data, reason = _parse_line(line)
+                yield Row(file.name, number, data, reason, line_number)
+
+
+def _parse_line(line: str) -> tuple[dict[str, Any] | None, str]:
+    try:
+        value = _DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON: {error.msg} (column {error.pos + 1})"
+    except (ValueError, RecursionError) as error:
+        return None, _refusal(error)
+    return _checked(value, _SURROGATE.search(line) is not None)
+
+
+def _refusal(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deep to be read"
+    return str(error) if isinstance(error, _RepeatedKey) else "a number has too many digits"
+
+
+def _checked(value: Any, has_surrogate_escape: bool) -> tuple[dict[str, Any] | None, str]:
+    """(row, "") or (None, reason)."""
+    if not isinstance(value, dict):
+        return None, f"a row is an object, not {json.dumps(value)[:_SHOWN]}"
+    if has_surrogate_escape:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            return None, f"holds half of a surrogate pair ({half}), which is no character"
+    return value, ""
+
+
+def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
+    window.skip(1)
+    number = 0
+    mark = window.peek()
+    while mark != "]":
+        number += 1
+        data, reason = _array_value(file, window, number)
+        yield Row(file.name, number, data, reason)
+        mark = window.peek()
+        if mark == ",":
+            window.skip(1)
+            mark = window.peek()
+            if mark == "]":
+                raise DataError(f"{file.name}: {window.place()}: a comma stands after the last row ({number})")
+        elif mark != "]":
+            if not mark:
+                raise _cut_off(file, number + 1, window)
+            what = f"',' or ']' is expected after row {number}, not {mark!r}"
+            raise DataError(f"{file.name}: {window.place()}: {what}")
+    window.skip(1)
+    if window.peek():
+        raise DataError(f"{file.name}: {window.place()}: text after the end of the list of rows")
+
+
+def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[str, Any] | None, str]:
+    """The value at the window's position, which moves behind it."""
+    reason = ""
+    decoder = _DECODER
+    while True:
+        try:
+            value, end = decoder.raw_decode(window.text, window.position)
+        except json.JSONDecodeError as error:
+            offset = error.pos - window.position
+            is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(window.text.rstrip())
+            if (is_cut or error.pos >= len(window.text) - _CUT_MARGIN) and window.more():
+                continue
+            if is_cut:
+                raise _cut_off(file, number, window) from error
+            window.skip(offset)
+            raise DataError(f"{file.name}: {window.place()}: row {number} is not JSON: {error.msg}") from error
+        except RecursionError as error:
+            raise DataError(f"{file.name}: {window.place()}: row {number} is nested too deep to be read") from error
+        except ValueError as error:
+            reason, decoder = _refusal(error), _LENIENT
+            continue
+        num_characters = end - window.position
+        # A number may go on behind the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
+        if end + len("e-") >= len(window.text) and window.more():
+            continue
+        has_surrogate_escape = window.search(_SURROGATE, num_characters)
+        window.skip(num_characters)
+        return (None, reason) if reason else _checked(value, has_surrogate_escape)
+
+
+def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:
+    return DataError(
+        f"{file.name}: {window.place()}: the file ends in or before row {number}, without the closing ']' "
+        f"-> it was cut off; write or download it again"
+    )
+
+
+class _Window:
+    """The part of the text that is in memory, and the position up to which it has been read."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = iter(pieces)
+        self._exhausted = False
+        self._lines_before, self._columns_before = 0, 0
+        self.text, self.position = "", 0
+
+    def more(self) -> bool:
+        """Take in as much text again as is unread (at least one piece). False at the end of the file."""
+        rest = self.text[self.position :]
+        self._forget(self.text[: self.position])
+        taken, wanted = [rest], max(1, len(rest))
+        while wanted > 0 and not self._exhausted:
+            piece = next(self._pieces, "")
+            self._exhausted = not piece
+            taken.append(piece)
+            wanted -= len(piece)
+        self.text, self.position = "".join(taken), 0
+        return len(self.text) > len(rest)
+
+    def _forget(self, text: str) -> None:
+        self._lines_before, self._columns_before = self._after(text)
+
+    def _after(self, text: str) -> tuple[int, int]:
+        num_lines = text.count("\n")
+        columns = len(text) - text.rfind("\n") - 1 if num_lines else self._columns_before + len(text)
+        return self._lines_before + num_lines, columns
+
+    def place(self) -> str:
+        num_lines, num_columns = self._after(self.text[: self.position])
+        return f"line {num_lines + 1}, column {num_columns + 1}"
+
+    def skip(self, num_characters: int) -> None:
+        self.position += num_characters
+
+    def search(self, pattern: re.Pattern[str], num_characters: int) -> bool:
+        return pattern.search(self.text, self.position, self.position + num_characters) is not None
+
+    def peek(self) -> str:
+        """The next character that is not white space, which becomes the position; empty at the end."""
+        while True:
+            match = _SPACE.match(self.text, self.position)
+            assert match is not None  # the pattern matches the empty string
+            self.position = match.end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.more():
+                return ""

@@ -1,0 +1,142 @@
+"""Rows that do not lie on this machine: hub repositories through their client libraries, cloud files through fsspec."""
+
+import importlib
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from luthier.config.keys.hubs import NO_TOKENS, HubTokens
+from luthier.core.errors import DataError, InvalidInput
+from luthier.core.versions import require
+from luthier.data.sources.readers import DataFile, Row
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from luthier.data.sources.dataset_info import DatasetSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Driver:
+    """The library behind a cloud protocol, how it is asked to go without credentials, and its own error class."""
+
+    module: str
+    anonymous: dict[str, Any]
+    errors: str
+    error: str
+
+
+_S3 = _Driver("s3fs", {"anon": True}, "botocore.exceptions", "BotoCoreError")
+_GCS = _Driver("gcsfs", {"token": "anon"}, "gcsfs.retry", "HttpError")
+_DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
+
+
+def read_hub(
+    spec: "DatasetSpec", *, cache_dir: str | None, tokens: HubTokens = NO_TOKENS, streams: bool = False
+) -> Iterator[Row]:
+    """Rows of a hub repository; with `streams` they are fetched as they are read.
+
+    Raises `DataError` when it cannot be reached and `MissingExtra` without its library.
+    """
+    number = 0
+    try:
+        load = _LOADERS[spec.source.kind](spec, streams)
+        token = asdict(tokens)[spec.source.kind]
+        for data in load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token):
+            number += 1
+            yield Row(spec.source.location, number, data)
+    except InvalidInput:
+        raise
+    # What the clients raise when a repository is absent, private or out of reach, or has no such subset or split.
+    except (OSError, ValueError, RuntimeError) as error:
+        where = f" behind row {number}" if number else ""
+        raise DataError(
+            f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded{where} "
+            f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
+            f"as `file_name`"
+        ) from error
+
+
+def _hugging_face(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
+    from datasets import load_dataset
+
+    return partial(load_dataset, spec.source.location, spec.subset, **_streaming(streams, "streaming"))
+
+
+def _modelscope(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
+    client = require("modelscope", "modelscope", f"dataset {spec.name!r} on ModelScope")
+
+    def load(**words: Any) -> Any:
+        loaded = client.MsDataset.load(
+            spec.source.location, subset_name=spec.subset, **_streaming(streams, "use_streaming"), **words
+        )
+        return loaded.to_hf_dataset() if isinstance(loaded, client.MsDataset) else loaded
+
+    return load
+
+
+def _modelers(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
+    client = require("openmind", "openmind", f"dataset {spec.name!r} on Modelers")
+    return partial(
+        client.OmDataset.load_dataset, path=spec.source.location, name=spec.subset, **_streaming(streams, "streaming")
+    )
+
+
+def _streaming(streams: bool, word: str) -> dict[str, bool]:
+    """How a client is asked to fetch rows as they are read."""
+    return {word: True} if streams else {}
+
+
+_LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of a client's error, whose text may go over a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cloud_files(spec: "DatasetSpec") -> list[DataFile]:
+    """The files at a cloud address, read without credentials first and with the machine's own if that is refused.
+
+    Raises `DataError` when they cannot be listed and `MissingExtra` without the driver.
+    """
+    url = spec.source.location
+    protocol = url.partition("://")[0]
+    refusals: tuple[type[BaseException], ...] = (OSError, ValueError)
+    accesses: list[dict[str, Any]] = [{}]
+    if protocol in _DRIVERS:
+        driver = _DRIVERS[protocol]
+        require(driver.module, "cloud", f"dataset {spec.name!r} at {url}")
+        refusals += (getattr(importlib.import_module(driver.errors), driver.error),)
+        accesses.insert(0, driver.anonymous)
+    from fsspec.core import url_to_fs
+
+    reasons = []
+    for options in accesses:
+        try:
+            return _listed(*url_to_fs(url, **options))
+        except refusals as error:
+            reasons.append(first_line(error))
+    raise DataError(
+        f"dataset {spec.name!r}: {url} cannot be read ({'; '.join(dict.fromkeys(reasons))}) -> check the address, "
+        f"the network and the credentials"
+    )
+
+
+def _listed(system: "AbstractFileSystem", path: str) -> list[DataFile]:
+    if not system.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    paths = sorted(system.find(path)) if system.isdir(path) else [path]
+    visible = [entry for entry in paths if not posixpath.basename(entry).startswith(".")]
+    if not visible:
+        raise FileNotFoundError(f"{path}: no file in this folder")
+    return [
+        DataFile(entry, posixpath.splitext(entry)[1].lstrip(".").lower(), partial(_open, system, entry))
+        for entry in visible
+    ]
+
+
+def _open(system: "AbstractFileSystem", path: str) -> IO[bytes]:
+    return system.open(path, "rb")

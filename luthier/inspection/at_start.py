@@ -1,0 +1,29 @@
+"""At the start of a run with a named chat format: how it differs from the model's own chat template."""
+
+from luthier.core.log import info, warn
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.rows.encoding import Encoding
+from luthier.inspection.agreement import ONLY_DEFAULT_SYSTEM, compare, default_systems
+from luthier.inspection.sample_dialogues import SHORT
+
+
+def report_template(training: Encoding, model: str, stop_ids: tuple[int, ...]) -> None:
+    """For a run with a named format: say in a line or two how it differs from the model's own chat template.
+
+    Two short conversations tell most differences; the command tells all.
+    """
+    name = training.template.name
+    server = ChatProgram(training.encoder, training.enable_thinking, training.preserve_thinking)
+    for sample in SHORT:
+        finding = compare(training, server, sample.dialogue, stop_ids)
+        if finding.status == "differs":
+            place, what = finding.difference, finding.reason
+            if place is not None and not what:
+                what = f"from token {place.position} on {place.training!r} in training, there {place.server!r}"
+            if what == ONLY_DEFAULT_SYSTEM:
+                what += " ({!r} in training, there {!r})".format(*default_systems(training, server))
+            warn(f"template: {name} differs from the model's own chat template: {what}")
+            takes_over = training.template.replace_chat_template
+            fate = "the saved model gets one made from it" if takes_over else "template: auto trains the model's own"
+            info(f"  `luthier template check {model} {name}` shows more; {fate}")
+            return

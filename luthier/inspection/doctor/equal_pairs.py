@@ -1,0 +1,15 @@
+"""Ranking rows whose better answer is the worse one: they prefer nothing."""
+
+from collections.abc import Iterator
+
+from luthier.data.types import Preference
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    match sample.example:
+        case Preference(chosen=chosen, rejected=rejected) if chosen.content.strip() == rejected.content.strip():
+            yield finding(sample, "equal_pairs", "warning", "chosen and rejected are equal", "remove the row")
+
+
+CHECK = Check("equal_pairs", find)

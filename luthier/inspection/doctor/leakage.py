@@ -1,0 +1,24 @@
+"""Rows for evaluation that are trained on, word for word or nearly: what they measure is memory."""
+
+from collections.abc import Iterator
+
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+REMEDY = "remove the row from the training data or from those for evaluation"
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if sample.split != "eval":
+        return
+    if "train" in sample.twins:
+        other = sample.twins["train"]
+        what = "it is trained on, too" if other == sample.place else f"trained on as {other.text}"
+        yield finding(sample, "leakage", "error", what, REMEDY, other)
+    elif "train" in sample.near:
+        other, share = sample.near["train"]
+        yield finding(
+            sample, "leakage", "warning", f"about {share:.0%} the same as training row {other.text}", REMEDY, other
+        )
+
+
+CHECK = Check("leakage", find)

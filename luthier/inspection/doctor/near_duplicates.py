@@ -1,0 +1,17 @@
+"""Rows that say nearly the same as another row of the same split."""
+
+from collections.abc import Iterator
+
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+REMEDY = "look at the two, and keep one if the other adds nothing"
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if sample.split in sample.near and sample.split not in sample.twins:
+        other, share = sample.near[sample.split]
+        what = f"about {share:.0%} the same as {other.text}"
+        yield finding(sample, "near_duplicates", "info", what, REMEDY, other)
+
+
+CHECK = Check("near_duplicates", find)

@@ -1,0 +1,30 @@
+"""Rows of which nothing is learned, most often since the answers are what truncation cuts off."""
+
+from collections.abc import Iterator
+
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if not terms.has_targets or not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
+        return
+    parts = [part for row in sample.rows for part in row]
+    if any(part.lost_labels for part in parts):
+        if terms.on_overlong != "truncate":
+            return
+        needed = max(part.num_tokens for part in parts)
+        what = f"no learned token is left after truncation to cutoff_len {terms.cutoff_len}"
+        yield finding(
+            sample, "no_label", "error", what, f"raise cutoff_len (it has {needed} tokens), or shorten the row"
+        )
+    else:
+        yield finding(sample, "no_label", "error", "no token of it is learned", "give it an answer, or remove the row")
+
+
+def _teaches(part: Encoded) -> bool:
+    """The first token of a row has no predecessor, so its label is never learned."""
+    return any(label != IGNORE_INDEX for label in part.labels[1:])
+
+
+CHECK = Check("no_label", find)

@@ -1,0 +1,44 @@
+"""Texts that the tokenizer reads as special tokens: with them a question can end itself, or speak as somebody else."""
+
+from collections.abc import Iterator
+
+from luthier.data.types import Example, Message, Preference
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+REMEDY = "set split_special_tokens: true to have it read as plain text, or remove it from the data"
+ESCAPED = "nothing to do, unless it was meant as the special token"
+_ANSWERS = ("assistant", "function")
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if sample.example is None:
+        return
+    for where, text, is_answer in _texts(sample.example):
+        words = dict.fromkeys(terms.special_words.findall(text))
+        if is_answer:
+            words = {word: None for word in words if word not in terms.answer_words}
+        if not words:
+            continue
+        held = f"{where} holds {', '.join(words)}"
+        if terms.split_special_tokens:
+            what = f"{held}, read as plain text (split_special_tokens)"
+            yield finding(sample, "special_tokens", "info", what, ESCAPED)
+        else:
+            what = f"{held}, not escaped: the model sees the special token"
+            yield finding(sample, "special_tokens", "warning", what, REMEDY)
+
+
+def _texts(example: Example) -> Iterator[tuple[str, str, bool]]:
+    """(what it is, the text, whether the model is to write it)."""
+    yield "the system text", example.system, False
+    yield "the list of tools", example.tools, False
+    messages: tuple[Message, ...] = example.prompt if isinstance(example, Preference) else example.messages
+    for number, message in enumerate(messages, start=1):
+        is_answer = message.role in _ANSWERS
+        yield f"{message.role} message {number}", message.content, is_answer
+    if isinstance(example, Preference):
+        yield "the chosen answer", example.chosen.content, True
+        yield "the rejected answer", example.rejected.content, True
+
+
+CHECK = Check("special_tokens", find)

@@ -1,0 +1,16 @@
+"""Tools, and calls of tools, that are not the JSON they should be."""
+
+from collections.abc import Iterator
+
+from luthier.core.errors import ToolFault
+from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+
+REMEDY = "write tools as a JSON list and calls as JSON with name and arguments; until then the row is left out"
+
+
+def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+    if isinstance(sample.refusal, ToolFault):
+        yield finding(sample, "tool_json", "error", str(sample.refusal), REMEDY)
+
+
+CHECK = Check("tool_json", find)

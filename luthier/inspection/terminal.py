@@ -1,0 +1,97 @@
+"""Tokenised rows as a person can read them in the terminal, coloured by what is learned and by who speaks."""
+
+import os
+import re
+from collections.abc import Mapping
+from itertools import accumulate, groupby, pairwise
+from typing import IO, TYPE_CHECKING, Any
+
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.row_plan import SAMPLE_LENGTHS, WEIGHTS, is_of_row, part_of, parts_of
+from luthier.inspection.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEARNED, PARTLY, SEEN, MARK, RESET = "\x1b[32m", "\x1b[33m", "", "\x1b[2m", "\x1b[0m"
+"""Green for what is learned, yellow for what is learned with a weight below 1, plain for what is only seen, dim for the
+marks of the chat format that are only seen."""
+LEGEND = (
+    f"{LEARNED}learned{RESET}, {PARTLY}learned with a weight below 1{RESET}, only seen,"
+    f" {MARK}marks of the chat format, only seen{RESET}"
+)
+PLAIN_LEGEND = "learned between ⟦ and ⟧, with a weight below 1 between ⟦ and ⟧×weight"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def shows_colours(stream: IO[str]) -> bool:
+    """A terminal that nobody has asked to do without (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def without_colours(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
+    """The text of a row; what is learned stands between ⟦ and ⟧, with its weight behind it if that is below 1.
+
+    `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
+    """
+    ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
+    weights = row.get(WEIGHTS) or [1.0] * len(ids)
+    counts = [0.0 if label == IGNORE_INDEX else weight for label, weight in zip(labels, weights, strict=True)]
+    text = []
+    for weight, run in groupby(zip(ids, counts, strict=True), key=lambda pair: pair[1]):
+        piece = str(tokenizer.decode([token for token, _ in run], skip_special_tokens=False))
+        text.append(f"⟦{piece}⟧{f'×{weight:g}' * (weight != 1)}" if weight else piece)
+    return "".join(text)
+
+
+def coloured(
+    row: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    marks: RoleMarks,
+    *,
+    is_prompt: bool = False,
+) -> str:
+    """The text of a row in the colours of `LEGEND`; control characters of the data cannot reach the terminal."""
+    ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
+    text = []
+    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS) or ())
+    for colour, tokens in groupby(shown, key=_colour):
+        piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
+        text.append(f"{colour}{piece}{RESET}" if colour else piece)
+    return "".join(text)
+
+
+def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the stage, with the attention mask that every column set of the reference has."""
+    shown: dict[str, Any] = {}
+    for part in parts_of(row):
+        shown[f"{part}input_ids"] = row[f"{part}input_ids"]
+        shown[f"{part}attention_mask"] = [1] * len(row[f"{part}input_ids"])
+        shown[f"{part}labels"] = row[f"{part}labels"]
+        if row.get(f"{part}{WEIGHTS}"):
+            shown[f"{part}{WEIGHTS}"] = row[f"{part}{WEIGHTS}"]
+    if SAMPLE_LENGTHS in row:
+        shown[SAMPLE_LENGTHS] = row[SAMPLE_LENGTHS]
+    return shown | {name: bool(row[name][0]) for name in row if is_of_row(name)}
+
+
+def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a row consists of, each with its name: the samples of a packed row, the parts of any other."""
+    if SAMPLE_LENGTHS not in row:
+        parts = parts_of(row)
+        return [(part.rstrip("_") if len(parts) > 1 else "", part_of(row, part)) for part in parts]
+    ends = list(accumulate(row[SAMPLE_LENGTHS]))
+    return [
+        (
+            f"sample {number} of {len(ends)}" if len(ends) > 1 else "",
+            {name: values[start:end] for name, values in part_of(row, "").items() if name != SAMPLE_LENGTHS},
+        )
+        for number, (start, end) in enumerate(pairwise([0, *ends]), start=1)
+    ]
+
+
+def _colour(token: Shown) -> str:
+    if token.is_learned:
+        return LEARNED if token.weight == 1 else PARTLY
+    return MARK if token.is_mark or token.is_special else SEEN

@@ -1,0 +1,216 @@
+"""Adapters that exist already: put on a model, checked against it, and merged into its weights."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.core.log import info, warn
+from luthier.model.adapters._loftq import require_base
+from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
+from luthier.model.features.new_tokens import embedding_names, grow_embeddings, num_rows
+from luthier.model.files.sources import at_hand, check_adapter_source
+from luthier.model.quantization._layers import forget_description, is_quantised
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAdapters:
+    """`adapter_name_or_path` and where to look for it."""
+
+    names: Sequence[str] = ()
+    folder: str | None = None
+    """Sub-folder of each that holds the adapter (`adapter_folder`)."""
+    revision: str = "main"
+    cache_dir: str | None = None
+    token: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+
+def merge_adapters(
+    model: "PreTrainedModel",
+    names: Sequence[str],
+    given: GivenAdapters,
+    before_merge: "Callable[[PeftModel], None] | None" = None,
+) -> "PreTrainedModel":
+    """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit.
+
+    `before_merge` is shown the model with each adapter beside it, before that one is merged."""
+    if names and is_quantised(model):
+        raise ModelError(
+            f"adapter_name_or_path: {', '.join(names)}: cannot be merged into quantised weights"
+            " -> merge into the original model with `luthier export`, and give its folder as model_name_or_path"
+        )
+    for name in names:
+        adapted = attach_adapter(model, name, given, is_trainable=False)
+        if before_merge is not None:
+            before_merge(adapted)
+        model = adapted.merge_and_unload()
+        forget_description(model)
+        info(f"adapter {name} merged into the model")
+    return model
+
+
+def put_beside(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
+    """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
+    if len(given.names) > 1:
+        raise ModelError(
+            "adapter_name_or_path: several adapters cannot be put on a quantised model, since all but one would have to"
+            " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
+        )
+    for name in given.names:
+        model = unwrap(attach_adapter(model, name, given, is_trainable=False))
+        info(f"adapter {name} put beside the quantised weights")
+    return model
+
+
+def attach_adapter(
+    model: "PreTrainedModel", name: str, given: GivenAdapters, *, is_trainable: bool, pure_bf16: bool = False
+) -> "PeftModel":
+    """The model with the adapter on top. Raises `ModelError` if it is missing, damaged or made for another model."""
+    from peft import PeftConfig, PeftModel
+
+    path = adapter_path(name, given)
+    shapes = _shapes(path)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"adapter_name_or_path: {name}: a part of the model did not fit into memory and is on disk, where nothing"
+            " can be added to it -> merge the adapter with `luthier export` where there is more memory"
+        )
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+    except (KeyError, TypeError, ValueError) as fault:  # an unknown `peft_type`, or keys that it does not have
+        raise ModelError(
+            f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
+            " -> update peft, or copy or download the adapter again"
+        ) from fault
+    if gives_scores(model.config) and config.task_type != SCORE_TASK:
+        config.task_type = None  # peft would make it write, and the model does not
+    _make_room(model, shapes)
+    base, used = config.base_model_name_or_path or "", model.config._name_or_path
+    try:
+        with warnings.catch_warnings():
+            # `_check_names` turns what peft only warns of into an error.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(
+                model, str(path), is_trainable=is_trainable, config=config, autocast_adapter_dtype=not pure_bf16
+            )
+    except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
+        raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
+    _check_names(adapted, path, name, base, used)
+    require_base(adapted, model, name, path)
+    if base and Path(base).name != Path(used).name:
+        warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
+    return adapted
+
+
+def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
+    """Merge all adapters but the last, which goes on learning as what its own config says it is."""
+    model = merge_adapters(model, given.names[:-1], given)
+    if gives_scores(model.config) and not adapter_gives_scores(adapter_path(given.names[-1], given)):
+        raise ModelError(
+            f"adapter_name_or_path: {given.names[-1]}: this adapter was trained to write and has no layer that scores"
+            " -> set create_new_adapter: true, which merges it into the model and starts a new one"
+        )
+    adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    info(
+        f"adapter {given.names[-1]} goes on learning as it is ({describe_adapter(adapted)}); the run file's keys for a"
+        " new adapter are not read (create_new_adapter: true would start one)"
+    )
+    return adapted
+
+
+def describe_adapter(adapted: "PeftModel") -> str:
+    """Its method and size, in words: `LORA, r 8, lora_alpha 16`."""
+    config = adapted.peft_config["default"].to_dict()
+    sizes = [f"{key} {config[key]}" for key in ("r", "lora_alpha", "oft_block_size") if config.get(key)]
+    return ", ".join([str(config["peft_type"].value), *sizes])
+
+
+def adapter_path(name: str, given: GivenAdapters) -> Path:
+    """The local folder of an adapter, downloaded if it is on the hub. Raises `ModelError`."""
+    path = Path(at_hand(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token)).expanduser()
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        check_adapter_source(name, given.folder, given.cache_dir)
+        try:
+            path = Path(snapshot_download(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token))
+        except (OSError, ValueError) as fault:
+            reason = str(fault).splitlines()[0]
+            raise ModelError(
+                f"{name}: there is no adapter folder of this name here, and the hub does not give one ({reason})"
+                " -> check adapter_name_or_path"
+            ) from fault
+    check_adapter_source(str(path), given.folder)
+    return path / given.folder if given.folder else path
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of the adapter's file."""
+    from peft.utils.save_and_load import load_peft_weights
+
+    return {name: tuple(tensor.shape) for name, tensor in load_peft_weights(str(path), device="cpu").items()}
+
+
+def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]]) -> None:
+    """An adapter trained with `resize_vocab` carries an embedding of more rows than the model it started from."""
+    rows = [shapes[key] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
+    if rows and rows[0][0] > num_rows(model):
+        info(f"the embedding grows from {num_rows(model):,} to {rows[0][0]:,} rows, as the adapter was trained")
+        grow_embeddings(model, rows[0][0])
+
+
+def _first_difference(fault: str) -> str:
+    lines = [line.strip() for line in fault.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("size mismatch")), lines[0] if lines else "")
+
+
+def _does_not_fit(name: str, base: str, used: str, reason: str) -> ModelError:
+    if base == used:
+        return ModelError(
+            f"{name}: this adapter does not fit the model {used}, although it names it as its own ({reason}): its"
+            " config and its weights are of different runs, or the model has been replaced since"
+            " -> copy or download the adapter's files again, or name the model it was trained on"
+        )
+    return ModelError(
+        f"{name}: this adapter does not fit the model {used}: it was trained on {base or 'another model'} ({reason})"
+        " -> set model_name_or_path to the model it was trained on"
+    )
+
+
+def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: str) -> None:
+    """Every tensor of the adapter has found its place, and every place a tensor."""
+    from peft import get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    config, prefix = adapted.peft_config["default"], str(adapted.base_model.prefix)
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    found = set(
+        # Names of before the experts of a mixture were stacked become those of now.
+        convert_peft_adapter_state_dict_for_transformers(adapted, config, load_peft_weights(str(path), device="cpu"))
+    )
+    homeless = {key for key in found if f".{prefix}" in key} - expected
+    for keys, words in (
+        (expected - found, "has no weights for"),
+        (homeless, "has weights for what the model does not have,"),
+    ):
+        if keys:
+            reason = f"it {words} {len(keys)} places such as {min(keys)}"
+            raise _does_not_fit(name, base, used, reason)
+
+
+def unwrap(model: Any) -> "PreTrainedModel":
+    """The transformers model itself, inside its adapters."""
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base

@@ -1,0 +1,117 @@
+"""A fresh adapter of peft on a model, whatever its method."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.rules.engine import Rule
+from luthier.core.errors import ModelError
+from luthier.core.log import info, warn
+from luthier.model.classes import SCORE_TASK, gives_scores
+from luthier.model.features.new_tokens import embedding_names
+from luthier.model.modules import require_modules
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+def target_rules(key: str) -> tuple[Rule, ...]:
+    """Rules about a key that names what gets the adapter."""
+    return (
+        Rule(
+            (key,),
+            "names no module",
+            f"write {key}: all, or names such as q_proj,v_proj",
+            lambda run: not getattr(run.adapter, key),
+        ),
+        Rule(
+            (key,),
+            "is what peft calls it, and here it is called all",
+            f"write {key}: all",
+            lambda run: "all-linear" in getattr(run.adapter, key),
+        ),
+    )
+
+
+NEW_ADAPTER_RULES = (
+    *target_rules("lora_target"),
+    Rule(
+        ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
+        "the given adapter would have to be merged into quantised weights",
+        "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
+        lambda run: (
+            run.adapter.create_new_adapter
+            and bool(run.model.adapter_name_or_path)
+            and run.quantization.quantization_bit is not None
+        ),
+    ),
+    Rule(
+        ("create_new_adapter", "adapter_name_or_path"),
+        "merges the given adapters first, and none is given",
+        "leave it out, or name them in adapter_name_or_path",
+        lambda run: run.adapter.create_new_adapter and not run.model.adapter_name_or_path,
+        only_warns=True,
+    ),
+    Rule(
+        ("train_from_scratch", "finetuning_type"),
+        "random weights stay as they are, and an adapter on them learns",
+        "set finetuning_type: full",
+        lambda run: run.model.train_from_scratch,
+        only_warns=True,
+    ),
+    Rule(
+        ("freeze_trainable_layers", "use_llama_pro"),
+        "is read by finetuning_type: freeze, and here only if use_llama_pro is on",
+        "",
+        lambda run: "freeze_trainable_layers" in run.changed and not run.adapter.use_llama_pro,
+        only_warns=True,
+    ),
+    Rule(
+        ("freeze_trainable_layers", "use_llama_pro"),
+        "is the number of inserted blocks, so it must be above 0",
+        "give the number that `luthier expand` was given",
+        lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
+    ),
+)
+"""Rules about the keys that every method of peft has."""
+
+
+def common_settings(
+    model: "PreTrainedModel", additional_target: Sequence[str], *, train_embeddings: bool
+) -> dict[str, Any]:
+    """What every method of peft is told: the task, and the modules that learn as a whole beside the adapter.
+
+    peft adds the score layer of a reward model to these.
+
+    `train_embeddings`: the vocabulary has grown, so the embeddings learn unless `additional_target` says what does.
+    Raises `ModelError` for names that no module has.
+    """
+    import peft
+
+    saved = require_modules(model, additional_target, "additional_target")
+    embeddings = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
+    if train_embeddings and not saved:
+        saved = embeddings
+        info(f"the vocabulary may have grown, so the embeddings learn as a whole too: {', '.join(saved)}")
+    elif train_embeddings and embeddings[0] not in {name.rpartition(".")[2] for name in saved}:
+        warn(f"additional_target: {', '.join(saved)}: new rows of the embedding do not learn -> add {embeddings[0]}")
+    writes = peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM
+    return {
+        "task_type": peft.TaskType[SCORE_TASK] if gives_scores(model.config) else writes,
+        "modules_to_save": list(saved) or None,
+    }
+
+
+def start_adapter(
+    model: "PreTrainedModel", settings: "PeftConfig", *, key: str, wanted: Sequence[str], pure_bf16: bool
+) -> "PeftModel":
+    """Freeze the model and put the adapter on it. `key`, `wanted`: where its targets were named, for the error."""
+    import peft
+
+    try:
+        return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
+    except (TypeError, ValueError) as fault:  # e.g. a target that is a whole block, not a layer of weights
+        raise ModelError(
+            f"{key}: {', '.join(wanted)}: peft cannot adapt these modules of {type(model).__name__} "
+            f"({str(fault).splitlines()[0]}) -> name linear layers, or all"
+        ) from fault

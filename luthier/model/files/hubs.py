@@ -1,0 +1,121 @@
+"""Models of ModelScope and Modelers: fetched as a whole, once in a process, by the hub's own library.
+
+transformers and peft know the Hugging Face hub only, so what they are given is the folder that the library made. Names
+stay what the user wrote: adapters record them, and the same name is fetched once. Nothing here imports torch.
+"""
+
+import importlib
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from luthier.config.keys.hubs import Hub, hub_in_use
+from luthier.core.errors import ModelError
+from luthier.core.log import info
+from luthier.core.versions import require
+
+if TYPE_CHECKING:
+    from luthier.config.keys.model import ModelConfig
+
+_FOLDERS: dict[str, str] = {}
+"""Name -> the folder it was fetched to."""
+
+
+def hub_token(keys: "ModelConfig") -> str | None:
+    """The token for the hub that is in use."""
+    match hub_in_use():
+        case Hub(token_key="ms_hub_token"):
+            return keys.ms_hub_token
+        case Hub(token_key="om_hub_token"):
+            return keys.om_hub_token
+        case _:
+            return keys.hf_hub_token
+
+
+def fetching(keys: "ModelConfig") -> dict[str, Any]:
+    """How files of the model, its tokenizer and its adapters are fetched: `revision`, `cache_dir`, `token`."""
+    return {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
+
+
+def local_name(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+    """The folder of the hub id `name`, fetched if the environment asks for another hub; else `name` itself.
+
+    Raises `ModelError` where the hub does not give it, and `MissingExtra` without its library.
+    """
+    hub = hub_in_use()
+    if hub is None:
+        return name
+    _FOLDERS[name] = _fetch(hub, name, revision, cache_dir, token)
+    return _FOLDERS[name]
+
+
+def fetched(name: str) -> str:
+    """The folder that this process has fetched `name` to, or `name` itself."""
+    return _FOLDERS.get(name, name)
+
+
+@cache
+def _fetch(hub: Hub, name: str, revision: str, cache_dir: str | None, token: str | None) -> str:
+    client = require(hub.module, hub.extra, f"{name}: {hub.variable}, which asks for models of {hub.title},")
+    # Not all of what a library raises is of one of Python's kinds.
+    own = vars(importlib.import_module(hub.errors)).values() if hub.errors else ()
+    errors = (OSError, ValueError, RuntimeError, *(kind for kind in own if _is_error(kind)))
+    words = {"revision": hub.main_branch if revision == "main" else revision, "cache_dir": cache_dir}
+    fault: BaseException | None = None
+    reason = unreachable(hub)
+    if not reason:
+        try:
+            with FileLock(_lock_file(hub, name, cache_dir)):
+                return str(client.snapshot_download(name, token=token, **words))
+        except errors as error:
+            fault, reason = error, _gist(error)
+    try:
+        found = str(client.snapshot_download(name, local_files_only=True, **words))
+    except errors:
+        found = ""
+    if not found:
+        raise ModelError(
+            f"{name}: there is no folder of this name here, and {hub.title} does not give one ({reason}) -> check the"
+            f" name, model_revision, the network and {hub.token_key}, or unset {hub.variable}"
+        ) from fault
+    info(f"{name}: taken from what was fetched before, since {hub.title} does not answer ({reason})")
+    return found
+
+
+def unreachable(hub: Hub) -> str:
+    """Why the hub cannot be asked, or the empty text. Its library would try again and again for half a minute."""
+    from urllib.request import getproxies
+
+    if getproxies() or any(os.environ.get(variable) for variable in hub.host_variables):
+        return ""
+    fault = resolution_fault(hub.host)
+    return f"{hub.host}: {fault}" if fault else ""
+
+
+def resolution_fault(host: str) -> str:
+    """Why the name of a host leads nowhere, or the empty text."""
+    import socket
+
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
+
+
+def _lock_file(hub: Hub, name: str, cache_dir: str | None) -> Path:
+    """The processes of a distributed run ask for the same model at the same time."""
+    folder = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "luthier").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hub.module}--{name.replace('/', '--')}.lock"
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
+
+
+def _gist(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

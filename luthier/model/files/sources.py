@@ -1,0 +1,282 @@
+"""Where a model comes from: a folder, a GGUF file (or a folder that holds just one), or a name on a hub.
+
+Nothing here imports torch, so a wrong path is reported in a fraction of a second.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+from luthier.core.errors import ModelError
+from luthier.core.versions import is_installed, missing_extra
+from luthier.model.files.gguf.header import read_header
+from luthier.model.files.hubs import local_name, resolution_fault
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+QMODEL_FILE = "qmodel.pt"
+"""What the library HQQ writes itself."""
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
+"""A tokenizer that comes as Python code may be made of anything."""
+_WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json", QMODEL_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `from_pretrained` is called with."""
+
+    name: str
+    """A folder or a hub id."""
+    gguf_file: str | None = None
+    """The name of the GGUF file in that folder."""
+    is_local: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
+
+
+@contextmanager
+def permitted() -> Iterator[None]:
+    """What may not be read becomes a `ModelError`. Decorates functions that look at the files of a model."""
+    try:
+        yield
+    except PermissionError as fault:
+        raise ModelError(
+            f"{fault.filename}: cannot be read ({fault.strerror}) -> ask its owner for the right to read it, or copy it"
+        ) from fault
+
+
+@permitted()
+def locate(
+    name_or_path: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
+) -> Source:
+    """Find out what `name_or_path` is; a name on another hub than Hugging Face is fetched, and is a folder then.
+
+    Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id.
+    """
+    name_or_path = at_hand(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path}: this file is not a model -> give the folder it is in, or a .gguf file")
+        return Source(str(path.parent), path.name)
+    if path.is_dir():
+        return Source(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
+    if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name_or_path):
+        parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+        raise ModelError(
+            f"{name_or_path}: there is no such model file or folder (it exists up to {parent}) -> correct the path"
+        )
+    return Source(name_or_path, is_local=False)
+
+
+def _only_gguf(folder: Path) -> str:
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        raise ModelError(f"{folder}: it holds {len(files)} GGUF files -> name the one to load: {', '.join(files)}")
+    if files:
+        return files[0]
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: this is an adapter, not a model -> give it as adapter_name_or_path and its base model as "
+            "model_name_or_path"
+        )
+    inner = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())
+    hint = f" -> did you mean its folder {inner[-1]}?" if inner else ""
+    raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
+
+
+@permitted()
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only be a repository of the hub."""
+    return not Path(name).expanduser().exists() and _HUB_ID.fullmatch(name) is not None
+
+
+@permitted()
+def at_hand(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+    """`name`, or the folder it was fetched to if it is a name on another hub than Hugging Face. Raises `ModelError`."""
+    return local_name(name, revision=revision, cache_dir=cache_dir, token=token) if is_hub_id(name) else name
+
+
+@permitted()
+def check_source(
+    name_or_path: str,
+    *,
+    weights: bool = True,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> None:
+    """Look at the files of a model without loading it.
+
+    `weights=False` asks for the config alone (training from scratch).
+    Raises `ModelError` for anything missing, half written or not a model, and for a hub id that cannot be fetched.
+    """
+    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    if not source.is_local:
+        check_hub(source.name, cache_dir)
+        return
+    folder = Path(source.name)
+    if source.gguf_file:
+        read_header(folder / source.gguf_file)
+        return
+    _check_config(folder / "config.json")
+    if weights:
+        _check_weights(folder)
+
+
+def check_hub(name: str, cache_dir: str | None = None) -> None:
+    """A name that is no folder is in the cache, or the hub can be reached. Raises `ModelError`.
+
+    Asked first, since the hub's library tries again and again for half a minute before it gives up.
+    """
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if (Path(cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    host = urlsplit(ENDPOINT).hostname or ENDPOINT
+    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else resolution_fault(host)
+    if reason:
+        raise ModelError(
+            f"{name}: there is no folder of this name here, and {host} cannot be asked for it ({reason}) -> give the "
+            "path of a folder or a .gguf file, or check the name and the network"
+        )
+
+
+@permitted()
+def check_tokenizer_files(folder: Path) -> None:
+    """Something is there to make a tokenizer from, and what reads it. Raises `ModelError` and `MissingExtra`."""
+    names = {path.name for path in folder.iterdir()}
+    if not any(fnmatch(name, pattern) for name in names for pattern in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder}: the tokenizer is missing: there is no tokenizer.json, tokenizer.model or vocab.json"
+            " -> copy the tokenizer's files of the model into this folder"
+        )
+    pieces = next((name for name in sorted(names) if fnmatch(name, "*.model")), None)
+    if "tokenizer.json" not in names and pieces and not is_installed("sentencepiece"):
+        raise missing_extra("sentencepiece", "sentencepiece", f"{folder / pieces}")
+
+
+@permitted()
+def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
+    """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
+    path = Path(name_or_path).expanduser()
+    path = path / folder if folder else path
+    if not path.is_dir():
+        if not Path(name_or_path).expanduser().is_dir() and _HUB_ID.fullmatch(name_or_path):
+            check_hub(name_or_path, cache_dir)
+            return
+        raise ModelError(f"{path}: there is no such adapter folder")
+    config = path / "adapter_config.json"
+    if not config.is_file():
+        checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
+        hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
+        raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
+    if "peft_type" not in _read_json(config):
+        raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
+    weights = path / "adapter_model.safetensors"
+    if weights.is_file():
+        read_safetensors_header(weights)
+    elif not (path / "adapter_model.bin").is_file():
+        raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ModelError(f"{path}: this is not valid JSON ({fault}) -> copy or download it again") from fault
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: this should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+@permitted()
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises `ModelError`."""
+    return _read_json(folder / "config.json")
+
+
+def _check_config(path: Path) -> None:
+    config = _read_json(path)
+    if "model_type" not in config and "architectures" not in config:
+        raise ModelError(f"{path}: this config names no model_type, so it is not the config of a language model")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights, all of them there. Raises `ModelError`."""
+    present = [name for name in _WEIGHT_FILES if (folder / name).is_file()]
+    if not present:
+        raise ModelError(
+            f"{folder}: the weights are missing: none of {', '.join(_WEIGHT_FILES)} is there -> copy the whole folder, "
+            "or set train_from_scratch: true to start from random weights"
+        )
+    if not present[0].endswith(".index.json"):
+        return [folder / present[0]]
+    shards = sorted(set(_weight_map(folder / present[0]).values()))
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:3])} -> copy "
+            "or download them again"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file."""
+    content = _read_json(index).get("weight_map")
+    if not isinstance(content, dict) or not all(isinstance(file, str) for file in content.values()):
+        raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
+    return content
+
+
+def _check_weights(folder: Path) -> None:
+    files = weight_files(folder)
+    if files[0].name == QMODEL_FILE and not is_zipfile(files[0]):
+        raise ModelError(f"{files[0]}: this file is cut off or damaged -> copy or download it again")
+    headers = {file.name: read_safetensors_header(file) for file in files if file.suffix == ".safetensors"}
+    index = folder / f"{_SAFETENSORS}.index.json"
+    if not index.is_file() or (folder / _SAFETENSORS).is_file():
+        return
+    lost = [name for name, file in _weight_map(index).items() if name not in headers[file]]
+    if lost:
+        raise ModelError(
+            f"{index}: it names {len(lost)} tensors that are not in their files, such as {lost[0]} in "
+            f"{_weight_map(index)[lost[0]]} -> the files do not belong together; copy or download all of them again"
+        )
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Tensor name -> dtype, shape and byte range; `__metadata__` -> texts. Raises `ModelError` for a file cut short.
+
+    Layout: u64 length of the header, the header as JSON with the byte range of each tensor, the tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        tensors = json.loads(header)
+        end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError) as fault:
+        raise ModelError(
+            f"{path}: this is not a whole safetensors file (its header cannot be read) -> copy or download it again"
+        ) from fault
+    if 8 + length + end != size:
+        raise ModelError(
+            f"{path}: this file is cut off or damaged: {size:,} bytes instead of {8 + length + end:,} -> copy or "
+            "download it again"
+        )
+    return tensors

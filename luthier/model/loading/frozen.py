@@ -1,0 +1,86 @@
+"""The models that a run names beside the one that learns: a reference, a teacher."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from luthier.config.keys.quantization import QuantizationConfig
+from luthier.core.errors import ModelError
+from luthier.core.machine import detect
+from luthier.model.dtype import inference_dtype
+from luthier.model.features.new_tokens import num_rows
+from luthier.model.files.hubs import fetching
+from luthier.model.loading.load import load_merged
+from luthier.model.quantization._layers import plan
+from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.config.runs import TrainRun
+
+
+def load_other(
+    run: "TrainRun",
+    key: str,
+    source: str,
+    adapters: tuple[str, ...],
+    fitted: FittedTokenizer,
+    *,
+    bits: int | None = None,
+    scores: bool = False,
+) -> "PreTrainedModel":
+    """The model `source`, which `key` names, with `adapters` merged, in evaluation mode and without gradients.
+
+    `bits`: of its linear layers, by bitsandbytes. `scores`: a reward model is wanted. Raises `ModelError` if it reads
+    token ids otherwise than the model that learns.
+    """
+    keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
+    with _under(key):
+        own = load_tokenizer(
+            source,
+            use_fast=keys.use_fast_tokenizer,
+            trust_remote_code=keys.trust_remote_code,
+            **fetching(keys),
+        )
+    difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
+    if difference:
+        raise ModelError(
+            f"{key}: {source}: its tokenizer is another one ({difference}) -> name a model with the same tokenizer"
+        )
+    machine = detect()
+    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
+    quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
+    with _under(key):
+        model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
+    num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
+    if num_known < num_tokens:
+        raise ModelError(
+            f"{key}: {source}: its embedding has {num_known:,} rows, too few for the {num_tokens:,} tokens of this run"
+            " -> name a model with the same tokenizer"
+        )
+    return model.requires_grad_(False)
+
+
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """What is wrong with the model is told under the key that names it."""
+    try:
+        yield
+    except ModelError as fault:
+        raise ModelError(f"{key}: {fault}") from fault
+
+
+def first_difference(
+    ours: "PreTrainedTokenizerBase", theirs: "PreTrainedTokenizerBase", *, but: tuple[str, ...] = ()
+) -> str:
+    """The first token, in words, that one of the two has under another id; empty if there is none."""
+    own, other = ours.get_vocab(), theirs.get_vocab()
+    ids = sorted((token_id, token) for token, token_id in own.items() if token not in but)
+    for token_id, token in ids:
+        if other.get(token) != token_id:
+            has = f"has it as {other[token]}" if token in other else "does not have it"
+            return f"{token!r} is token {token_id} here, and the other {has}"
+    return ""

@@ -1,0 +1,43 @@
+"""The parameters of a model, counted and listed."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import ModelError
+from luthier.core.log import info
+from luthier.model.quantization._layers import num_weights, quantised_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def count_parameters(model: "nn.Module") -> tuple[int, int]:
+    """(trainable, all); a tied weight counts once."""
+    packed = {id(weight): 0 for _, layer in quantised_layers(model) for weight in layer.parameters(recurse=False)}
+    sizes = [(packed.get(id(weight), weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    in_few_bits = sum(num_weights(layer) for _, layer in quantised_layers(model))
+    return sum(size for size, learns in sizes if learns), in_few_bits + sum(size for size, _ in sizes)
+
+
+def describe_parameters(model: "nn.Module") -> Iterator[str]:
+    """One line per parameter, for `print_param_status`."""
+    for name, weight in model.named_parameters():
+        state = "learns" if weight.requires_grad else "frozen"
+        yield f"{name}: {tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')} on {weight.device}, {state}"
+
+
+def tell_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int]:
+    """Say how many learn, and each parameter with `one_by_one`. Returns (trainable, all).
+
+    Raises `ModelError` if none learns.
+    """
+    trainable, total = count_parameters(model)
+    if not trainable:
+        raise ModelError(
+            "finetuning_type: with these keys no parameter learns"
+            " -> choose other layers or modules, or another size of the adapter"
+        )
+    info(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
+    for line in describe_parameters(model) if one_by_one else ():
+        info(line)
+    return trainable, total

@@ -1,0 +1,104 @@
+"""What a training run names beside its model: a reference, a teacher, a reward model, functions that score.
+
+They are needed when the model is in memory already, so whether they are there at all is looked at before it begins:
+without importing torch, and without running a line of the user's code.
+"""
+
+import ast
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from luthier.config.runs import TrainRun
+from luthier.core.errors import ModelError, Problem
+from luthier.model.classes import adapter_gives_scores, names_scorer
+from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
+
+
+def named_problems(run: TrainRun) -> Iterator[Problem]:
+    """What is wrong with the folders and files that the keys of the stage name. What is on the hub is not looked at.
+
+    A model is a key that has another one for its adapters; a third, its type, stands beside models that give scores.
+    """
+    keys = asdict(run.method)
+    for key, name in keys.items():
+        if f"{key}_adapters" not in keys or name is None:
+            continue
+        adapters, kind = keys[f"{key}_adapters"], keys.get(f"{key}_type")
+        if kind != "api" and not is_hub_id(name):
+            yield from _model_problems(key, name, kind, has_adapters=bool(adapters))
+        for adapter in adapters:
+            if not is_hub_id(adapter):
+                yield from _told(f"{key}_adapters", adapter, check_adapter_source)
+    for name in keys.get("reward_funcs", ()):
+        if lack := _lack(*name.rsplit(":", 1)):
+            yield Problem("reward_funcs", *lack, value=name, has_value=True)
+
+
+def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool) -> Iterator[Problem]:
+    """`kind`: `full` or `lora` of a model that has to give scores, None of one that writes."""
+    folder = Path(name).expanduser()
+    is_model, is_adapter = ((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+    if kind == "lora" and is_model and not is_adapter:
+        yield Problem(key, "this is a model, not an adapter", f"set {key}_type: full", value=name, has_value=True)
+    elif kind != "lora" and is_adapter and not is_model:
+        remedy = f"name its base model here, and the adapter as {key}_adapters"
+        yield Problem(key, "this is an adapter, not a model", remedy, value=name, has_value=True)
+    else:
+        faults = [*_told(key, name, check_adapter_source if kind == "lora" else check_source)]
+        yield from faults or (_scoreless(key, name, kind) if kind and not has_adapters else ())
+
+
+def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:
+    """A model or an adapter on this machine that was trained to write."""
+    folder = Path(name).expanduser()
+    if kind == "lora":
+        writes = not adapter_gives_scores(folder)
+    else:
+        config = folder / "config.json"
+        writes = config.is_file() and not names_scorer(json.loads(config.read_text("utf-8")).get("architectures"))
+    if writes:
+        what = "adapter" if kind == "lora" else "model"
+        reason = f"this {what} writes words and has no layer that scores"
+        yield Problem(key, reason, "name one that was trained with stage: rm", value=name, has_value=True)
+
+
+def _told(key: str, name: str, check: Callable[[str], None]) -> Iterator[Problem]:
+    """What `check` raises about `name`."""
+    try:
+        check(name)
+    except ModelError as error:
+        reason, _, remedy = str(error).removeprefix(f"{name}: ").partition(" -> ")
+        yield Problem(key, reason, remedy or "correct the path", value=name, has_value=True)
+
+
+def _lack(source: str, function: str) -> tuple[str, str] | None:
+    """Reason and remedy if the file `source` cannot hold a function of this name. Modules are not looked at."""
+    path = Path(source).expanduser()
+    if path.suffix != ".py":
+        return None
+    if not path.is_file():
+        return f"there is no file {path}", f"correct the path (it counts from {Path.cwd()})"
+    try:
+        module = ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as fault:
+        return f"{path}, line {fault.lineno}, is not Python: {fault.msg}", "correct the file"
+    names = _bound_names(module)
+    if function in names or "*" in names:
+        return None
+    known = ", ".join(node.name for node in module.body if isinstance(node, ast.FunctionDef))
+    return f"{path} has no function {function}", f"correct the name; it has {known or 'none'}"
+
+
+def _bound_names(module: ast.Module) -> set[str]:
+    """What the statements of a module give a name to, `*` for all of another module."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names

@@ -1,0 +1,98 @@
+"""What a model says of the evaluation rows, into generated_predictions.jsonl.
+
+`predict_with_generate`: it writes answers to the prompts, and BLEU and ROUGE compare them. A reward model scores them.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.files import write_atomically
+from luthier.core.log import info, is_main_process
+from luthier.workflow.text import TextSide
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import nn
+
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import PreparedData
+    from luthier.training.trainer import EvalMetrics, StageTrainer
+
+PREDICTIONS_FILE = "generated_predictions.jsonl"
+
+
+def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: TextSide) -> dict[str, float]:
+    """Answers to all evaluation prompts into generated_predictions.jsonl, and their scores as `predict_*`."""
+    from luthier.evals.text_metrics import score_pairs
+
+    start = time.monotonic()
+    lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
+    _save(lines, Path(run.training["output_dir"]))  # every process has all: sharded weights only answer together
+    scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
+    seconds = time.monotonic() - start
+    speed = {"predict_runtime": round(seconds, 2), "predict_samples_per_second": round(len(lines) / seconds, 3)}
+    return {f"predict_{name}": value for name, value in scores.items()} | speed
+
+
+def predict_rows(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> dict[str, float]:
+    """One line for each evaluation row, as the stage has it, and loss and metrics of all as `predict_*`."""
+    from luthier.training.predictions import row_predictions
+
+    _save([line for rows in data.eval.values() for line in row_predictions(trainer, rows)], output_dir)
+    return trainer.evaluate(metric_key_prefix="predict")
+
+
+def _save(lines: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+    if is_main_process():
+        path = output_dir / PREDICTIONS_FILE
+        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        info(f"predictions: {path}")
+
+
+def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) -> "EvalMetrics":
+    """For evaluations in the midst of training: the scores of the set that the metric prefix names."""
+
+    def measure(model: "nn.Module", prefix: str) -> Mapping[str, float]:
+        from luthier.evals.text_metrics import score_pairs
+
+        rows = data.prompts[prefix.removeprefix("eval").removeprefix("_")]
+        lines = answers(run, model, rows, text)
+        return score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
+
+    return measure
+
+
+def answers(run: "TrainRun", model: "nn.Module", rows: "datasets.Dataset", text: TextSide) -> list[dict[str, str]]:
+    """One object per row: `prompt`, `predict` (what the model wrote) and `label` (the given answer)."""
+    from dataclasses import replace
+
+    from luthier.infer.batch import generate_answers
+    from luthier.infer.types import Settings
+
+    settings = Settings.of(run.generating, run.training["seed"])
+    num_beams = run.data.eval_num_beams or run.training["generation_num_beams"]
+    if num_beams:
+        settings = replace(settings, num_beams=num_beams)
+    written = generate_answers(
+        model,  # type: ignore[arg-type]
+        text.tokenizer,
+        rows["input_ids"],
+        settings,
+        text.fitted.stop_token_ids,
+        run.training["per_device_eval_batch_size"],
+    )
+
+    def decode(ids: list[int], **options: bool) -> str:
+        return str(text.tokenizer.decode(ids, **options))
+
+    return [
+        {
+            "prompt": decode(prompt, skip_special_tokens=False),
+            "predict": decode(answer, skip_special_tokens=settings.skip_special_tokens),
+            "label": decode(label, skip_special_tokens=settings.skip_special_tokens),
+        }
+        for prompt, label, answer in zip(rows["input_ids"], rows["labels"], written, strict=True)
+    ]

@@ -1,0 +1,119 @@
+"""What must be there before a command begins: the model, the adapters, the libraries of the chosen keys.
+
+Everything is looked at without importing torch and without a network.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.config.keys.fp8 import installed_backend, missing_library
+from luthier.config.keys.hubs import hub_in_use
+from luthier.config.keys.swanlab import MINIMUM
+from luthier.config.runs import ExportRun, Run, TrainRun
+from luthier.core.errors import ModelError, Problem
+from luthier.core.versions import is_installed
+from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
+from luthier.model.quantization._layers import missing_library as missing_quantizer
+from luthier.model.quantization._prequantized import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
+
+TRACKER_MODULES = {
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Name in `report_to` -> the module it logs through."""
+METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
+
+
+def source_problems(run: Run) -> Iterator[Problem]:
+    """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
+    yield from hub_problems(run)
+    keys = run.model
+    from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
+    try:
+        if keys.model_name_or_path and not is_hub_id(keys.model_name_or_path):
+            check_source(keys.model_name_or_path, weights=not from_scratch)
+            yield from packing_problems(run)
+    except ModelError as error:
+        yield _about("model_name_or_path", keys.model_name_or_path, error)
+    for name in keys.adapter_name_or_path:
+        try:
+            if not is_hub_id(name):
+                check_adapter_source(name, keys.adapter_folder)
+        except ModelError as error:
+            yield _about("adapter_name_or_path", name, error)
+
+
+def packing_problems(run: Run) -> Iterator[Problem]:
+    """What stands against loading or training a local model whose weights were quantised before they were saved."""
+    found = packing_in(Path(run.model.model_name_or_path))
+    if found is not None:
+        yield from problems_with(found[1])
+        if isinstance(run, TrainRun) and run.trains:
+            yield from training_problems(found[1], run)
+
+
+def hub_problems(run: Run) -> Iterator[Problem]:
+    """The library of the hub that the environment asks for, if a model is to come from there and it is missing."""
+    hub = hub_in_use()
+    keys = run.model
+    if hub is None or is_installed(hub.module):
+        return
+    for key, name in (
+        ("model_name_or_path", keys.model_name_or_path),
+        *(("adapter_name_or_path", name) for name in keys.adapter_name_or_path),
+    ):
+        if name and is_hub_id(name):
+            reason = f"{hub.variable} asks for models of {hub.title}, and its library {hub.module} is not installed"
+            yield Problem(key, reason, f"pip install 'luthier[{hub.extra}]'", value=name, has_value=True)
+
+
+def quantizer_problems(run: Run) -> Iterator[Problem]:
+    """The library that quantises the model, if it is not installed."""
+    if isinstance(run, ExportRun):
+        missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
+        if run.export.export_quantization_bit is not None and missing_ones:
+            yield _missing("export_quantization_bit", missing_ones[0], "pip install 'luthier[gptq]'")
+        return
+    keys = run.quantization
+    if keys.quantization_bit is not None and (missing := missing_quantizer(keys)):
+        yield _missing("quantization_method", *missing)
+
+
+def _about(key: str, name: str, error: ModelError) -> Problem:
+    reason, _, remedy = str(error).removeprefix(f"{name}: ").partition(" -> ")
+    return Problem(key, reason, remedy, value=name, has_value=True)
+
+
+def library_problems(run: TrainRun) -> Iterator[Problem]:
+    """The libraries that a training run needs beside the core and that are not installed."""
+    report_to = run.training["report_to"]
+    for name in [report_to] if isinstance(report_to, str) else report_to or ():
+        if name in TRACKER_MODULES and not is_installed(TRACKER_MODULES[name]):
+            yield _missing("report_to", TRACKER_MODULES[name], f"pip install {name.replace('_', '-')}")
+    if run.swanlab.use_swanlab and not is_installed("swanlab"):
+        yield _missing("use_swanlab", "swanlab", f"pip install '{MINIMUM}'")
+    if run.fp8.fp8 and installed_backend(run.fp8) is None:
+        yield _missing("fp8", *missing_library(run.fp8))
+    if run.training["deepspeed"] is not None and not is_installed("deepspeed"):
+        yield _missing("deepspeed", "deepspeed", "pip install 'luthier[deepspeed]'")
+    if run.finetuning.plot_loss and not is_installed("matplotlib"):
+        yield _missing("plot_loss", "matplotlib", "pip install 'luthier[plot]'")
+    if run.training["predict_with_generate"]:
+        for module in METRIC_MODULES:
+            if not is_installed(module):
+                yield _missing("predict_with_generate", module, "pip install 'luthier[metrics]'")
+
+
+def _missing(key: str, module: str, remedy: str) -> Problem:
+    return Problem(key, f"needs the library {module}, which is not installed", remedy)

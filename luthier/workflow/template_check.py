@@ -1,0 +1,182 @@
+"""`luthier template check MODEL [NAME]`: do the rows of training hold what an inference server sends?
+
+NAME is the chat format of training, else the model's own chat template (auto). Without --data the conversations are a
+built-in set. Exit status 0: all equal, 1: something differs, 2: bad input.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.keys.hubs import HubTokens
+from luthier.core.errors import InvalidInput, RowError
+from luthier.core.log import hush_libraries
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.template_slots import choose_template
+from luthier.data.rows.encoding import Encoding
+from luthier.data.types import Dialogue
+from luthier.inspection.agreement import Finding, compare, default_systems
+from luthier.inspection.sample_dialogues import SAMPLES, Sample
+
+if TYPE_CHECKING:
+    from luthier.config.keys.data import DataConfig
+    from luthier.config.runs import TrainRun
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What is compared."""
+
+    training: Encoding
+    server: ChatProgram
+    stop_ids: tuple[int, ...]
+    """Inference stops at these."""
+
+    def check(self, sample: Sample) -> Finding:
+        server = replace(self.server, enable_thinking=sample.enable_thinking)
+        return compare(self.training.with_thinking(sample.enable_thinking), server, sample.dialogue, self.stop_ids)
+
+
+def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, num_rows: int) -> int:
+    """Compare, print, and return the exit status. Raises `ModelError` for a model without a chat template."""
+    if num_rows < 1:
+        raise InvalidInput(f"--rows {num_rows}: must be at least 1")
+    run = _run(run_file) if run_file else None
+    name = name or (run.data.template if run else None) or "auto"
+    sides = load_sides(model, name, run.data if run else None)
+    samples = islice(_rows_of(run), num_rows) if run else iter(SAMPLES)
+    findings = [(sample.name, sides.check(sample)) for sample in samples]
+    differing = [finding for _, finding in findings if finding.status == "differs"]
+    if as_json:
+        print(json.dumps(_as_json(model, name, sides, findings), ensure_ascii=False, indent=2))
+    else:
+        print("\n".join([*_head(model, name, sides), *_lines(findings), *_foot(findings, len(differing), name)]))
+    return 1 if differing else 0
+
+
+def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides:
+    """The tokenizer is loaded once for each side: a format may change it."""
+    from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
+
+    hush_libraries()
+    tokenizer = load_tokenizer(model)
+    if not tokenizer.chat_template:
+        raise InvalidInput(f"{model}: the model has no chat template of its own, so there is nothing to compare with")
+    thinking, keeps, system = (
+        (data.enable_thinking, data.preserve_thinking, data.default_system) if data else (True, False, None)
+    )
+    server = ChatProgram(Encoder(tokenizer), thinking, keeps, system or "")
+    own = choose_template("auto", tokenizer)
+    stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(model))
+    if name == "auto":
+        return Sides(Encoding(server.encoder, own, None, thinking, keeps, server), server, stop_ids)
+    template = choose_template(name, tokenizer, data.tool_format if data else None, system)
+    fitted = fit_tokenizer(
+        load_tokenizer(model),
+        stop_words=template.stop_words,
+        replace_eos=template.replace_eos,
+        vocab_size=len(tokenizer),
+    )
+    training = Encoding(Encoder(fitted.tokenizer), template, None, thinking, keeps)
+    return Sides(training, server, tuple(dict.fromkeys((*stop_ids, *fitted.stop_token_ids))))
+
+
+def _generation_ends(model: str) -> list[int]:
+    """What generation_config.json beside the model names as ends of an answer."""
+    file = Path(model).expanduser() / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        ends = json.loads(file.read_text("utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as fault:
+        raise InvalidInput(f"{file}: not a JSON object ({fault})") from fault
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def _run(file: str) -> "TrainRun":
+    from luthier.config.load import load_train
+
+    return load_train(Path(file))
+
+
+def _rows_of(run: "TrainRun") -> Iterator[Sample]:
+    """The dialogues of a run's datasets, named by their places; rows that no training could use are passed over."""
+    from luthier.core.kinds import FORMATS
+    from luthier.data.sources.catalog import load_catalog
+    from luthier.data.sources.read import read_rows
+
+    data = run.data
+    catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=run.model.hf_hub_token)
+    hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
+    thinking = data.enable_thinking
+    for spec in map(catalog.get, data.dataset or data.eval_dataset):
+        read = FORMATS.get(spec.formatting).read
+        for row in read_rows(spec, seed=run.training["seed"], max_samples=data.max_samples, **hub):
+            try:
+                example = read(row.usable(), spec)
+            except RowError:
+                continue
+            if isinstance(example, Dialogue):
+                yield Sample(row.place, example, thinking)
+
+
+def _head(model: str, name: str, sides: Sides) -> Iterator[str]:
+    tokenizer = sides.server.encoder.tokenizer
+    stops = ", ".join(repr(word) for word in tokenizer.convert_ids_to_tokens(list(dict.fromkeys(sides.stop_ids))))
+    yield f"training with template {name}, serving with the chat template of {model}; inference stops at {stops}"
+    ours, theirs = default_systems(sides.training, sides.server)
+    if ours != theirs:
+        yield f"default system text in training: {ours!r}"
+        yield f"default system text at the server: {theirs!r}"
+
+
+def _lines(findings: Iterable[tuple[str, Finding]]) -> Iterator[str]:
+    findings = list(findings)
+    width = max((len(name) for name, _ in findings), default=0)
+    for name, finding in findings:
+        if finding.status == "equal":
+            yield f"  {name:{width}}  equal ({finding.num_answers} answer{'s' * (finding.num_answers != 1)})"
+        elif finding.status == "refused":
+            yield f"  {name:{width}}  cannot be served: {finding.reason}"
+        else:
+            yield from _told(f"  {name:{width}}  DIFFERS", " " * (width + 4), finding)
+
+
+def _told(head: str, indent: str, finding: Finding) -> Iterator[str]:
+    place = finding.difference
+    if place is None:
+        yield f"{head}: {finding.reason}"
+        return
+    yield f"{head} at token {place.position} (answer {place.answer}), after {place.before!r}"
+    yield f"{indent}training: {place.training!r}"
+    yield f"{indent}server:   {place.server!r}"
+    if finding.reason:
+        yield f"{indent}{finding.reason}"
+
+
+def _foot(findings: list[tuple[str, Finding]], num_differing: int, name: str) -> Iterator[str]:
+    refused = sum(finding.status == "refused" for _, finding in findings)
+    if not findings:
+        yield "no conversation to compare"
+    elif num_differing:
+        remedy = "" if name == "auto" else " -> template: auto trains what a server sends"
+        yield f"{num_differing} of {len(findings) - refused} conversations differ{remedy}"
+    else:
+        equal = len(findings) - refused
+        yield f"all {equal} conversations are equal, and the end of every answer is learned and stops inference"
+
+
+def _as_json(model: str, name: str, sides: Sides, findings: list[tuple[str, Finding]]) -> dict[str, Any]:
+    ours, theirs = default_systems(sides.training, sides.server)
+    return {
+        "model": model,
+        "template": name,
+        "equal": all(finding.status != "differs" for _, finding in findings),
+        "stop_token_ids": list(dict.fromkeys(sides.stop_ids)),
+        "default_system": {"training": ours, "server": theirs},
+        "conversations": [{"name": sample, **finding.to_json()} for sample, finding in findings],
+    }

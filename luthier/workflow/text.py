@@ -1,0 +1,115 @@
+"""The text side of a run: tokenizer fitted to the chat format, and the two together as an `Encoding`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.config.runs import Run, TrainRun
+from luthier.core.log import hush_libraries, info, warn
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.template_slots import choose_template
+from luthier.data.rows.encoding import Encoding
+from luthier.data.templates import Template
+from luthier.inspection.at_start import report_template
+from luthier.model.files.hubs import fetching
+from luthier.model.files.sources import at_hand, check_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.config.keys.model import ModelConfig
+    from luthier.model.tokenizer import FittedTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    fitted: "FittedTokenizer"
+    template: Template
+    encoding: Encoding
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return self.fitted.tokenizer
+
+
+def tokenizer_source(model: "ModelConfig") -> str:
+    """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
+    if model.adapter_name_or_path:
+        last = model.adapter_name_or_path[-1]
+        last = at_hand(last, **fetching(model))
+        folder = Path(last, model.adapter_folder or "")
+        if (folder / "tokenizer.json").is_file():
+            return str(folder)
+    return model.model_name_or_path
+
+
+def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = True) -> TextSide:
+    """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
+    `for_model` false: rows are only looked at, so tokens that the model has no room for are a warning.
+
+    Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
+    from luthier.data.chat.jinja import give_chat_template
+    from luthier.model.loading.load import load_config
+    from luthier.model.tokenizer import load_tokenizer
+
+    hush_libraries()
+    model, data = run.model, run.data
+    hub = fetching(model)
+    check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch, **hub)
+    hub["trust_remote_code"] = model.trust_remote_code
+    tokenizer = load_tokenizer(
+        tokenizer_source(model),
+        use_fast=model.use_fast_tokenizer,
+        split_special_tokens=model.split_special_tokens,
+        **hub,
+    )
+    config = load_config(model.model_name_or_path, **hub)
+    name = data.template if reads_chat or data.template else "empty"
+    template = choose_template(name, tokenizer, data.tool_format, data.default_system)
+    runs_own = name in (None, "auto") and bool(tokenizer.chat_template)
+    if name in (None, "auto"):
+        info("template: the model's own" if runs_own else "template: none, so rows get no role marks")
+    if runs_own and not tokenizer.is_fast:
+        info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenised apart")
+    fitted = fit_to_format(run, tokenizer, template, config.get_text_config().vocab_size, for_model=for_model)
+    encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
+    settings = (data.enable_thinking, data.preserve_thinking)
+    program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None
+    encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
+    if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
+        report_template(encoding, model.model_name_or_path, fitted.stop_token_ids)
+    give_chat_template(tokenizer, template)
+    return TextSide(fitted, template, encoding)
+
+
+def fit_to_format(
+    run: "Run",
+    tokenizer: "PreTrainedTokenizerBase",
+    template: Template,
+    num_rows: int,
+    *,
+    for_model: bool,
+) -> "FittedTokenizer":
+    """The tokenizer with the tokens that the chat format and the user ask for. `num_rows`: of the model's embedding."""
+    from luthier.model.tokenizer import fit_tokenizer, read_new_special_tokens
+
+    model = run.model
+    config_file = model.new_special_tokens_config
+    new_tokens = read_new_special_tokens(Path(config_file)) if config_file else None
+    may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
+    fitted = fit_tokenizer(
+        tokenizer,
+        stop_words=template.stop_words,
+        replace_eos=template.replace_eos,
+        add_tokens=model.add_tokens,
+        add_special_tokens=model.add_special_tokens,
+        new_special_tokens=new_tokens,
+        vocab_size=None if may_grow or not for_model else num_rows,
+        min_length_tokens=run.data.cutoff_len,
+    )
+    for note in fitted.notes:
+        info(note)
+    if len(tokenizer) > num_rows and not may_grow:
+        warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
+    return fitted

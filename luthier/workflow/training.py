@@ -1,0 +1,241 @@
+"""`luthier train RUN`: a run file in, a fine-tuned model out. One path for every stage."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config.runs import TrainRun
+from luthier.core.errors import InvalidInput, ModelError
+from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.core.log import info, warn
+from luthier.model.loading.memory_check import enough_memory
+from luthier.model.processor import fit_processor
+from luthier.workflow.text import TextSide, load_text_side
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.core.machine import Machine
+    from luthier.data.prepare import PreparedData
+    from luthier.training.fit import RunResult
+    from luthier.training.trainer import StageTrainer
+
+
+@enough_memory("take a smaller model, quantization_bit: 4, or smaller batches")
+def train(run: TrainRun) -> "RunResult":
+    """Everything that a training run file asks for. Bad data fails before weights are loaded.
+
+    detect the machine -> tokenizer and chat format -> data -> model -> train, evaluate, predict -> report
+    """
+    from luthier.core.files import require_space
+    from luthier.core.machine import detect
+    from luthier.data.prepare import prepare
+    from luthier.model.dropout import switch_dropout_off
+    from luthier.model.save import num_saved_bytes
+    from luthier.training.arguments import training_arguments
+    from luthier.training.checkpoints import checkpoints_in
+    from luthier.training.fit import build_trainer
+    from luthier.workflow.frozen_models import add_companions, add_reference_of, isolate_all, load_wanted
+    from luthier.workflow.predict import generation_metrics
+    from luthier.workflow.rollouts import add_rollouts
+
+    for warning in run.warnings:
+        warn(str(warning))
+    stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
+    resume_from = starting_point(run, output_dir)
+    starts_anew = resume_from is None and run.training["overwrite_output_dir"]
+    machine = detect()
+    args = training_arguments(run, machine)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
+    data = prepare(run, stage.rows, text.encoding)
+    report_data(run, data, text)
+    processor = fit_processor(run) if run.trains else None
+    model, padding_reason, lacks = load_policy(run, text, machine, scores=stage.scores)
+    if not stage.has_dropout:
+        switch_dropout_off(model)
+    companions = load_wanted(run, stage, text)
+    padding_reason = padding_reason or isolate_all(companions)
+    if padding_reason is not None:
+        report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
+    if run.trains:
+        require_space("output_dir", output_dir, num_saved_bytes(model))
+    trainer = build_trainer(
+        run,
+        stage,
+        model,
+        text.tokenizer,
+        data,
+        args,
+        concatenates=padding_reason is None,
+        eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+        superseded=checkpoints_in(output_dir) if starts_anew else (),
+        processor=processor,
+    )
+    add_companions(run, trainer, companions)
+    if stage.asks_reference(run):
+        add_reference_of(run, trainer, text)
+    add_rollouts(run, trainer, data, text)
+    return carry_out(run, trainer, data, text, resume_from, lacks)
+
+
+def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
+    """The checkpoint that training goes on from, if any. Makes `output_dir`; what speaks against it is said early."""
+    from luthier.core.files import require_apart, require_writable
+    from luthier.training.checkpoints import checkpoints_in, resume_point
+
+    asked, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+    resume_from = resume_point(output_dir, asked, overwrite) if run.trains else None
+    if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
+        raise InvalidInput(
+            "fsdp: shares weights between the processes of torchrun, and this is one process alone"
+            " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
+        )
+    if run.trains and resume_from is None:
+        for folder in (output_dir, *checkpoints_in(output_dir)):
+            require_apart("output_dir", folder, (run.model.model_name_or_path, *run.model.adapter_name_or_path))
+    require_writable("output_dir", output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return resume_from
+
+
+def load_policy(
+    run: TrainRun, text: TextSide, machine: "Machine", *, scores: bool
+) -> "tuple[nn.Module, str | None, Mapping[str, str]]":
+    """The model; why rows must be padded, None if its attention keeps rows apart that lie behind one another; and what
+    was asked for and could not be had, with the reason."""
+    from luthier.model.attention import isolate_samples, isolates_samples
+    from luthier.model.loading.load import load_for_inference, load_for_training
+
+    lacks: dict[str, str] = {}
+    if run.trains:
+        loaded = load_for_training(run, text.fitted, machine, scores=scores)
+        if loaded.attention.reason:
+            lacks["flash_attn"] = loaded.attention.reason
+        model, padding_reason = loaded.model, loaded.padding_reason
+    else:
+        model = load_for_inference(run, machine, scores=scores)
+        padding_reason = isolates_samples(model)
+    if padding_reason is None:
+        isolate_samples(model)
+    return model, padding_reason, lacks
+
+
+def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
+    """Raises `ModelError` if the samples of packed rows must be kept apart, which needs what the model lacks."""
+    if is_packed and must_isolate:
+        raise ModelError(
+            f"neat_packing: this model cannot keep the samples of a row apart: {reason}"
+            " -> leave neat_packing out, or set packing: true, where the samples of a row see each other"
+        )
+    info(f"rows are padded: {reason}")
+    if is_packed:
+        warn("packing: the samples of a row see each other, since this model cannot keep them apart")
+
+
+def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
+    """The ledger and the first row, before the weights are loaded."""
+    from luthier.inspection.terminal import sequences_of, without_colours
+
+    for line in data.ledger.summary():
+        info(line)
+    rows: Any = data.train
+    firsts = [] if rows is None or not run.trains else [rows[0]] if data.streamed is None else data.streamed.first(1)[0]
+    for first in firsts:
+        for title, sequence in sequences_of(first)[:2]:
+            what = f"first row, {title}" if title else "first row"
+            info(f"{what} (learned between ⟦ and ⟧): {without_colours(sequence, text.tokenizer)}")
+
+
+def carry_out(
+    run: TrainRun,
+    trainer: "StageTrainer",
+    data: "PreparedData",
+    text: TextSide,
+    resume_from: Path | None,
+    lacks: Mapping[str, str],
+) -> "RunResult":
+    """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`.
+
+    `lacks`: from `load_policy`.
+    """
+    from luthier.training.fit import RunResult, fit, with_perplexity
+    from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
+    from luthier.workflow.predict import predict, predict_rows
+
+    output_dir = Path(run.training["output_dir"])
+    metrics: dict[str, Mapping[str, float]] = {}
+    if trainer.is_world_process_zero():
+        write_json(output_dir / "data_report.json", data.ledger.to_json())
+    if run.trains:
+        training, was_interrupted = fit(trainer, resume_from)
+        if trainer.reading is not None:
+            report_stream(trainer, output_dir)
+        if training:
+            metrics["train"] = training
+            if run.finetuning.include_effective_tokens_per_second:
+                per_device = training["train_tokens_per_second"] / trainer.args.world_size
+                metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
+        if was_interrupted:
+            info(how_to_go_on(run, output_dir))
+            return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
+        trainer.save_final()
+        if trainer.is_world_process_zero():
+            ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
+        if training and trainer.is_world_process_zero():
+            forget_results(output_dir)
+    if run.training["do_eval"] and data.eval:
+        evaluation = trainer.evaluate()
+        metrics["eval"] = with_perplexity(evaluation) if trainer.stage.learns_all else evaluation
+    if run.training["do_predict"]:
+        if trainer.stage.predict is not None:
+            metrics["predict"] = predict_rows(trainer, data, output_dir)
+        else:
+            metrics["predict"] = predict(run, trainer.policy, data, text)
+    if trainer.is_world_process_zero():
+        with describing(output_dir):
+            for split, values in metrics.items():
+                save_metrics(output_dir, split, values)
+            if run.trains:
+                facts = facts_of(run, trainer, data, lacks)
+                finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+    return RunResult(output_dir, metrics, trainer.state.log_history)
+
+
+def facts_of(run: TrainRun, trainer: "StageTrainer", data: "PreparedData", lacks: Mapping[str, str]) -> dict[str, Any]:
+    """For the manifest: what the weights were made of, and on what."""
+    from luthier.model.adapters._merge import unwrap
+    from luthier.model.loading.configure import what_became
+
+    facts: dict[str, Any] = {
+        "seed": run.training["seed"],
+        "data": data.fingerprint,
+        "model": run.model.model_name_or_path,
+        "computed_with": what_became(unwrap(trainer.policy)),
+    }
+    return {**facts, "not_as_asked": dict(lacks)} if lacks else facts
+
+
+def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
+    """What was read of a stream, which is known at the end only."""
+    from luthier.data.ledger import LEDGER_FILE
+    from luthier.training.report import write_json
+
+    assert trainer.reading is not None, "the rows are streamed"
+    ledger = trainer.reading.ledger()
+    if trainer.is_world_process_zero():
+        write_json(output_dir / LEDGER_FILE, ledger.to_json())
+        for line in ledger.summary():
+            info(line)
+
+
+def how_to_go_on(run: TrainRun, output_dir: Path) -> str:
+    """What a person whose run was stopped wants to know."""
+    from luthier.training.checkpoints import last_whole_checkpoint
+
+    checkpoint = last_whole_checkpoint(output_dir)
+    if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
+        how = f"with resume_from_checkpoint: {checkpoint} it goes on from there"
+    else:
+        how = "the same command goes on from there"
+    return f"stopped: {checkpoint} is saved -> {how}"

@@ -1,0 +1,202 @@
+"""Token ids and what is learned of them: the encoder, the budget of a turn, the labels of a conversation."""
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.core.errors import ModelError
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.render import render
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns, split_budget
+from luthier.data.rows.tokenize import turn_ids
+from luthier.data.templates import Special, Token, get_template, template_names
+from luthier.data.types import Message
+from tests import tiny
+
+X = IGNORE_INDEX
+EOS = 9
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kept"),
+    [
+        (3000, 2000, (600, 400)),
+        (2000, 3000, (400, 600)),
+        (1000, 100, (900, 100)),
+        (100, 1000, (100, 900)),
+        (100, 500, (100, 500)),
+        (500, 100, (500, 100)),
+        (10, 10, (10, 10)),
+    ],
+)
+def test_budget(source, target, kept):
+    assert split_budget(source, target, 1000) == kept
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 2000))
+def test_budget_is_used_up(source, target, cutoff):
+    """Nothing is cut that fits, the cutoff is met exactly otherwise, and a short answer is always kept whole."""
+    kept_source, kept_target = split_budget(source, target, cutoff)
+    assert 0 <= kept_source <= source and 0 <= kept_target <= target
+    assert kept_source + kept_target == min(source + target, cutoff)
+    if 2 * target < cutoff:
+        assert kept_target == target
+
+
+TURNS = [([1, 2], [3, 4]), ([5, 6], [7, 8])]
+
+
+def test_every_answer_is_learned():
+    assert label_turns(TURNS, cutoff_len=100) == Encoded([1, 2, 3, 4, 5, 6, 7, 8], [X, X, 3, 4, X, X, 7, 8])
+
+
+def test_train_on_prompt():
+    row = label_turns(TURNS, cutoff_len=100, train_on_prompt=True)
+    assert row.labels == row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_mask_history():
+    row = label_turns(TURNS, cutoff_len=100, mask_history=True)
+    assert row == Encoded([1, 2, 3, 4, 5, 6, 7, 8], [X, X, X, X, X, X, 7, 8])
+
+
+def test_efficient_eos():
+    """The eos stands at the very end; the first prompt token after an answer has it as its label."""
+    row = label_turns(TURNS, cutoff_len=100, eos_token_id=EOS)
+    assert row == Encoded([1, 2, 3, 4, 5, 6, 7, 8, EOS], [X, X, 3, 4, EOS, X, 7, 8, EOS])
+    row = label_turns(TURNS, cutoff_len=100, eos_token_id=EOS, train_on_prompt=True)
+    assert row.labels == row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, EOS]
+
+
+def test_efficient_eos_with_masked_history_learns_nothing_earlier():
+    """Unlike the reference, which labels the starts of earlier turns with eos from three turns on."""
+    turns = [*TURNS, ([10], [11])]
+    row = label_turns(turns, cutoff_len=100, mask_history=True, eos_token_id=EOS)
+    assert row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, EOS]
+    assert row.labels == [X] * 9 + [11, EOS]
+
+
+def test_turns_that_do_not_fit():
+    """Cutoff 5: the first turn takes 4, the second shares one: 2 x 1 // 4 = 0 for the answer, 1 for the prompt."""
+    assert label_turns(TURNS, cutoff_len=5) == Encoded([1, 2, 3, 4, 5], [X, X, 3, 4, X], 3, 2, True)
+    assert label_turns(TURNS, cutoff_len=4) == Encoded([1, 2, 3, 4], [X, X, 3, 4], 4, 2, False)
+    assert label_turns(TURNS, cutoff_len=5, eos_token_id=EOS) == Encoded(
+        [1, 2, 3, 4, EOS], [X, X, 3, 4, EOS], 4, 2, False
+    )
+
+
+def test_masked_history_keeps_the_last_turn():
+    """Cutoff 6: the last turn whole, then two tokens of the turn before it, all of whose labels are off."""
+    row = label_turns(TURNS, cutoff_len=6, mask_history=True)
+    assert row == Encoded([1, 3, 5, 6, 7, 8], [X, X, X, X, 7, 8], 2, 0, False)
+
+
+def test_an_answer_that_is_cut_has_lost_its_end():
+    row = label_turns([([1] * 4, [2] * 4)], cutoff_len=4)
+    assert row == Encoded([1, 1, 2, 2], [X, X, 2, 2], 4, 2, True)
+
+
+def test_no_limit():
+    row = label_turns(TURNS, cutoff_len=None, eos_token_id=EOS)
+    assert len(row.input_ids) == 9 and row.lost_tokens == 0
+
+
+ids = st.lists(st.integers(10, 99), max_size=8)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(ids, ids), min_size=1, max_size=4),
+    st.integers(1, 40),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, EOS]),
+)
+def test_labels_align(turns, cutoff_len, train_on_prompt, mask_history, eos):
+    """A label is its token, or ignored, or the eos that an answer before it should have had."""
+    row = label_turns(
+        turns, cutoff_len=cutoff_len, train_on_prompt=train_on_prompt, mask_history=mask_history, eos_token_id=eos
+    )
+    assert len(row.input_ids) == len(row.labels) <= cutoff_len
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        assert label in (IGNORE_INDEX, token) or (label == eos and not mask_history and not train_on_prompt)
+    total = sum(len(source) + len(target) for source, target in turns)
+    assert row.lost_tokens == total + (eos is not None) - len(row.input_ids) >= row.lost_labels >= 0
+    assert total + (eos is not None) > cutoff_len or row.lost_tokens == 0
+    assert row.lost_labels > 0 or not row.lost_terminator
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(tiny.byte_tokenizer())
+
+
+def test_pieces_are_tokenised_one_by_one(encoder):
+    assert encoder.pieces((Special("bos"), "<|im_start|>a", "", Special("eos"))) == [
+        259,
+        257,
+        ord_id(encoder, "a"),
+        260,
+    ]
+
+
+def ord_id(encoder, character):
+    return encoder.tokenizer.convert_tokens_to_ids(character)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(["x" * 3000, "<s>a</s>"]))
+def test_fast_path_equals_the_tokenizer(encoder, text):
+    """Also after a call that leaves padding and truncation switched on."""
+    encoder.tokenizer("a b c", padding="max_length", truncation=True, max_length=2)
+    expected = encoder.tokenizer.encode(text, add_special_tokens=False)
+    encoder.tokenizer("a b c", padding="max_length", truncation=True, max_length=2)
+    assert encoder.text(text) == encoder.texts([text])[0] == expected
+
+
+def test_what_is_cached_cannot_be_changed(encoder):
+    encoder.text("abc").append(0)
+    assert len(encoder.text("abc")) == 3
+
+
+def test_missing_special_tokens_are_nothing():
+    encoder = Encoder(tiny.byte_tokenizer(bos_token=None))
+    assert encoder.pieces((Special("bos"), Special("eos"))) == [260]
+
+
+def test_split_special_tokens():
+    tokenizer = tiny.byte_tokenizer()
+    assert Encoder(tokenizer).text("<s>") == [259]
+    assert len(Encoder(tokenizer, split_special_tokens=True).text("<s>")) == 3
+    assert Encoder(tokenizer).text("<s>") == [259], "the setting belongs to the encoder, not to the tokenizer"
+
+
+def test_tokens_by_name(encoder):
+    assert encoder.pieces((Token("<|im_end|>"),)) == [258]
+    with pytest.raises(ModelError, match="<sep>"):
+        encoder.pieces(get_template("yuan").user)
+
+
+def test_an_encoder_travels_to_workers(encoder):
+    twin = pickle.loads(pickle.dumps(encoder))
+    assert twin.pieces((Special("bos"), "a")) == encoder.pieces((Special("bos"), "a"))
+
+
+MESSAGES = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "And?"), Message("assistant", "Bye"))
+
+
+@pytest.mark.parametrize("name", [name for name in template_names() if name not in ("chatglm3", "yuan")])
+def test_all_formats_from_text_to_labels(encoder, name):
+    """What is learned of a row is the answers; many rows at once give the ids of each by itself."""
+    template = get_template(name)
+    turns = render(template, MESSAGES, purpose="train")
+    pairs = [(encoder.pieces(turn.prompt), encoder.pieces(turn.answer)) for turn in turns]
+    assert turn_ids(encoder, [turns, turns[:1]]) == [pairs, pairs[:1]]
+    row = label_turns(
+        pairs, cutoff_len=4096, eos_token_id=encoder.tokenizer.eos_token_id if template.efficient_eos else None
+    )
+    learned = [label for token, label in zip(row.input_ids, row.labels, strict=True) if label == token]
+    answers = [token for _, answer in pairs for token in answer]
+    assert learned == answers + ([260] if template.efficient_eos else [])

@@ -1,0 +1,47 @@
+"""Under what the log-probabilities of a reference are kept: whatever changes what it computes, and nothing else."""
+
+import peft
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from luthier.training.reference_logps import weights_digest
+from tests.tiny import TINY_LLAMA
+
+
+def model(**changes):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{**TINY_LLAMA, **changes}))
+
+
+def adapted(**changes):
+    torch.manual_seed(1)
+    keys = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "init_lora_weights": False, **changes}
+    return peft.get_peft_model(model(), peft.LoraConfig(**keys))
+
+
+def test_its_name_does_not_matter():
+    renamed = model()
+    renamed.config._name_or_path = renamed.name_or_path = "somewhere/else"
+    assert weights_digest(renamed) == weights_digest(model())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rms_norm_eps": 1e-3}, {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}]
+)
+def test_the_same_weights_with_another_config_are_another_model(changes):
+    one, other = model(), model(**changes)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert weights_digest(one) != weights_digest(other)
+
+
+def test_the_same_adapter_with_another_scale_is_another_model():
+    assert weights_digest(adapted()) == weights_digest(adapted())
+    assert weights_digest(adapted(lora_alpha=16)) != weights_digest(adapted())
+
+
+def test_a_changed_weight_is_another_model():
+    changed = model()
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1
+    assert weights_digest(changed) != weights_digest(model())
