@@ -3,7 +3,7 @@
     make bench-data
 
 20,000 alpaca-like rows of a fixed seed, SmolLM2's tokenizer, default settings. `encode_batch` gets the same
-conversations as whole texts that lie in memory already; luthier reads the file, writes the conversations, tokenises,
+conversations as whole texts that lie in memory already; luthier reads the file, writes the conversations, tokenizes,
 labels, counts and stores them. The two take turns, so that what else the machine does meets both; the best of each
 counts. `--long` prepares 1,000,000 short rows, too, and tells the memory that this takes.
 """

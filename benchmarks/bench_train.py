@@ -55,7 +55,7 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    rows, tokenizer = tokenised_rows(output_dir, steps, dtype)
+    rows, tokenizer = tokenized_rows(output_dir, steps, dtype)
     model = AutoModelForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, dtype=getattr(torch, dtype))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     # transformers refuses to train what it loaded from GGUF until the quantizer is taken off.
@@ -72,7 +72,7 @@ def train_plain(output_dir: str, steps: int, dtype: str) -> float:
     return trainer.train().metrics["train_runtime"]
 
 
-def tokenised_rows(output_dir: str, steps: int, dtype: str):  # type: ignore[no-untyped-def]
+def tokenized_rows(output_dir: str, steps: int, dtype: str):  # type: ignore[no-untyped-def]
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
     from luthier.workflow.text import load_text_side
@@ -85,7 +85,7 @@ def tokenised_rows(output_dir: str, steps: int, dtype: str):  # type: ignore[no-
 
 
 def useful_tokens(steps: int) -> int:
-    rows, _ = tokenised_rows("unused", steps, "float32")
+    rows, _ = tokenized_rows("unused", steps, "float32")
     return sum(len(rows[index % len(rows)]["input_ids"]) for index in range(4 * steps))
 
 

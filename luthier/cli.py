@@ -12,7 +12,7 @@ COMMANDS = {
     "check": ("RUN [key=value ...] [--for train|chat|export]", "validate a run file and its datasets"),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
-        "show the tokenised rows, or examine the datasets",
+        "show the tokenized rows, or examine the datasets",
     ),
     "template": (
         "list | show NAME | render NAME FILE | check MODEL [NAME] [--data RUN] [--rows N] [--json]",

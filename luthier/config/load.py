@@ -323,8 +323,8 @@ class _Draft:
         if isinstance(run, TrainRun):
             checks += [OPTIMIZERS.get(name).check for name in run.optimizers]
         keys = run.quantization
-        quantises = keys.quantization_bit is not None and not isinstance(run, ExportRun)
-        if quantises and keys.quantization_method in QUANTIZERS.names:
+        quantizes = keys.quantization_bit is not None and not isinstance(run, ExportRun)
+        if quantizes and keys.quantization_method in QUANTIZERS.names:
             checks.append(QUANTIZERS.get(keys.quantization_method).check)
         return checks
 

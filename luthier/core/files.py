@@ -1,6 +1,6 @@
 """Files and folders that are whole or not there.
 
-What is written goes into a temporary neighbour first and is renamed into place when it is complete. So a full disk or
+What is written goes into a temporary neighbor first and is renamed into place when it is complete. So a full disk or
 an interrupt never leaves half of it, and never harms what stood there before.
 """
 
@@ -18,7 +18,7 @@ from luthier.core.errors import OutputError, RunFailed
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the file `path` by `content`. Raises `OutputError` or `RunFailed`; the old file stays then."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = _neighbour(path)
+    temporary = _neighbor(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -126,7 +126,7 @@ def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
 
 def _draft_of(folder: Path) -> Path:
     """A new folder on the same disk as `folder`: in it, since it may be a disk of its own, or else beside it."""
-    temporary = folder / f".{os.getpid()}.tmp" if folder.is_dir() else _neighbour(folder)
+    temporary = folder / f".{os.getpid()}.tmp" if folder.is_dir() else _neighbor(folder)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -145,7 +145,7 @@ def _failed(folder: Path, reason: str) -> RunFailed:
     )
 
 
-def _neighbour(path: Path) -> Path:
+def _neighbor(path: Path) -> Path:
     return path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.tmp")
 
 

@@ -13,7 +13,7 @@ LOGGER = logging.getLogger("luthier")
 
 
 class _Stderr(logging.StreamHandler):
-    """Looks `sys.stderr` up at every record, so that a redirection made later is honoured."""
+    """Looks `sys.stderr` up at every record, so that a redirection made later is honored."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -63,7 +63,7 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def hush_libraries() -> None:
+def silence_libraries() -> None:
     """Leave the word to luthier: no bars while weights load, no notes meant for the authors of libraries.
 
     Downloads from a hub keep their bars on a terminal. Imports transformers.

@@ -1,4 +1,4 @@
-"""From tokenised rows to the tensors of one batch. B sequences, T tokens of the longest, N tokens of all.
+"""From tokenized rows to the tensors of one batch. B sequences, T tokens of the longest, N tokens of all.
 
 A row with two parts is two sequences: first come the first parts of all rows, then their second parts.
 

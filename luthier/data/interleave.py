@@ -1,6 +1,6 @@
 """Rows of several datasets in the order of `mix_strategy`, without knowing how many there are; and a shuffle buffer.
 
-As long as nothing is left out, `in_turns` gives the order of `luthier.data.mix.mix`, with the same random numbers.
+As long as nothing is left out, `interleaved` gives the order of `luthier.data.mix.mix`, with the same random numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ Opener = Callable[[], Iterator[Item]]
 """Begins a dataset anew."""
 
 
-def in_turns(
+def interleaved(
     openers: "Sequence[Opener[Item]]", strategy: MixStrategy, probabilities: Sequence[float], seed: int
 ) -> Iterator[tuple[int, Item]]:
     """(dataset, row) until the strategy is satisfied. Raises `DataError` for probabilities that cannot work."""

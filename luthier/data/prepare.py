@@ -1,8 +1,8 @@
-"""From the datasets a run names to tokenised rows, with an account of every row on the way.
+"""From the datasets a run names to tokenized rows, with an account of every row on the way.
 
 read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
 
-Tokenised and packed rows lie in the cache; a run on unchanged data finds them there.
+Tokenized and packed rows lie in the cache; a run on unchanged data finds them there.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger)
-        info(f"data: tokenised rows saved to {run.data.tokenized_path}, where the next run reads them")
+        info(f"data: tokenized rows saved to {run.data.tokenized_path}, where the next run reads them")
     return data
 
 

@@ -1,4 +1,4 @@
-"""`streaming: true`: rows are read, tokenised and drawn while training; what is held does not follow the dataset.
+"""`streaming: true`: rows are read, tokenized and drawn while training; what is held does not follow the dataset.
 
 read -> draw in turns (`mix_strategy`) -> take the share of this process and worker -> shuffle buffer -> encode -> pack
 
@@ -22,7 +22,7 @@ from luthier.config.keys.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import warn
 from luthier.data.cache.arrow import flat, row_lengths, table_of
-from luthier.data.interleave import in_turns, shuffled
+from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
 from luthier.data.rows.maker import Drawn, Parts, RowMaker, column_values
@@ -84,7 +84,7 @@ class Stream:
     def _in_order(self, number: int) -> "Iterator[tuple[Origin, Row]]":
         openers = [partial(self._numbered, spec) for spec in self.specs]
         is_empty = True
-        for dataset, (place, row) in in_turns(openers, self.strategy, self.probabilities, self.seed + number):
+        for dataset, (place, row) in interleaved(openers, self.strategy, self.probabilities, self.seed + number):
             if (dataset, place) not in self.held_out:
                 is_empty = False
                 yield (dataset, place), row

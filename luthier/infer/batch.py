@@ -92,11 +92,11 @@ def _generate_batch(
     )
     options: dict[str, Any] = {"generation_config": config}
     if draws_apart:
-        from luthier.infer.sampling import OwnDraws, group_size, uniforms
+        from luthier.infer.sampling import PerAnswerSampler, group_size, uniforms
 
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
         size = group_size([prompts[index] for index in with_room])
-        options["custom_generate"] = OwnDraws(numbers, width, size).sample
+        options["custom_generate"] = PerAnswerSampler(numbers, width, size).sample
     was_training = model.training
     model.eval()
     try:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.chat.answers import THOUGHT_WORDS, between
+from luthier.data.chat.answers import THINKING_TAGS, between
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
 from luthier.data.templates import Template
 from luthier.data.tools import ToolCall
@@ -68,7 +68,7 @@ class TemplatePrompting:
         return self.encoder.pieces(turn.prompt)
 
     def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        opening, closing = self.template.thought_words
+        opening, closing = self.template.thinking_tags
         thought = re.match(f"{re.escape(opening)}.*?{re.escape(closing)}", text, re.DOTALL)
         words = text[thought.end() :] if thought else text
         calls = read_calls(self.template.call_syntax, words, tools)
@@ -83,10 +83,10 @@ class TemplatePrompting:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnTemplatePrompting:
+class ModelTemplatePrompting:
     """The model's own chat template, run as in training."""
 
-    program: ChatProgram
+    model_template: ModelChatTemplate
     call_syntax: str
     """The syntax in which the model calls tools. A chat template says how calls are written, not how they are read."""
 
@@ -96,7 +96,7 @@ class OwnTemplatePrompting:
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
         try:
-            return self.program.prompt_ids(messages, system, tools)
+            return self.model_template.prompt_ids(messages, system, tools)
         except RowError as fault:
             raise InvalidInput(f"{fault} -> name another one with `template`") from fault
 
@@ -104,7 +104,7 @@ class OwnTemplatePrompting:
         calls = read_calls(self.call_syntax, text, tools)
         if not calls:
             return Message("assistant", text), []
-        thought = between(THOUGHT_WORDS).match(text)
+        thought = between(THINKING_TAGS).match(text)
         return Message("function", (thought[0] if thought else "") + as_json(calls)), calls
 
 

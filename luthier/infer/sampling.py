@@ -31,7 +31,7 @@ def uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
     return torch.stack(rows)
 
 
-def drawn(scores: Tensor, numbers: Tensor) -> Tensor:
+def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
     """(B,) the tokens that (B,) uniform `numbers` draw from the (B, V) logits `scores`."""
     cumulated = scores.double().softmax(-1).cumsum(-1)
     # The sum of all probabilities is 1 but for rounding; a token with none is never found.
@@ -39,7 +39,7 @@ def drawn(scores: Tensor, numbers: Tensor) -> Tensor:
     return found.squeeze(-1)
 
 
-class OwnDraws(LogitsProcessor):
+class PerAnswerSampler(LogitsProcessor):
     """Leaves the drawn token as the only possible one. It must come behind whatever shapes the distribution."""
 
     def __init__(self, numbers: Tensor, num_prompt_tokens: int, group_size: int = 1) -> None:
@@ -47,7 +47,7 @@ class OwnDraws(LogitsProcessor):
         self.numbers, self.num_prompt_tokens, self.group_size = numbers, num_prompt_tokens, group_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tokens = drawn(scores, self.numbers[:, input_ids.shape[1] - self.num_prompt_tokens])
+        tokens = sample_tokens(scores, self.numbers[:, input_ids.shape[1] - self.num_prompt_tokens])
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
     def sample(
@@ -71,7 +71,7 @@ class OwnDraws(LogitsProcessor):
 
 
 def group_size(prompts: Sequence[Sequence[int]]) -> int:
-    """How many neighbours are equal, if it is the same number everywhere; else 1."""
+    """How many neighbors are equal, if it is the same number everywhere; else 1."""
     starts = [0, *(place for place, (a, b) in enumerate(pairwise(prompts), 1) if a != b), len(prompts)]
     sizes = {end - start for start, end in pairwise(starts)}
     return sizes.pop() if len(sizes) == 1 else 1

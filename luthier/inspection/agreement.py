@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import Asked, ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate, RenderedAnswer
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded, label_turns
 from luthier.data.types import Dialogue, Message
@@ -49,7 +49,7 @@ class Finding:
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
 
 
-def compare(encoding: Encoding, server: ChatProgram, dialogue: Dialogue, stop_ids: Collection[int]) -> Finding:
+def compare(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue, stop_ids: Collection[int]) -> Finding:
     """`encoding` makes the rows of training, `server` the prompts of inference, which stops at `stop_ids`."""
     try:
         asked = server.asked(dialogue)
@@ -66,18 +66,18 @@ def compare(encoding: Encoding, server: ChatProgram, dialogue: Dialogue, stop_id
     return Finding("equal", num_answers=len(asked))
 
 
-def default_systems(encoding: Encoding, server: ChatProgram) -> tuple[str, str]:
+def default_systems(encoding: Encoding, server: ModelChatTemplate) -> tuple[str, str]:
     """The system texts of training and of the server where a conversation has none."""
     theirs = _default_system(server)
-    return theirs if encoding.program is not None else encoding.template.default_system, theirs
+    return theirs if encoding.model_template is not None else encoding.template.default_system, theirs
 
 
-def _default_system(program: ChatProgram) -> str:
+def _default_system(model_template: ModelChatTemplate) -> str:
     """What a chat template writes; empty if it writes none."""
     question, mark = [Message("user", "⟪user⟫")], "⟪system⟫"
     try:
-        marked = program.text(question, mark, "", asks=True, thinks=True)
-        plain = program.text(question, "", "", asks=True, thinks=True)
+        marked = model_template.text(question, mark, "", asks=True, thinks=True)
+        plain = model_template.text(question, "", "", asks=True, thinks=True)
     except RowError:
         return ""
     before, found, after = marked.partition(mark)
@@ -92,7 +92,7 @@ def _rows(encoding: Encoding, dialogue: Dialogue) -> list[Encoded]:
 
 
 def _compare_answer(
-    number: int, answer: Asked, row: Encoded, encoder: Encoder, stop_ids: Collection[int]
+    number: int, answer: RenderedAnswer, row: Encoded, encoder: Encoder, stop_ids: Collection[int]
 ) -> Finding | None:
     """None if the row begins with what the server has after this answer, and learns to stop there."""
     prompt, whole = encoder.text(answer.prompt), encoder.text(answer.whole)
@@ -125,9 +125,9 @@ def _difference(number: int, position: int, ours: Sequence[int], theirs: Sequenc
     return Difference(number, position, before, decoded(ours, position, after), decoded(theirs, position, after))
 
 
-def _cause(encoding: Encoding, server: ChatProgram, dialogue: Dialogue) -> str:
+def _cause(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue) -> str:
     """Says so if the default system text is all that differs."""
-    if dialogue.system or encoding.program is not None:
+    if dialogue.system or encoding.model_template is not None:
         return ""
     given = replace(dialogue, system="Be brief.")
     try:

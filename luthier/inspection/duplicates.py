@@ -22,22 +22,22 @@ WORDS_PER_SHINGLE = 3
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 
 
-class ExactTwins:
+class ExactDuplicates:
     """The first place of every distinct row, by split."""
 
     def __init__(self) -> None:
         self._first: dict[Split, dict[bytes, Place]] = {"train": {}, "eval": {}}
 
     def note(self, sample: Sample) -> None:
-        """Fill in `sample.twins`, and remember the row."""
+        """Fill in `sample.duplicates`, and remember the row."""
         digest = blake2b(repr(sample.example).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         found = {split: first[digest] for split, first in self._first.items() if digest in first}
         # A row that was drawn twice, or a dataset that is named twice, is no fault of the data.
-        sample.twins = {s: p for s, p in found.items() if s != sample.split or p != sample.place}
+        sample.duplicates = {s: p for s, p in found.items() if s != sample.split or p != sample.place}
         self._first[sample.split].setdefault(digest, sample.place)
 
 
-class NearTwins:
+class NearDuplicates:
     """An index of all rows so far, by split. Raises `MissingExtra` without the library `datasketch`."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class NearTwins:
         sketch = self._blank.copy()
         sketch.update_batch([shingle.encode() for shingle in shingles])
         sample.near = dict(self._nearest(sketch))
-        if sample.split not in sample.twins:
+        if sample.split not in sample.duplicates:
             known = self._known[sample.split]
             self._index[sample.split].insert(len(known), sketch)
             known.append((sample.place, sketch))

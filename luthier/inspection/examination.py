@@ -18,8 +18,8 @@ from luthier.data.rows.tokenize import Written, turn_ids
 from luthier.data.sources.catalog import load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Media
-from luthier.inspection.doctor import Check, Finding, Place, Sample, Split, Terms
-from luthier.inspection.duplicates import ExactTwins, NearTwins
+from luthier.inspection.doctor import Check, CheckContext, Finding, Place, Sample, Split
+from luthier.inspection.duplicates import ExactDuplicates, NearDuplicates
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -47,9 +47,9 @@ class Examination:
         packer = stage.rows.packer(run, encoding)
         if packer is not None and packer.cuts_rows:
             encoding = encoding.unlimited()
-        terms = terms_of(run, encoding, has_targets=stage.rows.has_targets)
+        context = context_of(run, encoding, has_targets=stage.rows.has_targets)
         checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
-        exact, near = ExactTwins(), self._near_twins()
+        exact, near = ExactDuplicates(), self._near_twins()
         for sample in self._samples(run, stage, encoding):
             if isinstance(sample, Finding):
                 yield sample
@@ -62,11 +62,11 @@ class Examination:
             counts[sample.dataset] = counts.get(sample.dataset, 0) + 1
             self.lengths[sample.split].extend(max(part.num_tokens for part in row) for row in sample.rows)
             for check in checks:
-                yield from check.find(sample, terms)
+                yield from check.find(sample, context)
 
-    def _near_twins(self) -> NearTwins | None:
+    def _near_twins(self) -> NearDuplicates | None:
         try:
-            return NearTwins()
+            return NearDuplicates()
         except MissingExtra as missing:
             self.not_checked["near_duplicates"] = str(missing)
             return None
@@ -125,16 +125,16 @@ class _Reader:
             return sample, []
 
 
-def terms_of(run: "TrainRun", encoding: Encoding, *, has_targets: bool) -> Terms:
+def context_of(run: "TrainRun", encoding: Encoding, *, has_targets: bool) -> CheckContext:
     tokenizer, template = encoding.encoder.tokenizer, encoding.template
     special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     longest_first = sorted(special, key=len, reverse=True)
-    return Terms(
+    return CheckContext(
         on_overlong=run.data.on_overlong,
         cutoff_len=encoding.cutoff_len,
         has_targets=has_targets,
         splits_evaluation_off=run.data.val_size > 0,
         split_special_tokens=encoding.encoder.split_special_tokens,
         special_words=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
-        answer_words="".join((*template.thought_words, *template.tool_call_words)),
+        answer_words="".join((*template.thinking_tags, *template.tool_call_words)),
     )

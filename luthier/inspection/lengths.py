@@ -34,7 +34,7 @@ def measured(lengths: Sequence[int], cutoff_len: int) -> dict[str, Any]:
 def smallest_cutoff(ascending: Sequence[int], share: float) -> int:
     """The least c with sum_i min(length_i, c) >= share * sum_i length_i.
 
-    Between two neighbouring lengths the sum grows with every token of c by the number of longer rows.
+    Between two neighboring lengths the sum grows with every token of c by the number of longer rows.
     """
     wanted, kept, at = share * sum(ascending), 0, 0
     for num_shorter, length in enumerate(ascending):

@@ -1,4 +1,4 @@
-"""Tokenised rows and their account as one HTML file to share: everything is inside it, and it works without a network.
+"""Tokenized rows and their account as one HTML file to share: everything is inside it, and it works without a network.
 
 `page.html` holds the looks; every text of the data is escaped here.
 """

@@ -1,4 +1,4 @@
-"""What stands where in a tokenised row: the text of its tokens, the marks of the chat format, the roles between them.
+"""What stands where in a tokenized row: the text of its tokens, the marks of the chat format, the roles between them.
 
 Roles are read off the text: the fixed words around the messages are searched for. So they are known for formats made of
 slots, and not for a model's own chat template that is more than slots, nor for plain text.

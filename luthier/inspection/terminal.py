@@ -1,4 +1,4 @@
-"""Tokenised rows as a person can read them in the terminal, coloured by what is learned and by who speaks."""
+"""Tokenized rows as a person can read them in the terminal, colored by what is learned and by who speaks."""
 
 import os
 import re
@@ -25,12 +25,12 @@ PLAIN_LEGEND = "learned between ⟦ and ⟧, with a weight below 1 between ⟦ a
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def shows_colours(stream: IO[str]) -> bool:
+def shows_colors(stream: IO[str]) -> bool:
     """A terminal that nobody has asked to do without (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def without_colours(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
+def without_colors(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
     """The text of a row; what is learned stands between ⟦ and ⟧, with its weight behind it if that is below 1.
 
     `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
@@ -45,20 +45,20 @@ def without_colours(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase"
     return "".join(text)
 
 
-def coloured(
+def colored(
     row: Mapping[str, Any],
     tokenizer: "PreTrainedTokenizerBase",
     marks: RoleMarks,
     *,
     is_prompt: bool = False,
 ) -> str:
-    """The text of a row in the colours of `LEGEND`; control characters of the data cannot reach the terminal."""
+    """The text of a row in the colors of `LEGEND`; control characters of the data cannot reach the terminal."""
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
     shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS) or ())
-    for colour, tokens in groupby(shown, key=_colour):
+    for color, tokens in groupby(shown, key=_color):
         piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
-        text.append(f"{colour}{piece}{RESET}" if colour else piece)
+        text.append(f"{color}{piece}{RESET}" if color else piece)
     return "".join(text)
 
 
@@ -91,7 +91,7 @@ def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _colour(token: Shown) -> str:
+def _color(token: Shown) -> str:
     if token.is_learned:
         return LEARNED if token.weight == 1 else PARTLY
     return MARK if token.is_mark or token.is_special else SEEN

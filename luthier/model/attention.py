@@ -53,27 +53,27 @@ def resolve_attention(
     is believed to know every implementation.
     """
     wanted = _ASKED.get(asked, "sdpa")
-    lack = _lack(wanted, config, model_class, dtype, machine)
+    lack = _reason_against(wanted, config, model_class, dtype, machine)
     if not lack:
         return Attention(_flash_kernel(model_class) or wanted if wanted in _FLASH.values() else wanted)
-    best = "eager" if wanted == "sdpa" or _sdpa_lack(config, model_class) else "sdpa"
+    best = "eager" if wanted == "sdpa" or _reason_against_sdpa(config, model_class) else "sdpa"
     return Attention(best, "" if asked == "auto" else f"{lack}: {best} attention runs instead")
 
 
-def _lack(
+def _reason_against(
     wanted: str, config: "PreTrainedConfig", model_class: "type | None", dtype: "torch.dtype", machine: Machine
 ) -> str:
     """What keeps `wanted` from running, or the empty text."""
     if wanted == "eager":
         return ""
     if wanted == "sdpa":
-        return _sdpa_lack(config, model_class)
+        return _reason_against_sdpa(config, model_class)
     if wanted == _FLEX:
-        return _flex_lack(config, model_class, machine)
-    return _flash_lack(wanted, model_class, dtype, machine)
+        return _reason_against_flex(config, model_class, machine)
+    return _reason_against_flash(wanted, model_class, dtype, machine)
 
 
-def _sdpa_lack(config: "PreTrainedConfig", model_class: "type | None") -> str:
+def _reason_against_sdpa(config: "PreTrainedConfig", model_class: "type | None") -> str:
     if model_class is not None and not model_class._supports_sdpa:  # type: ignore[attr-defined]
         return f"{model_class.__name__} has no SDPA attention"
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -81,7 +81,7 @@ def _sdpa_lack(config: "PreTrainedConfig", model_class: "type | None") -> str:
     return ""
 
 
-def _flex_lack(config: "PreTrainedConfig", model_class: "type | None", machine: Machine) -> str:
+def _reason_against_flex(config: "PreTrainedConfig", model_class: "type | None", machine: Machine) -> str:
     if machine.device == "cpu":
         return "FlexAttention needs a GPU: PyTorch computes no gradients of it on a CPU"
     if model_class is not None and not model_class._supports_flex_attn:  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def _flash_kernel(model_class: "type | None") -> str | None:
     return next(iter(kernels), None) if kernels else None
 
 
-def _flash_lack(wanted: str, model_class: "type | None", dtype: "torch.dtype", machine: Machine) -> str:
+def _reason_against_flash(wanted: str, model_class: "type | None", dtype: "torch.dtype", machine: Machine) -> str:
     import torch
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 

@@ -27,7 +27,7 @@ def training_dtype(
     return torch.float32 if machine.device == "cpu" else inference_dtype("auto", checkpoint=checkpoint, machine=machine)
 
 
-def tell_slow_format(dtype: "torch.dtype", machine: Machine) -> None:
+def warn_slow_format(dtype: "torch.dtype", machine: Machine) -> None:
     """Say it where bfloat16 would take several times as long as float32, as on a CPU without instructions for it."""
     import torch
 
@@ -81,7 +81,7 @@ def upcast_trainable(model: "nn.Module") -> None:
 
 
 def upcast_norms(model: "nn.Module") -> None:
-    """`upcast_layernorm`: the weights of normalisation layers are float32."""
+    """`upcast_layernorm`: the weights of normalization layers are float32."""
     import torch
 
     for name, weight in model.named_parameters():

@@ -20,7 +20,7 @@ from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.hubs import fetched, fetching
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, at_hand, is_hub_id, locate, read_config
+from luthier.model.files.sources import Source, is_hub_id, local_path, locate, read_config
 from luthier.model.processor_limits import parts_of, set_limits
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def load_processor(
         if has_own_files
         else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     )
-    with readable(source, "processor"), quiet("transformers"), _libraries_at_hand(source.name):
+    with readable(source, "processor"), quiet("transformers"), _libraries_available(source.name):
         processor = AutoProcessor.from_pretrained(
             source.name,
             revision=revision,
@@ -98,7 +98,7 @@ def load_processor(
 
 
 @contextmanager
-def _libraries_at_hand(name: str) -> Iterator[None]:
+def _libraries_available(name: str) -> Iterator[None]:
     """Around loading: that transformers lacks a library becomes `MissingExtra`."""
     try:
         yield
@@ -135,7 +135,7 @@ def _source(keys: "ModelConfig") -> str:
     """The last adapter, if a run with limits has saved a processor beside it; else the model."""
     if keys.adapter_name_or_path:
         last = keys.adapter_name_or_path[-1]
-        last = at_hand(last, **fetching(keys))
+        last = local_path(last, **fetching(keys))
         folder = Path(last, keys.adapter_folder or "").expanduser()
         if any((folder / name).is_file() for name in PROCESSOR_FILES):
             return str(folder)

@@ -1,4 +1,4 @@
-"""`luthier data RUN`: the tokenised rows as training will see them, then the ledger on stderr.
+"""`luthier data RUN`: the tokenized rows as training will see them, then the ledger on stderr.
 
 `--html FILE` writes them as a page to share, `--doctor` examines the datasets instead of showing rows.
 """
@@ -111,13 +111,13 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
     from luthier.data.rows.row_plan import is_of_row
     from luthier.inspection.segments import RoleMarks
-    from luthier.inspection.terminal import LEGEND, PLAIN_LEGEND, coloured, sequences_of, shows_colours, without_colours
+    from luthier.inspection.terminal import LEGEND, PLAIN_LEGEND, colored, sequences_of, shows_colors, without_colors
 
-    colours, is_prompt = shows_colours(sys.stdout), _holds_prompts(options, data)
+    colors, is_prompt = shows_colors(sys.stdout), _holds_prompts(options, data)
     marks = RoleMarks(text.template, text.tokenizer)
     for order, (name, index, row) in enumerate(_chosen(options, data)):
         if not order:
-            print(LEGEND if colours else PLAIN_LEGEND, file=sys.stdout if colours else sys.stderr)
+            print(LEGEND if colors else PLAIN_LEGEND, file=sys.stdout if colors else sys.stderr)
         sequences = sequences_of(row)
         num_tokens = sum(len(sequence["input_ids"]) for _, sequence in sequences)
         learned = sum(label >= 0 for _, sequence in sequences for label in sequence["labels"])
@@ -126,10 +126,10 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
         for title, sequence in sequences:
             if title:
                 print(f"-- {title}: {len(sequence['input_ids'])} tokens")
-            if colours:
-                print(coloured(sequence, text.tokenizer, marks, is_prompt=is_prompt))
+            if colors:
+                print(colored(sequence, text.tokenizer, marks, is_prompt=is_prompt))
             else:
-                print(without_colours(sequence, text.tokenizer, is_prompt=is_prompt))
+                print(without_colors(sequence, text.tokenizer, is_prompt=is_prompt))
 
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:

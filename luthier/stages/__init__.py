@@ -1,7 +1,7 @@
 """What a training stage is. Each other file in this folder is one stage; its file name is its YAML name.
 
-A stage is a value: the one workflow (`luthier.workflow.training`) and the one trainer (`luthier.training.trainer`) take it as
-it is, and never ask for its name.
+A stage is a value: the one workflow (`luthier.workflow.training`) and the one trainer (`luthier.training.trainer`) take
+it as it is, and never ask for its name.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -17,7 +17,7 @@ EPSILON = 1e-4
 
 
 def gae(rewards: "Tensor", values: "Tensor", rows: "Tensor", *, gamma: float, lam: float) -> "Tensor":
-    """Generalised advantage estimation (https://arxiv.org/abs/1506.02438, eq. 16): (K,) for (K,) rewards and values.
+    """Generalized advantage estimation (https://arxiv.org/abs/1506.02438, eq. 16): (K,) for (K,) rewards and values.
 
     delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 within each answer; both are 0 after its end.
     """

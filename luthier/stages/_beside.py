@@ -28,12 +28,12 @@ def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Co
     with companion.asked() as network:
         given = predictions_at(network, companion.head, inputs, positions)
     own = predictions_at(models.policy, models.head, inputs, positions)
-    num_words = min(own.num_words, given.num_words)
-    weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.values.dtype).float()
+    vocab_size = min(own.vocab_size, given.vocab_size)
+    weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.hidden_or_logits.dtype).float()
 
     def objective(logits: "Tensor", part: slice) -> "Tensor":
         nonlocal kl
-        values, apart = compare(logits[:, :num_words], given.logits(part)[:, :num_words], part)
+        values, apart = compare(logits[:, :vocab_size], given.logits(part)[:, :vocab_size], part)
         kl = kl + apart.detach().sum()
         return values if weights is None else values * weights[part]
 

@@ -22,7 +22,7 @@ def reverse_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
     return (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
-def generalised_jsd(student: "Tensor", teacher: "Tensor", *, beta: float) -> "Tensor":
+def generalized_jsd(student: "Tensor", teacher: "Tensor", *, beta: float) -> "Tensor":
     """beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q (https://arxiv.org/abs/2306.13649, eq. 1).
 
     Divided by beta it tends to the forward KL as beta goes to 0, divided by 1 - beta to the reverse KL as it goes to 1;

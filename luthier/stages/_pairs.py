@@ -47,25 +47,25 @@ PAIRS = RowPlan(examples=(Preference,), parts=("chosen_", "rejected_"), write=wr
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class ChosenRejected:
     """A number for each sequence of a batch, taken apart."""
 
     chosen: "Tensor"
     rejected: "Tensor"
 
 
-def halves(values: "Tensor") -> Halves:
+def halves(values: "Tensor") -> ChosenRejected:
     """(2 P,) -> twice (P,): a batch of P pairs has first all chosen sequences, then all rejected ones."""
-    return Halves(*values.chunk(2))
+    return ChosenRejected(*values.chunk(2))
 
 
-def is_real(batch: Mapping[str, Any]) -> "Tensor":
+def not_filler(batch: Mapping[str, Any]) -> "Tensor":
     """(P,) false for a pair that only fills a batch up: nothing of it is learned."""
     return num_targets(batch).chunk(2)[0] > 0
 
 
 def count_pairs(batch: Mapping[str, Any]) -> int:
-    return int(is_real(batch).sum())
+    return int(not_filler(batch).sum())
 
 
 NO_SPLIT = Rule(

@@ -24,9 +24,9 @@ def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Seq
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
     answer = () if is_open else (example.messages[-1].content,)
-    if encoding.program is not None:
+    if encoding.model_template is not None:
         thinks = encoding.enable_thinking is True
-        prompt = (encoding.program.text(messages, example.system, example.tools, asks=True, thinks=thinks),)
+        prompt = (encoding.model_template.text(messages, example.system, example.tools, asks=True, thinks=thinks),)
         return [((Turn(prompt, answer),),)]
     (turn,) = render(
         encoding.template,

@@ -17,12 +17,12 @@ ENTROPY_SCALE = 3.0
 """About the largest entropy that so many tokens can have, ln 20 = 2.996."""
 
 
-def by_probability(logits: "Tensor", log_normaliser: "Tensor", targets: "Tensor") -> "Tensor":
+def by_probability(logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor") -> "Tensor":
     """w = p(x_t), dynamic fine-tuning (https://arxiv.org/abs/2508.05629, eq. 9). logits (K, V) -> (K,)."""
-    return (logits.gather(-1, targets[:, None]) - log_normaliser).squeeze(-1).exp()
+    return (logits.gather(-1, targets[:, None]) - log_normalizer).squeeze(-1).exp()
 
 
-def by_entropy(logits: "Tensor", log_normaliser: "Tensor", targets: "Tensor", *, alpha: float) -> "Tensor":
+def by_entropy(logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor", *, alpha: float) -> "Tensor":
     """w = (H / 3)^alpha, H the entropy among the 20 likeliest tokens (entropy-adaptive fine-tuning). -> (K,)."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its relatives: a better and a worse answer to the same prompt.
+"""Direct preference optimization and its relatives: a better and a worse answer to the same prompt.
 
 P pairs of a batch. Of every pair one loss is taken by `pref_loss` (the equations stand in `_preference_losses`):
 
@@ -19,7 +19,16 @@ from luthier.config.rules.engine import Rule, Rules, above, at_least, within
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
 from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
-from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
+from luthier.stages._pairs import (
+    NO_ANSWERS,
+    NO_PACKING,
+    NO_SPLIT,
+    PAIRS,
+    ChosenRejected,
+    count_pairs,
+    halves,
+    not_filler,
+)
 from luthier.stages._preference_losses import KNOBS, LOSSES, PairLoss, bco_pair, odds_ratio
 from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
 
@@ -122,9 +131,9 @@ class Compared:
     logps: SequenceLogps
     policy: "Tensor"
     """(2 P,) log pi(y | x), with `ld_alpha`."""
-    values: Halves
+    values: ChosenRejected
     """d_w and d_l of `LOSSES`."""
-    ratios: Halves | None
+    ratios: ChosenRejected | None
     """The sums of d_w and d_l even where a loss takes means; None without a reference."""
 
 
@@ -166,7 +175,7 @@ def loss(
     means = halves(found.logps.sums / found.logps.lengths.clamp(min=1))
     if config.pref_ftx:
         losses = losses - config.pref_ftx * means.chosen
-    real = is_real(batch).to(losses.dtype)
+    real = not_filler(batch).to(losses.dtype)
     shown = {
         "rewards/chosen": beta * chosen,
         "rewards/rejected": beta * rejected,
@@ -192,7 +201,7 @@ def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: 
         return {}
     ratios = compared(models, batch, kind, config.ld_alpha).ratios
     assert ratios is not None, "only losses with a reference have means"
-    real = is_real(batch).to(ratios.chosen.dtype)
+    real = not_filler(batch).to(ratios.chosen.dtype)
     count = float(real.sum())
     return {"chosen": ((ratios.chosen * real).sum(), count), "rejected": ((ratios.rejected * real).sum(), count)}
 

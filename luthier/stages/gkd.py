@@ -1,10 +1,10 @@
 """Distillation: the student learns the whole distribution of a teacher at every token of the answers.
 
-Generalised knowledge distillation (https://arxiv.org/abs/2306.13649), summed over the tokens t of the answers:
+Generalized knowledge distillation (https://arxiv.org/abs/2306.13649), summed over the tokens t of the answers:
 
     sum_t D(P_t || Q_t),    P the teacher, Q the student, both at `gkd_temperature`
 
-with D the generalised Jensen-Shannon divergence of `gkd_beta`: 0 is the forward KL, 1 the reverse KL. As in
+with D the generalized Jensen-Shannon divergence of `gkd_beta`: 0 is the forward KL, 1 the reverse KL. As in
 algorithm 1, the answers of an optimizer step are the student's own with probability `gkd_lambda`, else the given ones.
 Gradients do not go through the drawing of an answer. With `gkd_lambda` above 0 a row is a prompt with its last answer.
 """
@@ -22,7 +22,7 @@ from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState, Wanted, sft
 from luthier.stages._beside import loss_beside
 from luthier.stages._causal import count_targets
-from luthier.stages._divergence import forward_kl, generalised_jsd
+from luthier.stages._divergence import forward_kl, generalized_jsd
 from luthier.stages._rollout import Rollout
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class GkdConfig:
     teacher_model_adapters: tuple[str, ...] = ()
     """Adapters of the teacher, merged in this order."""
     gkd_beta: float = 0.5
-    """Which divergence: 0 the forward KL, 1 the reverse KL, between them the generalised Jensen-Shannon divergence."""
+    """Which divergence: 0 the forward KL, 1 the reverse KL, between them the generalized Jensen-Shannon divergence."""
     gkd_temperature: float = 1.0
     """Temperature of both distributions."""
     gkd_lambda: float = 0.0
@@ -189,7 +189,7 @@ def loss(
     temperature = config.gkd_temperature
 
     def compare(own: "Tensor", teacher: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        divergence = generalised_jsd(own / temperature, teacher / temperature, beta=config.gkd_beta)
+        divergence = generalized_jsd(own / temperature, teacher / temperature, beta=config.gkd_beta)
         return divergence, forward_kl(own.detach(), teacher)
 
     return loss_beside(models, batch, "teacher", compare)

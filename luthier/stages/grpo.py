@@ -1,4 +1,4 @@
-"""Group relative policy optimisation: several answers to each prompt, each compared with the others.
+"""Group relative policy optimization: several answers to each prompt, each compared with the others.
 
 https://arxiv.org/abs/2402.03300. No value head: the advantage A of an answer comes from the scores of its group. Of B
 answers with |o_i| tokens each, and l the clipped loss of a token plus `grpo_beta` times its divergence from the

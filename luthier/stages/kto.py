@@ -29,7 +29,7 @@ from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfi
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.chat.encoder import TurnIds
-    from luthier.data.packing.kl_pairs import Strangers
+    from luthier.data.packing.kl_pairs import MismatchedPairs
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.labels import Encoded
     from luthier.data.rows.tokenize import Written
@@ -87,17 +87,17 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: KtoCon
     return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
 
 
-def packer(run: "TrainRun", encoding: "Encoding") -> "Strangers":
-    from luthier.data.packing.kl_pairs import Strangers
+def packer(run: "TrainRun", encoding: "Encoding") -> "MismatchedPairs":
+    from luthier.data.packing.kl_pairs import MismatchedPairs
 
-    return Strangers(run.data.cutoff_len)
+    return MismatchedPairs(run.data.cutoff_len)
 
 
 def answers_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**sequences(batch, 0, _num_rows(batch)), "reference_logps": batch["reference_logps"].chunk(2)[0]}
 
 
-def strangers_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def mismatched_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     num_rows = _num_rows(batch)
     later = sequences(batch, num_rows, 2 * num_rows)
     return {**later, "reference_logps": batch["reference_logps"].chunk(2)[1]}
@@ -126,15 +126,15 @@ def loss(
     losses = weights * (1 - (config.pref_beta * gain).sigmoid())
     if config.pref_ftx:
         losses = losses - config.pref_ftx * liked * logps.sums / logps.lengths.clamp(min=1)
-    real = logps.lengths > 0
+    not_filler = logps.lengths > 0
     metrics: dict[str, Any] = {}
-    for side, rows in (("chosen", liked & real), ("rejected", ~liked & real)):
+    for side, rows in (("chosen", liked & not_filler), ("rejected", ~liked & not_filler)):
         count = float(rows.sum())
         shown = {"rewards": config.pref_beta * ratios, "logps": logps.sums, "logits": logps.mean_logits}
         metrics |= {f"{name}/{side}": ((value.detach() * rows).sum(), count) for name, value in shown.items()}
-    count = float(real.sum())
+    count = float(not_filler.sum())
     metrics["kl"] = (torch.tensor(kl * count), count)
-    return LossOutput((losses * real).sum(), metrics)
+    return LossOutput((losses * not_filler).sum(), metrics)
 
 
 def margins(means: Mapping[str, float]) -> Mapping[str, float]:
@@ -145,10 +145,10 @@ def margins(means: Mapping[str, float]) -> Mapping[str, float]:
 
 def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: StageState) -> Sums:
     """How much more likely than the reference the policy finds the strangers."""
-    strangers = strangers_of(batch)
-    logps = sequence_logps(models, strangers)
-    real = logps.lengths > 0
-    return {"kl": (((logps.sums - strangers["reference_logps"]) * real).sum(), float(real.sum()))}
+    mismatched = mismatched_of(batch)
+    logps = sequence_logps(models, mismatched)
+    not_filler = logps.lengths > 0
+    return {"kl": (((logps.sums - mismatched["reference_logps"]) * not_filler).sum(), float(not_filler.sum()))}
 
 
 def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:

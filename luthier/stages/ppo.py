@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: answers of the model's own, scored by a reward model, with a value head beside it.
+"""Proximal policy optimization: answers of the model's own, scored by a reward model, with a value head beside it.
 
 https://arxiv.org/abs/1707.06347 as in https://arxiv.org/abs/2203.02155: of an answer with score s, the reward is
 

@@ -16,7 +16,16 @@ from luthier.config.rules.engine import Rule, Rules
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Stage, StageState
-from luthier.stages._pairs import NO_ANSWERS, NO_PACKING, NO_SPLIT, PAIRS, Halves, count_pairs, halves, is_real
+from luthier.stages._pairs import (
+    NO_ANSWERS,
+    NO_PACKING,
+    NO_SPLIT,
+    PAIRS,
+    ChosenRejected,
+    count_pairs,
+    halves,
+    not_filler,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +49,7 @@ RULES = Rules(
 )
 
 
-def scores(models: Models, batch: Mapping[str, Any]) -> Halves:
+def scores(models: Models, batch: Mapping[str, Any]) -> ChosenRejected:
     """Twice (P,), float32: of the chosen and of the rejected answers."""
     from luthier.model.heads.score_head import position_scores
 
@@ -54,7 +63,7 @@ def loss(
     from torch.nn.functional import logsigmoid
 
     rewards = scores(models, batch)
-    real = is_real(batch).to(rewards.chosen.dtype)
+    real = not_filler(batch).to(rewards.chosen.dtype)
     margins = rewards.chosen - rewards.rejected
     count = float(real.sum())
     metrics = {

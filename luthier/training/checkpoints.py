@@ -58,7 +58,7 @@ def saving(output_dir: str, checkpoint: str | None, is_writer: bool) -> Iterator
 
 
 @contextmanager
-def fitting(checkpoint: str) -> Iterator[None]:
+def checkpoint_mismatch(checkpoint: str) -> Iterator[None]:
     """Around loading a checkpoint into the model of a run. Raises `OutputError` if another kind of run made it."""
     import torch
     from safetensors import SafetensorError

@@ -27,7 +27,7 @@ from luthier.training.callbacks.swanlab import swanlab_callbacks
 from luthier.training.callbacks.torch_profiler import TorchProfiler
 from luthier.training.callbacks.trainer_log import TrainerLog
 from luthier.training.fp8 import settings_of
-from luthier.training.gauges import Utilisation, gauges_of
+from luthier.training.gauges import Utilization, gauges_of
 from luthier.training.optimizers import chosen
 from luthier.training.trainer import EvalMetrics, StageTrainer
 
@@ -78,7 +78,7 @@ def build_trainer(
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
     callbacks += measuring(run)
     gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
-    callbacks += [gauge for gauge in gauges if isinstance(gauge, Utilisation)]
+    callbacks += [gauge for gauge in gauges if isinstance(gauge, Utilization)]
     if run.training["neftune_noise_alpha"]:
         callbacks.append(NeftuneNoise(run.training["neftune_noise_alpha"]))
     num_together = args.world_size * args.eval_batch_size

@@ -27,7 +27,7 @@ NEEDED = (8, 9)
 
 def switch_on(args: "TrainingArguments", keys: Fp8Config, machine: Machine) -> None:
     """Raises `InvalidInput` on a machine without 8-bit floating point, `MissingExtra` without a library for it."""
-    lack = lack_of(machine)
+    lack = reason_against(machine)
     if lack:
         raise InvalidInput(f"fp8: true: {lack} -> leave fp8 out; bf16: true stays")
     backend = installed_backend(keys)
@@ -57,7 +57,7 @@ def settings_of(keys: Fp8Config) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def lack_of(machine: Machine) -> str:
+def reason_against(machine: Machine) -> str:
     """What keeps this machine from it, or the empty text."""
     if machine.device != "cuda":
         return f"8-bit floating point needs a GPU of NVIDIA or AMD, and this machine computes on its {machine.device}"

@@ -1,6 +1,6 @@
 """Numbers that are logged beside the loss and measure the machine: share of the peak that is used, memory.
 
-Model FLOPs utilisation as in appendix B of PaLM (https://arxiv.org/abs/2204.02311). For a model of N weights (without
+Model FLOPs utilization as in appendix B of PaLM (https://arxiv.org/abs/2204.02311). For a model of N weights (without
 the input embedding, which multiplies nothing), L layers with H heads of size Q, a token in a sequence of T tokens takes
 
     6 N + 12 L H Q T
@@ -74,7 +74,7 @@ def training_flops(model: "nn.Module") -> Flops | None:
     return Flops(4.0 * num_weights + 2.0 * num_learning, 12.0 * width)
 
 
-class Utilisation(TrainerCallback):
+class Utilization(TrainerCallback):
     """`mfu`: the share of the device's peak that training has used since it began."""
 
     def __init__(self, peak: float) -> None:
@@ -126,7 +126,7 @@ def gauges_of(device: str, *, is_16_bit: bool) -> list[Gauge]:
     found: list[Gauge] = []
     peak = peak_flops(torch.cuda.get_device_name()) if is_16_bit else None
     if peak is not None:
-        found.append(Utilisation(peak))
+        found.append(Utilization(peak))
     if is_on(os.environ, "RECORD_VRAM"):
         found.append(peak_memory)
     return found

@@ -19,7 +19,7 @@ SHOWN_CHARACTERS = 60
 SHOWN_ROWS = 8
 
 
-class DivergenceWatch:
+class NonFiniteWatch:
     """Remembers the losses of one optimizer step; they are looked at when the next one begins, or before they are told.
 
     By then they have been computed, so that looking at them makes no accelerator wait.

@@ -28,7 +28,7 @@ from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.data.ledger import Ledger
 from luthier.model.adapters._merge import unwrap
-from luthier.model.adapters._pissa import go_on, is_pissa
+from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.features.rope_scaling import save_beside_adapter
 from luthier.model.heads.output_head import OutputHead
 from luthier.model.heads.score_head import save_value_head, without_value_head
@@ -37,9 +37,9 @@ from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.model.types import Models
 from luthier.stages import Stage, StageState, Sums, Survey
 from luthier.training.arguments import accepted
-from luthier.training.checkpoints import check_filled, fitting, saving
+from luthier.training.checkpoints import check_filled, checkpoint_mismatch, saving
 from luthier.training.gauges import Gauge
-from luthier.training.nonfinite import DivergenceWatch
+from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.streaming import reading_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StageTrainer(Trainer):
         self.num_trained_tokens = 0
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self.companions: Mapping[str, Companion] = {}
-        self.watch = DivergenceWatch(tokenizer, Path(args.output_dir))
+        self.watch = NonFiniteWatch(tokenizer, Path(args.output_dir))
         self.stage_state: StageState = {}
         self._train_start_seconds = 0.0
         self.reading = reading_of(self, ledger)
@@ -304,9 +304,9 @@ class StageTrainer(Trainer):
     # -- saving and going on ---------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        with fitting(resume_from_checkpoint):
+        with checkpoint_mismatch(resume_from_checkpoint):
             if is_pissa(self.policy):
-                go_on(self.policy, Path(resume_from_checkpoint))
+                resume_pissa(self.policy, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.reading is not None:
@@ -320,7 +320,7 @@ class StageTrainer(Trainer):
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         if best is not None and is_pissa(self.policy):
-            go_on(self.policy, Path(best))
+            resume_pissa(self.policy, Path(best))
         else:
             super()._load_best_model()
 
@@ -328,7 +328,7 @@ class StageTrainer(Trainer):
         check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with fitting(checkpoint or ""):
+        with checkpoint_mismatch(checkpoint or ""):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run; `luthier.chat({...})` returns what this returns."""
     from luthier.infer.conversation import Conversation
-    from luthier.infer.prompting import OwnTemplatePrompting, Prompting, TemplatePrompting
+    from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
     from luthier.workflow.text import load_text_side
 
     text = load_text_side(run)
-    program = text.encoding.program
+    program = text.encoding.model_template
     prompting: Prompting
     if program is not None:
-        prompting = OwnTemplatePrompting(program, text.template.call_syntax)
+        prompting = ModelTemplatePrompting(program, text.template.call_syntax)
     else:
         thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
         prompting = TemplatePrompting(text.template, text.encoding.encoder, thinking, keep_thoughts)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from luthier.model.adapters._merge_check import Reference
     from luthier.workflow.text import TextSide
 
-PLAIN = "unquantised"
-"""Where the weights lie until they are quantised, inside of the folder that is being written."""
+PLAIN = "unquantized"
+"""Where the weights lie until they are quantized, inside of the folder that is being written."""
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.gguf")
 
 
@@ -49,7 +49,7 @@ def export(run: "ExportRun") -> Path:
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
     check_mergeable(run)
     check_gguf(run)
-    check_quantisable(run)
+    check_quantizable(run)
     text = load_text_side(run)
     processor, samples = fit_processor(run), calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
@@ -70,7 +70,7 @@ def export(run: "ExportRun") -> Path:
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
         if samples:
-            quantise(draft, run, samples, group_size, dtype)
+            quantize(draft, run, samples, group_size, dtype)
         gguf = write_extra_files(draft, run, text, writes_words=writes_words)
         checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
         write_manifest(
@@ -88,7 +88,7 @@ def export(run: "ExportRun") -> Path:
 
 
 def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
-    """The token ids that GPTQ measures the model on; none if the export is not quantised. Raises `DataError`."""
+    """The token ids that GPTQ measures the model on; none if the export is not quantized. Raises `DataError`."""
     from luthier.data.calibration import read_texts, windows
 
     keys = run.export
@@ -100,14 +100,14 @@ def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
     return windows(texts, text.tokenizer, num_samples=num_samples, num_tokens=num_tokens)
 
 
-def quantise(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
-    """The plain model inside `draft` goes, and the quantised one comes in its place. Raises `RunFailed`."""
-    from luthier.model.quantization._gptq import quantise_folder
+def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
+    """The plain model inside `draft` goes, and the quantized one comes in its place. Raises `RunFailed`."""
+    from luthier.model.quantization._gptq import quantize_folder
 
     keys, plain = run.export, draft / PLAIN
     assert keys.export_quantization_bit is not None
     info(f"GPTQ: {keys.export_quantization_bit} bits, measured on {len(samples)} pieces of {len(samples[0]):,} tokens")
-    quantise_folder(
+    quantize_folder(
         plain,
         draft,
         samples,
@@ -205,26 +205,26 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
 
 
 def check_mergeable(run: "ExportRun") -> None:
-    """Adapters cannot be merged into weights that a quantiser packed. Raises `ModelError`."""
-    from luthier.model.loading.load import config_of
-    from luthier.model.quantization._prequantized import packing_of
+    """Adapters cannot be merged into weights that a quantizer packed. Raises `ModelError`."""
+    from luthier.model.loading.config import config_of
+    from luthier.model.quantization._prequantized import prequantized_format_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
         return
     config = config_of(keys)
-    found = packing_of(config)
+    found = prequantized_format_of(config)
     if found is not None and not found[1].unpacks:
         raise ModelError(
-            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised ({found[0]}), so adapters cannot"
-            " be merged into them -> give the model that it was quantised from, or use model and adapter side by side"
+            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantized ({found[0]}), so adapters cannot"
+            " be merged into them -> give the model that it was quantized from, or use model and adapter side by side"
         )
 
 
-def check_quantisable(run: "ExportRun") -> None:
-    """Raises `MissingExtra` without the library, `ModelError` for weights that are quantised already."""
-    from luthier.model.loading.load import config_of
-    from luthier.model.quantization._prequantized import packing_of
+def check_quantizable(run: "ExportRun") -> None:
+    """Raises `MissingExtra` without the library, `ModelError` for weights that are quantized already."""
+    from luthier.model.loading.config import config_of
+    from luthier.model.quantization._prequantized import prequantized_format_of
 
     keys = run.model
     if run.export.export_quantization_bit is None:
@@ -232,18 +232,18 @@ def check_quantisable(run: "ExportRun") -> None:
     for module in GPTQ_LIBRARIES:
         if not is_installed(module):
             raise missing_extra(module, "gptq", "export_quantization_bit")
-    found = packing_of(config_of(keys))
+    found = prequantized_format_of(config_of(keys))
     if found is not None and not found[1].unpacks:
         raise ModelError(
-            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantised already ({found[1].words})"
-            " -> give the model that it was quantised from, or leave export_quantization_bit out"
+            f"model_name_or_path: {keys.model_name_or_path}: its weights are quantized already ({found[1].words})"
+            " -> give the model that it was quantized from, or leave export_quantization_bit out"
         )
 
 
 def check_gguf(run: "ExportRun") -> None:
     """Raises `ModelError` for a model that GGUF has no layout for."""
     from luthier.model.files.gguf.writer import check_writable
-    from luthier.model.loading.load import config_of
+    from luthier.model.loading.config import config_of
 
     keys = run.model
     if run.export.export_gguf is not None:

@@ -30,10 +30,10 @@ def named_problems(run: TrainRun) -> Iterator[Problem]:
             yield from _model_problems(key, name, kind, has_adapters=bool(adapters))
         for adapter in adapters:
             if not is_hub_id(adapter):
-                yield from _told(f"{key}_adapters", adapter, check_adapter_source)
+                yield from _as_problems(f"{key}_adapters", adapter, check_adapter_source)
     for name in keys.get("reward_funcs", ()):
-        if lack := _lack(*name.rsplit(":", 1)):
-            yield Problem("reward_funcs", *lack, value=name, has_value=True)
+        if reason := _reason_against(*name.rsplit(":", 1)):
+            yield Problem("reward_funcs", *reason, value=name, has_value=True)
 
 
 def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool) -> Iterator[Problem]:
@@ -46,7 +46,7 @@ def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool
         remedy = f"name its base model here, and the adapter as {key}_adapters"
         yield Problem(key, "this is an adapter, not a model", remedy, value=name, has_value=True)
     else:
-        faults = [*_told(key, name, check_adapter_source if kind == "lora" else check_source)]
+        faults = [*_as_problems(key, name, check_adapter_source if kind == "lora" else check_source)]
         yield from faults or (_scoreless(key, name, kind) if kind and not has_adapters else ())
 
 
@@ -64,7 +64,7 @@ def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:
         yield Problem(key, reason, "name one that was trained with stage: rm", value=name, has_value=True)
 
 
-def _told(key: str, name: str, check: Callable[[str], None]) -> Iterator[Problem]:
+def _as_problems(key: str, name: str, check: Callable[[str], None]) -> Iterator[Problem]:
     """What `check` raises about `name`."""
     try:
         check(name)
@@ -73,7 +73,7 @@ def _told(key: str, name: str, check: Callable[[str], None]) -> Iterator[Problem
         yield Problem(key, reason, remedy or "correct the path", value=name, has_value=True)
 
 
-def _lack(source: str, function: str) -> tuple[str, str] | None:
+def _reason_against(source: str, function: str) -> tuple[str, str] | None:
     """Reason and remedy if the file `source` cannot hold a function of this name. Modules are not looked at."""
     path = Path(source).expanduser()
     if path.suffix != ".py":

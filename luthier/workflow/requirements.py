@@ -14,7 +14,12 @@ from luthier.core.errors import ModelError, Problem
 from luthier.core.versions import is_installed
 from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
 from luthier.model.quantization._layers import missing_library as missing_quantizer
-from luthier.model.quantization._prequantized import GPTQ_LIBRARIES, packing_in, problems_with, training_problems
+from luthier.model.quantization._prequantized import (
+    GPTQ_LIBRARIES,
+    prequantized_format_in,
+    problems_with,
+    training_problems,
+)
 
 TRACKER_MODULES = {
     "azure_ml": "azureml",
@@ -43,7 +48,7 @@ def source_problems(run: Run) -> Iterator[Problem]:
     try:
         if keys.model_name_or_path and not is_hub_id(keys.model_name_or_path):
             check_source(keys.model_name_or_path, weights=not from_scratch)
-            yield from packing_problems(run)
+            yield from prequantized_problems(run)
     except ModelError as error:
         yield _about("model_name_or_path", keys.model_name_or_path, error)
     for name in keys.adapter_name_or_path:
@@ -54,9 +59,9 @@ def source_problems(run: Run) -> Iterator[Problem]:
             yield _about("adapter_name_or_path", name, error)
 
 
-def packing_problems(run: Run) -> Iterator[Problem]:
-    """What stands against loading or training a local model whose weights were quantised before they were saved."""
-    found = packing_in(Path(run.model.model_name_or_path))
+def prequantized_problems(run: Run) -> Iterator[Problem]:
+    """What stands against loading or training a local model whose weights were quantized before they were saved."""
+    found = prequantized_format_in(Path(run.model.model_name_or_path))
     if found is not None:
         yield from problems_with(found[1])
         if isinstance(run, TrainRun) and run.trains:
@@ -79,7 +84,7 @@ def hub_problems(run: Run) -> Iterator[Problem]:
 
 
 def quantizer_problems(run: Run) -> Iterator[Problem]:
-    """The library that quantises the model, if it is not installed."""
+    """The library that quantizes the model, if it is not installed."""
     if isinstance(run, ExportRun):
         missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
         if run.export.export_quantization_bit is not None and missing_ones:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import InvalidInput, RowError
-from luthier.core.log import hush_libraries
+from luthier.core.log import silence_libraries
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
 from luthier.data.types import Dialogue
@@ -32,7 +32,7 @@ class Sides:
     """What is compared."""
 
     training: Encoding
-    server: ChatProgram
+    server: ModelChatTemplate
     stop_ids: tuple[int, ...]
     """Inference stops at these."""
 
@@ -62,14 +62,14 @@ def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides
     """The tokenizer is loaded once for each side: a format may change it."""
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
-    hush_libraries()
+    silence_libraries()
     tokenizer = load_tokenizer(model)
     if not tokenizer.chat_template:
         raise InvalidInput(f"{model}: the model has no chat template of its own, so there is nothing to compare with")
     thinking, keeps, system = (
         (data.enable_thinking, data.preserve_thinking, data.default_system) if data else (True, False, None)
     )
-    server = ChatProgram(Encoder(tokenizer), thinking, keeps, system or "")
+    server = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
     own = choose_template("auto", tokenizer)
     stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(model))
     if name == "auto":

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import Run, TrainRun
-from luthier.core.log import hush_libraries, info, warn
+from luthier.core.log import info, silence_libraries, warn
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
 from luthier.model.files.hubs import fetching
-from luthier.model.files.sources import at_hand, check_source
+from luthier.model.files.sources import check_source, local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def tokenizer_source(model: "ModelConfig") -> str:
     """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
     if model.adapter_name_or_path:
         last = model.adapter_name_or_path[-1]
-        last = at_hand(last, **fetching(model))
+        last = local_path(last, **fetching(model))
         folder = Path(last, model.adapter_folder or "")
         if (folder / "tokenizer.json").is_file():
             return str(folder)
@@ -50,10 +50,10 @@ def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = Tru
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
-    from luthier.model.loading.load import load_config
+    from luthier.model.loading.config import load_config
     from luthier.model.tokenizer import load_tokenizer
 
-    hush_libraries()
+    silence_libraries()
     model, data = run.model, run.data
     hub = fetching(model)
     check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch, **hub)
@@ -71,11 +71,11 @@ def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = Tru
     if name in (None, "auto"):
         info("template: the model's own" if runs_own else "template: none, so rows get no role marks")
     if runs_own and not tokenizer.is_fast:
-        info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenised apart")
+        info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenized apart")
     fitted = fit_to_format(run, tokenizer, template, config.get_text_config().vocab_size, for_model=for_model)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
-    program = ChatProgram(encoder, *settings, data.default_system or "") if runs_own else None
+    program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
     encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
     if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
         report_template(encoding, model.model_name_or_path, fitted.stop_token_ids)

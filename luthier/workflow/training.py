@@ -51,7 +51,7 @@ def train(run: TrainRun) -> "RunResult":
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
     processor = fit_processor(run) if run.trains else None
-    model, padding_reason, lacks = load_policy(run, text, machine, scores=stage.scores)
+    model, padding_reason, unavailable = load_policy(run, text, machine, scores=stage.scores)
     if not stage.has_dropout:
         switch_dropout_off(model)
     companions = load_wanted(run, stage, text)
@@ -76,7 +76,7 @@ def train(run: TrainRun) -> "RunResult":
     if stage.asks_reference(run):
         add_reference_of(run, trainer, text)
     add_rollouts(run, trainer, data, text)
-    return carry_out(run, trainer, data, text, resume_from, lacks)
+    return carry_out(run, trainer, data, text, resume_from, unavailable)
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
@@ -107,18 +107,18 @@ def load_policy(
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.loading.load import load_for_inference, load_for_training
 
-    lacks: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     if run.trains:
         loaded = load_for_training(run, text.fitted, machine, scores=scores)
         if loaded.attention.reason:
-            lacks["flash_attn"] = loaded.attention.reason
+            unavailable["flash_attn"] = loaded.attention.reason
         model, padding_reason = loaded.model, loaded.padding_reason
     else:
         model = load_for_inference(run, machine, scores=scores)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
-    return model, padding_reason, lacks
+    return model, padding_reason, unavailable
 
 
 def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
@@ -135,7 +135,7 @@ def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     """The ledger and the first row, before the weights are loaded."""
-    from luthier.inspection.terminal import sequences_of, without_colours
+    from luthier.inspection.terminal import sequences_of, without_colors
 
     for line in data.ledger.summary():
         info(line)
@@ -144,7 +144,7 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     for first in firsts:
         for title, sequence in sequences_of(first)[:2]:
             what = f"first row, {title}" if title else "first row"
-            info(f"{what} (learned between ⟦ and ⟧): {without_colours(sequence, text.tokenizer)}")
+            info(f"{what} (learned between ⟦ and ⟧): {without_colors(sequence, text.tokenizer)}")
 
 
 def carry_out(
@@ -153,11 +153,11 @@ def carry_out(
     data: "PreparedData",
     text: TextSide,
     resume_from: Path | None,
-    lacks: Mapping[str, str],
+    unavailable: Mapping[str, str],
 ) -> "RunResult":
     """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`.
 
-    `lacks`: from `load_policy`.
+    `unavailable`: from `load_policy`.
     """
     from luthier.training.fit import RunResult, fit, with_perplexity
     from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
@@ -177,7 +177,7 @@ def carry_out(
                 per_device = training["train_tokens_per_second"] / trainer.args.world_size
                 metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
         if was_interrupted:
-            info(how_to_go_on(run, output_dir))
+            info(resume_hint(run, output_dir))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         trainer.save_final()
         if trainer.is_world_process_zero():
@@ -197,23 +197,25 @@ def carry_out(
             for split, values in metrics.items():
                 save_metrics(output_dir, split, values)
             if run.trains:
-                facts = facts_of(run, trainer, data, lacks)
+                facts = facts_of(run, trainer, data, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
 
 
-def facts_of(run: TrainRun, trainer: "StageTrainer", data: "PreparedData", lacks: Mapping[str, str]) -> dict[str, Any]:
+def facts_of(
+    run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
+) -> dict[str, Any]:
     """For the manifest: what the weights were made of, and on what."""
     from luthier.model.adapters._merge import unwrap
-    from luthier.model.loading.configure import what_became
+    from luthier.model.loading.configure import resolved_settings
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],
         "data": data.fingerprint,
         "model": run.model.model_name_or_path,
-        "computed_with": what_became(unwrap(trainer.policy)),
+        "computed_with": resolved_settings(unwrap(trainer.policy)),
     }
-    return {**facts, "not_as_asked": dict(lacks)} if lacks else facts
+    return {**facts, "not_as_asked": dict(unavailable)} if unavailable else facts
 
 
 def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
@@ -229,7 +231,7 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
             info(line)
 
 
-def how_to_go_on(run: TrainRun, output_dir: Path) -> str:
+def resume_hint(run: TrainRun, output_dir: Path) -> str:
     """What a person whose run was stopped wants to know."""
     from luthier.training.checkpoints import last_whole_checkpoint
 

@@ -163,11 +163,11 @@ def test_a_function_that_is_not_there_is_told_before_its_file_is_run(person, rew
     "line", ["from math import fsum as found", "found = max", "from math import *", "if True:\n    found = max"]
 )
 def test_a_name_that_a_file_has_in_another_way_is_believed(line, tmp_path):
-    from luthier.workflow.named import _lack
+    from luthier.workflow.named import _reason_against
 
     (tmp_path / "f.py").write_text(line + "\n")
-    assert _lack(str(tmp_path / "f.py"), "found") is None
-    assert (_lack(str(tmp_path / "f.py"), "other") is None) == line.endswith("*")
+    assert _reason_against(str(tmp_path / "f.py"), "found") is None
+    assert (_reason_against(str(tmp_path / "f.py"), "other") is None) == line.endswith("*")
 
 
 def test_what_was_saved_before_a_function_failed_stays(person, rewards):

@@ -114,7 +114,7 @@ def test_is_refused(keys, key, reason, remedy):
         ({"quantization_bit": 4, "bf16": True}, "quantization_bit", "costs stability"),
         (
             {"quantization_bit": 4, "do_train": False, "do_eval": True, **EVAL},
-            *("quantization_bit", "scores of the quantised model"),
+            *("quantization_bit", "scores of the quantized model"),
         ),
         ({"stage": "dpo", "do_train": False, "do_eval": True, **EVAL}, "ref_model", "compares the model with itself"),
         ({"init_special_tokens": "desc_init"}, "init_special_tokens", "start from noise"),

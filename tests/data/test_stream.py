@@ -16,7 +16,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.kinds import STAGES
 from luthier.data.chat.encoder import Encoder
-from luthier.data.interleave import in_turns, shuffled
+from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import Ledger
 from luthier.data.mix import mix
 from luthier.data.prepare import PreparedData, prepare
@@ -35,7 +35,9 @@ def openers(sizes):
 @pytest.mark.parametrize("strategy", ["concat", "interleave_under", "interleave_over", "interleave_once"])
 @pytest.mark.parametrize("sizes", [(5, 2, 9), (4,), (3, 3), (1, 700)])
 def test_turns_are_those_of_the_whole_tables(strategy, sizes):
-    assert list(in_turns(openers(sizes), strategy, (), 7)) == list(map(tuple, mix(sizes, strategy, None, 7).tolist()))
+    assert list(interleaved(openers(sizes), strategy, (), 7)) == list(
+        map(tuple, mix(sizes, strategy, None, 7).tolist())
+    )
 
 
 @pytest.mark.parametrize("strategy", ["interleave_under", "interleave_over", "interleave_once"])
@@ -43,11 +45,11 @@ def test_turns_are_those_of_the_whole_tables(strategy, sizes):
 def test_drawn_turns_are_those_of_the_whole_tables(strategy, shares):
     sizes = (50, 20, 90)
     order = mix(sizes, strategy, shares, 3).tolist()
-    assert list(in_turns(openers(sizes), strategy, shares, 3)) == list(map(tuple, order))
+    assert list(interleaved(openers(sizes), strategy, shares, 3)) == list(map(tuple, order))
 
 
 def test_a_share_of_nothing_is_never_drawn():
-    found = list(in_turns(openers((5, 5)), "interleave_under", (1.0, 0.0), 3))
+    found = list(interleaved(openers((5, 5)), "interleave_under", (1.0, 0.0), 3))
     assert found == [(0, row) for row in range(5)]
 
 
@@ -158,7 +160,7 @@ def test_without_shuffling_the_order_is_that_of_the_files(world):
     assert numbers(take(world.stream(disable_shuffling=True), NUM_ROWS + 2)) == [*range(NUM_ROWS), 0, 1]
 
 
-def test_batches_of_tokenising_do_not_change_rows(world):
+def test_batches_of_tokenizing_do_not_change_rows(world):
     assert take(world.stream(preprocessing_batch_size=3), 50) == take(world.stream(), 50)
 
 

@@ -113,7 +113,7 @@ def test_chat_template_writes_what_render_writes(name):
     template = get_template(name)
     tokenizer = tiny.byte_tokenizer()
     tokenizer.chat_template = chat_template(template)
-    opening, closing = template.thought_words
+    opening, closing = template.thinking_tags
     for pairs in CONVERSATIONS.values():
         said = [(role, text.replace("OPEN", opening).replace("CLOSE", closing)) for role, text in pairs]
         for system in ("", "Be brief."):

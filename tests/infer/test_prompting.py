@@ -6,11 +6,11 @@ import pytest
 
 from luthier.core.errors import InvalidInput
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
 from luthier.data.templates import get_template
 from luthier.data.types import Message
-from luthier.infer.prompting import OwnTemplatePrompting, TemplatePrompting
+from luthier.infer.prompting import ModelTemplatePrompting, TemplatePrompting
 from tests.tiny import byte_tokenizer
 
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "How are you?"))
@@ -32,7 +32,7 @@ def prompting(name, tokenizer, **settings):
 
 
 def own_prompting(tokenizer, call_syntax="default", **settings):
-    return OwnTemplatePrompting(ChatProgram(Encoder(tokenizer), **settings), call_syntax)
+    return ModelTemplatePrompting(ModelChatTemplate(Encoder(tokenizer), **settings), call_syntax)
 
 
 @pytest.fixture

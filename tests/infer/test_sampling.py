@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luthier.infer.batch import generate_answers
-from luthier.infer.sampling import drawn, group_size, uniforms
+from luthier.infer.sampling import group_size, sample_tokens, uniforms
 from luthier.infer.types import Settings
 
 EOS = 260
@@ -23,14 +23,14 @@ def test_a_token_is_where_the_distribution_function_passes_the_number():
     """P = (0.5, 0, 0.25, 0.25), so F = (0.5, 0.5, 0.75, 1): the second token has no u that draws it."""
     scores = torch.tensor([[0.5, 0.0, 0.25, 0.25]]).log().expand(6, 4)
     numbers = torch.tensor([0.0, 0.499, 0.501, 0.749, 0.751, 1 - 2**-53], dtype=torch.float64)
-    assert drawn(scores, numbers).tolist() == [0, 0, 2, 2, 3, 3]
+    assert sample_tokens(scores, numbers).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     """chi^2 of 20000 draws from 8 tokens is about 7 with a deviation of about 4."""
     torch.manual_seed(0)
     scores, numbers = torch.randn(8), uniforms([3], 20_000)[0]
-    counts = torch.bincount(drawn(scores.expand(20_000, 8), numbers), minlength=8)
+    counts = torch.bincount(sample_tokens(scores.expand(20_000, 8), numbers), minlength=8)
     expected = scores.softmax(0) * 20_000
     assert float(((counts - expected) ** 2 / expected).sum()) < 25
 

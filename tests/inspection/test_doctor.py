@@ -14,7 +14,7 @@ from luthier.config.load import load_train
 from luthier.core.kinds import CHECKS, STAGES
 from luthier.data.prepare import prepare
 from luthier.data.types import Message, Preference
-from luthier.inspection.doctor import Place, Sample, Terms
+from luthier.inspection.doctor import CheckContext, Place, Sample
 from luthier.inspection.lengths import bars, measured, smallest_cutoff
 from luthier.workflow.text import load_text_side
 from tests.training.runs import TOOL_TALK, TOOLS, small_world
@@ -215,7 +215,7 @@ def test_overlong_rows(doctor, rule, severity, fate):
 
 
 def test_pairs_that_prefer_nothing():
-    terms = Terms(
+    terms = CheckContext(
         on_overlong="truncate",
         cutoff_len=8,
         splits_evaluation_off=False,

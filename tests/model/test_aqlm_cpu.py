@@ -6,7 +6,7 @@ If the test of the plain library fails, the library has been mended, and `luthie
 import pytest
 import torch
 
-from luthier.model.compat.aqlm_cpu import multiply_unpacked
+from luthier.model.compat.aqlm_cpu import use_dequantized_matmul
 
 aqlm = pytest.importorskip("aqlm", reason="the library aqlm is not installed")
 BOOKS = [(2, 8), (1, 8), (1, 16), (2, 12)]
@@ -29,7 +29,7 @@ def layer_and_weight(num_codebooks: int, bits: int, num_in: int = 64, num_out: i
 @pytest.mark.parametrize("num_out", [64, 128])
 def test_the_product_and_its_gradient_are_those_of_the_weight(num_codebooks, bits, num_tokens, num_out):
     layer, weight = layer_and_weight(num_codebooks, bits, num_out=num_out)
-    multiply_unpacked(torch.nn.Sequential(layer))
+    use_dequantized_matmul(torch.nn.Sequential(layer))
     x = torch.randn(1, num_tokens, 64, requires_grad=True)
     out, given = layer(x), torch.randn(1, num_tokens, num_out)
     assert torch.allclose(out, x @ weight.T + layer.bias, atol=1e-4)

@@ -187,7 +187,7 @@ def in_8_bits(model):
     pytest.importorskip("bitsandbytes")
     from luthier.config.keys.quantization import QuantizationConfig
     from luthier.core.kinds import QUANTIZERS
-    from luthier.model.quantization._layers import quantise_in_memory
+    from luthier.model.quantization._layers import quantize_in_memory
 
     keys, cpu = QuantizationConfig(quantization_bit=8), torch.device("cpu")
     linear = QUANTIZERS.get("bnb").linear
@@ -195,7 +195,7 @@ def in_8_bits(model):
         for name, weight in model.named_parameters():
             if name.endswith("layernorm.weight"):
                 weight.fill_(2.5)
-    quantise_in_memory(model, lambda layer: linear(layer, keys, torch.float32, cpu), torch.float32, cpu)
+    quantize_in_memory(model, lambda layer: linear(layer, keys, torch.float32, cpu), torch.float32, cpu)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ If a test of the plain library fails, the library has been mended, and `luthier.
 import pytest
 import torch
 
-from luthier.model.compat.bitsandbytes_cpu import keep_as_loaded
+from luthier.model.compat.bitsandbytes_cpu import prevent_repacking
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -31,7 +31,7 @@ def gradient_after_evaluation(model: torch.nn.Module) -> torch.Tensor | None:
 def test_a_4_bit_layer_keeps_its_gradient_after_an_evaluation():
     model = four_bits()
     weight = bitsandbytes.functional.dequantize_4bit(model[0].weight, model[0].weight.quant_state)
-    keep_as_loaded(model)
+    prevent_repacking(model)
     assert torch.allclose(gradient_after_evaluation(model), weight.sum(0).expand(3, 64), atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def dora_after_a_pass(folder, prepare) -> torch.Tensor:
 
 
 def test_dora_on_8_bits_after_a_pass(llama_folder):
-    assert dora_after_a_pass(llama_folder, keep_as_loaded) < 0.02
+    assert dora_after_a_pass(llama_folder, prevent_repacking) < 0.02
 
 
 def test_plain_bitsandbytes_and_peft_lose_the_scales(llama_folder):

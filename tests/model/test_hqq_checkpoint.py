@@ -14,8 +14,8 @@ from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.model.files.sources import check_source
 from luthier.model.loading.load import load_for_inference
 from luthier.model.quantization import _prequantized
-from luthier.model.quantization._layers import num_layer_bytes, num_weights, quantised_layers
-from luthier.model.quantization._prequantized import packing_in
+from luthier.model.quantization._layers import num_layer_bytes, num_weights, quantized_layers
+from luthier.model.quantization._prequantized import prequantized_format_in
 from luthier.workflow.preflight import load_checked
 from tests.tiny import TINY_LLAMA, byte_tokenizer, save_tiny
 from tests.training.runs import losses, small_world
@@ -34,7 +34,7 @@ def infer(folder, **keys):
     return load_for_inference(load_infer({"model_name_or_path": str(folder), **keys}))
 
 
-def quantised(folder, dtype=torch.float32, **how):
+def quantized(folder, dtype=torch.float32, **how):
     """The model in `folder`, with every linear layer but the head in HQQ's own layer."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
     from transformers import AutoModelForCausalLM
@@ -83,26 +83,26 @@ def test_the_model_that_was_saved_comes_back(tmp_path, layout, how):
     from transformers import Qwen2Config
 
     original = save_tiny(tmp_path / "original", Qwen2Config(**TINY_LLAMA))  # with biases
-    saved = quantised(original, **how)
+    saved = quantized(original, **how)
     for name, module in saved.named_modules():
         if name.endswith("q_proj"):
             module.bias.normal_()
     folder = save(saved, tmp_path / "hqq", layout)
-    assert packing_in(folder)[0] == "hqq"
+    assert prequantized_format_in(folder)[0] == "hqq"
     model = infer(folder)
     assert torch.equal(logits_of(model), logits_of(saved))
     assert (logits_of(model) - logits_of(infer(original))).norm() > 0.01
-    layers = [layer for _, layer in quantised_layers(model)]
+    layers = [layer for _, layer in quantized_layers(model)]
     assert len(layers) == 14 and not any("weight" in layer._parameters for layer in layers)
 
 
-def test_zeros_that_are_quantised_themselves_are_read_from_old_files(world, tmp_path):
+def test_zeros_that_are_quantized_themselves_are_read_from_old_files(world, tmp_path):
     """8 bits, one scale for all zeros of a layer; the settings lay in a dict of their own."""
     from hqq.core.quantize import Quantizer
 
-    saved = quantised(world["model_name_or_path"])
+    saved = quantized(world["model_name_or_path"])
     how = {"nbits": 8, "channel_wise": False, "group_size": None, "optimize": False, "device": "cpu"}
-    for _, layer in quantised_layers(saved):
+    for _, layer in quantized_layers(saved):
         zero = layer.meta.pop("zero")
         layer.meta["zero_q"], settings = Quantizer.quantize(zero, **how)
         layer.meta |= {"quant_zero": True, "meta_zero": settings | {"compute_dtype": torch.float32}}
@@ -121,22 +121,22 @@ def test_zeros_that_are_quantised_themselves_are_read_from_old_files(world, tmp_
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_16_bits_in_the_file_are_16_bits_in_memory(world, tmp_path, layout):
-    saved = quantised(world["model_name_or_path"], torch.bfloat16)
+    saved = quantized(world["model_name_or_path"], torch.bfloat16)
     folder = save(saved, tmp_path / "hqq", layout)
     assert torch.equal(logits_of(infer(folder, infer_dtype="bfloat16")), logits_of(saved))
     model = infer(folder, infer_dtype="float32")
     assert (logits_of(model) - logits_of(saved)).norm() < 0.02 * logits_of(saved).float().norm()
-    for _, layer in quantised_layers(model):  # 4 bits, and two numbers of 16 bits for 32 of them
+    for _, layer in quantized_layers(model):  # 4 bits, and two numbers of 16 bits for 32 of them
         assert num_layer_bytes(layer) == num_weights(layer) * (4 + 2 * 16 / 32) / 8
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_adapter_learns_beside_it_goes_on_and_answers(world, tmp_path, layout, said):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     keys = {**world, "model_name_or_path": str(folder), "quantization_bit": 4, "quantization_method": "hqq"}
     first = losses(luthier.train(keys))
     assert first[-1] < first[0] - 0.05
-    assert any("quantised already (HQQ), so it is not read" in line for line in said)
+    assert any("quantized already (HQQ), so it is not read" in line for line in said)
     weights = load_file(Path(world["output_dir"]) / "adapter_model.safetensors")
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name), "some layers got no gradient"
     adapter = {"model_name_or_path": str(folder), "adapter_name_or_path": world["output_dir"]}
@@ -145,13 +145,13 @@ def test_an_adapter_learns_beside_it_goes_on_and_answers(world, tmp_path, layout
     assert (logits_of(beside) - expected).norm() > 0.05 * expected.norm()
     more = losses(luthier.train({**world, **adapter, "output_dir": str(tmp_path / "more")}))
     assert more[0] < first[-1]
-    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantised from"):
+    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantized from"):
         luthier.export({**adapter, "template": "chatml", "export_dir": str(tmp_path / "merged")})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_chat_answers_as_the_model_that_was_saved(world, tmp_path, layout):
-    saved = quantised(world["model_name_or_path"])
+    saved = quantized(world["model_name_or_path"])
     folder = save(saved, tmp_path / "hqq", layout)
     keys = {"template": "chatml", "do_sample": False, "max_new_tokens": 12}
     session = luthier.chat({"model_name_or_path": str(folder), **keys})
@@ -164,7 +164,7 @@ def test_a_chat_answers_as_the_model_that_was_saved(world, tmp_path, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_reward_model_learns_beside_it(world, tmp_path, layout):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     keys = {**world, "model_name_or_path": str(folder), "stage": "rm", "dataset": "pairs"}
     found = losses(luthier.train(keys))
     assert found[-1] < found[0]
@@ -172,7 +172,7 @@ def test_a_reward_model_learns_beside_it(world, tmp_path, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_export_without_adapter_is_read_again(world, tmp_path, layout):
-    saved = quantised(world["model_name_or_path"])
+    saved = quantized(world["model_name_or_path"])
     folder = save(saved, tmp_path / "hqq", layout)
     keys = {"model_name_or_path": str(folder), "template": "chatml", "export_dir": str(tmp_path / "exported")}
     assert torch.equal(logits_of(infer(luthier.export(keys))), logits_of(saved))
@@ -208,7 +208,7 @@ DAMAGE = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("alter", "message"), DAMAGE)
 def test_damage_is_one_error(world, tmp_path, layout, alter, message):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     change(folder, layout, alter)
     with pytest.raises(ModelError, match=message):
         infer(folder)
@@ -216,7 +216,7 @@ def test_damage_is_one_error(world, tmp_path, layout, alter, message):
 
 @pytest.mark.parametrize(("layout", "file"), zip(LAYOUTS, ("model.safetensors", "qmodel.pt"), strict=True))
 def test_a_file_that_is_cut_off_is_one_error(world, tmp_path, layout, file):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: len(content) // 2])
     for load in (infer, lambda folder: check_source(str(folder))):  # the second before torch is imported
@@ -225,7 +225,7 @@ def test_a_file_that_is_cut_off_is_one_error(world, tmp_path, layout, file):
 
 
 def test_a_qmodel_that_holds_something_else_is_one_error(world, tmp_path):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", "library")
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", "library")
     for content in ([1, 2], {"model": torch.ones(1)}, {"model": Path("a")}):
         torch.save(content, folder / "qmodel.pt")
         with pytest.raises(ModelError, match=r"qmodel.pt: this is no whole file of HQQ \(.*\) -> copy or download it"):
@@ -234,18 +234,18 @@ def test_a_qmodel_that_holds_something_else_is_one_error(world, tmp_path):
 
 def test_words_in_a_file_are_not_run(world, tmp_path):
     """The library gives the names of formats to `eval`."""
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", "transformers")
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", "transformers")
     program = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
     change(folder, "transformers", lambda layer: layer.update(compute_dtype=torch.tensor(list(program)).byte()))
     infer(folder)
     assert not (tmp_path / "ran").exists()
 
 
-def test_experts_that_are_quantised_one_by_one_are_refused(tmp_path):
+def test_experts_that_are_quantized_one_by_one_are_refused(tmp_path):
     from transformers import MixtralConfig
 
     folder = save_tiny(tmp_path / "mixtral", MixtralConfig(**TINY_LLAMA, num_local_experts=2, num_experts_per_tok=1))
-    saved = quantised(folder)
+    saved = quantized(folder)
     tensors = load_file(save(saved, tmp_path / "hqq", "transformers") / "model.safetensors")
     attention = "model.layers.0.self_attn.q_proj."
     stored = {name.removeprefix(attention): value for name, value in tensors.items() if name.startswith(attention)}
@@ -257,7 +257,7 @@ def test_experts_that_are_quantised_one_by_one_are_refused(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_library_is_named_before_weights_are_read(world, tmp_path, monkeypatch, layout):
-    folder = save(quantised(world["model_name_or_path"]), tmp_path / "hqq", layout)
+    folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     monkeypatch.setattr(_prequantized, "is_installed", lambda name: False)
     with pytest.raises(ConfigError) as caught:
         load_checked("train", read_source({**world, "model_name_or_path": str(folder)}), begins=True)

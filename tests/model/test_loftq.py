@@ -1,4 +1,4 @@
-"""LoftQ: the adapter starts as the best low-rank part of what quantisation took away."""
+"""LoftQ: the adapter starts as the best low-rank part of what quantization took away."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
-def quantised(folder, **keys):
+def quantized(folder, **keys):
     return load_for_inference(load_infer({"model_name_or_path": str(folder), "quantization_bit": 4, **keys}))
 
 
@@ -38,7 +38,7 @@ def quantised(folder, **keys):
 def test_what_the_adapter_starts_from(folder, method):
     """W - Q - s B A is W - Q without its first r singular values."""
     pytest.importorskip(method if method == "hqq" else "bitsandbytes")
-    model = quantised(folder, quantization_method=method)
+    model = quantized(folder, quantization_method=method)
     config = LoraConfig(loftq_init=True, lora_rank=8, lora_target=("q_proj", "down_proj"))
     adapted = ADAPTERS.get("lora").apply(model, config, given=GivenAdapters(), train_embeddings=False, pure_bf16=False)
     original = fresh(folder)
@@ -53,8 +53,8 @@ def test_what_the_adapter_starts_from(folder, method):
         assert left_over.norm() < 0.9 * lost.norm()
 
 
-def test_what_a_quantised_layer_computes(folder):
-    model, original = quantised(folder), fresh(folder)
+def test_what_a_quantized_layer_computes(folder):
+    model, original = quantized(folder), fresh(folder)
     layer = model.model.layers[0].mlp.up_proj
     weight = original.model.layers[0].mlp.up_proj.weight
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
@@ -66,9 +66,9 @@ def test_what_a_quantised_layer_computes(folder):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({}, "nothing is quantised here"),
+        ({}, "nothing is quantized here"),
         ({"quantization_bit": 4, "use_dora": True}, "changes the direction"),
-        ({"quantization_bit": 4, "pissa_init": True}, "quantised weights cannot give"),
+        ({"quantization_bit": 4, "pissa_init": True}, "quantized weights cannot give"),
     ],
 )
 def test_rules(keys, words):
@@ -76,12 +76,12 @@ def test_rules(keys, words):
         load_train({**BASE, "loftq_init": True, **keys})
 
 
-# -- the adapter belongs to the quantised weights ------------------------------------------------
+# -- the adapter belongs to the quantized weights ------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=[("bnb", "float32"), ("hqq", "float32"), ("bnb", "bfloat16")], ids="-".join)
 def trained(request, tmp_path_factory):
-    """Keys of a base and an adapter of LoftQ on it, by two steps of training, and the keys that quantise."""
+    """Keys of a base and an adapter of LoftQ on it, by two steps of training, and the keys that quantize."""
     method, dtype = request.param
     pytest.importorskip("hqq" if method == "hqq" else "bitsandbytes")
     world = small_world(tmp_path_factory.mktemp("world"))
@@ -101,8 +101,8 @@ def logits_of(keys):
     return load_for_inference(load_infer(keys))(torch.arange(1, 40)[None]).logits.float()
 
 
-def test_with_the_quantization_keys_it_is_merged_into_the_weights_as_quantised(trained, tmp_path, said):
-    """Merged into the original weights it would be off by the error of quantisation, which it makes good."""
+def test_with_the_quantization_keys_it_is_merged_into_the_weights_as_quantized(trained, tmp_path, said):
+    """Merged into the original weights it would be off by the error of quantization, which it makes good."""
     keys, bits, world = trained
     folder = luthier.export({**keys, **bits, "export_dir": str(tmp_path / "merged")})
     merged = logits_of({"model_name_or_path": str(folder), "infer_dtype": "float32"})
@@ -110,7 +110,7 @@ def test_with_the_quantization_keys_it_is_merged_into_the_weights_as_quantised(t
     beside = logits_of({**keys, **bits, "infer_dtype": computed_in})
     tolerance = 1e-4 if computed_in == "float32" else 0.01
     assert (merged - beside).norm() < tolerance * beside.norm()
-    assert any("belongs to quantised weights, and is merged into what" in line for line in said)
+    assert any("belongs to quantized weights, and is merged into what" in line for line in said)
     wrong = wrongly_merged(keys)
     assert (wrong - beside).norm() > 0.05 * beside.norm()
 
@@ -157,7 +157,7 @@ def test_it_goes_on_and_stays_what_it_is(trained, tmp_path):
     assert keys_in(json.loads(files[0].read_text())) == keys_in(json.loads(files[1].read_text()))
 
 
-def test_keys_that_quantise_are_not_read_by_an_export_of_other_adapters(trained, tmp_path):
+def test_keys_that_quantize_are_not_read_by_an_export_of_other_adapters(trained, tmp_path):
     keys, bits, _ = trained
     other = {**keys, **bits, "export_dir": str(tmp_path / "o"), "adapter_name_or_path": str(tmp_path)}
     assert [warning.key for warning in load_export(other).warnings] == ["quantization_bit"]

@@ -134,7 +134,7 @@ def test_rank_instead_of_block_size(tmp_path):
         ({"module_dropout": 1.0}, "from 0 to below 1"),
         (
             {"quantization_bit": 4, "create_new_adapter": True, "adapter_name_or_path": "a"},
-            "would have to be merged into quantised weights",
+            "would have to be merged into quantized weights",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Checkpoints that were quantised before they were saved: recognised, loaded, trained beside, or refused."""
+"""Checkpoints that were quantized before they were saved: recognized, loaded, trained beside, or refused."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.model.loading.load import load_for_inference
 from luthier.model.quantization import _prequantized
-from luthier.model.quantization._layers import quantised_layers
-from luthier.model.quantization._prequantized import packing_in, packing_of
+from luthier.model.quantization._layers import quantized_layers
+from luthier.model.quantization._prequantized import prequantized_format_in, prequantized_format_of
 from luthier.workflow.preflight import load_checked
 from tests.training.runs import losses, small_world
 
@@ -146,16 +146,16 @@ def test_fp8_is_unpacked_and_then_a_model_like_any_other(world, tmp_path, said):
     meant = rewrite(folder, FP8, pack_fp8)
     model = infer(folder, quantization_bit=4)
     assert torch.allclose(logits_of(model), meant_logits(folder, meant), atol=1e-4)
-    assert not list(quantised_layers(model)) and not hasattr(model.config, "quantization_config")
-    assert any("quantised weights (FP8) are unpacked while they are read" in line for line in said)
-    assert any("its weights are quantised already (FP8), so it is not read" in line for line in said)
+    assert not list(quantized_layers(model)) and not hasattr(model.config, "quantization_config")
+    assert any("quantized weights (FP8) are unpacked while they are read" in line for line in said)
+    assert any("its weights are quantized already (FP8), so it is not read" in line for line in said)
     for finetuning_type in ("lora", "full"):
         found = losses(luthier.train({**world, "finetuning_type": finetuning_type, "learning_rate": 1e-3}))
         assert found[-1] < found[0]
     luthier.train(world)
     keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
     merged = luthier.export({**keys, "export_dir": str(tmp_path / "merged")})
-    assert packing_in(Path(merged)) is None
+    assert prequantized_format_in(Path(merged)) is None
     together = infer(folder, adapter_name_or_path=world["output_dir"])
     assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), logits_of(together), atol=1e-4)
 
@@ -234,13 +234,13 @@ def test_mxfp4_experts_are_unpacked_and_then_a_model_like_any_other(world, tmp_p
     mark(folder, {"quant_method": "mxfp4"})
     expected = meant_logits(folder, meant)
     assert torch.allclose(logits_of(infer(folder, infer_dtype="float32")), expected, atol=1e-4)
-    assert any("quantised weights (MXFP4) are unpacked while they are read" in line for line in said)
+    assert any("quantized weights (MXFP4) are unpacked while they are read" in line for line in said)
     run = {**world, "model_name_or_path": folder}
     found = losses(luthier.train(run))
     assert found[-1] < found[0] - 0.05
     keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
     merged = luthier.export({**keys, "export_dir": str(tmp_path / "merged"), "infer_dtype": "float32"})
-    assert packing_in(Path(merged)) is None
+    assert prequantized_format_in(Path(merged)) is None
     together = logits_of(infer(folder, adapter_name_or_path=world["output_dir"], infer_dtype="float32"))
     assert torch.allclose(logits_of(infer(merged, infer_dtype="float32")), together, atol=1e-4)
 
@@ -254,16 +254,16 @@ def test_a_bitsandbytes_checkpoint_is_trained_beside(world, tmp_path, said):
     expected = logits_of(model)
     model.save_pretrained(tmp_path / "bnb")
     AutoTokenizer.from_pretrained(original).save_pretrained(tmp_path / "bnb")
-    assert packing_in(tmp_path / "bnb")[0] == "bitsandbytes"
+    assert prequantized_format_in(tmp_path / "bnb")[0] == "bitsandbytes"
     assert torch.equal(logits_of(infer(tmp_path / "bnb")), expected)
     keys = {**world, "model_name_or_path": str(tmp_path / "bnb")}
     found = losses(luthier.train({**keys, "quantization_bit": 4}))
     assert found[-1] < found[0] - 0.05
-    assert any("quantization_bit: " in line and "quantised already (bitsandbytes)" in line for line in said)
+    assert any("quantization_bit: " in line and "quantized already (bitsandbytes)" in line for line in said)
     adapter = {"adapter_name_or_path": world["output_dir"]}
     assert (logits_of(infer(tmp_path / "bnb", **adapter)) - expected).abs().max() > 1e-3
     export = {"model_name_or_path": str(tmp_path / "bnb"), "template": "chatml", **adapter}
-    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantised from"):
+    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantized from"):
         luthier.export({**export, "export_dir": str(tmp_path / "merged")})
 
 
@@ -278,7 +278,7 @@ def test_what_gptqmodel_reads_is_loaded_and_trained_beside(world, settings, pack
     folder = world["model_name_or_path"]
     meant = rewrite(folder, settings, pack)
     model = infer(folder)
-    assert len(list(quantised_layers(model))) == 14
+    assert len(list(quantized_layers(model))) == 14
     expected = meant_logits(folder, meant)
     assert (logits_of(model) - expected).norm() < 0.02 * expected.norm()
     found = losses(luthier.train(world))
@@ -287,7 +287,7 @@ def test_what_gptqmodel_reads_is_loaded_and_trained_beside(world, settings, pack
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name), "some layers got no gradient"
     beside = infer(folder, adapter_name_or_path=world["output_dir"])
     assert (logits_of(beside) - expected).norm() > 0.05 * expected.norm()
-    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantised from"):
+    with pytest.raises(ModelError, match="cannot be merged into them -> give the model that it was quantized from"):
         keys = {"model_name_or_path": folder, "adapter_name_or_path": world["output_dir"], "template": "chatml"}
         luthier.export({**keys, "export_dir": f"{world['output_dir']}_merged"})
 
@@ -334,7 +334,7 @@ def test_an_aqlm_checkpoint_is_loaded_and_trained_beside(world, capfd, num_vecto
     capfd.readouterr()
     model = infer(folder)
     assert "[transformers]" not in capfd.readouterr().err, "how weights are split up between devices says nothing here"
-    assert len(list(quantised_layers(model))) == 14
+    assert len(list(quantized_layers(model))) == 14
     expected = meant_logits(folder, meant)
     assert torch.allclose(logits_of(model), expected, atol=1e-4)
     found = losses(luthier.train(world))
@@ -387,15 +387,15 @@ def test_what_packed_weights_cannot_do_is_told_before_they_are_read(world, monke
     with pytest.raises(ConfigError) as caught:
         load_checked("train", read_source({**world, **keys}), begins=True)
     (problem,) = caught.value.problems
-    assert problem.key == key and "quantised (GPTQ)" in problem.reason and problem.remedy
+    assert problem.key == key and "quantized (GPTQ)" in problem.reason and problem.remedy
     if key != "fsdp":  # which one process alone refuses for a reason of its own
-        with pytest.raises(ModelError, match=r"quantised \(GPTQ\)"):
+        with pytest.raises(ModelError, match=r"quantized \(GPTQ\)"):
             luthier.train({**world, **keys})
 
 
 def test_kinds_are_told_apart():
-    assert packing_of({}) is None
-    assert packing_of({"quantization_config": {"load_in_4bit": True}})[0] == "bitsandbytes"
-    assert packing_of({"text_config": {"quantization_config": {"quant_method": "awq"}}})[0] == "awq"
-    assert packing_of({"quantization_config": {"quant_method": "torchao"}})[1].words == "torchao"
-    assert packing_of({"quantization_config": {"quant_method": "mxfp4"}})[1].unpacks
+    assert prequantized_format_of({}) is None
+    assert prequantized_format_of({"quantization_config": {"load_in_4bit": True}})[0] == "bitsandbytes"
+    assert prequantized_format_of({"text_config": {"quantization_config": {"quant_method": "awq"}}})[0] == "awq"
+    assert prequantized_format_of({"quantization_config": {"quant_method": "torchao"}})[1].words == "torchao"
+    assert prequantized_format_of({"quantization_config": {"quant_method": "mxfp4"}})[1].unpacks

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
-from luthier.model.adapters._pissa import go_on, is_pissa
+from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.loading.load import load_model
 from luthier.model.save import save_adapter
 from tests.model.test_adapters import adapt, build, fresh, logits, train_a_little
@@ -81,7 +81,7 @@ def test_going_on_reads_both_pairs_of_factors(tmp_path):
     torch.manual_seed(99)
     second = adapt(model, pissa_init=True, pissa_iter=1, lora_rank=4)
     assert is_pissa(second)
-    go_on(second, tmp_path / "one")
+    resume_pissa(second, tmp_path / "one")
     torch.testing.assert_close(logits(second), logits(first), atol=1e-5, rtol=0)
     save_adapter(second, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
@@ -125,7 +125,7 @@ def test_it_starts_in_16_bits_too(tmp_path):
         ({"pissa_iter": -2}, "-1 for the exact decomposition"),
         ({"fsdp": "full_shard"}, "has to see whole weights"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "has to see whole weights"),
-        ({"quantization_bit": 4}, "quantised weights cannot give"),
+        ({"quantization_bit": 4}, "quantized weights cannot give"),
     ],
 )
 def test_rules(keys, words):

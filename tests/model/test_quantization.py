@@ -12,7 +12,7 @@ from luthier.core.machine import detect
 from luthier.model.loading.load import load_for_inference, load_model
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.quantization import _layers
-from luthier.model.quantization._layers import num_layer_bytes, num_weights, plan, quantised_layers
+from luthier.model.quantization._layers import num_layer_bytes, num_weights, plan, quantized_layers
 from tests.tiny import save_tiny, tiny_llama
 
 pytest.importorskip("bitsandbytes")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("llama"), hidden_size=128, intermediate_size=256)
 
 
-def quantised(folder, method="bnb", bits=4, **keys):
+def quantized(folder, method="bnb", bits=4, **keys):
     values = {"model_name_or_path": str(folder), "quantization_method": method, "quantization_bit": bits, **keys}
     return load_for_inference(load_infer(values))
 
@@ -42,11 +42,11 @@ def original(folder):
 
 
 @pytest.mark.parametrize(("method", "bits"), METHODS)
-def test_every_linear_layer_but_the_head_is_quantised(folder, original, method, bits):
+def test_every_linear_layer_but_the_head_is_quantized(folder, original, method, bits):
     """The error halves with every bit, roughly; embeddings, norms and head are those of the original, bit for bit."""
-    model = quantised(folder, method, bits)
+    model = quantized(folder, method, bits)
     linear = {name for name, module in original.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
-    assert {name for name, _ in quantised_layers(model)} == linear
+    assert {name for name, _ in quantized_layers(model)} == linear
     assert type(model.lm_head) is torch.nn.Linear
     for name in ("model.embed_tokens", "model.layers.0.input_layernorm", "model.norm", "lm_head"):
         assert torch.equal(model.get_submodule(name).weight, original.get_submodule(name).weight)
@@ -63,7 +63,7 @@ def test_4_bits_of_bitsandbytes_by_hand(folder, original, quantization_type, dou
     from bitsandbytes.functional import dequantize_4bit, get_4bit_type
 
     keys = {"quantization_type": quantization_type, "double_quantization": double}
-    layer = quantised(folder, **keys).model.layers[0].mlp.up_proj
+    layer = quantized(folder, **keys).model.layers[0].mlp.up_proj
     weight = original.model.layers[0].mlp.up_proj.weight.detach()
     blocks = weight.reshape(-1, 64)
     scale = blocks.abs().amax(1, keepdim=True)
@@ -76,20 +76,20 @@ def test_4_bits_of_bitsandbytes_by_hand(folder, original, quantization_type, dou
 
 
 def test_what_the_layers_weigh(tmp_path):
-    """nf4 with double quantisation at a realistic width: 4 bits, and 8 bits of scale for every 64 weights."""
+    """nf4 with double quantization at a realistic width: 4 bits, and 8 bits of scale for every 64 weights."""
     wide = tiny_llama(tmp_path, hidden_size=512, intermediate_size=1024, num_hidden_layers=1)
-    layers = [layer for _, layer in quantised_layers(quantised(wide))]
+    layers = [layer for _, layer in quantized_layers(quantized(wide))]
     weights = sum(map(num_weights, layers))
     assert 0.5 * weights < sum(map(num_layer_bytes, layers)) < 0.35 * 2 * weights
-    eight = [layer for _, layer in quantised_layers(quantised(wide, bits=8))]
+    eight = [layer for _, layer in quantized_layers(quantized(wide, bits=8))]
     assert weights < sum(map(num_layer_bytes, eight)) < 1.02 * weights
 
 
 @pytest.mark.parametrize(("method", "bits"), [("bnb", 4), ("bnb", 8)])
 def test_while_reading_and_in_memory_give_the_same_model(folder, method, bits, monkeypatch):
-    read = quantised(folder, method, bits)
+    read = quantized(folder, method, bits)
     monkeypatch.setattr(_layers.Quantization, "_while_reading", lambda self, is_gguf: False)
-    in_memory = quantised(folder, method, bits)
+    in_memory = quantized(folder, method, bits)
     assert torch.equal(logits_of(read), logits_of(in_memory))
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method"):
         assert getattr(read, name, None) == getattr(in_memory, name, None)
@@ -103,21 +103,21 @@ def test_transposed_layers_and_16_bits(tmp_path, method, bits):
     config = GPT2Config(vocab_size=320, n_embd=64, n_layer=1, n_head=2, n_positions=64)
     folder = save_tiny(tmp_path, config)
     expected = logits_of(load_for_inference(load_infer({"model_name_or_path": str(folder)})))
-    model = quantised(folder, method, bits, infer_dtype="bfloat16")
-    assert model.dtype == torch.bfloat16 and len(list(quantised_layers(model))) == 4
+    model = quantized(folder, method, bits, infer_dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 and len(list(quantized_layers(model))) == 4
     assert (logits_of(model) - expected).norm() < 0.2 * expected.norm()
 
 
 def test_shapes_that_hqq_cannot_take_are_left_and_told(tmp_path, said):
     folder = tiny_llama(tmp_path, hidden_size=20, intermediate_size=48, num_attention_heads=2, num_hidden_layers=1)
-    model = quantised(folder, "hqq", 4)
-    assert {name.split(".")[-2] for name, _ in quantised_layers(model)} == {"mlp"}
+    model = quantized(folder, "hqq", 4)
+    assert {name.split(".")[-2] for name, _ in quantized_layers(model)} == {"mlp"}
     assert any("4 layers such as model.layers.0.self_attn.q_proj have shapes that" in line for line in said)
 
 
 def test_what_was_done_is_said(folder, said):
-    quantised(folder)
-    assert any("14 linear layers quantised to 4 bits (bnb): 0." in line and "in bfloat16" in line for line in said)
+    quantized(folder)
+    assert any("14 linear layers quantized to 4 bits (bnb): 0." in line and "in bfloat16" in line for line in said)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
@@ -138,7 +138,7 @@ def test_eetq_needs_a_gpu(monkeypatch):
     gpu = dataclasses.replace(cpu, device="cuda", num_accelerators=2, local_rank=1)
     options = plan(keys, gpu).options(torch.bfloat16, None, is_gguf=False)
     assert options["device_map"] == {"": "cuda:1"} and options["quantization_config"].quant_method == "eetq"
-    with pytest.raises(ModelError, match="cannot quantise a GGUF file"):
+    with pytest.raises(ModelError, match="cannot quantize a GGUF file"):
         plan(keys, gpu).finish(torch.nn.Linear(1, 1), torch.bfloat16, is_gguf=True)
     assert QUANTIZERS.get("eetq").needs_gpu
 
@@ -147,14 +147,14 @@ def test_a_device_map_and_a_common_number_format_where_processes_share(folder):
     gpu = dataclasses.replace(detect(), device="cuda", num_accelerators=2, local_rank=0)
     keys = QuantizationConfig(quantization_bit=4, quantization_device_map="auto")
     assert plan(keys, gpu).options(torch.bfloat16, None, is_gguf=False)["device_map"] == "auto"
-    shared = plan(QuantizationConfig(quantization_bit=4), gpu, shared_out=True)
+    shared = plan(QuantizationConfig(quantization_bit=4), gpu, sharded=True)
     config = shared.options(torch.bfloat16, None, is_gguf=False)["quantization_config"]
     assert config.bnb_4bit_quant_storage == torch.bfloat16 and config.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-def test_a_model_that_is_not_to_be_quantised_is_not(folder):
+def test_a_model_that_is_not_to_be_quantized_is_not(folder):
     assert plan(QuantizationConfig(), detect()) is None
-    assert not list(quantised_layers(load_model(str(folder), dtype=torch.float32)))
+    assert not list(quantized_layers(load_model(str(folder), dtype=torch.float32)))
 
 
 def tiny_gguf(path):
@@ -188,9 +188,9 @@ def tiny_gguf(path):
 
 
 @pytest.mark.parametrize(("method", "bits"), [("bnb", 4), ("bnb", 8), ("hqq", 4)])
-def test_a_gguf_file_is_quantised_layer_by_layer(tmp_path, method, bits):
+def test_a_gguf_file_is_quantized_layer_by_layer(tmp_path, method, bits):
     file = tiny_gguf(tmp_path / "tiny.gguf")
     expected = logits_of(load_for_inference(load_infer({"model_name_or_path": str(file)})))
-    model = quantised(file, method, bits)
-    assert len(list(quantised_layers(model))) == 7
+    model = quantized(file, method, bits)
+    assert len(list(quantized_layers(model))) == 7
     assert 0 < (logits_of(model) - expected).norm() < 4 * 2**-bits * expected.norm()

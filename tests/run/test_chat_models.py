@@ -9,7 +9,7 @@ import pytest
 
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError
-from luthier.infer.prompting import OwnTemplatePrompting
+from luthier.infer.prompting import ModelTemplatePrompting
 from luthier.infer.types import Settings
 from tests.run.test_export import adapter
 from tests.tiny import byte_tokenizer, tiny_llama
@@ -26,7 +26,7 @@ def command(*words: str, **how) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "luthier", "chat", *words], text=True, **pipes, **how)
 
 
-def own_template(tmp_path: Path, template: str) -> Path:
+def template_from_slots(tmp_path: Path, template: str) -> Path:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     return tiny_llama(tmp_path / "model", tokenizer=tokenizer)
@@ -69,25 +69,25 @@ def test_without_kv_cache_the_answer_is_the_same(llama_folder):
 
 
 def test_no_template_runs_the_models_own(tmp_path):
-    folder = own_template(
+    folder = template_from_slots(
         tmp_path,
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
     session = chat(folder, template=None)
-    assert isinstance(session.conversation.prompting, OwnTemplatePrompting)
+    assert isinstance(session.conversation.prompting, ModelTemplatePrompting)
     assert 258 in session.model.stop_ids  # <|im_end|>, though the tokenizer's end token is another
     assert session.ask("Hi") == chat(folder).ask("Hi")
 
 
 def test_no_template_runs_the_models_own_even_where_it_is_more_than_slots(tmp_path):
-    folder = own_template(
+    folder = template_from_slots(
         tmp_path,
         "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ loop.length }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT: {% endif %}",
     )
     session = chat(folder, template=None)
-    assert isinstance(session.conversation.prompting, OwnTemplatePrompting)
+    assert isinstance(session.conversation.prompting, ModelTemplatePrompting)
     assert {258, 260} <= session.model.stop_ids
     prompt = session.conversation.ask("Hi")
     assert session.model.tokenizer.decode(prompt) == "USER: Hi1<|im_end|>ASSISTANT: "

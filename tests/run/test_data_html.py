@@ -1,4 +1,4 @@
-"""`luthier data RUN --html FILE`: one file that shows the rows, and the colours of the terminal."""
+"""`luthier data RUN --html FILE`: one file that shows the rows, and the colors of the terminal."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from luthier.cli import main
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.templates import get_template
 from luthier.inspection.segments import RoleMarks, shown_tokens
-from luthier.inspection.terminal import LEARNED, MARK, RESET, coloured, shows_colours
+from luthier.inspection.terminal import LEARNED, MARK, RESET, colored, shows_colors
 from tests.tiny import byte_tokenizer
 from tests.training.runs import small_world
 
@@ -154,12 +154,12 @@ def test_a_text_that_reads_like_a_mark_is_not_one():
     assert not any(t.is_mark for t in shown_tokens(escaped, [IGNORE_INDEX] * 17, tokenizer, marks))
 
 
-def test_colours_of_labels_and_marks():
+def test_colors_of_labels_and_marks():
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode(CHATML, add_special_tokens=False)
     learned = len(tokenizer.encode("yo<|im_end|>\n", add_special_tokens=False))
     row = {"input_ids": ids, "labels": [IGNORE_INDEX] * (len(ids) - learned) + ids[-learned:]}
-    assert coloured(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == (
+    assert colored(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == (
         f"{MARK}<|im_start|>user\n{RESET}hi ☂{MARK}<|im_end|>\n<|im_start|>assistant\n{RESET}"
         f"{LEARNED}yo<|im_end|>\n{RESET}"
     )
@@ -169,15 +169,15 @@ def test_control_characters_do_not_reach_the_terminal():
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode("a\x1b[2Jb", add_special_tokens=False)
     row = {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
-    assert coloured(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == "a\\x1b[2Jb"
+    assert colored(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == "a\\x1b[2Jb"
 
 
-def test_colours_only_where_they_are_wanted(monkeypatch):
+def test_colors_only_where_they_are_wanted(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert shows_colours(Terminal()) and not shows_colours(io.StringIO())
+    assert shows_colors(Terminal()) and not shows_colors(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not shows_colours(Terminal())
+    assert not shows_colors(Terminal())

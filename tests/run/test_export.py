@@ -249,14 +249,14 @@ def test_numbers_that_do_not_fit_the_format_are_not_written(llama_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_are_not_merged_into_quantised_weights(llama_folder, tmp_path):
+def test_adapters_are_not_merged_into_quantized_weights(llama_folder, tmp_path):
     from tests.tiny import tiny_llama
 
     base = tiny_llama(tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"its weights are quantised \(gptq\), so adapters cannot be merged"):
+    with pytest.raises(ModelError, match=r"its weights are quantized \(gptq\), so adapters cannot be merged"):
         exported(base, tmp_path / "out", adapter(llama_folder, tmp_path / "lora"))
 
 

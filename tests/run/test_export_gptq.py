@@ -38,7 +38,7 @@ def texts(tmp_path):
     [
         ({**GPTQ, "export_quantization_bit": 5}, "layouts for 2, 3, 4 and 8 bits"),
         ({"export_quantization_bit": 4}, "no texts are named -> give export_quantization_dataset"),
-        ({**GPTQ, "adapter_name_or_path": "a"}, "export the merged model first, then quantise its folder"),
+        ({**GPTQ, "adapter_name_or_path": "a"}, "export the merged model first, then quantize its folder"),
         ({**GPTQ, "export_gguf": "f16"}, "written from plain weights"),
         ({**GPTQ, "export_quantization_nsamples": 0}, "export_quantization_nsamples: 0: must be at least 1"),
         ({**GPTQ, "export_quantization_maxlen": 0}, "export_quantization_maxlen: 0: must be at least 1"),
@@ -79,7 +79,7 @@ def test_texts_and_weights_that_do_not_do_are_told_before_the_model_is_loaded(tm
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"quantised already \(GPTQ\) -> give the model that it was quantised from"):
+    with pytest.raises(ModelError, match=r"quantized already \(GPTQ\) -> give the model that it was quantized from"):
         luthier.export({**keys, "export_quantization_dataset": texts})
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +104,7 @@ def unpacked(tensors, name):
     return rows.flatten(0, 1).T - 8, tensors[f"{name}.scales"].float()[groups].T
 
 
-@pytest.mark.skipif(not HAS_LIBRARY, reason="the libraries gptqmodel and optimum, which quantise, are not installed")
+@pytest.mark.skipif(not HAS_LIBRARY, reason="the libraries gptqmodel and optimum, which quantize, are not installed")
 def test_the_export_answers_as_the_original_and_learns(tmp_path, texts, said):
     """In each layer || W X - W' X || is smaller than for weights rounded to the nearest, with the same scales."""
     from safetensors.torch import load_file
@@ -115,7 +115,7 @@ def test_the_export_answers_as_the_original_and_learns(tmp_path, texts, said):
     keys |= {"export_quantization_dataset": texts, "export_quantization_nsamples": 32}
     folder = luthier.export({**keys, "export_quantization_maxlen": 64})
     assert verify_folder(folder) == [] and read_manifest(folder)["gptq_bits"] == 4
-    assert not (folder / "unquantised").exists() and not (tmp_path / "logs").exists()
+    assert not (folder / "unquantized").exists() and not (tmp_path / "logs").exists()
     found = json.loads((folder / "merge_check.json").read_text())
     assert 0 < found["mean_kl"] < 0.01 and found["allowed_mean_kl"] is None
     assert any(line.startswith("GPTQ: 4 bits, measured on 32 pieces of 64 tokens") for line in said)

@@ -20,7 +20,7 @@ from luthier.model.heads import output_head
 from luthier.model.heads.objective import Predictions, predictions_at, summed_objective
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.types import Models
-from luthier.stages._divergence import forward_kl, generalised_jsd, reverse_kl
+from luthier.stages._divergence import forward_kl, generalized_jsd, reverse_kl
 from luthier.stages.gkd import STAGE, GkdConfig
 from luthier.stages.sft import STAGE as SFT
 from luthier.stages.sft import SftConfig
@@ -50,15 +50,15 @@ def test_divergences_by_hand():
     assert reverse_kl(student, teacher).item() == pytest.approx(math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4)
     of_teacher = math.log(4 / 3) / 2 + math.log(4 / 5) / 2
     of_student = math.log(2 / 3) / 4 + 3 * math.log(6 / 5) / 4
-    assert generalised_jsd(student, teacher, beta=0.5).item() == pytest.approx((of_teacher + of_student) / 2)
+    assert generalized_jsd(student, teacher, beta=0.5).item() == pytest.approx((of_teacher + of_student) / 2)
 
 
 def test_the_ends_of_beta_are_the_two_kls():
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 9).double(), torch.randn(5, 9).double()
-    torch.testing.assert_close(generalised_jsd(student, teacher, beta=0.0), forward_kl(student, teacher))
-    torch.testing.assert_close(generalised_jsd(student, teacher, beta=1.0), reverse_kl(student, teacher))
-    near_forward = generalised_jsd(student, teacher, beta=1e-6) / 1e-6
+    torch.testing.assert_close(generalized_jsd(student, teacher, beta=0.0), forward_kl(student, teacher))
+    torch.testing.assert_close(generalized_jsd(student, teacher, beta=1.0), reverse_kl(student, teacher))
+    near_forward = generalized_jsd(student, teacher, beta=1e-6) / 1e-6
     torch.testing.assert_close(near_forward, forward_kl(student, teacher), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(forward_kl(teacher, teacher), torch.zeros(5).double())
 
@@ -70,8 +70,8 @@ def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chun
     sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     teacher = torch.randn(150, 11).double()
     ours, theirs = [[tensor.clone().requires_grad_() for tensor in sources] for _ in range(2)]
-    loss = summed_objective(Predictions(*ours), lambda chunk, part: generalised_jsd(chunk, teacher[part], beta=0.3))
-    expected = generalised_jsd(theirs[0] @ theirs[1].T + theirs[2], teacher, beta=0.3).sum()
+    loss = summed_objective(Predictions(*ours), lambda chunk, part: generalized_jsd(chunk, teacher[part], beta=0.3))
+    expected = generalized_jsd(theirs[0] @ theirs[1].T + theirs[2], teacher, beta=0.3).sum()
     torch.testing.assert_close(loss, expected)
     (2 * loss).backward()
     (2 * expected).backward()
@@ -102,7 +102,7 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
         ids = torch.tensor([row["input_ids"]])
         own, given = student(input_ids=ids).logits[0, :-1], teacher(input_ids=ids).logits[0, :-1, :320]
         learned = torch.tensor(row["labels"][1:]) != -100
-        expected += generalised_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
+        expected += generalized_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
     isolated(student), isolated(teacher)
     models = Models(student, inspect_head(student), {"teacher": OtherModel(teacher, inspect_head(teacher))})
     batch = concatenate_rows(ROWS)

@@ -156,7 +156,7 @@ def test_the_rewards_of_ppo_by_hand():
     assert judged.metrics["kl"][0].item() / judged.metrics["kl"][1] == pytest.approx(0.75)
 
 
-def test_scores_are_normalised_by_all_so_far():
+def test_scores_are_normalized_by_all_so_far():
     """1 and 3: mean 2, deviation sqrt(2)."""
     config = PpoConfig(ppo_score_norm=True)
     judged = judge_tokens(experience(0.0, 0.0), config, state={}, totals=alone, max_new_tokens=8)

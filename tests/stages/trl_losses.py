@@ -75,14 +75,14 @@ def simpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamma:
 
 
 def kto_loss(
-    model: Any, rows: list[dict[str, list[int]]], strangers: list[dict[str, list[int]]], liked: list[bool],
+    model: Any, rows: list[dict[str, list[int]]], mismatched: list[dict[str, list[int]]], liked: list[bool],
     reference: torch.Tensor, **settings: Any,
 ) -> tuple[torch.Tensor, dict[str, list[float]]]:  # fmt: skip
     """(mean over rows, metrics) of `trl.KTOTrainer`."""
     from trl.trainer.kto_trainer import KTOTrainer
 
     logps, kl_logps = reference.chunk(2)
-    inputs = {**rectangle(rows), **rectangle(strangers, "KL_"), "label": torch.tensor(liked)}
+    inputs = {**rectangle(rows), **rectangle(mismatched, "KL_"), "label": torch.tensor(liked)}
     inputs |= {"ref_logps": logps, "ref_KL_logps": kl_logps}
     stand_in = trainer(calculate_KL=True, loss_type="kto", **settings)
     with torch.no_grad():

@@ -24,7 +24,7 @@ CPU = dataclasses.replace(detect(), device="cpu", num_accelerators=0)
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"quantization_bit": 4, "finetuning_type": "lora"}, "fp8: .*quantised weights are kept in formats"),
+        ({"quantization_bit": 4, "finetuning_type": "lora"}, "fp8: .*quantized weights are kept in formats"),
         ({"bf16": False}, "computed in bfloat16 -> set bf16: true"),
         ({"bf16": False, "fp16": True}, "computed in bfloat16 -> set bf16: true"),
         ({"fp8_backend": "te", "fp8_enable_fsdp_float8_all_gather": True}, "done by torchao only"),
@@ -74,11 +74,11 @@ def test_a_machine_without_8_bit_floating_point_says_so(tmp_path):
 
 def test_an_older_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    assert fp8.lack_of(dataclasses.replace(CPU, device="cuda")) == (
+    assert fp8.reason_against(dataclasses.replace(CPU, device="cuda")) == (
         "8-bit floating point needs compute capability 8.9 (Ada, Hopper), not 8.0"
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert not fp8.lack_of(dataclasses.replace(CPU, device="cuda"))
+    assert not fp8.reason_against(dataclasses.replace(CPU, device="cuda"))
 
 
 @pytest.mark.parametrize("gathers", [True, False])

@@ -1,4 +1,4 @@
-"""Profilers, utilisation, memory and speed: what they write, and whether the numbers are right."""
+"""Profilers, utilization, memory and speed: what they write, and whether the numbers are right."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from luthier.core.errors import ConfigError, InvalidInput
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
 from luthier.model.lengths import sequence_lengths
 from luthier.training.callbacks.module_profiler import ModuleProfiler
-from luthier.training.gauges import Utilisation, gauges_of, peak_flops, training_flops
+from luthier.training.gauges import Utilization, gauges_of, peak_flops, training_flops
 from tests.training.optimizers.worlds import tiny_model
 from tests.training.runs import small_world
 
@@ -110,7 +110,7 @@ def test_patterns_that_fit_no_module(values):
         luthier.train({**values, "profile_modules": "*.mpl"})
 
 
-# -- utilisation, memory, speed ------------------------------------------------------------------------
+# -- utilization, memory, speed ------------------------------------------------------------------------
 
 
 def test_lengths_of_the_sequences():
@@ -133,9 +133,9 @@ def test_operations_per_token_by_hand():
     assert training_flops(frozen).per_token == pytest.approx(flops.per_token * 4 / 6)
 
 
-def test_utilisation_counts_what_training_computes(monkeypatch):
+def test_utilization_counts_what_training_computes(monkeypatch):
     model = tiny_model()
-    gauge = Utilisation(peak=1e9)
+    gauge = Utilization(peak=1e9)
     gauge.on_train_begin(None, None, None, model=model)
     assert gauge() == {}
     clock = [100.0]

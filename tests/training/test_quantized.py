@@ -1,4 +1,4 @@
-"""Adapters on quantised models: they learn what they would on the same weights unpacked, and live on afterwards."""
+"""Adapters on quantized models: they learn what they would on the same weights unpacked, and live on afterwards."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ import luthier
 from luthier.cli import main
 from luthier.config.load import load_infer, load_train
 from luthier.model.loading.load import load_for_inference
-from luthier.model.quantization._layers import quantised_layers
+from luthier.model.quantization._layers import quantized_layers
 from tests.training.runs import losses, small_world
 
 pytest.importorskip("bitsandbytes")
@@ -28,7 +28,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**keys, **more, "learning_rate": 1e-3}
 
 
-def quantised_model(world, method="bnb", bits=4, **keys):
+def quantized_model(world, method="bnb", bits=4, **keys):
     values = {name: world[name] for name in ("model_name_or_path", "template")}
     return load_for_inference(load_infer({**values, "quantization_bit": bits, "quantization_method": method, **keys}))
 
@@ -54,14 +54,14 @@ def test_the_losses_are_those_of_lora_on_the_unpacked_weights(world, tmp_path, m
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(world["model_name_or_path"], dtype=torch.float32)
-    for name, layer in quantised_layers(quantised_model(world, method, bits)):
+    for name, layer in quantized_layers(quantized_model(world, method, bits)):
         plain.get_submodule(name).weight.data = unpack(layer).float()
     plain.save_pretrained(tmp_path / "plain")
     luthier_files = Path(world["model_name_or_path"])
     for file in luthier_files.glob("tokenizer*"):
         (tmp_path / "plain" / file.name).write_bytes(file.read_bytes())
     keys = {**world, "quantization_method": method, "quantization_bit": bits}
-    found = losses(luthier.train({**keys, "output_dir": str(tmp_path / "quantised")}))
+    found = losses(luthier.train({**keys, "output_dir": str(tmp_path / "quantized")}))
     del keys["quantization_bit"], keys["quantization_method"]
     keys |= {"model_name_or_path": str(tmp_path / "plain"), "output_dir": str(tmp_path / "out")}
     expected = losses(luthier.train(keys))
@@ -155,12 +155,12 @@ def test_attention_that_the_machine_lacks_is_replaced_and_told_once(world, tmp_p
     assert "sdpa" in manifest["computed_with"]["attention"] or "luthier" in manifest["computed_with"]["attention"]
 
 
-def test_chat_puts_the_adapter_beside_the_quantised_weights(example, world, said, capsys, monkeypatch):
+def test_chat_puts_the_adapter_beside_the_quantized_weights(example, world, said, capsys, monkeypatch):
     monkeypatch.chdir(example)
     keys = [f"model_name_or_path={world['model_name_or_path']}", "adapter_name_or_path=output_qlora_model"]
     keys += ["quantization_bit=4", "template=chatml", "max_new_tokens=4", "finetuning_type=lora"]
     assert main(["chat", *keys, "--once", "hi"]) in (0, None)
-    assert "adapter output_qlora_model put beside the quantised weights" in said
+    assert "adapter output_qlora_model put beside the quantized weights" in said
     assert capsys.readouterr().out
 
 
@@ -180,13 +180,13 @@ def test_the_logits_of_the_adapter_are_those_of_plain_peft(example, world):
     )
     # In evaluation mode bitsandbytes would compute in bfloat16.
     expected = logits_of(peft.PeftModel.from_pretrained(base, adapter).train())
-    found = logits_of(quantised_model(world, adapter_name_or_path=adapter))
+    found = logits_of(quantized_model(world, adapter_name_or_path=adapter))
     assert torch.allclose(found, expected, atol=1e-5)
-    assert not torch.allclose(found, logits_of(quantised_model(world)), atol=1e-3)
+    assert not torch.allclose(found, logits_of(quantized_model(world)), atol=1e-3)
 
 
 def test_an_export_merges_into_the_original_weights(example, world, tmp_path):
-    """W + (alpha / r) B A with the W of the checkpoint, not of its quantised copy."""
+    """W + (alpha / r) B A with the W of the checkpoint, not of its quantized copy."""
     keys = {"model_name_or_path": world["model_name_or_path"], "template": "chatml", "quantization_bit": 4}
     folder = luthier.export(
         {**keys, "adapter_name_or_path": str(example / "output_qlora_model"), "export_dir": str(tmp_path / "merged")}
@@ -201,7 +201,7 @@ def test_an_export_merges_into_the_original_weights(example, world, tmp_path):
         assert torch.allclose(merged[name], weight, atol=1e-6), name
 
 
-def test_an_adapter_goes_on_learning_on_the_quantised_model(example, world, tmp_path):
+def test_an_adapter_goes_on_learning_on_the_quantized_model(example, world, tmp_path):
     adapter = str(example / "output_qlora_model")
     keys = {**world, "adapter_name_or_path": adapter, "max_steps": 2, "output_dir": str(tmp_path / "more")}
     first = losses(luthier.train({**keys, "learning_rate": 1e-2}))

@@ -10,8 +10,8 @@ import pytest
 from luthier import cli
 from luthier.config.load import load_train
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
-from luthier.data.chat.template_slots import own_template
+from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.chat.template_slots import template_from_slots
 from luthier.data.rows.encoding import Encoding
 from luthier.inspection.agreement import compare
 from luthier.inspection.sample_dialogues import SAMPLES
@@ -112,11 +112,12 @@ def test_an_end_that_is_no_stop_token_is_found():
     """The program ends answers with an ordinary word. Auto closes such rows with the eos; a row without one is told."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHATML.replace("<|im_end|>", "(end)")
-    server, own = ChatProgram(Encoder(tokenizer)), own_template(tokenizer)
+    server, own = ModelChatTemplate(Encoder(tokenizer)), template_from_slots(tokenizer)
     assert own.efficient_eos
     dialogue, stops = SAMPLES[0].dialogue, (tokenizer.eos_token_id,)
-    assert compare(Encoding(server.encoder, own, None, program=server), server, dialogue, stops).status == "equal"
-    open_ended = Encoding(server.encoder, replace(own, efficient_eos=False), None, program=server)
+    training = Encoding(server.encoder, own, None, model_template=server)
+    assert compare(training, server, dialogue, stops).status == "equal"
+    open_ended = Encoding(server.encoder, replace(own, efficient_eos=False), None, model_template=server)
     finding = compare(open_ended, server, dialogue, stops)
     assert "is missing: nothing there is a token that inference stops at" in finding.reason
 

@@ -30,11 +30,11 @@ class DataConfig:
     interleave_probs: tuple[float, ...] = ()
     """Share of each dataset when they are taken in turns, one number per dataset."""
     overwrite_cache: bool = False
-    """Tokenise again even if the same rows have been tokenised before."""
+    """Tokenize again even if the same rows have been tokenized before."""
     preprocessing_batch_size: int = 1000
-    """Rows tokenised together; the rows do not depend on it."""
+    """Rows tokenized together; the rows do not depend on it."""
     preprocessing_num_workers: int | None = no_effect(None, "the tokenizer works in threads on all cores by itself")
-    """Processes that tokenise."""
+    """Processes that tokenize."""
     max_samples: int | None = None
     """Use only this many rows of every dataset, counted from its start."""
     eval_num_beams: int | None = None
@@ -59,9 +59,9 @@ class DataConfig:
     preserve_thinking: bool = False
     """Keep the thinking parts of earlier answers in the prompt."""
     tokenized_path: str | None = None
-    """Folder with tokenised rows: read in the place of all datasets if it holds some, else written."""
+    """Folder with tokenized rows: read in the place of all datasets if it holds some, else written."""
     data_shared_file_system: bool = False
-    """The cache of all machines is one folder, so only one of them tokenises; otherwise one process of each does."""
+    """The cache of all machines is one folder, so only one of them tokenizes; otherwise one process of each does."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
     """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""
 

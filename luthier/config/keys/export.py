@@ -18,7 +18,7 @@ class ExportConfig:
     export_device: Literal["cpu", "auto"] = "cpu"
     """Where the adapters are merged."""
     export_quantization_bit: int | None = None
-    """Quantise the export to 2, 3, 4 or 8 bits by GPTQ (https://arxiv.org/abs/2210.17323)."""
+    """Quantize the export to 2, 3, 4 or 8 bits by GPTQ (https://arxiv.org/abs/2210.17323)."""
     export_quantization_dataset: str | None = None
     """Texts that GPTQ measures the model on: a file with a column `text`, or a dataset of the hub."""
     export_quantization_nsamples: int = 128
@@ -37,7 +37,7 @@ class ExportConfig:
     """Largest mean KL divergence, in nats, that this check allows; by number format if not given."""
 
 
-def _quantises(run: Any) -> bool:
+def _quantizes(run: Any) -> bool:
     return run.export.export_quantization_bit is not None
 
 
@@ -57,25 +57,25 @@ EXPORT_RULES = Rules(
             ("export_quantization_bit",),
             "GPTQ has layouts for 2, 3, 4 and 8 bits",
             "give one of these",
-            lambda run: _quantises(run) and run.export.export_quantization_bit not in GPTQ_BITS,
+            lambda run: _quantizes(run) and run.export.export_quantization_bit not in GPTQ_BITS,
         ),
         Rule(
             ("export_quantization_bit", "export_quantization_dataset"),
             "the weights are rounded so that outputs on real texts stay close, and no texts are named",
             "give export_quantization_dataset: a file of texts, or a dataset of the hub",
-            lambda run: _quantises(run) and not run.export.export_quantization_dataset,
+            lambda run: _quantizes(run) and not run.export.export_quantization_dataset,
         ),
         Rule(
             ("export_quantization_bit", "adapter_name_or_path"),
-            "an export merges adapters or quantises the model, one at a time",
-            "export the merged model first, then quantise its folder",
-            lambda run: _quantises(run) and bool(run.model.adapter_name_or_path),
+            "an export merges adapters or quantizes the model, one at a time",
+            "export the merged model first, then quantize its folder",
+            lambda run: _quantizes(run) and bool(run.model.adapter_name_or_path),
         ),
         Rule(
             ("export_gguf", "export_quantization_bit"),
-            "a GGUF file is written from plain weights, and these are quantised to GPTQ",
+            "a GGUF file is written from plain weights, and these are quantized to GPTQ",
             "leave one of the two out; two exports give both",
-            lambda run: _quantises(run) and run.export.export_gguf is not None,
+            lambda run: _quantizes(run) and run.export.export_gguf is not None,
         ),
         at_least("export", "export_quantization_nsamples", 1),
         at_least("export", "export_quantization_maxlen", 1),
@@ -84,7 +84,7 @@ EXPORT_RULES = Rules(
                 (key, "export_quantization_bit"),
                 "is read only if export_quantization_bit is given",
                 "give it, or leave this out",
-                lambda run, key=key: key in run.changed and not _quantises(run),  # type: ignore[misc]
+                lambda run, key=key: key in run.changed and not _quantizes(run),  # type: ignore[misc]
                 only_warns=True,
             )
             for key in ("export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen")

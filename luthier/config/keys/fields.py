@@ -17,7 +17,7 @@ from typing import Any
 
 
 def refused(default: Any, reason: str, remedy: str, allowed: tuple[Any, ...] = ()) -> Any:
-    """A known key that this version cannot honour. Its default, and the values in `allowed`, still pass."""
+    """A known key that this version cannot honor. Its default, and the values in `allowed`, still pass."""
     metadata = {"status": "refused", "reason": reason, "remedy": remedy, "allowed": (default, *allowed)}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -48,7 +48,7 @@ FP8_RULES = Rules(
     (
         Rule(
             ("fp8", "quantization_bit"),
-            "multiplies by weights in 8 bits, and quantised weights are kept in formats of their own",
+            "multiplies by weights in 8 bits, and quantized weights are kept in formats of their own",
             "leave one of the two out",
             lambda run: _is_on(run) and run.quantization.quantization_bit is not None,
         ),

@@ -191,7 +191,7 @@ KT_RULES = Rules(
         ),
         _excludes(
             ("quantization_bit", "use_kt"),
-            "quantises weights that KTransformers reads from the files by itself",
+            "quantizes weights that KTransformers reads from the files by itself",
             "leave one of the two out; kt_weight_path names experts of fewer bits",
             lambda run: run.quantization.quantization_bit is not None,
         ),

@@ -93,8 +93,8 @@ class LegacyTrainingConfig:
     """Settings of SageMaker."""
     ray_scope: str | None = no_effect("last", "this version does not search hyper-parameters")
     """Which trial of a search counts."""
-    push_to_hub_organization: str | None = no_effect(None, "the organisation is part of hub_model_id")
-    """Organisation on the hub."""
+    push_to_hub_organization: str | None = no_effect(None, "the organization is part of hub_model_id")
+    """Organization on the hub."""
     tpu_num_cores: int | None = no_effect(None, _NO_TPU)
     """Cores of a TPU."""
     tpu_metrics_debug: bool = no_effect(False, _NO_TPU)

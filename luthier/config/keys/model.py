@@ -58,7 +58,7 @@ class ModelConfig:
     use_reentrant_gc: bool = True
     """Recompute layers with PyTorch's reentrant checkpointing."""
     upcast_layernorm: bool = False
-    """Hold the weights of normalisation layers in float32."""
+    """Hold the weights of normalization layers in float32."""
     upcast_lmhead_output: bool = False
     """Turn the output of the head into float32."""
     train_from_scratch: bool = False

@@ -62,7 +62,7 @@ UNSLOTH_RULES = Rules(
         ),
         _excludes(
             ("quantization_bit", "use_unsloth"),
-            "unsloth quantises by bitsandbytes, to 4 or 8 bits",
+            "unsloth quantizes by bitsandbytes, to 4 or 8 bits",
             "set quantization_method: bnb and quantization_bit: 4",
             lambda run: (
                 run.quantization.quantization_bit is not None

@@ -1,1 +1,1 @@
-"""Tokenised rows on disk: Arrow tables, the cache and its key, eviction, and the folder `tokenized_path`."""
+"""Tokenized rows on disk: Arrow tables, the cache and its key, eviction, and the folder `tokenized_path`."""

@@ -60,7 +60,7 @@ def use(entry: Path) -> bool:
     return is_same
 
 
-def make_room(folder: Path, most_bytes: int) -> None:
+def evict(folder: Path, most_bytes: int) -> None:
     """Remove what has not been used for longest until the entries take `most_bytes`, or all that is left is in use."""
     if fcntl is None:
         return
@@ -72,7 +72,7 @@ def make_room(folder: Path, most_bytes: int) -> None:
             break
         removed += size if entry not in _in_use and _remove(entry) else 0
     if removed:
-        what = f"{removed / 1e9:.1f} GB of tokenised rows that were not used for longest are removed"
+        what = f"{removed / 1e9:.1f} GB of tokenized rows that were not used for longest are removed"
         info(f"cache: {what} (LUTHIER_CACHE_GB is the most that is kept)")
 
 
@@ -97,11 +97,11 @@ def _remove(entry: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A name that is left over if the process is killed now goes when the entry is made the next time.
-        grave = entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
-        entry.rename(grave)
+        tombstone = entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
+        entry.rename(tombstone)
     except OSError:
         return False
     finally:
         os.close(descriptor)
-    shutil.rmtree(grave, ignore_errors=True)
+    shutil.rmtree(tombstone, ignore_errors=True)
     return True

@@ -1,4 +1,4 @@
-"""What makes tokenised rows, as one hash: data files, description, tokenizer, chat format, keys and the code itself."""
+"""What makes tokenized rows, as one hash: data files, description, tokenizer, chat format, keys and the code itself."""
 
 import hashlib
 import json
@@ -93,15 +93,15 @@ def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
     parts: list[Any] = [tokenizer, encoding.template, encoding.cutoff_len]
     parts += [encoding.enable_thinking, encoding.preserve_thinking]
     chat_template = ""
-    if encoding.program is not None:
+    if encoding.model_template is not None:
         chat_template = str(encoding.encoder.tokenizer.chat_template)
-        parts += [chat_template, replace(encoding.program, encoder=None)]  # type: ignore[arg-type]
+        parts += [chat_template, replace(encoding.model_template, encoder=None)]  # type: ignore[arg-type]
     tells_date = "strftime_now" in chat_template or _tells_date(encoding.template.tool_syntax)
     return (*parts, date.today().isoformat() if tells_date else "")
 
 
 def tokenizer_digest(encoder: "Encoder") -> str | None:
-    """Of the whole serialised tokenizer and of what it adds; None for one without a `tokenizers` backend."""
+    """Of the whole serialized tokenizer and of what it adds; None for one without a `tokenizers` backend."""
     tokenizer = encoder.tokenizer
     if not tokenizer.is_fast:
         return None

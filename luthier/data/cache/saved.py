@@ -1,4 +1,4 @@
-"""The folder `tokenized_path`: tokenised rows in the format of `datasets`, which can be moved to another machine.
+"""The folder `tokenized_path`: tokenized rows in the format of `datasets`, which can be moved to another machine.
 
 A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
 ledger beside them.
@@ -44,7 +44,7 @@ def load_tokenized(folder: Path, columns: Sequence[str]) -> "tuple[datasets.Data
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as fault:
-        raise DataError(f"tokenized_path: {folder} holds no tokenised rows ({fault}) -> name a new folder") from fault
+        raise DataError(f"tokenized_path: {folder} holds no tokenized rows ({fault}) -> name a new folder") from fault
     sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     wanted = {name: SEQUENCE_COLUMNS if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
     rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}

@@ -1,4 +1,4 @@
-"""Tokenised rows under the hash of all that made them: the same input is tokenised once, a changed one is never reused.
+"""Tokenized rows under the hash of all that made them: the same input is tokenized once, a changed one is never reused.
 
 An entry is a folder that is whole or not there. Of several processes that need it one makes it, and the others wait for
 the folder: no collective operation waits meanwhile.
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import require_writable, save_folder_atomically
 from luthier.core.log import warn
-from luthier.data.cache.eviction import SIZES_FILE, limit_bytes, make_room, use
+from luthier.data.cache.eviction import SIZES_FILE, evict, limit_bytes, use
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
@@ -88,7 +88,7 @@ class Cache:
             raise RunFailed(f"{fault} with the environment variable LUTHIER_CACHE") from fault
         self._made.add(key)
         use(self.folder / key)
-        make_room(self.folder, limit_bytes())
+        evict(self.folder, limit_bytes())
 
 
 def _is_whole(entry: Path) -> bool:
@@ -106,7 +106,7 @@ def open_cache(*, overwrites: bool, makes: bool) -> Cache:
     try:
         require_writable("LUTHIER_CACHE", folder)
     except OutputError as fault:
-        warn(f"tokenised rows are not kept: {fault}")
+        warn(f"tokenized rows are not kept: {fault}")
         return Cache(_removed_at_exit())
     folder.mkdir(parents=True, exist_ok=True)
     limit_bytes()  # a wrong number is told before work is done

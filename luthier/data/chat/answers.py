@@ -12,7 +12,7 @@ from luthier.data.types import Message
 
 CALL_WORDS = ("<tool_call>", "</tool_call>")
 """What encloses calls in data that is not written for one format."""
-THOUGHT_WORDS = ("<think>", "</think>")
+THINKING_TAGS = ("<think>", "</think>")
 """What encloses thoughts in data that is not written for one format."""
 
 
@@ -26,7 +26,7 @@ class Answer:
 
 def take_apart(
     message: Message,
-    thought_words: tuple[str, str] = THOUGHT_WORDS,
+    thinking_tags: tuple[str, str] = THINKING_TAGS,
     call_words: Sequence[tuple[str, str]] = (CALL_WORDS,),
 ) -> Answer:
     """A function message is JSON of one or more calls: bare, after a thought, or between call words.
@@ -46,7 +46,7 @@ def take_apart(
             continue
         calls = [call for text in inner for call in _calls(_json(text))]
         return Answer(enclosed.sub("", content), calls)
-    thought = between(thought_words).search(content)
+    thought = between(thinking_tags).search(content)
     if thought is None:
         raise ToolFault(f"a function message is not JSON of a call: {content[:80]!r}")
     return Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
@@ -57,12 +57,12 @@ def between(words: tuple[str, str]) -> re.Pattern[str]:
     return re.compile(f"{re.escape(words[0])}(.*?){re.escape(words[1])}", re.DOTALL)
 
 
-def without_thought(text: str, thought_words: tuple[str, str] = THOUGHT_WORDS) -> str:
-    return between(thought_words).sub("", text).lstrip("\n")
+def without_thought(text: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> str:
+    return between(thinking_tags).sub("", text).lstrip("\n")
 
 
-def has_thought(text: str, thought_words: tuple[str, str] = THOUGHT_WORDS) -> bool:
-    return any(word.strip() in text for word in thought_words)
+def has_thought(text: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> bool:
+    return any(word.strip() in text for word in thinking_tags)
 
 
 def _json(text: str) -> Any:

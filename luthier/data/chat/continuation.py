@@ -8,10 +8,10 @@ only the prompt, so that is kept, and the answer is what follows the question in
 import re
 
 from luthier.core.errors import RowError
-from luthier.data.chat.answers import THOUGHT_WORDS, between, without_thought
+from luthier.data.chat.answers import THINKING_TAGS, between, without_thought
 
 THOUGHTS = (
-    THOUGHT_WORDS,
+    THINKING_TAGS,
     ("<seed:think>", "</seed:think>"),
     ("<|channel>thought", "<channel|>"),
     ("◁think▷", "◁/think▷"),

@@ -1,4 +1,4 @@
-"""Pieces of text to token ids. Every piece is tokenised by itself, without the tokens a tokenizer would add."""
+"""Pieces of text to token ids. Every piece is tokenized by itself, without the tokens a tokenizer would add."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,8 @@ _CACHED_CHARS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """A row that is tokenised as one text and then cut: a token belongs to the part in which it begins."""
+class TextWithSpans:
+    """A row that is tokenized as one text and then cut: a token belongs to the part in which it begins."""
 
     text: str
     borders: tuple[int, ...]
@@ -61,7 +61,7 @@ class Encoder:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def parts(self, text: str, borders: Sequence[int]) -> list[list[int]]:
-        """The ids of a text that is tokenised once, cut before the characters at `borders` (ascending).
+        """The ids of a text that is tokenized once, cut before the characters at `borders` (ascending).
 
         A token belongs to the part in which it begins. A tokenizer that does not tell where that is gets each part by
         itself.
@@ -80,7 +80,7 @@ class Encoder:
         self.reset()
         return _begins(self._backend.encode(text, add_special_tokens=False))
 
-    def parted(self, rows: "Sequence[Whole]") -> "list[list[TurnIds]]":
+    def encode_spans(self, rows: "Sequence[TextWithSpans]") -> "list[list[TurnIds]]":
         """The turns of many rows; with a fast tokenizer in parallel threads."""
         if self._backend is None:
             parts = [self.parts(row.text, row.borders) for row in rows]
@@ -98,11 +98,11 @@ class Encoder:
         return ids
 
     def known(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Text -> ids, each distinct text tokenised once."""
+        """Text -> ids, each distinct text tokenized once."""
         distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.texts(distinct), strict=True))
 
-    def joined(self, pieces: Iterable[Piece], known: Mapping[str, list[int]]) -> list[int]:
+    def encode_pieces(self, pieces: Iterable[Piece], known: Mapping[str, list[int]]) -> list[int]:
         """`pieces`, with the ids of their texts at hand."""
         ids: list[int] = []
         for piece in pieces:
@@ -112,7 +112,7 @@ class Encoder:
     def reset(self) -> None:
         """A call with padding or truncation leaves both on in the backend, and tokenizer.json may hold them.
 
-        Nothing is set that is set already: another thread may be tokenising, and would have to be waited for.
+        Nothing is set that is set already: another thread may be tokenizing, and would have to be waited for.
         """
         if self._backend.padding is not None:
             self._backend.no_padding()

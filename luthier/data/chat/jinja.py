@@ -46,7 +46,7 @@ _WITHOUT_THOUGHT = """\
 def chat_template(template: Template) -> str | None:
     """Jinja text for `tokenizer.chat_template`, or None for a format that text cannot express.
 
-    That is one with `Token` pieces (chatglm3, yuan): an id that need not be what its text is tokenised to.
+    That is one with `Token` pieces (chatglm3, yuan): an id that need not be what its text is tokenized to.
     """
     slots = (template.prefix, template.system, template.user, template.assistant, template.observation)
     if any(isinstance(piece, Token) for slot in slots for piece in slot):
@@ -83,7 +83,7 @@ def _thought(template: Template) -> str:
     """Removes thoughts of earlier answers; a last answer without one begins with the empty one."""
     if not template.reasons:
         return ""
-    opening, closing = template.thought_words
+    opening, closing = template.thinking_tags
     values = {
         "OPEN": opening,
         "CLOSE": closing,

@@ -5,7 +5,7 @@ answer asked for; the answer runs from there to the end of what it writes for th
 of a conversation share one row as long as each prompt goes on from the answer before. Where the program rewrites
 history (it drops earlier thoughts, or puts an empty one before the last answer only), a new row begins.
 
-A row is tokenised once, as a whole, and then cut into prompts and answers: a token belongs to the part it begins in.
+A row is tokenized once, as a whole, and then cut into prompts and answers: a token belongs to the part it begins in.
 """
 
 import json
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
-from luthier.data.chat.answers import THOUGHT_WORDS, has_thought, take_apart, without_thought
+from luthier.data.chat.answers import THINKING_TAGS, has_thought, take_apart, without_thought
 from luthier.data.chat.continuation import continuation
-from luthier.data.chat.encoder import Encoder, Whole
+from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.render import Turn
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
@@ -26,7 +26,7 @@ _COMPARED_CHARACTERS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RenderedAnswer:
     """An answer as inference sees it: `whole` begins with `prompt`, and the rest is the answer."""
 
     prompt: str
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatProgram:
+class ModelChatTemplate:
     """Writes with the chat template of the encoder's tokenizer, which must have one."""
 
     encoder: Encoder
@@ -48,13 +48,13 @@ class ChatProgram:
     default_system: str = ""
     """For conversations without a system text; if empty, the program's own."""
 
-    def asked(self, dialogue: Dialogue) -> list[Asked]:
+    def asked(self, dialogue: Dialogue) -> list[RenderedAnswer]:
         """Every answer of a conversation. Raises `RowError` for one that the program refuses."""
         return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
 
-    def rows(self, dialogue: Dialogue) -> list[Whole]:
+    def rows(self, dialogue: Dialogue) -> list[TextWithSpans]:
         """As few rows of turns as possible that show each answer after the very prompt it has at inference."""
-        groups: list[list[Asked]] = []
+        groups: list[list[RenderedAnswer]] = []
         for answer in self.asked(dialogue):
             if groups and answer.prompt.startswith(groups[-1][-1].whole):
                 groups[-1].append(answer)
@@ -62,11 +62,11 @@ class ChatProgram:
                 groups.append([answer])
         return [_row(group) for group in groups]
 
-    def asked_at(self, dialogue: Dialogue, index: int) -> Asked:
+    def asked_at(self, dialogue: Dialogue, index: int) -> RenderedAnswer:
         """The answer that is message `index`."""
         return self._asked(dialogue, index)
 
-    def last_row(self, dialogue: Dialogue) -> Whole:
+    def last_row(self, dialogue: Dialogue) -> TextWithSpans:
         """The last answer alone, with everything before it in its prompt."""
         return _row([self._asked(dialogue, len(dialogue.messages) - 1)])
 
@@ -103,18 +103,18 @@ class ChatProgram:
             raise RowError("the model's own chat template does not write tools")
         return text
 
-    def _asked(self, dialogue: Dialogue, index: int) -> Asked:
+    def _asked(self, dialogue: Dialogue, index: int) -> RenderedAnswer:
         """The answer that is message `index`."""
         messages, content = dialogue.messages, dialogue.messages[index].content
         thinks = has_thought(content) if self.enable_thinking is None else self.enable_thinking
         prompt = self.text(messages[:index], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
         whole = self.text(messages[: index + 1], dialogue.system, dialogue.tools, asks=False, thinks=thinks)
-        asked = Asked(prompt, prompt + continuation(prompt, whole, messages[index - 1].content, content))
+        asked = RenderedAnswer(prompt, prompt + continuation(prompt, whole, messages[index - 1].content, content))
         given = take_apart(messages[index])
         if any(call.name not in asked.answer for call in given.calls):
             raise RowError("the model's own chat template does not write tool calls")
         # The end is enough, and thoughts may be left out; templates for pictures write no contents that are plain text.
-        if given.text.rpartition(THOUGHT_WORDS[1])[2].strip()[-_COMPARED_CHARACTERS:] not in asked.answer:
+        if given.text.rpartition(THINKING_TAGS[1])[2].strip()[-_COMPARED_CHARACTERS:] not in asked.answer:
             raise RowError("the model's own chat template does not write the words of the answer")
         return asked
 
@@ -142,9 +142,9 @@ class ChatProgram:
         return listed
 
 
-def _row(group: list[Asked]) -> Whole:
+def _row(group: list[RenderedAnswer]) -> TextWithSpans:
     borders = (border for answer in group for border in (len(answer.prompt), len(answer.whole)))
-    return Whole(group[-1].whole, tuple(borders))
+    return TextWithSpans(group[-1].whole, tuple(borders))
 
 
 def openai_tools(tools: str) -> list[Any] | None:

@@ -1,6 +1,6 @@
 """A conversation as the pieces of a chat format. Training, chat, the API and evaluation all call `render` here.
 
-Nothing is tokenised and nothing joined: which pieces there are decides the token ids, see `luthier.data.templates`.
+Nothing is tokenized and nothing joined: which pieces there are decides the token ids, see `luthier.data.templates`.
 """
 
 import json
@@ -52,7 +52,7 @@ def render(
     """
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
     call_words = (template.tool_call_words, CALL_WORDS)
-    answers = [take_apart(message, template.thought_words, call_words) for message in messages[1::2]]
+    answers = [take_apart(message, template.thinking_tags, call_words) for message in messages[1::2]]
     pending = len(messages) % 2 == 1
     prompts = [list(_opening(template, messages[0], system, tools, today))]
     prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
@@ -62,9 +62,9 @@ def render(
     if template.reasons:
         for i, answer in enumerate(answers):
             if (drop_past and i < len(prompts) - 1) or (enable_thinking is False and i >= first_live):
-                answer.text = without_thought(answer.text, template.thought_words)
+                answer.text = without_thought(answer.text, template.thinking_tags)
         for i in range(first_live, len(prompts)):
-            if i == len(answers) or not has_thought(answers[i].text, template.thought_words):
+            if i == len(answers) or not has_thought(answers[i].text, template.thinking_tags):
                 if enable_thinking:
                     leads[i] = (template.empty_thought,)
                 else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import RowError
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Template, get_template, with_options
 from luthier.data.tools import ToolCall
@@ -42,11 +42,11 @@ def choose_template(
 ) -> Template:
     """The format called `name`, or the model's own for `auto` and None; see `get_template` for the two options."""
     if name in (None, "auto"):
-        return with_options(own_template(tokenizer), tool_format, default_system)
+        return with_options(template_from_slots(tokenizer), tool_format, default_system)
     return get_template(name, tool_format, default_system)
 
 
-def own_template(tokenizer: "PreTrainedTokenizerBase") -> Template:
+def template_from_slots(tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The slots of the tokenizer's chat template; the format `empty` if it has none.
 
     For one that is more than slots, a template of kind `program`: only how answers end and call tools is known of it.
@@ -84,7 +84,7 @@ def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ..
     written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
     messages = (Message("user", "?"), Message("function", written))
     try:
-        (asked,) = ChatProgram(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
+        (asked,) = ModelChatTemplate(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
     except RowError:
         return "default"
     answer = asked.answer
@@ -160,7 +160,7 @@ def _thinking(thought: str) -> dict[str, Any]:
     opening, close = thought[:start], thought[start:]
     if opening.endswith("\n\n"):
         opening, close = opening[:-1], "\n" + close
-    return {"kind": "reasoning", "thought_words": (opening, close)}
+    return {"kind": "reasoning", "thinking_tags": (opening, close)}
 
 
 def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str | None:

@@ -27,7 +27,7 @@ MAX_REPACKED_ROWS = 2000
 
 
 class Packer(Protocol):
-    """Joins tokenised rows into longer ones; its `repr` tells it apart from others."""
+    """Joins tokenized rows into longer ones; its `repr` tells it apart from others."""
 
     columns: ClassVar[tuple[str, ...]]
     cuts_rows: ClassVar[bool]

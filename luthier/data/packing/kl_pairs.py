@@ -21,7 +21,7 @@ BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Strangers:
+class MismatchedPairs:
     """Adds to every row the part `kl_`."""
 
     size_tokens: int
@@ -30,11 +30,11 @@ class Strangers:
     is_optional: ClassVar[bool] = False
 
     def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
-        earlier = _Circle(rows)
+        earlier = _PromptRing(rows)
         for start in range(0, len(rows), BATCH_ROWS):
             batch = rows[start : start + BATCH_ROWS]
-            strangers = [
-                self._stranger(*_taken_apart(ids, labels), earlier)
+            mismatched = [
+                self._mismatched(*_taken_apart(ids, labels), earlier)
                 for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
             ]
             yield [
@@ -42,18 +42,18 @@ class Strangers:
                 for column in (
                     batch["input_ids"],
                     batch["labels"],
-                    [row.input_ids for row in strangers],
-                    [row.labels for row in strangers],
+                    [row.input_ids for row in mismatched],
+                    [row.labels for row in mismatched],
                     batch["kto_tags"],
                 )
             ]
 
-    def _stranger(self, prompt: list[int], answer: list[int], earlier: "_Circle") -> Encoded:
+    def _mismatched(self, prompt: list[int], answer: list[int], earlier: "_PromptRing") -> Encoded:
         (row,) = label_answers([(prompt, earlier.answer_before(prompt, answer))], cutoff_len=self.size_tokens)
         return row
 
 
-class _Circle:
+class _PromptRing:
     """Goes through the rows in order, remembering the last two distinct prompts with their latest answers."""
 
     def __init__(self, rows: "datasets.Dataset") -> None:

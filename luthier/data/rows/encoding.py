@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from luthier.data.chat.encoder import Encoder, TurnIds
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import Turn, render
 from luthier.data.rows.labels import Encoded, split_budget
 from luthier.data.rows.tokenize import Written, turn_ids
@@ -20,27 +20,29 @@ class Encoding:
     """Most tokens of a row; None for no limit."""
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
-    program: ChatProgram | None = None
+    model_template: ModelChatTemplate | None = None
     """The model's own chat template, where it writes the conversations instead of `template`."""
 
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
 
     def with_thinking(self, enable_thinking: bool | None) -> "Encoding":
-        program = None if self.program is None else replace(self.program, enable_thinking=enable_thinking)
-        return replace(self, enable_thinking=enable_thinking, program=program)
+        model_template = (
+            None if self.model_template is None else replace(self.model_template, enable_thinking=enable_thinking)
+        )
+        return replace(self, enable_thinking=enable_thinking, model_template=model_template)
 
     def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
         """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers."""
         return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
 
     def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
-        """The same before it is tokenised.
+        """The same before it is tokenized.
 
         It is one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
         """
-        if self.program is not None:
-            return self.program.rows(dialogue)
+        if self.model_template is not None:
+            return self.model_template.rows(dialogue)
         turns = render(
             self.template,
             dialogue.messages,
@@ -54,14 +56,14 @@ class Encoding:
         return [turns]
 
     def written_last(self, dialogue: Dialogue) -> Written:
-        """The last answer alone, with the history in its prompt as a server sends it, before it is tokenised."""
-        if self.program is not None:
-            return self.program.last_row(dialogue)
+        """The last answer alone, with the history in its prompt as a server sends it, before it is tokenized."""
+        if self.model_template is not None:
+            return self.model_template.last_row(dialogue)
         return self._last(dialogue)
 
     def written_apart(self, dialogue: Dialogue) -> Written:
-        """The last answer, to be tokenised apart from its prompt, since a server has only the prompt."""
-        return self._last(dialogue) if self.program is None else (self.program.last_turn(dialogue),)
+        """The last answer, to be tokenized apart from its prompt, since a server has only the prompt."""
+        return self._last(dialogue) if self.model_template is None else (self.model_template.last_turn(dialogue),)
 
     def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
         return render(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
 from luthier.core.errors import RowError
-from luthier.data.chat.encoder import TurnIds, Whole
+from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns
@@ -46,8 +46,8 @@ def weighted_rows(
             (float(train_on_prompt), 0.0 if mask_history and number < len(dialogue.messages) // 2 - 1 else 1.0)
             for number in range(first, last)
         ]
-        if isinstance(row, Whole):
-            weights = weigher.of_whole(row, first, defaults)
+        if isinstance(row, TextWithSpans):
+            weights = weigher.of_spans(row, first, defaults)
         else:
             weights = [weigher.of_turn(row[index], first + index, base) for index, base in enumerate(defaults)]
         rows.append(
@@ -92,7 +92,9 @@ class _Weigher:
                 weights += [base] * len(encoder.pieces([piece]))
         return weights
 
-    def of_whole(self, row: Whole, first: int, base: Sequence[tuple[float, float]]) -> list[tuple[Weights, Weights]]:
+    def of_spans(
+        self, row: TextWithSpans, first: int, base: Sequence[tuple[float, float]]
+    ) -> list[tuple[Weights, Weights]]:
         """The same of a row that the model's own chat template wrote, from answer `first` on."""
         spans: list[Span] = []
         bounds = [0, *row.borders]
@@ -116,7 +118,7 @@ class _Weigher:
         message = self.dialogue.messages[index]
         mark = _mark(message)
         (turns,) = self.encoding.written(self._marked(index, mark), keep_past_thinking=self.keeps_thoughts)
-        assert not isinstance(turns, Whole), "written by the same format"
+        assert not isinstance(turns, TextWithSpans), "written by the same format"
         turn = turns[index // 2]
         for order, piece in enumerate(turn.answer if index % 2 else turn.prompt):
             if isinstance(piece, str) and mark in piece and order < len(pieces) and isinstance(pieces[order], str):
@@ -125,10 +127,10 @@ class _Weigher:
 
     def _place_in_text(self, index: int, text: str) -> int:
         """The same in a row that the model's own chat template wrote."""
-        assert self.encoding.program is not None, "the row was written by it"
+        assert self.encoding.model_template is not None, "the row was written by it"
         message = self.dialogue.messages[index]
         mark = _mark(message)
-        marked = self.encoding.program.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
+        marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
         return _start(message, marked.whole, mark, text)
 
     def _marked(self, index: int, mark: str) -> Dialogue:

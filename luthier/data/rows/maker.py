@@ -1,4 +1,4 @@
-"""The rows of one dataset: read, aligned to an example, tokenised and labelled, with an account of every one."""
+"""The rows of one dataset: read, aligned to an example, tokenized and labelled, with an account of every one."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Drawn:
 
 @dataclass(slots=True)
 class _Draft:
-    """A row that is read and written, but not tokenised."""
+    """A row that is read and written, but not tokenized."""
 
     drawn: Drawn
     example: Any = None
@@ -66,7 +66,7 @@ class RowMaker:
     encoding: Encoding
     on_overlong: str
     batch_rows: int
-    """So many rows are tokenised together; the rows do not depend on it."""
+    """So many rows are tokenized together; the rows do not depend on it."""
 
     def rows(
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
@@ -77,7 +77,7 @@ class RowMaker:
 
     def made(self, source: Iterable[Drawn]) -> Iterator[tuple[Drawn, Any, list[Parts]]]:
         """The same for rows of several datasets, in any order: each usable one, its example, its rows."""
-        for batch, ids in ahead(self._drafts(source), self._tokenised):
+        for batch, ids in ahead(self._drafts(source), self._tokenized):
             turns = iter(ids)
             for draft in batch:
                 account = draft.drawn.account
@@ -119,7 +119,7 @@ class RowMaker:
         except RowError as error:
             return _Draft(drawn, reason=str(error))
 
-    def _tokenised(self, batch: list[_Draft]) -> list[list[TurnIds]]:
+    def _tokenized(self, batch: list[_Draft]) -> list[list[TurnIds]]:
         return turn_ids(self.encoding.encoder, [part for draft in batch for row in draft.written for part in row])
 
     def _labelled(self, turns: list[list[list[TurnIds]]], draft: _Draft, account: DatasetAccount) -> list[Parts]:

@@ -43,7 +43,7 @@ class RowPlan:
     tags: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
     """Column -> the whole number that an example has there, beside its tokens."""
     write: "Callable[[Any, Encoding, Any], Sequence[tuple[Written, ...]]]"
-    """(example, encoding, config) -> rows to tokenise, each with all its parts: one row, unless a chat template shows
+    """(example, encoding, config) -> rows to tokenize, each with all its parts: one row, unless a chat template shows
     answers after other histories.
 
     Raises `RowError` for an example that cannot be used."""
@@ -53,7 +53,7 @@ class RowPlan:
     """(example, rows, turns of each row, encoding, config) -> the rows of an example whose messages carry `loss`; only
     for rows of one part. None: every answer counts in full."""
     packer: "Callable[[TrainRun, Encoding], Packer | None]" = no_packer
-    """Makes other rows of all tokenised rows (the blocks of pt, the packs of sft, the strangers of kto), or None."""
+    """Makes other rows of all tokenized rows (the blocks of pt, the packs of sft, the strangers of kto), or None."""
 
     @property
     def columns(self) -> tuple[str, ...]:

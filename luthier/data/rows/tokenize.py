@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from luthier.data.chat.encoder import Encoder, TurnIds, Whole
+from luthier.data.chat.encoder import Encoder, TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 
-Written = tuple[Turn, ...] | Whole
-"""One row before it is tokenised."""
+Written = tuple[Turn, ...] | TextWithSpans
+"""One row before it is tokenized."""
 
 NUM_BATCHES_AHEAD = 2
 """One that the tokenizer works on, and one that waits for it."""
@@ -22,21 +22,21 @@ Result = TypeVar("Result")
 
 
 def turn_ids(encoder: Encoder, written: Sequence[Written]) -> list[list[TurnIds]]:
-    """The (prompt ids, answer ids) of every turn of every row. Each distinct text is tokenised once."""
-    pieced = [turn for row in written if not isinstance(row, Whole) for turn in row]
+    """The (prompt ids, answer ids) of every turn of every row. Each distinct text is tokenized once."""
+    pieced = [turn for row in written if not isinstance(row, TextWithSpans) for turn in row]
     known = encoder.known(p for turn in pieced for side in (turn.prompt, turn.answer) for p in side if type(p) is str)
-    parted = iter(encoder.parted([row for row in written if isinstance(row, Whole)]))
+    encode_spans = iter(encoder.encode_spans([row for row in written if isinstance(row, TextWithSpans)]))
     return [
-        next(parted)
-        if isinstance(row, Whole)
-        else [(encoder.joined(turn.prompt, known), encoder.joined(turn.answer, known)) for turn in row]
+        next(encode_spans)
+        if isinstance(row, TextWithSpans)
+        else [(encoder.encode_pieces(turn.prompt, known), encoder.encode_pieces(turn.answer, known)) for turn in row]
         for row in written
     ]
 
 
 def num_characters(written: Written) -> int:
-    """Roughly, what it takes to hold and tokenise a row."""
-    if isinstance(written, Whole):
+    """Roughly, what it takes to hold and tokenize a row."""
+    if isinstance(written, TextWithSpans):
         return len(written.text)
     return sum(len(piece) for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
 

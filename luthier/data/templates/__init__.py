@@ -1,6 +1,6 @@
 """Chat formats: what text stands around the messages of a conversation. One TOML file per family, one table per format.
 
-A slot is a tuple of pieces. Each piece of text is tokenised by itself, so the token ids depend on where one piece ends
+A slot is a tuple of pieces. Each piece of text is tokenized by itself, so the token ids depend on where one piece ends
 and the next begins. `{{content}}` and `{{idx}}` (the number of the turn) are filled in by `luthier.data.chat.render`.
 
 A table names only what differs from its `base`, or else from the defaults below. Three keys follow another one if they
@@ -65,7 +65,7 @@ class Template:
     """An answer that calls tools."""
     default_system: str = ""
     stop_words: tuple[str, ...] = ()
-    thought_words: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
+    thinking_tags: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
     """What may enclose the JSON of a call in the data."""
     efficient_eos: bool = False
@@ -83,7 +83,7 @@ class Template:
     @property
     def empty_thought(self) -> str:
         """What an answer without a thought begins with, where thinking is known."""
-        return self.thought_words[1] if self.kind == "glm47reasoning" else "".join(self.thought_words)
+        return self.thinking_tags[1] if self.kind == "glm47reasoning" else "".join(self.thinking_tags)
 
 
 _HEADER = re.compile(r'^\[(?:"([^"\n]+)"|([\w-]+))\]$', re.MULTILINE)

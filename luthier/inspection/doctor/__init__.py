@@ -42,14 +42,14 @@ class Sample:
     """Why the row cannot be used, if it cannot."""
     rows: list[tuple[Encoded, ...]] = field(default_factory=list)
     """What training sees of it, cut to `cutoff_len`: rows, each with all its parts."""
-    twins: Mapping[Split, Place] = field(default_factory=dict)
+    duplicates: Mapping[Split, Place] = field(default_factory=dict)
     """The first other row of each split that holds the very same."""
     near: Mapping[Split, tuple[Place, float]] = field(default_factory=dict)
     """A row of each split that says nearly the same, and how much of the two is the same (0..1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class CheckContext:
     """What of the run the checks go by."""
 
     on_overlong: str
@@ -89,7 +89,7 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Check:
     name: str
-    find: Callable[[Sample, Terms], Iterator[Finding]]
+    find: Callable[[Sample, CheckContext], Iterator[Finding]]
 
 
 def finding(

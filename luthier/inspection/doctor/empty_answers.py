@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from luthier.data.chat.answers import without_thought
 from luthier.data.types import Example, Feedback, Message, Preference, Prompt
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "write the answer, or remove the row"
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    if sample.example is None or not terms.has_targets:
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
+    if sample.example is None or not context.has_targets:
         return
     for name, message in _answers(sample.example):
         if not without_thought(message.content).strip():

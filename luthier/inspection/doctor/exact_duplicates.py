@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "remove all but one"
 REMEDY_SPLIT = f"{REMEDY}; val_size may put one into training and another into evaluation"
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    twin = sample.twins.get(sample.split)
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
+    twin = sample.duplicates.get(sample.split)
     if twin is not None:
-        remedy = REMEDY_SPLIT if terms.splits_evaluation_off else REMEDY
+        remedy = REMEDY_SPLIT if context.splits_evaluation_off else REMEDY
         yield finding(sample, "exact_duplicates", "warning", f"the same as {twin.text}", remedy, twin)
 
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "remove the row from the training data or from those for evaluation"
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if sample.split != "eval":
         return
-    if "train" in sample.twins:
-        other = sample.twins["train"]
+    if "train" in sample.duplicates:
+        other = sample.duplicates["train"]
         what = "it is trained on, too" if other == sample.place else f"trained on as {other.text}"
         yield finding(sample, "leakage", "error", what, REMEDY, other)
     elif "train" in sample.near:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import MediaFault
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "put the file there, or set media_dir; until then the row is left out"
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if isinstance(sample.refusal, MediaFault):
         yield finding(sample, "missing_media", "error", str(sample.refusal), REMEDY)
 

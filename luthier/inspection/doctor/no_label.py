@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
-    if not terms.has_targets or not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
+    if not context.has_targets or not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
         return
     parts = [part for row in sample.rows for part in row]
     if any(part.lost_labels for part in parts):
-        if terms.on_overlong != "truncate":
+        if context.on_overlong != "truncate":
             return
         needed = max(part.num_tokens for part in parts)
-        what = f"no learned token is left after truncation to cutoff_len {terms.cutoff_len}"
+        what = f"no learned token is left after truncation to cutoff_len {context.cutoff_len}"
         yield finding(
             sample, "no_label", "error", what, f"raise cutoff_len (it has {needed} tokens), or shorten the row"
         )

@@ -3,24 +3,24 @@
 from collections.abc import Iterator
 
 from luthier.data.types import Example, Message, Preference
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "set split_special_tokens: true to have it read as plain text, or remove it from the data"
 ESCAPED = "nothing to do, unless it was meant as the special token"
 _ANSWERS = ("assistant", "function")
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if sample.example is None:
         return
     for where, text, is_answer in _texts(sample.example):
-        words = dict.fromkeys(terms.special_words.findall(text))
+        words = dict.fromkeys(context.special_words.findall(text))
         if is_answer:
-            words = {word: None for word in words if word not in terms.answer_words}
+            words = {word: None for word in words if word not in context.answer_words}
         if not words:
             continue
         held = f"{where} holds {', '.join(words)}"
-        if terms.split_special_tokens:
+        if context.split_special_tokens:
             what = f"{held}, read as plain text (split_special_tokens)"
             yield finding(sample, "special_tokens", "info", what, ESCAPED)
         else:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from luthier.core.errors import ToolFault
-from luthier.inspection.doctor import Check, Finding, Sample, Terms, finding
+from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "write tools as a JSON list and calls as JSON with name and arguments; until then the row is left out"
 
 
-def find(sample: Sample, terms: Terms) -> Iterator[Finding]:
+def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if isinstance(sample.refusal, ToolFault):
         yield finding(sample, "tool_json", "error", str(sample.refusal), REMEDY)
 

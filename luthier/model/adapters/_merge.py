@@ -11,8 +11,8 @@ from luthier.core.log import info, warn
 from luthier.model.adapters._loftq import require_base
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.features.new_tokens import embedding_names, grow_embeddings, num_rows
-from luthier.model.files.sources import at_hand, check_adapter_source
-from luthier.model.quantization._layers import forget_description, is_quantised
+from luthier.model.files.sources import check_adapter_source, local_path
+from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,9 +43,9 @@ def merge_adapters(
     """W <- W + B A for each adapter in turn, on top of those before. Raises `ModelError` for one that does not fit.
 
     `before_merge` is shown the model with each adapter beside it, before that one is merged."""
-    if names and is_quantised(model):
+    if names and is_quantized(model):
         raise ModelError(
-            f"adapter_name_or_path: {', '.join(names)}: cannot be merged into quantised weights"
+            f"adapter_name_or_path: {', '.join(names)}: cannot be merged into quantized weights"
             " -> merge into the original model with `luthier export`, and give its folder as model_name_or_path"
         )
     for name in names:
@@ -58,16 +58,16 @@ def merge_adapters(
     return model
 
 
-def put_beside(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
+def attach_unmerged(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
     """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
     if len(given.names) > 1:
         raise ModelError(
-            "adapter_name_or_path: several adapters cannot be put on a quantised model, since all but one would have to"
+            "adapter_name_or_path: several adapters cannot be put on a quantized model, since all but one would have to"
             " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
         )
     for name in given.names:
         model = unwrap(attach_adapter(model, name, given, is_trainable=False))
-        info(f"adapter {name} put beside the quantised weights")
+        info(f"adapter {name} put beside the quantized weights")
     return model
 
 
@@ -136,7 +136,7 @@ def describe_adapter(adapted: "PeftModel") -> str:
 
 def adapter_path(name: str, given: GivenAdapters) -> Path:
     """The local folder of an adapter, downloaded if it is on the hub. Raises `ModelError`."""
-    path = Path(at_hand(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token)).expanduser()
+    path = Path(local_path(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token)).expanduser()
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 

@@ -37,7 +37,7 @@ NEW_ADAPTER_RULES = (
     *target_rules("lora_target"),
     Rule(
         ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
-        "the given adapter would have to be merged into quantised weights",
+        "the given adapter would have to be merged into quantized weights",
         "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
         lambda run: (
             run.adapter.create_new_adapter

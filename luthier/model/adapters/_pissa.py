@@ -84,7 +84,7 @@ def save_as_lora(adapted: "PeftModel", folder: Path, state: Mapping[str, Any] | 
     settings.save_pretrained(str(folder))
 
 
-def go_on(adapted: "PeftModel", folder: Path) -> None:
+def resume_pissa(adapted: "PeftModel", folder: Path) -> None:
     """Read both pairs of factors from what `save_as_lora` wrote; the weights keep the rest that belongs to them."""
     import torch
     from peft import set_peft_model_state_dict

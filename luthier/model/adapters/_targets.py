@@ -76,7 +76,7 @@ def expert_parameters(model: "nn.Module") -> Iterator[str]:
 
 
 def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
-    """Full name and module of everything that computes x W^T + b and no more, quantised or not."""
+    """Full name and module of everything that computes x W^T + b and no more, quantized or not."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -85,7 +85,7 @@ def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
         if kind.forward in (torch.nn.Linear.forward, Conv1D.forward):
             yield name, module
         elif "Linear" in kind.__name__ and {"in_features", "out_features"} <= set(vars(module)):
-            yield name, module  # of a quantisation library, or a model's own that computes the same
+            yield name, module  # of a quantization library, or a model's own that computes the same
 
 
 def _outside_of(model: "nn.Module", wanted: Sequence[str], frozen: Sequence[str], key: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from luthier.config.rules.engine import Rule, Rules, at_least, within
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
-from luthier.model.adapters._loftq import start_from_quantisation_error
+from luthier.model.adapters._loftq import start_from_quantization_error
 from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
 from luthier.model.adapters._pissa import start_from_principal_parts
@@ -54,7 +54,7 @@ class LoraConfig:
     pissa_convert: bool = False
     """Copy the adapter to `output_dir`/pissa_converted too; what PiSSA saves is a plain LoRA adapter in any case."""
     loftq_init: bool = never_unread(False)
-    """Start from the error of quantisation instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
+    """Start from the error of quantization instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
 
 
 def _asks_reference(run: Any) -> bool:
@@ -72,7 +72,7 @@ RULES = Rules(
         within("adapter", "lora_dropout", 0, 1, or_high=False),
         Rule(
             ("pissa_init", "quantization_bit"),
-            "takes a part out of the weights, which quantised weights cannot give",
+            "takes a part out of the weights, which quantized weights cannot give",
             "leave one of the two out",
             lambda run: run.adapter.pissa_init and run.quantization.quantization_bit is not None,
         ),
@@ -102,7 +102,7 @@ RULES = Rules(
         ),
         Rule(
             ("loftq_init", "quantization_bit"),
-            "starts from the error of quantisation, and nothing is quantised here",
+            "starts from the error of quantization, and nothing is quantized here",
             "set quantization_bit: 4, or leave it out",
             lambda run: run.adapter.loftq_init and run.quantization.quantization_bit is None,
         ),
@@ -161,7 +161,7 @@ def apply(
     if config.pissa_init:
         start_from_principal_parts(adapted, config.pissa_iter)
     if config.loftq_init:
-        start_from_quantisation_error(adapted, _original(model, given))
+        start_from_quantization_error(adapted, _original(model, given))
     return adapted
 
 

@@ -2,7 +2,7 @@
 
 https://arxiv.org/abs/2306.07280, in the form that rotates the input (https://arxiv.org/abs/2506.19847). Each block of R
 is the Cayley transform of a skew-symmetric matrix Q, R = (I + Q) (I - Q)^-1, with the inverse as a short series, and
-Q = 0 at the start. On a quantised base it is called QOFT.
+Q = 0 at the start. On a quantized base it is called QOFT.
 """
 
 import warnings

@@ -88,7 +88,7 @@ def without_experts(found: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**found, **kept}
 
 
-def lay_out(model: "PreTrainedModel", machine: Machine) -> None:
+def place_experts(model: "PreTrainedModel", machine: Machine) -> None:
     """Everything but the experts goes to the GPU; accelerate leaves such a model where it is, and FSDP lays it out."""
     if is_loading() and machine.world_size == 1:
         from kt_kernel.sft import move_non_experts_to_gpu

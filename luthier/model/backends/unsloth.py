@@ -34,10 +34,10 @@ from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainabl
 from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import Source, check_source, locate
+from luthier.model.loading.config import config_of
 from luthier.model.loading.configure import given_adapters, parts_to_freeze
-from luthier.model.loading.load import config_of
 from luthier.model.loading.loaded import repair_generation_config, require_causal
-from luthier.model.loading.parameters import tell_parameters
+from luthier.model.loading.parameters import report_parameters
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ DEVICES = ("cuda", "xpu", "npu")
 """Types of devices that it has kernels for; AMD's are cuda to torch."""
 
 
-def bring_in(machine: Machine) -> Any:
+def import_unsloth(machine: Machine) -> Any:
     """The class `FastLanguageModel`. Raises `ModelError` without a GPU and `MissingExtra` without the library."""
     if machine.device not in DEVICES:
         raise ModelError(
@@ -70,7 +70,7 @@ def load_for_training(run: "TrainRun", machine: Machine) -> LoadedModel:
     import torch
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
-    fast = bring_in(machine)
+    fast = import_unsloth(machine)
     config = config_of(keys)
     torch.manual_seed(run.training["seed"])
     bf16, fp16 = run.training["bf16"], run.training["fp16"]
@@ -99,13 +99,13 @@ def load_for_training(run: "TrainRun", machine: Machine) -> LoadedModel:
         upcast_trainable(model)
     unwrap(model).config.use_cache = False
     model.train()
-    trainable, total = tell_parameters(model, one_by_one=keys.print_param_status)
+    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, Attention("unsloth"), trainable, total, PADDING_REASON)
 
 
 def load_for_inference(run: "InferRun | TrainRun", machine: Machine) -> "PreTrainedModel":
     """The model, its one adapter beside its weights, in unsloth's way of generating text. Raises `ModelError`."""
-    fast = bring_in(machine)
+    fast = import_unsloth(machine)
     keys = run.model
     config = config_of(keys)
     require_kind(keys.model_name_or_path, config, scores=False)
@@ -164,7 +164,7 @@ def _load(
             load_in_8bit=bits == 8,
             device_map={"": f"{machine.device}:{machine.local_rank}"},
             trust_remote_code=keys.trust_remote_code,
-            use_exact_model_name=True,  # it would take a quantised copy of its own from the hub
+            use_exact_model_name=True,  # it would take a quantized copy of its own from the hub
             fix_tokenizer=False,  # the one of the run is fitted already
             **fetch,
             **how,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def multiply_unpacked(model: "nn.Module") -> None:
+def use_dequantized_matmul(model: "nn.Module") -> None:
     """Every layer of the library that lies on the CPU computes x W^T and the gradient of x from W as unpacked."""
     for module in model.modules():
         layer: Any = module

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def keep_as_loaded(model: "nn.Module") -> None:
+def prevent_repacking(model: "nn.Module") -> None:
     """4-bit layers stay as they are packed, and so keep precision and gradient; 8-bit weights keep their scales."""
     for module in model.modules():
         layer: Any = module

@@ -62,12 +62,12 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
 
     if is_routed(model.config):
         raise _cannot(model, "is a mixture of depths already", "set mixture_of_depths: load")
-    lack = _lack(model)
+    lack = _reason_against(model)
     if lack:
         raise _cannot(model, lack, "leave mixture_of_depths out, or take a plain decoder of text (Llama, Qwen, ...)")
     dense = _probe(model)
     setattr(model.config, KEY, {"model_type": model.config.model_type, "capacity": capacity})
-    become_routed(model)
+    add_routers(model)
     routers: list[Any] = [layer.depth_router for layer in layer_list(model)[1][1::2]]
     with torch.no_grad():
         for router in routers:
@@ -80,7 +80,7 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
         router.start()
 
 
-def become_routed(model: "PreTrainedModel") -> None:
+def add_routers(model: "PreTrainedModel") -> None:
     """Fresh routers for a model whose config says that it has them."""
     kind: Any = type(model)
     model.__class__ = routed_class(kind)
@@ -283,7 +283,7 @@ def _require_no_cache(cache: Any, num_tokens: int) -> None:
         )
 
 
-def _lack(model: "PreTrainedModel") -> str:
+def _reason_against(model: "PreTrainedModel") -> str:
     """What keeps a model from being converted, or the empty text."""
     config = model.config
     if config.is_encoder_decoder or config.sub_configs:

@@ -97,7 +97,7 @@ def shift_attention(model: "PreTrainedModel") -> None:
     """Let `model` train with shifted groups. Raises `ModelError` if its attention is of another kind."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    lack = _lack(model)
+    lack = _reason_against(model)
     if lack:
         raise ModelError(f"shift_attn: {type(model).__name__} {lack} -> leave shift_attn out")
     AttentionInterface.register(SHIFTED, shifted_attention)
@@ -105,7 +105,7 @@ def shift_attention(model: "PreTrainedModel") -> None:
     model.set_attn_implementation(SHIFTED)
 
 
-def _lack(model: "PreTrainedModel") -> str:
+def _reason_against(model: "PreTrainedModel") -> str:
     config = model.config
     layer_types = set(getattr(config, "layer_types", None) or ())
     if config.is_encoder_decoder or config.sub_configs:

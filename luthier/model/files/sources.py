@@ -43,7 +43,7 @@ class Source:
 
 
 @contextmanager
-def permitted() -> Iterator[None]:
+def permission_errors() -> Iterator[None]:
     """What may not be read becomes a `ModelError`. Decorates functions that look at the files of a model."""
     try:
         yield
@@ -53,7 +53,7 @@ def permitted() -> Iterator[None]:
         ) from fault
 
 
-@permitted()
+@permission_errors()
 def locate(
     name_or_path: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
 ) -> Source:
@@ -61,7 +61,7 @@ def locate(
 
     Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id.
     """
-    name_or_path = at_hand(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    name_or_path = local_path(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -93,19 +93,19 @@ def _only_gguf(folder: Path) -> str:
     raise ModelError(f"{folder}: this folder holds no model: neither config.json nor a .gguf file{hint}")
 
 
-@permitted()
+@permission_errors()
 def is_hub_id(name: str) -> bool:
     """Whether `name` can only be a repository of the hub."""
     return not Path(name).expanduser().exists() and _HUB_ID.fullmatch(name) is not None
 
 
-@permitted()
-def at_hand(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+@permission_errors()
+def local_path(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
     """`name`, or the folder it was fetched to if it is a name on another hub than Hugging Face. Raises `ModelError`."""
     return local_name(name, revision=revision, cache_dir=cache_dir, token=token) if is_hub_id(name) else name
 
 
-@permitted()
+@permission_errors()
 def check_source(
     name_or_path: str,
     *,
@@ -153,7 +153,7 @@ def check_hub(name: str, cache_dir: str | None = None) -> None:
         )
 
 
-@permitted()
+@permission_errors()
 def check_tokenizer_files(folder: Path) -> None:
     """Something is there to make a tokenizer from, and what reads it. Raises `ModelError` and `MissingExtra`."""
     names = {path.name for path in folder.iterdir()}
@@ -167,7 +167,7 @@ def check_tokenizer_files(folder: Path) -> None:
         raise missing_extra("sentencepiece", "sentencepiece", f"{folder / pieces}")
 
 
-@permitted()
+@permission_errors()
 def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
     """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
     path = Path(name_or_path).expanduser()
@@ -201,7 +201,7 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-@permitted()
+@permission_errors()
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises `ModelError`."""
     return _read_json(folder / "config.json")

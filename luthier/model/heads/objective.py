@@ -21,25 +21,25 @@ Objective = Callable[["Tensor", slice], "Tensor"]
 class Predictions:
     """What a model predicts at K positions."""
 
-    values: "Tensor"
+    hidden_or_logits: "Tensor"
     """Hidden states (K, H), or logits (K, V) where the model does more than a linear head."""
     weight: "Tensor | None" = None
-    """(V, H) of the head, as it is when the model is asked; None if `values` are logits."""
+    """(V, H) of the head, as it is when the model is asked; None if these are logits."""
     bias: "Tensor | None" = None
 
     def logits(self, part: slice) -> "Tensor":
         """(c, V), in float32 or better."""
         import torch
 
-        values = self.values[part]
+        values = self.hidden_or_logits[part]
         if self.weight is not None:
             bias = None if self.bias is None else self.bias.to(values.dtype)
             values = torch.nn.functional.linear(values, self.weight.to(values.dtype), bias)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     @property
-    def num_words(self) -> int:
-        return self.values.shape[-1] if self.weight is None else self.weight.shape[0]
+    def vocab_size(self) -> int:
+        return self.hidden_or_logits.shape[-1] if self.weight is None else self.weight.shape[0]
 
 
 def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> Predictions:
@@ -102,5 +102,5 @@ def _chunked(predictions: Predictions, objective: Objective) -> "Tensor":
         def backward(ctx, d_total):
             return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
 
-    total: Tensor = ChunkedObjective.apply(predictions.values, predictions.weight, predictions.bias)
+    total: Tensor = ChunkedObjective.apply(predictions.hidden_or_logits, predictions.weight, predictions.bias)
     return total

@@ -27,7 +27,7 @@ CHUNK_ELEMENTS = 2**26
 
 
 Weigh = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-"""(logits (K, V), their log-normaliser (K, 1), targets (K,)) -> how much each target counts, (K,)."""
+"""(logits (K, V), their log-normalizer (K, 1), targets (K,)) -> how much each target counts, (K,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +246,15 @@ def _chunk_loss(
     """The summed cross-entropy of a chunk, and its derivative by the logits, in whose place it is computed."""
     import torch
 
-    log_normaliser = logits.logsumexp(-1, keepdim=True)
+    log_normalizer = logits.logsumexp(-1, keepdim=True)
     picked = logits.gather(-1, targets[:, None])
-    nll = log_normaliser - picked
+    nll = log_normalizer - picked
     if label_smoothing:
-        even = log_normaliser - logits.mean(-1, keepdim=True)
+        even = log_normalizer - logits.mean(-1, keepdim=True)
         nll = (1 - label_smoothing) * nll + label_smoothing * even
-    counted = _counted(logits, log_normaliser, targets, weights, weigh)
+    counted = _counted(logits, log_normalizer, targets, weights, weigh)
     loss = nll.sum() if counted is None else (nll.squeeze(-1) * counted).sum()
-    d_logits = logits.sub_(log_normaliser).exp_()
+    d_logits = logits.sub_(log_normalizer).exp_()
     d_logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
     if label_smoothing:
         d_logits -= label_smoothing / d_logits.shape[-1]
@@ -264,12 +264,12 @@ def _chunk_loss(
 
 
 def _counted(
-    logits: "Tensor", log_normaliser: "Tensor", targets: "Tensor", weights: "Tensor | None", weigh: Weigh | None
+    logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor", weights: "Tensor | None", weigh: Weigh | None
 ) -> "Tensor | None":
     """How much each target counts, (K,); None if all count in full."""
     if weigh is None:
         return weights
-    by_logits = weigh(logits, log_normaliser, targets)
+    by_logits = weigh(logits, log_normalizer, targets)
     return by_logits if weights is None else weights * by_logits
 
 

@@ -105,7 +105,7 @@ def apply_liger_kernels(base: "PreTrainedModel", machine: Machine) -> None:
     info("enable_liger_kernel: norms, rotations and gated layers run in fused kernels")
 
 
-def what_became(model: "PreTrainedModel") -> dict[str, str]:
+def resolved_settings(model: "PreTrainedModel") -> dict[str, str]:
     """What a run that leaves some choices open has computed with, for the manifest."""
     facts = {"attention": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}

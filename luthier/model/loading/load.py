@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.quantization import shards_weights
@@ -11,7 +10,7 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, quiet
 from luthier.core.machine import Machine, detect
 from luthier.model.adapters._loftq import read_record, round_weights
-from luthier.model.adapters._merge import adapter_path, merge_adapters, put_beside, unwrap
+from luthier.model.adapters._merge import adapter_path, attach_unmerged, merge_adapters, unwrap
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
 from luthier.model.backends import ktransformers
 from luthier.model.checkpointing import enable_checkpointing
@@ -19,21 +18,20 @@ from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, mo
 from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed
 from luthier.model.dtype import (
     inference_dtype,
-    tell_slow_format,
     training_dtype,
     upcast_head_output,
     upcast_norms,
     upcast_trainable,
+    warn_slow_format,
 )
-from luthier.model.features.mixture_of_depths import become_routed, is_routed, prepare, register, routed_class
+from luthier.model.features.mixture_of_depths import add_routers, is_routed, prepare, routed_class
 from luthier.model.features.new_tokens import fit_embeddings
 from luthier.model.features.rope_scaling import require_stretched
-from luthier.model.files.gguf.config import repair_config
-from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, check_hub, check_source, locate
+from luthier.model.files.sources import Source, check_source, locate
 from luthier.model.heads.score_head import fit_scorer
+from luthier.model.loading.config import config_of, load_config
 from luthier.model.loading.configure import (
     fit_positions,
     fit_task,
@@ -45,9 +43,14 @@ from luthier.model.loading.configure import (
 )
 from luthier.model.loading.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.loading.memory_check import placement
-from luthier.model.loading.parameters import tell_parameters
-from luthier.model.quantization._layers import Quantization, is_quantised, plan
-from luthier.model.quantization._prequantized import note_qmodel, open_packed, packing_of, reader_of, stay_unpacked
+from luthier.model.loading.parameters import report_parameters
+from luthier.model.quantization._layers import Quantization, is_quantized, plan
+from luthier.model.quantization._prequantized import (
+    mark_dequantized,
+    prepare_prequantized,
+    prequantized_format_of,
+    reader_of,
+)
 from luthier.model.tokenizer import FittedTokenizer
 from luthier.model.types import LoadedModel
 
@@ -60,44 +63,6 @@ if TYPE_CHECKING:
     from luthier.config.keys.model import ModelConfig
     from luthier.config.keys.quantization import QuantizationConfig
     from luthier.config.runs import ExportRun, InferRun, TrainRun
-
-
-def load_config(
-    name_or_path: str,
-    *,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
-) -> "PreTrainedConfig":
-    """The config of a folder, a GGUF file or a hub id. Raises `ModelError`."""
-    from transformers import AutoConfig
-
-    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    header = check_loadable(Path(source.name) / source.gguf_file) if source.gguf_file else None
-    register()
-    if not source.is_local:
-        check_hub(source.name, cache_dir)
-    with readable(source, "config"):
-        config = AutoConfig.from_pretrained(
-            source.name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
-    if header is not None:
-        repair_config(config, header)
-    note_qmodel(config, Path(source.name))
-    # Of a model that also speaks (Qwen Omni), the part that reads and writes.
-    return getattr(config, "thinker_config", config)
-
-
-def config_of(keys: "ModelConfig") -> "PreTrainedConfig":
-    """As `load_config`, for the model that a run names."""
-    return load_config(keys.model_name_or_path, trust_remote_code=keys.trust_remote_code, **fetching(keys))
 
 
 def load_model(
@@ -121,7 +86,7 @@ def load_model(
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
     `quantization`: keep the linear layers in few bits, and compute in `dtype`.
     `starts_score`: the score layer of a reward model starts at random if it is not among the weights.
-    A GGUF file is de-quantised, so its model can be trained and saved like any other.
+    A GGUF file is de-quantized, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
     """
     hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
@@ -139,7 +104,7 @@ def load_model(
 
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     kind = routed_class(model_class(config)) if is_routed(config) else auto
-    is_packed = packing_of(config) is not None
+    is_packed = prequantized_format_of(config) is not None
     has_few_bits = quantization is not None or is_packed
     common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
     if quantization is not None:
@@ -151,9 +116,9 @@ def load_model(
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
-    bitsandbytes_cpu.keep_as_loaded(model)
-    aqlm_cpu.multiply_unpacked(model)
-    stay_unpacked(model, was_packed=is_packed)
+    bitsandbytes_cpu.prevent_repacking(model)
+    aqlm_cpu.use_dequantized_matmul(model)
+    mark_dequantized(model, was_packed=is_packed)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = name_or_path
     repair_generation_config(model)
@@ -168,7 +133,7 @@ def _with_random_weights(
     with readable(source, "config"):
         model: PreTrainedModel = auto.from_config(config, **common)
     if is_routed(config):
-        become_routed(model)
+        add_routers(model)
     return model.eval()
 
 
@@ -216,11 +181,11 @@ def load_for_training(
         choose_dtype,
         partial(fit_training_config, run),
         train_from_scratch=keys.train_from_scratch,
-        quantization=plan(run.quantization, machine, shared_out=shards_weights(run)),
+        quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
         scores=scores,
         starts_score=scores,
     )
-    tell_slow_format(dtype, machine)
+    warn_slow_format(dtype, machine)
     fit_scorer(base, fitted.tokenizer.pad_token_id)
     require_causal(base)
     attention = replace_layers(base, keys, attention, machine)
@@ -252,7 +217,7 @@ def load_for_training(
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )
-    trainable, total = tell_parameters(model, one_by_one=keys.print_param_status)
+    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
 
 
@@ -273,7 +238,7 @@ def load_for_inference(
 ) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
 
-    On a quantised model the one adapter stays beside the weights, since these have no room for it.
+    On a quantized model the one adapter stays beside the weights, since these have no room for it.
     """
     machine = machine or detect()
     if run.model.use_unsloth:
@@ -320,7 +285,7 @@ def load_merged(
     rounding: "QuantizationConfig | None" = None,
     offload_folder: str | None = None,
 ) -> "PreTrainedModel":
-    """The model with all adapters merged, or beside its weights where these are quantised, in evaluation mode.
+    """The model with all adapters merged, or beside its weights where these are quantized, in evaluation mode.
 
     `scores`: whether a reward model is wanted, None for whatever it is. `rounding`: an adapter of LoftQ is merged into
     what these keys make of the weights. `offload_folder`: see `placement`.
@@ -333,7 +298,11 @@ def load_merged(
     given = given_adapters(keys)
     if given and rounding is not None and (record := read_record(adapter_path(given.names[0], given))) is not None:
         round_weights(model, plan(rounding, machine), record)
-    put = put_beside if is_quantised(model) else partial(merge_adapters, names=given.names, before_merge=before_merge)
+    put = (
+        attach_unmerged
+        if is_quantized(model)
+        else partial(merge_adapters, names=given.names, before_merge=before_merge)
+    )
     model = put(model, given=given)
     model.config.use_cache = keys.use_kv_cache and not is_routed(model.config)
     return model.eval()
@@ -355,13 +324,13 @@ def _load_base(
 ) -> "tuple[PreTrainedModel, torch.dtype, Attention]":
     """The model without adapters, and what became of the number format and the attention asked for.
 
-    `fit_config`: changes the config before the model is built. `unpacks`: see `open_packed`. `scores`, `starts_score`:
-    see `fit_task`.
+    `fit_config`: changes the config before the model is built. `unpacks`: see `prepare_prequantized`. `scores`,
+    `starts_score`: see `fit_task`.
     """
     config = config_of(keys)
     fit_config(config)
     require_depths(keys, config)
-    if open_packed(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
+    if prepare_prequantized(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
         quantization = None
     starts_score = fit_task(keys, config, scores=scores, starts_score=starts_score)
     dtype = choose_dtype(checkpoint=checkpoint_dtype(config))
@@ -383,7 +352,7 @@ def _load_base(
         trust_remote_code=keys.trust_remote_code,
         **fetching(keys),
     )
-    ktransformers.lay_out(model, machine)
+    ktransformers.place_experts(model, machine)
     if gives_scores(model.config) and model.config.pad_token_id is None:
         fit_scorer(model, 0)
     if keys.rope_scaling:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
-from luthier.model.quantization._layers import num_weights, quantised_layers
+from luthier.model.quantization._layers import num_weights, quantized_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def count_parameters(model: "nn.Module") -> tuple[int, int]:
     """(trainable, all); a tied weight counts once."""
-    packed = {id(weight): 0 for _, layer in quantised_layers(model) for weight in layer.parameters(recurse=False)}
+    packed = {id(weight): 0 for _, layer in quantized_layers(model) for weight in layer.parameters(recurse=False)}
     sizes = [(packed.get(id(weight), weight.numel()), weight.requires_grad) for weight in model.parameters()]
-    in_few_bits = sum(num_weights(layer) for _, layer in quantised_layers(model))
+    in_few_bits = sum(num_weights(layer) for _, layer in quantized_layers(model))
     return sum(size for size, learns in sizes if learns), in_few_bits + sum(size for size, _ in sizes)
 
 
@@ -26,7 +26,7 @@ def describe_parameters(model: "nn.Module") -> Iterator[str]:
         yield f"{name}: {tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')} on {weight.device}, {state}"
 
 
-def tell_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int]:
+def report_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int]:
     """Say how many learn, and each parameter with `one_by_one`. Returns (trainable, all).
 
     Raises `ModelError` if none learns.

@@ -1,7 +1,7 @@
-"""What a way to quantise while loading is. Each other file here is one `quantization_method`.
+"""What a way to quantize while loading is. Each other file here is one `quantization_method`.
 
 A linear layer keeps its weight in few bits and brings it back to the compute dtype for each multiplication. Embeddings,
-normalisation and the output head stay as they are.
+normalization and the output head stay as they are.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,10 +29,10 @@ class Quantizer:
     check: "Callable[[Any], Iterable[Problem]]"
     """Rules between keys that concern this method; runs before torch is imported."""
     reading: "Callable[[QuantizationConfig, torch.dtype, bool], Any] | None" = None
-    """(keys, compute dtype, shared out between processes) -> the config by which transformers quantises tensor after
+    """(keys, compute dtype, shared out between processes) -> the config by which transformers quantizes tensor after
     tensor while it reads them; None if it cannot."""
     linear: "Callable[[nn.Linear, QuantizationConfig, torch.dtype, torch.device], nn.Module | None] | None" = None
-    """(layer, keys, compute dtype, device) -> the quantised layer, None for one that this method cannot take.
+    """(layer, keys, compute dtype, device) -> the quantized layer, None for one that this method cannot take.
 
     For models that are in memory already; None if only transformers knows how."""
     needs_gpu: bool = False

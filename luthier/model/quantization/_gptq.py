@@ -1,7 +1,7 @@
 """GPTQ through the library gptqmodel: weights of 2, 3, 4 or 8 bits, rounded so that what layers compute stays close.
 
 Frantar et al., https://arxiv.org/abs/2210.17323: with X, the inputs of a layer on calibration texts, the rounded
-weights W' are to minimise || W X - W' X ||^2 (equation 1). Columns are rounded one after the other, and the error of
+weights W' are to minimize || W X - W' X ||^2 (equation 1). Columns are rounded one after the other, and the error of
 each is made good in those that are not rounded yet, by the inverse of the Hessian 2 X X^T (equations 2 and 3).
 """
 
@@ -47,7 +47,7 @@ def group_size_for(model: "PreTrainedModel") -> int:
     )
 
 
-def quantise_folder(
+def quantize_folder(
     folder: Path,
     target: Path,
     samples: Sequence[Sequence[int]],
@@ -59,10 +59,10 @@ def quantise_folder(
     on_cpu: bool,
     trust_remote_code: bool = False,
 ) -> None:
-    """The model saved in `folder`, quantised, into `target`: weights, config.json and quantize_config.json.
+    """The model saved in `folder`, quantized, into `target`: weights, config.json and quantize_config.json.
 
-    `dtype`: of what is not quantised. Raises `MissingExtra` without the library, `RunFailed` for a model that it cannot
-    quantise.
+    `dtype`: of what is not quantized. Raises `MissingExtra` without the library, `RunFailed` for a model that it cannot
+    quantize.
     """
     # With a single worker, which it takes on two cores, a task that waits for another one would wait for ever.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
@@ -83,7 +83,7 @@ def quantise_folder(
             model.save(str(target), max_shard_size=max_shard_size)
         except (TypeError, ValueError, RuntimeError) as fault:  # an architecture it does not know, a layer too narrow
             reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
-            raise RunFailed(f"export_quantization_bit: gptqmodel cannot quantise this model ({reason})") from fault
+            raise RunFailed(f"export_quantization_bit: gptqmodel cannot quantize this model ({reason})") from fault
     _forget_scratch(target)
 
 

@@ -5,7 +5,7 @@ Two layouts hold the same. transformers 4 wrote safetensors in which each layer 
 `qmodel.pt`, {layer: {`W_q`, `scale`, `zero`, settings}}, beside a config.json that says nothing of it.
 
 w = (q - zero) scale, with q in 1 to 8 bits, several in one number of `W_q`. transformers 5 reads plain tensors only, so
-it meets empty places where quantised layers belong, and these are filled when it is done.
+it meets empty places where quantized layers belong, and these are filled when it is done.
 
 Shapes: before they are packed, the numbers of a layer lie as (out in / group, group) with axis 1, as (group,
 out in / group) with axis 0. Packing makes one row of several, and `scale` and `zero` have one number for each group.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _METHOD = "hqq_layers"
-"""The name by which transformers knows our way to read them; its own `hqq` only quantises what is plain."""
+"""The name by which transformers knows our way to read them; its own `hqq` only quantizes what is plain."""
 _ROWS_IN_ONE = {"8bit_u8": 1, "4bit_u8": 2, "3bit_32": 10, "2bit_u8": 4, "1bit_u8": 8}
 """`packing` -> rows of numbers in one row of `W_q`."""
 _AGAIN = "the files are incomplete or damaged; copy or download them again"
@@ -88,7 +88,7 @@ def _class_of(name: str, kind: Any, config: "PreTrainedConfig") -> Any:
 
 
 class _Reader:
-    """Makes room for the quantised layers in a model without weights, and fills it once the others are read."""
+    """Makes room for the quantized layers in a model without weights, and fills it once the others are read."""
 
     def __init__(self, source: str, dtype: "torch.dtype", device: str, layers: dict[str, Stored] | None) -> None:
         self.source, self.dtype, self.device, self.layers = source, dtype, device, layers
@@ -125,7 +125,7 @@ class _Reader:
                 model.set_submodule(name, torch.nn.Module())
             elif merged is not None:
                 raise ModelError(
-                    f"{self.source}: its layer {stored} is quantised (HQQ), and transformers keeps it as a part of a"
+                    f"{self.source}: its layer {stored} is quantized (HQQ), and transformers keeps it as a part of a"
                     " larger tensor, as it does with experts -> give the original model, with quantization_method: hqq"
                 )
 
@@ -205,7 +205,7 @@ def _grouped_shape(facts: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, 
 
 
 def _scale_and_zero(state: dict[str, Any], facts: dict[str, Any], shape: tuple[int, ...]) -> "dict[str, torch.Tensor]":
-    """Plain, one number for each group. Old files have them beside one another, or quantised themselves."""
+    """Plain, one number for each group. Old files have them beside one another, or quantized themselves."""
     from hqq.core.quantize import Quantizer
 
     rows, columns = _grouped_shape(facts, shape)
@@ -214,8 +214,8 @@ def _scale_and_zero(state: dict[str, Any], facts: dict[str, Any], shape: tuple[i
     for place, key in enumerate(("zero", "scale")):
         stacked = state.get("zero_scale")
         if state.get(f"quant_{key}"):
-            quantised = state[f"{key}_q"] if stacked is None else stacked[place]
-            value = Quantizer.dequantize(quantised, {"view_as_float": False, **state[f"meta_{key}"]})
+            quantized = state[f"{key}_q"] if stacked is None else stacked[place]
+            value = Quantizer.dequantize(quantized, {"view_as_float": False, **state[f"meta_{key}"]})
         else:
             value = state[key] if stacked is None else stacked[place]
         if not value.is_floating_point():
@@ -236,7 +236,7 @@ def _text(value: "torch.Tensor | str") -> str:
 
 
 def _layers_in(files: Iterable[Path]) -> dict[str, Stored]:
-    """The quantised layers in safetensors, or in files of PyTorch. Nothing is read yet."""
+    """The quantized layers in safetensors, or in files of PyTorch. Nothing is read yet."""
     import torch
     from safetensors import safe_open
 
@@ -255,23 +255,23 @@ def _layers_in(files: Iterable[Path]) -> dict[str, Stored]:
 
 
 def _read_qmodel(path: Path) -> "tuple[dict[str, Stored], dict[str, torch.Tensor]]":
-    """(quantised layers, plain tensors by full name). The tensors stay in the file until they are asked for."""
+    """(quantized layers, plain tensors by full name). The tensors stay in the file until they are asked for."""
     import torch
 
     try:
         modules = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        quantised = {name: state for name, state in modules.items() if "W_q" in state}
+        quantized = {name: state for name, state in modules.items() if "W_q" in state}
         plain = {
             f"{name}.{key}": value
             for name, state in modules.items()
-            if name not in quantised
+            if name not in quantized
             for key, value in state.items()
         }
     except (OSError, RuntimeError, ValueError, EOFError, AttributeError, TypeError, UnpicklingError) as fault:
         reason = str(fault).split("\n")[0] or type(fault).__name__
         raise ModelError(f"{path}: this is no whole file of HQQ ({reason}) -> copy or download it again") from fault
     layers: dict[str, Stored] = {
-        name: {key: partial(state.get, key) for key in state} for name, state in quantised.items()
+        name: {key: partial(state.get, key) for key in state} for name, state in quantized.items()
     }
     return layers, plain
 

@@ -1,8 +1,8 @@
 """Linear layers of few bits: how they come into a model, how they are told from others, what they weigh.
 
-Quantised while reading: transformers quantises tensor after tensor, so the original never is in memory as a whole.
-Quantised in memory: layer after layer is replaced, and the original of each is freed, for what transformers cannot
-quantise while reading it (GGUF files) or not at all (HQQ).
+Quantized while reading: transformers quantizes tensor after tensor, so the original never is in memory as a whole.
+Quantized in memory: layer after layer is replaced, and the original of each is freed, for what transformers cannot
+quantize while reading it (GGUF files) or not at all (HQQ).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,46 +31,46 @@ def missing_library(keys: "QuantizationConfig") -> tuple[str, str] | None:
     return (missing[0], f"pip install 'luthier[{quantizer.extra}]'") if missing else None
 
 
-_DESCRIPTION = "quantised_by_luthier"
+_DESCRIPTION = "quantized_by_luthier"
 """The attribute of a model that holds its `describe`."""
 FORMATS = ("weights_read_in", "computed_in")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How a model is to be quantised on this machine; from `plan`."""
+    """How a model is to be quantized on this machine; from `plan`."""
 
     quantizer: "Quantizer"
     keys: "QuantizationConfig"
     device: str
-    """Where the quantised weights lie, e.g. `cuda:1`."""
-    shared_out: bool = False
+    """Where the quantized weights lie, e.g. `cuda:1`."""
+    sharded: bool = False
     """FSDP or ZeRO-3 will share the weights out between processes."""
 
     def options(self, dtype: "torch.dtype", checkpoint: "torch.dtype | None", is_gguf: bool) -> dict[str, Any]:
-        """For `from_pretrained`. What is quantised in memory is read as it was saved, so it is mapped from the file."""
+        """For `from_pretrained`. What is quantized in memory is read as it was saved, so it is mapped from the file."""
         if self._while_reading(is_gguf):
-            config = self.quantizer.reading(self.keys, dtype, self.shared_out)  # type: ignore[misc]
+            config = self.quantizer.reading(self.keys, dtype, self.sharded)  # type: ignore[misc]
             device_map = "auto" if self.keys.quantization_device_map == "auto" else {"": self.device}
             return {"quantization_config": config, "device_map": device_map}
         return {"dtype": checkpoint or dtype, "device_map": None}
 
     def finish(self, model: "PreTrainedModel", dtype: "torch.dtype", is_gguf: bool) -> None:
-        """On the model as it was read. Raises `ModelError` if the method only quantises while reading."""
+        """On the model as it was read. Raises `ModelError` if the method only quantizes while reading."""
         import torch
 
         read_in = dtype
         if not self._while_reading(is_gguf):
-            quantise = self.quantizer.linear
-            if quantise is None:
+            quantize = self.quantizer.linear
+            if quantize is None:
                 raise ModelError(
-                    f"quantization_method: {self.quantizer.name}: cannot quantise a GGUF file"
+                    f"quantization_method: {self.quantizer.name}: cannot quantize a GGUF file"
                     " -> give the model as a folder or hub id, or set quantization_method: bnb or hqq"
                 )
             device, read_in = torch.device(self.device), model.dtype
-            quantise_in_memory(model, lambda layer: quantise(layer, self.keys, dtype, device), dtype, device)
+            quantize_in_memory(model, lambda layer: quantize(layer, self.keys, dtype, device), dtype, device)
             if self.quantizer.reading is not None:
-                mark(model, self.quantizer.reading(self.keys, dtype, self.shared_out))
+                mark(model, self.quantizer.reading(self.keys, dtype, self.sharded))
         report(model, self.keys)
         set_description(model, describe(self.keys, read_in, dtype))
 
@@ -78,8 +78,8 @@ class Quantization:
         return self.quantizer.reading is not None and not is_gguf
 
 
-def plan(keys: "QuantizationConfig", machine: "Machine", *, shared_out: bool = False) -> Quantization | None:
-    """None if the run does not quantise. Raises `MissingExtra` or `ModelError` if this machine cannot."""
+def plan(keys: "QuantizationConfig", machine: "Machine", *, sharded: bool = False) -> Quantization | None:
+    """None if the run does not quantize. Raises `MissingExtra` or `ModelError` if this machine cannot."""
     if keys.quantization_bit is None:
         return None
     quantizer: Quantizer = QUANTIZERS.get(keys.quantization_method)
@@ -94,11 +94,11 @@ def plan(keys: "QuantizationConfig", machine: "Machine", *, shared_out: bool = F
             " -> set quantization_method: bnb or hqq, which run here"
         )
     device = f"{machine.device}:{machine.local_rank}" if machine.num_accelerators else machine.device
-    return Quantization(quantizer, keys, device, shared_out)
+    return Quantization(quantizer, keys, device, sharded)
 
 
 def describe(keys: "QuantizationConfig", read_in: "torch.dtype", computed_in: "torch.dtype") -> dict[str, Any]:
-    """What decides the weights of a quantised model: the keys, and the number formats they go through."""
+    """What decides the weights of a quantized model: the keys, and the number formats they go through."""
     names = ["quantization_method", "quantization_bit"]
     if (keys.quantization_method, keys.quantization_bit) == ("bnb", 4):
         names += ["quantization_type", "double_quantization"]
@@ -107,7 +107,7 @@ def describe(keys: "QuantizationConfig", read_in: "torch.dtype", computed_in: "t
 
 
 def description_of(model: "nn.Module") -> dict[str, Any] | None:
-    """`describe` of a model whose weights are exactly those of quantisation, packed or not."""
+    """`describe` of a model whose weights are exactly those of quantization, packed or not."""
     return vars(model).get(_DESCRIPTION)
 
 
@@ -121,13 +121,13 @@ def forget_description(model: "nn.Module") -> None:
 
 
 def keys_in(record: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a run that quantise as `record` says."""
+    """The keys of a run that quantize as `record` says."""
     return {key: value for key, value in record.items() if key not in FORMATS}
 
 
-def quantise_in_memory(
+def quantize_in_memory(
     model: "PreTrainedModel",
-    quantise: "Callable[[nn.Linear], nn.Module | None]",
+    quantize: "Callable[[nn.Linear], nn.Module | None]",
     dtype: "torch.dtype",
     device: "torch.device",
 ) -> None:
@@ -138,15 +138,15 @@ def quantise_in_memory(
     """
     keep_float32 = list(model._keep_in_fp32_modules or ())
     left_out = []
-    for name in layers_to_quantise(model):
-        quantised = quantise(as_linear(model.get_submodule(name)))
-        if quantised is None:
+    for name in layers_to_quantize(model):
+        quantized = quantize(as_linear(model.get_submodule(name)))
+        if quantized is None:
             left_out.append(name)
         else:
-            model.set_submodule(name, quantised.requires_grad_(False))
+            model.set_submodule(name, quantized.requires_grad_(False))
     if left_out:
-        warn(f"{len(left_out)} layers such as {left_out[0]} have shapes that cannot be quantised, and stay as they are")
-    done = {id(weight) for _, module in quantised_layers(model) for weight in module.parameters()}
+        warn(f"{len(left_out)} layers such as {left_out[0]} have shapes that cannot be quantized, and stay as they are")
+    done = {id(weight) for _, module in quantized_layers(model) for weight in module.parameters()}
     for name, weight in model.named_parameters():
         if id(weight) not in done:
             in_float32 = any(word in name.split(".") for word in keep_float32)
@@ -155,8 +155,8 @@ def quantise_in_memory(
         buffer.data = buffer.data.to(device)
 
 
-def layers_to_quantise(model: "PreTrainedModel") -> list[str]:
-    """The full names of the plain linear layers that transformers would quantise too."""
+def layers_to_quantize(model: "PreTrainedModel") -> list[str]:
+    """The full names of the plain linear layers that transformers would quantize too."""
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -179,7 +179,7 @@ def computed_weight(layer: Any, dtype: "torch.dtype | None" = None) -> "torch.Te
 
 
 def mark(model: "PreTrainedModel", config: Any) -> None:
-    """Say to transformers, accelerate and peft what they ask a model that transformers has quantised."""
+    """Say to transformers, accelerate and peft what they ask a model that transformers has quantized."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     marked: Any = model
@@ -188,20 +188,20 @@ def mark(model: "PreTrainedModel", config: Any) -> None:
     marked.hf_quantizer.postprocess_model(model)
 
 
-def quantised_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
+def quantized_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
     """Linear layers whose weight is not a plain matrix, whichever library made them. What peft wraps counts itself."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer) and is_quantised_linear(module):
+        if not isinstance(module, BaseTunerLayer) and is_quantized_linear(module):
             yield name, module
 
 
-def is_quantised(model: "nn.Module") -> bool:
-    return any(True for _ in quantised_layers(model))
+def is_quantized(model: "nn.Module") -> bool:
+    return any(True for _ in quantized_layers(model))
 
 
-def is_quantised_linear(module: "nn.Module") -> bool:
+def is_quantized_linear(module: "nn.Module") -> bool:
     """Told from its form: it has the two sizes of a linear layer, and no matrix of real numbers of this shape."""
     if "in_features" not in vars(module) or "out_features" not in vars(module):
         return False
@@ -210,7 +210,7 @@ def is_quantised_linear(module: "nn.Module") -> bool:
 
 
 def num_weights(module: "nn.Module") -> int:
-    """Numbers in the matrix of a linear layer, quantised or not."""
+    """Numbers in the matrix of a linear layer, quantized or not."""
     return int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
 
 
@@ -239,14 +239,14 @@ def num_layer_bytes(module: "nn.Module") -> int:
 
 
 def report(model: "nn.Module", keys: "QuantizationConfig") -> None:
-    """How many layers were quantised and what that saves, in one line."""
-    layers = [module for _, module in quantised_layers(model)]
+    """How many layers were quantized and what that saves, in one line."""
+    layers = [module for _, module in quantized_layers(model)]
     now, before = sum(map(num_layer_bytes, layers)), 2 * sum(map(num_weights, layers))
     if not layers:
-        warn("quantization_bit: this model has no linear layer that can be quantised, so nothing was")
+        warn("quantization_bit: this model has no linear layer that can be quantized, so nothing was")
         return
     info(
-        f"{len(layers)} linear layers quantised to {keys.quantization_bit} bits ({keys.quantization_method}): "
+        f"{len(layers)} linear layers quantized to {keys.quantization_bit} bits ({keys.quantization_method}): "
         f"{now / 1e6:,.1f} MB instead of {before / 1e6:,.1f} MB in bfloat16"
     )
 

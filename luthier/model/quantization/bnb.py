@@ -23,7 +23,7 @@ RULES = Rules(
     (
         Rule(
             ("quantization_bit", "quantization_method"),
-            "bitsandbytes quantises to 4 or 8 bits",
+            "bitsandbytes quantizes to 4 or 8 bits",
             "set quantization_bit: 4 or 8, or quantization_method: hqq",
             lambda run: run.quantization.quantization_bit not in BITS,
         ),
@@ -31,7 +31,7 @@ RULES = Rules(
 )
 
 
-def reading(keys: "QuantizationConfig", dtype: "torch.dtype", shared_out: bool) -> Any:
+def reading(keys: "QuantizationConfig", dtype: "torch.dtype", sharded: bool) -> Any:
     """As transformers wants it. FSDP and ZeRO-3 share out tensors of one dtype only: there the bits are kept in it."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -43,7 +43,7 @@ def reading(keys: "QuantizationConfig", dtype: "torch.dtype", shared_out: bool) 
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=keys.double_quantization,
         bnb_4bit_quant_type=keys.quantization_type,
-        bnb_4bit_quant_storage=dtype if shared_out else torch.uint8,
+        bnb_4bit_quant_storage=dtype if sharded else torch.uint8,
     )
 
 
@@ -54,23 +54,23 @@ def linear(layer: "nn.Linear", keys: "QuantizationConfig", dtype: "torch.dtype",
     library: Any = layers
     size = (layer.in_features, layer.out_features, layer.bias is not None)
     weight = layer.weight.detach()
-    quantised: Any
+    quantized: Any
     with torch.device("meta"):
         if keys.quantization_bit == 8:
-            quantised = library.Linear8bitLt(*size, has_fp16_weights=False, threshold=6.0)
+            quantized = library.Linear8bitLt(*size, has_fp16_weights=False, threshold=6.0)
         else:
-            quantised = library.Linear4bit(
+            quantized = library.Linear4bit(
                 *size, dtype, compress_statistics=keys.double_quantization, quant_type=keys.quantization_type
             )
     if keys.quantization_bit == 8:
-        quantised.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+        quantized.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
     else:
         options = {"quant_type": keys.quantization_type, "compress_statistics": keys.double_quantization}
-        four_bits = library.Params4bit(weight, requires_grad=False, module=quantised, **options)
-        quantised.weight = four_bits.to(device)
+        four_bits = library.Params4bit(weight, requires_grad=False, module=quantized, **options)
+        quantized.weight = four_bits.to(device)
     if layer.bias is not None:
-        quantised.bias = torch.nn.Parameter(layer.bias.detach().to(device, dtype), requires_grad=False)
-    return quantised
+        quantized.bias = torch.nn.Parameter(layer.bias.detach().to(device, dtype), requires_grad=False)
+    return quantized
 
 
 QUANTIZER = Quantizer(

@@ -20,7 +20,7 @@ RULES = Rules(
     (
         Rule(
             ("quantization_bit", "quantization_method"),
-            "EETQ quantises to 8 bits",
+            "EETQ quantizes to 8 bits",
             "set quantization_bit: 8, or another quantization_method",
             lambda run: run.quantization.quantization_bit not in BITS,
         ),
@@ -28,7 +28,7 @@ RULES = Rules(
 )
 
 
-def reading(keys: "QuantizationConfig", dtype: "torch.dtype", shared_out: bool) -> Any:
+def reading(keys: "QuantizationConfig", dtype: "torch.dtype", sharded: bool) -> Any:
     from transformers import EetqConfig
 
     return EetqConfig("int8")

@@ -1,8 +1,8 @@
 """HQQ, half-quadratic quantization (https://mobiusml.github.io/hqq_blog): 1 to 8 bits, without calibration data.
 
-w = (q - z) s in groups of 32 weights of one output (axis 1); z is found by minimising the error under a norm that
+w = (q - z) s in groups of 32 weights of one output (axis 1); z is found by minimizing the error under a norm that
 forgives outliers. These are the groups of GGUF's 4-bit formats, so what comes from such a file is hardly rounded again.
-transformers 5 no longer quantises with HQQ, so the layers of the library are put in here.
+transformers 5 no longer quantizes with HQQ, so the layers of the library are put in here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ RULES = Rules(
     (
         Rule(
             ("quantization_bit", "quantization_method"),
-            f"HQQ quantises to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits",
+            f"HQQ quantizes to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits",
             "give one of these",
             lambda run: run.quantization.quantization_bit not in BITS,
         ),
@@ -41,12 +41,12 @@ def linear(
     if layer.weight.numel() % GROUP_SIZE:
         return None
     options: Any = BaseQuantizeConfig(nbits=keys.quantization_bit, group_size=GROUP_SIZE, axis=1)
-    quantised = HQQLinear(layer, options, compute_dtype=dtype, device=str(device))
+    quantized = HQQLinear(layer, options, compute_dtype=dtype, device=str(device))
     if dtype == torch.float32:
         # A pair of numbers for each group: in 32 bits they would take half as much as the weights themselves.
         for name in ("scale", "zero"):
-            quantised.meta[name] = quantised.meta[name].half()
-    return quantised
+            quantized.meta[name] = quantized.meta[name].half()
+    return quantized
 
 
 QUANTIZER = Quantizer(name="hqq", bits=BITS, libraries=("hqq",), extra="hqq", check=RULES, linear=linear)

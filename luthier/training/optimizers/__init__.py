@@ -49,7 +49,7 @@ def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOp
     return None
 
 
-def alone(switch: str) -> Rule:
+def only_optimizer(switch: str) -> Rule:
     """The optimizer is the only one of its run."""
     return Rule(
         (switch,),
@@ -59,7 +59,7 @@ def alone(switch: str) -> Rule:
     )
 
 
-def unsharded(switch: str) -> tuple[Rule, ...]:
+def requires_whole_weights(switch: str) -> tuple[Rule, ...]:
     """The optimizer reads rows, columns or all of a weight, so each process must have all of it."""
     return tuple(
         Rule(
@@ -72,7 +72,7 @@ def unsharded(switch: str) -> tuple[Rule, ...]:
     )
 
 
-def built_on(switch: str, allowed: tuple[str, ...]) -> Rule:
+def requires_optim(switch: str, allowed: tuple[str, ...]) -> Rule:
     """The optimizer stands on one of these values of `optim`."""
     return Rule(
         ("optim", switch),
@@ -112,7 +112,7 @@ def one_process(key: str, reason: str, applies: "Callable[[TrainRun], bool]") ->
     )
 
 
-def no_less(name: str, key: str, minimum: float) -> Rule:
+def at_least(name: str, key: str, minimum: float) -> Rule:
     """The number `key` of the optimizer `name` must not be below `minimum`."""
     value = attrgetter(key)
     return Rule((key,), f"must be at least {minimum}", "", lambda run: value(run.optimizers[name]) < minimum)

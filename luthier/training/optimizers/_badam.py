@@ -135,7 +135,7 @@ def block_order(num_blocks: int, mode: str, start: int | None, seed: int) -> Cal
 def share_of(
     weights: Sequence[torch.nn.Parameter], ratio: float, *, adjacent: bool, seed: int
 ) -> Callable[[int], Picks]:
-    """Turn -> a share `ratio` of each weight, at random: a run of neighbours, or entries anywhere."""
+    """Turn -> a share `ratio` of each weight, at random: a run of neighbors, or entries anywhere."""
 
     def picks(turn: int) -> Picks:
         found: dict[torch.nn.Parameter, torch.Tensor | None] = {}

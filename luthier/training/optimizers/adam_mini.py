@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.rules.engine import Rules
-from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on, unsharded
+from luthier.training.optimizers import ADAMW, Optimizer, only_optimizer, requires_optim, requires_whole_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,9 @@ class AdamMiniConfig:
     """One learning rate per block of weights instead of one per weight (https://arxiv.org/abs/2406.16793)."""
 
 
-RULES = Rules((alone("use_adam_mini"), *unsharded("use_adam_mini"), built_on("use_adam_mini", ADAMW)))
+RULES = Rules(
+    (only_optimizer("use_adam_mini"), *requires_whole_weights("use_adam_mini"), requires_optim("use_adam_mini", ADAMW))
+)
 
 QUERY_KEY_NAMES = ("q_proj", "k_proj", "query", "key", "wq", "wk")
 

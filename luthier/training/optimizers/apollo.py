@@ -15,13 +15,13 @@ from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import (
     ADAMW,
     Optimizer,
-    alone,
+    at_least,
     better_in_16_bits,
-    built_on,
     layerwise,
     names_targets,
-    no_less,
-    unsharded,
+    only_optimizer,
+    requires_optim,
+    requires_whole_weights,
     whole_model,
 )
 
@@ -57,15 +57,15 @@ class ApolloConfig:
 
 RULES = Rules(
     (
-        alone("use_apollo"),
-        *unsharded("use_apollo"),
+        only_optimizer("use_apollo"),
+        *requires_whole_weights("use_apollo"),
         whole_model("use_apollo"),
-        built_on("use_apollo", ADAMW),
+        requires_optim("use_apollo", ADAMW),
         better_in_16_bits("use_apollo"),
         names_targets("apollo", "apollo_target"),
-        no_less("apollo", "apollo_rank", 1),
-        no_less("apollo", "apollo_update_interval", 1),
-        no_less("apollo", "apollo_scale", 0),
+        at_least("apollo", "apollo_rank", 1),
+        at_least("apollo", "apollo_update_interval", 1),
+        at_least("apollo", "apollo_scale", 0),
         *layerwise("apollo", "apollo_layerwise"),
     )
 )
@@ -74,9 +74,9 @@ RULES = Rules(
 def build(model: "nn.Module", args: "TrainingArguments", config: ApolloConfig) -> "TorchOptimizer":
     """Raises `ModelError` for a target that no module has."""
     from luthier.training.optimizers._apollo import Apollo
+    from luthier.training.optimizers._combined import step_in_backward
     from luthier.training.optimizers._groups import parameter_groups
     from luthier.training.optimizers._low_rank import projected_weights
-    from luthier.training.optimizers._several import step_in_backward
 
     chosen = projected_weights(model, config.apollo_target, "apollo_target")
     kinds = parameter_groups(model, args.weight_decay, lambda name, weight: weight in chosen)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.config.rules.engine import Rule, Rules
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
-from luthier.training.optimizers import ANY_BASE, Optimizer, alone, built_on, one_process, unsharded, whole_model
+from luthier.training.optimizers import (
+    ANY_BASE,
+    Optimizer,
+    one_process,
+    only_optimizer,
+    requires_optim,
+    requires_whole_weights,
+    whole_model,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,10 +62,10 @@ OF_MODE = {"layer": ("badam_start_block", "badam_switch_mode"), "ratio": ("badam
 
 RULES = Rules(
     (
-        alone("use_badam"),
-        *unsharded("use_badam"),
+        only_optimizer("use_badam"),
+        *requires_whole_weights("use_badam"),
         whole_model("use_badam"),
-        built_on("use_badam", ANY_BASE),
+        requires_optim("use_badam", ANY_BASE),
         one_process("use_badam", "each process would train a block by itself", lambda run: True),
         Rule(
             ("badam_switch_interval",),

@@ -14,13 +14,13 @@ from luthier.config.rules.engine import Rules
 from luthier.training.optimizers import (
     ANY_BASE,
     Optimizer,
-    alone,
+    at_least,
     better_in_16_bits,
-    built_on,
     layerwise,
     names_targets,
-    no_less,
-    unsharded,
+    only_optimizer,
+    requires_optim,
+    requires_whole_weights,
     whole_model,
 )
 
@@ -50,15 +50,15 @@ class GaloreConfig:
 
 RULES = Rules(
     (
-        alone("use_galore"),
-        *unsharded("use_galore"),
+        only_optimizer("use_galore"),
+        *requires_whole_weights("use_galore"),
         whole_model("use_galore"),
-        built_on("use_galore", ANY_BASE),
+        requires_optim("use_galore", ANY_BASE),
         better_in_16_bits("use_galore"),
         names_targets("galore", "galore_target"),
-        no_less("galore", "galore_rank", 1),
-        no_less("galore", "galore_update_interval", 1),
-        no_less("galore", "galore_scale", 0),
+        at_least("galore", "galore_rank", 1),
+        at_least("galore", "galore_update_interval", 1),
+        at_least("galore", "galore_scale", 0),
         *layerwise("galore", "galore_layerwise"),
     )
 )
@@ -66,10 +66,10 @@ RULES = Rules(
 
 def build(model: "nn.Module", args: "TrainingArguments", config: GaloreConfig) -> "TorchOptimizer":
     """Around the optimizer of `optim`. Raises `ModelError` for a target that no module has."""
+    from luthier.training.optimizers._combined import step_in_backward
     from luthier.training.optimizers._galore import GaLore
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups
     from luthier.training.optimizers._low_rank import projected_weights
-    from luthier.training.optimizers._several import step_in_backward
 
     chosen = projected_weights(model, config.galore_target, "galore_target")
     kinds = parameter_groups(model, args.weight_decay, lambda name, weight: weight in chosen)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.rules.engine import Rule, Rules
 from luthier.model.adapters.lora import LoraConfig
-from luthier.training.optimizers import Optimizer, alone
+from luthier.training.optimizers import Optimizer, only_optimizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ class LoraPlusConfig:
 
 RULES = Rules(
     (
-        alone("loraplus_lr_ratio"),
+        only_optimizer("loraplus_lr_ratio"),
         Rule(
             ("loraplus_lr_ratio", "finetuning_type"),
             "is about the two matrices of LoRA",

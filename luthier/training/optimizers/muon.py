@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.rules.engine import Rules
-from luthier.training.optimizers import ADAMW, Optimizer, alone, built_on, unsharded
+from luthier.training.optimizers import ADAMW, Optimizer, only_optimizer, requires_optim, requires_whole_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,14 +24,14 @@ class MuonConfig:
     """Make the update of each matrix orthogonal (https://arxiv.org/abs/2502.16982)."""
 
 
-RULES = Rules((alone("use_muon"), *unsharded("use_muon"), built_on("use_muon", ADAMW)))
+RULES = Rules((only_optimizer("use_muon"), *requires_whole_weights("use_muon"), requires_optim("use_muon", ADAMW)))
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> "TorchOptimizer":
     import torch
 
+    from luthier.training.optimizers._combined import CombinedOptimizer
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups
-    from luthier.training.optimizers._several import Several
 
     groups = parameter_groups(model, args.weight_decay, is_hidden_matrix)
     parts: list[TorchOptimizer] = []
@@ -40,7 +40,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> 
         parts.append(torch.optim.Muon(groups[True], lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"))
     if False in groups:
         parts.append(base_optimizer(model, args)(groups[False]))
-    return Several(parts)
+    return CombinedOptimizer(parts)
 
 
 def is_hidden_matrix(name: str, weight: "nn.Parameter") -> bool:

@@ -1,4 +1,4 @@
-"""What does not go together with quantised weights is told before torch is imported, with a remedy."""
+"""What does not go together with quantized weights is told before torch is imported, with a remedy."""
 
 import json
 import subprocess
@@ -37,11 +37,11 @@ def the_problem(loader, keys):
         ({"train_from_scratch": True}, "train_from_scratch", "cannot learn"),
         ({"quantization_bit": 3}, "quantization_bit", "4 or 8 bits"),
         ({"quantization_bit": 7, "quantization_method": "hqq"}, "quantization_bit", "1, 2, 3, 4, 5, 6 or 8 bits"),
-        ({"quantization_method": "eetq"}, "quantization_bit", "EETQ quantises to 8 bits"),
+        ({"quantization_method": "eetq"}, "quantization_bit", "EETQ quantizes to 8 bits"),
         ({"quantization_bit": 8, "fsdp": "full_shard"}, "quantization_bit", "4-bit weights of bitsandbytes only"),
         ({"quantization_method": "hqq", "fsdp": "full_shard"}, "quantization_bit", "4-bit weights of bitsandbytes"),
         *(
-            ({"quantization_method": name}, "quantization_method", "quantises nothing while loading")
+            ({"quantization_method": name}, "quantization_method", "quantizes nothing while loading")
             for name in ("gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
         ),
     ],
@@ -79,12 +79,12 @@ def test_zero_3_shares_out_4_bits_of_bitsandbytes_only(tmp_path, stage):
         ({"quantization_method": "gptq"}, "quantization_method"),
     ],
 )
-def test_answers_from_a_quantised_model_have_rules_too(keys, key):
+def test_answers_from_a_quantized_model_have_rules_too(keys, key):
     assert the_problem(load_infer, {**INFER, **keys}).key == key
 
 
 @pytest.mark.parametrize("keys", [{}, {"quantization_device_map": "auto"}, {"finetuning_type": "full"}])
-def test_a_quantised_model_may_answer(keys):
+def test_a_quantized_model_may_answer(keys):
     assert load_infer({**INFER, **keys}).warnings == ()
 
 

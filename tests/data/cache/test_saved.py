@@ -41,7 +41,7 @@ def prepared(values: dict[str, Any]) -> PreparedData:
 )
 def test_what_is_saved_is_read_again_without_the_datasets(values, tmp_path, said, keys):
     first = prepared({**values, **keys})
-    assert any("tokenised rows saved" in line for line in said)
+    assert any("tokenized rows saved" in line for line in said)
     (tmp_path / "rows.json").unlink()
     second = prepared({**values, "cutoff_len": 7, "on_overlong": "error"})
     assert [line for line in said if "as they are" in line and str(tmp_path) in line]
@@ -70,7 +70,7 @@ def test_no_dataset_needs_to_be_named(values):
 def test_a_folder_of_something_else_is_not_written_over(values, tmp_path):
     (tmp_path / "tokenized").mkdir()
     (tmp_path / "tokenized" / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"tokenized_path.*holds no tokenised rows"):
+    with pytest.raises(DataError, match=r"tokenized_path.*holds no tokenized rows"):
         prepared(values)
     assert [path.name for path in (tmp_path / "tokenized").iterdir()] == ["notes.txt"]
 

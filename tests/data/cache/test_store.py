@@ -1,4 +1,4 @@
-"""Rows are tokenised once per content: the same input is found again, a changed one never is."""
+"""Rows are tokenized once per content: the same input is found again, a changed one never is."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def values(tmp_path, llama_folder, monkeypatch) -> dict[str, Any]:
 
 @pytest.fixture
 def made(monkeypatch) -> list[str]:
-    """The datasets that have been tokenised."""
+    """The datasets that have been tokenized."""
     names: list[str] = []
     rows = RowMaker.rows
 

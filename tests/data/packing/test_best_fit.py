@@ -77,7 +77,7 @@ def test_first_tokens_of_samples_are_not_learned_from_the_sample_before(tmp_path
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_the_order_does_not_depend_on_how_rows_are_tokenised(tmp_path, llama_folder, batch_size):
+def test_the_order_does_not_depend_on_how_rows_are_tokenized(tmp_path, llama_folder, batch_size):
     expected = prepared(tmp_path, llama_folder, packing=True).train["input_ids"]
     keys = {"preprocessing_batch_size": batch_size, "preprocessing_num_workers": batch_size, "overwrite_cache": True}
     assert prepared(tmp_path, llama_folder, packing=True, **keys).train["input_ids"] == expected

@@ -8,7 +8,7 @@ import pytest
 
 from luthier.core.errors import DataError
 from luthier.data.collate import concatenate_rows, pad_rows, sequences
-from luthier.data.packing.kl_pairs import BATCH_ROWS, Strangers
+from luthier.data.packing.kl_pairs import BATCH_ROWS, MismatchedPairs
 from luthier.data.rows.labels import IGNORE_INDEX
 
 
@@ -24,7 +24,7 @@ def table(pairs: list[tuple[list[int], list[int]]]) -> datasets.Dataset:
 
 
 def joined(pairs: list[tuple[list[int], list[int]]], size_tokens: int = 100) -> dict[str, list[list[int]]]:
-    packer = Strangers(size_tokens)
+    packer = MismatchedPairs(size_tokens)
     columns: dict[str, list[Any]] = {name: [] for name in packer.columns}
     for batch in packer.join(table(pairs)):
         for name, array in zip(packer.columns, batch, strict=True):
@@ -32,7 +32,7 @@ def joined(pairs: list[tuple[list[int], list[int]]], size_tokens: int = 100) -> 
     return columns
 
 
-def strangers(pairs: list[tuple[list[int], list[int]]], size_tokens: int = 100) -> list[tuple[list[int], list[int]]]:
+def mismatched(pairs: list[tuple[list[int], list[int]]], size_tokens: int = 100) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) of the part `kl_`."""
     columns = joined(pairs, size_tokens)
     found = []
@@ -47,13 +47,13 @@ P, Q, R = [1], [2, 2], [3, 3, 3]
 
 
 def test_each_prompt_gets_the_answer_of_the_row_before_it_in_a_circle():
-    assert strangers([(P, [10]), (Q, [20]), (R, [30])]) == [(P, [30]), (Q, [10]), (R, [20])]
+    assert mismatched([(P, [10]), (Q, [20]), (R, [30])]) == [(P, [30]), (Q, [10]), (R, [20])]
 
 
 def test_an_answer_to_the_same_prompt_is_no_stranger():
     """P 10, P 11, Q 20, Q 21, P 12: the nearest row before with another prompt, and for the first two that is Q 21."""
     pairs = [(P, [10]), (P, [11]), (Q, [20]), (Q, [21]), (P, [12])]
-    assert strangers(pairs) == [(P, [21]), (P, [21]), (Q, [11]), (Q, [11]), (P, [21])]
+    assert mismatched(pairs) == [(P, [21]), (P, [21]), (Q, [11]), (Q, [11]), (P, [21])]
 
 
 @pytest.mark.parametrize("num_rows", [2, 5, BATCH_ROWS, BATCH_ROWS + 3])
@@ -65,14 +65,14 @@ def test_by_looking_back_one_by_one(num_rows):
     for number, (prompt, _) in enumerate(pairs):
         back = next(b for b in range(1, num_rows) if pairs[number - b][0] != prompt)
         expected.append((prompt, pairs[number - back][1]))
-    assert strangers(pairs) == expected
+    assert mismatched(pairs) == expected
     columns, rows = joined(pairs), table(pairs)
     assert all(columns[name] == rows[name][:] for name in ("input_ids", "labels", "kto_tags"))
 
 
 def test_a_pair_has_a_budget_of_its_own():
     """A prompt of 8 and an answer of 8 within 10 tokens: each gives up in proportion."""
-    first, _ = strangers([([1] * 8, [10]), ([2], [20] * 8)], size_tokens=10)
+    first, _ = mismatched([([1] * 8, [10]), ([2], [20] * 8)], size_tokens=10)
     assert first == ([1] * 5, [20] * 5)
 
 

@@ -133,7 +133,7 @@ def encoder():
     return Encoder(tiny.byte_tokenizer())
 
 
-def test_pieces_are_tokenised_one_by_one(encoder):
+def test_pieces_are_tokenized_one_by_one(encoder):
     assert encoder.pieces((Special("bos"), "<|im_start|>a", "", Special("eos"))) == [
         259,
         257,

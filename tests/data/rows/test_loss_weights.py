@@ -14,7 +14,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import RowError
 from luthier.core.kinds import FORMATS, STAGES
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
+from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.collate import collate, concatenate_rows, model_inputs, pad_rows
 from luthier.data.packing.best_fit import Packs
 from luthier.data.prepare import prepare
@@ -25,7 +25,7 @@ from luthier.data.rows.tokenize import turn_ids
 from luthier.data.sources.dataset_info import parse_description
 from luthier.data.templates import Token, get_template, template_names
 from luthier.data.types import Dialogue, Message, Span
-from luthier.inspection.terminal import without_colours
+from luthier.inspection.terminal import without_colors
 from luthier.stages.sft import STAGE, SftConfig
 from luthier.workflow.text import load_text_side
 from tests import tiny
@@ -40,7 +40,7 @@ def own_program() -> Encoding:
     tokenizer = tiny.byte_tokenizer()
     tokenizer.chat_template = CHATML
     encoder = Encoder(tokenizer)
-    return Encoding(encoder, get_template("chatml"), 500, program=ChatProgram(encoder))
+    return Encoding(encoder, get_template("chatml"), 500, model_template=ModelChatTemplate(encoder))
 
 
 def rows_of(talk: Dialogue, encoding: Encoding, config: SftConfig | None = None) -> list[Encoded]:
@@ -52,7 +52,7 @@ def rows_of(talk: Dialogue, encoding: Encoding, config: SftConfig | None = None)
 
 def shown(row: Encoded, encoding: Encoding) -> str:
     columns = {"input_ids": row.input_ids, "labels": row.labels, "weights": row.weights}
-    return without_colours(columns, encoding.encoder.tokenizer)
+    return without_colors(columns, encoding.encoder.tokenizer)
 
 
 def talk_of(*losses, texts=("ab", "cd", "ef", "gh")) -> Dialogue:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from luthier.data.chat.encoder import Encoder, Whole
+from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.render import render
 from luthier.data.rows.tokenize import NUM_BATCHES_AHEAD, ahead, turn_ids
 from luthier.data.templates import get_template, template_names
@@ -58,7 +58,7 @@ def _is_known(encoder: Encoder, rows) -> bool:
 
 def test_whole_texts_between_others(smollm2):
     encoder = Encoder(smollm2)
-    whole = Whole("a question  an answer", (11, 21))
+    whole = TextWithSpans("a question  an answer", (11, 21))
     first, second, third = turn_ids(encoder, [written("chatml")[0], whole, written("chatml")[1]])
     assert [first, third] == alone(encoder, written("chatml"))
     (turn,) = second

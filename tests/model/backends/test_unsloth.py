@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.core.machine import Machine
-from luthier.model.backends.unsloth import PADDING_REASON, bring_in, longest_row
+from luthier.model.backends.unsloth import PADDING_REASON, import_unsloth, longest_row
 from luthier.model.heads.output_head import inspect_head, summed_loss, token_logps
 from luthier.model.loading.load import load_for_inference, load_for_training
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
@@ -215,7 +215,7 @@ class TestRefusals:
             (problem,) = caught.value.problems
             assert problem.key == "use_unsloth" and "pip install --no-deps unsloth unsloth_zoo" in problem.remedy
         with pytest.raises(MissingExtra, match="pip install --no-deps unsloth unsloth_zoo"):
-            bring_in(GPU)
+            import_unsloth(GPU)
 
     @pytest.mark.parametrize(
         ("keys", "blamed"),

@@ -15,7 +15,8 @@ from luthier.config.load import load_infer, load_train, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.model.files import hubs
 from luthier.model.files.sources import locate
-from luthier.model.loading.load import load_config, load_for_inference, load_model
+from luthier.model.loading.config import load_config
+from luthier.model.loading.load import load_for_inference, load_model
 from luthier.model.tokenizer import load_tokenizer
 from luthier.workflow.preflight import load_checked
 from luthier.workflow.training import train

@@ -10,7 +10,8 @@ import pytest
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.header import check_loadable, read_header
 from luthier.model.files.sources import Source, check_adapter_source, check_source, locate
-from luthier.model.loading.load import load_config, load_model
+from luthier.model.loading.config import load_config
+from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import tiny_llama
 
@@ -197,7 +198,7 @@ def test_adapter_folders_are_looked_at(tmp_path):
 def test_looking_at_a_model_imports_neither_torch_nor_transformers(llama_folder):
     code = f"""
 import sys
-from luthier.model.sources import check_source
+from luthier.model.files.sources import check_source
 check_source({str(llama_folder)!r})
 assert not {{"torch", "transformers", "numpy", "gguf"}} & set(sys.modules)
 """

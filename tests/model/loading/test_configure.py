@@ -10,7 +10,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.core.machine import detect
 from luthier.core.versions import is_installed
-from luthier.model.loading.configure import apply_liger_kernels, what_became
+from luthier.model.loading.configure import apply_liger_kernels, resolved_settings
 
 RUN: dict[str, Any] = {"model_name_or_path": "x", "dataset": "x", "output_dir": "x"}
 
@@ -42,6 +42,6 @@ def test_kernels_need_a_gpu(llama_folder, said):
 
 def test_the_manifest_gets_what_open_choices_became(llama_folder):
     model = AutoModelForCausalLM.from_pretrained(llama_folder, attn_implementation="sdpa")
-    assert what_became(model) == {"attention": "sdpa", "dtype": "float32"}
+    assert resolved_settings(model) == {"attention": "sdpa", "dtype": "float32"}
     model.config.rope_parameters["rope_type"] = "yarn"
-    assert what_became(model)["rope"] == "yarn"
+    assert resolved_settings(model)["rope"] == "yarn"

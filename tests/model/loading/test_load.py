@@ -10,7 +10,7 @@ import torch
 
 from luthier.core.machine import Machine, detect
 from luthier.model.compat.gguf_speed import fast_gguf
-from luthier.model.dtype import inference_dtype, tell_slow_format, training_dtype
+from luthier.model.dtype import inference_dtype, training_dtype, warn_slow_format
 from luthier.model.loading.load import load_model, prepare_for_training
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.tokenizer import load_tokenizer
@@ -72,7 +72,7 @@ def test_number_format_of_inference(asked, checkpoint, machine, expected):
     [(BF16, OLD_CPU, True), (BF16, CPU, False), (FP32, OLD_CPU, False), (BF16, OLD_GPU, False)],
 )
 def test_bfloat16_without_instructions_for_it_is_told(said, dtype, machine, is_slow):
-    tell_slow_format(dtype, machine)
+    warn_slow_format(dtype, machine)
     assert ("bf16: this processor has no instructions for bfloat16" in "".join(said)) == is_slow
 
 

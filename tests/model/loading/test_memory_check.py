@@ -22,7 +22,7 @@ def test_a_folder(llama_folder, dtype):
     assert weight_bytes(locate(str(llama_folder)), dtype.itemsize) == expected
 
 
-def test_a_gguf_file_is_dequantised(smollm2_folder):
+def test_a_gguf_file_is_dequantized(smollm2_folder):
     assert weight_bytes(locate(str(smollm2_folder)), 2) == 2 * 134_515_008
 
 

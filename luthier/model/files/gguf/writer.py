@@ -4,7 +4,7 @@ The tensors are read, converted and written one by one, so the model is never in
 other vectors stay float32. What differs from the layout of transformers:
 
 - Llama and Mistral: the rows of W_q and W_k of each head are interleaved, (x_0, x_{d/2}, x_1, x_{d/2+1}, ...), since
-  GGUF rotates neighbours and transformers rotates halves.
+  GGUF rotates neighbors and transformers rotates halves.
 - Gemma: the weights of the norms are stored as 1 + w.
 - Llama 3: the stretched rotary frequencies are a tensor, `rope_freqs.weight`, by which the plain ones are divided.
 """

@@ -11,8 +11,8 @@ from luthier.config.load import load_train
 from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import STAGES, TOOL_SYNTAXES
 from luthier.data.chat.encoder import Encoder
-from luthier.data.chat.model_template import ChatProgram
-from luthier.data.chat.template_slots import own_template
+from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.chat.template_slots import template_from_slots
 from luthier.data.prepare import prepare
 from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.labels import IGNORE_INDEX, label_turns
@@ -28,15 +28,15 @@ CALL = json.dumps({"name": "weather", "arguments": {"city": "Rome", "days": [1, 
 KEEPS_HISTORY = [name for name in PROGRAMS if name not in ("qwen3", "r1", "last question")]
 
 
-def program(name: str, **options: Any) -> ChatProgram:
-    return ChatProgram(Encoder(TOKENIZERS[name]), **options)
+def program(name: str, **options: Any) -> ModelChatTemplate:
+    return ModelChatTemplate(Encoder(TOKENIZERS[name]), **options)
 
 
 def talk(*contents: str, system: str = "") -> Dialogue:
     return Dialogue(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)), system)
 
 
-def rows_of(program: ChatProgram, dialogue: Dialogue) -> list[list[tuple[list[int], list[int]]]]:
+def rows_of(program: ModelChatTemplate, dialogue: Dialogue) -> list[list[tuple[list[int], list[int]]]]:
     return turn_ids(program.encoder, program.rows(dialogue))
 
 
@@ -115,7 +115,7 @@ def test_the_end_of_every_answer_is_learned_and_known_as_a_stop(name):
     for row in rows_of(program(name), talk("a", "b", "c", "d")):
         for _, answer in row:
             assert tokenizer.convert_tokens_to_ids(end) in answer[-2:]
-    assert (own_template(tokenizer).stop_words or (tokenizer.eos_token,)) == (end,)
+    assert (template_from_slots(tokenizer).stop_words or (tokenizer.eos_token,)) == (end,)
 
 
 def test_rows_are_split_only_where_history_is_rewritten():
@@ -166,7 +166,7 @@ def test_tools_and_calls_reach_the_program_as_openai_has_them(name):
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3"])
 def test_the_syntax_that_reads_the_programs_calls_is_found(name):
-    way, template = program(name), own_template(TOKENIZERS[name])
+    way, template = program(name), template_from_slots(TOKENIZERS[name])
     (asked,) = way.asked(Dialogue((Message("user", "Rain?"), Message("function", CALL)), tools=json.dumps([WEATHER])))
     answer = asked.answer.partition(ENDS.get(name, "</s>"))[0]
     (call,) = TOOL_SYNTAXES.get(template.call_syntax).parse(answer, [WEATHER])
@@ -174,7 +174,7 @@ def test_the_syntax_that_reads_the_programs_calls_is_found(name):
 
 
 def test_without_calls_in_the_program_no_syntax_is_found():
-    assert own_template(TOKENIZERS["chatml"]).call_syntax == "default"
+    assert template_from_slots(TOKENIZERS["chatml"]).call_syntax == "default"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_where_nothing_ends_an_answer_the_eos_is_learned():
     """At the end of the row, and in place of the first token of the next question."""
     tokenizer = TOKENIZERS["open end"]
     way = program("open end")
-    encoding = Encoding(way.encoder, own_template(tokenizer), None, program=way)
+    encoding = Encoding(way.encoder, template_from_slots(tokenizer), None, model_template=way)
     assert encoding.closing_eos == tokenizer.eos_token_id
     (row,) = rows_of(way, talk("q", "a", "r", "b"))
     encoded = label_turns(row, cutoff_len=None, eos_token_id=encoding.closing_eos)
@@ -254,7 +254,7 @@ def test_words_that_the_program_does_not_write_are_a_reason_to_drop_the_row():
         "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     )
     with pytest.raises(RowError, match="does not write the words of the answer"):
-        ChatProgram(Encoder(tokenizer)).rows(talk("q", "an answer"))
+        ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer"))
 
 
 def merging_tokenizer(chat_template: str):
@@ -275,7 +275,7 @@ def test_a_token_astride_the_border_belongs_to_the_part_it_begins_in():
     template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant\n{% endif %}"
     tokenizer = merging_tokenizer(template)
-    ((turn,),) = rows_of(ChatProgram(Encoder(tokenizer)), talk("q", "\na"))
+    ((turn,),) = rows_of(ModelChatTemplate(Encoder(tokenizer)), talk("q", "\na"))
     assert [tokenizer.decode(part) for part in turn] == ["user\nq</s>assistant\n\n", "a</s>"]
     whole = tokenizer.apply_chat_template(plain(talk("q", "\na")), tokenize=True, return_dict=False)
     assert turn[0] + turn[1] == whole
@@ -288,7 +288,7 @@ def test_offsets_that_a_post_processor_has_trimmed_do_not_move_the_border():
     template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
     tokenizer = merging_tokenizer(template + "{% if add_generation_prompt %}assistant\n{% endif %}")
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    ((turn,),) = rows_of(ChatProgram(Encoder(tokenizer)), talk("q", "\na"))
+    ((turn,),) = rows_of(ModelChatTemplate(Encoder(tokenizer)), talk("q", "\na"))
     assert [tokenizer.decode(part) for part in turn] == ["user\nq</s>assistant\n\n", "a</s>"]
 
 
@@ -321,14 +321,16 @@ def slow_tokenizer(name: str):
 def test_a_tokenizer_without_offsets_gets_prompts_and_answers_apart():
     tokenizer = slow_tokenizer("chatml")
     assert not tokenizer.is_fast
-    (row,) = rows_of(ChatProgram(Encoder(tokenizer)), talk("a", "b", "c", "d"))
-    asked = ChatProgram(Encoder(tokenizer)).asked(talk("a", "b", "c", "d"))
+    (row,) = rows_of(ModelChatTemplate(Encoder(tokenizer)), talk("a", "b", "c", "d"))
+    asked = ModelChatTemplate(Encoder(tokenizer)).asked(talk("a", "b", "c", "d"))
     assert [turn[1] for turn in row] == [tokenizer.encode(one.answer, add_special_tokens=False) for one in asked]
     assert row[0][0] == tokenizer.encode(asked[0].prompt, add_special_tokens=False)
 
 
 def test_for_generation_the_prompt_is_what_a_server_sends():
-    encoding = Encoding(Encoder(TOKENIZERS["qwen3"]), own_template(TOKENIZERS["qwen3"]), None, program=program("qwen3"))
+    encoding = Encoding(
+        Encoder(TOKENIZERS["qwen3"]), template_from_slots(TOKENIZERS["qwen3"]), None, model_template=program("qwen3")
+    )
     dialogue = talk("q1", "<think>\nt\n</think>\n\na1", "q2", "a2")
     (encoded,) = encode_last_turns([dialogue], encoding)
     assert encoded.input_ids == served("qwen3", plain(dialogue, 3), add_generation_prompt=True)

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 
-class Several(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Optimizers of different parameters; a schedule sees the groups of all of them."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
@@ -31,7 +31,9 @@ class Several(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def step_in_backward(groups: Sequence[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]) -> Several:
+def step_in_backward(
+    groups: Sequence[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]
+) -> CombinedOptimizer:
     """One optimizer per parameter, which steps as soon as the gradient is there and frees it.
 
     The `step` of the whole finds no gradient and does nothing. What looks at all gradients at once, such as clipping
@@ -48,4 +50,4 @@ def step_in_backward(groups: Sequence[dict[str, Any]], build: Callable[[list[dic
                 parameter.grad = None
 
             parameter.register_post_accumulate_grad_hook(update)
-    return Several(parts)
+    return CombinedOptimizer(parts)
