@@ -17,7 +17,7 @@ from luthier.data.types import Message, Preference
 from luthier.inspection.doctor import CheckContext, Place, Sample
 from luthier.inspection.lengths import bars, measured, smallest_cutoff
 from luthier.workflow.text import load_text_side
-from tests.training.runs import TOOL_TALK, TOOLS, small_world
+from tests.small_world import TOOL_TALK, TOOLS, small_world
 
 EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.yaml"))
 LONG = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"

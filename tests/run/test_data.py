@@ -12,7 +12,7 @@ from luthier.config.load import load_train
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.workflow.text import load_text_side
-from tests.training.runs import small_world
+from tests.small_world import small_world
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.templates import get_template
 from luthier.inspection.segments import RoleMarks, shown_tokens
 from luthier.inspection.terminal import LEARNED, MARK, RESET, colored, shows_colors
+from tests.small_world import small_world
 from tests.tiny import byte_tokenizer
-from tests.training.runs import small_world
 
 CHATML = "<|im_start|>user\nhi ☂<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
 

@@ -11,8 +11,8 @@ import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, LuthierError
 from luthier.stages._preference_losses import LOSSES
+from tests.small_world import PAIRS, losses, small_world
 from tests.tiny import tiny_llama
-from tests.training.runs import PAIRS, losses, small_world
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "do_train": True, "output_dir": "o", "template": "chatml"}
 DPO = {**BASE, "stage": "dpo"}

@@ -25,7 +25,7 @@ from luthier.stages.gkd import STAGE, GkdConfig
 from luthier.stages.sft import STAGE as SFT
 from luthier.stages.sft import SftConfig
 from tests import tiny
-from tests.training.runs import small_world
+from tests.small_world import small_world
 
 RUN = {"model_name_or_path": "x/y", "dataset": "d", "output_dir": "o"}
 OWN = {"stage": "gkd", "teacher_model": "t/t", "gkd_lambda": 0.5}

@@ -19,8 +19,8 @@ from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages.kto import KtoConfig, count_rows, learn, loss, margins, sums
 from luthier.workflow.text import load_text_side
+from tests.small_world import FEEDBACK, losses, small_world
 from tests.stages import trl_losses
-from tests.training.runs import FEEDBACK, losses, small_world
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 ANSWERS = [[20, 21, 22], [23], [24, 25, 26, 27], [28, 29]]

@@ -19,7 +19,7 @@ from luthier.model.classes import make_scorer
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages.rm import RmConfig, loss, predict
-from tests.training.runs import losses, small_world
+from tests.small_world import losses, small_world
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
 from luthier.model.lengths import sequence_lengths
 from luthier.training.callbacks.module_profiler import ModuleProfiler
 from luthier.training.gauges import Utilization, gauges_of, peak_flops, training_flops
+from tests.small_world import small_world
 from tests.training.optimizers.worlds import tiny_model
-from tests.training.runs import small_world
 
 ROWS = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}]
 

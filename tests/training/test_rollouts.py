@@ -16,8 +16,8 @@ import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
 from luthier.stages._rollout import Rollout
 from luthier.training.rollouts import Rollouts
+from tests.small_world import WAYS, losses, small_world
 from tests.tiny import tiny_llama
-from tests.training.runs import WAYS, losses, small_world
 
 REWARDS = '''
 def letters(completions):
@@ -119,7 +119,7 @@ def test_the_first_pass_has_the_ratio_one(values):
 def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path, monkeypatch, loss_type):
     """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
     keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
-    keys |= {"reward_funcs": "tests.training.runs:small_letters"}
+    keys |= {"reward_funcs": "tests.small_world:small_letters"}
 
     def trained(folder: Path) -> dict[str, torch.Tensor]:
         luthier.train({**keys, "output_dir": str(folder)})

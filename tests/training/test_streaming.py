@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.cli import main
 from luthier.core.errors import DataError
-from tests.training.runs import losses, small_world
+from tests.small_world import losses, small_world
 
 KINDS: dict[str, dict[str, Any]] = {
     "sft": {"finetuning_type": "lora", "lora_dropout": 0.2},

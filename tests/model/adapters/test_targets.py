@@ -1,0 +1,88 @@
+"""What `lora_target` means in a mixture of experts, where layers and stacked weights share names."""
+
+import peft
+import pytest
+import torch
+
+from luthier.core.errors import ModelError
+from luthier.core.kinds import ADAPTERS
+from luthier.model.adapters._merge import GivenAdapters, attach_adapter
+from luthier.model.adapters._targets import Targets, find_targets
+from luthier.model.adapters.lora import LoraConfig
+from tests.runs.test_architectures import ARCHITECTURES, build, logits
+
+DENSE = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+
+
+def adapted_weights(**config) -> set[str]:
+    """The last parts of the names of what got an adapter in a Qwen3 mixture whose first layer is dense."""
+    model = ADAPTERS.get("lora").apply(
+        build("qwen3_moe"),
+        LoraConfig(lora_rank=2, **config),
+        given=GivenAdapters(),
+        train_embeddings=False,
+        pure_bf16=False,
+    )
+    names = [name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name]
+    return {".".join(name.removesuffix(".base_layer").split(".")[5:]) for name in names}
+
+
+def test_all_names_layers_experts_and_dense_layers():
+    targets = find_targets(build("qwen3_moe"), ("all",), "lora_target")
+    assert targets == Targets(
+        ("k_proj", "o_proj", "q_proj", "v_proj"), ("experts.gate_up_proj", "experts.down_proj", *DENSE)
+    )
+
+
+def test_a_name_means_every_weight_that_has_it():
+    assert adapted_weights(lora_target=("q_proj",)) == {"self_attn.q_proj"}
+    assert adapted_weights(lora_target=("experts",)) == {"mlp.experts"}
+    assert adapted_weights(lora_target=("down_proj",)) == {"mlp.down_proj", "mlp.experts"}
+
+
+def test_names_of_when_experts_were_layers():
+    """They mean the experts and the dense layers of the same names, as they did then."""
+    everything = {"mlp.experts", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+    assert adapted_weights(lora_target=("gate_proj", "up_proj", "down_proj")) == everything
+    with pytest.raises(ModelError, match=r"lora_target: gate_proj: .*up_proj"):
+        adapted_weights(lora_target=("gate_proj",))
+
+
+@pytest.mark.parametrize("why", [{"lora_dropout": 0.1}, {"use_dora": True}])
+def test_what_experts_cannot_have_leaves_them_out(why, said):
+    names = adapted_weights(**why)
+    assert names == {f"self_attn.{part}_proj" for part in "qkvo"}
+    assert any(f"{next(iter(why))}: is not possible" in text and "experts.down_proj" in text for text in said)
+
+
+def test_an_unknown_name_lists_experts_too():
+    with pytest.raises(ModelError, match="gate_up_proj"):
+        find_targets(build("mixtral"), ("gate_up_prj",), "lora_target")
+
+
+def test_an_adapter_of_when_experts_were_layers_still_loads(tmp_path):
+    """Its file names `experts.0.w1` and so on; peft stacks these, and luthier does not take them for a misfit."""
+    from safetensors.torch import save_file
+
+    model, generator = build("mixtral"), torch.Generator().manual_seed(0)
+    sizes = {"w1": (32, 64), "w2": (64, 32), "w3": (32, 64)}
+    tensors = {}
+    for layer in range(2):
+        for expert in range(4):
+            for word, (width_in, width_out) in sizes.items():
+                start = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{word}"
+                tensors[f"{start}.lora_A.weight"] = torch.randn(2, width_in, generator=generator)
+                tensors[f"{start}.lora_B.weight"] = torch.randn(width_out, 2, generator=generator)
+    save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    peft.LoraConfig(r=2, lora_alpha=4, target_modules=["w1", "w2", "w3"], task_type="CAUSAL_LM").save_pretrained(
+        tmp_path
+    )
+    before = logits(build("mixtral"))
+    adapted = attach_adapter(model, str(tmp_path), GivenAdapters(), is_trainable=False)
+    plain = peft.PeftModel.from_pretrained(build("mixtral"), str(tmp_path))
+    assert torch.equal(logits(adapted), logits(plain))
+    assert (logits(adapted) - before).abs().max() > 0.1
+
+
+def test_there_are_enough_architectures():
+    assert len(ARCHITECTURES) >= 60

@@ -1,0 +1,248 @@
+"""Evaluation: losses and accuracies equal those worked out row by row, and what depends on them happens."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import luthier
+from luthier.config.load import load_train
+from luthier.core.errors import ConfigError, RunFailed
+from luthier.core.kinds import STAGES
+from luthier.data.prepare import prepare
+from luthier.training.fit import filled_up
+from luthier.workflow.text import load_text_side
+from tests.small_world import losses, small_world
+
+EVALUATES = {"do_train": False, "do_eval": True, "eval_dataset": "numbers,tools", "cutoff_len": 300}
+TRAINS = {"per_device_train_batch_size": 8, "eval_dataset": "numbers", "eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 3}
+
+
+@pytest.fixture
+def values(world, tmp_path) -> dict[str, Any]:
+    return {**world, "output_dir": str(tmp_path / "out")}
+
+
+def by_hand(values: dict[str, Any], folder: str | None = None) -> dict[str, tuple[float, float]]:
+    """Set -> (sum of token losses / number of labelled tokens, mean over rows of the share of tokens guessed right)."""
+    from transformers import AutoModelForCausalLM
+
+    run = load_train(values)
+    data = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding)
+    model = AutoModelForCausalLM.from_pretrained(folder or values["model_name_or_path"], dtype=torch.float32).eval()
+    return {name: of_rows(model, rows) for name, rows in data.eval.items()}
+
+
+@torch.no_grad()
+def of_rows(model: Any, rows: Any) -> tuple[float, float]:
+    total, count, accuracies = 0.0, 0, []
+    for row in rows:
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        learned = labels != -100
+        total += torch.nn.functional.cross_entropy(logits[learned], labels[learned], reduction="sum").item()
+        count += int(learned.sum())
+        accuracies.append((logits.argmax(-1) == labels)[learned].float().mean().item())
+    return total / count, sum(accuracies) / len(accuracies)
+
+
+def results(values: dict[str, Any], split: str = "eval") -> dict[str, Any]:
+    return json.loads(Path(values["output_dir"], f"{split}_results.json").read_text(encoding="utf-8"))
+
+
+def evaluations(result: Any) -> list[dict[str, Any]]:
+    return [logs for logs in result.log_history if any(name.startswith("eval_") for name in logs)]
+
+
+@pytest.mark.parametrize(("batch_size", "packing"), [(1, None), (5, None), (64, None), (2, True)])
+def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size, packing):
+    keys = {
+        **EVALUATES,
+        "compute_accuracy": True,
+        "per_device_eval_batch_size": batch_size,
+        "packing": packing,
+        "label_smoothing_factor": 0.1,
+    }
+    result = luthier.train({**values, **keys})
+    loss, accuracy = by_hand({**values, **EVALUATES})[""]
+    assert result.metrics["eval"]["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    assert result.metrics["eval"]["eval_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert results(values)["eval_loss"] == result.metrics["eval"]["eval_loss"]
+
+
+@pytest.mark.parametrize("packing", [None, True])
+def test_rows_that_fill_up_the_last_batch_of_several_processes_count_for_nothing(values, packing):
+    keys = {**values, **EVALUATES, "packing": packing}
+    run = load_train(keys)
+    rows = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding).eval[""]
+    filled = filled_up(rows, 32)
+    assert len(filled) % 32 == 0 and len(filled) > len(rows)
+    assert filled.select(range(len(rows))).to_list() == rows.to_list()
+    assert all(label == -100 for row in filled.select(range(len(rows), len(filled))) for label in row["labels"])
+    assert filled_up(rows, len(rows)) is rows
+
+
+def test_evaluation_alone_trains_nothing(values):
+    result = luthier.train({**values, **EVALUATES})
+    assert losses(result) == [] and set(result.metrics) == {"eval"}
+    names = {path.name for path in Path(values["output_dir"]).iterdir()}
+    assert names == {"eval_results.json", "all_results.json", "data_report.json"}
+
+
+def test_each_dataset_apart(values):
+    result = luthier.train({**values, **EVALUATES, "eval_on_each_dataset": True, "compute_accuracy": True})
+    hand = by_hand({**values, **EVALUATES, "eval_on_each_dataset": True})
+    assert set(hand) == {"numbers", "tools"}
+    for name, (loss, accuracy) in hand.items():
+        assert result.metrics["eval"][f"eval_{name}_loss"] == pytest.approx(loss, abs=1e-5)
+        assert result.metrics["eval"][f"eval_{name}_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert "eval_loss" not in result.metrics["eval"]
+
+
+def test_perplexity_of_plain_text(values):
+    keys = {**EVALUATES, "stage": "pt", "eval_dataset": "plain", "dataset": None, "cutoff_len": 64}
+    result = luthier.train({**values, **keys})
+    loss, _ = by_hand({**values, **keys})[""]
+    assert result.metrics["eval"]["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    assert results(values)["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize(("val_size", "num_eval"), [(0.25, 6), (5, 5)])
+def test_rows_set_aside_are_evaluated_and_not_trained_on(values, val_size, num_eval):
+    keys = {"val_size": val_size, "eval_strategy": "epoch", "do_eval": True, "max_steps": -1, "num_train_epochs": 2}
+    result = luthier.train({**values, **keys})
+    report = json.loads(Path(values["output_dir"], "data_report.json").read_text())
+    assert report["samples"] == {"train": 24 - num_eval, "eval": num_eval}
+    assert [logs["epoch"] for logs in evaluations(result)] == [1.0, 2.0, 2.0]
+    loss, _ = by_hand({**values, **keys}, values["output_dir"])[""]
+    assert result.metrics["eval"]["eval_loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_evaluations_on_the_way_change_no_training_loss(values):
+    keys = {"finetuning_type": "lora", "lora_dropout": 0.3, "disable_shuffling": False}
+    quiet = luthier.train({**values, **keys})
+    result = luthier.train({**values, **keys, "eval_strategy": "steps", "eval_steps": 2, "eval_dataset": "numbers"})
+    assert [logs["step"] for logs in evaluations(result)] == [2, 3]  # and at the end, as transformers does
+    assert losses(result) == losses(quiet)
+
+
+def test_the_best_model_is_the_one_that_is_kept(values):
+    """A rate that is far too high makes each step worse, so the first is the best."""
+    keys = {
+        **TRAINS,
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "do_eval": True,
+    }
+    result = luthier.train({**values, **keys})
+    seen = [logs["eval_loss"] for logs in evaluations(result)]
+    best = min(seen)
+    assert best < seen[2]
+    assert result.metrics["eval"]["eval_loss"] == pytest.approx(best, abs=1e-5)
+    loss, _ = by_hand({**values, **keys}, values["output_dir"])[""]
+    assert loss == pytest.approx(best, abs=1e-5)
+
+
+WORSENS = {**TRAINS, "learning_rate": 5.0, "lr_scheduler_type": "constant", "max_steps": 12, "save_steps": 1}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"metric_for_best_model": "eval_accuracy", "greater_is_better": True, "compute_accuracy": True},
+        {"save_strategy": "steps", "load_best_model_at_end": True},
+        {
+            "eval_on_each_dataset": True,
+            "eval_dataset": "numbers,tools",
+            "metric_for_best_model": "eval_numbers_loss",
+            "cutoff_len": 300,
+        },
+    ],
+    ids=["no metric", "accuracy", "best model", "of one dataset"],
+)
+def test_training_stops_early_when_nothing_improves(values, keys):
+    result = luthier.train({**values, **WORSENS, "early_stopping_steps": 2, **keys})
+    name = keys.get("metric_for_best_model", "eval_loss")
+    seen = [logs[name] for logs in evaluations(result) if name in logs]
+    better = max if keys.get("greater_is_better") else min
+    assert len(seen) < 12
+    assert better(seen) == seen[-3] and len(losses(result)) == len(seen)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"early_stopping_steps": 2}, {"load_best_model_at_end": True, "save_strategy": "steps"}]
+)
+def test_which_of_several_losses_is_the_best_must_be_said(values, keys):
+    several = {**WORSENS, "eval_on_each_dataset": True, "eval_dataset": "numbers,tools", "cutoff_len": 300}
+    with pytest.raises(ConfigError, match=r"metric_for_best_model.*eval_<name of the set>_loss"):
+        luthier.train({**values, **several, **keys})
+
+
+def test_a_metric_that_no_evaluation_gives_is_named(values):
+    keys = {**WORSENS, "early_stopping_steps": 2, "metric_for_best_model": "eval_accuracy"}
+    with pytest.raises(RunFailed, match=r"metric_for_best_model: eval_accuracy: evaluation gives .*eval_loss"):
+        luthier.train({**values, **keys})
+
+
+GENERATES = {"predict_with_generate": True, "max_new_tokens": 6, "do_sample": False, "per_device_eval_batch_size": 5}
+SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+
+
+def test_prediction_writes_prompts_answers_and_labels(values):
+    keys = {**GENERATES, "do_train": False, "do_predict": True, "eval_dataset": "numbers", "max_samples": 7}
+    result = luthier.train({**values, **keys})
+    folder = Path(values["output_dir"])
+    lines = [json.loads(line) for line in (folder / "generated_predictions.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == 7 and all(set(line) == {"prompt", "predict", "label"} for line in lines)
+    assert [line["prompt"] for line in lines] == [
+        f"<|im_start|>user\nSay the number {number}.<|im_end|>\n<|im_start|>assistant\n" for number in range(7)
+    ]
+    assert [line["label"] for line in lines] == [f"{'very ' * (n % 5)}well: {n}\n" for n in range(7)]
+    assert {f"predict_{name}" for name in SCORES} <= set(results(values, "predict"))
+    assert result.metrics["predict"] == results(values, "predict")
+    assert [line["predict"] for line in lines] == greedy_answers(values["model_name_or_path"], lines)
+
+
+def greedy_answers(folder: str, lines: list[dict[str, str]]) -> list[str]:
+    """One prompt at a time through plain transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    answers = []
+    for line in lines:
+        ids = tokenizer(line["prompt"], add_special_tokens=False, return_tensors="pt").input_ids
+        new = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=258, pad_token_id=256)[
+            0, ids.shape[1] :
+        ]
+        answers.append(tokenizer.decode(new, skip_special_tokens=True))
+    return answers
+
+
+def test_scores_while_training(values):
+    keys = {**GENERATES, "eval_dataset": "numbers", "eval_strategy": "steps", "eval_steps": 2, "do_eval": True}
+    result = luthier.train({**values, **keys, "max_samples": 6})
+    for logs in evaluations(result):
+        assert {f"eval_{name}" for name in SCORES} | {"eval_loss"} <= set(logs)
+    assert {f"eval_{name}" for name in SCORES} <= set(results(values))
+
+
+def test_scores_of_rows_set_aside_and_of_each_dataset(values):
+    luthier.train({**values, **GENERATES, "val_size": 4, "do_eval": True})
+    assert {f"eval_{name}" for name in SCORES} <= set(results(values))
+    apart = {"eval_dataset": "numbers,tools", "eval_on_each_dataset": True, "do_train": False, "do_eval": True}
+    luthier.train({**values, **GENERATES, **apart, "max_samples": 3})
+    assert {f"eval_{name}_{score}" for name in ("numbers", "tools") for score in SCORES} <= set(results(values))

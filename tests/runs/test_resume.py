@@ -1,0 +1,249 @@
+"""A run that was stopped and goes on ends with the weights and losses of one that never stopped, bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier
+from luthier.core.errors import OutputError, RunFailed
+from luthier.core.kinds import STAGES
+from luthier.training.checkpoints import check_filled
+from tests.small_world import WAYS, losses, small_world
+from tests.tiny import tiny_llama
+
+DROPOUT = {"lora": {"lora_dropout": 0.2}, "qlora": {"lora_dropout": 0.2}, "oft": {"module_dropout": 0.2}}
+STAGE_KEYS: dict[str, dict[str, Any]] = {
+    "pt": {"dataset": "plain", "cutoff_len": 48},
+    "sft": {},
+    "rm": {"dataset": "pairs"},
+    "dpo": {"dataset": "pairs", "pref_bco_weight": 0.5, "learning_rate": 1e-3},
+    "kto": {"dataset": "feedback", "learning_rate": 1e-3},
+    "gkd": {},
+}
+"""Those of ppo and grpo are in `test_rollouts.py`."""
+KINDS: dict[str, dict[str, Any]] = {
+    **{
+        f"{stage} {way}": {
+            "stage": stage,
+            **keys,
+            **WAYS[way],
+            **(DROPOUT.get(way, {}) if STAGES.get(stage).has_dropout else {}),
+        }
+        for stage, keys in STAGE_KEYS.items()
+        for way in WAYS
+    },
+    "sft pissa": {"pissa_init": True, "pissa_iter": 4, "lora_rank": 4, "finetuning_type": "lora"},
+    "sft dora": {"use_dora": True, "use_rslora": True, "finetuning_type": "lora"},
+    "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
+    "sft lora on hqq": {**WAYS["lora"], "quantization_bit": 4, "quantization_method": "hqq"},
+    "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
+    "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
+}
+STEPS = 8
+"""Of 4 rows each: with 24 rows an epoch has six steps, so step 8 is in the second epoch."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    values = small_world(tmp_path_factory.mktemp("world"), attention_dropout=0.1)
+    teacher = tiny_llama(tmp_path_factory.mktemp("teacher"), seed=7, max_position_embeddings=1024)
+    return {
+        **values,
+        "teacher_model": str(teacher),
+        "disable_shuffling": False,
+        "overwrite_output_dir": False,
+        "lr_scheduler_type": "cosine",
+        "max_steps": STEPS,
+        "save_strategy": "steps",
+        "save_steps": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def whole_run(world, tmp_path_factory):
+    """Runs of `STEPS` steps that were never stopped, each made once: kind -> (folder, losses)."""
+    made: dict[str, tuple[Path, list[float]]] = {}
+
+    def make(kind: str) -> tuple[Path, list[float]]:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("whole") / "out"
+            result = luthier.train({**world, **KINDS[kind], "output_dir": str(folder)})
+            made[kind] = folder, losses(result)
+        return made[kind]
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
+    return load_file(path)
+
+
+def assert_same_end(folder: Path, result: Any, whole: Path, whole_losses: list[float]) -> None:
+    expected, found = weights(whole), weights(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert losses(result) == whole_losses
+
+
+def stopped_at(step: int, whole: Path, folder: Path) -> Path:
+    """What a run that was stopped right after a checkpoint leaves behind."""
+    folder.mkdir()
+    shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    shutil.copy(whole / "trainer_log.jsonl", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_on_from_output_dir_equals_never_stopping(world, whole_run, tmp_path, kind):
+    if "quantization_bit" in KINDS[kind]:
+        pytest.importorskip(KINDS[kind].get("quantization_method", "bitsandbytes"))
+    whole, whole_losses = whole_run(kind)
+    assert len(whole_losses) == STEPS
+    folder = stopped_at(4, whole, tmp_path / "out")
+    result = luthier.train({**world, **KINDS[kind], "output_dir": str(folder)})
+    assert_same_end(folder, result, whole, whole_losses)
+
+
+def test_two_runs_with_a_longer_second_one(world, tmp_path):
+    """Four steps, then the same file with eight: with a constant rate that is one run of eight."""
+    values = {**world, **KINDS["sft lora"], "lr_scheduler_type": "constant"}
+    whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
+    luthier.train({**values, "output_dir": str(tmp_path / "out"), "max_steps": 4})
+    result = luthier.train({**values, "output_dir": str(tmp_path / "out")})
+    assert_same_end(tmp_path / "out", result, tmp_path / "whole", losses(whole))
+
+
+def test_going_on_in_the_midst_of_an_epoch_with_accumulation(world, tmp_path):
+    """Five steps of 2 x 2 rows are four rows short of the epoch's end."""
+    values = {
+        **world,
+        **KINDS["sft lora"],
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 5,
+    }
+    whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
+    folder = stopped_at(5, tmp_path / "whole", tmp_path / "out")
+    result = luthier.train({**values, "output_dir": str(folder)})
+    assert_same_end(folder, result, tmp_path / "whole", losses(whole))
+
+
+def test_resume_from_a_checkpoint_that_is_named(world, whole_run, tmp_path):
+    whole, whole_losses = whole_run("sft lora")
+    keys = {"resume_from_checkpoint": str(whole / "checkpoint-4"), "output_dir": str(tmp_path / "elsewhere")}
+    result = luthier.train({**world, **KINDS["sft lora"], **keys})
+    assert_same_end(tmp_path / "elsewhere", result, whole, whole_losses)
+
+
+@pytest.mark.parametrize("missing", ["trainer_state.json", "half a file", "optimizer.pt"])
+def test_a_half_written_newer_checkpoint_is_passed_over(world, whole_run, tmp_path, capsys, missing):
+    whole, whole_losses = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    broken = folder / "checkpoint-6"
+    shutil.copytree(whole / "checkpoint-8", broken)
+    if missing == "half a file":
+        path = broken / "adapter_model.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        (broken / missing).unlink()
+    result = luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
+    assert f"{broken} was not written to its end" in capsys.readouterr().err
+    assert_same_end(folder, result, whole, whole_losses)
+
+
+def test_a_finished_run_started_again_changes_nothing(world, whole_run, tmp_path):
+    whole, whole_losses = whole_run("sft full")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    result = luthier.train({**world, **KINDS["sft full"], "output_dir": str(folder)})
+    assert_same_end(folder, result, whole, whole_losses)
+
+
+def test_the_log_of_a_resumed_run_goes_on_where_the_checkpoint_was(world, whole_run, tmp_path):
+    """The lines after the checkpoint are written anew and not twice."""
+    import json
+
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
+    for log in (whole, folder):
+        lines = [json.loads(line) for line in (log / "trainer_log.jsonl").read_text().splitlines()]
+        assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_a_checkpoint_of_weights_only_is_gone_on_from_with_a_warning(world, tmp_path, capsys):
+    values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out"), "save_only_model": True}
+    luthier.train({**values, "max_steps": 4})
+    assert len(losses(luthier.train(values))) == STEPS
+    assert "holds weights only (save_only_model), so optimizer and learning rate start anew" in capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
+    whole, _ = whole_run("sft lora")
+    values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out")}
+    with pytest.raises(OutputError, match="no such folder"):
+        luthier.train({**values, "resume_from_checkpoint": str(tmp_path / "nowhere")})
+    broken = tmp_path / "checkpoint-3"
+    shutil.copytree(whole / "checkpoint-4", broken)
+    (broken / "trainer_state.json").unlink()
+    with pytest.raises(OutputError, match="not whole"):
+        luthier.train({**values, "resume_from_checkpoint": str(broken)})
+    with pytest.raises(OutputError, match="holds no whole checkpoint"):
+        luthier.train({**values, "resume_from_checkpoint": True})
+
+
+def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
+    """Two of its three blocks would go on, and the third would start anew."""
+    whole, _ = whole_run("sft full")
+    deeper = tiny_llama(tmp_path / "deeper", num_hidden_layers=3, max_position_embeddings=1024)
+    keys = {**world, **KINDS["sft full"], "model_name_or_path": str(deeper), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        RunFailed, match=r"has no model\.layers\.2\.\S+ and 8 more weights -> go on with the model that"
+    ):
+        luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
+
+
+def test_what_is_tied_or_never_saved_and_the_value_head_are_not_missed():
+    model = torch.nn.Module()
+    model.body, model.head, model.value_head = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
+    model.head.weight = model.body.weight
+    check_filled(model, ["head.weight", "value_head.weight"], [])
+    model.positions = torch.nn.Embedding(4, 2)
+    with pytest.raises(RunFailed, match=r"has no positions\.weight ->"):
+        check_filled(model, ["positions.weight"], [])
+    model._keys_to_ignore_on_save = ["positions.weight"]
+    check_filled(model, ["positions.weight"], [])
+    with pytest.raises(RunFailed, match=r"has no body\.weight and 1 more weights"):
+        check_filled(model, ["body.weight", "head.weight"], [])
+    with pytest.raises(RunFailed, match=r"has, and the model has not, gate\.weight ->"):
+        check_filled(model, [], ["gate.weight"])
+
+
+def test_finished_weights_without_a_checkpoint_are_not_written_over(world, whole_run, tmp_path):
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="already holds weights"):
+        luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_adapters_of_stacked_experts_go_on_too(world, tmp_path):
+    from transformers import Qwen3MoeConfig
+
+    from tests.tiny import TINY_LLAMA, save_tiny
+
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+    config = Qwen3MoeConfig(**{**TINY_LLAMA, "max_position_embeddings": 1024, **sizes, "mlp_only_layers": [0]})
+    values = {**world, "finetuning_type": "lora", "model_name_or_path": str(save_tiny(tmp_path / "moe", config))}
+    whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
+    assert any("experts" in name for name in weights(tmp_path / "whole"))
+    folder = stopped_at(4, tmp_path / "whole", tmp_path / "out")
+    result = luthier.train({**values, "output_dir": str(folder)})
+    assert_same_end(folder, result, tmp_path / "whole", losses(whole))
