@@ -108,3 +108,7 @@ class Stage:
     """(the means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
     """Rules between keys that concern this stage; runs before torch is imported."""
+    supports_router_loss: bool = False
+    """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
+    supports_skipped_tokens: bool = False
+    """Whether the loss is defined for a model whose blocks skip tokens while training (`mixture_of_depths`)."""

@@ -204,4 +204,5 @@ STAGE = Stage(
     loss=loss,
     rollout=rollout,
     check=RULES,
+    supports_router_loss=True,
 )

@@ -100,4 +100,6 @@ STAGE = Stage(
     units=count_targets,
     loss=loss,
     check=RULES,
+    supports_router_loss=True,
+    supports_skipped_tokens=True,
 )
