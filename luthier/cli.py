@@ -130,11 +130,10 @@ def _help(rest: list[str]) -> int:
 def _unknown(name: str) -> str:
     if name in LATER:
         return f"the command `{name}` is not part of this version"
-    from luthier.core.registry import nearest
+    from luthier.core.registry import did_you_mean
 
-    close = nearest(name, COMMANDS)
-    hint = f"; did you mean `{close}`?" if close else ""
-    return f"unknown command `{name}`{hint} (`luthier help` lists them)"
+    hint = did_you_mean(name, COMMANDS, lambda command: f"`{command}`")
+    return f"unknown command `{name}`{'; ' if hint else ''}{hint} (`luthier help` lists them)"
 
 
 def _run(name: str, rest: list[str]) -> int:

@@ -126,10 +126,9 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
         return "no"
     if isinstance(value, str) and str(value) in choices:
         return str(value)
-    from luthier.core.registry import nearest
+    from luthier.core.registry import did_you_mean
 
-    close = nearest(str(value), choices)
-    raise Misfit(f"must be one of {', '.join(map(str, choices))}", f"did you mean {close}?" if close else "")
+    raise Misfit(f"must be one of {', '.join(map(str, choices))}", did_you_mean(str(value), map(str, choices)))
 
 
 def _items(value: Any, item_type: Any, choices: tuple[str, ...]) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from luthier.config.rules.optim import OPTIM_RULES
 from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 __all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
 
@@ -116,8 +116,8 @@ def rules_about(name: str) -> Iterator[str]:
 def explain(name: str) -> str:
     """All about one key. Raises `UnknownVariant` with the nearest name."""
     if name not in catalogue():
-        close = nearest(name, catalogue())
-        raise UnknownVariant(f"{name}: unknown key" + (f"; did you mean {close}?" if close else ""))
+        hint = did_you_mean(name, catalogue())
+        raise UnknownVariant(f"{name}: unknown key" + (f"; {hint}" if hint else ""))
     keys = catalogue()[name]
     lines = [name, *(f"  {text}" for text in dict.fromkeys(help_of(key) for key in keys))]
     first = keys[0]

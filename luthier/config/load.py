@@ -53,7 +53,7 @@ from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
@@ -191,8 +191,7 @@ class _Draft:
                     self.blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
-        close = nearest(name, catalogue())
-        remedy = f"did you mean {close}?" if close else "see docs/reference/keys.md"
+        remedy = did_you_mean(name, catalogue()) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
             self.warn(name, "unknown key, not read", remedy)
         else:

@@ -5,7 +5,7 @@ Listing names reads the directory and imports nothing; `get` imports one file. S
 """
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,65 @@ from luthier.core.errors import UnknownVariant
 PACKAGE_ROOT = Path(__file__).parent.parent
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, if one is near enough to be meant; capitals do not count."""
-    from difflib import get_close_matches  # only wanted when something is wrong
+MAX_SUGGESTIONS = 3
+MIN_LIKENESS = 0.6
+"""Of a suggestion: 1 is the same word. `warmup` is like `warmup_steps` by 0.67."""
 
-    in_small = {word.lower(): word for word in known}
-    close = get_close_matches(name.lower(), list(in_small), n=1, cutoff=0.6)
-    return in_small[close[0]] if close else None
+
+def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Up to three known names that may be meant by `name`, best first. Upper and lower case do not count.
+
+    `chatlm` gives `chatml` and `chatglm3`: two swapped letters are one edit, a letter left out is another. A further
+    name is offered only if it is at most one edit farther away than the best.
+    """
+    written = name.lower()
+    found = []
+    for word in dict.fromkeys(known):
+        candidate = word.lower()
+        if _can_be_like(written, candidate) and (likeness := _likeness(written, candidate)) >= MIN_LIKENESS:
+            found.append((_edits(written, candidate), -likeness, word))
+    found.sort()
+    return tuple(word for edits, _, word in found[:MAX_SUGGESTIONS] if edits <= found[0][0] + 1)
+
+
+def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """`did you mean X, Y or Z?`, or nothing if no known name is near. `spell` says how a name is written there."""
+    names = [spell(word) for word in nearest(name, known)]
+    if not names:
+        return ""
+    *others, last = names
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
+
+
+def _can_be_like(a: str, b: str) -> bool:
+    """An upper bound of the likeness, from letters alone, is high enough; it spares the work on most names."""
+    letters = sum(min(a.count(letter), b.count(letter)) for letter in set(a))
+    return 2 * letters >= MIN_LIKENESS * (len(a) + len(b))
+
+
+def _likeness(a: str, b: str) -> float:
+    """1 - cost / (letters of both), where a letter added or left out costs 1, another one 2 and two swapped ones 1."""
+    return 1 - _distance(a, b, substitution=2) / (len(a) + len(b)) if a or b else 1.0
+
+
+def _edits(a: str, b: str) -> int:
+    """The optimal string alignment distance: letters added, left out, replaced, or swapped with their neighbour."""
+    return _distance(a, b, substitution=1)
+
+
+def _distance(a: str, b: str, *, substitution: int) -> int:
+    before: list[int] = []
+    last = list(range(len(b) + 1))
+    for i in range(1, len(a) + 1):
+        row = [i]
+        for j in range(1, len(b) + 1):
+            is_same = a[i - 1] == b[j - 1]
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (0 if is_same else substitution))
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
 
 
 class Registry:
@@ -36,9 +88,9 @@ class Registry:
         return tuple(sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_")))
 
     def get(self, name: str) -> Any:
-        """The variant called `name`. Raises `UnknownVariant` with the nearest known name."""
+        """The variant called `name`. Raises `UnknownVariant` with the nearest known names."""
         if name not in self.names:
-            close = nearest(name, self.names)
-            hint = f"; did you mean {close!r}?" if close else ""
+            hint = did_you_mean(name, self.names, repr)
+            hint = f"; {hint}" if hint else ""
             raise UnknownVariant(f"{self.key}: unknown value {name!r}{hint} (one of {', '.join(self.names)})")
         return getattr(importlib.import_module(f"{self.package}.{name}"), self.symbol)

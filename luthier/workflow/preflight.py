@@ -7,7 +7,7 @@ from luthier.config.load import load, locate
 from luthier.config.runs import Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.model.processor import text_only_problems
 from luthier.workflow.named import named_problems
 from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
@@ -49,8 +49,7 @@ def content_problems(run: Run, *, others: bool) -> tuple[list[Problem], list[Pro
 
         known = template_names()
         if name not in known:
-            close = nearest(name, known)
-            remedy = f"did you mean {close}?" if close else "`luthier template list` names them"
+            remedy = did_you_mean(name, known) or "`luthier template list` names them"
             problems.append(Problem("template", "no chat format has this name", remedy))
     if isinstance(run, TrainRun) and not holds_tokenized_rows(run.data):
         from luthier.data.sources.catalog import check_datasets

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, Problem
 from luthier.core.kinds import STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.data.sources.columns import check_columns
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
 from luthier.data.sources.located_json import LocatedJson, read_located
@@ -55,8 +55,7 @@ class Catalog:
 
     def unknown(self, name: str) -> tuple[str, str]:
         """(reason, remedy) for a name that is not described."""
-        close = nearest(name, self.names)
-        remedy = f"did you mean {close!r}?" if close else f"one of {', '.join(self.names)}"
+        remedy = did_you_mean(name, self.names, repr) or f"one of {', '.join(self.names)}"
         return f"is not described in {self.file}", remedy
 
 
