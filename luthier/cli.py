@@ -140,8 +140,8 @@ def _run(name: str, rest: list[str]) -> int:
     import importlib
     import os
 
-    from luthier.core.errors import LuthierError
-    from luthier.core.log import set_up
+    from luthier.core.errors import ConfigError, LuthierError
+    from luthier.core.log import set_up, warn
 
     try:
         os.getcwd()
@@ -153,6 +153,8 @@ def _run(name: str, rest: list[str]) -> int:
         status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
         return status
     except LuthierError as error:
+        for warning in error.warnings if isinstance(error, ConfigError) else ():
+            warn(str(warning))
         if os.environ.get("LUTHIER_DEBUG") == "1":
             import traceback
 

@@ -17,23 +17,24 @@ PACKAGE_ROOT = Path(__file__).parent.parent
 
 MAX_SUGGESTIONS = 3
 MIN_LIKENESS = 0.6
-"""Of a suggestion: 1 is the same word. `warmup` is like `warmup_steps` by 0.67."""
+"""Of a suggestion. `warmup` is like `warmup_steps` by 0.67; the same word is like itself by 1."""
+MAX_GAP = 0.1
+"""How much less like than the best a further suggestion may be."""
 
 
 def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """Up to three known names that may be meant by `name`, best first. Upper and lower case do not count.
 
-    `chatlm` gives `chatml` and `chatglm3`: two swapped letters are one edit, a letter left out is another. A further
-    name is offered only if it is at most one edit farther away than the best.
+    `chatlm` gives `chatml`, with two letters swapped, and `chatglm3`, which is almost as near.
     """
     written = name.lower()
     found = []
     for word in dict.fromkeys(known):
         candidate = word.lower()
         if _can_be_like(written, candidate) and (likeness := _likeness(written, candidate)) >= MIN_LIKENESS:
-            found.append((_edits(written, candidate), -likeness, word))
+            found.append((-likeness, word))
     found.sort()
-    return tuple(word for edits, _, word in found[:MAX_SUGGESTIONS] if edits <= found[0][0] + 1)
+    return tuple(word for unlike, word in found[:MAX_SUGGESTIONS] if unlike <= found[0][0] + MAX_GAP)
 
 
 def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
@@ -52,28 +53,24 @@ def _can_be_like(a: str, b: str) -> bool:
 
 
 def _likeness(a: str, b: str) -> float:
-    """1 - cost / (letters of both), where a letter added or left out costs 1, another one 2 and two swapped ones 1."""
-    return 1 - _distance(a, b, substitution=2) / (len(a) + len(b)) if a or b else 1.0
+    """1 - distance / (letters of both), by optimal string alignment.
 
-
-def _edits(a: str, b: str) -> int:
-    """The optimal string alignment distance: letters added, left out, replaced, or swapped with their neighbour."""
-    return _distance(a, b, substitution=1)
-
-
-def _distance(a: str, b: str, *, substitution: int) -> int:
+    A letter added or left out costs 1, two neighbours swapped cost 1, and another letter costs 2, so that two names
+    without a common letter have the likeness 0.
+    """
+    if not a and not b:
+        return 1.0
     before: list[int] = []
     last = list(range(len(b) + 1))
     for i in range(1, len(a) + 1):
         row = [i]
         for j in range(1, len(b) + 1):
-            is_same = a[i - 1] == b[j - 1]
-            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (0 if is_same else substitution))
+            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (0 if a[i - 1] == b[j - 1] else 2))
             if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
                 cost = min(cost, before[j - 2] + 1)
             row.append(cost)
         before, last = last, row
-    return last[-1]
+    return 1 - last[-1] / (len(a) + len(b))
 
 
 class Registry:

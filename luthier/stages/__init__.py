@@ -4,11 +4,11 @@ A stage is a value: the one workflow (`luthier.workflow.training`) and the one t
 it as it is, and never ask for its name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import Problem
+from luthier.config.rules.engine import NO_RULES, Rules
 from luthier.data.rows.row_plan import RowPlan
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ class LossOutput:
 
 def nothing_more(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
-
-
-def no_problems(run: "TrainRun") -> Iterable[Problem]:
-    return ()
 
 
 def keep_means(state: StageState, means: Mapping[str, tuple[float, float]], config: Any) -> StageState:
@@ -106,8 +102,8 @@ class Stage:
     """What the loss has to know of the whole optimizer step first, if anything."""
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more
     """(the means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
-    check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
-    """Rules between keys that concern this stage; runs before torch is imported."""
+    check: Rules = NO_RULES
+    """Rules between keys that concern this stage; checked before torch is imported."""
     supports_router_loss: bool = False
     """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
     supports_skipped_tokens: bool = False

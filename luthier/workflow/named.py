@@ -32,7 +32,8 @@ def named_problems(run: TrainRun) -> Iterator[Problem]:
             if not is_hub_id(adapter):
                 yield from _as_problems(f"{key}_adapters", adapter, check_adapter_source)
     for name in keys.get("reward_funcs", ()):
-        if reason := _reason_against(*name.rsplit(":", 1)):
+        source, colon, function = name.rpartition(":")
+        if colon and (reason := _reason_against(source, function)):
             yield Problem("reward_funcs", *reason, value=name, has_value=True)
 
 

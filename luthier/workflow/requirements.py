@@ -11,6 +11,7 @@ from luthier.config.keys.hubs import hub_in_use
 from luthier.config.keys.swanlab import MINIMUM
 from luthier.config.runs import ExportRun, Run, TrainRun
 from luthier.core.errors import ModelError, Problem
+from luthier.core.kinds import QUANTIZERS
 from luthier.core.versions import is_installed
 from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
 from luthier.model.quantization._layers import missing_library as missing_quantizer
@@ -91,7 +92,8 @@ def quantizer_problems(run: Run) -> Iterator[Problem]:
             yield _missing("export_quantization_bit", missing_ones[0], "pip install 'luthier[gptq]'")
         return
     keys = run.quantization
-    if keys.quantization_bit is not None and (missing := missing_quantizer(keys)):
+    quantizes = keys.quantization_bit is not None and keys.quantization_method in QUANTIZERS.names
+    if quantizes and (missing := missing_quantizer(keys)):
         yield _missing("quantization_method", *missing)
 
 

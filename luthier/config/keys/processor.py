@@ -6,8 +6,6 @@ They are set on the parts of the processor (`luthier.model.processor_limits`) an
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, above, at_least
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
@@ -37,48 +35,3 @@ def given_limits(run: Any) -> dict[str, Any]:
     """Key -> value of those limits that the user gave."""
     names = (field.name for field in fields(ProcessorConfig))
     return {name: run.given[name] for name in names if name in run.given}
-
-
-def _both_given(run: Any, upper: str, lower: str) -> bool:
-    return upper in run.given and lower in run.given and run.given[upper] < run.given[lower]
-
-
-PROCESSOR_RULES = Rules(
-    (
-        *(
-            at_least("processor", key, 1)
-            for key in (
-                *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"),
-                *("video_maxlen", "audio_sampling_rate"),
-            )
-        ),
-        above("processor", "video_fps", 0),
-        Rule(
-            ("image_max_pixels", "image_min_pixels"),
-            "must not be below image_min_pixels",
-            "raise it, or lower image_min_pixels",
-            lambda run: _both_given(run, "image_max_pixels", "image_min_pixels"),
-        ),
-        Rule(
-            ("video_max_pixels", "video_min_pixels"),
-            "must not be below video_min_pixels",
-            "raise it, or lower video_min_pixels",
-            lambda run: _both_given(run, "video_max_pixels", "video_min_pixels"),
-        ),
-    )
-)
-"""For every command. A limit that contradicts the model's own one is found when its processor is loaded."""
-
-PROCESSOR_CHAT_RULES = Rules(
-    tuple(
-        Rule(
-            (field.name,),
-            "has no effect on answers: conversations of this version hold text only",
-            "leave it out",
-            lambda run, key=field.name: key in run.changed,  # type: ignore[misc]
-            only_warns=True,
-        )
-        for field in fields(ProcessorConfig)
-    )
-)
-"""For the commands that generate text."""

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from luthier.config.rules.engine import Rules, at_least
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilerConfig:
@@ -25,13 +23,3 @@ class ProfilerConfig:
     """Record memory."""
     profiler_with_stack: bool = True
     """Record the lines of Python."""
-
-
-PROFILER_RULES = Rules(
-    (
-        at_least("profiler", "profiler_wait_steps", 0),
-        at_least("profiler", "profiler_warmup_steps", 0),
-        at_least("profiler", "profiler_active_steps", 1),
-        at_least("profiler", "profiler_repeat", 0),
-    )
-)

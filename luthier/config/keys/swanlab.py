@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.rules.engine import Rule, Rules
-
 MINIMUM = "swanlab>=0.10"
 """What the keys need; earlier ones name the folder of the records otherwise."""
 
@@ -29,28 +27,3 @@ class SwanlabConfig:
     """Address to send Lark messages to. Never printed."""
     swanlab_lark_secret: str | None = None
     """Secret for Lark messages. Never printed."""
-
-
-SWANLAB_RULES = Rules(
-    (
-        Rule(
-            ("swanlab_api_key", "swanlab_mode"),
-            "is not read, since local records need no account",
-            "leave it out",
-            lambda run: (
-                run.swanlab.use_swanlab and run.swanlab.swanlab_mode == "local" and bool(run.swanlab.swanlab_api_key)
-            ),
-            only_warns=True,
-        ),
-        Rule(
-            ("swanlab_lark_secret", "swanlab_lark_webhook_url"),
-            "signs messages, and there is no address to send them to",
-            "give swanlab_lark_webhook_url",
-            lambda run: (
-                run.swanlab.use_swanlab
-                and bool(run.swanlab.swanlab_lark_secret)
-                and not run.swanlab.swanlab_lark_webhook_url
-            ),
-        ),
-    )
-)

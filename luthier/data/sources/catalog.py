@@ -16,6 +16,7 @@ from luthier.core.registry import did_you_mean
 from luthier.data.sources.columns import check_columns
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
 from luthier.data.sources.located_json import LocatedJson, read_located
+from luthier.data.types import Feedback, Preference
 
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "load_catalog"]
 
 CATALOG_FILE = "dataset_info.json"
-_RANKING_STAGES = ("rm", "dpo")
-_FEEDBACK_STAGE = "kto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +139,16 @@ def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> C
     return Catalog(file, specs, errors, warnings)
 
 
-def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tuple[list[Problem], list[Problem]]:
+def check_datasets(
+    data: "DataConfig", stage: str | None, *, others: bool = True
+) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) about the datasets that a run names, found without a network and without reading whole files.
 
-    Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes.
-    `others`: warn of faults in the descriptions of datasets that the run does not name, too.
+    Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes; the
+    last is not checked if the stage is None, i.e. not known. `others`: warn of faults in the descriptions of datasets
+    that the run does not name, too.
     """
-    reads_loss = stage in STAGES.names and STAGES.get(stage).rows.weigh is not None
+    reads_loss = stage is None or STAGES.get(stage).rows.weigh is not None
     uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
     is_remote = isinstance(data.dataset_dir, str) and data.dataset_dir.startswith("REMOTE:")
     if not uses or is_remote:
@@ -170,7 +172,7 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
         warnings += catalog.warnings.get(name, ())
         if name in catalog.specs:
             found, notes = check_columns(catalog.specs[name], reads_loss=reads_loss)
-            errors += [*_stage_faults(catalog.specs[name], stage), *found]
+            errors += [*(_stage_faults(catalog.specs[name], stage) if stage is not None else ()), *found]
             warnings += notes
     for name in catalog.names if others else ():
         if name not in checked:
@@ -179,17 +181,26 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
 
 
 def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:
+    """What keeps a stage from using a dataset, by the kind of example that its rows are."""
+
     def fault(reason: str, remedy: str) -> Problem:
         return Problem(spec.name, reason, remedy, file=spec.file, line=spec.line)
 
-    if spec.ranking and stage not in _RANKING_STAGES:
-        yield fault(f"is ranking data, which stage {stage} cannot use", f"use it in {' or '.join(_RANKING_STAGES)}")
-    if not spec.ranking and stage in _RANKING_STAGES:
+    takes_ranking, takes_feedback = (stage in _stages_for(kind) for kind in (Preference, Feedback))
+    if spec.ranking and not takes_ranking:
+        remedy = f"use it in {' or '.join(_stages_for(Preference))}"
+        yield fault(f"is ranking data, which stage {stage} cannot use", remedy)
+    if not spec.ranking and takes_ranking:
         remedy = 'describe it with "ranking": true and the columns chosen and rejected'
         yield fault(f"is not ranking data, which stage {stage} needs", remedy)
-    if spec.columns.kto_tag and stage != _FEEDBACK_STAGE:
-        remedy = f"use it in {_FEEDBACK_STAGE}, or describe it without `kto_tag`"
+    if spec.columns.kto_tag and not takes_feedback:
+        remedy = f"use it in {' or '.join(_stages_for(Feedback))}, or describe it without `kto_tag`"
         yield fault(f"has a `kto_tag` column, which stage {stage} cannot use", remedy)
-    if not spec.columns.kto_tag and stage == _FEEDBACK_STAGE:
+    if not spec.columns.kto_tag and takes_feedback:
         remedy = 'name the column of likes with "kto_tag" in `columns`'
         yield fault(f"has no `kto_tag` column, which stage {stage} needs", remedy)
+
+
+def _stages_for(kind: type) -> list[str]:
+    """The stages that learn from examples of this type."""
+    return [name for name in STAGES.names if kind in STAGES.get(name).rows.examples]
