@@ -1,4 +1,4 @@
-"""What is known about keys, in words and as JSON Schema, for `explain`, `schema` and the key reference."""
+"""Keys in words and as JSON Schema, for `explain`, `schema` and the key reference."""
 
 import ast
 import sys
@@ -79,7 +79,7 @@ def status_of(key: Key) -> str:
     if key.status == "no_effect":
         return f"accepted without effect: {key.reason}"
     if key.status == "later":
-        return "known; nothing in this version reads it"
+        return "known, but not read by this version"
     return f"accepted: {key.reason}" if key.status == "renamed" else "supported"
 
 

@@ -32,13 +32,13 @@ def interpolate(written: Written, environment: Mapping[str, str]) -> None:
 
 
 class _Resolver:
-    """Looks values up in `entries`, which are not yet resolved themselves."""
+    """Looks up values in `entries`, which may hold interpolations themselves."""
 
     def __init__(self, entries: Mapping[str, Entry], environment: Mapping[str, str]) -> None:
         self.entries, self.environment = entries, environment
 
     def value(self, value: Any, path: tuple[str, ...]) -> Any:
-        """`value` with everything inside resolved. `path` are the keys being resolved, to notice a circle."""
+        """`value` with everything inside resolved. `path` are the keys being resolved, to notice a cycle."""
         if isinstance(value, str):
             return self._text(value, path) if "${" in value else value
         if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""Read what a user wrote and return a checked, frozen run, or every problem at once. torch is not imported.
+"""Read what a user wrote and return a checked, frozen run, or all problems at once. torch is not imported.
 
-A key that the chosen variants do not read is a warning that names who would; a key nobody knows is an error.
+A key that the chosen variants do not read is a warning that names the variant that would; an unknown key is an error.
 """
 
 import os
@@ -39,7 +39,7 @@ from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.registry import did_you_mean, nearest
+from luthier.core.registry import nearest, question
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
@@ -84,7 +84,7 @@ def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
 
 
 def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> Written:
-    """What the user wrote, interpolations replaced. Raises `ConfigError` if it cannot be read at all."""
+    """What the user wrote, with interpolations resolved. Raises `ConfigError` if it cannot be read at all."""
     written = read(source, overrides, catalogue().__contains__)
     interpolate(written, os.environ)
     return written
@@ -105,7 +105,7 @@ def locate(problem: Problem, written: Written) -> Problem:
 
 
 def _below_home(value: Any) -> Any:
-    """`~/data` -> `/home/me/data`; a shell would have done it only for a word of its own."""
+    """`~/data` -> `/home/me/data`, which a shell does only for a word that begins with `~`."""
     if isinstance(value, tuple):
         return tuple(map(_below_home, value))
     return os.path.expanduser(value) if isinstance(value, str) else value
@@ -173,16 +173,16 @@ class Draft:
                     self._blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
-        remedy = did_you_mean(name, catalogue()) or "see docs/reference/keys.md"
+        close = nearest(name, catalogue())
+        remedy = question(close) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
             self._warn(name, "unknown key, not read", remedy)
         else:
             self._blame(name, "unknown key", remedy)
-            meant = nearest(name, catalogue())[:1]
-            self.unknown.update(key for key in meant if key not in self.written.entries)
+            self.unknown.update(key for key in close[:1] if key not in self.written.entries)
 
     def _later_variant(self, name: str, value: str) -> None:
-        """Known by name, so its keys are judged as those of a run that has it."""
+        """A known name, so its keys are checked as if the variant existed."""
         self.given[name] = value
         self._blame(name, f"{value} is not part of this version", f"use one of {', '.join(REGISTRIES[name].names)}")
 

@@ -5,7 +5,7 @@ Listing names reads the directory and imports nothing; `get` imports one file. S
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
 
 def did_you_mean(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """`did you mean X, Y or Z?`, or nothing if no known name is near. `spell` says how a name is written there."""
-    names = [spell(word) for word in nearest(name, known)]
+    return question([spell(word) for word in nearest(name, known)])
+
+
+def question(names: Sequence[str]) -> str:
+    """The words of `did_you_mean`, for names that are known already."""
     if not names:
         return ""
     *others, last = names

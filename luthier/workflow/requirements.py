@@ -1,6 +1,6 @@
-"""What must be there before a command begins: the model, the adapters, the libraries of the chosen keys.
+"""What a command needs before it begins: the model, the adapters, the libraries of the chosen keys.
 
-Everything is looked at without importing torch and without a network.
+All of it is checked without importing torch and without a network.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
 
 
 def source_problems(run: Run) -> Iterator[Problem]:
-    """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
+    """Problems with the folders of the model and its adapters. Names on a hub are not checked."""
     yield from hub_problems(run)
     keys = run.model
     from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
@@ -61,7 +61,7 @@ def source_problems(run: Run) -> Iterator[Problem]:
 
 
 def prequantized_problems(run: Run) -> Iterator[Problem]:
-    """What stands against loading or training a local model whose weights were quantized before they were saved."""
+    """Why a local prequantized model cannot be loaded or trained, if so."""
     found = prequantized_format_in(Path(run.model.model_name_or_path))
     if found is not None:
         yield from problems_with(found[1])
@@ -70,7 +70,7 @@ def prequantized_problems(run: Run) -> Iterator[Problem]:
 
 
 def hub_problems(run: Run) -> Iterator[Problem]:
-    """The library of the hub that the environment asks for, if a model is to come from there and it is missing."""
+    """The missing library of the hub that the environment names, if a model is to come from there."""
     hub = hub_in_use()
     keys = run.model
     if hub is None or is_installed(hub.module):
@@ -85,7 +85,7 @@ def hub_problems(run: Run) -> Iterator[Problem]:
 
 
 def quantizer_problems(run: Run) -> Iterator[Problem]:
-    """The library that quantizes the model, if it is not installed."""
+    """The missing library of the quantization method, if any."""
     if isinstance(run, ExportRun):
         missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
         if run.export.export_quantization_bit is not None and missing_ones:
@@ -103,7 +103,7 @@ def _about(key: str, name: str, error: ModelError) -> Problem:
 
 
 def library_problems(run: TrainRun) -> Iterator[Problem]:
-    """The libraries that a training run needs beside the core and that are not installed."""
+    """The optional libraries that a training run needs and that are not installed."""
     report_to = run.training["report_to"]
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         if name in TRACKER_MODULES and not is_installed(TRACKER_MODULES[name]):

@@ -65,7 +65,10 @@ def test_one_step_or_one_sentence(values, optim):
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"optim": "galore_adamw"}, "optim: 'galore_adamw': needs the names of the modules whose gradients are projected"),
+        (
+            {"optim": "galore_adamw"},
+            "optim: 'galore_adamw': needs the names of the modules whose gradients are projected",
+        ),
         ({"optim": "lomo", "gradient_accumulation_steps": 2}, "optim: 'lomo': applies each gradient as soon as"),
     ],
 )

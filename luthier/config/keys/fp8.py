@@ -1,4 +1,4 @@
-"""Keys of training that multiplies matrices in 8-bit floating point, through accelerate."""
+"""Keys of FP8 training, through accelerate."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,11 +9,11 @@ from luthier.core.versions import is_installed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Config:
     fp8: bool = False
-    """Multiply matrices in 8-bit floating point, on a GPU that has it (Ada, Hopper or later)."""
+    """FP8 training: matrix products in 8-bit floating point, on a GPU that supports it (Ada, Hopper or later)."""
     fp8_backend: Literal["auto", "torchao", "te", "msamp"] = "auto"
-    """Library that does it: torchao, Transformer Engine (te), MS-AMP, or the first of them that is installed."""
+    """Library for FP8 products: torchao, Transformer Engine (te), MS-AMP, or the first of them that is installed."""
     fp8_enable_fsdp_float8_all_gather: bool = False
-    """Exchange the weights that FSDP shares out in 8 bits (torchao only)."""
+    """Gather the weights that FSDP shards in 8 bits (torchao only)."""
 
 
 FP8_LIBRARIES = {

@@ -16,9 +16,9 @@ PACKAGES = ("kt-kernel", "transformers-kt", "accelerate-kt")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KTransformersConfig:
     use_kt: bool = False
-    """Run the experts of a mixture-of-experts model on the CPU, by KTransformers, while training."""
+    """Train the experts of a mixture-of-experts model on the CPU, with KTransformers."""
     kt_cpu_activation: Literal["retain", "recompute"] | None = None
-    """Keep the activations of those experts, or compute them again; unset as the layers on the GPU."""
+    """Keep the activations of those experts, or recompute them; unset does as the layers on the GPU."""
     kt_weight_path: str | None = None
     """INT8 weights of the experts."""
     kt_non_expert_weight_path: str | None = None
@@ -32,7 +32,7 @@ class KTransformersConfig:
     kt_lora_expert_intermediate_size: int | None = None
     """Width of those experts."""
     kt_config: dict[str, Any] | None = None
-    """More settings of KTransformers, by their names there (kt_backend, kt_num_threads, ...)."""
+    """More settings of KTransformers (kt_backend, kt_num_threads, ...)."""
 
 
 OWN_SETTINGS = (

@@ -1,4 +1,4 @@
-"""Limits of what a model sees and hears. Unless it is given, the model's own processor keeps its own value.
+"""Limits of images, videos and audio. The model's own processor keeps its value for each limit that is not given.
 
 They are set on the parts of the processor (`luthier.model.processor_limits`) and saved with the weights.
 """
@@ -10,25 +10,25 @@ from typing import Any
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
     image_max_pixels: int = 589824
-    """Pictures with more pixels (height times width) are scaled down; the model's own limit if not given."""
+    """Images with more pixels (height times width) are scaled down; the model's own limit if not given."""
     image_min_pixels: int = 1024
-    """Pictures with fewer pixels are scaled up; the model's own limit if not given."""
+    """Images with fewer pixels are scaled up; the model's own limit if not given."""
     image_do_pan_and_scan: bool = False
-    """Also show the model pieces of long pictures (Gemma 3); what its processor says if not given."""
+    """Also show the model crops of long images (Gemma 3); the processor's own setting if not given."""
     crop_to_patches: bool = False
-    """Cut pictures into tiles, with a small picture of the whole (InternVL); what its processor says if not given."""
+    """Cut images into tiles, plus a thumbnail (InternVL); the processor's own setting if not given."""
     video_max_pixels: int = 65536
     """Frames with more pixels (height times width) are scaled down; the model's own limit if not given."""
     video_min_pixels: int = 256
     """Frames with fewer pixels are scaled up; the model's own limit if not given."""
     video_fps: float = 2.0
-    """Frames taken per second of film; the model's own number if not given."""
+    """Frames sampled per second of video; the model's own number if not given."""
     video_maxlen: int = 128
-    """Most frames taken of a film; the model's own number if not given."""
+    """Most frames sampled from a video; the model's own number if not given."""
     use_audio_in_video: bool = False
-    """Read the sound of a film together with its frames (Qwen Omni)."""
+    """Read the audio track of a video together with its frames (Qwen Omni)."""
     audio_sampling_rate: int = 16000
-    """Samples of sound per second; the rate that the model has learned from if not given."""
+    """Audio samples per second; the model's own rate if not given."""
 
 
 def given_limits(run: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The keys that load a base model with fewer bits, and what does not go together with them.
+"""The keys that quantize a base model while it is loaded.
 
-What one method alone demands (its bits, its library) stands in its file in `luthier/model/quantization/`.
+Rules about them stand in `luthier.config.rules.quantization`; those of one method in `luthier/model/quantization/`.
 """
 
 import json
@@ -11,31 +11,31 @@ from typing import Any, Literal
 from luthier.config.keys.fields import variant
 
 CHECKPOINT_METHODS = ("gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")
-"""Names of the reference that describe checkpoints. Nothing can be quantized by them while it is loaded."""
+"""Names of the reference that describe prequantized checkpoints; they cannot quantize a model while loading it."""
 GROWING_KEYS = ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config")
 """Keys that give the embeddings new rows."""
 
 
 LOFTQ_FILE = "loftq.json"
-"""Beside an adapter that starts from the error of quantization: how its base is quantized, by keys of this group."""
+"""File beside an adapter trained with `loftq_init`: how its base is quantized, by keys of this group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     quantization_bit: int | None = None
-    """Bits to quantize the linear layers of the base model to while loading; the layers keep to those bits."""
+    """Quantize the linear layers of the base model to this many bits while loading it."""
     quantization_method: str = variant("bnb", also=CHECKPOINT_METHODS)
-    """Who quantizes: bitsandbytes (4 or 8 bits), HQQ (1 to 6, or 8) or EETQ (8)."""
+    """Quantization method: bitsandbytes (4 or 8 bits), HQQ (1 to 6, or 8) or EETQ (8)."""
     quantization_type: Literal["fp4", "nf4"] = "nf4"
-    """Number type of the 4 bits of bitsandbytes."""
+    """Number format of 4-bit bitsandbytes."""
     double_quantization: bool = True
-    """Quantize the scales of the 4 bits of bitsandbytes as well."""
+    """Also quantize the scales of 4-bit bitsandbytes."""
     quantization_device_map: Literal["auto"] | None = None
     """Spread a 4-bit bitsandbytes model over all devices, for generation only."""
 
 
 def shards_weights(run: Any) -> bool:
-    """Whether a training run shares the weights of the model out between its processes (FSDP, DeepSpeed ZeRO-3)."""
+    """Whether a training run shards the weights of the model over its processes (FSDP, DeepSpeed ZeRO-3)."""
     return bool(run.training["fsdp"]) or zero_stage(run) == 3
 
 
@@ -45,5 +45,5 @@ def zero_stage(run: Any) -> int | None:
     try:
         config = json.loads(Path(deepspeed).read_bytes()) if isinstance(deepspeed, str) else deepspeed
         return config["zero_optimization"]["stage"]
-    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with the file, deepspeed itself says best
+    except (OSError, ValueError, KeyError, TypeError):  # deepspeed itself reports what is wrong with the file
         return None

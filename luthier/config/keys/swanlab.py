@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MINIMUM = "swanlab>=0.10"
-"""What the keys need; earlier ones name the folder of the records otherwise."""
+"""What the keys need; earlier releases call the folder of the records something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class SwanlabConfig:
     swanlab_workspace: str | None = None
     """Workspace in SwanLab that the project belongs to."""
     swanlab_run_name: str | None = None
-    """Name of the run in SwanLab; unset means `run_name`, else SwanLab makes one."""
+    """Name of the run in SwanLab; unset takes `run_name`, or a name that SwanLab makes."""
     swanlab_mode: Literal["cloud", "local"] = "cloud"
     """Where the records are kept."""
     swanlab_api_key: str | None = None

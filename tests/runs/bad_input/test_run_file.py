@@ -198,10 +198,10 @@ def test_run_file_that_is_not_there_or_not_named(person, command):
 def test_stray_words(person):
     path = person.run_file()
     assert "write key=value" in person.is_refused_words("train", path, "max_steps")
-    assert "write key=value without blanks" in person.is_refused_words("train", path, "max_steps", "=", "2")
+    assert "write key=value without spaces" in person.is_refused_words("train", path, "max_steps", "=", "2")
     assert "max_steps: '': must be a whole number" in person.is_refused_words("train", path, "max_steps=")
-    assert "a run file may stand in the first place only" in person.is_refused_words("train", path, path)
-    assert "a run file may stand in the first place only" in person.is_refused_words("train", "max_steps=1", path)
+    assert "a run file must be the first argument" in person.is_refused_words("train", path, path)
+    assert "a run file must be the first argument" in person.is_refused_words("train", "max_steps=1", path)
     assert "did you mean max_steps?" in person.is_refused_words("train", path, "--max_stesp", "2")
 
 
