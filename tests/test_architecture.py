@@ -159,3 +159,15 @@ def test_the_tree_in_the_architecture_page_names_every_room():
 
 def test_modules_can_be_imported_by_name():
     assert importlib.import_module("luthier").__version__
+
+
+def test_nothing_is_hung_on_a_trainer_after_its_birth():
+    """Everything it needs is in the parts that it is made of, so no order of later additions can be wrong."""
+    for path in FILES:
+        if relative(path) == "training/trainer.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value).endswith("trainer"):
+                    raise AssertionError(f"{relative(path)}:{node.lineno}: {ast.unparse(target)} = ...")

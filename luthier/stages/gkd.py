@@ -19,7 +19,7 @@ from luthier.core.errors import RowError
 from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted, sft
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, sft
 from luthier.stages._beside import loss_beside
 from luthier.stages._causal import count_targets
 from luthier.stages._divergence import forward_kl, generalized_jsd
@@ -138,9 +138,9 @@ RULES = Rules(
 )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
-    return (Wanted("teacher", "teacher_model", method.teacher_model, method.teacher_model_adapters),)
+    return (FrozenModelSpec("teacher", "teacher_model", method.teacher_model, method.teacher_model_adapters),)
 
 
 def write(example: Dialogue, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written]]":
@@ -199,9 +199,10 @@ STAGE = Stage(
     name="gkd",
     config=GkdConfig,
     rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=sft.packer),
-    wants=wants,
+    frozen_models=frozen_models,
     units=count_targets,
     loss=loss,
     rollout=rollout,
+    reporting=Reporting(headline=("teacher_kl",)),
     check=RULES,
 )

@@ -21,10 +21,10 @@ from luthier.data.collate import sequences
 from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Feedback
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import num_targets, sequence_logps
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
-from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
+from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference, reference_model
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -47,7 +47,7 @@ class KtoConfig(ReferenceConfig):
     """Weight of disliked answers."""
 
 
-def asks_reference(run: "TrainRun") -> bool:
+def has_reference(run: "TrainRun") -> bool:
     return True
 
 
@@ -63,7 +63,7 @@ RULES = Rules(
         *NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
-        *of_reference(asks_reference),
+        *of_reference(has_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "kto_chosen_weight", 0),
@@ -151,8 +151,12 @@ def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: 
     return {"kl": (((logps.sums - mismatched["reference_logps"]) * not_filler).sum(), float(not_filler.sum()))}
 
 
-def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:
+def update(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:
     return {"kl": max(means["kl"][0], 0.0)}
+
+
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
+    return (reference_model(run.method, is_cached=True),) if has_reference(run) else ()
 
 
 STAGE = Stage(
@@ -165,11 +169,11 @@ STAGE = Stage(
         label=label,
         packer=packer,
     ),
-    asks_reference=asks_reference,
+    frozen_models=frozen_models,
     has_dropout=False,
     units=count_rows,
     loss=loss,
-    survey=Survey(sums=sums, learn=learn),
-    derived=margins,
+    statistics=StepStatistics(sums=sums, update=update),
+    reporting=Reporting(headline=("rewards/margins", "kl"), derived=margins),
     check=RULES,
 )

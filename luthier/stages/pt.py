@@ -4,6 +4,7 @@ All texts are laid behind one another, each closed by the end-of-text token, and
 with `packing: false` every text is a row of its own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from luthier.core.errors import RowError
 from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue, Prompt
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState
+from luthier.stages import LossOutput, Reporting, Stage, StageState
 from luthier.stages._causal import count_targets, next_token_loss
 
 if TYPE_CHECKING:
@@ -92,12 +93,17 @@ def loss(
     return next_token_loss(models, batch, label_smoothing=config.label_smoothing_factor if training else 0.0)
 
 
+def perplexity(means: Mapping[str, float]) -> Mapping[str, float]:
+    """exp(loss) of an evaluation: every token of the text is learned, so it is that of the text."""
+    return {"perplexity": math.exp(means["loss"])} if "loss" in means else {}
+
+
 STAGE = Stage(
     name="pt",
     config=PtConfig,
     rows=RowPlan(examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer),
-    learns_all=True,
     units=count_targets,
     loss=loss,
+    reporting=Reporting(headline=("perplexity",), derived=perplexity),
     check=RULES,
 )

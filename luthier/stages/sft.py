@@ -10,10 +10,10 @@ from luthier.config.rules.engine import Rule, Rules, at_least, within
 from luthier.data.rows.row_plan import RowPlan
 from luthier.data.types import Dialogue
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
-from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, wanted_reference
+from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, reference_model
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
@@ -185,19 +185,20 @@ def loss(
     )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
     if not method.use_asft_loss:
         return ()
-    return (wanted_reference(method),)
+    return (reference_model(method),)
 
 
 STAGE = Stage(
     name="sft",
     config=SftConfig,
     rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=packer),
-    wants=wants,
+    frozen_models=frozen_models,
     units=count_targets,
     loss=loss,
+    reporting=Reporting(headline=("accuracy",)),
     check=RULES,
 )

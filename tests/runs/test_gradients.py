@@ -14,8 +14,8 @@ from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
 from luthier.training.arguments import training_arguments
-from luthier.training.fit import build_trainer
-from luthier.workflow.frozen_models import add_companions, add_reference_of, isolate_all, load_wanted
+from luthier.training.trainer import StageTrainer
+from luthier.workflow.parts import make_parts
 from luthier.workflow.text import load_text_side
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
@@ -50,14 +50,9 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
         isolate_samples(model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     args = training_arguments(run, detect())
-    trainer = build_trainer(run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None)
-    if stage.asks_reference(run):
-        add_reference_of(run, trainer, text)
-    loaded = load_wanted(run, stage, text)
-    if concatenates:
-        isolate_all(loaded)
-    add_companions(run, trainer, loaded)
-    trainer.train()
+    padding_reason = None if concatenates else "the test asks for it"
+    parts = make_parts(run, stage, model, data, text, args, padding_reason=padding_reason)
+    StageTrainer(args, parts).train()
     return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
 
 

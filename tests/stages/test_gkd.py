@@ -15,7 +15,7 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template
 from luthier.data.types import Dialogue, Message
-from luthier.model.frozen_models import OtherModel, PolicyAtStart
+from luthier.model.frozen_models import InitialPolicy, SeparateModel
 from luthier.model.heads import output_head
 from luthier.model.heads.objective import Predictions, predictions_at, summed_objective
 from luthier.model.heads.output_head import OutputHead, inspect_head
@@ -104,10 +104,10 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
         learned = torch.tensor(row["labels"][1:]) != -100
         expected += generalized_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
     isolated(student), isolated(teacher)
-    models = Models(student, inspect_head(student), {"teacher": OtherModel(teacher, inspect_head(teacher))})
+    models = Models(student, inspect_head(student), {"teacher": SeparateModel(teacher, inspect_head(teacher))})
     batch = concatenate_rows(ROWS)
     for head in (models.head, OutputHead(None, True)):
-        one = Models(student, head, models.companions)
+        one = Models(student, head, models.frozen)
         output = STAGE.loss(one, batch, GkdConfig(gkd_temperature=2.0), state={}, training=True)
         assert output.total.item() == pytest.approx(expected, rel=1e-9)
         assert output.metrics["teacher_kl"][1] == STAGE.units(batch) == 4
@@ -116,7 +116,7 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
 def test_the_policy_at_its_start_stays_what_it_was():
     """Also its output head, which is asked after the weights have gone back to their place."""
     policy = isolated(model_of(3))
-    start = PolicyAtStart.of(policy, inspect_head(policy))
+    start = InitialPolicy.of(policy, inspect_head(policy))
     batch = concatenate_rows(ROWS)
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     inputs |= {"cu_seq_lens_q": batch["cu_seq_lens_q"]}
@@ -126,7 +126,7 @@ def test_the_policy_at_its_start_stays_what_it_was():
             weight.mul_(1.5)
     after = policy(**inputs, use_cache=False).logits.detach().clone()
     policy.train()
-    with start.asked() as network:
+    with start.running() as network:
         assert not network.training
         torch.testing.assert_close(network(**inputs, use_cache=False).logits, before)
         found = predictions_at(network, start.head, inputs, batch["positions"])
@@ -148,7 +148,7 @@ def test_asft_is_dft_and_a_pull():
     given = reference(**inputs, use_cache=False).logits[0, positions].detach().log_softmax(-1)
     expected = (-(own.detach().exp() * own) + 0.3 * (given.exp() * (given - logps)).sum(-1)).sum()
     wanted = torch.autograd.grad(expected, list(policy.parameters()))
-    models = Models(policy, inspect_head(policy), {"reference": OtherModel(reference, inspect_head(reference))})
+    models = Models(policy, inspect_head(policy), {"reference": SeparateModel(reference, inspect_head(reference))})
     output = SFT.loss(models, batch, SftConfig(use_asft_loss=True, asft_alpha=0.3), state={}, training=True)
     torch.testing.assert_close(output.total, expected)
     for mine, theirs in zip(torch.autograd.grad(output.total, list(policy.parameters())), wanted, strict=True):
@@ -238,20 +238,10 @@ def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_p
 
 
 def test_the_draw_depends_on_the_seed_and_the_number_alone():
-    from luthier.training.rollouts import Rollouts
+    from tests.training.test_rollouts import rollouts_of
 
     def draws(seed, share):
-        rollouts = Rollouts(
-            plan=STAGE.rollout(GkdConfig(gkd_lambda=share)),
-            prompts=None,
-            generate=None,
-            decode=None,
-            scorers=None,
-            stop_ids=frozenset(),
-            temperature=1.0,
-            max_new_tokens=1,
-            seed=seed,
-        )
+        rollouts = rollouts_of(STAGE.rollout(GkdConfig(gkd_lambda=share)), seed)
         return [rollouts.is_own(number) for number in range(1000)]
 
     assert draws(42, 0.3) == draws(42, 0.3) != draws(43, 0.3)

@@ -10,9 +10,9 @@ from luthier.stages import _advantages as advantages
 from luthier.stages import _policy_loss as policy_loss
 from luthier.stages._rollout import Experience
 from luthier.stages.grpo import LOSSES, GrpoConfig
-from luthier.stages.grpo import judge as judge_groups
+from luthier.stages.grpo import advantages as group_targets
 from luthier.stages.ppo import PpoConfig
-from luthier.stages.ppo import judge as judge_tokens
+from luthier.stages.ppo import advantages as token_targets
 
 
 def alone(sums: Any) -> dict[str, tuple[float, float]]:
@@ -128,11 +128,11 @@ def experience(reference: float | None = None, values: float | None = None) -> E
 def test_what_an_optimizer_step_is_divided_by(loss_type):
     """The weighted loss over the units is the mean that the paper names: over answers, tokens, or answers x limit."""
     config = GrpoConfig(num_generations=2, loss_type=loss_type)
-    judged = judge_groups(experience(), config, state={}, totals=alone, max_new_tokens=8)
+    targets = group_targets(experience(), config, state={}, totals=alone, max_new_tokens=8)
     one = 1 / (math.sqrt(2) + 1e-4)
     each = {"dr_grpo": 1.0, "rloo": 2.0}.get(loss_type, one)
-    assert judged.columns["advantages"].tolist() == pytest.approx([-each, -each, each])
-    weights, units = judged.columns["weights"].tolist(), judged.units.sum().item()
+    assert targets.columns["advantages"].tolist() == pytest.approx([-each, -each, each])
+    weights, units = targets.columns["weights"].tolist(), targets.units.sum().item()
     expected = {"dapo": ([1, 1, 1], 3), "dr_grpo": ([1, 1, 1], 16)}.get(loss_type, ([0.5, 0.5, 1], 2))
     assert (weights, units) == expected
 
@@ -140,25 +140,25 @@ def test_what_an_optimizer_step_is_divided_by(loss_type):
 def test_rloo_takes_the_divergence_off_the_score():
     """KL of the answers is 0.2 and 0.1, so with beta 10 the scores are -1 and 2, and the advantages -3 and 3."""
     config = GrpoConfig(num_generations=2, loss_type="rloo", grpo_beta=10.0)
-    judged = judge_groups(experience(reference=0.1), config, state={}, totals=alone, max_new_tokens=8)
-    assert judged.columns["advantages"].tolist() == pytest.approx([-3, -3, 3])
-    assert "reference_logps" not in judged.columns
+    targets = group_targets(experience(reference=0.1), config, state={}, totals=alone, max_new_tokens=8)
+    assert targets.columns["advantages"].tolist() == pytest.approx([-3, -3, 3])
+    assert "reference_logps" not in targets.columns
 
 
 def test_the_rewards_of_ppo_by_hand():
     """beta 0.2, log-ratio 0.5 everywhere, V 0: rewards -0.1, 0.9 | 2.9; A = -0.1 + 0.95 x 0.9, 0.9, 2.9 = returns."""
-    judged = judge_tokens(experience(0.5, 0.0), PpoConfig(), state={}, totals=alone, max_new_tokens=8)
-    assert judged.columns["returns"].tolist() == pytest.approx([0.755, 0.9, 2.9])
-    assert judged.columns["advantages"].mean().item() == pytest.approx(0, abs=1e-9)
-    assert judged.units.tolist() == [2, 1]
+    targets = token_targets(experience(0.5, 0.0), PpoConfig(), state={}, totals=alone, max_new_tokens=8)
+    assert targets.columns["returns"].tolist() == pytest.approx([0.755, 0.9, 2.9])
+    assert targets.columns["advantages"].mean().item() == pytest.approx(0, abs=1e-9)
+    assert targets.units.tolist() == [2, 1]
     # KL per answer is 0.75, target 6: e = -0.2, two answers of 10,000.
-    assert judged.state["kl_coefficient"] == pytest.approx(0.2 * (1 - 0.2 * 2 / 10_000))
-    assert judged.metrics["kl"][0].item() / judged.metrics["kl"][1] == pytest.approx(0.75)
+    assert targets.state["kl_coefficient"] == pytest.approx(0.2 * (1 - 0.2 * 2 / 10_000))
+    assert targets.metrics["kl"][0].item() / targets.metrics["kl"][1] == pytest.approx(0.75)
 
 
 def test_scores_are_normalized_by_all_so_far():
     """1 and 3: mean 2, deviation sqrt(2)."""
     config = PpoConfig(ppo_score_norm=True)
-    judged = judge_tokens(experience(0.0, 0.0), config, state={}, totals=alone, max_new_tokens=8)
-    assert judged.columns["returns"][1:].tolist() == pytest.approx([-1 / math.sqrt(2), 1 / math.sqrt(2)])
-    assert judged.state["score_count"] == 2
+    targets = token_targets(experience(0.0, 0.0), config, state={}, totals=alone, max_new_tokens=8)
+    assert targets.columns["returns"][1:].tolist() == pytest.approx([-1 / math.sqrt(2), 1 / math.sqrt(2)])
+    assert targets.state["score_count"] == 2

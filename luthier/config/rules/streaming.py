@@ -9,8 +9,8 @@ from luthier.core.kinds import STAGES
 _DEFAULT_BUFFER = DataConfig().buffer_size
 
 
-def _asks_reference(run: Any) -> bool:
-    return run.stage in STAGES.names and bool(STAGES.get(run.stage).asks_reference(run))
+def _scores_rows_first(run: Any) -> bool:
+    return run.stage in STAGES.names and any(spec.is_cached for spec in STAGES.get(run.stage).frozen_models(run))
 
 
 STREAMING_RULES = Rules(
@@ -52,7 +52,7 @@ STREAMING_RULES = Rules(
             ("streaming", "stage"),
             "what the reference model says of the rows is computed before training, which needs all of them",
             "leave streaming out, or use a loss without a reference, e.g. pref_loss: orpo or simpo",
-            lambda run: run.data.streaming and _asks_reference(run),
+            lambda run: run.data.streaming and _scores_rows_first(run),
         ),
         Rule(
             ("train_sampling_strategy", "streaming"),

@@ -57,11 +57,9 @@ class LoraConfig:
     """Start from the error of quantization instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
 
 
-def _asks_reference(run: Any) -> bool:
-    if run.stage not in STAGES.names:
-        return False
-    stage = STAGES.get(run.stage)
-    return stage.asks_reference(run) or any(wanted.key == "ref_model" for wanted in stage.wants(run))
+def _has_reference(run: Any) -> bool:
+    specs = STAGES.get(run.stage).frozen_models(run) if run.stage in STAGES.names else ()
+    return any(spec.key == "ref_model" for spec in specs)
 
 
 RULES = Rules(
@@ -86,7 +84,7 @@ RULES = Rules(
             ("pissa_init", "stage"),
             "takes a part out of the model that this stage needs as its reference",
             "leave it out; of stage: dpo, pref_loss: orpo and simpo have no reference, and neither has grpo_beta: 0",
-            lambda run: run.adapter.pissa_init and _asks_reference(run),
+            lambda run: run.adapter.pissa_init and _has_reference(run),
         ),
         Rule(
             ("pissa_init", "fsdp", "deepspeed"),

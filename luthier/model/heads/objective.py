@@ -51,7 +51,7 @@ def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, An
     hidden = hidden_at(model, head, inputs, positions)
     if torch.is_grad_enabled():
         return Predictions(hidden, head.linear.weight, head.linear.bias)
-    # A companion may lie in the policy's place for a moment only; what is detached stays what it is now.
+    # The initial policy is swapped in for a moment only; what is detached keeps its value.
     bias = None if head.linear.bias is None else head.linear.bias.detach()
     return Predictions(hidden, head.linear.weight.detach(), bias)
 

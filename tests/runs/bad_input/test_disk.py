@@ -39,7 +39,7 @@ def test_going_on_when_there_is_space_again(person, small_disk):
     person.trains(output_dir=str(out), **STEPWISE).complaint(1)
     outcome = person.trains(output_dir=str(out), **{**STEPWISE, "max_steps": 3, "save_strategy": "no"})
     assert outcome.status == 0, outcome.err
-    assert f"going on from {out}/checkpoint-1" in outcome.err
+    assert f"resuming from {out}/checkpoint-1" in outcome.err
     assert person.types("verify", str(out)).status == 0
 
 

@@ -190,14 +190,14 @@ class Slow(BaseHTTPRequestHandler):
 
 
 def test_a_server_that_is_slow():
-    from luthier.training.scorers import ServerScorer
+    from luthier.training.rewards.server import RewardServer
 
     server = HTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     start = time.monotonic()
     with pytest.raises(RunFailed) as caught:
-        ServerScorer(address, timeout_seconds=0.1, pause_seconds=0.0)([])
+        RewardServer(address, timeout_seconds=0.1, pause_seconds=0.0)([])
     server.shutdown()
     assert time.monotonic() - start < 3
     assert str(caught.value) == (

@@ -75,7 +75,7 @@ def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, n
     assert not list(person.out.glob("*.safetensors")), "nothing that looks like a finished model"
     outcome = person.trains(max_steps=step + 2)
     assert outcome.status == 0, outcome.err
-    assert f"going on from {checkpoint}" in outcome.err
+    assert f"resuming from {checkpoint}" in outcome.err
     assert person.types("verify", str(person.out)).status == 0
 
 
@@ -85,7 +85,7 @@ def test_a_second_signal_stops_at_once(person, start):
     rows = [{"instruction": f"Say {number}", "output": "x" * 600} for number in range(6000)]
     keys = person.dataset(json.dumps(rows))
     training = start(**ENDLESS, **keys, gradient_accumulation_steps=1400)
-    training.says("going on from")
+    training.says("resuming from")
     time.sleep(1)
     training.gets(signal.SIGINT)
     training.says("press Ctrl-C again to stop at once")
