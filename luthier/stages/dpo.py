@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import Rule, Rules, above, at_least, within
+from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
@@ -23,7 +24,6 @@ from luthier.stages._pairs import (
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
-    PAIRS,
     ChosenRejected,
     count_pairs,
     halves,

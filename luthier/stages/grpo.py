@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import Rule, Rules, at_least
 from luthier.data.collate import model_inputs
+from luthier.data.plans.prompts import PROMPTS
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._advantages import GroupAdvantages, by_group_deviation, by_group_mean, leave_one_out
 from luthier.stages._policy_loss import answer_ratio, clipped_loss, mean_ratio, reference_kl, token_ratio
-from luthier.stages._prompts import PROMPTS
 from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, reference_model
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Rollout, RolloutTargets, Totals

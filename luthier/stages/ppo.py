@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rules, above, at_least
 from luthier.data.collate import model_inputs
+from luthier.data.plans.prompts import PROMPTS
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._policy_loss import clipped_loss, clipped_value_loss
-from luthier.stages._prompts import PROMPTS
 from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, reference_model
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
 from luthier.stages._rollout import Experience, Rollout, RolloutTargets, Totals

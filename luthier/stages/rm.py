@@ -14,13 +14,13 @@ from typing import Any
 
 from luthier.config.rules.engine import Rule, Rules
 from luthier.data.collate import model_inputs
+from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Reporting, Stage, StageState
 from luthier.stages._pairs import (
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
-    PAIRS,
     ChosenRejected,
     count_pairs,
     halves,

@@ -1,14 +1,13 @@
 """Supervised fine-tuning: next-token cross-entropy on the answers of a conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
 from luthier.config.rules.engine import Rule, Rules, at_least, within
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.types import Dialogue
+from luthier.data.plans.dialogues import DIALOGUES
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._anchored import anchored_loss
@@ -18,11 +17,6 @@ from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.packing.best_fit import Packs
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,53 +115,6 @@ RULES = Rules(
 )
 
 
-def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequence[tuple[Written]]":
-    """Every turn of the conversation."""
-    rows = encoding.written(example, keep_past_thinking=not config.mask_history)
-    return [(row,) for row in (rows[-1:] if config.mask_history else rows)]
-
-
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: SftConfig) -> "tuple[Encoded]":
-    """The answers are learned; the prompts are not, unless `train_on_prompt`."""
-    from luthier.data.rows.labels import label_turns
-
-    (turns,) = parts
-    row = label_turns(
-        turns,
-        cutoff_len=encoding.cutoff_len,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
-        eos_token_id=encoding.closing_eos,
-    )
-    return (row,)
-
-
-def weigh(
-    example: Dialogue,
-    written: "Sequence[Written]",
-    turns: "Sequence[list[TurnIds]]",
-    encoding: "Encoding",
-    config: SftConfig,
-) -> "list[Encoded]":
-    """What the messages themselves say goes before `train_on_prompt` and `mask_history`."""
-    from luthier.data.rows.loss_weights import weighted_rows
-
-    return weighted_rows(
-        example,
-        written,
-        turns,
-        encoding,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
-    )
-
-
-def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
-    from luthier.data.packing.best_fit import Packs
-
-    return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
-
-
 def loss(
     models: Models, batch: Mapping[str, Any], config: SftConfig, *, state: StageState, training: bool
 ) -> LossOutput:
@@ -195,7 +142,7 @@ def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
 STAGE = Stage(
     name="sft",
     config=SftConfig,
-    rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=packer),
+    rows=DIALOGUES,
     frozen_models=frozen_models,
     units=count_targets,
     loss=loss,

@@ -167,7 +167,7 @@ def test_what_fails_leaves_nothing(tmp_path):
 WAITING = """
 import sys, time
 from pathlib import Path
-from luthier.data.cache import Cache
+from luthier.data.cache.store import Cache
 folder, makes = Path(sys.argv[1]), sys.argv[2] == "first"
 def make(entry):
     print("made", flush=True)

@@ -1,26 +1,23 @@
-"""What ppo and grpo share: rows are prompts, which the model itself answers while it trains.
+"""Prompts that the model itself answers while it trains (ppo, grpo).
 
 An answer that the data give is kept beside its prompt (as the labels of the row), for functions that compare with it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.errors import RowError
+from luthier.data.chat.encoder import TurnIds
+from luthier.data.chat.render import Turn, render
+from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.row_plan import RowPlan
+from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Prompt
 
-if TYPE_CHECKING:
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
 
-
-def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written]]":
+def write(example: Dialogue | Prompt, encoding: Encoding, config: Any) -> Sequence[tuple[Written]]:
     """The prompt as a server sends it, and the plain text of the given answer, if there is one."""
-    from luthier.data.chat.render import Turn, render
-
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
     answer = () if is_open else (example.messages[-1].content,)
@@ -40,10 +37,8 @@ def write(example: Dialogue | Prompt, encoding: "Encoding", config: Any) -> "Seq
     return [((Turn(turn.prompt, answer),),)]
 
 
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded]":
-    """Nothing of a prompt is cut away: without its end it would ask for nothing."""
-    from luthier.data.rows.labels import IGNORE_INDEX, Encoded
-
+def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tuple[Encoded]:
+    """A prompt is never truncated: without its end it would ask for nothing."""
     (((prompt, answer),),) = parts
     if encoding.cutoff_len is not None and len(prompt) > encoding.cutoff_len:
         raise RowError(f"the prompt has more than cutoff_len {encoding.cutoff_len} tokens")
