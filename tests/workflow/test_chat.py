@@ -11,8 +11,8 @@ import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError
 from luthier.infer.prompting import ModelTemplatePrompting
 from luthier.infer.types import Settings
-from tests.run.test_export import adapter
 from tests.tiny import byte_tokenizer, tiny_llama
+from tests.workflow.test_export import adapter
 
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 
