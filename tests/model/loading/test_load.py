@@ -79,6 +79,7 @@ def smollm2(smollm2_folder):
     return load_model(str(smollm2_folder), dtype=FP32), load_tokenizer(str(smollm2_folder))
 
 
+@pytest.mark.thorough
 def test_a_gguf_model_answers(smollm2):
     model, tokenizer = smollm2
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -88,6 +89,7 @@ def test_a_gguf_model_answers(smollm2):
     assert count_parameters(model)[1] == 134_515_008
 
 
+@pytest.mark.thorough
 def test_a_gguf_model_can_be_saved_and_loaded_as_any_other(smollm2, tmp_path):
     model, tokenizer = smollm2
     model.save_pretrained(tmp_path)
