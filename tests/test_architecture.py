@@ -33,6 +33,10 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "rich", "pydantic", "gguf"}
 REGISTRIES = [value for value in vars(kinds).values() if isinstance(value, Registry)]
+TESTS = Path(__file__).parent
+WHOLE_RUNS = TESTS / "runs"
+REACHED_THROUGH_OTHERS = set((TESTS / "tested_through_others.txt").read_text("utf-8").split())
+"""Modules without a test file of their own: tests of their callers and whole runs reach them. No module is added."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 VAGUE_NAMES = {"utils", "misc", "common", "helpers", "constants"}
 CONFIG_MAY_ASK = {"luthier.stages", "luthier.model.adapters"}
@@ -112,12 +116,13 @@ def test_the_file_name_is_the_yaml_name(registry):
         assert registry.get(name).name == name
 
 
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.key)
-def test_listing_a_registry_imports_no_variant(registry):
+def test_listing_registries_imports_no_variant():
     code = (
         "import sys; from luthier.core import kinds\n"
-        f"r = next(v for v in vars(kinds).values() if isinstance(v, kinds.Registry) and v.key == {registry.key!r})\n"
-        "r.names\nprint([name for name in sys.modules if name.startswith(r.package)])"
+        "registries = [value for value in vars(kinds).values() if isinstance(value, kinds.Registry)]\n"
+        "assert registries and all(registry.names for registry in registries)\n"
+        "packages = tuple(registry.package for registry in registries)\n"
+        "print([name for name in sys.modules if name.startswith(packages)])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -155,6 +160,33 @@ def test_the_tree_in_the_architecture_page_names_every_room():
     page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
     for folder in sorted(p for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))):
         assert f"{folder.name}/" in page, f"docs/architecture.md does not name {folder.name}/"
+
+
+def mirrored(module: Path) -> Path:
+    """The test file of a module or package: model/adapters/_pissa.py -> tests/model/adapters/test_pissa.py."""
+    module = module.parent if module.name == "__init__.py" else module
+    return TESTS / module.relative_to(ROOT).parent / f"test_{module.stem.lstrip('_')}.py"
+
+
+def has_a_test_file(module: Path) -> bool:
+    """Its own, or that of its folder: tests/data/test_tools.py tests each variant of luthier/data/tools/."""
+    return mirrored(module).exists() or mirrored(module.parent / "__init__.py").exists()
+
+
+def has_functions(module: Path) -> bool:
+    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(module.read_text("utf-8"))))
+
+
+def test_every_test_file_stands_at_the_path_of_a_module_or_is_of_whole_runs():
+    places = {mirrored(module) for module in FILES} | {Path(__file__)}
+    lost = {path for path in TESTS.rglob("test_*.py") if path not in places and WHOLE_RUNS not in path.parents}
+    assert not lost
+
+
+def test_every_module_with_functions_has_a_test_file():
+    untested = {relative(path) for path in FILES if has_functions(path) and not has_a_test_file(path)}
+    assert not untested - REACHED_THROUGH_OTHERS, "a new module comes with a test file at the mirrored path"
+    assert not REACHED_THROUGH_OTHERS - untested, "these have a test file now: take them off tested_through_others.txt"
 
 
 def test_modules_can_be_imported_by_name():

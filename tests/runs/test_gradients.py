@@ -17,6 +17,7 @@ from luthier.training.arguments import training_arguments
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.parts import make_parts
 from luthier.workflow.text import load_text_side
+from tests.matrix import representatives
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
@@ -84,7 +85,7 @@ def samples(rows: Any) -> list[dict[str, list[int]]]:
     return found
 
 
-@pytest.mark.parametrize("name", STAGE_KEYS)
+@pytest.mark.parametrize("name", representatives(STAGE_KEYS, "sft", "sft with packing"))
 def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
     values = {**world, **STAGE_KEYS[name]}
     by_hand = single_row_gradients(values)
@@ -121,7 +122,7 @@ def another_model(tmp_path_factory) -> str:
     return str(tiny_llama(tmp_path_factory.mktemp("another"), seed=7, max_position_embeddings=1024))
 
 
-@pytest.mark.parametrize("name", OTHER_LOSSES)
+@pytest.mark.parametrize("name", representatives(OTHER_LOSSES, "sft with weights of messages, packed"))
 def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
     values = {**world, **OTHER_LOSSES[name]}
     values |= {"ref_model": another_model, "infer_dtype": "float32"} if "asft" in name else {}
@@ -129,7 +130,7 @@ def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, an
     assert_independent_of_the_cut(values, (True,) if values.get("packing") else (False, True))
 
 
-@pytest.mark.parametrize("name", PREFERENCE_KEYS)
+@pytest.mark.parametrize("name", representatives(PREFERENCE_KEYS, "dpo"))
 def test_gradients_of_preferences_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
     """The step of single rows is the measure: what a loss has to know of the whole step, no batch of one row shows."""
     values = {**world, "stage": name.split()[0], **PREFERENCE_KEYS[name]}

@@ -16,6 +16,7 @@ import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
 from luthier.stages._rollout import Rollout
 from luthier.training.rollouts import Rollouts
+from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
 from tests.tiny import tiny_llama
 
@@ -85,7 +86,7 @@ def log_of(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "loss" in line]
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("loss_type", representatives(["grpo", "dapo", "dr_grpo", "gspo", "rloo"], "grpo"))
 def test_grpo_raises_the_reward(values, loss_type):
     keys = {**LEARNS, "max_steps": 20, "num_generations": 16, "loss_type": loss_type}
     luthier.train({**values, **GRPO, **keys})
@@ -115,7 +116,7 @@ def test_the_first_pass_has_the_ratio_one(values):
         assert line["clip_fraction"] == 0 and abs(line["loss"]) < 1e-5 and abs(line["kl"]) < 1e-5
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("loss_type", representatives(["grpo", "gspo", "rloo"], "grpo"))
 def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path, monkeypatch, loss_type):
     """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
     keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
@@ -145,7 +146,7 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("stage", CUT)
+@pytest.mark.parametrize("stage", representatives(CUT, "grpo"))
 def test_batches_of_any_cut_make_the_same_step(values, tmp_path, stage):
     if stage == "gkd":
         values["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
@@ -209,7 +210,7 @@ def test_every_answer_has_random_numbers_of_its_own():
     assert rollouts_of(plan).answer_seeds([7, 3]) == seeds[28:32] + seeds[12:16]
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize("kind", representatives(RESUMED, "grpo lora", "ppo full", "ppo inside a rollout"))
 def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
     """Step 4 of 8 lies inside a rollout for some of these, and at its end for others."""
     if "quantization_bit" in RESUMED[kind]:

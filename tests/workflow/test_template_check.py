@@ -193,6 +193,7 @@ def test_a_format_that_writes_the_same_is_not_talked_about(tmp_path, said):
     assert not [line for line in said if "differs" in line]
 
 
+@pytest.mark.thorough
 def test_smollm2_differs_from_its_named_format_in_a_full_stop(smollm2_folder, capsys):
     text = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     status, report = found(capsys, str(smollm2_folder), "smollm2")
@@ -203,6 +204,7 @@ def test_smollm2_differs_from_its_named_format_in_a_full_stop(smollm2_folder, ca
     assert of(report, "system")["status"] == "equal"
 
 
+@pytest.mark.thorough
 def test_smollm2_is_equal_to_itself(smollm2_folder, capsys):
     status, report = found(capsys, str(smollm2_folder))
     assert status == 0

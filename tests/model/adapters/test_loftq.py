@@ -17,7 +17,7 @@ from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.loading.load import load_for_inference
 from luthier.model.quantization._layers import computed_weight, keys_in
-from tests.model.test_adapters import fresh
+from tests.model.adapters.test_merge import fresh
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 

@@ -214,6 +214,7 @@ def test_what_is_saved_is_loaded_again(tmp_path, dtype, said):
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+@pytest.mark.thorough
 def test_other_programs_say_that_they_do_not_know_it(tmp_path):
     save(converted(), tmp_path)
     import subprocess

@@ -12,8 +12,8 @@ from luthier.model.files.sources import Source, locate
 from luthier.model.loading.load import load_for_inference, load_model
 from luthier.model.loading.memory_check import placement, weight_bytes
 from luthier.model.save import num_bytes
-from tests.run.test_export import adapter
 from tests.tiny import tiny_llama
+from tests.workflow.test_export import adapter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.matrix import representatives
+
 ROOT = Path(__file__).parents[3]
 ENDLESS: dict[str, Any] = {"max_steps": 100_000}
 
@@ -59,7 +61,7 @@ def start(person) -> Iterator[Any]:
         training.process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", representatives([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, number):
     training = start(**ENDLESS)
     training.says("step 3/")
@@ -79,6 +81,7 @@ def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, n
     assert person.types("verify", str(person.out)).status == 0
 
 
+@pytest.mark.thorough
 def test_a_second_signal_stops_at_once(person, start):
     """One step would take minutes; the checkpoint of an earlier run is left as it was."""
     assert person.trains(max_steps=1, save_strategy="steps", save_steps=1).status == 0
@@ -102,6 +105,7 @@ def test_a_second_signal_stops_at_once(person, start):
     assert person.types("verify", str(person.out / "checkpoint-1")).status == 0
 
 
+@pytest.mark.thorough
 def test_a_signal_before_training_begins(start):
     training = start(**ENDLESS)
     training.says("the end token is")

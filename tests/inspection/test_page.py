@@ -1,6 +1,5 @@
-"""`luthier data RUN --html FILE`: one file that shows the rows, and the colors of the terminal."""
+"""`luthier data RUN --html FILE`: one file that shows the rows."""
 
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,12 +10,7 @@ import pytest
 import yaml
 
 from luthier.cli import main
-from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.templates import get_template
-from luthier.inspection.segments import RoleMarks, shown_tokens
-from luthier.inspection.terminal import LEARNED, MARK, RESET, colored, shows_colors
 from tests.small_world import small_world
-from tests.tiny import byte_tokenizer
 
 CHATML = "<|im_start|>user\nhi ☂<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
 
@@ -114,70 +108,3 @@ def test_the_account_of_all_rows_with_reasons(page):
 def test_prompts_for_generation_show_the_answer_behind_them(page):
     changes = {"eval_dataset": "tools", "predict_with_generate": True, "cutoff_len": 600}
     assert Tokens(page("--split", "eval", "--row", "1", **changes)).text("l") == "four<|im_end|>\n"
-
-
-@pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "vicuna", "mistral", "gemma", "qwen", "phi4"])
-def test_roles_are_found_and_the_text_is_whole(name):
-    from luthier.data.chat.encoder import Encoder
-    from luthier.data.chat.render import as_text, render
-    from luthier.data.types import Message
-
-    tokenizer, template = byte_tokenizer(), get_template(name)
-    messages = (
-        Message("user", "How?"),
-        Message("assistant", "So."),
-        Message("user", "And?"),
-        Message("assistant", "No."),
-    )
-    ids: list[int] = []
-    labels: list[int] = []
-    encoder = Encoder(tokenizer)
-    for turn in render(template, messages, system="Be brief.", purpose="train"):
-        prompt, answer = (encoder.text(as_text(p, "<s>", "</s>")) for p in (turn.prompt, turn.answer))
-        ids += prompt + answer
-        labels += [IGNORE_INDEX] * len(prompt) + answer
-    tokens = shown_tokens(ids, labels, tokenizer, RoleMarks(template, tokenizer))
-    assert "".join(token.text for token in tokens) == tokenizer.decode(ids)
-    spoken = {}
-    for token in tokens:
-        if not token.is_mark and token.role:
-            spoken[token.role] = spoken.get(token.role, "") + token.text
-    assert "".join(spoken["user"].replace("Be brief.", "").split()) == "How?And?"
-    assert "".join(spoken["assistant"].split()) == "So.No."
-
-
-def test_a_text_that_reads_like_a_mark_is_not_one():
-    tokenizer = byte_tokenizer()
-    escaped = tokenizer.encode("<|im_start|>user\n", add_special_tokens=False, split_special_tokens=True)
-    marks = RoleMarks(get_template("chatml"), tokenizer)
-    assert len(escaped) == 17
-    assert not any(t.is_mark for t in shown_tokens(escaped, [IGNORE_INDEX] * 17, tokenizer, marks))
-
-
-def test_colors_of_labels_and_marks():
-    tokenizer = byte_tokenizer()
-    ids = tokenizer.encode(CHATML, add_special_tokens=False)
-    learned = len(tokenizer.encode("yo<|im_end|>\n", add_special_tokens=False))
-    row = {"input_ids": ids, "labels": [IGNORE_INDEX] * (len(ids) - learned) + ids[-learned:]}
-    assert colored(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == (
-        f"{MARK}<|im_start|>user\n{RESET}hi ☂{MARK}<|im_end|>\n<|im_start|>assistant\n{RESET}"
-        f"{LEARNED}yo<|im_end|>\n{RESET}"
-    )
-
-
-def test_control_characters_do_not_reach_the_terminal():
-    tokenizer = byte_tokenizer()
-    ids = tokenizer.encode("a\x1b[2Jb", add_special_tokens=False)
-    row = {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
-    assert colored(row, tokenizer, RoleMarks(get_template("chatml"), tokenizer)) == "a\\x1b[2Jb"
-
-
-def test_colors_only_where_they_are_wanted(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert shows_colors(Terminal()) and not shows_colors(io.StringIO())
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not shows_colors(Terminal())
