@@ -1,4 +1,4 @@
-"""The extension points of luthier, one line each. To add a variant, add a file to the folder named here."""
+"""The registries of luthier, one line each. To add a variant, add a file to the folder named here."""
 
 from luthier.core.registry import Registry
 

@@ -1,6 +1,6 @@
-"""`luthier data RUN`: the tokenized rows as training will see them, then the ledger on stderr.
+"""Show the tokenized rows as training will see them, then the row counts on stderr.
 
-`--html FILE` writes them as a page to share, `--doctor` examines the datasets instead of showing rows.
+`--html FILE` writes the rows as a page to share. `--doctor` looks for faults in the datasets instead of showing rows.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if options.doctor:
         from luthier.workflow.doctor import examine
 
-        # Not `load_checked`: what it says of datasets would stop the run, and is what the doctor is to find.
+        # Not `load_checked`: that stops at problems in datasets, which the doctor is meant to find.
         return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
     run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
@@ -58,19 +58,27 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="luthier data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="luthier data", usage="luthier data RUN [key=value ...] [options]", description=__doc__
+    )
     parser.add_argument("--limit", type=int, help=f"rows to show (default {DEFAULT_LIMIT}; 0 for all)")
-    parser.add_argument("--split", choices=["train", "eval"], default="train")
-    parser.add_argument("--row", type=int, help="only the row with this number, counted from 0")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as a page instead")
-    parser.add_argument("--doctor", action="store_true", help="find what is wrong with the datasets")
-    parser.add_argument("--strict", action="store_true", help="with --doctor: exit status 1 if it finds faults")
+    parser.add_argument("--split", choices=["train", "eval"], default="train", help="which rows (default train)")
+    parser.add_argument("--row", type=int, help="show only the row with this number, counted from 0")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line with the columns of the stage"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as an HTML page instead")
+    parser.add_argument(
+        "--doctor", action="store_true", help="look for duplicates, leakage, lost labels and other faults"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="with --doctor: exit status 1 if there are errors or warnings"
+    )
     return parser
 
 
 def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":
-    """As many rows of the stream as are to be shown; with `--limit 0` those of one pass."""
+    """The rows of the stream to show; with `--limit 0` those of one pass."""
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     wanted = limit or None if options.row is None else options.row + 1
     rows, ledger = stream.first(wanted)
@@ -87,7 +95,7 @@ def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
 
 
 def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(name of its set, number, row) of every row that was asked for."""
+    """(name of its dataset or split, number, row) for every requested row."""
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     for name, rows in _sets(options.split, data).items():
         if options.row is not None and not 0 <= options.row < len(rows):
@@ -98,7 +106,7 @@ def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple
 
 
 def _holds_prompts(options: argparse.Namespace, data: "PreparedData") -> bool:
-    """Whether the rows are for generation: their labels are the answer that follows."""
+    """Whether the rows are prompts for generation; their labels are then the answer that follows."""
     return options.split == "eval" and bool(data.prompts)
 
 
