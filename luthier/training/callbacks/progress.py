@@ -52,7 +52,7 @@ class ProgressBar(TrainerCallback):
 def numbers_of(logs: Mapping[str, Any], headline: Sequence[str] = ()) -> str:
     """loss 1.2340  reward 0.8125  lr 1.00e-04  512 tokens/s"""
     names = ("loss", "eval_loss", *(f"{prefix}{name}" for prefix in ("", "eval_") for name in headline))
-    parts = [f"{name} {logs[name]:.4f}" for name in names if name in logs]
+    parts = [f"{name} {round(logs[name], 4) + 0.0:.4f}" for name in names if name in logs]  # -0.0 + 0.0 is 0.0
     if parts and "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")
     if "throughput" in logs:

@@ -13,6 +13,10 @@ def test_the_headline_stands_beside_the_loss():
     assert numbers_of(LOGS) == "loss 0.5000  lr 1.00e-04  512 tokens/s"
 
 
+def test_a_loss_of_nothing_has_no_sign():
+    assert numbers_of({"loss": -1e-9}) == "loss 0.0000"
+
+
 def test_an_evaluation_shows_its_own():
     assert (
         numbers_of({"eval_loss": 1.0, "eval_accuracy": 0.75}, ("accuracy",)) == "eval_loss 1.0000  eval_accuracy 0.7500"
