@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Settings
-from luthier.model.features.mixture_of_depths import is_routed
+from luthier.model.classes import is_routed
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

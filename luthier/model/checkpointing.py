@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
-from luthier.model.backends import ktransformers
+from luthier.model.compat import ktransformers
 
 if TYPE_CHECKING:
     import torch

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _SCORES = "ForSequenceClassification"
+ROUTED_KEY = "mixture_of_depths"
+"""The entry in config.json of a mixture of depths that describes its routers."""
 SCORE_TASK = "SEQ_CLS"
 """What peft calls the task of an adapter whose model scores."""
 
@@ -100,3 +102,14 @@ def require_kind(name: str, config: "PreTrainedConfig", *, scores: bool) -> None
             f"{name}: this model writes words and has no layer that scores"
             " -> train it with stage: rm first, or give the adapter of such a run beside it"
         )
+
+
+def is_routed(config: "PreTrainedConfig") -> bool:
+    """Whether the model of this config is a mixture of depths."""
+    return bool(vars(config).get(ROUTED_KEY))
+
+
+def require_dense(config: "PreTrainedConfig", what: str) -> None:
+    """Raises `ModelError` if the model is a mixture of depths, with which `what` cannot be done."""
+    if is_routed(config):
+        raise ModelError(f"{what}: a mixture of depths has routers, for which there is no place -> use a dense model")

@@ -37,7 +37,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 
     from luthier.core.machine import detect
     from luthier.model.attention import resolve_attention
-    from luthier.model.features.llama_pro import expand_blocks
+    from luthier.model.llama_pro import expand_blocks
     from luthier.model.loading.config import load_config
     from luthier.model.loading.load import checkpoint_dtype, load_model, model_class
     from luthier.model.save import num_bytes, write_model
@@ -82,7 +82,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 def logits(model: "torch.nn.Module") -> "torch.Tensor":
     import torch
 
-    from luthier.model.features.llama_pro import probe_ids
+    from luthier.model.llama_pro import probe_ids
 
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=probe_ids(model), use_cache=False).logits  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from luthier.data.rows.row_plan import parts_of
 from luthier.model.adapters._merge import unwrap
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
+from luthier.model.modules import unwrap
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
 from luthier.training.distributed import Collate, for_every_row

@@ -127,7 +127,7 @@ def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     """Rows for all tokens, and the ends of an answer, as the chat format has them."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.features.new_tokens import fit_embeddings
+    from luthier.model.embeddings import fit_embeddings
 
     if fit_embeddings(model, text.tokenizer):
         warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")

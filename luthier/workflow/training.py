@@ -195,8 +195,8 @@ def facts_of(
     run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
 ) -> dict[str, Any]:
     """For the manifest: what the weights were made of, and on what."""
-    from luthier.model.adapters._merge import unwrap
     from luthier.model.loading.configure import resolved_settings
+    from luthier.model.modules import unwrap
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],

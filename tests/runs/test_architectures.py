@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.core.kinds import ADAPTERS
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.model.adapters._merge import GivenAdapters, merge_adapters
-from luthier.model.adapters._targets import expert_parameters, linear_layers
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.load import prepare_for_training
+from luthier.model.modules import expert_parameters, linear_layers
 from luthier.model.save import write_model
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss

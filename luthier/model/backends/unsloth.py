@@ -27,7 +27,7 @@ from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
 from luthier.model.adapters import lora
-from luthier.model.adapters._merge import adapter_path, unwrap
+from luthier.model.adapters._merge import adapter_path
 from luthier.model.attention import Attention
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
@@ -38,6 +38,7 @@ from luthier.model.loading.config import config_of
 from luthier.model.loading.configure import given_adapters, parts_to_freeze
 from luthier.model.loading.loaded import repair_generation_config, require_causal
 from luthier.model.loading.parameters import report_parameters
+from luthier.model.modules import unwrap
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
-from luthier.model.layers import layer_list
+from luthier.model.classes import ROUTED_KEY, is_routed
+from luthier.model.modules import layer_list
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "luthier_mixture_of_depths"
 """The `model_type` in the config.json of such a model. Other programs do not know it, and say so, instead of computing
-every token in every block; the type that the blocks have stands in the entry `KEY`."""
-KEY = "mixture_of_depths"
+every token in every block; the type that the blocks have stands in the entry `ROUTED_KEY`."""
 CAPACITY = 0.125
 """Share of the tokens that a routed block computes; the best of the paper, section 4.1."""
 INIT_STD = 0.02
@@ -49,11 +49,6 @@ NEWEST = 0.01
 """Least weight of the newest batch in the running mean."""
 CACHE_NAMES = ("cache", "past_key_values")
 """What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
-
-
-def is_routed(config: "PreTrainedConfig") -> bool:
-    """Whether the model of this config is a mixture of depths."""
-    return bool(vars(config).get(KEY))
 
 
 def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
@@ -66,7 +61,7 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
     if lack:
         raise _cannot(model, lack, "leave mixture_of_depths out, or take a plain decoder of text (Llama, Qwen, ...)")
     dense = _probe(model)
-    setattr(model.config, KEY, {"model_type": model.config.model_type, "capacity": capacity})
+    setattr(model.config, ROUTED_KEY, {"model_type": model.config.model_type, "capacity": capacity})
     add_routers(model)
     routers: list[Any] = [layer.depth_router for layer in layer_list(model)[1][1::2]]
     with torch.no_grad():
@@ -121,15 +116,9 @@ def routed_class(kind: Any) -> Any:
     return _named_like(Routed, kind)
 
 
-def require_dense(config: "PreTrainedConfig", what: str) -> None:
-    """Raises `ModelError` if the model is a mixture of depths, with which `what` cannot be done."""
-    if is_routed(config):
-        raise ModelError(f"{what}: a mixture of depths has routers, for which there is no place -> use a dense model")
-
-
 def _add_routers(model: "PreTrainedModel") -> None:
     """A fresh router for the blocks 1, 3, 5, ..."""
-    capacity = getattr(model.config, KEY)["capacity"]
+    capacity = getattr(model.config, ROUTED_KEY)["capacity"]
     width = model.config.get_text_config().hidden_size
     for layer in layer_list(model)[1][1::2]:
         kind: Any = type(layer)
@@ -327,7 +316,7 @@ def _config_reader() -> "type[PreTrainedConfig]":
 
         @classmethod
         def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-            kind = config_dict[KEY]["model_type"]
+            kind = config_dict[ROUTED_KEY]["model_type"]
             return CONFIG_MAPPING[kind].from_dict({**config_dict, "model_type": kind}, **kwargs)
 
     return DepthsConfig

@@ -15,13 +15,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.model.attention import SHIFTED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-SHIFTED = "luthier_shifted"
-"""The name under which transformers knows `shifted_attention`."""
 NUM_GROUPS = 4
 
 

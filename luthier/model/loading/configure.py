@@ -6,12 +6,12 @@ from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
 from luthier.model.adapters._merge import GivenAdapters, adapter_path
-from luthier.model.attention import Attention
-from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
-from luthier.model.features.mixture_of_depths import convert, is_routed
+from luthier.model.attention import SHIFTED, Attention
+from luthier.model.classes import adapter_gives_scores, gives_scores, is_routed, make_scorer, require_kind
+from luthier.model.features.mixture_of_depths import convert
 from luthier.model.features.rope_scaling import stretch_context, take_from_adapter
 from luthier.model.features.router_balance import set_router_loss
-from luthier.model.features.shifted_attention import SHIFTED, shift_attention
+from luthier.model.features.shifted_attention import shift_attention
 from luthier.model.files.hubs import hub_token
 from luthier.model.multimodal import frozen_parts
 from luthier.model.quantization._prequantized import require_trainable

@@ -10,7 +10,7 @@ from luthier.config.keys.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
-from luthier.model.features.new_tokens import num_rows
+from luthier.model.embeddings import num_rows
 from luthier.model.files.hubs import fetching
 from luthier.model.loading.load import load_merged
 from luthier.model.quantization._layers import plan

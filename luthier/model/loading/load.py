@@ -10,12 +10,11 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, quiet
 from luthier.core.machine import Machine, detect
 from luthier.model.adapters._loftq import read_record, round_weights
-from luthier.model.adapters._merge import adapter_path, attach_unmerged, merge_adapters, unwrap
+from luthier.model.adapters._merge import adapter_path, attach_unmerged, merge_adapters
 from luthier.model.attention import Attention, isolates_samples, resolve_attention
-from luthier.model.backends import ktransformers
 from luthier.model.checkpointing import enable_checkpointing
-from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, model_class
-from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed
+from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, is_routed, model_class
+from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed, ktransformers
 from luthier.model.dtype import (
     inference_dtype,
     training_dtype,
@@ -24,8 +23,8 @@ from luthier.model.dtype import (
     upcast_trainable,
     warn_slow_format,
 )
-from luthier.model.features.mixture_of_depths import add_routers, is_routed, prepare, routed_class
-from luthier.model.features.new_tokens import fit_embeddings
+from luthier.model.embeddings import fit_embeddings
+from luthier.model.features.mixture_of_depths import add_routers, prepare, routed_class
 from luthier.model.features.rope_scaling import require_stretched
 from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
@@ -44,6 +43,7 @@ from luthier.model.loading.configure import (
 from luthier.model.loading.loaded import check_found, repair_generation_config, require_causal
 from luthier.model.loading.memory_check import placement
 from luthier.model.loading.parameters import report_parameters
+from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import Quantization, is_quantized, plan
 from luthier.model.quantization._prequantized import (
     mark_dequantized,
@@ -207,6 +207,7 @@ def load_for_training(
         train_embeddings=keys.resize_vocab or _adds_tokens(keys),
         pure_bf16=pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
+        original=partial(load_original, base, keys),
     )
     prepare_for_training(
         model,
@@ -219,6 +220,16 @@ def load_for_training(
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, attention, trainable, total, padding_reason)
+
+
+def load_original(model: "PreTrainedModel", keys: "ModelConfig") -> "PreTrainedModel":
+    """`model` once more, with the weights as they are in its files."""
+    return load_model(
+        model.config._name_or_path,
+        dtype=checkpoint_dtype(model.config) or model.dtype,
+        attn_implementation="eager",
+        **fetching(keys),
+    )
 
 
 def _is_reentrant(run: "TrainRun") -> bool:

@@ -40,7 +40,14 @@ def test_what_the_adapter_starts_from(folder, method):
     pytest.importorskip(method if method == "hqq" else "bitsandbytes")
     model = quantized(folder, quantization_method=method)
     config = LoraConfig(loftq_init=True, lora_rank=8, lora_target=("q_proj", "down_proj"))
-    adapted = ADAPTERS.get("lora").apply(model, config, given=GivenAdapters(), train_embeddings=False, pure_bf16=False)
+    adapted = ADAPTERS.get("lora").apply(
+        model,
+        config,
+        given=GivenAdapters(),
+        train_embeddings=False,
+        pure_bf16=False,
+        original=lambda: fresh(folder),
+    )
     original = fresh(folder)
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         layer = adapted.get_base_model().get_submodule(name)

@@ -12,8 +12,8 @@ from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
-from luthier.model.features.llama_pro import expand_blocks
-from luthier.model.layers import inserted_layers, layer_list
+from luthier.model.llama_pro import expand_blocks, inserted_layers
+from luthier.model.modules import layer_list
 from luthier.run.expand import expand
 from tests.matrix import representatives
 from tests.runs.test_architectures import ROWS, build, loss_of

@@ -1,8 +1,8 @@
-"""Rows for new tokens, in the input embedding and in the output head.
+"""Rows of the input embedding and of the output head: counted, added and initialized.
 
 A new row starts as the mean of the known rows plus N(0, 1/sqrt(dim)) noise (`noise_init`), as the mean of the rows of
 the tokens that describe it (`desc_init`), or as the latter plus noise (`desc_init_w_noise`). The number of rows becomes
-a multiple of 64, which matrix units like.
+a multiple of 64, a good size for matrix units.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
 ROWS_MULTIPLE = 64
+
+
 Init = Literal["noise_init", "desc_init", "desc_init_w_noise"]
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.features.mixture_of_depths import require_dense
-from luthier.model.layers import layer_list
+from luthier.model.classes import require_dense
+from luthier.model.modules import layer_list
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,3 +131,24 @@ def _lengthen(config: "PreTrainedConfig", num_layers: int, group: int) -> None:
                 longer += [entry, entry] if index % group == group - 1 else [entry]
             setattr(config, key, longer)
     config.num_hidden_layers = num_layers + num_layers // group
+
+
+def inserted_layers(num_layers: int, num_blocks: int) -> range:
+    """The places of `num_blocks` blocks that an expansion spread evenly over a model that now has `num_layers`.
+
+    Raises `ModelError` if they cannot be spread so.
+    """
+    if num_blocks < 1 or num_layers % num_blocks or num_layers == num_blocks:
+        raise ModelError(
+            f"use_llama_pro: freeze_trainable_layers: {num_blocks}: this model has {num_layers} layers, which are not"
+            f" {num_blocks} equal groups with an inserted block at the end of each -> give the number of blocks that"
+            " `luthier expand` inserted"
+        )
+    group = num_layers // num_blocks
+    return range(group - 1, num_layers, group)
+
+
+def inserted_blocks(model: "PreTrainedModel", num_blocks: int) -> list[str]:
+    """The full names of the blocks that an expansion inserted. Raises `ModelError` as `inserted_layers` does."""
+    name, layers = layer_list(model)
+    return [f"{name}.{index}" for index in inserted_layers(len(layers), num_blocks)]
