@@ -43,20 +43,44 @@ CONFIG_MAY_ASK = {"luthier.stages", "luthier.model.adapters"}
 """Variants own their keys, so the configuration asks the registries for them by name; no import statement does."""
 
 
-def imported_modules(tree: ast.AST, *, everywhere: bool):
-    """Dotted names a module imports: when it is imported itself, or with `everywhere` inside its functions too."""
+def imports_in(tree: ast.AST):
+    """The import statements of a module, those inside functions included and those for type checkers left out."""
     todo = list(ast.iter_child_nodes(tree))
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert isinstance(node, ast.Import) or node.level == 0, "imports are absolute"
+            yield node
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
             todo += ast.iter_child_nodes(node)
+
+
+def imported_modules(tree: ast.AST):
+    """Dotted names a module imports."""
+    for node in imports_in(tree):
+        yield from (alias.name for alias in node.names) if isinstance(node, ast.Import) else (node.module,)
+
+
+def imported_files(tree: ast.AST):
+    """The modules of the package that a module imports anywhere, `from a import b` as `a.b` if that is a module."""
+    for node in imports_in(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        else:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def rings(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Each node of a ring with those of its arrows that stay in rings, found by removing again and again what has no arrow in, or none out."""
+    left = {node: {other for other in others if other in arrows and other != node} for node, others in arrows.items()}
+    while True:
+        sources = {other for others in left.values() for other in others}
+        ends = {node for node, others in left.items() if not others} | (left.keys() - sources)
+        if not ends:
+            return sorted([node, *sorted(others)] for node, others in left.items())
+        left = {node: others - ends for node, others in left.items() if node not in ends}
 
 
 def relative(path: Path) -> str:
@@ -68,10 +92,37 @@ def test_a_module_imports_only_lower_layers(path):
     own = path.relative_to(ROOT).with_suffix("").parts[0]
     if own == "__init__":
         pytest.skip("the package itself only forwards to luthier.api")
-    for name in imported_modules(ast.parse(path.read_text("utf-8")), everywhere=True):
+    for name in imported_modules(ast.parse(path.read_text("utf-8"))):
         parts = name.split(".")
         if parts[0] == "luthier" and len(parts) > 1 and parts[1] != own:
             assert RANK[parts[1]] < RANK[own], f"{own} may not import {name}"
+
+
+IMPORTS = {
+    name: set(imported_files(ast.parse(path.read_text("utf-8"))))
+    for name, path in zip(MODULES, FILES, strict=True)
+    if name != "luthier"  # the package itself only forwards to luthier.api
+}
+
+
+def test_no_files_import_each_other_in_a_ring():
+    assert rings(IMPORTS) == []
+
+
+@pytest.mark.parametrize("layer", ["model", "data", "training", "stages", "infer"])
+def test_no_rooms_of_a_layer_import_each_other_in_a_ring(layer):
+    """A room is a folder of the layer, or a single file beside these folders."""
+    arrows: dict[str, set[str]] = {}
+    for name, others in IMPORTS.items():
+        if name.startswith(f"luthier.{layer}."):
+            rooms = {other.split(".")[2] for other in others if other.startswith(f"luthier.{layer}.")}
+            arrows.setdefault(name.split(".")[2], set()).update(rooms)
+    assert rings(arrows) == []
+
+
+def test_rings_are_found():
+    assert rings({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a"}}) == []
+    assert rings({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"], ["c", "b"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _SCORES = "ForSequenceClassification"
 ROUTED_KEY = "mixture_of_depths"
 """The entry in config.json of a mixture of depths that describes its routers."""
+ROUTED_MODEL_TYPE = "luthier_mixture_of_depths"
+"""The `model_type` in the config.json of such a model: a program without routers refuses it, instead of computing every
+token in every block. The entry `ROUTED_KEY` has the type of the blocks."""
 SCORE_TASK = "SEQ_CLS"
 """What peft calls the task of an adapter whose model scores."""
 

@@ -24,7 +24,7 @@ from luthier.model.dtype import (
     warn_slow_format,
 )
 from luthier.model.embeddings import fit_embeddings
-from luthier.model.features.mixture_of_depths import add_routers, prepare, routed_class
+from luthier.model.features.mixture_of_depths import add_routers, prepare, routed_model_class
 from luthier.model.features.rope_scaling import require_stretched
 from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
@@ -103,7 +103,7 @@ def load_model(
         from transformers import GgufConfig
 
         common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    kind = routed_class(model_class(config)) if is_routed(config) else auto
+    kind = routed_model_class(config) if is_routed(config) else auto
     is_packed = prequantized_format_of(config) is not None
     has_few_bits = quantization is not None or is_packed
     common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
