@@ -120,6 +120,10 @@ class Stage:
     reporting: Reporting = Reporting()
     check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
     """Rules between keys that concern this stage; runs before torch is imported."""
+    supports_router_loss: bool = False
+    """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
+    supports_skipped_tokens: bool = False
+    """Whether the loss is defined for a model whose blocks skip tokens while training (`mixture_of_depths`)."""
 
 
 def cached_reference(stage: Stage, run: "TrainRun") -> FrozenModelSpec | None:

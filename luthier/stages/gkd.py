@@ -164,4 +164,5 @@ STAGE = Stage(
     rollout=rollout,
     reporting=Reporting(headline=("teacher_kl",)),
     check=RULES,
+    supports_router_loss=True,
 )

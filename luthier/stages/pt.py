@@ -66,4 +66,6 @@ STAGE = Stage(
     loss=loss,
     reporting=Reporting(headline=("perplexity",), derived=perplexity),
     check=RULES,
+    supports_router_loss=True,
+    supports_skipped_tokens=True,
 )

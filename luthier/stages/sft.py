@@ -148,4 +148,6 @@ STAGE = Stage(
     loss=loss,
     reporting=Reporting(headline=("accuracy",)),
     check=RULES,
+    supports_router_loss=True,
+    supports_skipped_tokens=True,
 )
