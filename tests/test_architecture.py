@@ -73,7 +73,7 @@ def imported_files(tree: ast.AST):
 
 
 def rings(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """Each node of a ring with its arrows inside rings: nodes without an arrow in or out are removed until none is left."""
+    """Each node of a ring with its arrows inside rings: nodes without an arrow in or out are removed."""
     left = {node: {other for other in others if other in arrows and other != node} for node, others in arrows.items()}
     while True:
         sources = {other for others in left.values() for other in others}

@@ -22,11 +22,10 @@ from luthier.config.masking import masked
 from luthier.config.rules.engine import Rule, Rules
 from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, TRAIN_RULES
 from luthier.config.rules.memory import MEMORY_RULES
-from luthier.config.rules.mixture_of_depths import DENSE_RULES, DEPTH_RULES
 from luthier.config.rules.optim import OPTIM_RULES
 from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.core.errors import UnknownVariant
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
 
 __all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
@@ -95,10 +94,10 @@ def status_of(key: Key) -> str:
 
 @cache
 def _all_rules() -> tuple[Rule, ...]:
-    registries = (STAGES, ADAPTERS, OPTIMIZERS, QUANTIZERS)
+    registries = (STAGES, ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS)
     checks = [registry.get(name).check for registry in registries for name in registry.names]
     tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
-    tables += [DENSE_RULES, DEPTH_RULES, STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES]
+    tables += [STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES]
     tables += [PROCESSOR_RULES, PROCESSOR_CHAT_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, EXPORT_RULES]
     tables += [check for check in checks if isinstance(check, Rules)]
     return tuple(rule for table in tables for rule in table)

@@ -26,6 +26,7 @@ from luthier.config.key_table import (
     SWANLAB,
     Key,
     catalogue,
+    feature_sections,
     keys_of,
     later_variants,
     optimizer_sections,
@@ -44,15 +45,14 @@ from luthier.config.masking import is_secret
 from luthier.config.rules.engine import Rules
 from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, OUTPUT_RULES, TRAIN_RULES, launcher_problems
 from luthier.config.rules.memory import MEMORY_RULES
-from luthier.config.rules.mixture_of_depths import DENSE_RULES, DEPTH_RULES
 from luthier.config.rules.optim import OPTIM_RULES
 from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
-from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
+from luthier.config.runs import ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import nearest
 
 if TYPE_CHECKING:
@@ -70,18 +70,18 @@ PATHS = frozenset(
 """Keys whose values may begin with `~`, the home of the user."""
 COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
     "train": (
-        *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
+        *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES),
         PROCESSOR_RULES,
         *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
         OUTPUT_RULES,
     ),
     "infer": (
-        *(MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+        *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
         *(PROCESSOR_RULES, PROCESSOR_CHAT_RULES),
     ),
     "export": (
-        *(MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
+        *(MODEL_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
         *(PROCESSOR_RULES, EXPORT_RULES),
     ),
 }
@@ -245,6 +245,7 @@ class _Draft:
             "stage": stage,
             "finetuning_type": finetuning_type,
             "model": self._section(MODEL),
+            "features": Features(**{name: self._section(part) for name, part in feature_sections().items()}),
             "quantization": self._section(QUANTIZATION),
             "data": self._section(DATA),
             "processor": self._section(PROCESSOR),
@@ -315,7 +316,7 @@ class _Draft:
         self.problems += self._located(problem for problem in found if problem.key not in at_fault)
 
     def _variant_checks(self, run: Run) -> list[Any]:
-        checks = []
+        checks: list[Any] = [FEATURES.get(name).check for name in FEATURES.names]
         if isinstance(run, TrainRun) and run.finetuning_type in ADAPTERS.names:
             checks.append(ADAPTERS.get(run.finetuning_type).check)
         if isinstance(run, TrainRun) and run.stage in STAGES.names:

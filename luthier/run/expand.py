@@ -37,9 +37,10 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 
     from luthier.core.machine import detect
     from luthier.model.attention import resolve_attention
+    from luthier.model.classes import checkpoint_dtype, model_class
     from luthier.model.llama_pro import expand_blocks
     from luthier.model.loading.config import load_config
-    from luthier.model.loading.load import checkpoint_dtype, load_model, model_class
+    from luthier.model.loading.load import load_model
     from luthier.model.save import num_bytes, write_model
     from luthier.model.tokenizer import load_tokenizer
     from luthier.workflow.export import check_target

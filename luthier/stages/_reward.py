@@ -60,7 +60,7 @@ ROLLOUT_RULES = (
         ("shift_attn", "stage"),
         "attends within groups, and this stage writes answers while it trains, for which the whole text must be seen",
         "leave it out",
-        lambda run: run.model.shift_attn,
+        lambda run: run.features.shifted_attention.shift_attn,
     ),
     Rule(
         ("on_overlong", "stage"),

@@ -91,7 +91,7 @@ OWN_ANSWER_RULES = tuple(
                 ("shift_attn",),
                 "with gkd_lambda above 0 answers are written while training, for which the whole text must be seen",
                 "leave one of the two out",
-                lambda run: run.model.shift_attn,
+                lambda run: run.features.shifted_attention.shift_attn,
             ),
             *(
                 Rule(

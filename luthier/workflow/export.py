@@ -39,7 +39,7 @@ def export(run: "ExportRun") -> Path:
     """
     from luthier.core.manifest import write_manifest
     from luthier.model.adapters._merge_check import Reference
-    from luthier.model.loading.load import load_for_export
+    from luthier.model.loading.merged import load_for_export
     from luthier.model.quantization._gptq import group_size_for
     from luthier.workflow.merge_check import sample_prompts
     from luthier.workflow.text import load_text_side

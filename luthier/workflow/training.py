@@ -195,7 +195,7 @@ def facts_of(
     run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
 ) -> dict[str, Any]:
     """For the manifest: what the weights were made of, and on what."""
-    from luthier.model.loading.configure import resolved_settings
+    from luthier.model.loading.loaded import resolved_settings
     from luthier.model.modules import unwrap
 
     facts: dict[str, Any] = {

@@ -19,7 +19,7 @@ from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.heads.output_head import inspect_head
-from luthier.model.loading.load import prepare_for_training
+from luthier.model.loading.training import prepare_for_training
 from luthier.model.modules import expert_parameters, linear_layers
 from luthier.model.save import write_model
 from luthier.model.types import Models

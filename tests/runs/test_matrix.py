@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.load import load_infer
 from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.model.backends import load_for_inference
 from luthier.model.heads.score_head import position_scores
-from luthier.model.loading.load import load_for_inference
 from luthier.training.trainer import StageTrainer
 from tests.matrix import representatives
 from tests.small_world import WAYS, small_world

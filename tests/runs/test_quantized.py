@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.cli import main
 from luthier.config.load import load_infer, load_train
-from luthier.model.loading.load import load_for_inference
+from luthier.model.backends import load_for_inference
 from luthier.model.quantization._layers import quantized_layers
 from tests.matrix import representatives
 from tests.small_world import losses, small_world

@@ -122,7 +122,7 @@ KT_RULES = Rules(
                 (key, "use_kt"),
                 "and KTransformers both decide how layers are computed and kept",
                 "leave one of the two out",
-                lambda run, key=key: getattr(run.model, key),
+                lambda run, key=key: bool(run.given.get(key)),
             )
             for key in ("use_unsloth", "use_unsloth_gc")
         ),
@@ -185,7 +185,7 @@ KT_RULES = Rules(
                 (key, "use_kt"),
                 "changes weights that KTransformers reads from the files by itself",
                 "leave one of the two out",
-                lambda run, key=key: bool(getattr(run.model, key)),
+                lambda run, key=key: bool(run.given.get(key)),
             )
             for key in ("train_from_scratch", "mixture_of_depths")
         ),

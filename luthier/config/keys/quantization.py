@@ -120,7 +120,7 @@ QUANTIZED_TRAINING_RULES = Rules(
                 (key, "quantization_bit"),
                 "the embeddings of a quantized model cannot get new rows",
                 "add the tokens to the original model first, or leave quantization_bit out",
-                lambda run, key=key: _quantizes(run) and bool(getattr(run.model, key)),  # type: ignore[misc]
+                lambda run, key=key: _quantizes(run) and bool(run.given.get(key)),  # type: ignore[misc]
             )
             for key in GROWING_KEYS
         ),

@@ -57,20 +57,6 @@ MODEL_RULES = Rules(
             lambda run: bool(run.model.adapter_name_or_path) and not ADAPTERS.get(run.finetuning_type).adds_weights,
         ),
         Rule(
-            ("init_special_tokens", "new_special_tokens_config"),
-            "there are no descriptions to start from, so the new rows start from noise",
-            "give new_special_tokens_config",
-            lambda run: run.model.init_special_tokens != "noise_init" and run.model.new_special_tokens_config is None,
-            only_warns=True,
-        ),
-        Rule(
-            ("add_special_tokens", "new_special_tokens_config"),
-            "is not read, since new_special_tokens_config takes its place",
-            "give one of the two",
-            lambda run: bool(run.model.add_special_tokens) and run.model.new_special_tokens_config is not None,
-            only_warns=True,
-        ),
-        Rule(
             ("model_name_or_path",),
             "is empty",
             "name a folder, a .gguf file or a model of the hub",

@@ -2,36 +2,14 @@
 
 from luthier.config.keys.quantization import zero_stage
 from luthier.config.rules.engine import Rule, Rules, at_least
-from luthier.core.versions import is_installed
 
 MEMORY_RULES = Rules(
     (
-        at_least("model", "moe_aux_loss_coef", 0),
-        Rule(
-            ("moe_aux_loss_coef", "stage"),
-            "is added to the loss of the stages pt, sft and gkd only",
-            "leave it out",
-            lambda run: run.model.moe_aux_loss_coef is not None and run.stage not in ("pt", "sft", "gkd"),
-            only_warns=True,
-        ),
-        Rule(
-            ("flash_attn", "shift_attn"),
-            "is not read, since shift_attn has kernels of its own",
-            "leave it out",
-            lambda run: run.model.shift_attn and run.model.flash_attn != "auto",
-            only_warns=True,
-        ),
         Rule(
             ("pure_bf16", "deepspeed"),
             "holds the weights in bfloat16 alone, and ZeRO-3 keeps a copy of what it shares out in float32",
             "set bf16: true in its place, or take ZeRO-2",
             lambda run: run.finetuning.pure_bf16 and zero_stage(run) == 3,
-        ),
-        Rule(
-            ("enable_liger_kernel",),
-            "needs the library liger-kernel, which is not installed",
-            "pip install liger-kernel",
-            lambda run: run.model.enable_liger_kernel and not is_installed("liger_kernel"),
         ),
         Rule(
             ("offload_folder", "do_train"),
@@ -57,12 +35,6 @@ MEMORY_RULES = Rules(
             "recomputes layers in the reentrant way, which FSDP cannot follow",
             "leave it out",
             lambda run: run.model.use_unsloth_gc and bool(run.training["fsdp"]),
-        ),
-        Rule(
-            ("use_unsloth_gc", "moe_aux_loss_coef"),
-            "recomputes layers in the reentrant way, in which the routers of experts get no gradient",
-            "leave one of the two out",
-            lambda run: run.model.use_unsloth_gc and run.model.moe_aux_loss_coef is not None,
         ),
         Rule(
             ("use_unsloth_gc", "use_reentrant_gc"),

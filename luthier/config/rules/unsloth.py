@@ -10,14 +10,14 @@ INSTALL = "pip install --no-deps unsloth unsloth_zoo, with the libraries that do
 """Without `--no-deps` pip would put an older transformers in the place of the one that luthier needs."""
 
 _OWN_WAY = {
-    "flash_attn": ("auto", "the attention"),
-    "enable_liger_kernel": (False, "the kernels"),
-    "upcast_layernorm": (False, "the number formats"),
-    "upcast_lmhead_output": (False, "the number formats"),
-    "checkpoint_every": (1, "the recomputation of layers"),
-    "use_reentrant_gc": (True, "the recomputation of layers"),
+    "flash_attn": "the attention",
+    "enable_liger_kernel": "the kernels",
+    "upcast_layernorm": "the number formats",
+    "upcast_lmhead_output": "the number formats",
+    "checkpoint_every": "the recomputation of layers",
+    "use_reentrant_gc": "the recomputation of layers",
 }
-"""Key -> its default, and what unsloth settles by itself."""
+"""Key -> what unsloth settles by itself."""
 
 
 def _excludes(keys: tuple[str, ...], reason: str, remedy: str, broken: Any) -> Rule:
@@ -46,13 +46,13 @@ UNSLOTH_RULES = Rules(
             ("rope_scaling", "use_unsloth"),
             "unsloth stretches positions in a way of its own",
             "leave one of the two out",
-            lambda run: run.model.rope_scaling is not None,
+            lambda run: run.features.rope_scaling.rope_scaling is not None,
         ),
         _excludes(
             ("mixture_of_depths", "use_unsloth"),
             "unsloth knows no routers between blocks",
             "leave one of the two out",
-            lambda run: run.model.mixture_of_depths is not None,
+            lambda run: run.features.mixture_of_depths.mixture_of_depths is not None,
         ),
         _excludes(
             ("model_name_or_path", "use_unsloth"),
@@ -104,7 +104,7 @@ UNSLOTH_TRAINING_RULES = Rules(
                 (key, "use_unsloth"),
                 "changes a model in a way that unsloth's own forward functions do not know",
                 "leave one of the two out",
-                lambda run, key=key: bool(getattr(run.model, key)),
+                lambda run, key=key: bool(run.given.get(key)),
             )
             for key in ("shift_attn", "train_from_scratch", *GROWING_KEYS)
         ),
@@ -112,7 +112,7 @@ UNSLOTH_TRAINING_RULES = Rules(
             ("moe_aux_loss_coef", "use_unsloth"),
             "unsloth's forward functions do not give what the routers said",
             "leave one of the two out",
-            lambda run: run.model.moe_aux_loss_coef is not None,
+            lambda run: run.features.router_balance.moe_aux_loss_coef is not None,
         ),
         *(
             _excludes(
@@ -128,10 +128,10 @@ UNSLOTH_TRAINING_RULES = Rules(
                 (key, "use_unsloth"),
                 f"is not read here, since unsloth settles {what} by itself",
                 "leave it out",
-                lambda run, key=key, default=default: run.model.use_unsloth and getattr(run.model, key) != default,  # type: ignore[misc]
+                lambda run, key=key: run.model.use_unsloth and key in run.changed,  # type: ignore[misc]
                 only_warns=True,
             )
-            for key, (default, what) in _OWN_WAY.items()
+            for key, what in _OWN_WAY.items()
         ),
     )
 )

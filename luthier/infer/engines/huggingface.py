@@ -157,8 +157,8 @@ def _streamer(ready: "SimpleQueue[int | None]") -> Any:
 def open_model(run: "InferRun", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
     """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
     from luthier.infer.decoding import end_ids
+    from luthier.model.backends import load_for_inference
     from luthier.model.embeddings import fit_embeddings
-    from luthier.model.loading.load import load_for_inference
 
     model = load_for_inference(run)
     if fit_embeddings(model, tokenizer):

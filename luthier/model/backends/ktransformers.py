@@ -8,14 +8,13 @@ Facts from transformers-kt 5.6.0.post6 (`integrations/kt.py`, `trainer.py`) and 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.config.keys.ktransformers import derived_settings, missing_packages
+from luthier.config.runs import TrainRun
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import Machine
-
-if TYPE_CHECKING:
-    from luthier.config.runs import TrainRun
+from luthier.model.backends import Backend, transformers
 
 ROWS_PER_EXAMPLE = 2
 """A pair of answers is two rows of a batch."""
@@ -34,7 +33,7 @@ def require_here(machine: Machine) -> None:
         )
 
 
-def settings_for(run: "TrainRun") -> dict[str, Any]:
+def settings_for(run: TrainRun) -> dict[str, Any]:
     """The mapping `kt_config` of the library. What the run file says in its own `kt_config` is added to it.
 
     `kt_model_max_length` is the most tokens that go through a layer at once, of all rows of a batch.
@@ -55,13 +54,22 @@ def settings_for(run: "TrainRun") -> dict[str, Any]:
     return {"enabled": True, "kt_model_max_length": tokens, **(keys.kt_config or {}), **given, **derived}
 
 
-def adapter_folder(run: "TrainRun") -> str | None:
+def adapter_folder(run: TrainRun) -> str | None:
     """Where the experts' part of the adapter is that training goes on with."""
     names = run.model.adapter_name_or_path
     return str(Path(names[0], run.model.adapter_folder or "").expanduser()) if names else None
 
 
-def switch_on(args: Any, run: "TrainRun", machine: Machine) -> None:
+def switch_on(args: Any, run: TrainRun, machine: Machine) -> None:
     """Tell `args`, of the library's own class, before a model is loaded. Raises as `require_here` does."""
     require_here(machine)
     args.update_kt_config(settings_for(run), adapter_name_or_path=adapter_folder(run))
+
+
+BACKEND = Backend(
+    name="ktransformers",
+    is_chosen=lambda run: isinstance(run, TrainRun) and run.kt.use_kt,
+    prepare_arguments=switch_on,
+    load_for_training=transformers.BACKEND.load_for_training,
+    load_for_inference=transformers.BACKEND.load_for_inference,
+)

@@ -21,17 +21,103 @@ checkpoint of a block keeps K tokens. Keys and values of a block belong to its c
 """
 
 import inspect
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from luthier.config.keys.quantization import shards_weights
+from luthier.config.rules.engine import Rule, Rules
+from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError
+from luthier.core.kinds import STAGES
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE, is_routed, model_class
+from luthier.model.features import Feature, Purpose, in_training
 from luthier.model.modules import layer_list
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureOfDepthsConfig:
+    mixture_of_depths: Literal["convert", "load"] | None = None
+    """Let every second block skip tokens: turn a model into such a one, or load one (https://arxiv.org/abs/2404.02258).
+    """
+
+
+def _converts(run: Any) -> bool:
+    return run.features.mixture_of_depths.mixture_of_depths == "convert"
+
+
+def _is_asked(run: Any) -> bool:
+    return run.features.mixture_of_depths.mixture_of_depths is not None
+
+
+def _supports_skipped_tokens(stage: str) -> bool:
+    return stage not in STAGES.names or bool(STAGES.get(stage).supports_skipped_tokens)
+
+
+RULES = Rules(
+    (
+        Rule(
+            ("mixture_of_depths", "do_train"),
+            "a converted model has learned nothing yet, so only training converts",
+            "set mixture_of_depths: load and name a model that was trained so",
+            lambda run: _converts(run) and not (isinstance(run, TrainRun) and run.trains),
+        ),
+        *in_training(
+            Rule(
+                ("mixture_of_depths", "finetuning_type"),
+                "the fresh routers must learn together with the blocks, and an adapter holds no routers",
+                "set finetuning_type: full; a model that was trained so takes lora or freeze with mixture_of_depths:"
+                " load",
+                lambda run: _converts(run) and run.finetuning_type != "full",
+            ),
+            Rule(
+                ("mixture_of_depths", "stage"),
+                "while it trains, tokens are chosen among those of the whole text, which is defined for the loss of pt"
+                " and sft only; other stages compare the model with one that is not training",
+                "set stage: pt or sft",
+                lambda run: (
+                    _is_asked(run) and run.stage in STAGES.names and not STAGES.get(run.stage).supports_skipped_tokens
+                ),
+            ),
+            Rule(
+                ("mixture_of_depths", "quantization_bit"),
+                "blocks that skip tokens have to learn",
+                "leave quantization_bit out",
+                lambda run: _is_asked(run) and run.quantization.quantization_bit is not None,
+            ),
+            Rule(
+                ("mixture_of_depths", "shift_attn"),
+                "counts tokens that pass, and shift_attn those of the text",
+                "leave one of the two out",
+                lambda run: _is_asked(run) and run.features.shifted_attention.shift_attn,
+            ),
+            Rule(
+                ("mixture_of_depths", "flash_attn"),
+                "needs attention that keeps texts apart, which plain attention does not",
+                "leave flash_attn: disabled out",
+                lambda run: _is_asked(run) and run.model.flash_attn == "disabled",
+            ),
+            Rule(
+                ("mixture_of_depths", "moe_aux_loss_coef"),
+                "the balance loss counts every token in every block",
+                "leave moe_aux_loss_coef out",
+                lambda run: _is_asked(run) and run.features.router_balance.moe_aux_loss_coef is not None,
+            ),
+            Rule(
+                ("mixture_of_depths", "fsdp", "deepspeed"),
+                "changes the blocks of a whole model, and FSDP and ZeRO-3 share out its weights",
+                "leave fsdp and ZeRO-3 out",
+                lambda run: _is_asked(run) and shards_weights(run),
+            ),
+        ),
+    )
+)
+
 
 CAPACITY = 0.125
 """Share of the tokens that a routed block computes; the best of the paper, section 4.1."""
@@ -141,3 +227,22 @@ def _config_reader() -> "type[PreTrainedConfig]":
             return CONFIG_MAPPING[kind].from_dict({**config_dict, "model_type": kind}, **kwargs)
 
     return DepthsConfig
+
+
+def on_config(keys: MixtureOfDepthsConfig, config: "PreTrainedConfig", purpose: Purpose) -> None:
+    """Raises `ModelError` if a mixture of depths is to be loaded and the model is none."""
+    if keys.mixture_of_depths == "load" and not is_routed(config):
+        raise ModelError(
+            f"mixture_of_depths: load: {purpose.name} is a dense model -> set mixture_of_depths: convert and"
+            " train it first, or leave the key out"
+        )
+
+
+def on_model(keys: MixtureOfDepthsConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    if keys.mixture_of_depths == "convert" and purpose.training is not None:
+        convert(model)
+
+
+FEATURE = Feature(
+    name="mixture_of_depths", config=MixtureOfDepthsConfig, check=RULES, on_config=on_config, on_model=on_model
+)

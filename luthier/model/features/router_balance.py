@@ -10,12 +10,47 @@ transformers computes, cross-entropy + coefficient x balance.
 """
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.engine import Rule, Rules, at_least
 from luthier.core.errors import ModelError
+from luthier.core.kinds import STAGES
+from luthier.model.features import Feature, Purpose, in_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterBalanceConfig:
+    moe_aux_loss_coef: float | None = None
+    """Weight of the loss that balances the experts of a mixture-of-experts model."""
+
+
+def _is_asked(run: Any) -> bool:
+    return run.features.router_balance.moe_aux_loss_coef is not None
+
+
+RULES = Rules(
+    in_training(
+        at_least("features.router_balance", "moe_aux_loss_coef", 0),
+        Rule(
+            ("moe_aux_loss_coef", "stage"),
+            "is added to the loss of the stages pt, sft and gkd only",
+            "leave it out",
+            lambda run: _is_asked(run) and run.stage in STAGES.names and not STAGES.get(run.stage).supports_router_loss,
+            only_warns=True,
+        ),
+        Rule(
+            ("use_unsloth_gc", "moe_aux_loss_coef"),
+            "recomputes layers in the reentrant way, in which the routers of experts get no gradient",
+            "leave one of the two out",
+            lambda run: run.model.use_unsloth_gc and _is_asked(run),
+        ),
+    )
+)
+
 
 _COEFFICIENT = re.compile(r"(^|_)aux_loss_(coef|alpha)$")
 
@@ -34,3 +69,11 @@ def set_router_loss(config: "PreTrainedConfig", coefficient: float) -> None:
             " -> leave moe_aux_loss_coef out"
         )
     setattr(text, field, coefficient)
+
+
+def on_config(keys: RouterBalanceConfig, config: "PreTrainedConfig", purpose: Purpose) -> None:
+    if keys.moe_aux_loss_coef is not None and purpose.training is not None:
+        set_router_loss(config, keys.moe_aux_loss_coef)
+
+
+FEATURE = Feature(name="router_balance", config=RouterBalanceConfig, check=RULES, on_config=on_config)

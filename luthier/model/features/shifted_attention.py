@@ -11,15 +11,38 @@ While the model does not train, it attends to everything: that is what it is tra
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.engine import Rule, Rules
 from luthier.core.errors import ModelError
 from luthier.model.attention import SHIFTED
+from luthier.model.features import Feature, Purpose, in_training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftedAttentionConfig:
+    shift_attn: bool = False
+    """Attend within shifted groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
+
+
+RULES = Rules(
+    in_training(
+        Rule(
+            ("flash_attn", "shift_attn"),
+            "is not read, since shift_attn has kernels of its own",
+            "leave it out",
+            lambda run: run.features.shifted_attention.shift_attn and run.model.flash_attn != "auto",
+            only_warns=True,
+        ),
+    )
+)
+
 
 NUM_GROUPS = 4
 
@@ -116,3 +139,11 @@ def _reason_against(model: "PreTrainedModel") -> str:
     if not model._supports_sdpa or getattr(config, "attn_logit_softcapping", None):
         return "has attention scores that are more than scaled products"
     return ""
+
+
+def on_model(keys: ShiftedAttentionConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    if keys.shift_attn and purpose.training is not None:
+        shift_attention(model)
+
+
+FEATURE = Feature(name="shifted_attention", config=ShiftedAttentionConfig, check=RULES, on_model=on_model)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.core.errors import ModelError
+from luthier.model.attention import CACHE_NAMES
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE
 from luthier.model.modules import layer_list
 
@@ -24,8 +25,6 @@ INIT_STD = 0.02
 """Of the scores, for hidden states of size 1."""
 NEWEST = 0.01
 """Least weight of the newest batch in the running mean."""
-CACHE_NAMES = ("cache", "past_key_values")
-"""What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
 
 
 class DepthRouter(torch.nn.Module):

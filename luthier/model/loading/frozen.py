@@ -12,7 +12,7 @@ from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
 from luthier.model.files.hubs import fetching
-from luthier.model.loading.load import load_merged
+from luthier.model.loading.merged import load_merged
 from luthier.model.quantization._layers import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
 
@@ -54,7 +54,7 @@ def load_frozen_model(
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
     with _under(key):
-        model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
+        model = load_merged(replace(run, model=keys), machine, choose_dtype, quantization=quantization, scores=scores)
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(

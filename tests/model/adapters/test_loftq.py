@@ -15,7 +15,7 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.manifest import verify_folder
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.loading.load import load_for_inference
+from luthier.model.backends import load_for_inference
 from luthier.model.quantization._layers import computed_weight, keys_in
 from tests.model.adapters.test_merge import fresh
 from tests.small_world import small_world

@@ -9,6 +9,7 @@ import torch
 
 from luthier.model.loading.load import load_model, prepare_for_training
 from luthier.model.loading.parameters import count_parameters
+from luthier.model.loading.training import prepare_for_training
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import save_tiny, tiny_llama
 

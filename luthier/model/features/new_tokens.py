@@ -1,0 +1,73 @@
+"""Tokens that the user adds, and the rows of the embedding for them (`luthier.model.embeddings`)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from luthier.config.rules.engine import Rule, Rules
+from luthier.model.embeddings import fit_embeddings
+from luthier.model.features import Feature, Purpose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTokensConfig:
+    resize_vocab: bool = False
+    """Enlarge the embeddings to the size of the tokenizer; happens by itself when tokens are added."""
+    add_tokens: tuple[str, ...] = ()
+    """Ordinary tokens to add to the tokenizer."""
+    add_special_tokens: tuple[str, ...] = ()
+    """Special tokens to add to the tokenizer."""
+    new_special_tokens_config: str | None = None
+    """YAML file that maps each new special token to a description; takes the place of `add_special_tokens`."""
+    init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = "noise_init"
+    """Start of the new embedding rows: mean with noise, mean of the description's tokens, or the latter with noise."""
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the embeddings may get new rows."""
+        return self.resize_vocab or bool(self.add_tokens or self.add_special_tokens or self.new_special_tokens_config)
+
+
+RULES = Rules(
+    (
+        Rule(
+            ("init_special_tokens", "new_special_tokens_config"),
+            "there are no descriptions to start from, so the new rows start from noise",
+            "give new_special_tokens_config",
+            lambda run: (
+                run.features.new_tokens.init_special_tokens != "noise_init"
+                and run.features.new_tokens.new_special_tokens_config is None
+            ),
+            only_warns=True,
+        ),
+        Rule(
+            ("add_special_tokens", "new_special_tokens_config"),
+            "is not read, since new_special_tokens_config takes its place",
+            "give one of the two",
+            lambda run: (
+                bool(run.features.new_tokens.add_special_tokens)
+                and run.features.new_tokens.new_special_tokens_config is not None
+            ),
+            only_warns=True,
+        ),
+    )
+)
+
+
+def on_model(keys: NewTokensConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    """Every token of the tokenizer gets a row before training."""
+    if purpose.training is not None:
+        fitted = purpose.training.fitted
+        fit_embeddings(
+            model,
+            fitted.tokenizer,
+            added_tokens=fitted.added_tokens,
+            descriptions=fitted.descriptions,
+            init=keys.init_special_tokens,
+            seed=purpose.training.seed,
+        )
+
+
+FEATURE = Feature(name="new_tokens", config=NewTokensConfig, check=RULES, on_model=on_model)
