@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from luthier.model.attention import CACHE_NAMES
+from luthier.model.classes import CACHE_NAMES
 
 BY_ROW = frozenset({"attention_mask", "position_ids", "token_type_ids"})
 """Tensors with one row per prompt that `generate` passes to the model beside `input_ids`."""

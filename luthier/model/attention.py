@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
 PER_SAMPLE = "luthier_per_sample"
 """The name under which transformers knows `per_sample_attention`."""
 SHIFTED = "luthier_shifted"

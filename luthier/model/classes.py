@@ -22,6 +22,8 @@ ROUTED_KEY = "mixture_of_depths"
 ROUTED_MODEL_TYPE = "luthier_mixture_of_depths"
 """The `model_type` in the config.json of such a model: a program without routers refuses it, instead of computing every
 token in every block. The entry `ROUTED_KEY` has the type of the blocks."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
 SCORE_TASK = "SEQ_CLS"
 """What peft calls the task of an adapter whose model scores."""
 

@@ -26,6 +26,8 @@ class Adapter:
     """
     adds_weights: bool = False
     """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""
+    trains_everything: bool = False
+    """Whether all parameters are trained, except for the frozen parts of a multimodal model."""
     finish: "Callable[[Any, Path], None]" = lambda config, folder: None
     """(config, output_dir) -> what is left to do when a run has saved its adapter there."""
     check: "Callable[[TrainRun], Iterable[Problem]]" = lambda run: ()

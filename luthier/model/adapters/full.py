@@ -37,4 +37,4 @@ def apply(
     return model
 
 
-ADAPTER = Adapter(name="full", config=FullConfig, apply=apply)
+ADAPTER = Adapter(name="full", config=FullConfig, apply=apply, trains_everything=True)

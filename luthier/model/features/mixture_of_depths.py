@@ -29,7 +29,7 @@ from luthier.config.keys.quantization import shards_weights
 from luthier.config.rules.engine import Rule, Rules
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError
-from luthier.core.kinds import STAGES
+from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE, is_routed, model_class
 from luthier.model.features import Feature, Purpose, in_training
@@ -55,6 +55,10 @@ def _is_asked(run: Any) -> bool:
     return run.features.mixture_of_depths.mixture_of_depths is not None
 
 
+def _trains_everything(finetuning_type: str) -> bool:
+    return finetuning_type not in ADAPTERS.names or bool(ADAPTERS.get(finetuning_type).trains_everything)
+
+
 def _supports_skipped_tokens(stage: str) -> bool:
     return stage not in STAGES.names or bool(STAGES.get(stage).supports_skipped_tokens)
 
@@ -73,7 +77,7 @@ RULES = Rules(
                 "the fresh routers must learn together with the blocks, and an adapter holds no routers",
                 "set finetuning_type: full; a model that was trained so takes lora or freeze with mixture_of_depths:"
                 " load",
-                lambda run: _converts(run) and run.finetuning_type != "full",
+                lambda run: _converts(run) and not _trains_everything(run.finetuning_type),
             ),
             Rule(
                 ("mixture_of_depths", "stage"),

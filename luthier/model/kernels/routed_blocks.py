@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.core.errors import ModelError
-from luthier.model.attention import CACHE_NAMES
-from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE
+from luthier.model.classes import CACHE_NAMES, ROUTED_KEY, ROUTED_MODEL_TYPE
 from luthier.model.modules import layer_list
 
 INIT_STD = 0.02

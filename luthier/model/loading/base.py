@@ -13,7 +13,7 @@ from luthier.model.compat import ktransformers
 from luthier.model.features import Purpose, Training
 from luthier.model.files.hubs import fetching
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.loading.config import config_of, fit_task
+from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config
 from luthier.model.loading.load import load_model
 from luthier.model.quantization._layers import Quantization
@@ -21,7 +21,7 @@ from luthier.model.quantization._prequantized import prepare_prequantized
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from luthier.config.runs import Run
 
@@ -44,6 +44,7 @@ def purpose_of(run: "Run", machine: Machine, training: Training | None = None) -
 
 def load_base(
     run: "Run",
+    config: "PreTrainedConfig",
     purpose: Purpose,
     *,
     choose_dtype: "Callable[..., torch.dtype]",
@@ -54,12 +55,11 @@ def load_base(
     scores: bool | None = False,
     starts_score: bool = False,
 ) -> BaseModel:
-    """`choose_dtype`: (checkpoint=) -> the number format of the weights. `unpacks`: see `prepare_prequantized`.
+    """`config`: from `config_of`; features change it. `choose_dtype`: (checkpoint=) -> the number format of the weights. `unpacks`: see `prepare_prequantized`.
 
-    `scores`, `starts_score`: see `fit_task`. Features have changed the config, and not yet the model.
+    `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
     """
     keys = run.model
-    config = config_of(keys)
     change_config(run, config, purpose)
     if prepare_prequantized(keys.model_name_or_path, config, unpacks=unpacks, quantizes=quantization is not None):
         quantization = None

@@ -10,6 +10,7 @@ from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_a
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
 from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.config import config_of
 from luthier.model.loading.features import change_model
 from luthier.model.quantization._layers import Quantization, is_quantized, plan
 
@@ -88,6 +89,7 @@ def load_merged(
     given = given_adapters(run.model)
     model = load_base(
         run,
+        config_of(run.model),
         purpose,
         choose_dtype=choose_dtype,
         quantization=quantization,

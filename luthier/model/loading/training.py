@@ -15,12 +15,14 @@ from luthier.model.features import Training
 from luthier.model.files.hubs import fetching
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.config import config_of
 from luthier.model.loading.features import change_model
 from luthier.model.loading.load import load_model
 from luthier.model.loading.loaded import require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import plan
+from luthier.model.quantization._prequantized import require_trainable
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -44,8 +46,11 @@ def load_for_training(
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
+    config = config_of(keys)
+    require_trainable(run, config)
     loaded = load_base(
         run,
+        config,
         purpose,
         choose_dtype=partial(
             training_dtype,
