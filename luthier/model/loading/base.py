@@ -55,9 +55,9 @@ def load_base(
     scores: bool | None = False,
     starts_score: bool = False,
 ) -> BaseModel:
-    """`config`: from `config_of`; features change it. `choose_dtype`: (checkpoint=) -> the number format of the weights. `unpacks`: see `prepare_prequantized`.
+    """`config`: from `config_of`; features change it. `choose_dtype`: (checkpoint=) -> the number format of the weights.
 
-    `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
+    `unpacks`: see `prepare_prequantized`. `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
     """
     keys = run.model
     change_config(run, config, purpose)

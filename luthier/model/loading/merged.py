@@ -85,11 +85,11 @@ def load_merged(
     `choose_dtype`, `unpacks`: see `load_base`. `offload_folder`: see `placement`. `scores`: whether a reward model is
     wanted, None for either kind. `rounding`: an adapter of LoftQ is merged into what these keys make of the weights.
     """
+    config, given = config_of(run.model), given_adapters(run.model)
     purpose = purpose_of(run, machine)
-    given = given_adapters(run.model)
     model = load_base(
         run,
-        config_of(run.model),
+        config,
         purpose,
         choose_dtype=choose_dtype,
         quantization=quantization,

@@ -45,9 +45,9 @@ def load_for_training(
 
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
-    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
     config = config_of(keys)
     require_trainable(run, config)
+    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
     loaded = load_base(
         run,
         config,
