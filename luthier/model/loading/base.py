@@ -55,7 +55,7 @@ def load_base(
     scores: bool | None = False,
     starts_score: bool = False,
 ) -> BaseModel:
-    """`config`: from `config_of`; features change it. `choose_dtype`: (checkpoint=) -> the number format of the weights.
+    """`config`: from `config_of`, changed by features. `choose_dtype`: (checkpoint=) -> the format of the weights.
 
     `unpacks`: see `prepare_prequantized`. `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
     """
