@@ -41,7 +41,7 @@ check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
 	$(BIN)/ruff format --check luthier tests tools benchmarks examples
 	$(BIN)/ruff check luthier tests tools benchmarks examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_pages.py tests/test_wording.py
 	$(BIN)/python -m luthier.config.reference --check
 
 format: $(VENV)/.installed  ## format the code and sort its imports
