@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. The rest is for those who carry on: `make help`.
+# Two commands for a newcomer: `make quickstart` and `make test`. `make help` lists the others, for contributors.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,7 +41,7 @@ check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
 	$(BIN)/ruff format --check luthier tests tools benchmarks examples
 	$(BIN)/ruff check luthier tests tools benchmarks examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_pages.py tests/test_wording.py
 	$(BIN)/python -m luthier.config.reference --check
 
 format: $(VENV)/.installed  ## format the code and sort its imports
@@ -72,5 +72,5 @@ methods: $(VENV)/.installed $(MODEL)  ## what each training method does to a 135
 bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
 	$(BIN)/python benchmarks/bench_load.py
 
-clean:  ## what the quickstart made
+clean:  ## delete what the quickstart made
 	rm -rf models quickstart

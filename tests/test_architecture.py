@@ -207,12 +207,6 @@ def test_nobody_catches_everything():
                 assert caught not in ("everything", "Exception", "BaseException"), f"{relative(path)}:{node.lineno}"
 
 
-def test_the_tree_in_the_architecture_page_names_every_room():
-    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
-    for folder in sorted(p for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))):
-        assert f"{folder.name}/" in page, f"docs/architecture.md does not name {folder.name}/"
-
-
 def mirrored(module: Path) -> Path:
     """The test file of a module or package: model/adapters/_pissa.py -> tests/model/adapters/test_pissa.py."""
     module = module.parent if module.name == "__init__.py" else module
