@@ -9,8 +9,8 @@ learned and `targets` what, so that no loss has to shift labels and no model com
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.rows.columns import numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import is_of_row, part_of, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]
     import torch
 
     batch = layout([part_of(row, part) for part in parts_of(rows[0]) for row in rows])
-    for column in filter(is_of_row, rows[0]):
+    for column in numbers_of(rows[0]):
         batch[column] = torch.tensor([row[column] for row in rows]).T.flatten()
     return batch
 

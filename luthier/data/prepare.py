@@ -17,15 +17,16 @@ from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
-from luthier.data.cache.arrow import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
-from luthier.data.ledger import DatasetAccount, Ledger
+from luthier.data.ledger import Ledger
 from luthier.data.mix import mix, split_validation
+from luthier.data.rows.account import DatasetAccount
+from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
+from luthier.data.rows.columns import LENGTHS, NUMBER, SEQUENCE, Column
 from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.maker import Parts, RowMaker, column_values
-from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue
@@ -36,12 +37,11 @@ if TYPE_CHECKING:
 
     from luthier.config.keys.data import DataConfig
     from luthier.config.runs import TrainRun
-    from luthier.data.packing.best_fit import Packer
-    from luthier.data.rows.row_plan import RowPlan
+    from luthier.data.rows.row_plan import Packer, RowPlan
     from luthier.data.stream import StreamedRows
 
 ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
-EXAMPLE_COLUMN = "example"
+EXAMPLE = Column("example", NUMBER)
 """The number of the example that a row of a dataset comes from."""
 
 
@@ -62,7 +62,7 @@ class PreparedData:
     @property
     def is_packed(self) -> bool:
         """Whether rows are made of several samples."""
-        return any("sample_lengths" in rows.column_names for rows in (self.train, *self.eval.values()) if rows)
+        return any(LENGTHS.name in rows.column_names for rows in (self.train, *self.eval.values()) if rows)
 
     @property
     def fingerprint(self) -> str:
@@ -150,8 +150,10 @@ class _Builder:
         self.seed: int = run.training["seed"]
         self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
-        self.maker = RowMaker(plan, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
-        self.made_by = joint_key(run.stage, run.method, encoding_digest(encoding), run.data.on_overlong)
+        self.maker = RowMaker(
+            plan, plan.settings(run.method), encoding, run.data.on_overlong, run.data.preprocessing_batch_size
+        )
+        self.made_by = joint_key(plan.name, self.maker.settings, encoding_digest(encoding), run.data.on_overlong)
         self.cache = cache_of(run.data)
         self.buffer_size = 1 if run.finetuning.disable_shuffling else run.data.buffer_size
         self.ledger = Ledger()
@@ -180,10 +182,12 @@ class _Builder:
         import numpy as np
 
         rows = table_at(entry / ROWS_FILE)
-        examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE_COLUMN))])
+        examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE.name))])
         if with_prompts:
             self.prompts[self.num_examples] = table_at(entry / PROMPTS_FILE)
-        table = _Table(rows.select_columns(list(self.plan.columns)), examples + self.num_examples, key)
+        table = _Table(
+            rows.select_columns([column.name for column in self.plan.columns]), examples + self.num_examples, key
+        )
         self.num_examples += num_examples
         return table
 
@@ -198,10 +202,10 @@ class _Builder:
         (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)))
 
     def _write_rows(self, examples: "Iterable[tuple[Any, list[Parts]]]", folder: Path, with_prompts: bool) -> None:
-        columns = (*self.plan.columns, EXAMPLE_COLUMN)
+        columns = (*self.plan.columns, EXAMPLE)
         with (
             TableWriter(folder / ROWS_FILE, columns) as rows,
-            TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
+            TableWriter(folder / PROMPTS_FILE, SEQUENCE) as prompts,
         ):
             waiting: list[Dialogue] = []
             for number, (example, encoded_rows) in enumerate(examples):

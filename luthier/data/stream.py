@@ -21,17 +21,17 @@ import torch
 from luthier.config.keys.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import warn
-from luthier.data.cache.arrow import flat, row_lengths, table_of
 from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
+from luthier.data.rows.arrow import flat, row_lengths, table_of
+from luthier.data.rows.columns import IDS, LABELS
 from luthier.data.rows.maker import Drawn, Parts, RowMaker, column_values
-from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.sources.read import local_files, read_rows
 
 if TYPE_CHECKING:
-    from luthier.data.packing.best_fit import Packer
+    from luthier.data.rows.row_plan import Packer
     from luthier.data.sources.readers import Row
 
 MAX_WINDOW_TOKENS = 1 << 22
@@ -156,7 +156,8 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        return self.maker.plan.columns if self.packer is None else self.packer.columns
+        columns = self.maker.plan.columns if self.packer is None else self.packer.columns
+        return tuple(column.name for column in columns)
 
     @property
     def fingerprint(self) -> str:
@@ -251,10 +252,10 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
                     num_joined += len(values[0])
                     if packer.cuts_rows:
                         ledger.leftover_tokens -= len(values[0])
-                    yield dict(zip(packer.columns, values, strict=True))
+                    yield dict(zip(self.column_names, values, strict=True))
             if packer.cuts_rows:
-                ids = flat(table.with_format("arrow")[:].column("input_ids"))[0][num_joined:].tolist()
-                rest = [tuple(ids if name in SEQUENCE_COLUMNS else () for name in self.maker.plan.columns)]
+                ids = flat(table.with_format("arrow")[:].column(IDS.name))[0][num_joined:].tolist()
+                rest = [tuple(ids if column.kind in (IDS, LABELS) else () for column in self.maker.plan.columns)]
 
 
 def _passing_on(rows: Iterator[Streamed]) -> Iterator[Streamed]:

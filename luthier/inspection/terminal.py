@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
+from luthier.data.rows.columns import IDS, LENGTHS, WEIGHTS, kind_of, numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import SAMPLE_LENGTHS, WEIGHTS, is_of_row, part_of, parts_of
 from luthier.inspection.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def without_colors(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase",
     `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
     """
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
-    weights = row.get(WEIGHTS) or [1.0] * len(ids)
+    weights = row.get(WEIGHTS.name) or [1.0] * len(ids)
     counts = [0.0 if label == IGNORE_INDEX else weight for label, weight in zip(labels, weights, strict=True)]
     text = []
     for weight, run in groupby(zip(ids, counts, strict=True), key=lambda pair: pair[1]):
@@ -55,7 +55,7 @@ def colored(
     """The text of a row in the colors of `LEGEND`; control characters of the data cannot reach the terminal."""
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
-    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS) or ())
+    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS.name) or ())
     for color, tokens in groupby(shown, key=_color):
         piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
         text.append(f"{color}{piece}{RESET}" if color else piece)
@@ -66,26 +66,24 @@ def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the stage, with the attention mask that every column set of the reference has."""
     shown: dict[str, Any] = {}
     for part in parts_of(row):
-        shown[f"{part}input_ids"] = row[f"{part}input_ids"]
-        shown[f"{part}attention_mask"] = [1] * len(row[f"{part}input_ids"])
-        shown[f"{part}labels"] = row[f"{part}labels"]
-        if row.get(f"{part}{WEIGHTS}"):
-            shown[f"{part}{WEIGHTS}"] = row[f"{part}{WEIGHTS}"]
-    if SAMPLE_LENGTHS in row:
-        shown[SAMPLE_LENGTHS] = row[SAMPLE_LENGTHS]
-    return shown | {name: bool(row[name][0]) for name in row if is_of_row(name)}
+        for name, values in part_of(row, part).items():
+            if values or not kind_of(name).is_optional:
+                shown[f"{part}{name}"] = values
+            if kind_of(name) is IDS:
+                shown[f"{part}attention_mask"] = [1] * len(values)
+    return shown | {name: bool(row[name][0]) for name in numbers_of(row)}
 
 
 def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What a row consists of, each with its name: the samples of a packed row, the parts of any other."""
-    if SAMPLE_LENGTHS not in row:
+    if LENGTHS.name not in row:
         parts = parts_of(row)
         return [(part.rstrip("_") if len(parts) > 1 else "", part_of(row, part)) for part in parts]
-    ends = list(accumulate(row[SAMPLE_LENGTHS]))
+    ends = list(accumulate(row[LENGTHS.name]))
     return [
         (
             f"sample {number} of {len(ends)}" if len(ends) > 1 else "",
-            {name: values[start:end] for name, values in part_of(row, "").items() if name != SAMPLE_LENGTHS},
+            {name: values[start:end] for name, values in part_of(row, "").items() if kind_of(name).per == "token"},
         )
         for number, (start, end) in enumerate(pairwise([0, *ends]), start=1)
     ]

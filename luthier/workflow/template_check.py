@@ -18,6 +18,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.maker import read_example, require_taken
 from luthier.data.types import Dialogue
 from luthier.inspection.agreement import Finding, compare, default_systems
 from luthier.inspection.sample_dialogues import SAMPLES, Sample
@@ -105,7 +106,6 @@ def _run(file: str) -> "TrainRun":
 
 def _rows_of(run: "TrainRun") -> Iterator[Sample]:
     """The dialogues of a run's datasets, named by their places; rows that no training could use are passed over."""
-    from luthier.core.kinds import FORMATS
     from luthier.data.sources.catalog import load_catalog
     from luthier.data.sources.read import read_rows
 
@@ -114,14 +114,14 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
     hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
     thinking = data.enable_thinking
     for spec in map(catalog.get, data.dataset or data.eval_dataset):
-        read = FORMATS.get(spec.formatting).read
         for row in read_rows(spec, seed=run.training["seed"], max_samples=data.max_samples, **hub):
             try:
-                example = read(row.usable(), spec)
+                example = read_example(row, spec)
+                require_taken(example, spec, (Dialogue,))
             except RowError:
                 continue
-            if isinstance(example, Dialogue):
-                yield Sample(row.place, example, thinking)
+            assert isinstance(example, Dialogue), "no other example is taken"
+            yield Sample(row.place, example, thinking)
 
 
 def _head(model: str, name: str, sides: Sides) -> Iterator[str]:

@@ -22,12 +22,23 @@ if TYPE_CHECKING:
     from luthier.data.sources.dataset_info import DatasetSpec
     from luthier.data.sources.readers import DataFile
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raise it when the files of an entry change their meaning."""
 BIG_FILE_BYTES = 1 << 28
 """From this size on a file's hash is remembered."""
 SETTLED_NANOSECONDS = 2 * 10**9
 """A file changed more recently than this may change again without a new time stamp."""
+ROW_CODE = (
+    *("data/sources", "data/formats", "data/templates", "data/tools", "data/rows", "data/plans"),
+    *(
+        f"data/chat/{name}.py"
+        for name in ("__init__", "answers", "continuation", "encoder", "model_template", "render")
+    ),
+    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/types.py"),
+)
+"""Files and folders of the package that decide the ids, and no others: a change of a loss, of the doctor or of what
+the cache evicts leaves the rows of everybody as they are."""
+_PACKAGE = Path(__file__).parents[2]
 _CHUNK_BYTES = 1 << 20
 _SAMPLE_TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"properties": {}}}}
 
@@ -39,16 +50,22 @@ def joint_key(*parts: Any) -> str | None:
     return hashlib.sha256(repr((CACHE_FORMAT, code_digest(), parts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Of the code that reads, writes and labels rows, so that no version of it takes the rows of another."""
-    package = Path(__file__).parents[2]
+@lru_cache
+def code_digest(parts: tuple[str, ...] = ROW_CODE) -> str:
+    """Of the code that makes rows, so that no version of it takes the rows of another."""
     digest = hashlib.sha256()
-    for folder in ("data", "stages"):
-        for path in sorted((package / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
+    for path in code_files(parts):
+        name = path.relative_to(_PACKAGE).as_posix()
+        digest.update(f"{name} {path.stat().st_size} ".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def code_files(parts: tuple[str, ...] = ROW_CODE) -> list[Path]:
+    """The files named by `parts`, and those in the folders among them."""
+    found = [
+        path for part in parts for path in ((_PACKAGE / part).rglob("*") if "." not in part else [_PACKAGE / part])
+    ]
+    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 
 def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, tokens: HubTokens) -> tuple[str, ...]:

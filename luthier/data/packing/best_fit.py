@@ -11,11 +11,11 @@ A pack knows where its samples begin (`sample_lengths`), so that attention and p
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.cache.arrow import flat, list_array, row_lengths
+from luthier.data.rows.arrow import flat, list_array, row_lengths
+from luthier.data.rows.columns import IDS, LABELS, LENGTHS, WEIGHTS, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import SAMPLE_LENGTHS, WEIGHTS
 
 if TYPE_CHECKING:
     import datasets
@@ -26,31 +26,12 @@ PACKS_PER_BATCH = 100
 MAX_REPACKED_ROWS = 2000
 
 
-class Packer(Protocol):
-    """Joins tokenized rows into longer ones; its `repr` tells it apart from others."""
-
-    columns: ClassVar[tuple[str, ...]]
-    cuts_rows: ClassVar[bool]
-    """Whether rows of any length can be joined, so that they need not be cut to `cutoff_len` before."""
-    is_optional: ClassVar[bool]
-    """Whether the training method can learn from rows that have not been joined."""
-
-    @property
-    def size_tokens(self) -> int:
-        """Most tokens of a joined row."""
-        ...
-
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
-        """Batches of joined rows, one array per column."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Packs:
     """Rows of samples that lie behind one another, in the order of the first sample of each."""
 
     size_tokens: int
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", WEIGHTS, SAMPLE_LENGTHS)
+    columns: ClassVar[tuple[Column, ...]] = columns_of_part("", IDS, LABELS, WEIGHTS, LENGTHS)
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = True
 
@@ -59,18 +40,18 @@ class Packs:
 
         lengths = row_lengths(rows)
         packs = packs_of(lengths, self.size_tokens)
-        arrow = rows.select_columns(["input_ids", "labels", WEIGHTS]).with_format("arrow")
+        arrow = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name]).with_format("arrow")
         for start in range(0, len(packs), PACKS_PER_BATCH):
             batch = packs[start : start + PACKS_PER_BATCH]
             samples = np.concatenate(batch)
             taken = arrow[samples]
-            ids, sample_lengths = flat(taken.column("input_ids"))
-            labels = flat(taken.column("labels"))[0].copy()
+            ids, sample_lengths = flat(taken.column(IDS.name))
+            labels = flat(taken.column(LABELS.name))[0].copy()
             # What the first token of a sample follows is another sample, which does not tell it.
             labels[np.cumsum(sample_lengths) - sample_lengths] = IGNORE_INDEX
             num_samples = np.array([len(pack) for pack in batch])
             num_tokens = np.array([lengths[pack].sum() for pack in batch])
-            weights = _joined_weights(*flat(taken.column(WEIGHTS)), sample_lengths, num_samples)
+            weights = _joined_weights(*flat(taken.column(WEIGHTS.name)), sample_lengths, num_samples)
             yield (
                 list_array(ids, num_tokens),
                 list_array(labels, num_tokens),

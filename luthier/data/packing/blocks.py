@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.cache.arrow import batches_of, list_array
+from luthier.data.rows.arrow import batches_of, list_array
+from luthier.data.rows.columns import IDS, SEQUENCE, Column
 
 if TYPE_CHECKING:
     import datasets
@@ -18,7 +19,7 @@ class Blocks:
     size_tokens: int
     first_token_id: int | None = None
     """Written over the first token of every block, for tokenizers that open each text with a begin token."""
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
+    columns: ClassVar[tuple[Column, ...]] = SEQUENCE
     cuts_rows: ClassVar[bool] = True
     is_optional: ClassVar[bool] = True
 
@@ -27,7 +28,7 @@ class Blocks:
         import numpy as np
 
         pending = np.zeros(0, dtype=np.int32)
-        for values, _ in batches_of(rows, "input_ids"):
+        for values, _ in batches_of(rows, IDS.name):
             pending = np.concatenate([pending, values])
             num_blocks = len(pending) // self.size_tokens
             if num_blocks:

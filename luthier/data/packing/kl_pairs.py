@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.errors import DataError
-from luthier.data.cache.arrow import from_lists
+from luthier.data.rows.arrow import from_lists
+from luthier.data.rows.columns import IDS, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ class MismatchedPairs:
     """Adds to every row the part `kl_`."""
 
     size_tokens: int
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "kl_input_ids", "kl_labels", "kto_tags")
+    columns: ClassVar[tuple[Column, ...]] = (
+        *SEQUENCE,
+        *columns_of_part("kl_", IDS, LABELS),
+        Column("kto_tags", NUMBER),
+    )
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ own.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TurnIds
@@ -13,7 +13,7 @@ from luthier.data.chat.render import Turn
 from luthier.data.packing.blocks import Blocks
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded
-from luthier.data.rows.row_plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Prompt
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 
-def write(example: Dialogue | Prompt, encoding: Encoding, config: Any) -> Sequence[tuple[Written]]:
+def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
     """The text of the first message with the end-of-text token."""
     text = example.messages[0].content
     if not text:
@@ -29,7 +29,7 @@ def write(example: Dialogue | Prompt, encoding: Encoding, config: Any) -> Sequen
     return [((Turn((), (text + encoding.end_of_text,)),),)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tuple[Encoded]:
+def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
     """Every token is a target."""
     (((_, ids),),) = parts
     kept = ids[: encoding.cutoff_len]
@@ -45,4 +45,4 @@ def packer(run: "TrainRun", encoding: Encoding) -> Blocks | None:
     return Blocks(size, encoding.leading_bos)
 
 
-TEXTS = RowPlan(examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer)
+TEXTS = RowPlan(name="texts", examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer)

@@ -6,7 +6,7 @@ with `mask_history`) until the budget is used up, so what does not fit is missin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 IGNORE_INDEX = -100
 """The label of a token that is not learned."""
@@ -36,6 +36,11 @@ class Encoded:
     def num_labels(self) -> int:
         """How many tokens carry a label."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether any token is a target. The first token has no predecessor that could predict it."""
+        return any(label != IGNORE_INDEX for label in islice(reversed(self.labels), max(len(self.labels) - 1, 0)))
 
 
 def split_budget(source: int, target: int, cutoff: int) -> tuple[int, int]:
