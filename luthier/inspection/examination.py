@@ -1,4 +1,4 @@
-"""Every row of a run's datasets before the checks of the doctor. Rows that would stop training do not stop this."""
+"""Runs the checks of the doctor on every row of a run's datasets. Rows that would stop training do not stop it."""
 
 import re
 from array import array
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 500
 UNREADABLE = "unreadable_data"
-"""The check of findings about a whole dataset: it cannot be read, or not to its end."""
+"""The check name of findings about a whole dataset: it cannot be read, or not to its end."""
 
 
 @dataclass(slots=True)
 class Examination:
-    """What was seen on the way; complete when the last finding has been given."""
+    """The statistics; complete after the last finding."""
 
     num_rows: dict[Split, dict[str, int]] = field(default_factory=lambda: {"train": {}, "eval": {}})
     lengths: "dict[Split, array[int]]" = field(default_factory=lambda: {"train": array("L"), "eval": array("L")})
-    """Tokens of every row before anything is cut off."""
+    """Tokens of every row before truncation."""
     not_checked: dict[str, str] = field(default_factory=dict)
-    """Check -> why it was left out."""
+    """Check -> why it was skipped."""
 
     def findings(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Finding]:
-        """Every finding, row by row: first the training datasets, then those for evaluation."""
+        """Every finding, row by row: first the training datasets, then the evaluation datasets."""
         packer = stage.rows.packer(run, encoding)
         if packer is not None and packer.cuts_rows:
             encoding = encoding.unlimited()
         context = context_of(run, encoding, has_targets=stage.rows.has_targets)
         checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
-        exact, near = ExactDuplicates(), self._near_twins()
+        exact, near = ExactDuplicates(), self._near_duplicates()
         for sample in self._samples(run, stage, encoding):
             if isinstance(sample, Finding):
                 yield sample
@@ -59,7 +59,7 @@ class Examination:
             for check in checks:
                 yield from check.find(sample, context)
 
-    def _near_twins(self) -> NearDuplicates | None:
+    def _near_duplicates(self) -> NearDuplicates | None:
         try:
             return NearDuplicates()
         except MissingExtra as missing:
@@ -88,7 +88,7 @@ class Examination:
 
 
 def _up_to_fault(rows: "Iterator[Row]", faults: list[DataError]) -> "Iterator[Row]":
-    """The rows before the first place that cannot be read; what is wrong there goes into `faults`."""
+    """The rows before the first position that cannot be read. The error goes into `faults`."""
     try:
         yield from rows
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Tokenized rows as a person can read them in the terminal, colored by what is learned and by who speaks."""
+"""Tokenized rows for the terminal, colored by targets, weights and marks of the chat format."""
 
 import os
 import re
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEARNED, PARTLY, SEEN, MARK, RESET = "\x1b[32m", "\x1b[33m", "", "\x1b[2m", "\x1b[0m"
-"""Green for what is learned, yellow for what is learned with a weight below 1, plain for what is only seen, dim for the
-marks of the chat format that are only seen."""
+"""Green: targets. Yellow: targets with a weight below 1. Plain: input only. Dim: chat format marks, input only."""
 LEGEND = (
     f"{LEARNED}learned{RESET}, {PARTLY}learned with a weight below 1{RESET}, only seen,"
     f" {MARK}marks of the chat format, only seen{RESET}"
@@ -26,14 +25,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def shows_colors(stream: IO[str]) -> bool:
-    """A terminal that nobody has asked to do without (https://no-color.org)."""
+    """Whether the stream is a terminal and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def without_colors(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
-    """The text of a row; what is learned stands between ⟦ and ⟧, with its weight behind it if that is below 1.
+    """The text of a row with targets between ⟦ and ⟧, followed by their weight if it is below 1.
 
-    `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
+    `is_prompt`: a row for generation, whose labels are the answer after its ids.
     """
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     weights = row.get(WEIGHTS.name) or [1.0] * len(ids)
@@ -52,7 +51,7 @@ def colored(
     *,
     is_prompt: bool = False,
 ) -> str:
-    """The text of a row in the colors of `LEGEND`; control characters of the data cannot reach the terminal."""
+    """The text of a row in the colors of `LEGEND`. Control characters of the data are escaped."""
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
     shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS.name) or ())
@@ -63,7 +62,7 @@ def colored(
 
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the stage, with the attention mask that every column set of the reference has."""
+    """The columns of the stage, with an attention mask as in LLaMA-Factory."""
     shown: dict[str, Any] = {}
     for part in parts_of(row):
         for name, values in part_of(row, part).items():
@@ -75,7 +74,7 @@ def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What a row consists of, each with its name: the samples of a packed row, the parts of any other."""
+    """(name, columns) of each sequence of a row: the samples of a packed row, or the parts of any other."""
     if LENGTHS.name not in row:
         parts = parts_of(row)
         return [(part.rstrip("_") if len(parts) > 1 else "", part_of(row, part)) for part in parts]

@@ -1,7 +1,7 @@
-"""`luthier template check MODEL [NAME]`: do the rows of training hold what an inference server sends?
+"""`luthier template check MODEL [NAME]`: do the rows of training match what an inference server sends?
 
-NAME is the chat format of training, else the model's own chat template (auto). Without --data the conversations are a
-built-in set. Exit status 0: all equal, 1: something differs, 2: bad input.
+NAME is the chat format of training, by default the model's own chat template (auto). Without --data a built-in set of
+conversations is used. Exit status 0: all equal, 1: something differs, 2: bad input.
 """
 
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What is compared."""
+    """The two sides of the comparison."""
 
     training: Encoding
     server: ModelChatTemplate
@@ -60,7 +60,7 @@ def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, 
 
 
 def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides:
-    """The tokenizer is loaded once for each side: a format may change it."""
+    """The tokenizer is loaded once for each side, since a format may change it."""
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
     silence_libraries()
@@ -87,7 +87,7 @@ def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides
 
 
 def _generation_ends(model: str) -> list[int]:
-    """What generation_config.json beside the model names as ends of an answer."""
+    """The stop tokens in the generation_config.json of the model."""
     file = Path(model).expanduser() / "generation_config.json"
     if not file.is_file():
         return []
@@ -105,7 +105,7 @@ def _run(file: str) -> "TrainRun":
 
 
 def _rows_of(run: "TrainRun") -> Iterator[Sample]:
-    """The dialogues of a run's datasets, named by their places; rows that no training could use are passed over."""
+    """The dialogues of a run's datasets, named by their places. Rows that training cannot use are skipped."""
     from luthier.data.sources.catalog import load_catalog
     from luthier.data.sources.read import read_rows
 
@@ -143,10 +143,10 @@ def _lines(findings: Iterable[tuple[str, Finding]]) -> Iterator[str]:
         elif finding.status == "refused":
             yield f"  {name:{width}}  cannot be served: {finding.reason}"
         else:
-            yield from _told(f"  {name:{width}}  DIFFERS", " " * (width + 4), finding)
+            yield from _differing(f"  {name:{width}}  DIFFERS", " " * (width + 4), finding)
 
 
-def _told(head: str, indent: str, finding: Finding) -> Iterator[str]:
+def _differing(head: str, indent: str, finding: Finding) -> Iterator[str]:
     place = finding.difference
     if place is None:
         yield f"{head}: {finding.reason}"

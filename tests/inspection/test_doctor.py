@@ -203,7 +203,7 @@ def test_rows_with_errors_are_those_that_training_leaves_out(doctor, tmp_path, r
     ("rule", "severity", "fate"),
     [
         ("truncate", "warning", "learned and the end of an answer"),
-        ("drop", "error", "the row is left out"),
+        ("drop", "error", "the row is dropped"),
         ("split", "info", "cut into several rows"),
         ("error", "error", "the run stops here"),
     ],

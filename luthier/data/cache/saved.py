@@ -1,7 +1,7 @@
-"""The folder `tokenized_path`: tokenized rows in the format of `datasets`, which can be moved to another machine.
+"""The folder `tokenized_path`: tokenized rows in the format of `datasets`, to be copied to other machines.
 
 A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
-ledger beside them.
+ledger.
 """
 
 import json
@@ -23,7 +23,7 @@ Sets = Mapping[str, "datasets.Dataset"]
 
 
 def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, prompts: Sets, ledger: Ledger) -> None:
-    """Raises `OutputError` or `RunFailed` if the folder cannot be written; nothing half-written is left then."""
+    """Raises `OutputError` or `RunFailed` if the folder cannot be written; no partial folder is left."""
     import datasets
 
     sets = {"train": train} if train is not None else {}
@@ -35,9 +35,9 @@ def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, 
 
 
 def load_tokenized(folder: Path, columns: Sequence[Column]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
-    """(train, eval, prompts, ledger). `columns`: those that rows must have.
+    """(train, eval, prompts, ledger). `columns`: the columns that rows must have.
 
-    Raises `DataError` for a folder that holds something else.
+    Raises `DataError` for a folder with other contents.
     """
     import datasets
 

@@ -1,4 +1,4 @@
-"""Typed access to the columns that all formats share; a value of another type is a `RowError` that names the column."""
+"""Typed access to the columns that all formats share. A value of another type is a `RowError` with the column."""
 
 import json
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ def optional_text(row: Row, column: str | None) -> str:
 
 
 def present(row: Row, column: str) -> Any:
-    """The value of a column that must be there."""
+    """The value of a required column."""
     if column not in row:
         raise RowError(f"column {column!r} is missing")
     return row[column]
 
 
 def flag(row: Row, column: str) -> bool:
-    """A true-or-false column. A csv table can write it only in words."""
+    """A boolean column. csv files have it as text."""
     value = present(row, column)
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"

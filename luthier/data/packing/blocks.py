@@ -1,4 +1,4 @@
-"""Plain texts laid behind one another and cut into blocks of equal length (pt)."""
+"""Plain texts, concatenated and cut into blocks of equal length (pt)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Cuts the stream of all texts; what does not fill the last block is left over."""
+    """Cuts the concatenation of all texts; tokens that do not fill the last block are dropped."""
 
     size_tokens: int
     first_token_id: int | None = None
@@ -24,7 +24,7 @@ class Blocks:
     is_optional: ClassVar[bool] = True
 
     def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
-        """Blocks of exactly `size_tokens` ids, all of them learned."""
+        """Blocks of exactly `size_tokens` ids, all of them targets."""
         import numpy as np
 
         pending = np.zeros(0, dtype=np.int32)

@@ -26,7 +26,7 @@ def write(example: Dialogue, encoding: Encoding, settings: RowSettings) -> Seque
 
 
 def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
-    """A prompt that the student answers is never truncated: without its end it would ask for nothing."""
+    """A prompt that the student answers is never truncated: its end asks for the answer."""
     if not settings.own_answers:
         return dialogues.label(parts, encoding, settings)
     (((prompt, answer),),) = parts

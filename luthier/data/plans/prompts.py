@@ -1,6 +1,6 @@
 """Prompts that the model itself answers while it trains (ppo, grpo).
 
-An answer that the data give is kept beside its prompt (as the labels of the row), for functions that compare with it.
+An answer in the data is kept as the labels of the row, for reward functions that compare with it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from luthier.data.types import Dialogue, Prompt
 
 
 def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
-    """The prompt as a server sends it, and the plain text of the given answer, if there is one."""
+    """The prompt as a server sends it, and the plain text of the reference answer, if there is one."""
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
     answer = () if is_open else (example.messages[-1].content,)
@@ -37,7 +37,7 @@ def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings)
 
 
 def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
-    """A prompt is never truncated: without its end it would ask for nothing."""
+    """A prompt is never truncated: its end asks for the answer."""
     (((prompt, answer),),) = parts
     if encoding.cutoff_len is not None and len(prompt) > encoding.cutoff_len:
         raise RowError(f"the prompt has more than cutoff_len {encoding.cutoff_len} tokens")

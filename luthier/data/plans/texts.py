@@ -1,4 +1,4 @@
-"""Plain texts, each closed by the end-of-text token (pt).
+"""Plain texts, each ended by the end-of-text token (pt).
 
 The texts are concatenated and cut into blocks of `cutoff_len` tokens; with `packing: false` every text is a row of its
 own.
@@ -40,7 +40,7 @@ def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSetti
 def packer(run: "TrainRun", encoding: Encoding) -> Blocks | None:
     if run.data.packing is False:
         return None
-    # The reference takes one token off when `packing: true` is written out, and none when it is left to the stage.
+    # As in LLaMA-Factory: one token less when `packing: true` is given, none when it is the default of the stage.
     size = run.data.cutoff_len - (1 if run.data.packing else 0)
     return Blocks(size, encoding.leading_bos)
 

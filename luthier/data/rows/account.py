@@ -1,14 +1,14 @@
-"""What became of the rows of one dataset: rows in = kept + dropped, and what truncation cost."""
+"""The account of one dataset: rows in = kept + dropped, and what truncation removed."""
 
 from dataclasses import dataclass, field, fields
 
 MAX_LISTED_ROWS = 20
-"""Row numbers named per reason in the report; the count is always complete."""
+"""Rows named per reason in the report; the count is always complete."""
 
 
 @dataclass(slots=True)
 class DatasetAccount:
-    """What became of the rows of one dataset."""
+    """How many rows of a dataset were used, and why others were not."""
 
     rows_in: int = 0
     kept: int = 0
@@ -19,15 +19,15 @@ class DatasetAccount:
     lost_labelled_tokens: int = 0
     lost_terminators: int = 0
     rewritten: int = 0
-    """Conversations that became several rows, since the model's own chat template rewrites history."""
+    """Conversations that became several rows, because the model's own chat template rewrites history."""
     rewritten_into: int = 0
-    """The rows that were made of them."""
+    """The number of these rows."""
     split_into: int = 0
-    """Rows made by cutting overlong ones (`on_overlong: split`)."""
+    """Rows that overlong ones were split into (`on_overlong: split`)."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many rows."""
+    """Reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> the first rows it was given for."""
+    """Reason -> the first rows that were dropped for it."""
 
     def drop(self, place: str, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
@@ -40,7 +40,7 @@ class DatasetAccount:
         return sum(self.dropped.values())
 
     def add(self, other: "DatasetAccount") -> None:
-        """Count what another account of the same dataset has counted, too."""
+        """Add the counts of another account of the same dataset."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.dropped.items():
@@ -49,7 +49,7 @@ class DatasetAccount:
             rows += other.dropped_rows[reason][: MAX_LISTED_ROWS - len(rows)]
 
     def taken(self) -> "DatasetAccount":
-        """What has been counted; this account begins anew."""
+        """The counts so far; this account is reset."""
         found = DatasetAccount()
         found.add(self)
         for name in _COUNTS:

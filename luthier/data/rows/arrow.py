@@ -1,7 +1,7 @@
-"""Tables of lists of numbers in Arrow files, written batch by batch and memory-mapped: memory does not follow the rows.
+"""Tables of lists of numbers in Arrow files. They are written batch by batch and memory-mapped.
 
-R rows of a batch, N tokens of them all. A column is its N values one behind the other and the lengths of its rows; no
-Python object per token is kept.
+R rows in a batch, N values in all its rows. A column is its N concatenated values and the R lengths; there is no Python
+object per token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ BATCH_ROWS = 1000
 
 
 class TableWriter:
-    """Writes one file, a batch of rows at a time. Used as a context; the file is whole when it ends well."""
+    """Writes one file, a batch of rows at a time. A context manager; the file is complete after a normal exit."""
 
     def __init__(self, path: "Path | pa.NativeFile", columns: Sequence[Column]) -> None:
         import pyarrow as pa
@@ -67,7 +67,7 @@ class TableWriter:
 
 
 def table_at(path: Path) -> "datasets.Dataset":
-    """The rows of a file, which stays on the disk."""
+    """The rows of a file, memory-mapped."""
     import datasets
 
     return datasets.Dataset.from_file(str(path))
@@ -86,7 +86,7 @@ def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[Column
 
 
 def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
-    """values: (N,) whole numbers or floats, lengths: (R,) with sum N."""
+    """values: (N,) integers or floats, lengths: (R,) with sum N."""
     import numpy as np
     import pyarrow as pa
 
@@ -110,14 +110,14 @@ def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
 
 
 def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
-    """Tokens of every row of a table: (rows,)."""
+    """(rows,) tokens of every row of a table."""
     import numpy as np
 
     return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
 
 
 def from_lists(lists: Sequence[Sequence[float]], dtype: str = "int32") -> "pa.ListArray":
-    """A column of lists of whole numbers, or of floats."""
+    """A column of lists of numbers."""
     import numpy as np
 
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))

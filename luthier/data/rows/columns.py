@@ -1,4 +1,4 @@
-"""The columns of a row. Each has a kind, which says how it is stored and what one of its values belongs to.
+"""The columns of a row. Each has a kind: its type in storage, and what one of its values belongs to.
 
 A row has one sequence of tokens (pt, sft), or two that belong together (a better and a worse answer). Each is a *part*;
 the columns of a part carry its prefix, e.g. `chosen_input_ids` and `chosen_labels`.
@@ -20,17 +20,17 @@ class Kind:
     dtype: Literal["int32", "float32"]
     """How values are stored."""
     per: Literal["token", "sample", "row"]
-    """What has one value: a token of a part, a sample of a packed row, or the row."""
+    """What each value belongs to: a token of a part, a sample of a packed row, or the whole row."""
     is_optional: bool = False
-    """Whether the list of a row may be empty; then saved rows may lack the column, too."""
+    """Whether the list of a row may be empty. Saved rows may lack such a column."""
 
 
 IDS = Kind("input_ids", "int32", per="token")
 LABELS = Kind("labels", "int32", per="token")
 WEIGHTS = Kind("weights", "float32", per="token", is_optional=True)
-"""How much each token counts in the loss; empty if all targets of the row count in full."""
+"""The weight of each token in the loss; empty if the weight of every target of the row is 1."""
 LENGTHS = Kind("sample_lengths", "int32", per="sample")
-"""How many tokens each sample of a packed row has, in order."""
+"""The number of tokens of each sample of a packed row."""
 KINDS = (IDS, LABELS, WEIGHTS, LENGTHS)
 """The kinds of columns that a part has."""
 NUMBER = Kind("", "int32", per="row")
@@ -54,7 +54,7 @@ SEQUENCE = columns_of_part("", IDS, LABELS)
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of a column, told by its name."""
+    """The kind of the column with this name."""
     return next((kind for kind in KINDS if name.endswith(kind.name)), NUMBER)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from luthier.data.sources.readers import Row
 
 MAX_BATCH_CHARACTERS = 1 << 23
-"""A batch ends here even if it has few rows, so that long ones do not fill the memory."""
+"""The maximum size of a batch, so that long rows do not fill the memory."""
 
 Parts = tuple[Encoded, ...]
 """A row: all its parts."""
@@ -34,40 +34,40 @@ Parts = tuple[Encoded, ...]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A row of a dataset, as it was read."""
+    """A row of a dataset as it was read."""
 
     row: "Row"
     spec: "DatasetSpec"
     account: DatasetAccount
-    """Where it is counted."""
+    """Counts the row."""
     origin: Any = None
-    """What tells it apart from all other rows of the run, for callers that need it."""
+    """Identifies the row within the run, for callers that need it."""
 
 
 @dataclass(slots=True)
 class Labelled:
-    """What an example becomes, before `on_overlong` decides about rows that were truncated."""
+    """The rows of an example, before `on_overlong` is applied."""
 
     drawn: Drawn
     example: Example | None = None
     """None if the row could not be read."""
     refusal: RowError | None = None
-    """Why the example cannot be used; there are no rows then."""
+    """Why the example cannot be used. If it is set, there are no rows."""
     rows: list[Parts] = field(default_factory=list)
     """Truncated to `cutoff_len`."""
     written: "tuple[tuple[Written, ...], ...]" = ()
-    """Row by row, each with its parts: the text of `rows`."""
+    """The parts of each row before tokenization."""
     turns: list[list[list[TurnIds]]] = field(default_factory=list)
-    """The token ids of `written`, before truncation."""
+    """The token ids of `written`."""
 
 
 def read_example(row: "Row", spec: "DatasetSpec") -> Example:
-    """The example in a row of a dataset, whoever can use it. Raises `RowError`."""
+    """The canonical example in a row of a dataset. Raises `RowError` for a row that its format cannot read."""
     return FORMATS.get(spec.formatting).read(row.usable(), spec)
 
 
 def require_taken(example: Example, spec: "DatasetSpec", takes: tuple[type, ...]) -> None:
-    """Raises `RowError` for an example with media, or of another type than the training method takes."""
+    """Raises `RowError` for an example that the training method cannot use: with media, or of another type."""
     require_usable(example.media, spec)
     if isinstance(example, takes):
         return
@@ -79,24 +79,24 @@ def require_taken(example: Example, spec: "DatasetSpec", takes: tuple[type, ...]
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes rows of the rows of datasets, whichever dataset it is."""
+    """Turns rows of datasets into rows for the trainer."""
 
     plan: RowPlan
     settings: RowSettings
     encoding: Encoding
     on_overlong: str
     batch_rows: int
-    """So many rows are tokenized together; the rows do not depend on it."""
+    """How many rows are tokenized together. The result does not depend on it."""
 
     def rows(
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
     ) -> Iterator[tuple[Any, list[Parts]]]:
-        """Each usable example with its rows; `account` is complete when the last one has been given."""
+        """Each usable example with its rows. `account` is complete after the last one."""
         for _, example, rows in self.made(Drawn(row, spec, account) for row in source):
             yield example, rows
 
     def made(self, source: Iterable[Drawn]) -> Iterator[tuple[Drawn, Any, list[Parts]]]:
-        """The same for rows of several datasets, in any order: each usable one, its example, its rows."""
+        """The same for rows of several datasets in any order: (source row, example, rows) of each usable one."""
         for item in self.labelled(source):
             account = item.drawn.account
             account.rows_in += 1
@@ -115,7 +115,7 @@ class RowMaker:
             yield item.drawn, item.example, rows
 
     def labelled(self, source: Iterable[Drawn]) -> Iterator[Labelled]:
-        """Every row of the source, in order, usable or not."""
+        """Every row of the source in order, usable or not."""
         for batch, ids in ahead(self._batches(source), self._tokenized):
             turns = iter(ids)
             for item in batch:
@@ -153,7 +153,7 @@ class RowMaker:
         return turn_ids(self.encoding.encoder, [part for item in batch for row in item.written for part in row])
 
     def _kept(self, item: Labelled, account: DatasetAccount) -> list[Parts]:
-        """The rows of an example within `cutoff_len`, by the rule of `on_overlong`."""
+        """The rows of an example within `cutoff_len`, after applying `on_overlong`."""
         if item.refusal is not None:
             raise item.refusal
         cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
@@ -162,7 +162,7 @@ class RowMaker:
             return item.rows
         if not overlong:
             return _with_targets(item.rows, "no token of it is learned")
-        assert cutoff_len is not None, "a row cannot lose tokens to no limit"
+        assert cutoff_len is not None, "without a limit no token is lost"
         if rule == "error":
             raise DataError(
                 f"{item.drawn.row.place}: {overlong[0].num_tokens} tokens, but cutoff_len is {cutoff_len}"
@@ -194,7 +194,7 @@ def encoded_rows(
     encoding: Encoding,
     settings: RowSettings,
 ) -> list[Parts]:
-    """The rows of an example, given the turns of each part of each row."""
+    """The rows of an example, given the token ids of each part of each row."""
     if plan.weigh is None or not carries_weights(example.messages):
         return [plan.label(row, encoding, settings) for row in turns]
     only_parts = [part for (part,) in written], [part for (part,) in turns]
@@ -209,8 +209,8 @@ def column_values(plan: RowPlan, example: Any, parts: Parts) -> tuple[Sequence[f
 
 
 def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
-    """Each piece begins with the last token of the one before, so that no learned token lacks one to follow."""
-    (encoded,) = row  # what has two parts is refused: they could not be cut at the same place
+    """Each piece begins with the last token of the previous one, so that every target has a predecessor."""
+    (encoded,) = row  # rows with two parts are refused by the rules of their stages: no position would fit both
     for start in range(0, len(encoded.input_ids) - 1, max(cutoff_len - 1, 1)):
         part = slice(start, start + cutoff_len)
         ids, labels = encoded.input_ids[part], encoded.labels[part]

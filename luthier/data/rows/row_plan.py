@@ -1,6 +1,6 @@
-"""What a row is for a training method: which examples it takes, and which token sequences they become.
+"""The row plan of a training method: which examples it takes, and which token sequences they become.
 
-Each file of `luthier.data.plans` holds one. The parts and columns of a row are told in `luthier.data.rows.columns`.
+Each file of `luthier.data.plans` is one. `luthier.data.rows.columns` explains the parts and columns of rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Rows of which nothing is learned, most often since the answers are what truncation cuts off."""
+"""Rows without a target, most often because truncation removes the answers."""
 
 from collections.abc import Iterator
 

@@ -78,7 +78,7 @@ def test_a_pair_has_a_budget_of_its_own():
 
 @pytest.mark.parametrize("pairs", [[(P, [10])], [(P, [10]), (P, [11]), (P, [12])]])
 def test_rows_of_one_prompt_have_no_strangers(pairs):
-    with pytest.raises(DataError, match=f"the prompt of all {len(pairs)} rows is the same"):
+    with pytest.raises(DataError, match=f"all {len(pairs)} rows have the same prompt"):
         joined(pairs)
 
 
