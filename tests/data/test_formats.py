@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.core.errors import MediaFault, RowError
+from luthier.core.errors import RowError
 from luthier.core.kinds import FORMATS
-from luthier.data.media import require_usable
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags
 from luthier.data.types import Dialogue, Feedback, Media, Message, Preference, Prompt
 
@@ -234,16 +233,6 @@ class TestMedia:
         row = {"instruction": "<image>", "output": "a", "images": ["a.png", "https://example.org/b.png"]}
         assert read(row, description).media == Media(images=(f"{tmp_path}/a.png", "https://example.org/b.png"))
         assert read({**row, "images": "a.png"}, description).media.images == (f"{tmp_path}/a.png",)
-
-    def test_an_example_with_media_cannot_be_used(self, tmp_path):
-        (tmp_path / "a.png").touch()
-        description = spec(columns=columns(images="images"), media_dir=str(tmp_path))
-        with pytest.raises(MediaFault, match=r"column 'images' names '.*no.png', which is not a file \(media_dir is /"):
-            require_usable(Media(images=(f"{tmp_path}/a.png", f"{tmp_path}/no.png")), description)
-        with pytest.raises(RowError, match="images, videos or audio, and this version reads text only") as refusal:
-            require_usable(Media(images=(f"{tmp_path}/a.png",), videos=("https://example.org/b.mp4",)), description)
-        assert not isinstance(refusal.value, MediaFault)
-        require_usable(Media(), description)
 
     def test_hub_rows_keep_their_paths(self):
         description = replace(

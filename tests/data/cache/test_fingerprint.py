@@ -87,8 +87,3 @@ def test_a_changed_table_changes_the_digest(tmp_path, monkeypatch):
         digests.append(code_digest(("data/templates",)))
     code_digest.cache_clear()
     assert len(set(digests)) == 2
-
-
-def test_row_plans_have_different_names():
-    plans = {id(plan): plan.name for plan in (STAGES.get(name).rows for name in STAGES.names)}
-    assert len(set(plans.values())) == len(plans)
