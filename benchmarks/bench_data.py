@@ -75,7 +75,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def compare(repeats: int) -> None:
     from luthier.core.kinds import STAGES
-    from luthier.data.cache.arrow import row_lengths
+    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:

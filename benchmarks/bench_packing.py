@@ -20,7 +20,7 @@ def lengths_of(datasets: str, template: str) -> list[int]:
     """The number of tokens in each pack."""
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
-    from luthier.data.cache.arrow import row_lengths
+    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
     from luthier.workflow.text import load_text_side
 

@@ -117,7 +117,7 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
-    from luthier.data.rows.row_plan import is_of_row
+    from luthier.data.rows.columns import numbers_of
     from luthier.inspection.segments import RoleMarks
     from luthier.inspection.terminal import LEGEND, PLAIN_LEGEND, colored, sequences_of, shows_colors, without_colors
 
@@ -129,7 +129,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
         sequences = sequences_of(row)
         num_tokens = sum(len(sequence["input_ids"]) for _, sequence in sequences)
         learned = sum(label >= 0 for _, sequence in sequences for label in sequence["labels"])
-        tags = "".join(f", {column}: {row[column][0]}" for column in row if is_of_row(column))
+        tags = "".join(f", {column}: {row[column][0]}" for column in numbers_of(row))
         print(f"--- {name} row {index}: {num_tokens} tokens, {learned} learned{tags}")
         for title, sequence in sequences:
             if title:
@@ -142,7 +142,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
-    from luthier.data.rows.row_plan import WEIGHTS
+    from luthier.data.rows.columns import WEIGHTS
     from luthier.inspection.page import PageRow, page
     from luthier.inspection.segments import RoleMarks, prompt_and_answer
     from luthier.inspection.terminal import sequences_of
@@ -152,7 +152,9 @@ def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedDat
 
     chosen = list(_chosen(options, data))
     rows = [
-        PageRow(f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS) or ())
+        PageRow(
+            f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS.name) or ()
+        )
         for name, index, row in chosen
         for title, sequence in sequences_of(row)
     ]

@@ -18,9 +18,9 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 
 from luthier.core.log import info
-from luthier.data.cache.fingerprint import joint_key
+from luthier.data.cache.fingerprint import code_digest, joint_key
 from luthier.data.prepare import rows_digest
-from luthier.data.rows.row_plan import parts_of
+from luthier.data.rows.columns import parts_of
 from luthier.model.adapters._merge import unwrap
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 REFERENCE_COLUMN = "reference_logps"
 """The summed log-probability of the answer of each part of a row."""
 LOGPS_FILE = "reference_logps.npy"
+LOGPS_CODE = ("stages/_logps.py", "model/heads", "data/collate.py", "training/reference_logps.py")
+"""The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of an adapter's config that change what its weights do."""
 
@@ -76,7 +78,8 @@ class ReferenceScorer:
         return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
     def _with_reference(self, rows: "datasets.Dataset", digest: str) -> RowsWithReference:
-        key = joint_key("reference", digest, rows_digest(rows), (self.args.bf16, self.args.fp16))
+        precision = (self.args.bf16, self.args.fp16)
+        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), precision)
         assert key is not None, "all parts of the key are known"
         values = None
         if not all(gather_object([self.cache.holds(key)])):

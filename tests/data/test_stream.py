@@ -193,7 +193,7 @@ def test_a_file_that_changes_while_it_is_read(world):
     next(rows)
     with world.source.open("a") as file:
         file.write('\n{"instruction": "question 99", "output": "new"}')
-    with pytest.raises(DataError, match=r"d.jsonl has changed while it is streamed.* -> start anew"):
+    with pytest.raises(DataError, match=r"d.jsonl has changed since the run began to stream it -> start over"):
         list(islice(rows, 10 * NUM_ROWS + 3000))
 
 
@@ -261,7 +261,7 @@ def test_num_samples_is_not_followed_and_it_is_said(world, caplog):
     info["d"]["num_samples"] = 2
     (world.folder / "dataset_info.json").write_text(json.dumps(info))
     assert len(world.stream().first(None)[0]) == NUM_ROWS
-    assert "num_samples is not followed while streaming" in caplog.text
+    assert "num_samples is ignored while streaming" in caplog.text
 
 
 REFUSED = [

@@ -154,7 +154,8 @@ def test_no_row_can_be_used(doctor):
 
 def test_a_file_that_breaks_off(doctor):
     findings, summary, _ = doctor(json.dumps(CLEAN)[:-4], CLEAN)
-    assert found(findings) == [("unreadable_data", "error", [])] and "train.json" in findings[0]["what"]
+    assert found(findings) == [("unreadable_data", "error", []), ("leakage", "error", [1])]
+    assert "train.json" in findings[0]["what"] and findings[1]["split"] == "eval", "what stands before it is examined"
     assert summary["rows"]["eval"] == {"eval": 2}, "the other datasets are examined all the same"
 
 
@@ -202,7 +203,7 @@ def test_rows_with_errors_are_those_that_training_leaves_out(doctor, tmp_path, r
     ("rule", "severity", "fate"),
     [
         ("truncate", "warning", "learned and the end of an answer"),
-        ("drop", "error", "the row is left out"),
+        ("drop", "error", "the row is dropped"),
         ("split", "info", "cut into several rows"),
         ("error", "error", "the run stops here"),
     ],

@@ -211,8 +211,8 @@ def test_rows_that_the_student_answers(tokenizer):
 
     def row(cutoff_len):
         encoding = Encoding(Encoder(tokenizer), get_template("chatml"), cutoff_len=cutoff_len)
-        ((written,),) = STAGE.rows.write(talk, encoding, config)
-        (encoded,) = STAGE.rows.label(turn_ids(encoding.encoder, [written]), encoding, config)
+        ((written,),) = STAGE.rows.write(talk, encoding, STAGE.rows.settings(config))
+        (encoded,) = STAGE.rows.label(turn_ids(encoding.encoder, [written]), encoding, STAGE.rows.settings(config))
         return encoded
 
     whole = row(None)

@@ -247,7 +247,7 @@ def test_liked_answers_without_a_word_are_dropped_by_row(world, tmp_path):
 
 def test_rows_of_one_prompt_are_refused(world, tmp_path):
     rows = [{**row, "instruction": "Again."} for row in FEEDBACK]
-    with pytest.raises(LuthierError, match="the prompt of all 16 rows is the same"):
+    with pytest.raises(LuthierError, match="all 16 rows have the same prompt"):
         run(world, tmp_path / "out", **dataset(tmp_path, rows))
 
 

@@ -69,7 +69,7 @@ def test_the_report_in_words(folder, capsys):
     assert status == 0
     assert "multi-turn " in out and "equal (3 answers)" in out
     assert f"all {len(SAMPLES) - 1} conversations are equal" in out
-    assert "cannot be served: the model's own chat template does not write tools" in out
+    assert "cannot be served: the model's own chat template does not render tools" in out
 
 
 def test_another_default_system_text_is_named_as_such(folder, capsys):

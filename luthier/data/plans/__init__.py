@@ -1,1 +1,1 @@
-"""What a row is for each kind of example: one file per row plan. Stages pick one; the losses know nothing of rows."""
+"""The row plans: what a row is for each kind of example. One plan per file; a stage picks one."""

@@ -1,18 +1,17 @@
 """A better and a worse answer to the same prompt (rm, dpo)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TurnIds
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded, label_answers
-from luthier.data.rows.row_plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Preference
 
 
-def write(example: Preference, encoding: Encoding, config: Any) -> Sequence[tuple[Written, Written]]:
+def write(example: Preference, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written, Written]]:
     """Both answers, each after the prompt that a server would send."""
     if example.chosen.content == example.rejected.content:
         raise RowError("the chosen and the rejected answer are the same")
@@ -25,7 +24,7 @@ def write(example: Preference, encoding: Encoding, config: Any) -> Sequence[tupl
     return [(chosen, rejected)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tuple[Encoded, ...]:
+def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded, ...]:
     """Both answers are targets, within one budget."""
     answers = [turn for (turn,) in parts]
     chosen, rejected = label_answers(answers, cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
@@ -34,4 +33,4 @@ def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tu
     return chosen, rejected
 
 
-PAIRS = RowPlan(examples=(Preference,), parts=("chosen_", "rejected_"), write=write, label=label)
+PAIRS = RowPlan(name="pairs", examples=(Preference,), parts=("chosen_", "rejected_"), write=write, label=label)

@@ -1,11 +1,11 @@
-"""Plain texts, each closed by the end-of-text token (pt).
+"""Plain texts, each ended by the end-of-text token (pt).
 
 The texts are concatenated and cut into blocks of `cutoff_len` tokens; with `packing: false` every text is a row of its
 own.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TurnIds
@@ -13,7 +13,7 @@ from luthier.data.chat.render import Turn
 from luthier.data.packing.blocks import Blocks
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded
-from luthier.data.rows.row_plan import RowPlan
+from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Prompt
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 
-def write(example: Dialogue | Prompt, encoding: Encoding, config: Any) -> Sequence[tuple[Written]]:
+def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
     """The text of the first message with the end-of-text token."""
     text = example.messages[0].content
     if not text:
@@ -29,7 +29,7 @@ def write(example: Dialogue | Prompt, encoding: Encoding, config: Any) -> Sequen
     return [((Turn((), (text + encoding.end_of_text,)),),)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tuple[Encoded]:
+def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
     """Every token is a target."""
     (((_, ids),),) = parts
     kept = ids[: encoding.cutoff_len]
@@ -40,9 +40,9 @@ def label(parts: Sequence[list[TurnIds]], encoding: Encoding, config: Any) -> tu
 def packer(run: "TrainRun", encoding: Encoding) -> Blocks | None:
     if run.data.packing is False:
         return None
-    # The reference takes one token off when `packing: true` is written out, and none when it is left to the stage.
+    # As in LLaMA-Factory: one token less when `packing: true` is given, none when it is the default of the stage.
     size = run.data.cutoff_len - (1 if run.data.packing else 0)
     return Blocks(size, encoding.leading_bos)
 
 
-TEXTS = RowPlan(examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer)
+TEXTS = RowPlan(name="texts", examples=(Prompt, Dialogue), reads_chat=False, write=write, label=label, packer=packer)

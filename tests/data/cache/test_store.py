@@ -117,7 +117,7 @@ def test_a_changed_description_or_tokenizer_never_takes_the_rows_of_another(valu
 
 
 def test_tools_described_with_the_date_are_described_anew_the_next_day(values, made, monkeypatch):
-    dated = [name for name in TOOL_SYNTAXES.names if fingerprint._tells_date(name)]
+    dated = [name for name in TOOL_SYNTAXES.names if fingerprint._has_date(name)]
     assert dated and "default" not in dated
     keys = {**values, "tool_format": dated[0]}
     prepared(keys)

@@ -113,7 +113,7 @@ class TestUnusableRows:
     @pytest.mark.parametrize(
         ("row", "reason"),
         [
-            ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice in one object"),
+            ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' appears twice in one object"),
             ('{"a": "\\ud83d!"}', r"holds half of a surrogate pair (\ud83d), which is no character"),
             ('{"\\udc00": 1}', r"holds half of a surrogate pair (\udc00), which is no character"),
             ("[1, 2]", "a row is an object, not [1, 2]"),
@@ -196,7 +196,7 @@ BROKEN_FILES = [
         '[{"a": 1}, {"a": 1} {"a": 1}]',
         "{path}: line 1, column 21: ',' or ']' is expected after row 2, not '{{'",
     ),
-    ("a.json", '[{"a": 1},\n]', "{path}: line 2, column 1: a comma stands after the last row (1)"),
+    ("a.json", '[{"a": 1},\n]', "{path}: line 2, column 1: there is a comma after the last row (1)"),
     ("a.json", '[{"a": 1}] [', "{path}: line 1, column 12: text after the end of the list of rows"),
     ("a.json", "[" * 100_000, "{path}: line 1, column 2: row 1 is nested too deep to be read"),
     (
@@ -218,9 +218,9 @@ BROKEN_FILES = [
     (
         "a.csv",
         'a,b\n1,"x\n2,3\n',
-        "{path}: the file ends within the quoted cell that begins in line 2 -> a closing quote is missing",
+        "{path}: the file ends inside the quoted cell that begins in line 2 -> a closing quote is missing",
     ),
-    ("a.csv", "a,b,a\n1,2,3\n", "{path}: the column 'a' stands twice in the header"),
+    ("a.csv", "a,b,a\n1,2,3\n", "{path}: the column 'a' appears twice in the header"),
     (
         "a.xlsx",
         "x",

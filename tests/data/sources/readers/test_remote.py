@@ -74,7 +74,7 @@ class TestHubs:
         monkeypatch.setattr("luthier.data.sources.readers.remote.require", lambda *_: client)
         rows = read_rows(DatasetSpec(name="d", source=Source(kind, "o/r")), seed=0, streams=True)
         assert [next(rows).data, next(rows).data] == ROWS[:2]
-        with pytest.raises(DataError, match=r"'o/r' cannot be loaded behind row 2 \(the line is dead\)"):
+        with pytest.raises(DataError, match=r"'o/r' cannot be loaded after row 2 \(the line is dead\)"):
             next(rows)
 
     @pytest.mark.parametrize(("kind", "library"), [("ms_hub", "modelscope"), ("om_hub", "openmind")])

@@ -1,7 +1,7 @@
-"""Tables of lists of numbers in Arrow files, written batch by batch and memory-mapped: memory does not follow the rows.
+"""Tables of lists of numbers in Arrow files. They are written batch by batch and memory-mapped.
 
-R rows of a batch, N tokens of them all. A column is its N values one behind the other and the lengths of its rows; no
-Python object per token is kept.
+R rows in a batch, N values in all its rows. A column is its N concatenated values and the R lengths; there is no Python
+object per token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from luthier.data.rows.row_plan import WEIGHTS
+from luthier.data.rows.columns import Column
 
 if TYPE_CHECKING:
     import datasets
@@ -21,15 +21,16 @@ BATCH_ROWS = 1000
 
 
 class TableWriter:
-    """Writes one file, a batch of rows at a time. Used as a context; the file is whole when it ends well."""
+    """Writes one file, a batch of rows at a time. A context manager; the file is complete after a normal exit."""
 
-    def __init__(self, path: "Path | pa.NativeFile", columns: Sequence[str]) -> None:
+    def __init__(self, path: "Path | pa.NativeFile", columns: Sequence[Column]) -> None:
         import pyarrow as pa
 
-        self.columns, self.num_rows = list(columns), 0
+        self.columns, self.num_rows = tuple(columns), 0
         self._pending: list[Sequence[Sequence[float]]] = []
         self._file = pa.OSFile(str(path), "wb") if isinstance(path, Path) else path
-        self._stream = pa.ipc.new_stream(self._file, pa.schema([(name, pa.list_(_type_of(name))) for name in columns]))
+        types = {column.name: pa.list_(getattr(pa, column.kind.dtype)()) for column in columns}
+        self._stream = pa.ipc.new_stream(self._file, pa.schema(list(types.items())))
 
     def __enter__(self) -> Self:
         return self
@@ -53,26 +54,26 @@ class TableWriter:
 
         self._flush()
         self.num_rows += len(columns[0])
-        self._stream.write_batch(pa.record_batch(list(columns), self.columns))
+        self._stream.write_batch(pa.record_batch(list(columns), [column.name for column in self.columns]))
 
     def _flush(self) -> None:
         if self._pending:
             columns = [
-                from_lists(lists, is_float=name == WEIGHTS)
-                for name, lists in zip(self.columns, zip(*self._pending, strict=True), strict=True)
+                from_lists(lists, column.kind.dtype)
+                for column, lists in zip(self.columns, zip(*self._pending, strict=True), strict=True)
             ]
             self._pending = []
             self.add_arrays(columns)
 
 
 def table_at(path: Path) -> "datasets.Dataset":
-    """The rows of a file, which stays on the disk."""
+    """The rows of a file, memory-mapped."""
     import datasets
 
     return datasets.Dataset.from_file(str(path))
 
 
-def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[str]) -> "datasets.Dataset":
+def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[Column]) -> "datasets.Dataset":
     """A table of a few rows, in memory."""
     import datasets
     import pyarrow as pa
@@ -85,7 +86,7 @@ def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[str]) 
 
 
 def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
-    """values: (N,) whole numbers or floats, lengths: (R,) with sum N."""
+    """values: (N,) integers or floats, lengths: (R,) with sum N."""
     import numpy as np
     import pyarrow as pa
 
@@ -109,22 +110,15 @@ def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
 
 
 def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
-    """Tokens of every row of a table: (rows,)."""
+    """(rows,) tokens of every row of a table."""
     import numpy as np
 
     return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
 
 
-def from_lists(lists: Sequence[Sequence[float]], *, is_float: bool = False) -> "pa.ListArray":
-    """A column of lists of whole numbers, or of floats."""
+def from_lists(lists: Sequence[Sequence[float]], dtype: str = "int32") -> "pa.ListArray":
+    """A column of lists of numbers."""
     import numpy as np
 
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    dtype = np.float32 if is_float else np.int32
     return list_array(np.fromiter(chain.from_iterable(lists), dtype, int(lengths.sum())), lengths)
-
-
-def _type_of(column: str) -> "pa.DataType":
-    import pyarrow as pa
-
-    return pa.float32() if column == WEIGHTS else pa.int32()
