@@ -1,14 +1,15 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. The rest is for those who carry on: `make help`.
+# Two commands for a newcomer: `make quickstart` and `make test`. `make help` lists the others, for contributors.
 
 PYTHON ?= python3
 VENV ?= .venv
 # The release the tests are run with; any torch that pyproject.toml allows works: `make TORCH=torch quickstart`.
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format keys bench bench-startup bench-train bench-qlora bench-data bench-load methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,14 +31,17 @@ $(MODEL): | $(VENV)/.installed
 quickstart: $(VENV)/.installed $(MODEL)  ## fine-tune a real 135M model on this machine and talk to it, before and after
 	@$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/.installed $(MODEL)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+test: $(VENV)/.installed $(MODEL)  ## the tests, with representatives of each matrix: minutes
+	$(PYTEST) -m "not thorough" tests
+
+test-all: $(VENV)/.installed $(MODEL)  ## the rest of the tests: full matrices, several processes, a real model
+	$(PYTEST) -m thorough tests
 
 check: $(VENV)/.installed  ## format, lint, types, architecture, docs in sync
 	$(BIN)/ruff format --check luthier tests tools benchmarks examples
 	$(BIN)/ruff check luthier tests tools benchmarks examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_pages.py tests/test_wording.py
 	$(BIN)/python -m luthier.config.reference --check
 
 format: $(VENV)/.installed  ## format the code and sort its imports
@@ -68,5 +72,5 @@ methods: $(VENV)/.installed $(MODEL)  ## what each training method does to a 135
 bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
 	$(BIN)/python benchmarks/bench_load.py
 
-clean:  ## what the quickstart made
+clean:  ## delete what the quickstart made
 	rm -rf models quickstart

@@ -1,11 +1,11 @@
-"""Rows per second from JSON to Arrow beside what the tokenizer alone does, the second start, and peak memory.
+"""Rows per second from JSON to Arrow against the tokenizer alone, the second start, and peak memory.
 
     make bench-data
 
-20,000 alpaca-like rows of a fixed seed, SmolLM2's tokenizer, default settings. `encode_batch` gets the same
-conversations as whole texts that lie in memory already; luthier reads the file, writes the conversations, tokenizes,
-labels, counts and stores them. The two take turns, so that what else the machine does meets both; the best of each
-counts. `--long` prepares 1,000,000 short rows, too, and tells the memory that this takes.
+20,000 alpaca-like rows from a fixed seed, SmolLM2's tokenizer, default settings. `encode_batch` gets the same
+conversations as whole texts in memory; luthier reads the file, renders the conversations, tokenizes, labels, counts and
+stores them. The two alternate, so that other load on the machine affects both; the best of each counts. `--long` also
+prepares 1,000,000 short rows and reports the memory this takes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NUM_ROWS, NUM_LONG_ROWS = 20_000, 1_000_000
 
 
 def write_rows(folder: Path, num_rows: int, longest: int) -> list[dict[str, str]]:
-    """Random words out of the example data, the frequent ones often; answers of up to `longest` words."""
+    """Random words from the example data, with their frequencies; answers of up to `longest` words."""
     rng = random.Random(0)
     text = " ".join(path.read_text() for path in sorted((ROOT / "examples" / "data").glob("*.json*")))
     words = sorted({word.strip('\\",[]{}:') for word in text.split()} - {""})
@@ -75,7 +75,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def compare(repeats: int) -> None:
     from luthier.core.kinds import STAGES
-    from luthier.data.cache.arrow import row_lengths
+    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,8 @@
 """Seconds and peak memory of loading a model through luthier, against `from_pretrained` of transformers alone.
 
-The model is the 135M one of the quickstart, as a GGUF file and as a safetensors folder made from it, in float32. Every
-measurement is a process of its own, the two ways take turns, and the fastest of several counts. Peak memory is that of
-the process above what its imports took, next to the bytes of the weights: twice as much would be a second copy.
+The model is the quickstart's 135M one, as a GGUF file and as a safetensors folder made from it, in float32. Every
+measurement runs in its own process, the two ways alternate, and the fastest of several counts. Peak memory is that of
+the process minus its imports, beside the bytes of the weights: twice as much would be a second copy.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def load_luthier(source: Path):  # type: ignore[no-untyped-def]
 
 
 def memory_bytes(key: str) -> int:
-    """VmRSS: now, VmHWM: the most so far. Unlike that of getrusage, it does not count the process that started this."""
+    """Bytes of VmRSS (now) or VmHWM (peak). Unlike getrusage, these do not include the parent process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
@@ -95,7 +95,7 @@ def main() -> None:
             longer.append(best["luthier"] / best["plain"] - 1)
             print(f"{'':24}{longer[-1]:>+10.1%}")
     if max(longer) > MOST_LONGER:
-        raise SystemExit(f"bench-load: loading takes {max(longer):.0%} longer, and {MOST_LONGER:.0%} is promised")
+        raise SystemExit(f"bench-load: loading takes {max(longer):.0%} longer; the limit is {MOST_LONGER:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What every training method does to SmolLM2-135M: one run of each example, its curve, the figures before and after.
+"""What each training method does to SmolLM2-135M: one run per example, its curve, and its figures before and after.
 
     make methods                 # all of them; some minutes each on two cores
     make methods METHODS="dpo gkd"
 
-Each run file in examples/ is taken as it is. The curves are written to docs/pictures/, the table is printed, and a
-method that does not reach its goal ends the command with an error. Rewards of a step are those of a few answers, so the
-mean of the last five counts.
+The run files in examples/ are used as they are. The curves go to docs/curves/ and the table to stdout. The command
+fails if a method does not reach its goal. The reward of one step is the mean over a few answers, so it is noisy: for
+ppo and grpo the last figure is the mean of the last five steps.
 """
 
 import argparse
@@ -21,27 +21,33 @@ from statistics import fmean
 from textwrap import fill
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "docs" / "pictures"
+CURVES = ROOT / "docs" / "curves"
 
 
 @dataclass(frozen=True)
 class Method:
     metric: str
-    """The key of trainer_log.jsonl that tells whether the method works."""
-    words: str
+    """The key of trainer_log.jsonl that shows whether the method works."""
+    label: str
+    """What the metric is; the label of the y axis."""
     reaches: Callable[[float, float], bool]
-    """(first, last) value -> whether it has learned."""
+    """(first value, last value) -> whether training worked."""
     num_last: int = 1
-    """How many values the last one is the mean of."""
+    """The last figure is the mean of this many values."""
     needs: tuple[str, ...] = ()
-    """Run files that have to be run before this one."""
+    """Examples that must run before this one."""
 
 
 def rises(first: float, last: float) -> bool:
     return last > first
 
 
+def falls(first: float, last: float) -> bool:
+    return last < first
+
+
 METHODS = {
+    "quickstart": Method("loss", "loss, nats per token", falls),
     "rm": Method("eval_accuracy", "share of held-out pairs ranked right", lambda first, last: last > 0.9),
     "dpo": Method("eval_rewards/margins", "margin on held-out pairs", rises),
     "kto": Method("eval_rewards/margins", "margin on held-out answers", rises),
@@ -52,14 +58,14 @@ METHODS = {
     "gkd": Method(
         "eval_teacher_kl",
         "KL to the teacher on held-out questions, nats a token",
-        lambda first, last: last < first,
+        falls,
         needs=("quickstart",),
     ),
 }
 
 
 def points(log: Path, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of every logged value."""
+    """(step, value) for each logged value."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return [(entry["current_steps"], entry[metric]) for entry in entries if metric in entry]
 
@@ -70,17 +76,17 @@ def draw(name: str, method: Method, curve: list[tuple[int, float]]) -> Path:
     figure = Figure(figsize=(4.8, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color="#2a5db0")
-    axes.set(xlabel="optimizer step", ylabel=fill(method.words, 30), title=f"examples/{name}.yaml")
+    axes.set(xlabel="optimizer step", ylabel=fill(method.label, 30), title=f"examples/{name}.yaml")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    path = PICTURES / f"{name}.png"
+    CURVES.mkdir(parents=True, exist_ok=True)
+    path = CURVES / f"{name}.png"
     figure.savefig(path, dpi=90)
     return path
 
 
 def run(name: str, output_dir: Path) -> float:
-    """Seconds that the run took."""
+    """Run one example; return the seconds it took."""
     started = time.monotonic()
     words = [sys.executable, "-m", "luthier", "train", f"examples/{name}.yaml", f"output_dir={output_dir}"]
     subprocess.run([*words, "overwrite_output_dir=true"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -89,7 +95,7 @@ def run(name: str, output_dir: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; all by default")
+    parser.add_argument("methods", nargs="*", help=f"one or more of {', '.join(METHODS)}; all by default")
     names = parser.parse_args().methods or list(METHODS)
     unknown = sorted(set(names) - set(METHODS))
     if unknown:
@@ -107,11 +113,11 @@ def main() -> None:
         draw(name, method, curve)
         values = [value for _, value in curve]
         first, last = values[0], fmean(values[-method.num_last :])
-        print(f"| {name} | {method.words} | {first:.3f} | {last:.3f} | {seconds / 60:.1f} |", flush=True)
+        print(f"| {name} | {method.label} | {first:.3f} | {last:.3f} | {seconds / 60:.1f} |", flush=True)
         if not method.reaches(first, last):
             failed.append(name)
     if failed:
-        raise SystemExit(f"bench_methods: not as far as they should come: {', '.join(failed)}")
+        raise SystemExit(f"bench_methods: these did not reach their goal: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

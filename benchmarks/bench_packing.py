@@ -2,8 +2,8 @@
 
     python benchmarks/bench_packing.py
 
-The last pack holds what is left; the others tell how well rows were put together. Fewer packs than the tokens need
-cannot be had.
+The last pack holds the remainder; the others show how well rows were packed. The minimum is the number of tokens
+divided by 1024, rounded up.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CUTOFF_LEN = 1024
 RUNS = {"identity": "auto", "identity,multi_turn,tools,history,openai_chat": "chatml"}
-"""Datasets (the first are those of examples/quickstart.yaml) -> chat format; the model's own writes no tools."""
+"""Datasets (the first are those of examples/quickstart.yaml) -> chat format; the model's own template writes no tools."""
 
 
 def lengths_of(datasets: str, template: str) -> list[int]:
-    """Tokens of every pack."""
+    """The number of tokens in each pack."""
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
-    from luthier.data.cache.arrow import row_lengths
+    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
     from luthier.workflow.text import load_text_side
 

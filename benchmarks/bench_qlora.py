@@ -1,10 +1,10 @@
-"""QLoRA beside LoRA on SmolLM2-135M: the loss after 50 steps, the bytes of the linear layers, the time, the memory.
+"""QLoRA against LoRA on SmolLM2-135M: loss after 50 steps, bytes of the linear layers, time and memory.
 
     make bench-qlora
 
 All train the same rows in the same order with the same seed; only the base differs. The loss is the mean of the last
-ten steps. On the HQQ copy it must not be more than 3 % from that on the base itself, and the layers must have at most
-0.35 of the bytes that bfloat16 takes. nf4 beside it takes less memory, and more away from so small a model.
+ten steps. With HQQ it must be within 3 % of that on the base itself, and the layers must take at most 0.35 of the bytes
+of bfloat16. nf4 takes less memory and loses more of so small a model.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def run_file(output_dir: str, steps: int, base: str) -> dict:
 
 
 def measure(steps: int, base: str) -> dict:
-    """Trains in this process."""
+    """Train in this process; return loss, bytes, seconds and peak memory."""
     import logging
     import resource
 
@@ -92,9 +92,9 @@ def main() -> None:
         )
     apart = {base: abs(row["loss"] / found["plain"]["loss"] - 1) for base, row in found.items() if base != "plain"}
     for base, share in apart.items():
-        print(f"{base}: the losses are {share:.2%} apart")
+        print(f"{base}: the losses differ by {share:.2%}")
     if apart["hqq"] > 0.03 or max(found[base]["share_of_bytes"] for base in apart) > 0.35:
-        raise SystemExit("bench-qlora: outside of what is promised (3 % with hqq, 0.35)")
+        raise SystemExit("bench-qlora: outside the limits (3 % with hqq, 0.35)")
 
 
 if __name__ == "__main__":

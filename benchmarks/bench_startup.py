@@ -1,7 +1,7 @@
-"""CPU seconds (user + system) of the commands that must answer at once: `python benchmarks/bench_startup.py [RUNS]`.
+"""CPU seconds (user + system) of commands that must answer at once: `python benchmarks/bench_startup.py [RUNS]`.
 
-Each command is a process of its own; the median and the least of the runs are printed beside the target. Exit status 1
-if a median is above its target.
+Each command runs in its own process. Prints median and minimum beside the target; the exit status is 1 if a median is
+above its target.
 """
 
 import os
@@ -58,7 +58,7 @@ eval_steps: 500
 
 
 def cpu_seconds(words: list[str], expected_status: int) -> float:
-    """What one `luthier WORDS` costs."""
+    """CPU seconds of one `luthier WORDS`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "luthier", *words], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -86,13 +86,13 @@ def main(argv: list[str]) -> int:
             "schema": (["schema"], 0),
         }
         print(f"CPU seconds, {num_runs} runs each, {os.cpu_count()} cores")
-        print(f"{'command':<22}{'median':>8}{'least':>8}{'target':>8}")
+        print(f"{'command':<22}{'median':>8}{'minimum':>9}{'target':>8}")
         for command, (words, status) in commands.items():
             cpu_seconds(words, status)  # the first run may have to compile the bytecode
             seconds = [cpu_seconds(words, status) for _ in range(num_runs)]
             median = statistics.median(seconds)
             is_slow |= median > TARGETS[command]
-            print(f"{command:<22}{median:>8.3f}{min(seconds):>8.3f}{TARGETS[command]:>8.2f}")
+            print(f"{command:<22}{median:>8.3f}{min(seconds):>9.3f}{TARGETS[command]:>8.2f}")
     return 1 if is_slow else 0
 
 

@@ -1,9 +1,9 @@
-"""Useful tokens per second and peak memory of LoRA sft on SmolLM2-135M: luthier beside transformers.Trainer with peft.
+"""Useful tokens per second and peak memory of LoRA sft on SmolLM2-135M: luthier against transformers.Trainer with peft.
 
     make bench-train
 
-Both columns train the same rows in the same order with the same adapter, optimizer and number format, each in a
-process of its own. "Useful" tokens are those of the rows; padding is not counted.
+Both train the same rows in the same order with the same adapter, optimizer and number format, each in its own process.
+"Useful" tokens are those of the rows; padding is not counted.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def train_luthier(output_dir: str, steps: int, dtype: str) -> float:
 
 
 def train_plain(output_dir: str, steps: int, dtype: str) -> float:
-    """What a careful user writes by hand: padded batches, peft, transformers.Trainer."""
+    """A careful script by hand: padded batches, peft, transformers.Trainer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments

@@ -2,7 +2,7 @@
 
     make quickstart
 
-Every step is a command that you could have typed; this script types them for you and compares the answers.
+Every step is a command that you could type yourself; this script runs them and compares the answers.
 """
 
 import shlex
@@ -33,7 +33,7 @@ def ask(run_file: str) -> str:
 
 def main() -> None:
     start = time.monotonic()
-    # An export writes over nothing, so what an earlier quickstart left has to go.
+    # An export never overwrites a model, so the results of an earlier quickstart are deleted first.
     shutil.rmtree(ROOT / "quickstart", ignore_errors=True)
     print("1. The untouched model")
     before = ask("examples/chat_base.yaml")
@@ -49,9 +49,9 @@ def main() -> None:
     print(f"\n{QUESTION}\n  before: {before}\n  after:  {after}\n  merged: {merged}")
     print(f"\nLoss plot: quickstart/lora/training_loss.png   Merged model: quickstart/merged   {seconds:.0f} s in all")
     if "Luthier" not in after or "Luthier" in before:
-        sys.exit("quickstart: the answer did not change as the data teach")
+        sys.exit("quickstart: the answer did not change as the data say")
     if merged != after:
-        sys.exit("quickstart: the merged model does not answer like base and adapter")
+        sys.exit("quickstart: the merged model does not answer like base plus adapter")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Luthier fine-tunes large language models: a run file in, a fine-tuned model out.
 
-From Python: ``luthier.train({...})``, ``luthier.export({...})`` and ``luthier.chat({...})`` take what a run file holds.
+From Python: ``luthier.train({...})``, ``luthier.export({...})`` and ``luthier.chat({...})`` take a run file's keys.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`import luthier` must cost nothing, so the three functions are imported when first used."""
+    """Import the three functions when they are first used, so that `import luthier` is fast."""
     if name in ("chat", "export", "train"):
         from luthier import api
 

@@ -1,4 +1,4 @@
-"""The three functions of `import luthier`: each takes what a run file holds, as a dict."""
+"""The three functions of `import luthier`. Each takes the keys of a run file as a dict."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def train(keys: Mapping[str, Any]) -> "RunResult":
-    """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError` for what went wrong."""
+    """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError`."""
     from luthier.config.load import load_train
     from luthier.core.log import set_up
     from luthier.workflow import training as command
@@ -31,7 +31,7 @@ def export(keys: Mapping[str, Any]) -> "Path":
 
 
 def chat(keys: Mapping[str, Any]) -> "ChatSession":
-    """A loaded model with a conversation that has not begun, as `luthier chat` uses it."""
+    """A loaded model with an empty conversation, as `luthier chat` uses it."""
     from luthier.config.load import load_infer
     from luthier.core.log import set_up
     from luthier.workflow import chat as command

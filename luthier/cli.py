@@ -1,36 +1,38 @@
-"""The command `luthier`: finds the function of a command, calls it, and turns errors into exit statuses.
+"""The program `luthier`: finds the function of a command, calls it, and turns errors into exit statuses.
 
     0 done   1 the run failed   2 what the user gave is wrong   130 interrupted
 
-Every import is inside a function, so that `luthier version` starts nothing else.
+Every import is inside a function, so that `luthier version` loads nothing else.
 """
 
 import sys
 
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
-    "check": ("RUN [key=value ...] [--for train|chat|export]", "validate a run file and its datasets"),
+    "check": ("RUN [key=value ...] [--for train|chat|export]", "find every problem of a run file and its datasets"),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
-        "show the tokenized rows, or examine the datasets",
+        "show the tokenized rows, or find what is wrong with the datasets",
     ),
     "template": (
         "list | show NAME | render NAME FILE | check MODEL [NAME] [--data RUN] [--rows N] [--json]",
-        "the chat formats, and whether training with one equals what an inference server sends",
+        "list and render chat formats; compare training with what a server sends",
     ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
-    "export": ("RUN", "merge adapters and write a model folder"),
-    "expand": ("MODEL OUT --blocks N", "insert blocks that change nothing yet, for use_llama_pro"),
-    "verify": ("DIR", "compare a result with its manifest"),
+    "export": ("RUN", "merge adapters, quantize, write a model folder"),
+    "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
+    "verify": ("DIR", "compare a folder with its manifest"),
     "schema": ("", "print the JSON Schema of a run file"),
-    "explain": ("KEY", "say what a key does"),
-    "env": ("", "list the versions of what luthier uses"),
+    "explain": ("KEY", "show what a key does, its type, default and rules"),
+    "env": ("", "list the versions to name in a bug report"),
     "version": ("", "print the version"),
-    "help": ("[COMMAND]", "print this"),
+    "help": ("[COMMAND]", "print this list, or the help of one command"),
 }
-"""Command -> its words, and what it does. `luthier.run.<command>` holds `main(argv) -> exit status`."""
+"""Command -> its arguments, and what it does. `luthier.run.<command>` has `main(argv) -> exit status`."""
 
-LATER = ("plan", "api", "webchat", "webui", "eval")
+WITH_OPTIONS = ("data", "template", "expand", "verify")
+"""Commands whose own parser prints the help, with every option."""
+LATER = ("plan", "api", "webchat", "webui", "eval", "sweep")
 """Commands that this version does not have."""
 
 
@@ -42,14 +44,14 @@ def usage() -> str:
         "RUN is a YAML or JSON file; key=value after it overrides, and --key value flags work without a file too.",
     ]
     lines += [
-        "`luthier COMMAND --help` says more about one command. llamafactory-cli is a second name of this program."
+        "`luthier COMMAND --help` says more about one command. llamafactory-cli is a second name for this program."
     ]
     return "\n".join(lines)
 
 
 def command_usage(name: str) -> str:
     words, summary = COMMANDS[name]
-    text = f"usage: luthier {name} {words}".rstrip() + f"\n\n{summary}"
+    text = f"usage: luthier {name} {words}".rstrip() + f"\n\n{summary[0].upper()}{summary[1:]}."
     if words.startswith("RUN"):
         text += "\n\n`luthier explain KEY` says what a key of RUN does; docs/reference/keys.md lists them all."
     return text
@@ -58,13 +60,13 @@ def command_usage(name: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
     words = sys.argv[1:] if argv is None else argv
-    _mend_streams()
+    _repair_streams()
     try:
         status = _dispatch(words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The reader, e.g. `head`, has seen enough.
+        # The reader, e.g. `head`, has closed the pipe.
         _forget_output()
         return 0
     except OSError as fault:
@@ -81,13 +83,13 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _mend_streams() -> None:
-    """A stream that was closed (`>&-`) takes or gives nothing; what stdout cannot spell is written as an escape."""
+def _repair_streams() -> None:
+    """Replace closed streams (`>&-`) by the null device, and let stdout escape what it cannot encode."""
     import io
     import os
 
     if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # it lives as long as the process
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
@@ -97,7 +99,7 @@ def _mend_streams() -> None:
 
 
 def _forget_output() -> None:
-    """Python would complain about it once more when it closes stdout."""
+    """Point stdout to the null device; otherwise Python reports the error again when it closes stdout."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -117,14 +119,25 @@ def _dispatch(words: list[str]) -> int:
         print(f"luthier: {_unknown(name)}", file=sys.stderr)
         return 2
     if "--help" in rest or "-h" in rest:
-        print(command_usage(name))
-        return 0
+        return _command_help(name, rest)
     return _run(name, rest)
 
 
 def _help(rest: list[str]) -> int:
-    print(command_usage(rest[0]) if rest and rest[0] in COMMANDS else usage())
+    if rest and rest[0] in COMMANDS:
+        return _command_help(rest[0], [*rest[1:], "--help"])
+    print(usage())
     return 0
+
+
+def _command_help(name: str, rest: list[str]) -> int:
+    if name not in WITH_OPTIONS:
+        print(command_usage(name))
+        return 0
+    try:
+        return _run(name, rest)
+    except SystemExit as done:  # how argparse ends after it has printed the help
+        return int(done.code or 0)
 
 
 def _unknown(name: str) -> str:
@@ -146,7 +159,7 @@ def _run(name: str, rest: list[str]) -> int:
     try:
         os.getcwd()
     except FileNotFoundError:
-        print("luthier: the current folder is no longer there -> change to another one", file=sys.stderr)
+        print("luthier: the current folder no longer exists -> change to another one", file=sys.stderr)
         return 2
     set_up()
     try:

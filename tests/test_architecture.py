@@ -33,26 +33,54 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "rich", "pydantic", "gguf"}
 REGISTRIES = [value for value in vars(kinds).values() if isinstance(value, Registry)]
+TESTS = Path(__file__).parent
+WHOLE_RUNS = TESTS / "runs"
+REACHED_THROUGH_OTHERS = set((TESTS / "tested_through_others.txt").read_text("utf-8").split())
+"""Modules without a test file of their own: tests of their callers and whole runs reach them. No module is added."""
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 VAGUE_NAMES = {"utils", "misc", "common", "helpers", "constants"}
 CONFIG_MAY_ASK = {"luthier.stages", "luthier.model.adapters"}
 """Variants own their keys, so the configuration asks the registries for them by name; no import statement does."""
 
 
-def imported_modules(tree: ast.AST, *, everywhere: bool):
-    """Dotted names a module imports: when it is imported itself, or with `everywhere` inside its functions too."""
+def imports_in(tree: ast.AST):
+    """The import statements of a module, those inside functions included and those for type checkers left out."""
     todo = list(ast.iter_child_nodes(tree))
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield node.module
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert isinstance(node, ast.Import) or node.level == 0, "imports are absolute"
+            yield node
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
             todo += ast.iter_child_nodes(node)
+
+
+def imported_modules(tree: ast.AST):
+    """Dotted names a module imports."""
+    for node in imports_in(tree):
+        yield from (alias.name for alias in node.names) if isinstance(node, ast.Import) else (node.module,)
+
+
+def imported_files(tree: ast.AST):
+    """The modules of the package that a module imports anywhere, `from a import b` as `a.b` if that is a module."""
+    for node in imports_in(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        else:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def rings(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Each node of a ring with its arrows inside rings: nodes without an arrow in or out are removed."""
+    left = {node: {other for other in others if other in arrows and other != node} for node, others in arrows.items()}
+    while True:
+        sources = {other for others in left.values() for other in others}
+        ends = {node for node, others in left.items() if not others} | (left.keys() - sources)
+        if not ends:
+            return sorted([node, *sorted(others)] for node, others in left.items())
+        left = {node: others - ends for node, others in left.items() if node not in ends}
 
 
 def relative(path: Path) -> str:
@@ -64,10 +92,37 @@ def test_a_module_imports_only_lower_layers(path):
     own = path.relative_to(ROOT).with_suffix("").parts[0]
     if own == "__init__":
         pytest.skip("the package itself only forwards to luthier.api")
-    for name in imported_modules(ast.parse(path.read_text("utf-8")), everywhere=True):
+    for name in imported_modules(ast.parse(path.read_text("utf-8"))):
         parts = name.split(".")
         if parts[0] == "luthier" and len(parts) > 1 and parts[1] != own:
             assert RANK[parts[1]] < RANK[own], f"{own} may not import {name}"
+
+
+IMPORTS = {
+    name: set(imported_files(ast.parse(path.read_text("utf-8"))))
+    for name, path in zip(MODULES, FILES, strict=True)
+    if name != "luthier"  # the package itself only forwards to luthier.api
+}
+
+
+def test_no_files_import_each_other_in_a_ring():
+    assert rings(IMPORTS) == []
+
+
+@pytest.mark.parametrize("layer", ["model", "data", "training", "stages", "infer"])
+def test_no_rooms_of_a_layer_import_each_other_in_a_ring(layer):
+    """A room is a folder of the layer, or a single file beside these folders."""
+    arrows: dict[str, set[str]] = {}
+    for name, others in IMPORTS.items():
+        if name.startswith(f"luthier.{layer}."):
+            rooms = {other.split(".")[2] for other in others if other.startswith(f"luthier.{layer}.")}
+            arrows.setdefault(name.split(".")[2], set()).update(rooms)
+    assert rings(arrows) == []
+
+
+def test_rings_are_found():
+    assert rings({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a"}}) == []
+    assert rings({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"], ["c", "b"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -112,12 +167,13 @@ def test_the_file_name_is_the_yaml_name(registry):
         assert registry.get(name).name == name
 
 
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.key)
-def test_listing_a_registry_imports_no_variant(registry):
+def test_listing_registries_imports_no_variant():
     code = (
         "import sys; from luthier.core import kinds\n"
-        f"r = next(v for v in vars(kinds).values() if isinstance(v, kinds.Registry) and v.key == {registry.key!r})\n"
-        "r.names\nprint([name for name in sys.modules if name.startswith(r.package)])"
+        "registries = [value for value in vars(kinds).values() if isinstance(value, kinds.Registry)]\n"
+        "assert registries and all(registry.names for registry in registries)\n"
+        "packages = tuple(registry.package for registry in registries)\n"
+        "print([name for name in sys.modules if name.startswith(packages)])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -151,11 +207,44 @@ def test_nobody_catches_everything():
                 assert caught not in ("everything", "Exception", "BaseException"), f"{relative(path)}:{node.lineno}"
 
 
-def test_the_tree_in_the_architecture_page_names_every_room():
-    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
-    for folder in sorted(p for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))):
-        assert f"{folder.name}/" in page, f"docs/architecture.md does not name {folder.name}/"
+def mirrored(module: Path) -> Path:
+    """The test file of a module or package: model/adapters/_pissa.py -> tests/model/adapters/test_pissa.py."""
+    module = module.parent if module.name == "__init__.py" else module
+    return TESTS / module.relative_to(ROOT).parent / f"test_{module.stem.lstrip('_')}.py"
+
+
+def has_a_test_file(module: Path) -> bool:
+    """Its own, or that of its folder: tests/data/test_tools.py tests each variant of luthier/data/tools/."""
+    return mirrored(module).exists() or mirrored(module.parent / "__init__.py").exists()
+
+
+def has_functions(module: Path) -> bool:
+    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(module.read_text("utf-8"))))
+
+
+def test_every_test_file_stands_at_the_path_of_a_module_or_is_of_whole_runs():
+    places = {mirrored(module) for module in FILES} | {Path(__file__)}
+    lost = {path for path in TESTS.rglob("test_*.py") if path not in places and WHOLE_RUNS not in path.parents}
+    assert not lost
+
+
+def test_every_module_with_functions_has_a_test_file():
+    untested = {relative(path) for path in FILES if has_functions(path) and not has_a_test_file(path)}
+    assert not untested - REACHED_THROUGH_OTHERS, "a new module comes with a test file at the mirrored path"
+    assert not REACHED_THROUGH_OTHERS - untested, "these have a test file now: take them off tested_through_others.txt"
 
 
 def test_modules_can_be_imported_by_name():
     assert importlib.import_module("luthier").__version__
+
+
+def test_nothing_is_hung_on_a_trainer_after_its_birth():
+    """Everything it needs is in the parts that it is made of, so no order of later additions can be wrong."""
+    for path in FILES:
+        if relative(path) == "training/trainer.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value).endswith("trainer"):
+                    raise AssertionError(f"{relative(path)}:{node.lineno}: {ast.unparse(target)} = ...")

@@ -39,8 +39,8 @@ def model(llama_folder) -> Any:
 def encoded(stage: str, example: Any, encoding: Encoding, config: Any) -> Encoded:
     """The one row of an example."""
     value = STAGES.get(stage)
-    ((written,),) = value.rows.write(example, encoding, config)
-    (row,) = value.rows.label(turn_ids(encoding.encoder, [written]), encoding, config)
+    ((written,),) = value.rows.write(example, encoding, value.rows.settings(config))
+    (row,) = value.rows.label(turn_ids(encoding.encoder, [written]), encoding, value.rows.settings(config))
     return row
 
 

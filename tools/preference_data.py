@@ -1,8 +1,8 @@
-"""`python -m tools.preference_data`: the pairs and judgements of examples/data, by a rule.
+"""`python -m tools.preference_data`: write the pairs and the liked and disliked answers of examples/data.
 
-Somebody asks how to do something. The chosen answer is kind and ends by wishing well, the rejected one is rude. Either
-may be the longer one, as often as the other, so the length of an answer says nothing about it. The topics to evaluate
-on are not among those to learn from.
+Somebody asks how to do something. The chosen answer is kind and ends with good wishes, the rejected one is rude. Each
+is the longer one equally often, so the length of an answer carries no information. The evaluation uses other topics
+than the training.
 """
 
 import json

@@ -6,13 +6,28 @@ word of the command line, or the result of an interpolation) has no type yet and
 
 import math
 import os
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
+
 BOOL_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 PARSED_KINDS = (bool, int, float, dict, tuple, str)
 """The order in which the members of a union are tried, so that text is the last resort."""
+
+
+BaseLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class Loader(BaseLoader):
+    """Safe YAML in which 1e-4 is a number, as in YAML 1.2 and JSON."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class Text(str):
@@ -134,7 +149,7 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
 def _items(value: Any, item_type: Any, choices: tuple[str, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
         if isinstance(value, Text) and value.startswith("["):
-            value = parse_words(value)
+            value = parse_value(value)
         else:
             value = [Text(item.strip()) for item in value.split(",") if item.strip()]
     elif isinstance(value, int | float) and not isinstance(value, bool) and item_type is float:
@@ -148,17 +163,18 @@ def _items(value: Any, item_type: Any, choices: tuple[str, ...]) -> tuple[Any, .
 
 def _mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_words(value)
+        value = parse_value(value)
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return dict(value)
     raise Misfit("must be a mapping, or JSON text of one")
 
 
-def parse_words(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value that `text` spells in YAML, of which JSON is a part. Raises `Misfit`."""
-    from luthier.config.source import parse_value
-
-    return parse_value(text)
+    try:
+        return yaml.load(str(text), Loader)  # libyaml takes no subclass of str
+    except (yaml.YAMLError, ValueError):
+        raise Misfit("is neither YAML nor JSON") from None
 
 
 def _unquote(value: Any, words: Any) -> str:

@@ -24,7 +24,7 @@ from luthier.config.keys.quantization import QuantizationConfig
 from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import NOTES, TrainingKeys, training_table
 from luthier.config.sections import Section
-from luthier.core.kinds import ADAPTERS, ENGINES, OPTIMIZERS, QUANTIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, ENGINES, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
 
 MODEL = Section("model", ModelConfig)
 QUANTIZATION = Section("quantization", QuantizationConfig, key="quantization_bit", example="4")
@@ -89,6 +89,7 @@ def sections() -> tuple[Section, ...]:
         *(
             CHOICE,
             MODEL,
+            *feature_sections().values(),
             QUANTIZATION,
             *adapters,
             DATA,
@@ -103,6 +104,12 @@ def sections() -> tuple[Section, ...]:
         ),
         *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
     )
+
+
+@cache
+def feature_sections() -> Mapping[str, Section]:
+    """Name of a model feature -> its keys."""
+    return {name: Section(name, FEATURES.get(name).config) for name in FEATURES.names}
 
 
 @cache

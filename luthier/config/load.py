@@ -26,6 +26,7 @@ from luthier.config.key_table import (
     SWANLAB,
     Key,
     catalogue,
+    feature_sections,
     keys_of,
     later_variants,
     optimizer_sections,
@@ -35,7 +36,7 @@ from luthier.config.keys.legacy import LegacyTrainingConfig
 from luthier.config.keys.training import OWN_DEFAULTS, TrainingKeys
 from luthier.config.masking import is_secret
 from luthier.config.rules.table import broken_rules
-from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
+from luthier.config.runs import ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.core.errors import ConfigError, Problem
@@ -233,6 +234,7 @@ class Draft:
             "stage": stage,
             "finetuning_type": finetuning_type,
             "model": self._section(MODEL),
+            "features": Features(**{name: self._section(part) for name, part in feature_sections().items()}),
             "quantization": self._section(QUANTIZATION),
             "data": self._section(DATA),
             "processor": self._section(PROCESSOR),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.export import ExportConfig
@@ -18,6 +18,26 @@ from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import Problem
 
+if TYPE_CHECKING:
+    from luthier.model.features.liger import LigerConfig
+    from luthier.model.features.mixture_of_depths import MixtureOfDepthsConfig
+    from luthier.model.features.new_tokens import NewTokensConfig
+    from luthier.model.features.rope_scaling import RopeScalingConfig
+    from luthier.model.features.router_balance import RouterBalanceConfig
+    from luthier.model.features.shifted_attention import ShiftedAttentionConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """The keys of each file in luthier/model/features/, under its name."""
+
+    liger: "LigerConfig"
+    mixture_of_depths: "MixtureOfDepthsConfig"
+    new_tokens: "NewTokensConfig"
+    rope_scaling: "RopeScalingConfig"
+    router_balance: "RouterBalanceConfig"
+    shifted_attention: "ShiftedAttentionConfig"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -28,6 +48,7 @@ class Run:
     stage: str
     finetuning_type: str
     model: ModelConfig
+    features: Features
     quantization: QuantizationConfig
     data: DataConfig
     processor: ProcessorConfig

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from luthier.config.decode import Misfit, Text
+from luthier.config.decode import Loader, Misfit, Text, parse_value
 from luthier.core.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 COMMAND_LINE = "command line"
 MAPPING = "the given mapping"
 SUFFIXES = (".yaml", ".yml", ".json")
-BaseLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-
-
-class Loader(BaseLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2 and JSON."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +171,6 @@ def _json_members(text: str) -> list[tuple[str, Any, int]]:
         members.append((name, value, offset))
         offset = after_space(end)
     return members
-
-
-def parse_value(text: str) -> Any:
-    """The value that `text` spells in YAML, of which JSON is a part. Raises `Misfit`."""
-    try:
-        return yaml.load(str(text), Loader)  # libyaml takes no subclass of str
-    except (yaml.YAMLError, ValueError):
-        raise Misfit("is neither YAML nor JSON") from None
 
 
 def _add_words(written: Written, words: list[str], knows: Callable[[str], bool]) -> None:

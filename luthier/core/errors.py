@@ -1,4 +1,4 @@
-"""Everything a user can cause, as one tree. The CLI catches `LuthierError` and nothing else.
+"""Every error that a user can cause, as one tree. The CLI catches `LuthierError` and nothing else.
 
 LuthierError                exit status 1
   InvalidInput              exit status 2: what the user gave is wrong
@@ -23,7 +23,7 @@ class LuthierError(Exception):
 
 
 class RunFailed(LuthierError):
-    """The run was right and still could not be completed."""
+    """The input was valid, but the run could not be completed."""
 
 
 class InvalidInput(LuthierError, ValueError):
@@ -57,20 +57,20 @@ class RowError(ValueError):
 
 
 class RoleFault(RowError):
-    """The roles of a conversation do not take turns."""
+    """The roles of a conversation do not alternate."""
 
 
 class ToolFault(RowError):
-    """Tools, or calls of tools, are not the JSON they should be."""
+    """Tools or tool calls are not valid JSON of the expected form."""
 
 
 class MediaFault(RowError):
-    """An image, video or audio file is not there."""
+    """An image, video or audio file is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds the rest."""
+    """One mistake in what the user wrote. Leaf code fills in key, reason and remedy; the loader adds the rest."""
 
     key: str
     reason: str
@@ -88,7 +88,7 @@ class Problem:
 
 
 def _as_written(value: Any) -> str:
-    """As YAML spells the three words that Python spells in another way."""
+    """A value as YAML writes it: `null`, `true` and `false` differ from Python."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else repr(value)

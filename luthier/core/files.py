@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there.
+"""Files and folders that are written completely or not at all.
 
-What is written goes into a temporary neighbor first and is renamed into place when it is complete. So a full disk or
-an interrupt never leaves half of it, and never harms what stood there before.
+The content is written to a temporary path on the same disk, then renamed. So a full disk or an interrupt never leaves a
+half-written file and never damages what was there before.
 """
 
 import os
@@ -16,14 +16,14 @@ from luthier.core.errors import OutputError, RunFailed
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace the file `path` by `content`. Raises `OutputError` or `RunFailed`; the old file stays then."""
+    """Replace the file `path` by `content`. On failure, raises `OutputError` or `RunFailed` and keeps the old file."""
     data = content.encode() if isinstance(content, str) else content
     temporary = _neighbor(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise OutputError(
-            f"{path}: its folder cannot be made ({fault.strerror or fault}) -> choose another one"
+            f"{path}: its folder cannot be created ({fault.strerror or fault}) -> choose another one"
         ) from fault
     try:
         with temporary.open("wb") as file:
@@ -33,20 +33,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     except OSError as fault:
         temporary.unlink(missing_ok=True)
-        raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); what was there is kept") from fault
+        raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); the old file is kept") from fault
 
 
 _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
-"""How Rust writes an error of the system: for people, and for programmers (releases of safetensors differ)."""
+"""How Rust prints an OS error: its Display and its Debug form (releases of safetensors differ)."""
 
 
 @contextmanager
 def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Iterable[str] = ()) -> Iterator[Path]:
-    """Gives an empty folder to write into; when the block ends well, its files are those of `folder`.
+    """Yields an empty folder to write into; when the block succeeds, its files are moved to `folder`.
 
-    A `folder` that exists keeps its other files, except those that match a pattern of `replaces` (e.g. `*.safetensors`)
-    and so belong to what stood there before. Raises `OutputError` if the folder cannot be made, and `RunFailed` if
-    fewer than `needed_bytes` are free or if writing fails; `folder` is untouched then.
+    An existing `folder` keeps its other files, except those that match a pattern in `replaces` (e.g. `*.safetensors`),
+    which belong to the old result. Raises `OutputError` if the folder cannot be created, and `RunFailed` if fewer than
+    `needed_bytes` are free or if writing fails; then `folder` is unchanged.
     """
     temporary = _draft_of(folder)
     try:
@@ -66,11 +66,11 @@ def save_folder_atomically(folder: Path, *, needed_bytes: int = 0, replaces: Ite
 
 
 class DiskFaults:
-    """While open, what libraries raise because a file cannot be written becomes the `OSError` that it is.
+    """A context that turns the errors libraries raise for a failed write into `OSError`.
 
-    The libraries written in Rust (safetensors, tokenizers) give a text with the number of the error, in an exception of
-    their own or a bare `Exception`; torch gives a `RuntimeError` that names its file writer. Our own `RunFailed` about
-    one file of many counts too.
+    Libraries written in Rust (safetensors, tokenizers) put the error number into the text of their own exception or of
+    a bare `Exception`; torch raises a `RuntimeError` that names its file writer. Our own `RunFailed` about one file of
+    many counts too.
     """
 
     def __enter__(self) -> Self:
@@ -86,16 +86,16 @@ class DiskFaults:
             code = int(number[1] or number[2])
             raise OSError(code, os.strerror(code)) from fault
         if isinstance(fault, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
-            raise OSError("not all of it could be written, as when the disk is full") from fault
+            raise OSError("it could not be written completely; the disk may be full") from fault
 
 
 def size(num_bytes: float) -> str:
-    """`1.234 GB`, or `56.789 MB` for less than one."""
+    """`1.234 GB`, or `56.789 MB` below one gigabyte."""
     return f"{num_bytes / 1e9:,.3f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.3f} MB"
 
 
 def require_space(key: str, folder: Path, needed_bytes: int) -> None:
-    """Raises `OutputError` if the disk of `folder`, which exists and `key` names, is too full for what is to come."""
+    """Raises `OutputError` if the disk of the existing `folder`, named by `key`, has less than `needed_bytes` free."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise OutputError(
@@ -105,7 +105,7 @@ def require_space(key: str, folder: Path, needed_bytes: int) -> None:
 
 
 def require_writable(key: str, folder: Path) -> None:
-    """Make sure that `folder`, which `key` names, can be saved to. Raises `OutputError`."""
+    """Check that `folder`, named by `key`, can be written to. Raises `OutputError`."""
     if folder.is_file():
         raise OutputError(f"{key}: {folder}: this is a file -> name a new folder")
     try:
@@ -115,7 +115,7 @@ def require_writable(key: str, folder: Path) -> None:
 
 
 def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
-    """Nothing that is read is written over: no source may be `folder`, named by `key`. Raises `OutputError`."""
+    """Check that `folder`, named by `key`, is none of the `sources` that are read. Raises `OutputError`."""
     for source in sources:
         path = Path(source).expanduser()
         if path.exists() and folder.resolve() == (path.resolve().parent if path.is_file() else path.resolve()):
@@ -125,7 +125,7 @@ def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
 
 
 def _draft_of(folder: Path) -> Path:
-    """A new folder on the same disk as `folder`: in it, since it may be a disk of its own, or else beside it."""
+    """A new folder on the same disk as `folder`: inside it if it exists (it may be a mount point), else beside it."""
     temporary = folder / f".{os.getpid()}.tmp" if folder.is_dir() else _neighbor(folder)
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _neighbor(path: Path) -> Path:
 
 
 def sync(folder: Path) -> None:
-    """Until this has passed, a full disk may still show."""
+    """Flush all files to disk. A full disk may not show before."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:

@@ -1,6 +1,6 @@
-"""What luthier says while it works. Everything goes to stderr; stdout is for results.
+"""Log messages. They go to stderr; stdout is for results.
 
-Only the first process of a distributed run speaks. `LLAMAFACTORY_VERBOSITY` sets the level, as in the reference.
+Only the first process of a distributed run logs. `LLAMAFACTORY_VERBOSITY` sets the level, as in the reference.
 """
 
 import logging
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger("luthier")
 
 
 class _Stderr(logging.StreamHandler):
-    """Looks `sys.stderr` up at every record, so that a redirection made later is honored."""
+    """Looks up `sys.stderr` for every record, so that a later redirection takes effect."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -28,11 +28,11 @@ def set_up() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
-    # bitsandbytes, which peft imports where it is installed, tells everybody of a faster kernel to be downloaded.
+    # peft imports bitsandbytes if it is installed, and bitsandbytes advertises a kernel to download.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     level = os.environ.get("LLAMAFACTORY_VERBOSITY", "INFO").upper()
     if not sys.stderr.isatty():
-        # Bars of libraries are for eyes: in a file each of their steps would be a line.
+        # In a file, each step of a library's progress bar would be a line.
         os.environ.setdefault("TQDM_DISABLE", "1")
     LOGGER.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
 
@@ -53,7 +53,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """While open, the logger `name` of a library says errors only: what it would say, luthier says."""
+    """A context in which the library logger `name` logs errors only, because luthier logs the rest itself."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Leave the word to luthier: no bars while weights load, no notes meant for the authors of libraries.
+    """Silence libraries: no progress bars while weights load, no warnings meant for library authors.
 
     Downloads from a hub keep their bars on a terminal. Imports transformers.
     """
@@ -76,5 +76,5 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
     enable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # That the tokenizer was fitted to the chat format has been said; transformers would say it again in other words.
+    # luthier has logged how it adapted the tokenizer to the chat format; transformers would log it again.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)

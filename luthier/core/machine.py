@@ -1,4 +1,4 @@
-"""What this process runs on: device, number formats, memory, place among the processes of a distributed run."""
+"""What this process runs on: device, number formats, memory, rank in a distributed run."""
 
 import os
 import re
@@ -10,19 +10,19 @@ from pathlib import Path
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     device: str
-    """Type of the device that computes: `cpu`, `cuda`, `mps`, `xpu`, `npu`, ..."""
+    """Device type: `cpu`, `cuda`, `mps`, `xpu`, `npu`, ..."""
     num_accelerators: int
-    """Accelerators that this process sees; 0 on a machine that computes on its CPU."""
+    """Accelerators visible to this process; 0 on a CPU machine."""
     bf16: bool
-    """bfloat16 in hardware. Without it a CPU still computes bfloat16, only slower than float32."""
+    """Whether bfloat16 runs in hardware. Without that, a CPU computes bfloat16 more slowly than float32."""
     fp16: bool
-    """float16 in hardware with a gradient scaler, which no CPU has."""
+    """Whether float16 runs in hardware with a gradient scaler; no CPU does."""
     memory_bytes: int
     """Memory of the host."""
     device_memory_bytes: int
-    """Memory of one accelerator, or of the host where there is none."""
+    """Memory of one accelerator, or of the host if there is none."""
     num_cpus: int
-    """CPUs that this process may use, which is not always all that the host has."""
+    """CPUs that this process may use; the host may have more."""
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
@@ -30,7 +30,7 @@ class Machine:
 
 @lru_cache(maxsize=1)
 def detect() -> Machine:
-    """Look once. Imports torch."""
+    """The machine, detected once. Imports torch."""
     import torch
 
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -64,7 +64,7 @@ def _cuda_memory_bytes() -> int:
 
 
 def _cpu_has_bf16() -> bool:
-    """AVX-512 BF16 on x86, BF16 on Arm. The kernel says so, since torch has no public question for it."""
+    """AVX-512 BF16 on x86, BF16 on Arm, as listed by the kernel; torch has no public function for it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return any(line.startswith(("flags", "Features")) and "bf16" in line for line in file)
@@ -73,8 +73,8 @@ def _cpu_has_bf16() -> bool:
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """What this process may still take: memory that is free or quickly freed, and swap, within the limits of its
-    control group and its own. None where the system does not tell. `root` holds `proc` and `sys`."""
+    """Memory this process can still allocate: free or reclaimable memory plus swap, within the limits of its control
+    group and its own. None if the system does not report it. `root` holds `proc` and `sys`."""
     meminfo = _read(root / "proc/meminfo")
     sizes = {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.M)}
     if "MemAvailable" not in sizes:
@@ -86,7 +86,7 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _control_group_free_bytes(root: Path) -> list[int]:
-    """For each limit on the way from the group of this process up. Files that may be dropped count as free."""
+    """Free bytes under each limit, from the group of this process up. File cache counts as free."""
     line = re.search(r"^0::(/.*)$", _read(root / "proc/self/cgroup"), re.M)
     groups = root / "sys/fs/cgroup"
     folder = groups / line[1].lstrip("/") if line else groups
@@ -102,7 +102,7 @@ def _control_group_free_bytes(root: Path) -> list[int]:
 
 
 def _own_limit_free_bytes(root: Path) -> int | None:
-    """`ulimit -v` limits addresses, and each byte of a weight needs one."""
+    """Address space left under `ulimit -v`, or None without that limit."""
     limit = re.search(r"^Max address space\s+(\d+)", _read(root / "proc/self/limits"), re.M)
     used = re.search(r"^VmSize:\s+(\d+) kB", _read(root / "proc/self/status"), re.M)
     return int(limit[1]) - int(used[1]) * 1024 if limit and used else None

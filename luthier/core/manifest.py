@@ -1,9 +1,9 @@
-"""manifest.json: what a finished folder holds, so that a truncated copy or a changed file is noticed.
+"""manifest.json: lists the files of a finished folder, so that a truncated copy or a changed file is noticed.
 
     {"format": 1, "created": "...Z", "versions": {"luthier": "...", "torch": "...", ...}, <the facts of the writer>,
      "files": {"model.safetensors": {"size_bytes": 123, "sha256": "..."}, ...}}
 
-Checkpoints inside the folder (`checkpoint-N/`) come and go while the rest stays, so the manifest leaves them out.
+The manifest leaves out checkpoints inside the folder (`checkpoint-N/`), which come and go.
 """
 
 import datetime
@@ -31,7 +31,7 @@ def file_sha256(path: Path) -> str:
 
 
 def manifest_files(folder: Path) -> Iterator[Path]:
-    """The files a manifest of `folder` speaks of, in a fixed order."""
+    """The files that a manifest of `folder` lists, in a fixed order."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
@@ -40,7 +40,7 @@ def manifest_files(folder: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
-    """Describe the finished `folder`; the file appears whole or not at all.
+    """Write the manifest of the finished `folder`, atomically. Returns its path.
 
     `facts` (seeds, data fingerprint, source model, ...) are written as JSON as they are.
     """
@@ -62,7 +62,7 @@ def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of `folder`. Raises `OutputError` if there is no folder, no manifest, or one that cannot be read."""
+    """The manifest of `folder`. Raises `OutputError` without a folder or a readable manifest."""
     root = Path(folder)
     if not root.is_dir():
         raise OutputError(f"{root}: no such folder")
@@ -87,9 +87,9 @@ def _is_record(value: Any) -> bool:
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> list[str]:
-    """What differs between `folder` and its manifest, one line per file; empty when all is well.
+    """What differs between `folder` and its manifest, one line per file; empty if nothing does.
 
-    Files that the manifest does not name are no fault: people add notes, and training adds checkpoints.
+    Files that the manifest does not list are ignored: people add notes, and training adds checkpoints.
     """
     root = Path(folder)
     findings = []

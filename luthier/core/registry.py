@@ -1,7 +1,7 @@
-"""A registry is a folder: the file name is the name users write, the file is the implementation.
+"""A registry is a folder: the file name is the name that users write, and the file is the implementation.
 
 Listing names reads the directory and imports nothing; `get` imports one file. So a new variant is one new file,
-`--help` stays fast, and nothing is registered as a side effect of an import.
+`--help` stays fast, and no import registers anything as a side effect.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Optional libraries: imported when used, and their absence is one sentence with the pip line."""
+"""Optional libraries: imported when used; a missing one is an error with the pip command."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ from luthier.core.errors import MissingExtra
 
 
 def is_installed(module: str) -> bool:
-    """Whether `module` could be imported, without importing it."""
+    """Whether `module` can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -30,7 +30,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
 def library_version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
-    import importlib.metadata  # three times as slow to import as the rest of what `luthier check` needs from here
+    import importlib.metadata  # slow to import, and `luthier check` does not need it
 
     try:
         return importlib.metadata.version(distribution)

@@ -1,4 +1,4 @@
-"""Texts on which a model is measured before its weights are rounded: windows of equal length, cut out at random."""
+"""Calibration texts for quantization: random windows of equal length."""
 
 import os
 import random

@@ -1,22 +1,22 @@
-"""From tokenized rows to the tensors of one batch. B sequences, T tokens of the longest, N tokens of all.
+"""From tokenized rows to the tensors of one batch. B sequences, T tokens of the longest, N tokens in total.
 
-A row with two parts is two sequences: first come the first parts of all rows, then their second parts.
+A row with two parts is two sequences: the batch has the first parts of all rows, then their second parts.
 
-Causal models predict token t + 1 at position t. The shift is made here, once: `positions` says where something is
-learned and `targets` what, so that no loss has to shift labels and no model computes logits that nobody reads.
+Causal models predict token t + 1 at position t. The shift is made here, once: `positions` are the positions with a
+target and `targets` the token ids, so that no loss shifts labels and no model computes logits that are not used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.rows.columns import numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import is_of_row, part_of, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PAD_MULTIPLE = 8
-"""Padded lengths are multiples of this, which tensor cores like."""
+"""Padded lengths are multiples of this, for the tensor cores."""
 
 Features = Mapping[str, Sequence[Any]]
 Layout = Callable[[Sequence[Features]], dict[str, Any]]
@@ -24,17 +24,17 @@ Layout = Callable[[Sequence[Features]], dict[str, Any]]
 
 
 def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]:
-    """The sequences of all rows as `layout` puts them, and the numbers that rows have beside them, in that order."""
+    """The sequences of all rows in this layout, and one tensor for each column with a number per row."""
     import torch
 
     batch = layout([part_of(row, part) for part in parts_of(rows[0]) for row in rows])
-    for column in filter(is_of_row, rows[0]):
+    for column in numbers_of(rows[0]):
         batch[column] = torch.tensor([row[column] for row in rows]).T.flatten()
     return batch
 
 
 def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The batch that the sequences from `start` up to `stop` make alone; what rows have beside them is left out."""
+    """The part of a batch with the sequences from `start` up to `stop`, without the numbers of rows."""
     rows = batch["target_rows"]
     chosen = (rows >= start) & (rows < stop)
     if "cu_seq_lens_q" in batch:
@@ -57,12 +57,12 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
 
 
 def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
-    """All rows behind one another in a single row of N tokens; position ids and attention start anew at each.
+    """All rows concatenated without padding to a single row of N tokens; positions and attention restart at each.
 
-    A packed row is as many rows as it has samples (`sample_lengths`); the first label of each is already left out.
+    A packed row counts as many rows as it has samples (`sample_lengths`); the first label of each is ignored already.
 
     The keys are those that transformers' attention functions take for rows of different lengths (`cu_seq_lens_*`,
-    `max_length_*`): nothing is padded, so nothing is computed in vain.
+    `max_length_*`): no computation is spent on padding.
     """
     import torch
 
@@ -109,8 +109,8 @@ def pad_rows(rows: Sequence[Features], pad_token_id: int, *, side: str = "right"
 def _targets(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[float] | None") -> dict[str, "Tensor"]:
     """next_labels: for each flattened position, the label of the token after it.
 
-    `positions` (K,) are the flattened positions whose next token is learned, `targets` (K,) these tokens, `target_rows`
-    (K,) the sequences they stand in, and `weights` (K,), if not all are 1, how much each of them counts.
+    `positions` (K,) are the flattened positions whose next token is a target, `targets` (K,) these tokens,
+    `target_rows` (K,) the sequences they belong to, and `weights` (K,) their weights in the loss, unless all are 1.
     """
     import torch
 
@@ -120,7 +120,7 @@ def _targets(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[fl
 
 
 def _weights(rows: Sequence[Features]) -> list[float] | None:
-    """How much each target counts, in the order of the targets; None if all count in full."""
+    """The weight of each target in the loss; None if all are 1."""
     if not any(row.get("weights") for row in rows):
         return None
     return [
@@ -135,15 +135,17 @@ MODEL_KEYS = (
     *("input_ids", "attention_mask", "position_ids"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
 )
-"""What of a batch goes into the model; the rest is for the loss. `ends` (B,) are the last tokens of the sequences."""
+"""The entries of a batch that are inputs of the model; the others are for the loss.
+
+`ends` (B,) are the last tokens of the sequences."""
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a batch that the model's `forward` takes."""
+    """The entries of a batch that the model's `forward` takes."""
     return {key: batch[key] for key in MODEL_KEYS if key in batch}
 
 
 def tokens_in(batch: Mapping[str, Any]) -> int:
-    """How many tokens the model reads, padding not counted."""
+    """The number of tokens in a batch, without padding."""
     mask = batch.get("attention_mask")
     return int(batch["input_ids"].numel() if mask is None else mask.sum())

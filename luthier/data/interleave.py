@@ -1,6 +1,6 @@
-"""Rows of several datasets in the order of `mix_strategy`, without knowing how many there are; and a shuffle buffer.
+"""Interleaves datasets of unknown length (`mix_strategy`), and a shuffle buffer.
 
-As long as nothing is left out, `interleaved` gives the order of `luthier.data.mix.mix`, with the same random numbers.
+The order is that of `luthier.data.mix.mix`, with the same random numbers, as long as no row is held out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Opener = Callable[[], Iterator[Item]]
-"""Begins a dataset anew."""
+"""Opens a dataset from its first row."""
 
 
 def interleaved(
@@ -70,12 +70,12 @@ def _draws(num_datasets: int, probabilities: Sequence[float], seed: int) -> Iter
 
 
 class _Stream(Generic[Item]):
-    """A dataset that is read one row ahead, so that its last row is known as such."""
+    """A dataset that is read one row ahead, so that the last row is recognized."""
 
     def __init__(self, opener: "Opener[Item]") -> None:
         self._opener = opener
         self.num_ends = 0
-        """How often its last row has been taken."""
+        """How often it has been exhausted."""
         self.restart()
 
     def restart(self) -> None:
@@ -95,7 +95,7 @@ class _Stream(Generic[Item]):
 
 
 def shuffled(rows: Iterable[Item], buffer_size: int, generator: "np.random.Generator") -> Iterator[Item]:
-    """Each row once: one of `buffer_size` that are held at a time, by chance. A buffer of one keeps the order."""
+    """Each row once, drawn at random from a buffer of `buffer_size` rows. A buffer of 1 keeps the order."""
     held: list[Item] = []
     for row in rows:
         held.append(row)

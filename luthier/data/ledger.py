@@ -1,83 +1,27 @@
-"""The account of every row: rows in = kept + dropped, and what truncation cost. Saved as data_report.json."""
+"""The accounts of all datasets of a run. Saved as data_report.json."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from luthier.data.rows.account import DatasetAccount
+
 LEDGER_FILE = "data_report.json"
-MAX_LISTED_ROWS = 20
-"""Row numbers named per reason in the report; the count is always complete."""
-
 MAX_SHOWN_ROWS = 3
-"""The same for what is shown in the terminal."""
-
-
-@dataclass(slots=True)
-class DatasetAccount:
-    """What became of the rows of one dataset."""
-
-    rows_in: int = 0
-    kept: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    labelled_tokens: int = 0
-    lost_tokens: int = 0
-    lost_labelled_tokens: int = 0
-    lost_terminators: int = 0
-    rewritten: int = 0
-    """Conversations that became several rows, since the model's own chat template rewrites history."""
-    rewritten_into: int = 0
-    """The rows that were made of them."""
-    split_into: int = 0
-    """Rows made by cutting overlong ones (`on_overlong: split`)."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many rows."""
-    dropped_rows: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> the first rows it was given for."""
-
-    def drop(self, place: str, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        rows = self.dropped_rows.setdefault(reason, [])
-        if len(rows) < MAX_LISTED_ROWS:
-            rows.append(place)
-
-    @property
-    def num_dropped(self) -> int:
-        return sum(self.dropped.values())
-
-    def add(self, other: "DatasetAccount") -> None:
-        """Count what another account of the same dataset has counted, too."""
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for reason, count in other.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
-            rows = self.dropped_rows.setdefault(reason, [])
-            rows += other.dropped_rows[reason][: MAX_LISTED_ROWS - len(rows)]
-
-    def taken(self) -> "DatasetAccount":
-        """What has been counted; this account begins anew."""
-        found = DatasetAccount()
-        found.add(self)
-        for name in _COUNTS:
-            setattr(self, name, 0)
-        self.dropped, self.dropped_rows = {}, {}
-        return found
-
-
-_COUNTS = tuple(entry.name for entry in fields(DatasetAccount) if entry.default == 0)
+"""Rows named per reason in the terminal."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """The accounts of all datasets of a run, and how rows became training samples."""
+    """The accounts of all datasets of a run, and the number of training samples."""
 
     accounts: dict[str, DatasetAccount] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
-    """Split -> rows as the trainer sees them, after mixing and packing."""
+    """Split -> number of rows for the trainer, after mixing and packing."""
     leftover_tokens: int = 0
     """Tokens at the end of the last block of a pt run, too few to fill it."""
     is_streamed: bool = False
-    """Whether rows are counted as training draws them: as often as they were drawn, up to the last step."""
+    """Whether rows were counted each time training drew them, up to the last step."""
 
     def account(self, dataset: str) -> DatasetAccount:
         return self.accounts.setdefault(dataset, DatasetAccount())
@@ -87,7 +31,7 @@ class Ledger:
         return sum(account.rows_in for account in self.accounts.values())
 
     def add(self, other: "Ledger") -> None:
-        """Count what another ledger has counted, too."""
+        """Add the counts of another ledger."""
         for name, account in other.accounts.items():
             self.account(name).add(account)
         for split, count in other.samples.items():
@@ -96,14 +40,14 @@ class Ledger:
         self.is_streamed |= other.is_streamed
 
     def taken(self) -> "Ledger":
-        """What has been counted; this ledger begins anew."""
+        """The counts so far; this ledger is reset."""
         accounts = {name: account.taken() for name, account in self.accounts.items() if account.rows_in}
         found = Ledger(accounts, self.samples, self.leftover_tokens, self.is_streamed)
         self.samples, self.leftover_tokens = {}, 0
         return found
 
     def reasons(self) -> list[str]:
-        """One line per dataset and reason, with the first rows."""
+        """One line per dataset and reason for dropping rows, with the first of these rows."""
         lines = []
         for name, account in self.accounts.items():
             for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1]):
@@ -113,7 +57,7 @@ class Ledger:
         return lines
 
     def summary(self) -> list[str]:
-        """What a person should know before training starts."""
+        """Lines to print before training starts."""
         lines = []
         for name, account in self.accounts.items():
             drawn = " drawn so far" if self.is_streamed else ""
@@ -148,6 +92,6 @@ class Ledger:
 
 
 def ledger_of(saved: Mapping[str, Any]) -> Ledger:
-    """What `Ledger.to_json` has written."""
+    """The ledger that `Ledger.to_json` wrote."""
     accounts = {name: DatasetAccount(**account) for name, account in saved["datasets"].items()}
     return Ledger(accounts, dict(saved["samples"]), saved["leftover_tokens"], saved.get("is_streamed", False))

@@ -1,11 +1,11 @@
-"""Which row of which dataset comes when: index arithmetic with the semantics, and the random numbers, of `datasets`.
+"""The order of the rows of several datasets, with the semantics and random numbers of the library `datasets`.
 
 The strategies of `mix_strategy`; D datasets, N rows in the result:
     concat              one dataset after the other
-    interleave_under    in turns, until the first dataset is exhausted
-    interleave_over     in turns, until every dataset is exhausted; the shorter ones start again
-    interleave_once     in turns, until every dataset is exhausted; an exhausted one is left out
-With probabilities the turns are drawn instead of cycled. The same seed gives the order of
+    interleave_under    alternate, until the first dataset is exhausted
+    interleave_over     alternate, until every dataset is exhausted; the shorter ones restart
+    interleave_once     alternate, until every dataset is exhausted; exhausted ones are skipped
+With probabilities the next dataset is sampled instead of cycled. The same seed gives the order of
 `datasets.interleave_datasets` and of `Dataset.train_test_split`; a test compares.
 """
 
@@ -27,7 +27,7 @@ DRAWS_PER_BLOCK = 1000
 def mix(
     lengths: Sequence[int], strategy: MixStrategy, probabilities: Sequence[float] | None = None, seed: int = 42
 ) -> "np.ndarray":
-    """The order as an int64 array [N, 2] of (dataset, row). Without or with empty `probabilities` datasets take turns.
+    """The order as an int64 array [N, 2] of (dataset, row). Without `probabilities` datasets alternate.
 
     Raises `DataError` for probabilities that cannot work: another count, negative, a sum other than 1, or 0 for a
     dataset that the strategy has to exhaust.
@@ -96,8 +96,8 @@ def check_probabilities(lengths: Sequence[int], strategy: MixStrategy, probabili
 def split_validation(examples: "np.ndarray", val_size: float, seed: int) -> "tuple[np.ndarray, np.ndarray]":
     """(train, eval) row indices: `val_size` examples for evaluation, or that fraction (rounded up) when it is below 1.
 
-    examples: (rows,) the example of each row; rows of one example are on the same side, so that nothing of it leaks.
-    Both sides are in random order of the seed. Raises `DataError` if no example would be left to train on.
+    examples: (rows,) the example of each row; all rows of an example go to the same side, so that nothing leaks.
+    Both sides are shuffled with the seed. Raises `DataError` if no example would be left to train on.
     """
     import numpy as np
 
@@ -114,7 +114,7 @@ def split_validation(examples: "np.ndarray", val_size: float, seed: int) -> "tup
 
 
 def sample_rows(num_rows: int, num_samples: int, seed: int) -> "np.ndarray":
-    """`num_samples` random row indices: each row once, and only the excess over `num_rows` drawn again."""
+    """`num_samples` random row indices: each row once; only the excess over `num_rows` is drawn with replacement."""
     import numpy as np
 
     generator = np.random.default_rng(seed)

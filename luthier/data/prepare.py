@@ -1,8 +1,8 @@
 """From the datasets a run names to tokenized rows, with an account of every row on the way.
 
-read -> align to one example type -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
+read -> convert to the canonical example -> encode (ids and labels) -> mix datasets -> split off evaluation rows -> pack
 
-Tokenized and packed rows lie in the cache; a run on unchanged data finds them there.
+Tokenized and packed rows are cached; a run on unchanged data reuses them.
 """
 
 import hashlib
@@ -17,15 +17,16 @@ from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
-from luthier.data.cache.arrow import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
-from luthier.data.ledger import DatasetAccount, Ledger
+from luthier.data.ledger import Ledger
 from luthier.data.mix import mix, split_validation
+from luthier.data.rows.account import DatasetAccount
+from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
+from luthier.data.rows.columns import LENGTHS, NUMBER, SEQUENCE, Column
 from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.maker import Parts, RowMaker, column_values
-from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue
@@ -36,50 +37,49 @@ if TYPE_CHECKING:
 
     from luthier.config.keys.data import DataConfig
     from luthier.config.runs import TrainRun
-    from luthier.data.packing.best_fit import Packer
-    from luthier.data.rows.row_plan import RowPlan
+    from luthier.data.rows.row_plan import Packer, RowPlan
     from luthier.data.stream import StreamedRows
 
 ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
-EXAMPLE_COLUMN = "example"
-"""The number of the example that a row of a dataset comes from."""
+EXAMPLE = Column("example", NUMBER)
+"""The number of the example that a row comes from."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Rows ready for the trainer: each part of them has `input_ids` and `labels` of equal length.
+    """Rows for the trainer. Each part has `input_ids` and `labels` of equal length.
 
-    Packed rows of sft have `sample_lengths`, too: how many tokens each of their samples has, in order.
+    Packed rows of sft also have `sample_lengths`, the number of tokens of each sample.
     """
 
     train: "datasets.Dataset | StreamedRows | None"
     eval: "Mapping[str, datasets.Dataset]"
-    """Evaluation rows by dataset name; the name is empty unless `eval_on_each_dataset`."""
+    """Dataset name -> evaluation rows; the name is empty unless `eval_on_each_dataset`."""
     prompts: "Mapping[str, datasets.Dataset]"
-    """For `predict_with_generate`: `input_ids` is the prompt, `labels` the given answer."""
+    """For `predict_with_generate`: `input_ids` is the prompt, `labels` the reference answer."""
     ledger: Ledger
 
     @property
     def is_packed(self) -> bool:
-        """Whether rows are made of several samples."""
-        return any("sample_lengths" in rows.column_names for rows in (self.train, *self.eval.values()) if rows)
+        """Whether rows consist of several samples."""
+        return any(LENGTHS.name in rows.column_names for rows in (self.train, *self.eval.values()) if rows)
 
     @property
     def fingerprint(self) -> str:
-        """Of all token ids and labels, in order: two runs on the same rows have the same one."""
+        """A hash of all token ids and labels, in order."""
         if self.streamed is not None:
             return f"{self.streamed.fingerprint} {rows_digest(*self.eval.values())}"
         return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
 
     @property
     def streamed(self) -> "StreamedRows | None":
-        """The rows to train on, if they are read while training."""
+        """The training rows, if they are read while training."""
         is_table = self.train is None or hasattr(self.train, "__len__")
         return None if is_table else cast("StreamedRows", self.train)
 
 
 def rows_digest(*tables: "datasets.Dataset") -> str:
-    """Of every number in these rows, in order."""
+    """A hash of every number in these rows, in order."""
     digest = hashlib.sha256()
     for rows in tables:
         for column in rows.column_names:
@@ -92,9 +92,9 @@ def rows_digest(*tables: "datasets.Dataset") -> str:
 class _Table:
     rows: "datasets.Dataset"
     examples: "np.ndarray"
-    """The number of the example that each row comes from, over all datasets of the run: (rows,)."""
+    """(rows,) the number of the example that each row comes from, counted over all datasets of the run."""
     key: str | None
-    """Of all that made the rows; None if that is not known."""
+    """Hash of everything that the rows depend on; None if that is unknown."""
 
     def chosen(self, index: "np.ndarray", key: str | None) -> "_Table":
         return _Table(self.rows.select(index), self.examples[index], key)
@@ -103,22 +103,22 @@ class _Table:
 def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedData:
     """Raises `DataError` if a dataset cannot be read, or if none of its rows can be used."""
     if holds_tokenized_rows(run.data):
-        assert run.data.tokenized_path is not None, "that is where they lie"
-        info(f"data: the rows in {run.data.tokenized_path} as they are; the other keys of the data are not read")
+        assert run.data.tokenized_path is not None, "the rows are read from there"
+        info(f"data: using the tokenized rows in {run.data.tokenized_path}; other data keys are ignored")
         packer = plan.packer(run, encoding)
         columns = plan.columns if packer is None or packer.is_optional else packer.columns
         return PreparedData(*load_tokenized(Path(run.data.tokenized_path), columns))
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger)
-        info(f"data: tokenized rows saved to {run.data.tokenized_path}, where the next run reads them")
+        info(f"data: tokenized rows saved to {run.data.tokenized_path}; the next run reads them from there")
     return data
 
 
 def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedData:
     data, generates = run.data, run.training["predict_with_generate"]
     packer = plan.packer(run, encoding)
-    # Texts that are cut into blocks anyway are not cut to a length before.
+    # Texts that are cut into blocks later are not truncated first.
     limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
     builder = _Builder(run, plan, limited, packer)
     train: datasets.Dataset | StreamedRows | None = None
@@ -143,25 +143,27 @@ def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedD
 
 
 class _Builder:
-    """What the steps of `prepare` share."""
+    """The state that the steps of `prepare` share."""
 
     def __init__(self, run: "TrainRun", plan: "RowPlan", encoding: Encoding, packer: "Packer | None") -> None:
         self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
         self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
-        self.maker = RowMaker(plan, run.method, encoding, run.data.on_overlong, run.data.preprocessing_batch_size)
-        self.made_by = joint_key(run.stage, run.method, encoding_digest(encoding), run.data.on_overlong)
+        self.maker = RowMaker(
+            plan, plan.settings(run.method), encoding, run.data.on_overlong, run.data.preprocessing_batch_size
+        )
+        self.made_by = joint_key(plan.name, self.maker.settings, encoding_digest(encoding), run.data.on_overlong)
         self.cache = cache_of(run.data)
         self.buffer_size = 1 if run.finetuning.disable_shuffling else run.data.buffer_size
         self.ledger = Ledger()
         self.num_examples = 0
-        """In the datasets so far."""
+        """In the datasets read so far."""
         self.prompts: dict[int, datasets.Dataset] = {}
-        """Those of a dataset that needs them, by the number of its first example."""
+        """Number of the first example of a dataset -> the prompts of that dataset, if they are needed."""
 
     def tables(self, names: Sequence[str], *, with_prompts: bool) -> list[_Table]:
-        """One table of rows per dataset; `with_prompts` the prompts of its examples, too."""
+        """One table of rows per dataset. `with_prompts`: also the prompts of its examples."""
         return [self._table(self.catalog.get(name), with_prompts) for name in names]
 
     def _table(self, spec: DatasetSpec, with_prompts: bool) -> _Table:
@@ -171,7 +173,7 @@ class _Builder:
             chosen = (self.data.max_samples or "all", self.seed if spec.num_samples else "in order")
             key = joint_key(self.made_by, source, chosen, with_prompts)
         entry = self.cache.entry(key, lambda folder: self._write(spec, folder, with_prompts))
-        # A dataset may serve for training and for evaluation; it has one account.
+        # A dataset may be used for both training and evaluation; it has one account.
         account = DatasetAccount(**json.loads((entry / ACCOUNT_FILE).read_text()))
         self.ledger.accounts.setdefault(spec.name, account)
         return self._table_in(entry, key, with_prompts, num_examples=account.kept)
@@ -180,15 +182,17 @@ class _Builder:
         import numpy as np
 
         rows = table_at(entry / ROWS_FILE)
-        examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE_COLUMN))])
+        examples = np.concatenate([np.zeros(0, np.int64), *(values for values, _ in batches_of(rows, EXAMPLE.name))])
         if with_prompts:
             self.prompts[self.num_examples] = table_at(entry / PROMPTS_FILE)
-        table = _Table(rows.select_columns(list(self.plan.columns)), examples + self.num_examples, key)
+        table = _Table(
+            rows.select_columns([column.name for column in self.plan.columns]), examples + self.num_examples, key
+        )
         self.num_examples += num_examples
         return table
 
     def _write(self, spec: DatasetSpec, folder: Path, with_prompts: bool) -> None:
-        """The rows of a dataset, the prompts if asked for, and the account."""
+        """Writes the rows of a dataset, its prompts if requested, and its account."""
         account = DatasetAccount()
         source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
         self._write_rows(self.maker.rows(source, spec, account), folder, with_prompts)
@@ -198,10 +202,10 @@ class _Builder:
         (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)))
 
     def _write_rows(self, examples: "Iterable[tuple[Any, list[Parts]]]", folder: Path, with_prompts: bool) -> None:
-        columns = (*self.plan.columns, EXAMPLE_COLUMN)
+        columns = (*self.plan.columns, EXAMPLE)
         with (
             TableWriter(folder / ROWS_FILE, columns) as rows,
-            TableWriter(folder / PROMPTS_FILE, SEQUENCE_COLUMNS) as prompts,
+            TableWriter(folder / PROMPTS_FILE, SEQUENCE) as prompts,
         ):
             waiting: list[Dialogue] = []
             for number, (example, encoded_rows) in enumerate(examples):
@@ -220,7 +224,7 @@ class _Builder:
             prompts.add((prompt.input_ids, prompt.labels))
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
-        """The datasets as a stream. Its first `val_size` examples become the evaluation rows, in `evals`."""
+        """The datasets as a stream. The first `val_size` examples become the evaluation rows and go into `evals`."""
         from luthier.data.stream import StreamedRows, front, open_stream
 
         data = self.data
@@ -246,7 +250,7 @@ class _Builder:
         return StreamedRows(stream, self.maker, self.packer, data.buffer_size)
 
     def mixed(self, tables: list[_Table]) -> _Table:
-        """All datasets as one, in the order of `mix_strategy`."""
+        """One table of all datasets, in the order of `mix_strategy`."""
         import datasets
         import numpy as np
 
@@ -262,7 +266,7 @@ class _Builder:
         return whole.chosen(offsets[order[:, 0]] + order[:, 1], key)
 
     def split(self, table: _Table) -> tuple[_Table, _Table]:
-        """(train, eval) by `val_size`. All rows of an example are on the same side."""
+        """(train, eval) by `val_size`. All rows of an example go to the same side."""
         indices = split_validation(table.examples, self.data.val_size, self.seed)
         train, eval_ = (
             table.chosen(index, joint_key(table.key, part, self.data.val_size, self.seed))
@@ -271,7 +275,7 @@ class _Builder:
         return train, eval_
 
     def prompts_of(self, tables: Mapping[str, _Table]) -> "dict[str, datasets.Dataset]":
-        """The prompt of each example once, even if the example was cut into several rows."""
+        """The prompt of each example once, even if the example was split into several rows."""
         import datasets
         import numpy as np
 
@@ -305,10 +309,10 @@ class _Builder:
 
 
 def cache_of(data: "DataConfig") -> Cache:
-    """The cache as the keys of a run want it."""
+    """The cache as configured by the run."""
     return open_cache(overwrites=data.overwrite_cache, makes=_makes(data.data_shared_file_system))
 
 
 def _makes(shared_file_system: bool) -> bool:
-    """Whether this process makes what the others read: the first one of each machine, or of all of them."""
+    """Whether this process writes what the others read: the first process of each machine, or of all machines."""
     return int(os.environ.get("RANK", "0")) <= 0 if shared_file_system else is_main_process()

@@ -1,10 +1,10 @@
-"""`streaming: true`: rows are read, tokenized and drawn while training; what is held does not follow the dataset.
+"""`streaming: true`: rows are read and tokenized while training. Memory use does not depend on the size of the data.
 
-read -> draw in turns (`mix_strategy`) -> take the share of this process and worker -> shuffle buffer -> encode -> pack
+read -> interleave (`mix_strategy`) -> take the share of this process and worker -> shuffle buffer -> encode -> pack
 
-The stream has no end: pass follows pass, each in another order of the seed. Which row comes when depends on the seed,
-the number of processes and the number of workers alone, so a run that goes on reads up to its step and has the same
-rows. Every row carries the account of what was read for it, so the ledger tells exactly of the steps that were trained.
+The stream is endless: after one pass comes the next, in another random order. The order of rows depends only on the
+seed and the number of processes and workers, so a resumed run skips to its step and gets the same rows. Every row
+carries the account of what was read for it, so the ledger covers exactly the steps that were trained.
 """
 
 import hashlib
@@ -21,59 +21,59 @@ import torch
 from luthier.config.keys.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.log import warn
-from luthier.data.cache.arrow import flat, row_lengths, table_of
 from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
+from luthier.data.rows.arrow import flat, row_lengths, table_of
+from luthier.data.rows.columns import IDS, LABELS
 from luthier.data.rows.maker import Drawn, Parts, RowMaker, column_values
-from luthier.data.rows.row_plan import SEQUENCE_COLUMNS
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.sources.read import local_files, read_rows
 
 if TYPE_CHECKING:
-    from luthier.data.packing.best_fit import Packer
+    from luthier.data.rows.row_plan import Packer
     from luthier.data.sources.readers import Row
 
 MAX_WINDOW_TOKENS = 1 << 22
-"""A window of rows to pack ends here, even if it has few rows."""
+"""Most tokens in a window of rows that are packed together, even if it has few rows."""
 
 Origin = tuple[int, int]
-"""(dataset, row): what tells a row apart."""
+"""(dataset, row): identifies a row."""
 Columns = tuple[Sequence[float], ...]
 """A row before it is packed: one list per column of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """One row for the trainer, or the fault that ended the stream in a worker process."""
+    """One row for the trainer, or the error that ended the stream in a worker process."""
 
     row: dict[str, Any]
     account: Ledger
-    """What has been read since the row before."""
+    """What has been read since the previous row."""
     fault: LuthierError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What is read, and in which order."""
+    """Which rows are read, and in which order."""
 
     specs: tuple[DatasetSpec, ...]
     open: Callable[[DatasetSpec], "Iterator[Row]"]
-    """Begins to read a dataset."""
+    """Opens a dataset for reading."""
     strategy: MixStrategy
     probabilities: tuple[float, ...]
     seed: int
     buffer_size: int
-    """Rows to draw from; 1 keeps the order. Of several processes and workers each holds its part of them."""
+    """Size of the shuffle buffer in rows, over all processes and workers; 1 keeps the order."""
     held_out: frozenset[Origin] = frozenset()
-    """Rows for evaluation, which are never drawn."""
+    """Rows for evaluation; training never sees them."""
     states: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """File -> size and time stamp, of those on this machine."""
+    """Local file -> size and time stamp."""
 
     def one_pass(self, number: int, share: int = 0, num_shares: int = 1) -> "Iterator[tuple[Origin, Row]]":
         """The rows of one pass that belong to a share, in the order of training. Raises `DataError`.
 
-        The shares change places from pass to pass, so that none stays without rows for ever.
+        The shares rotate from pass to pass, so that each of them gets rows eventually.
         """
         self._require_unchanged()
         generator = np.random.default_rng((self.seed, number, share))
@@ -99,8 +99,8 @@ class Stream:
             for name, state in local_files(spec).items():
                 if self.states.get(name) != state:
                     raise DataError(
-                        f"dataset {spec.name!r}: {name} has changed while it is streamed, so its rows are not those"
-                        " that the run began with -> start anew, or stream a copy that stays as it is"
+                        f"dataset {spec.name!r}: {name} has changed since the run began to stream it"
+                        " -> start over, or stream a copy that does not change"
                     )
 
 
@@ -114,10 +114,10 @@ def open_stream(
     cache_dir: str | None,
     tokens: HubTokens = NO_TOKENS,
 ) -> Stream:
-    """`num_samples` of a dataset is not followed, since it would need to know all rows."""
+    """`num_samples` of a dataset is ignored, since it would need all rows at once."""
     for spec in specs:
         if spec.num_samples is not None:
-            warn(f"dataset {spec.name!r}: num_samples is not followed while streaming, which does not know all rows")
+            warn(f"dataset {spec.name!r}: num_samples is ignored while streaming, since it needs all rows at once")
     return Stream(
         tuple(replace(spec, num_samples=None) for spec in specs),
         partial(read_rows, seed=seed, cache_dir=cache_dir, tokens=tokens, streams=True),
@@ -143,31 +143,32 @@ def front(
         yield item.origin, example, rows
     ledger.accounts = {name: account for name, account in ledger.accounts.items() if account.rows_in}
     if number < num_examples:
-        raise DataError(f"val_size: {num_examples} rows are to be set aside, and the stream has {number} usable ones")
+        raise DataError(f"val_size: {num_examples} rows are requested, and the stream has only {number} usable ones")
 
 
 class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
-    """The rows of a stream, for the loader of the trainer: of each process and worker its own share."""
+    """The rows of a stream for the data loader. Each process and worker gets its own share."""
 
     def __init__(self, stream: Stream, maker: RowMaker, packer: "Packer | None", window_rows: int) -> None:
-        """`window_rows` are packed together; of several processes and workers each takes its part of them."""
+        """`window_rows` rows are packed together, counted over all processes and workers."""
         self.stream, self.maker, self.packer, self.window_rows = stream, maker, packer, window_rows
         self.process, self.num_processes = 0, 1
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        return self.maker.plan.columns if self.packer is None else self.packer.columns
+        columns = self.maker.plan.columns if self.packer is None else self.packer.columns
+        return tuple(column.name for column in columns)
 
     @property
     def fingerprint(self) -> str:
-        """Of the descriptions, the sizes of the files and what decides about the order; no row is read for it."""
+        """A hash of the descriptions, the file sizes and what decides the order; no row is read for it."""
         sizes = sorted(size for size, _ in self.stream.states.values())
         described = [replace(spec, file="", line=None) for spec in self.stream.specs]
         return hashlib.sha256(repr((described, sizes, self.order)).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """What decides which row comes when, beside the rows themselves and the share."""
+        """What decides the order, apart from the rows themselves and the share."""
         stream = self.stream
         return (
             stream.strategy,
@@ -182,12 +183,12 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
         worker = torch.utils.data.get_worker_info()
         if worker is None:
             return self._share(self.process, self.num_processes, None)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core, and its threads are those of a fork
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker has one core, and it is a forked process
         num_shares = self.num_processes * worker.num_workers
         return _passing_on(self._share(worker.id * self.num_processes + self.process, num_shares, None))
 
     def first(self, num_rows: int | None) -> tuple[list[dict[str, Any]], Ledger]:
-        """The first rows of the first pass (None: all of it), and what was read for them."""
+        """The first rows of the first pass (None: all of them), and the account of what was read."""
         ledger = Ledger(is_streamed=True)
         rows = []
         for item in islice(self._share(0, 1, 1), num_rows):
@@ -207,7 +208,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
             ledger.samples["train"] = 1
             waiting = Streamed(row, ledger.taken())
         if waiting is not None:
-            waiting.account.add(ledger.taken())  # rows behind it that could not be used
+            waiting.account.add(ledger.taken())  # later rows that could not be used
             yield waiting
 
     def _rows(self, ledger: Ledger, share: int, num_shares: int, num_passes: int | None) -> Iterator[Columns]:
@@ -220,7 +221,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
                     spec = self.stream.specs[origin[0]]
                     num_drawn += number < num_shares
                     yield Drawn(row, spec, ledger.account(spec.name), origin)
-                # Each row has been drawn once at least after as many passes as there are shares.
+                # After as many passes as there are shares, each row has been drawn at least once.
                 if not kept and number + 1 >= num_shares and ledger.rows_in >= num_drawn:
                     raise _no_usable_row(ledger)
 
@@ -238,7 +239,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
     def _packed(
         self, rows: Iterable[Columns], packer: "Packer", ledger: Ledger, window: int
     ) -> Iterator[dict[str, Any]]:
-        """Rows joined a window at a time. What is left of one that is cut into blocks begins the next."""
+        """Packs one window at a time. Tokens that do not fill the last block are carried over to the next window."""
         rest: list[Columns] = []
         for some in _windows(rows, window):
             table = table_of([*rest, *some], self.maker.plan.columns)
@@ -251,14 +252,14 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
                     num_joined += len(values[0])
                     if packer.cuts_rows:
                         ledger.leftover_tokens -= len(values[0])
-                    yield dict(zip(packer.columns, values, strict=True))
+                    yield dict(zip(self.column_names, values, strict=True))
             if packer.cuts_rows:
-                ids = flat(table.with_format("arrow")[:].column("input_ids"))[0][num_joined:].tolist()
-                rest = [tuple(ids if name in SEQUENCE_COLUMNS else () for name in self.maker.plan.columns)]
+                ids = flat(table.with_format("arrow")[:].column(IDS.name))[0][num_joined:].tolist()
+                rest = [tuple(ids if column.kind in (IDS, LABELS) else () for column in self.maker.plan.columns)]
 
 
 def _passing_on(rows: Iterator[Streamed]) -> Iterator[Streamed]:
-    """A fault as a row, since the loader would put the traceback of its worker into the message."""
+    """Passes an error on as a row, since the data loader would put the traceback of its worker into the message."""
     try:
         yield from rows
     except LuthierError as fault:
@@ -280,7 +281,7 @@ def _windows(rows: Iterable[Columns], num_rows: int) -> Iterator[list[Columns]]:
 
 
 def _no_usable_row(ledger: Ledger) -> DataError:
-    """Rows may have been read more than once, so their number is not told."""
+    """Rows may have been read more than once, so the message does not give their number."""
     names = ", ".join(map(repr, ledger.accounts)) or "of this run"
     reasons = [
         f"{name}: {reason} ({'; '.join(list(dict.fromkeys(places))[:MAX_SHOWN_ROWS])})"

@@ -1,14 +1,14 @@
-"""The shapes that data takes on its way from a file to a tensor. Every format writes these; every stage reads them."""
+"""Canonical examples: every dataset format produces these types, and every training stage consumes them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["user", "assistant", "function", "observation"]
-"""`function` is an assistant message that calls tools (JSON of the calls); `observation` is what the tools answered."""
+"""`function` is an assistant message that calls tools (JSON of the calls); `observation` is the result of a call."""
 
 
 LOSS_KEY = "loss"
-"""The member of a message, in data of the formats sharegpt and openai, that says how much of the loss it carries."""
+"""The key of a message (formats sharegpt and openai) with its weight in the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,12 @@ class Message:
     role: Role
     content: str
     loss: "float | tuple[Span, ...] | None" = None
-    """How much of the loss its tokens carry, 0 to 1; None leaves it to the keys of the run. Spans weigh characters."""
+    """The weight of its tokens in the loss, 0 to 1; None: the keys of the run decide. Spans weight characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The characters `start` to below `end` of a message."""
+    """The characters of a message from `start` up to, but not including, `end`."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Paths of pictures, films and sounds, in the order of their placeholders in the text."""
+    """Paths of images, videos and audio files, in the order of their placeholders in the text."""
 
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
@@ -41,18 +41,18 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation to learn from: user/observation at even positions, assistant/function at odd ones, even length."""
+    """A conversation to train on: user/observation at even positions, assistant/function at odd ones, even length."""
 
     messages: tuple[Message, ...]
     system: str = ""
     tools: str = ""
-    """JSON text of the list of tools, or empty."""
+    """The list of tools as JSON text, or empty."""
     media: Media = field(default_factory=Media)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that waits for an answer (odd length), or a plain text as its single user message (pt)."""
+    """A conversation that ends with a question (odd length), or a plain text as its single user message (pt)."""
 
     messages: tuple[Message, ...]
     system: str = ""

@@ -1,8 +1,8 @@
 """BLEU-4 and ROUGE of generated texts, as `predict_with_generate` reports them.
 
-ROUGE-1, -2 and -L are F1 over the words that jieba cuts (it cuts Chinese by dictionary and other scripts by spaces);
-BLEU-4 compares characters, with the geometric smoothing of Chen and Cherry (2014, method 3), so that one score serves
-English and Chinese. All are in percent.
+ROUGE-1, -2 and -L are F1 scores over words, which jieba segments (Chinese by dictionary, other scripts by spaces).
+BLEU-4 compares characters, with the geometric smoothing of Chen and Cherry (2014, method 3), so it works for English
+and Chinese alike. All scores are in percent.
 """
 
 import logging
@@ -32,7 +32,7 @@ def score_pair(prediction: str, reference: str) -> dict[str, float]:
 def _rouge(prediction: str, reference: str) -> dict[str, float]:
     jieba = require("jieba", "metrics", PURPOSE)
     rouge_chinese = require("rouge_chinese", "metrics", PURPOSE)
-    jieba.setLogLevel(logging.WARNING)  # it announces the loading of its dictionary otherwise
+    jieba.setLogLevel(logging.WARNING)  # otherwise it logs that it loads its dictionary
     hypothesis, target = (" ".join(jieba.cut(text)) for text in (prediction, reference))
     if not hypothesis.strip() or not target.strip():
         return dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)

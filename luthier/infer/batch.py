@@ -1,7 +1,7 @@
-"""Answers to many prompts, several at a time: what `predict_with_generate` and the benchmarks need.
+"""Answers to many prompts in batches, for `predict_with_generate` and rollouts.
 
-Prompts are padded on the left (the last prompt token must be the last column) and sorted by length first, so that a
-batch pads little; answers come back in the order of the prompts.
+Prompts are padded on the left, since the last prompt token must be in the last column. They are sorted by length, so
+that a batch needs little padding; answers come back in the order of the prompts.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,12 +26,12 @@ def generate_answers(
 ) -> Iterator[list[int]]:
     """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
-    A prompt that fills the model leaves no room and gets an empty answer. The model's train/eval mode and the random
-    state are as before whenever an answer is handed out, so that an evaluation in the midst of training changes nothing
-    there; each batch draws from a seed of its own, so that the answers can be had again.
+    A prompt that fills the context gets an empty answer. Whenever an answer is yielded, the model's train/eval mode and
+    the random state are as before, so an evaluation during training does not change the training. Each batch has its
+    own seed, so the answers can be reproduced.
 
-    `seeds`: one for each prompt, from which its answer is drawn whatever else stands in the batch. That is but for
-    rounding: where sums come out otherwise in the last bit, a draw may tip. Of a search by beams the first one is read.
+    `seeds`: one per prompt. Its answer is then sampled from this seed whatever else is in the batch, up to rounding:
+    if a sum differs in the last bit, the sampled token can differ. Beam search uses the first seed only.
     """
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     waiting: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ def generate_answers(
             settings,
             stop_ids,
             own,
-            draws_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
+            samples_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
         )
         if not keeps_stop:
             answers = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
@@ -64,9 +64,9 @@ def _generate_batch(
     stop_ids: Collection[int],
     seeds: Sequence[int],
     *,
-    draws_apart: bool,
+    samples_apart: bool,
 ) -> list[list[int]]:
-    """`draws_apart`: each answer is drawn from its own one of `seeds`; else the first one is that of the batch."""
+    """`samples_apart`: each answer is sampled from its own seed; else the first seed is that of the batch."""
     import torch
 
     from luthier.infer.decoding import generation_config, num_positions
@@ -91,7 +91,7 @@ def _generate_batch(
         pad_token_id=tokenizer.pad_token_id,
     )
     options: dict[str, Any] = {"generation_config": config}
-    if draws_apart:
+    if samples_apart:
         from luthier.infer.sampling import PerAnswerSampler, group_size, uniforms
 
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)

@@ -1,4 +1,4 @@
-"""One conversation: what has been said, and the prompt that asks for the next answer."""
+"""One conversation: its messages so far, and the prompt for the next answer."""
 
 import json
 
@@ -9,7 +9,7 @@ from luthier.infer.prompting import Prompting
 
 
 class Conversation:
-    """Questions and answers in turn. `ask` and `answered` alternate; a question without an answer is taken back."""
+    """Alternating questions and answers: call `ask`, then `answered`, or `unanswered` to take the question back."""
 
     def __init__(self, prompting: Prompting, system: str = "", tools: str = "") -> None:
         self.prompting, self.system = prompting, system
@@ -20,11 +20,11 @@ class Conversation:
 
     @property
     def awaits_tool_result(self) -> bool:
-        """Whether the last answer called a tool, so that the next message is what the tool returned."""
+        """Whether the last answer called a tool, so that the next message is the tool's result."""
         return bool(self.calls)
 
     def ask(self, text: str) -> list[int]:
-        """Add a message and return the prompt ids that ask for the answer to it."""
+        """Add a message; return the prompt ids for its answer."""
         assert len(self.history) % 2 == 0, "the last question has no answer yet"
         question = Message("observation" if self.awaits_tool_result else "user", text)
         prompt_ids = self.prompting.prompt_ids((*self.history, question), self.system, self.tools)
@@ -41,7 +41,7 @@ class Conversation:
         self.history = self.history[:-1]
 
     def clear(self) -> None:
-        """Forget what has been said; the system text and the tools stay."""
+        """Forget all messages; keep the system text and the tools."""
         self.history, self.calls = (), []
 
 

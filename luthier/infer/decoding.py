@@ -1,20 +1,20 @@
-"""The bridge to `generate()` of transformers, and the way back from token ids to text."""
+"""Settings for `generate()` of transformers, and token ids back to text."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Settings
-from luthier.model.features.mixture_of_depths import is_routed
+from luthier.model.classes import is_routed
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are not (yet) a character."""
+"""What a tokenizer writes for bytes that are not (yet) a whole character."""
 
 
 def num_positions(model: "PreTrainedModel") -> int | None:
-    """The longest sequence the model was built for, or None if its architecture has no such limit."""
+    """The maximum sequence length of the model, or None if its architecture has no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -34,10 +34,10 @@ def generation_config(
     pad_token_id: int,
     use_cache: bool = True,
 ) -> "GenerationConfig":
-    """Settings in the words of transformers. What is left unset there, the model's generation_config.json fills in."""
+    """Settings as transformers takes them. The model's generation_config.json fills in what is left unset."""
     from transformers import GenerationConfig
 
-    if settings.is_greedy:  # neutral values instead of none, lest the model's own be filled in and warned of
+    if settings.is_greedy:  # neutral values, so that the model's own are not filled in and warned about
         choice: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     else:
         choice = {
@@ -48,7 +48,7 @@ def generation_config(
         }
     if settings.num_beams > 1:
         choice["length_penalty"] = settings.length_penalty
-    # transformers takes either of two limits and warns when it finds both, one of them in the model's own file
+    # transformers takes one of two limits and warns if it finds both, one of them in the model's own file
     if model.generation_config.max_new_tokens is None:
         choice["max_length"] = num_prompt_tokens + num_new_tokens
     else:
@@ -64,11 +64,11 @@ def generation_config(
 
 
 class TextStream:
-    """Turns token ids into text one by one; what it gives out adds up to the decoded whole.
+    """Turns a stream of token ids into text. The pieces add up to the decoded whole.
 
-    A token may be part of a character only, and a tokenizer may write a token differently at the start of a text
-    (leading spaces of SentencePiece). So each step decodes a window that begins one output earlier and gives out what
-    is new in it, and a window that ends in half a character waits.
+    A token may be only part of a character, and a tokenizer may write a token differently at the start of a text
+    (leading spaces of SentencePiece). So each step decodes a window that begins one output earlier and returns what is
+    new in it. A window that ends in half a character waits.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", skip_special_tokens: bool) -> None:
@@ -86,7 +86,7 @@ class TextStream:
         return fresh
 
     def finish(self) -> str:
-        """What is left at the end; half a character stays out."""
+        """The rest of the text; half a character is dropped."""
         return self._fresh().rstrip(UNFINISHED)
 
     def _fresh(self) -> str:
@@ -97,4 +97,4 @@ class TextStream:
         text = self._tokenizer.decode(
             ids, skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
         )
-        return str(text)  # one list of ids gives one text; the annotation of `decode` leaves that open
+        return str(text)  # `decode` is annotated more loosely, but one list of ids gives one text

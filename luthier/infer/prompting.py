@@ -1,7 +1,7 @@
-"""From messages to prompt ids, in one of two ways: a chat format of luthier, or the model's own chat template.
+"""From messages to prompt ids: with a chat format of luthier, or with the model's own chat template.
 
-With a luthier template the prompt comes from the same `render()` as in training. The model's own template is what it
-was shipped with, a Jinja program in its tokenizer.
+With a luthier format the prompt comes from the same `render()` as in training. The model's own chat template is the
+Jinja program in its tokenizer.
 """
 
 import json
@@ -21,24 +21,24 @@ from luthier.data.tools import ToolCall
 from luthier.data.types import Message
 
 ReadAnswer = tuple[Message, list[ToolCall]]
-"""An answer as it goes into the history, and the tools that it calls."""
+"""An answer as it goes into the history, and its tool calls."""
 
 
 class Prompting(Protocol):
-    """How a conversation is written for the model, and how its answers are read."""
+    """How to write a conversation for the model and read its answers."""
 
     @property
     def description(self) -> str:
-        """Which way this is, for the user."""
+        """A name for messages to the user."""
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
-        """The ids up to where the answer begins; the last message waits for it. `tools` is JSON text or empty.
+        """The ids up to where the answer to the last message begins. `tools` is JSON text or empty.
 
-        Raises `InvalidInput` for a conversation that cannot be written.
+        Raises `InvalidInput` if the format cannot write the conversation.
         """
 
     def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        """Calls are looked for only if there are tools. They are kept as calls, so that they are rendered as such."""
+        """Parses calls only if there are tools. They stay calls in the history, so they are rendered as calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class TemplatePrompting:
         if not calls:
             return Message("assistant", text), []
         before_calls, call_word, _ = text.partition(self.template.tool_call_words[0])
-        if call_word:  # then the data format has a place for words beside the calls
+        if call_word:  # then the data format can hold text beside the calls
             return Message(
                 "function", before_calls + call_word + as_json(calls) + self.template.tool_call_words[1]
             ), calls
@@ -88,7 +88,7 @@ class ModelTemplatePrompting:
 
     model_template: ModelChatTemplate
     call_syntax: str
-    """The syntax in which the model calls tools. A chat template says how calls are written, not how they are read."""
+    """The syntax of the model's tool calls. A chat template says how to write calls, not how to parse them."""
 
     @property
     def description(self) -> str:
@@ -109,7 +109,7 @@ class ModelTemplatePrompting:
 
 
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:
-    """The calls in an answer; none if there are no tools to call."""
+    """The calls in an answer; none if there are no tools."""
     return (TOOL_SYNTAXES.get(syntax).parse(text, json.loads(tools)) or []) if tools else []
 
 

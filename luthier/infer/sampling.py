@@ -1,9 +1,8 @@
-"""Drawing tokens so that an answer depends on its own random numbers, and not on which others stand in its batch.
+"""Sampling that depends on an answer's own random numbers, not on the other answers in its batch.
 
-Several answers to one prompt share its reading. B answers, V vocabulary. transformers draws the tokens of a whole batch
-from one stream of random numbers, so another batch or another process gives other answers. Here each answer has a
-stream of its own, and a token is found by inverting the distribution function: the first v with P(1) + ... + P(v) > u,
-u uniform in [0, 1).
+B answers, V vocabulary. transformers samples a whole batch from one random stream, so another batch size or another
+process gives other answers. Here each answer has its own stream, and a token is sampled by inverting the distribution
+function: the first v with P(1) + ... + P(v) > u, u uniform in [0, 1). Answers to the same prompt share its prefill.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from luthier.model.features.mixture_of_depths import CACHE_NAMES
+from luthier.model.classes import CACHE_NAMES
 
 BY_ROW = frozenset({"attention_mask", "position_ids", "token_type_ids"})
-"""Tensors that `generate` hands to the model beside the prompts, with a row for each."""
+"""Tensors with one row per prompt that `generate` passes to the model beside `input_ids`."""
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
-    """(B, num_tokens) float64, row b from `seeds[b]` alone."""
+    """(B, num_tokens) float64 in [0, 1); row b depends on `seeds[b]` only."""
     rows = [
         torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds
     ]
@@ -32,18 +31,18 @@ def uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
 
 
 def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
-    """(B,) the tokens that (B,) uniform `numbers` draw from the (B, V) logits `scores`."""
+    """(B,) token ids, sampled from the (B, V) logits `scores` with the (B,) uniform `numbers`."""
     cumulated = scores.double().softmax(-1).cumsum(-1)
-    # The sum of all probabilities is 1 but for rounding; a token with none is never found.
+    # The probabilities sum to 1 only up to rounding. A token of probability 0 is never found.
     found = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)
     return found.squeeze(-1)
 
 
 class PerAnswerSampler(LogitsProcessor):
-    """Leaves the drawn token as the only possible one. It must come behind whatever shapes the distribution."""
+    """Leaves the sampled token as the only possible one. It must be the last processor of the list."""
 
     def __init__(self, numbers: Tensor, num_prompt_tokens: int, group_size: int = 1) -> None:
-        """`numbers`: (B, tokens of an answer), of `uniforms`; `group_size` answers in turn have the same prompt."""
+        """`numbers`: (B, tokens of an answer) from `uniforms`; each `group_size` neighbors have the same prompt."""
         self.numbers, self.num_prompt_tokens, self.group_size = numbers, num_prompt_tokens, group_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -59,9 +58,10 @@ class PerAnswerSampler(LogitsProcessor):
         generation_config: GenerationConfig,
         **options: Any,
     ) -> Any:
-        """The sampling loop of transformers, for `generate(custom_generate=...)`: there temperature and the like are
-        already in the list, which they are not yet where a processor is given to `generate`. One token is left, so the
-        largest is taken, and nothing is drawn from the distribution once more.
+        """The sampling loop of transformers, for `generate(custom_generate=...)`.
+
+        There the list already contains temperature and the like; a processor given to `generate` would come before
+        them. Only one token is left, so greedy decoding picks it and nothing is sampled twice.
         """
         takes_largest = copy(generation_config)
         takes_largest.do_sample = False
@@ -71,7 +71,7 @@ class PerAnswerSampler(LogitsProcessor):
 
 
 def group_size(prompts: Sequence[Sequence[int]]) -> int:
-    """How many neighbors are equal, if it is the same number everywhere; else 1."""
+    """The length of the runs of equal neighbors if all runs have the same length; else 1."""
     starts = [0, *(place for place, (a, b) in enumerate(pairwise(prompts), 1) if a != b), len(prompts)]
     sizes = {end - start for start, end in pairwise(starts)}
     return sizes.pop() if len(sizes) == 1 else 1
@@ -79,9 +79,9 @@ def group_size(prompts: Sequence[Sequence[int]]) -> int:
 
 @contextmanager
 def prompts_read_once(model: Any, group_size: int) -> Iterator[None]:
-    """Inside, `model` reads each prompt of B // group_size once and copies its keys and values for all its answers.
+    """A context in which `model` prefills each of the B // group_size prompts once and copies its KV cache.
 
-    Where the state of the model is more than keys and values, or none is kept, each row is read by itself as ever.
+    If the model's state is more than keys and values, or it keeps none, every row is prefilled as usual.
     """
     if group_size == 1:
         yield

@@ -1,4 +1,4 @@
-"""A chat with a loaded model: what `luthier.chat({...})` returns, and what the terminal and the servers talk to."""
+"""A chat with a loaded model: what `luthier.chat({...})` returns and the terminal uses."""
 
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -18,26 +18,26 @@ class ChatSession:
         self.model, self.conversation, self.settings = model, conversation, settings
 
     def stream(self, text: str, settings: Settings | None = None) -> Generator[str, None, Answer]:
-        """The answer to `text` piece by piece. If it is left before its end, what was said until then counts as said.
+        """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
 
-        Raises `InvalidInput` for a conversation that leaves no room for an answer or that the chat format cannot write.
+        Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
         prompt_ids = self.conversation.ask(text)
-        said: list[str] = []
+        written: list[str] = []
         answer = None
         pieces = self.model.stream(prompt_ids, settings or self.settings)
         try:
             while True:
                 piece = next(pieces)
-                said.append(piece)
+                written.append(piece)
                 yield piece
         except StopIteration as done:
             answer = done.value
             return done.value
         finally:
             pieces.close()
-            if said or answer is not None:
-                self.conversation.answered("".join(said))
+            if written or answer is not None:
+                self.conversation.answered("".join(written))
             else:
                 self.conversation.unanswered()
 
@@ -47,7 +47,7 @@ class ChatSession:
 
     @property
     def tool_calls(self) -> "list[ToolCall]":
-        """The tools that the last answer calls; the next question is then what the tools returned."""
+        """The tool calls of the last answer; if there are any, the next question is their result."""
         return self.conversation.calls
 
     def clear(self) -> None:

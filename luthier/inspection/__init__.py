@@ -1,1 +1,1 @@
-"""To look at rows: in the terminal, as a page, against the model's own template, and for what is wrong with them."""
+"""Inspecting rows: terminal, HTML page, doctor, and the comparison with the model's own chat template."""

@@ -1,7 +1,7 @@
-"""Whether the rows of training hold what an inference server sends, token by token.
+"""Compares the rows of training with what an inference server sends, token by token.
 
-The server has the model's own chat template: it sends the ids of the prompt, and the model goes on with the answer and
-the token that ends it. So for each answer the row must begin with these ids, and the ending token must be learned.
+The server uses the model's own chat template: it sends the ids of the prompt, and the model continues with the answer
+and the token that ends it. So for each answer the row must begin with these ids, and the ending token must be a target.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,19 +17,19 @@ from luthier.data.rows.labels import Encoded, label_turns
 from luthier.data.types import Dialogue, Message
 
 NUM_TOKENS_BEFORE, NUM_TOKENS_AFTER = 12, 8
-"""How much of the surroundings of a difference is shown."""
+"""How many tokens around a difference are shown."""
 
 ONLY_DEFAULT_SYSTEM = "only the default system text differs"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first token that is not the same; the texts are decoded surroundings."""
+    """The first token that differs; the texts are decoded tokens around it."""
 
     answer: int
     """Counted from 1."""
     position: int
-    """Of the token in the row, counted from 0."""
+    """Index of the token in the row."""
     before: str
     training: str
     server: str
@@ -37,10 +37,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came out for one conversation."""
+    """The result for one conversation."""
 
     status: Literal["equal", "differs", "refused"]
-    """`refused`: the model's own chat template does not write such a conversation, so no server can send it."""
+    """`refused`: the model's own chat template cannot render the conversation, so no server can send it."""
     num_answers: int = 0
     reason: str = ""
     difference: Difference | None = None
@@ -50,7 +50,7 @@ class Finding:
 
 
 def compare(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue, stop_ids: Collection[int]) -> Finding:
-    """`encoding` makes the rows of training, `server` the prompts of inference, which stops at `stop_ids`."""
+    """`encoding` makes the rows of training, `server` the prompts of inference. Inference stops at `stop_ids`."""
     try:
         asked = server.asked(dialogue)
     except RowError as fault:
@@ -67,13 +67,13 @@ def compare(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue, s
 
 
 def default_systems(encoding: Encoding, server: ModelChatTemplate) -> tuple[str, str]:
-    """The system texts of training and of the server where a conversation has none."""
+    """The default system texts of training and of the server."""
     theirs = _default_system(server)
     return theirs if encoding.model_template is not None else encoding.template.default_system, theirs
 
 
 def _default_system(model_template: ModelChatTemplate) -> str:
-    """What a chat template writes; empty if it writes none."""
+    """The default system text of a chat template; empty if it has none."""
     question, mark = [Message("user", "⟪user⟫")], "⟪system⟫"
     try:
         marked = model_template.text(question, mark, "", asks=True, thinks=True)
@@ -86,7 +86,7 @@ def _default_system(model_template: ModelChatTemplate) -> str:
 
 
 def _rows(encoding: Encoding, dialogue: Dialogue) -> list[Encoded]:
-    """For each answer the row that teaches it."""
+    """The row with each answer as a target, one per answer."""
     rows = encoding.unlimited().rows(dialogue, keep_past_thinking=True)
     return [label_turns(row, cutoff_len=None, eos_token_id=encoding.closing_eos) for row in rows for _ in row]
 
@@ -94,12 +94,12 @@ def _rows(encoding: Encoding, dialogue: Dialogue) -> list[Encoded]:
 def _compare_answer(
     number: int, answer: RenderedAnswer, row: Encoded, encoder: Encoder, stop_ids: Collection[int]
 ) -> Finding | None:
-    """None if the row begins with what the server has after this answer, and learns to stop there."""
+    """None if the row begins with the tokens that the server has after this answer, and the stop token is a target."""
     prompt, whole = encoder.text(answer.prompt), encoder.text(answer.whole)
     straddles = whole[: len(prompt)] != prompt
-    # A server cannot send a token that holds the end of the prompt and more.
+    # A server cannot send a token that spans the end of the prompt.
     expected = prompt + encoder.text(answer.answer) if straddles else whole
-    # What follows the ending token is never written by the model.
+    # The model never generates anything after the ending token.
     end = next((i for i in range(len(prompt), len(expected)) if expected[i] in stop_ids), len(expected))
     sent = expected[: end + 1]
     pairs = enumerate(zip_longest(row.input_ids[: len(sent)], sent))
@@ -126,7 +126,7 @@ def _difference(number: int, position: int, ours: Sequence[int], theirs: Sequenc
 
 
 def _cause(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue) -> str:
-    """Says so if the default system text is all that differs."""
+    """A reason, if only the default system text differs."""
     if dialogue.system or encoding.model_template is not None:
         return ""
     given = replace(dialogue, system="Be brief.")

@@ -1,4 +1,4 @@
-"""At the start of a run with a named chat format: how it differs from the model's own chat template."""
+"""At the start of a run: how its chat format differs from the model's own chat template."""
 
 from luthier.core.log import info, warn
 from luthier.data.chat.model_template import ModelChatTemplate
@@ -8,9 +8,9 @@ from luthier.inspection.sample_dialogues import SHORT
 
 
 def report_template(training: Encoding, model: str, stop_ids: tuple[int, ...]) -> None:
-    """For a run with a named format: say in a line or two how it differs from the model's own chat template.
+    """Log in a line or two how the named format of a run differs from the model's own chat template.
 
-    Two short conversations tell most differences; the command tells all.
+    Two short conversations show most differences; `luthier template check` shows all.
     """
     name = training.template.name
     server = ModelChatTemplate(training.encoder, training.enable_thinking, training.preserve_thinking)

@@ -1,8 +1,8 @@
-"""Rows that are the same, or nearly: exact twins by a digest, near ones by MinHash and locality-sensitive hashing.
+"""Duplicate rows: exact ones by a digest, near ones by MinHash and locality-sensitive hashing.
 
-Two texts are near if the sets of their word triples overlap by Jaccard's measure |A and B| / |A or B| (estimated with
-128 permutations: Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900; the search with the library `datasketch`).
-Letters only are compared, in lower case; each Chinese or Japanese character counts as a word.
+The similarity of two texts is the Jaccard index |A and B| / |A or B| of their sets of word triples (estimated with 128
+permutations: Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900; searched with the library `datasketch`). Only
+letters are compared, in lower case; each Chinese or Japanese character counts as a word.
 """
 
 import re
@@ -16,7 +16,7 @@ from luthier.data.types import Example, Preference
 from luthier.inspection.doctor import Place, Sample, Split
 
 NEAR = 0.85
-"""From this overlap on texts count as nearly the same."""
+"""Texts with at least this similarity are near duplicates."""
 NUM_PERMUTATIONS = 128
 WORDS_PER_SHINGLE = 3
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
@@ -29,10 +29,10 @@ class ExactDuplicates:
         self._first: dict[Split, dict[bytes, Place]] = {"train": {}, "eval": {}}
 
     def note(self, sample: Sample) -> None:
-        """Fill in `sample.duplicates`, and remember the row."""
+        """Fill in `sample.duplicates` and remember the row."""
         digest = blake2b(repr(sample.example).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         found = {split: first[digest] for split, first in self._first.items() if digest in first}
-        # A row that was drawn twice, or a dataset that is named twice, is no fault of the data.
+        # A row that is sampled twice, or a dataset that is named twice, is not a duplicate in the data.
         sample.duplicates = {s: p for s, p in found.items() if s != sample.split or p != sample.place}
         self._first[sample.split].setdefault(digest, sample.place)
 
@@ -49,7 +49,7 @@ class NearDuplicates:
         self._known: dict[Split, list[tuple[Place, Any]]] = {"train": [], "eval": []}
 
     def note(self, sample: Sample) -> None:
-        """Fill in `sample.near`, and remember the row unless it is an exact twin, which would be found again."""
+        """Fill in `sample.near` and remember the row, unless it is an exact duplicate."""
         assert sample.example is not None, "rows without an example are not compared"
         shingles = set(_shingles(sample.example))
         if not shingles:
@@ -72,7 +72,7 @@ class NearDuplicates:
 
 
 def _shingles(example: Example) -> Iterator[str]:
-    """Every three words in a row of what is said; a text of fewer is one."""
+    """Every three consecutive words of the messages; a shorter text is one shingle."""
     if isinstance(example, Preference):
         messages = (*example.prompt, example.chosen, example.rejected)
     else:

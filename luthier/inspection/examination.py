@@ -1,55 +1,50 @@
-"""Every row of a run's datasets before the checks of the doctor. Rows that would stop training do not stop this."""
+"""Runs the checks of the doctor on every row of a run's datasets. Rows that would stop training do not stop it."""
 
 import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.hubs import HubTokens
-from luthier.core.errors import DataError, MissingExtra, RowError
-from luthier.core.kinds import CHECKS, FORMATS
-from luthier.data.chat.encoder import TurnIds
+from luthier.core.errors import DataError, MissingExtra
+from luthier.core.kinds import CHECKS
+from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.maker import Parts, encoded_rows, not_taken
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.rows.tokenize import Written, turn_ids
+from luthier.data.rows.maker import Drawn, Labelled, RowMaker
 from luthier.data.sources.catalog import load_catalog
 from luthier.data.sources.read import read_rows
-from luthier.data.types import Media
 from luthier.inspection.doctor import Check, CheckContext, Finding, Place, Sample, Split
 from luthier.inspection.duplicates import ExactDuplicates, NearDuplicates
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.sources.dataset_info import DatasetSpec
     from luthier.data.sources.readers import Row
     from luthier.stages import Stage
 
 BATCH_ROWS = 500
 UNREADABLE = "unreadable_data"
-"""The check of findings about a whole dataset: it cannot be read, or not to its end."""
+"""The check name of findings about a whole dataset: it cannot be read, or not to its end."""
 
 
 @dataclass(slots=True)
 class Examination:
-    """What was seen on the way; complete when the last finding has been given."""
+    """The statistics; complete after the last finding."""
 
     num_rows: dict[Split, dict[str, int]] = field(default_factory=lambda: {"train": {}, "eval": {}})
     lengths: "dict[Split, array[int]]" = field(default_factory=lambda: {"train": array("L"), "eval": array("L")})
-    """Tokens of every row before anything is cut off."""
+    """Tokens of every row before truncation."""
     not_checked: dict[str, str] = field(default_factory=dict)
-    """Check -> why it was left out."""
+    """Check -> why it was skipped."""
 
     def findings(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Finding]:
-        """Every finding, row by row: first the training datasets, then those for evaluation."""
+        """Every finding, row by row: first the training datasets, then the evaluation datasets."""
         packer = stage.rows.packer(run, encoding)
         if packer is not None and packer.cuts_rows:
             encoding = encoding.unlimited()
         context = context_of(run, encoding, has_targets=stage.rows.has_targets)
         checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
-        exact, near = ExactDuplicates(), self._near_twins()
+        exact, near = ExactDuplicates(), self._near_duplicates()
         for sample in self._samples(run, stage, encoding):
             if isinstance(sample, Finding):
                 yield sample
@@ -64,7 +59,7 @@ class Examination:
             for check in checks:
                 yield from check.find(sample, context)
 
-    def _near_twins(self) -> NearDuplicates | None:
+    def _near_duplicates(self) -> NearDuplicates | None:
         try:
             return NearDuplicates()
         except MissingExtra as missing:
@@ -74,55 +69,36 @@ class Examination:
     def _samples(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Sample | Finding]:
         catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
         hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
-        reader = _Reader(stage.rows, run.method, encoding)
+        plan = stage.rows
+        maker = RowMaker(plan, plan.settings(run.method), encoding, run.data.on_overlong, BATCH_ROWS)
         splits: list[tuple[Split, str]] = [("train", name) for name in run.data.dataset]
         splits += [("eval", name) for name in run.data.eval_dataset]
         for split, name in splits:
+            faults: list[DataError] = []
             try:
                 spec = catalog.get(name)
                 rows = read_rows(spec, seed=run.training["seed"], max_samples=run.data.max_samples, **hub)
-                yield from reader.samples(rows, spec, split)
             except DataError as error:
-                yield Finding(UNREADABLE, "error", name, split, None, str(error), "mend it: the run stops here")
+                faults.append(error)
+            else:
+                drawn = (Drawn(row, spec, DatasetAccount()) for row in _up_to_fault(rows, faults))
+                yield from (_sample(item, split) for item in maker.labelled(drawn))
+            for fault in faults:
+                yield Finding(UNREADABLE, "error", name, split, None, str(fault), "fix it: the run stops here")
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    plan: RowPlan
-    config: Any
-    encoding: Encoding
+def _up_to_fault(rows: "Iterator[Row]", faults: list[DataError]) -> "Iterator[Row]":
+    """The rows before the first position that cannot be read. The error goes into `faults`."""
+    try:
+        yield from rows
+    except DataError as error:
+        faults.append(error)
 
-    def samples(self, rows: "Iterator[Row]", spec: "DatasetSpec", split: Split) -> Iterator[Sample]:
-        while batch := list(islice(rows, BATCH_ROWS)):
-            drafts = [self._draft(row, spec, split) for row in batch]
-            texts = [part for _, written in drafts for row in written for part in row]
-            ids = iter(turn_ids(self.encoding.encoder, texts))
-            for sample, written in drafts:
-                turns = [[next(ids) for _ in row] for row in written]
-                sample.rows = self._encoded(sample, written, turns) if written else []
-                yield sample
 
-    def _encoded(
-        self, sample: Sample, written: "list[tuple[Written, ...]]", turns: list[list[list[TurnIds]]]
-    ) -> list[Parts]:
-        try:
-            return encoded_rows(self.plan, sample.example, written, turns, self.encoding, self.config)
-        except RowError as refusal:
-            sample.refusal = refusal
-            return []
-
-    def _draft(self, row: "Row", spec: "DatasetSpec", split: Split) -> "tuple[Sample, list[tuple[Written, ...]]]":
-        sample = Sample(spec.name, split, Place(row.file, row.number, row.place))
-        try:
-            sample.example = example = FORMATS.get(spec.formatting).read(row.usable(), spec)
-            if example.media != Media():
-                raise RowError("the row has pictures, films or sounds, and this version reads text only")
-            if not isinstance(example, self.plan.examples):
-                raise RowError(not_taken(example, self.plan.examples))
-            return sample, list(self.plan.write(example, self.encoding, self.config))
-        except RowError as refusal:
-            sample.refusal = refusal
-            return sample, []
+def _sample(item: Labelled, split: Split) -> Sample:
+    row = item.drawn.row
+    place = Place(row.file, row.number, row.place)
+    return Sample(item.drawn.spec.name, split, place, item.example, item.refusal, item.rows)
 
 
 def context_of(run: "TrainRun", encoding: Encoding, *, has_targets: bool) -> CheckContext:

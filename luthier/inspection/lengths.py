@@ -1,4 +1,4 @@
-"""How long the rows are, and which `cutoff_len` keeps how much of them."""
+"""The lengths of rows, and the share of tokens that a `cutoff_len` keeps."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ BAR_CHARS = 40
 
 
 def measured(lengths: Sequence[int], cutoff_len: int) -> dict[str, Any]:
-    """Lengths in tokens in numbers. The histogram is [first length, last length, rows] for at most `MAX_BARS` bins."""
+    """Statistics of lengths in tokens. The histogram is [first length, last length, rows] for up to `MAX_BARS` bins."""
     ascending = sorted(lengths)
     longest, total = ascending[-1], sum(ascending)
     width = _round_width(longest)
@@ -32,9 +32,9 @@ def measured(lengths: Sequence[int], cutoff_len: int) -> dict[str, Any]:
 
 
 def smallest_cutoff(ascending: Sequence[int], share: float) -> int:
-    """The least c with sum_i min(length_i, c) >= share * sum_i length_i.
+    """The smallest c with sum_i min(length_i, c) >= share * sum_i length_i.
 
-    Between two neighboring lengths the sum grows with every token of c by the number of longer rows.
+    Between two neighboring lengths, each token of c adds the number of longer rows to the sum.
     """
     wanted, kept, at = share * sum(ascending), 0, 0
     for num_shorter, length in enumerate(ascending):
@@ -47,7 +47,7 @@ def smallest_cutoff(ascending: Sequence[int], share: float) -> int:
 
 
 def bars(measures: dict[str, Any]) -> Iterator[str]:
-    """The histogram in lines of text."""
+    """The histogram as lines of text."""
     cutoff_len, most = measures["cutoff_len"], max(rows for *_, rows in measures["histogram"])
     yield f"tokens of a row (median {measures['median']}, longest {measures['longest']}):"
     digits = len(str(measures["histogram"][-1][1]))

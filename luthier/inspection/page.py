@@ -1,6 +1,6 @@
-"""Tokenized rows and their account as one HTML file to share: everything is inside it, and it works without a network.
+"""Tokenized rows and their account as a self-contained HTML file, which works without a network.
 
-`page.html` holds the looks; every text of the data is escaped here.
+`page.html` is the layout; all text of the data is escaped here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from luthier.data.ledger import Ledger
 
 MAX_TIP_CHARS = 60
-"""Of a token's text in the line that shows its id."""
+"""Maximum length of the text of a token in its tooltip."""
 
 _ACCOUNT_HEADS = (
     "dataset",
@@ -38,12 +38,12 @@ _ACCOUNT_HEADS = (
 @dataclass(frozen=True, slots=True)
 class PageRow:
     name: str
-    """What stands before the row's number: the split or the dataset."""
+    """The split or the dataset, shown before the row number."""
     number: int
     input_ids: Sequence[int]
     labels: Sequence[int]
     weights: Sequence[float] = ()
-    """Empty if the learned tokens count in full."""
+    """Empty if the weight of every target is 1."""
 
 
 def page(
@@ -54,7 +54,7 @@ def page(
     tokenizer: "PreTrainedTokenizerBase",
     marks: RoleMarks,
 ) -> str:
-    """The whole file. `facts` are words about the run and their values, for the line below the title."""
+    """The text of the file. `facts`: names and values for the line below the title."""
     listed = list(rows)
     anchors = [f"row-{order}" for order in range(len(listed))]
     return Template(Path(__file__).with_suffix(".html").read_text("utf-8")).substitute(
@@ -91,7 +91,7 @@ def _token(token: Shown) -> str:
 
 
 def _visible(text: str) -> str:
-    """A token's text in one line, with quotes around it so that blanks show."""
+    """The text of a token in one line, in quotes so that spaces are visible."""
     cut = text if len(text) <= MAX_TIP_CHARS else text[:MAX_TIP_CHARS] + "…"
     return "“" + cut.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + "”"
 

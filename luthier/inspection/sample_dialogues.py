@@ -1,5 +1,4 @@
-"""Conversations on which two ways of writing them are compared: each has something that chat formats treat in a way of
-their own."""
+"""Conversations for comparing two renderings. Each has a feature that chat formats treat differently."""
 
 import json
 from dataclasses import dataclass
@@ -66,4 +65,4 @@ SAMPLES = (
 )
 
 SHORT = tuple(sample for sample in SAMPLES if sample.name in ("single", "multi-turn, system"))
-"""Enough for a look at the start of a run."""
+"""For the check at the start of a run."""

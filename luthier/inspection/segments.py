@@ -1,7 +1,7 @@
-"""What stands where in a tokenized row: the text of its tokens, the marks of the chat format, the roles between them.
+"""The text, the roles and the marks of the chat format in a tokenized row.
 
-Roles are read off the text: the fixed words around the messages are searched for. So they are known for formats made of
-slots, and not for a model's own chat template that is more than slots, nor for plain text.
+Roles are found by searching the text for the fixed words around messages. So they are known for formats made of slots,
+but not for chat templates that slots cannot express, nor for plain text.
 """
 
 import re
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are not (yet) a character."""
+"""The decoding of bytes that are not (yet) a complete character."""
 MAX_TOKENS_PER_CHARACTER = 4
 """The bytes of the longest character in UTF-8."""
 _SPECIAL = "\0"
-"""Put before special tokens in a text that is searched, so that a text which only reads like one is not found."""
+"""Marks special tokens in the searched text, so that ordinary text that looks like one is not found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A token, or several that make one character together."""
+    """A token, or several tokens that form one character."""
 
     ids: tuple[int, ...]
     text: str
     is_learned: bool
     is_special: bool
     weight: float = 1.0
-    """How much it counts, if it is learned."""
+    """The weight in the loss of a target."""
     role: str = ""
-    """Whose words these are; empty where it is not known."""
+    """The role of the message; empty if unknown."""
     is_mark: bool = False
-    """Written by the chat format, not by anybody in the conversation."""
+    """Whether it belongs to the chat format and not to a message."""
 
 
 class RoleMarks:
-    """Finds what a chat format writes around the messages."""
+    """Finds the text of a chat format around messages."""
 
     def __init__(self, template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
         special_tokens = {number: str(t) for number, t in tokenizer.added_tokens_decoder.items() if t.special}
@@ -62,7 +62,7 @@ class RoleMarks:
         ):
             before, after = self._around(slot)
             roles.setdefault(before, role)
-            # What a question ends with and what opens its answer are one text of the slot.
+            # The end of a question and the opening of its answer are one text in the slot.
             ends = [words for words in closings if next_role == "assistant" and after.startswith(words)]
             closing = max(ends, key=len, default="")
             roles.setdefault(closing, "")
@@ -73,7 +73,7 @@ class RoleMarks:
         self._pattern = re.compile("|".join(f"(?P<{n}>{self._searched(w)})" for n, w in self._names.items()) or r"(?!)")
 
     def found(self, text: str) -> Iterator[tuple[int, int, str]]:
-        """(start, end, role of what follows) of every mark; the role is empty where the mark only closes a message."""
+        """(start, end, role of the next message) of every mark; the role is empty if the mark only closes a message."""
         for match in self._pattern.finditer(text):
             assert match.lastgroup is not None, "every alternative is a named group"
             yield match.start(), match.end(), self._roles[self._names[match.lastgroup]]
@@ -97,7 +97,7 @@ def shown_tokens(
     marks: RoleMarks,
     weights: Sequence[float] = (),
 ) -> list[Shown]:
-    """The tokens of a row in order; their texts make up the text of the row. `weights`: empty if all count in full."""
+    """The tokens of a row in order; their texts add up to the text of the row. `weights`: empty if all are 1."""
     counts = weights or [1.0] * len(input_ids)
     tokens = list(_characters(input_ids, labels, counts, tokenizer, marks.special_ids))
     searched = [_SPECIAL + token.text if token.is_special else token.text for token in tokens]
@@ -109,10 +109,10 @@ def shown_tokens(
             start, end, next_role = next(found, (None, 0, ""))
         is_mark = start is not None and at >= start
         if is_mark:
-            # What only closes a message still belongs to it.
+            # A mark that only closes a message still belongs to it.
             role = next_role or role
         elif token.is_learned and not was_learned and role:
-            # The words that open an answer may have been cut off with the end of its prompt.
+            # Truncation may have removed the opening of the answer with the end of its prompt.
             role = "assistant"
         was_learned = token.is_learned
         placed.append(replace(token, role=role, is_mark=is_mark))
@@ -133,7 +133,7 @@ def _characters(
     tokenizer: "PreTrainedTokenizerBase",
     special_ids: frozenset[int],
 ) -> Iterator[Shown]:
-    """Tokens with their texts. A token's text may depend on the one before (a leading blank), so both are decoded."""
+    """Tokens with their texts. The text may depend on the previous token (a leading space), so both are decoded."""
 
     def text_of(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""Tokenized rows as a person can read them in the terminal, colored by what is learned and by who speaks."""
+"""Tokenized rows for the terminal, colored by targets, weights and marks of the chat format."""
 
 import os
 import re
@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
+from luthier.data.rows.columns import IDS, LENGTHS, WEIGHTS, kind_of, numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import SAMPLE_LENGTHS, WEIGHTS, is_of_row, part_of, parts_of
 from luthier.inspection.segments import RoleMarks, Shown, prompt_and_answer, shown_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEARNED, PARTLY, SEEN, MARK, RESET = "\x1b[32m", "\x1b[33m", "", "\x1b[2m", "\x1b[0m"
-"""Green for what is learned, yellow for what is learned with a weight below 1, plain for what is only seen, dim for the
-marks of the chat format that are only seen."""
+"""Green: targets. Yellow: targets with a weight below 1. Plain: input only. Dim: chat format marks, input only."""
 LEGEND = (
     f"{LEARNED}learned{RESET}, {PARTLY}learned with a weight below 1{RESET}, only seen,"
     f" {MARK}marks of the chat format, only seen{RESET}"
@@ -26,17 +25,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def shows_colors(stream: IO[str]) -> bool:
-    """A terminal that nobody has asked to do without (https://no-color.org)."""
+    """Whether the stream is a terminal and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def without_colors(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", *, is_prompt: bool = False) -> str:
-    """The text of a row; what is learned stands between ⟦ and ⟧, with its weight behind it if that is below 1.
+    """The text of a row with targets between ⟦ and ⟧, followed by their weight if it is below 1.
 
-    `is_prompt`: a row for generation, whose labels are the answer that follows its ids.
+    `is_prompt`: a row for generation, whose labels are the answer after its ids.
     """
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
-    weights = row.get(WEIGHTS) or [1.0] * len(ids)
+    weights = row.get(WEIGHTS.name) or [1.0] * len(ids)
     counts = [0.0 if label == IGNORE_INDEX else weight for label, weight in zip(labels, weights, strict=True)]
     text = []
     for weight, run in groupby(zip(ids, counts, strict=True), key=lambda pair: pair[1]):
@@ -52,10 +51,10 @@ def colored(
     *,
     is_prompt: bool = False,
 ) -> str:
-    """The text of a row in the colors of `LEGEND`; control characters of the data cannot reach the terminal."""
+    """The text of a row in the colors of `LEGEND`. Control characters of the data are escaped."""
     ids, labels = prompt_and_answer(row) if is_prompt else (row["input_ids"], row["labels"])
     text = []
-    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS) or ())
+    shown = shown_tokens(ids, labels, tokenizer, marks, row.get(WEIGHTS.name) or ())
     for color, tokens in groupby(shown, key=_color):
         piece = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", "".join(token.text for token in tokens))
         text.append(f"{color}{piece}{RESET}" if color else piece)
@@ -63,29 +62,27 @@ def colored(
 
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the stage, with the attention mask that every column set of the reference has."""
+    """The columns of the stage, with an attention mask as in LLaMA-Factory."""
     shown: dict[str, Any] = {}
     for part in parts_of(row):
-        shown[f"{part}input_ids"] = row[f"{part}input_ids"]
-        shown[f"{part}attention_mask"] = [1] * len(row[f"{part}input_ids"])
-        shown[f"{part}labels"] = row[f"{part}labels"]
-        if row.get(f"{part}{WEIGHTS}"):
-            shown[f"{part}{WEIGHTS}"] = row[f"{part}{WEIGHTS}"]
-    if SAMPLE_LENGTHS in row:
-        shown[SAMPLE_LENGTHS] = row[SAMPLE_LENGTHS]
-    return shown | {name: bool(row[name][0]) for name in row if is_of_row(name)}
+        for name, values in part_of(row, part).items():
+            if values or not kind_of(name).is_optional:
+                shown[f"{part}{name}"] = values
+            if kind_of(name) is IDS:
+                shown[f"{part}attention_mask"] = [1] * len(values)
+    return shown | {name: bool(row[name][0]) for name in numbers_of(row)}
 
 
 def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What a row consists of, each with its name: the samples of a packed row, the parts of any other."""
-    if SAMPLE_LENGTHS not in row:
+    """(name, columns) of each sequence of a row: the samples of a packed row, or the parts of any other."""
+    if LENGTHS.name not in row:
         parts = parts_of(row)
         return [(part.rstrip("_") if len(parts) > 1 else "", part_of(row, part)) for part in parts]
-    ends = list(accumulate(row[SAMPLE_LENGTHS]))
+    ends = list(accumulate(row[LENGTHS.name]))
     return [
         (
             f"sample {number} of {len(ends)}" if len(ends) > 1 else "",
-            {name: values[start:end] for name, values in part_of(row, "").items() if name != SAMPLE_LENGTHS},
+            {name: values[start:end] for name, values in part_of(row, "").items() if kind_of(name).per == "token"},
         )
         for number, (start, end) in enumerate(pairwise([0, *ends]), start=1)
     ]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
-from luthier.model.adapters._merge import unwrap
 from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
-from luthier.model.features.shifted_attention import SHIFTED
 from luthier.model.heads.score_head import position_scores
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 PER_SAMPLE = "luthier_per_sample"
 """The name under which transformers knows `per_sample_attention`."""
+SHIFTED = "luthier_shifted"
+"""The name under which transformers knows `luthier.model.features.shifted_attention`."""
 _FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _FLEX = "flex_attention"
 _ASKED = {"disabled": "eager", "sdpa": "sdpa", "flex": _FLEX, **_FLASH}

@@ -8,16 +8,14 @@ activations of the others; `use_unsloth_gc` moves the kept inputs into main memo
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
-from luthier.model.backends import ktransformers
+from luthier.model.compat import ktransformers
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -26,8 +24,8 @@ def enable_checkpointing(
 ) -> None:
     """Checkpoint the blocks of `model`, whose trainable parameters must be settled by now.
 
-    `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: park
-    the inputs of blocks in main memory, which is done in the reentrant way. `checkpoint_every`: 1 for all blocks.
+    `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: keep
+    the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks.
     """
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")
@@ -51,6 +49,8 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Cal
     from torch import Tensor
     from torch.utils.checkpoint import checkpoint
 
+    from luthier.model.kernels.offloading import offloaded
+
     learns = any(weight.requires_grad for weight in block.parameters())
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
@@ -63,44 +63,7 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Cal
                 inputs[0].requires_grad_(True)
         if ktransformers.is_loading():
             return checkpoint(function, *args, use_reentrant=False, context_fn=ktransformers.recomputing())
-        with parked() if offload else contextlib.nullcontext():
+        with offloaded() if offload else contextlib.nullcontext():
             return checkpoint(function, *args, use_reentrant=use_reentrant)
 
     return run
-
-
-@contextlib.contextmanager
-def parked() -> Iterator[None]:
-    """What is kept for the backward pass inside goes to pinned main memory, beside the computation, and comes back.
-
-    On a CPU it stays where it is.
-    """
-    import torch
-
-    def park(tensor: "Tensor") -> "Tensor | tuple[Tensor, torch.Event, torch.device]":
-        if tensor.device.type == "cpu":
-            return tensor
-        beside = _copy_stream(tensor.device)
-        beside.wait_stream(torch.accelerator.current_stream(tensor.device))
-        with beside:
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            host.copy_(tensor, non_blocking=True)
-            tensor.record_stream(beside)
-        return host, beside.record_event(), tensor.device
-
-    def fetch(kept: "Tensor | tuple[Tensor, torch.Event, torch.device]") -> "Tensor":
-        if isinstance(kept, torch.Tensor):
-            return kept
-        host, copied, device = kept
-        copied.synchronize()
-        return host.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(park, fetch):
-        yield
-
-
-@cache
-def _copy_stream(device: "torch.device") -> "torch.Stream":
-    import torch
-
-    return torch.Stream(device)

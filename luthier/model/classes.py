@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _SCORES = "ForSequenceClassification"
+ROUTED_KEY = "mixture_of_depths"
+"""The entry in config.json of a mixture of depths that describes its routers."""
+ROUTED_MODEL_TYPE = "luthier_mixture_of_depths"
+"""The `model_type` in the config.json of such a model: a program without routers refuses it, instead of computing every
+token in every block. The entry `ROUTED_KEY` has the type of the blocks."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What blocks call the keys and values of earlier tokens: since transformers 5.24, and before."""
 SCORE_TASK = "SEQ_CLS"
 """What peft calls the task of an adapter whose model scores."""
 
@@ -100,3 +107,14 @@ def require_kind(name: str, config: "PreTrainedConfig", *, scores: bool) -> None
             f"{name}: this model writes words and has no layer that scores"
             " -> train it with stage: rm first, or give the adapter of such a run beside it"
         )
+
+
+def is_routed(config: "PreTrainedConfig") -> bool:
+    """Whether the model of this config is a mixture of depths."""
+    return bool(vars(config).get(ROUTED_KEY))
+
+
+def require_dense(config: "PreTrainedConfig", what: str) -> None:
+    """Raises `ModelError` if the model is a mixture of depths, with which `what` cannot be done."""
+    if is_routed(config):
+        raise ModelError(f"{what}: a mixture of depths has routers, for which there is no place -> use a dense model")

@@ -1,7 +1,7 @@
-"""Networks that a loss asks beside the policy, and that do not learn: a teacher, a reference.
+"""Models beside the policy that a loss runs and that are not trained: a teacher, a reference.
 
-A reference that no key names is the policy as training began. Its weights need not be held twice: only those that
-learn are kept as they were, and lie in the model's place while it is asked.
+A reference that no key names is the policy as training began. Its weights are not held twice: only the trainable ones
+are kept as they were, and are swapped in while the model runs.
 """
 
 from collections.abc import Iterator
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from luthier.model.heads.output_head import OutputHead
 
 
-class Companion(Protocol):
-    """A model that can be asked."""
+class FrozenModel(Protocol):
+    """A model that a loss can run."""
 
     @property
     def head(self) -> "OutputHead": ...
 
-    def asked(self) -> "AbstractContextManager[nn.Module]":
+    def running(self) -> "AbstractContextManager[nn.Module]":
         """While open, gives the model, in evaluation mode and without gradients."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class OtherModel:
+class SeparateModel:
     """A model of its own."""
 
     model: "nn.Module"
     head: "OutputHead"
 
     @contextmanager
-    def asked(self) -> "Iterator[nn.Module]":
+    def running(self) -> "Iterator[nn.Module]":
         import torch
 
         with torch.no_grad():
@@ -42,41 +42,41 @@ class OtherModel:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyAtStart:
+class InitialPolicy:
     """The policy with the weights that training began with."""
 
     policy: "nn.Module"
     head: "OutputHead"
     initial: "dict[str, Tensor]"
-    """Those of the parameters that learn."""
+    """Those of the trainable parameters."""
 
     @classmethod
-    def of(cls, policy: "nn.Module", head: "OutputHead") -> "PolicyAtStart":
+    def of(cls, policy: "nn.Module", head: "OutputHead") -> "InitialPolicy":
         """Remembers the weights as they are now."""
-        learning = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
-        return cls(policy, head, {name: weight.detach().clone() for name, weight in learning.items()})
+        trainable = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        return cls(policy, head, {name: weight.detach().clone() for name, weight in trainable.items()})
 
     @contextmanager
-    def asked(self) -> "Iterator[nn.Module]":
+    def running(self) -> "Iterator[nn.Module]":
         import torch
 
         was_training = self.policy.training
         self.policy.eval()
-        self._exchange()
+        self._swap()
         try:
             with torch.no_grad():
                 yield self.policy
         finally:
-            self._exchange()
+            self._swap()
             self.policy.train(was_training)
 
-    def _exchange(self) -> None:
-        """What learns and what it was change places; only pointers move."""
+    def _swap(self) -> None:
+        """The current and the initial weights change places; only pointers move."""
         import torch
 
         weights = dict(self.policy.named_parameters())
         for name, other in self.initial.items():
             weight = weights[name]
             self.initial[name], weight.data = weight.data, other.to(weight.device)
-        # Autocast keeps 16-bit copies of weights by where they lie.
+        # Autocast caches 16-bit copies of weights by their address.
         torch.clear_autocast_cache()

@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.model.attention import Attention
-    from luthier.model.frozen_models import Companion
+    from luthier.model.frozen_models import FrozenModel
     from luthier.model.heads.output_head import OutputHead
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The networks that the loss of a stage may ask."""
+    """The models that the loss of a stage runs."""
 
     policy: "nn.Module"
-    """The model that learns; wrapped for distributed training where that applies."""
+    """The model in training; wrapped for distributed training where that applies."""
     head: "OutputHead"
     """How the policy turns hidden states into logits."""
-    companions: "Mapping[str, Companion]" = field(default_factory=dict)
-    """The networks that the stage asked for beside it, by name."""
+    frozen: "Mapping[str, FrozenModel]" = field(default_factory=dict)
+    """The models that the loss compares the policy with, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 HELP = """\
 clear          forget the conversation
 exit           leave (so does the end of input)
-/system TEXT   set the system text; without TEXT take it away
-/tools FILE    give the model the tools of a JSON file; without FILE take them away
+/system TEXT   set the system text; without TEXT remove it
+/tools FILE    give the model the tools in a JSON file; without FILE remove them
 /help          this list
-Ctrl-C stops an answer. A line that begins with a blank is sent as it is."""
+Ctrl-C stops an answer. A line that begins with a space is sent unchanged."""
 COMMANDS = ("/system", "/tools", "/help")
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def split_once(argv: list[str]) -> tuple[list[str], str | None]:
-    """Take `--once TEXT` (or `--once=TEXT`) out of the words; the others are the run file, overrides and flags."""
+    """(the other words, TEXT of `--once TEXT` or `--once=TEXT`). The others are the run file, overrides and flags."""
     words, question = [], None
     rest = iter(argv)
     for word in rest:
@@ -61,7 +61,7 @@ def split_once(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def print_answer(session: "ChatSession", question: str) -> None:
-    """Stream an answer to stdout. Ctrl-C stops the answer and is then passed on."""
+    """Stream an answer to stdout. Ctrl-C stops the answer and then raises `KeyboardInterrupt`."""
     try:
         for piece in session.stream(question):
             print(piece, end="", flush=True)
@@ -70,9 +70,9 @@ def print_answer(session: "ChatSession", question: str) -> None:
 
 
 class Terminal:
-    """Reads lines, answers them, and obeys the commands of `HELP`.
+    """Reads lines, answers them, and runs the commands in `HELP`.
 
-    Where the input is no terminal (a pipe, a file), the lines are written out too, so that the output is a transcript.
+    If the input is not a terminal (a pipe, a file), the lines are printed too, so that the output is a transcript.
     """
 
     def __init__(self, session: "ChatSession") -> None:
@@ -85,14 +85,14 @@ class Terminal:
         }
 
     def talk(self) -> None:
-        """Until `exit` or the end of input. What goes wrong with one line is said and the next one is read."""
+        """Read lines until `exit` or the end of input. An error in one line is printed, and the next line is read."""
         if self.is_interactive:
-            with contextlib.suppress(ImportError):  # not on every system; gives `input` editing keys and a history
+            with contextlib.suppress(ImportError):  # not on every system; gives `input` line editing and a history
                 importlib.import_module("readline")
             info("`clear` forgets the conversation, `exit` leaves, `/help` lists more")
         while (line := self._read_line()) is not None and line.strip() != "exit":
             try:
-                self._obey(line)
+                self._handle(line)
             except LuthierError as error:
                 info(f"error: {error}")
             except KeyboardInterrupt:
@@ -109,7 +109,7 @@ class Terminal:
             print(line)
         return line
 
-    def _obey(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         if not line.strip():
             return
@@ -119,7 +119,7 @@ class Terminal:
         elif command in self._commands:
             self._commands[command](rest.strip())
         elif command.startswith("/") and (hint := did_you_mean(command, self._commands)):
-            raise InvalidInput(f"there is no command {command}; {hint} (a leading blank sends the line)")
+            raise InvalidInput(f"there is no command {command}; {hint} (begin the line with a space to send it)")
         else:
             self._answer(line.strip())
 
@@ -131,13 +131,13 @@ class Terminal:
 
     def _set_system(self, text: str) -> None:
         self.session.conversation.system = text
-        info("The system text is set." if text else "The system text is taken away.")
+        info("The system text is set." if text else "The system text is removed.")
 
     def _set_tools(self, name: str) -> None:
         from luthier.infer.conversation import read_tools
 
         self.session.conversation.tools = read_tools(read_text(name)) if name else ""
-        info(f"The model may use the tools of {name}." if name else "The tools are taken away.")
+        info(f"The model may use the tools of {name}." if name else "The tools are removed.")
 
 
 def describe_call(call: "ToolCall") -> str:

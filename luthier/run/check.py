@@ -1,4 +1,4 @@
-"""`luthier check RUN`: every key, the rules between keys, the chat format and the datasets, without importing torch."""
+"""`luthier check RUN`: check keys, the rules between keys, chat format and datasets, without importing torch."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -8,11 +8,11 @@ from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.workflow.preflight import load_checked
 
 KINDS = {"train": "train", "chat": "infer", "export": "export"}
-"""Word after `--for` -> kind of run file."""
+"""Value of `--for` -> kind of run file."""
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0 if the run can start (warnings on stdout), 2 (raised) with all problems otherwise."""
+    """Return 0 if the run can start; warnings go to stdout. Raises `ConfigError` with all problems otherwise."""
     words, kind = _split_kind(argv)
     if not words:
         raise InvalidInput("check: which run file? e.g. `luthier check run.yaml`")

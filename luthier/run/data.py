@@ -1,6 +1,6 @@
-"""`luthier data RUN`: the tokenized rows as training will see them, then the ledger on stderr.
+"""Show the tokenized rows as training will see them, then the row counts on stderr.
 
-`--html FILE` writes them as a page to share, `--doctor` examines the datasets instead of showing rows.
+`--html FILE` writes the rows as a page to share. `--doctor` looks for faults in the datasets instead of showing rows.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     if options.doctor:
         from luthier.workflow.doctor import examine
 
-        # Not `load_checked`: what it says of datasets would stop the run, and is what the doctor is to find.
+        # Not `load_checked`: that stops at problems in datasets, which the doctor is meant to find.
         return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
     run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
@@ -58,19 +58,27 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="luthier data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="luthier data", usage="luthier data RUN [key=value ...] [options]", description=__doc__
+    )
     parser.add_argument("--limit", type=int, help=f"rows to show (default {DEFAULT_LIMIT}; 0 for all)")
-    parser.add_argument("--split", choices=["train", "eval"], default="train")
-    parser.add_argument("--row", type=int, help="only the row with this number, counted from 0")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, the columns of the stage")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as a page instead")
-    parser.add_argument("--doctor", action="store_true", help="find what is wrong with the datasets")
-    parser.add_argument("--strict", action="store_true", help="with --doctor: exit status 1 if it finds faults")
+    parser.add_argument("--split", choices=["train", "eval"], default="train", help="which rows (default train)")
+    parser.add_argument("--row", type=int, help="show only the row with this number, counted from 0")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line with the columns of the stage"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows as an HTML page instead")
+    parser.add_argument(
+        "--doctor", action="store_true", help="look for duplicates, leakage, lost labels and other faults"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="with --doctor: exit status 1 if there are errors or warnings"
+    )
     return parser
 
 
 def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":
-    """As many rows of the stream as are to be shown; with `--limit 0` those of one pass."""
+    """The rows of the stream to show; with `--limit 0` those of one pass."""
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     wanted = limit or None if options.row is None else options.row + 1
     rows, ledger = stream.first(wanted)
@@ -87,7 +95,7 @@ def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
 
 
 def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(name of its set, number, row) of every row that was asked for."""
+    """(name of its dataset or split, number, row) for every requested row."""
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     for name, rows in _sets(options.split, data).items():
         if options.row is not None and not 0 <= options.row < len(rows):
@@ -98,7 +106,7 @@ def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple
 
 
 def _holds_prompts(options: argparse.Namespace, data: "PreparedData") -> bool:
-    """Whether the rows are for generation: their labels are the answer that follows."""
+    """Whether the rows are prompts for generation; their labels are then the answer that follows."""
     return options.split == "eval" and bool(data.prompts)
 
 
@@ -109,7 +117,7 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSide") -> None:
-    from luthier.data.rows.row_plan import is_of_row
+    from luthier.data.rows.columns import numbers_of
     from luthier.inspection.segments import RoleMarks
     from luthier.inspection.terminal import LEGEND, PLAIN_LEGEND, colored, sequences_of, shows_colors, without_colors
 
@@ -121,7 +129,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
         sequences = sequences_of(row)
         num_tokens = sum(len(sequence["input_ids"]) for _, sequence in sequences)
         learned = sum(label >= 0 for _, sequence in sequences for label in sequence["labels"])
-        tags = "".join(f", {column}: {row[column][0]}" for column in row if is_of_row(column))
+        tags = "".join(f", {column}: {row[column][0]}" for column in numbers_of(row))
         print(f"--- {name} row {index}: {num_tokens} tokens, {learned} learned{tags}")
         for title, sequence in sequences:
             if title:
@@ -134,7 +142,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
-    from luthier.data.rows.row_plan import WEIGHTS
+    from luthier.data.rows.columns import WEIGHTS
     from luthier.inspection.page import PageRow, page
     from luthier.inspection.segments import RoleMarks, prompt_and_answer
     from luthier.inspection.terminal import sequences_of
@@ -144,7 +152,9 @@ def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedDat
 
     chosen = list(_chosen(options, data))
     rows = [
-        PageRow(f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS) or ())
+        PageRow(
+            f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS.name) or ()
+        )
         for name, index, row in chosen
         for title, sequence in sequences_of(row)
     ]

@@ -1,4 +1,4 @@
-"""`luthier env`: the versions that a report of a fault should name."""
+"""`luthier env`: the versions to name in a bug report."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""`luthier expand MODEL OUT --blocks N`: inserts N blocks that change nothing yet, to be trained by use_llama_pro."""
+"""Insert blocks that are the identity at first, so that `use_llama_pro` can train them (LLaMA Pro)."""
 
 import argparse
 from pathlib import Path
@@ -17,9 +17,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help="a folder, a GGUF file or a hub id")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument(
-        "--blocks", type=int, required=True, metavar="N", help="how many blocks; divides that of layers"
+        "--blocks", type=int, required=True, metavar="N", help="how many blocks; must divide the number of layers"
     )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model repository brings along"
+    )
     words = parser.parse_args(argv)
     folder = expand(words.model, Path(words.out).expanduser(), words.blocks, trust_remote_code=words.trust_remote_code)
     print(f"expanded: {folder}")
@@ -27,17 +29,18 @@ def main(argv: list[str]) -> int:
 
 
 def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bool = False) -> Path:
-    """Write the expanded model, which is loaded again and must say the same as before. Returns the folder.
+    """Write the expanded model, load it again and compare its logits with those before. Returns the folder.
 
-    Raises `ModelError` for a model that cannot be expanded so; nothing is written then.
+    Raises `ModelError` if the model cannot be expanded; then nothing is written.
     """
     import torch
 
     from luthier.core.machine import detect
     from luthier.model.attention import resolve_attention
-    from luthier.model.features.llama_pro import expand_blocks
+    from luthier.model.classes import checkpoint_dtype, model_class
+    from luthier.model.llama_pro import expand_blocks
     from luthier.model.loading.config import load_config
-    from luthier.model.loading.load import checkpoint_dtype, load_model, model_class
+    from luthier.model.loading.load import load_model
     from luthier.model.save import num_bytes, write_model
     from luthier.model.tokenizer import load_tokenizer
     from luthier.workflow.export import check_target
@@ -64,12 +67,14 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
             after = logits(load_model(str(draft), **common))
         except ModelError as fault:
             raise ModelError(
-                f"{model_name}: its config says by a rule what each layer is, and the rule does not fit the model with"
-                f" {num_blocks} more ({fault}) -> choose another number of blocks"
+                f"{model_name}: its config derives the kind of each layer from a rule that does not fit"
+                f" {num_blocks} more layers ({fault}) -> choose another number of blocks"
             ) from fault
         if not torch.equal(before, after):
             difference = float((before.float() - after.float()).abs().max())
-            raise ModelError(f"{model_name}: the expanded model answers otherwise (logits differ by {difference:.2g})")
+            raise ModelError(
+                f"{model_name}: the expanded model gives other answers (logits differ by {difference:.2g})"
+            )
     info(f"{num_layers} layers, of which {', '.join(map(str, places))} are new; the logits of a test text are the same")
     info(f"train them with use_llama_pro: true and freeze_trainable_layers: {num_blocks}")
     return out
@@ -78,7 +83,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
 def logits(model: "torch.nn.Module") -> "torch.Tensor":
     import torch
 
-    from luthier.model.features.llama_pro import probe_ids
+    from luthier.model.llama_pro import probe_ids
 
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=probe_ids(model), use_cache=False).logits  # type: ignore[arg-type]

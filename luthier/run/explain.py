@@ -1,4 +1,4 @@
-"""`luthier explain KEY ...`: what a key does, its type and default, who reads it and what it excludes."""
+"""`luthier explain KEY ...`: what a key does, its type and default, who reads it and which rules it has."""
 
 from luthier.config.describe import explain
 from luthier.core.errors import InvalidInput

@@ -1,4 +1,4 @@
-"""`luthier export RUN`: base model and adapters become one model folder that any program can load."""
+"""`luthier export RUN`: merge base model and adapters into one folder that any program can load."""
 
 from luthier.core.log import info, warn
 

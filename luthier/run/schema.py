@@ -8,6 +8,6 @@ from luthier.core.errors import InvalidInput
 
 def main(argv: list[str]) -> int:
     if argv:
-        raise InvalidInput(f"schema: takes no words, and was given {' '.join(argv)}")
+        raise InvalidInput(f"schema: takes no arguments, but got {' '.join(argv)}")
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
     return 0

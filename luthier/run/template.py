@@ -1,5 +1,4 @@
-"""`luthier template list | show NAME | render NAME FILE | check MODEL [NAME]`: the chat formats; only `check` needs a
-tokenizer."""
+"""List, show and render chat formats; check whether training equals inference. Only `check` needs a tokenizer."""
 
 import argparse
 import dataclasses
@@ -17,20 +16,22 @@ _KEYS = {"id", "system", "tools", "messages", "enable_thinking"}
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0: done; 1: `check` found a difference; 2 (raised): an unknown format or an unusable file."""
+    """Return 0, or 1 if `check` found a difference. Raises for an unknown format or an unusable file."""
     parser = argparse.ArgumentParser(prog="luthier template", description=__doc__)
     words = parser.add_subparsers(dest="word", metavar="list | show | render | check", required=True)
-    words.add_parser("list", help="names, with kind, tool syntax and file")
-    words.add_parser("show", help="all keys of one format").add_argument("name", metavar="NAME")
-    renderer = words.add_parser("render", help="the conversations of a JSON file, one JSON line each")
+    words.add_parser("list", help="list all formats with kind, tool syntax and file")
+    words.add_parser("show", help="print all keys of one format").add_argument("name", metavar="NAME")
+    renderer = words.add_parser("render", help="render the conversations of a JSON file, one JSON line each")
     renderer.add_argument("name", metavar="NAME")
     renderer.add_argument("file", metavar="FILE", type=Path)
-    checker = words.add_parser("check", help="compare what training writes with what an inference server sends")
-    checker.add_argument("model", metavar="MODEL", help="folder, GGUF file or hub id")
-    checker.add_argument("name", metavar="NAME", nargs="?", help="chat format of training (default: auto)")
-    checker.add_argument("--data", metavar="RUN", help="compare the rows of this training run file")
-    checker.add_argument("--rows", metavar="N", type=int, default=20, help="how many of them (default 20)")
-    checker.add_argument("--json", action="store_true", help="one JSON object")
+    checker = words.add_parser("check", help="compare the token ids of training with those that a server sends")
+    checker.add_argument("model", metavar="MODEL", help="a folder, a GGUF file or a hub id")
+    checker.add_argument("name", metavar="NAME", nargs="?", help="the chat format used in training (default auto)")
+    checker.add_argument(
+        "--data", metavar="RUN", help="compare the rows of this run file instead of built-in conversations"
+    )
+    checker.add_argument("--rows", metavar="N", type=int, default=20, help="with --data: how many rows (default 20)")
+    checker.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args(argv)
     if asked.word == "list":
         _list()
@@ -58,7 +59,7 @@ def _list() -> None:
 
 
 def show(template: Template) -> str:
-    """The resolved format, in the notation of the TOML files."""
+    """The format with all defaults, in the notation of the TOML files."""
     lines = [f"[{template.name}]  # {family_of(template.name)}.toml, with all defaults filled in"]
     for key, value in dataclasses.asdict(template).items():
         lines += [] if key == "name" else [f"{key} = {_toml(getattr(template, key), value)}"]
@@ -76,9 +77,10 @@ def _toml(value: Any, plain: Any) -> str:
 
 
 def render_conversation(template: Template, conversation: dict[str, Any]) -> dict[str, Any]:
-    """What training and inference make of a conversation, with <BOS> and <EOS> for the tokenizer's own tokens.
+    """A conversation as training and inference write it, with <BOS> and <EOS> for the tokenizer's own tokens.
 
-    `turns` are the [prompt, answer] pairs of training; `inference_prompt` and `response` the last turn at inference.
+    `turns` holds the [prompt, answer] pairs of training; `inference_prompt` and `response` are the last turn at
+    inference.
     """
     messages = tuple(Message(message["role"], message["content"]) for message in conversation["messages"])
     given = {key: conversation[key] for key in ("system", "tools", "enable_thinking") if key in conversation}
@@ -95,7 +97,7 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
 
 
 def read_conversations(file: Path) -> list[dict[str, Any]]:
-    """The conversations of a JSON file. Raises `DataError` for a file that is absent, no JSON or of another shape."""
+    """The conversations of a JSON file. Raises `DataError` if it is missing, not JSON, or not a list of them."""
     try:
         text = file.read_text("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""`luthier train RUN`: a run file in, a fine-tuned model out."""
+"""`luthier train RUN`: train, evaluate and predict as the run file says."""
 
 from luthier.config.runs import TrainRun
 from luthier.core.log import is_main_process

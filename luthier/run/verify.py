@@ -1,4 +1,4 @@
-"""`luthier verify DIR`: compares a checkpoint or an export with its manifest.json."""
+"""Compare a result of training, a checkpoint or an export with its manifest.json."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from luthier.core.manifest import read_manifest, verify_folder
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0: all as recorded; 1: a file is missing or differs; 2 (raised): no folder, or no manifest in it."""
+    """Return 0 if all files are as recorded, else 1. Raises `OutputError` if there is no manifest."""
     parser = argparse.ArgumentParser(prog="luthier verify", description=__doc__)
     parser.add_argument("folder", metavar="DIR", help="a folder that luthier wrote")
     folder = parser.parse_args(argv).folder

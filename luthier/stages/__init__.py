@@ -6,7 +6,7 @@ it as it is, and never ask for its name.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import NO_RULES, Rules
 from luthier.data.rows.row_plan import RowPlan
@@ -37,37 +37,57 @@ def nothing_more(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
 
 
+def no_frozen_models(run: "TrainRun") -> "tuple[FrozenModelSpec, ...]":
+    return ()
+
+
 def keep_means(state: StageState, means: Mapping[str, tuple[float, float]], config: Any) -> StageState:
     return {name: mean for name, (mean, _) in means.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A network that a loss asks while training, beside the policy."""
+class FrozenModelSpec:
+    """A model that a loss compares the policy with and that is not trained: a reference, a teacher."""
 
     name: str
-    """Under which the loss finds it in `Models.companions`."""
+    """The loss finds it under this name in `Models.frozen`."""
     key: str
-    """The key of the run that names it."""
+    """The key of the run file that names it."""
     source: str | None
-    """Folder, GGUF file or hub id; None: the policy as training began."""
+    """Folder, GGUF file or hub id; None: the policy as training begins."""
     adapters: tuple[str, ...] = ()
     """Merged into it in this order."""
     bits: int | None = None
-    """Of its linear layers, 4 or 8; None as they are saved."""
+    """Bits of its linear layers, 4 or 8; None: as they are saved."""
+    is_cached: bool = False
+    """Every row is scored once, before training: rows carry the log-probability of each of their answers
+    (`reference_logps`), and the model is not kept in memory. False: the loss runs it at every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class StepStatistics:
     """What a loss has to know of the whole optimizer step before its first batch, such as the mean divergence of kto.
 
-    Taken without gradients over all batches of all processes, so that it does not depend on how the step was cut.
+    Computed without gradients over all batches of all processes, so it does not depend on how the step was cut.
     """
 
     sums: Callable[..., Sums]
     """(models, batch, config, *, state) -> sums over one batch."""
-    learn: Callable[[StageState, Mapping[str, tuple[float, float]], Any], StageState] = keep_means
+    update: Callable[[StageState, Mapping[str, tuple[float, float]], Any], StageState] = keep_means
     """(state, name -> (mean, count) over the step, config) -> the state for this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What a user sees of a stage beside its loss."""
+
+    headline: tuple[str, ...] = ()
+    """Metrics on the progress line, most important first."""
+    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more
+    """(means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
+    predict: "Callable[..., list[dict[str, Any]]] | None" = None
+    """(models, batch, config) -> one line of generated_predictions.jsonl for each row of a batch; None: the model
+    generates answers instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,35 +96,32 @@ class Stage:
 
     name: str
     config: type
-    """The YAML keys that only this stage understands."""
+    """The YAML keys that only this stage reads."""
     rows: RowPlan
     """From an example to rows."""
-    learns_all: bool = False
-    """Whether every token is learned, so that exp(loss) is the perplexity of the text and worth reporting."""
-    scores: bool = False
-    """Whether the model gives one number for a text (a reward model) instead of words."""
-    asks_reference: "Callable[[TrainRun], bool]" = lambda run: False
-    """Whether rows carry the log-probability that a reference model gives to the answer of each part."""
+    head: Literal["language_model", "score"] = "language_model"
+    """What the model puts out: logits over the vocabulary, or one number for a text (a reward model)."""
     has_dropout: bool = True
-    """Whether dropout acts while training; without it what the model says of an answer is not left to chance."""
-    wants: "Callable[[TrainRun], tuple[Wanted, ...]]" = lambda run: ()
-    """The networks that the loss asks at every step."""
+    """Whether dropout is active in training; without it, log-probabilities of an answer are not left to chance."""
+    frozen_models: "Callable[[TrainRun], tuple[FrozenModelSpec, ...]]" = no_frozen_models
+    """The models that the loss compares the policy with."""
     units: Callable[[Mapping[str, Any]], float]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
     """(models, batch, config, *, state, training) -> LossOutput."""
-    predict: "Callable[..., list[dict[str, Any]]] | None" = None
-    """(models, batch, config) -> what the model says of each row of a batch, for generated_predictions.jsonl; None: the
-    model writes answers."""
+    statistics: StepStatistics | None = None
+    """What the loss has to know of the whole optimizer step first, if anything."""
     rollout: "Callable[[Any], Rollout | None]" = lambda config: None
     """(config) -> how it learns from answers of the model's own, if it does; rows are prompts then."""
-    survey: Survey | None = None
-    """What the loss has to know of the whole optimizer step first, if anything."""
-    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more
-    """(the means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
+    reporting: Reporting = Reporting()
     check: Rules = NO_RULES
     """Rules between keys that concern this stage; checked before torch is imported."""
     supports_router_loss: bool = False
     """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
     supports_skipped_tokens: bool = False
     """Whether the loss is defined for a model whose blocks skip tokens while training (`mixture_of_depths`)."""
+
+
+def cached_reference(stage: Stage, run: "TrainRun") -> FrozenModelSpec | None:
+    """The frozen model that scores every row before training, if the stage has one in this run."""
+    return next((spec for spec in stage.frozen_models(run) if spec.is_cached), None)

@@ -1,4 +1,4 @@
-"""Losses that hold what the policy predicts beside what another network predicts, token by token."""
+"""Losses that compare the predictions of the policy with those of a frozen model, token by token."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ Compare = Callable[["Tensor", "Tensor", slice], "tuple[Tensor, Tensor]"]
 
 
 def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
-    """The sum over the learned tokens of what `compare` makes of the policy and its companion `name`.
+    """The sum over the learned tokens of what `compare` makes of the policy and the frozen model `name`.
 
     The metric `<name>_kl` is the mean of the divergences. V is the smaller of the two vocabularies: embeddings may be
     padded to different sizes, and what lies beyond the shorter one is no token.
@@ -24,9 +24,9 @@ def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Co
     from luthier.model.heads.objective import predictions_at, summed_objective
 
     inputs, positions = model_inputs(batch), batch["positions"]
-    companion = models.companions[name]
-    with companion.asked() as network:
-        given = predictions_at(network, companion.head, inputs, positions)
+    other = models.frozen[name]
+    with other.running() as network:
+        given = predictions_at(network, other.head, inputs, positions)
     own = predictions_at(models.policy, models.head, inputs, positions)
     vocab_size = min(own.vocab_size, given.vocab_size)
     weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.hidden_or_logits.dtype).float()

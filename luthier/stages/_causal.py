@@ -10,7 +10,7 @@ from luthier.stages import LossOutput
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.model.heads.output_head import Weigh
+    from luthier.model.kernels.chunked_head import Weigh
 
 
 def count_targets(batch: Mapping[str, Any]) -> float:

@@ -1,49 +1,14 @@
 """What rm and dpo share: rows of a better and a worse answer to the same prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rule, is_set
-from luthier.core.errors import RowError
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.types import Dialogue, Preference
 from luthier.stages._logps import num_targets
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
-
-
-def write(example: Preference, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written, Written]]":
-    """Both answers, each after the prompt that a server would send."""
-    if example.chosen.content == example.rejected.content:
-        raise RowError("the chosen and the rejected answer are the same")
-    if not example.chosen.content.strip():
-        raise RowError("the chosen answer is empty")
-    chosen, rejected = (
-        encoding.written_last(Dialogue((*example.prompt, answer), example.system, example.tools, example.media))
-        for answer in (example.chosen, example.rejected)
-    )
-    return [(chosen, rejected)]
-
-
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded, ...]":
-    """Both answers are learned, within one budget."""
-    from luthier.data.rows.labels import label_answers
-
-    answers = [turn for (turn,) in parts]
-    chosen, rejected = label_answers(answers, cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
-    if chosen.input_ids == rejected.input_ids:
-        raise RowError(f"the two answers are the same up to cutoff_len {encoding.cutoff_len}")
-    return chosen, rejected
-
-
-PAIRS = RowPlan(examples=(Preference,), parts=("chosen_", "rejected_"), write=write, label=label)
 
 
 @dataclass(frozen=True, slots=True)

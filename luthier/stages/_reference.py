@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.rules.engine import Condition, Rule, all_of, is_given, is_set, not_, value_of, warning
 from luthier.core.versions import is_installed
-from luthier.stages import Wanted
+from luthier.stages import FrozenModelSpec
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -49,10 +49,10 @@ def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
 REFERENCE_BITS = bits_of_other("ref_model_quantization_bit", "ref_model")
 
 
-def wanted_reference(config: ReferenceConfig) -> Wanted:
-    """For losses that ask the reference at every step."""
+def reference_model(config: ReferenceConfig, *, is_cached: bool = False) -> FrozenModelSpec:
+    """`ref_model`, or the policy as training begins. `is_cached`: see `FrozenModelSpec`."""
     bits = config.ref_model_quantization_bit
-    return Wanted("reference", "ref_model", config.ref_model, config.ref_model_adapters, bits)
+    return FrozenModelSpec("reference", "ref_model", config.ref_model, config.ref_model_adapters, bits, is_cached)
 
 
 def _of_adapter(run: "TrainRun", *keys: str) -> bool:
@@ -76,24 +76,24 @@ NO_PREDICTIONS = Rule(
 )
 
 
-def adapters_of_reference(asks_reference: Condition) -> Rule:
+def adapters_of_reference(has_reference: Condition) -> Rule:
     return Rule(
         ("ref_model_adapters", "ref_model"),
         "are adapters of ref_model, and there is none",
         "set ref_model, e.g. to the same as model_name_or_path",
-        all_of(asks_reference, is_set("method", "ref_model_adapters"), not_(is_given("method", "ref_model"))),
+        all_of(has_reference, is_set("method", "ref_model_adapters"), not_(is_given("method", "ref_model"))),
     )
 
 
-def of_reference(asks_reference: Condition) -> tuple[Rule, ...]:
+def of_reference(has_reference: Condition) -> tuple[Rule, ...]:
     """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
     return (
         *REFERENCE_BITS,
-        adapters_of_reference(asks_reference),
+        adapters_of_reference(has_reference),
         warning(
             ("ref_model", "do_train"),
             "is not given, and a run that does not train compares the model with itself, so all rewards are 0",
             "set ref_model: the model that training began with",
-            lambda run: not run.trains and asks_reference(run) and run.method.ref_model is None,
+            lambda run: not run.trains and has_reference(run) and run.method.ref_model is None,
         ),
     )

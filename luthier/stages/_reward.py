@@ -60,7 +60,7 @@ ROLLOUT_RULES = (
         ("shift_attn", "stage"),
         "attends within groups, and this stage generates answers, which needs attention to the whole text",
         "leave it out",
-        is_set("model", "shift_attn"),
+        is_set("features.shifted_attention", "shift_attn"),
     ),
     Rule(
         ("on_overlong", "stage"),

@@ -20,7 +20,7 @@ Totals = Callable[[Sums], Mapping[str, tuple[float, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One rollout, before it is judged. Answers of one prompt stand together."""
+    """One rollout with its scores. Answers to one prompt stand together."""
 
     scores: "Tensor"
     """(B,) what the answers are worth."""
@@ -48,8 +48,8 @@ class Experience:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What the loss learns from."""
+class RolloutTargets:
+    """What the loss is computed from."""
 
     columns: "Mapping[str, Tensor]"
     """Name in the batch -> (K,)."""
@@ -75,6 +75,6 @@ class Rollout:
     """Whether the log-probabilities of the policy are asked for before it learns, which costs a forward pass."""
     has_values: bool = False
     """Whether a value head learns beside the policy."""
-    judge: Callable[..., Judged] | None = None
-    """(experience, config, *, state, totals, max_new_tokens) -> Judged. None: nobody scores the answers, and the loss
-    takes their tokens as they stand."""
+    advantages: Callable[..., RolloutTargets] | None = None
+    """(experience, config, *, state, totals, max_new_tokens) -> RolloutTargets. None: nobody scores the answers, and
+    the loss takes their tokens as they stand."""

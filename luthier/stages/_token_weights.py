@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.model.heads.output_head import Weigh
+    from luthier.model.kernels.chunked_head import Weigh
 
 NUM_LIKELY = 20
 """How many of the likeliest tokens stand for the whole distribution in `by_entropy`."""

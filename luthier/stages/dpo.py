@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_changed, is_set, not_, warning, within
+from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
 from luthier.stages._pairs import (
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
-    PAIRS,
     ChosenRejected,
     count_pairs,
     halves,
     not_filler,
 )
 from luthier.stages._preference_losses import KNOBS, LOSSES, PairLoss, bco_pair, odds_ratio
-from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
+from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference, reference_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class DpoConfig(ReferenceConfig):
     """Weight of the tokens beyond the length of the shorter answer (https://arxiv.org/abs/2409.06411)."""
 
 
-def asks_reference(run: "TrainRun") -> bool:
+def has_reference(run: "TrainRun") -> bool:
     return LOSSES[run.method.pref_loss].has_reference
 
 
@@ -72,7 +72,7 @@ RULES = Rules(
         NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
-        *of_reference(asks_reference),
+        *of_reference(has_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "pref_bco_weight", 0),
@@ -101,7 +101,7 @@ RULES = Rules(
             ("pref_bco_weight", "pref_loss"),
             "mixes in a loss that compares with a reference model, and this one has none",
             "leave it out, or choose another pref_loss",
-            lambda run: run.method.pref_bco_weight > 0 and not asks_reference(run),
+            lambda run: run.method.pref_bco_weight > 0 and not has_reference(run),
         ),
         warning(
             ("simpo_gamma", "pref_loss"),
@@ -114,7 +114,7 @@ RULES = Rules(
                 (key, "pref_loss"),
                 "is not read, since this loss has no reference model",
                 "leave it out",
-                all_of(is_set("method", key), not_(asks_reference)),
+                all_of(is_set("method", key), not_(has_reference)),
             )
             for key in ("ref_model", "ref_model_adapters")
         ),
@@ -204,7 +204,7 @@ def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: 
     return {"chosen": ((ratios.chosen * real).sum(), count), "rejected": ((ratios.rejected * real).sum(), count)}
 
 
-def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: DpoConfig) -> StageState:
+def update(state: StageState, means: Mapping[str, tuple[float, float]], config: DpoConfig) -> StageState:
     """The means for the losses: over this step for kto_pair, over all pairs so far for the BCO."""
     if not means:
         return state
@@ -226,14 +226,19 @@ def _asks_mean_reward(config: DpoConfig) -> bool:
     return config.pref_bco_weight > 0 or "mean_reward" in LOSSES[config.pref_loss].reads
 
 
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
+    return (reference_model(run.method, is_cached=True),) if has_reference(run) else ()
+
+
 STAGE = Stage(
     name="dpo",
     config=DpoConfig,
     rows=PAIRS,
-    asks_reference=asks_reference,
+    frozen_models=frozen_models,
     has_dropout=False,
     units=count_pairs,
     loss=loss,
-    survey=Survey(sums=sums, learn=learn),
+    reporting=Reporting(headline=("rewards/accuracies", "rewards/margins")),
+    statistics=StepStatistics(sums=sums, update=update),
     check=RULES,
 )

@@ -9,17 +9,15 @@ algorithm 1, the answers of an optimizer step are the student's own with probabi
 Gradients do not go through the drawing of an answer. With `gkd_lambda` above 0 a row is a prompt with its last answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
 from luthier.config.rules.engine import Rule, Rules, When, above, is_set, not_, within
-from luthier.core.errors import RowError
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.types import Dialogue
+from luthier.data.plans.distillation import DISTILLATION
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted, sft
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, sft
 from luthier.stages._beside import loss_beside
 from luthier.stages._causal import count_targets
 from luthier.stages._divergence import forward_kl, generalized_jsd
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from luthier.config.runs import TrainRun
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +81,7 @@ OWN_ANSWER_RULES = (
         ("shift_attn", "gkd_lambda"),
         "with gkd_lambda above 0 answers are generated while training, which needs attention to the whole text",
         "leave one of the two out",
-        is_set("model", "shift_attn"),
+        is_set("features.shifted_attention", "shift_attn"),
     ),
     *(
         _with_own_answers.refuses(
@@ -126,44 +120,9 @@ RULES = Rules(
 )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
-    return (Wanted("teacher", "teacher_model", method.teacher_model, method.teacher_model_adapters),)
-
-
-def write(example: Dialogue, encoding: "Encoding", config: Any) -> "Sequence[tuple[Written]]":
-    """Every turn of the conversation, or the last one, with a prompt as a server sends it."""
-    if config.gkd_lambda:
-        return [(encoding.written_apart(example),)]
-    return sft.write(example, encoding, config)
-
-
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: Any) -> "tuple[Encoded]":
-    """Nothing is cut away of a prompt that the student answers: without its end it would ask for nothing."""
-    from luthier.data.rows.labels import IGNORE_INDEX, Encoded
-
-    if not config.gkd_lambda:
-        return sft.label(parts, encoding, config)
-    (((prompt, answer),),) = parts
-    whole = [*answer, *([] if encoding.closing_eos is None else [encoding.closing_eos])]
-    room = len(whole) if encoding.cutoff_len is None else encoding.cutoff_len - len(prompt)
-    if room <= 0:
-        raise RowError(f"the prompt alone fills cutoff_len {encoding.cutoff_len}")
-    num_lost = max(len(whole) - room, 0)
-    labels = [IGNORE_INDEX] * len(prompt) + whole[:room]
-    return (Encoded([*prompt, *whole[:room]], labels, num_lost, num_lost, lost_terminator=num_lost > 0),)
-
-
-def weigh(
-    example: Dialogue,
-    written: "Sequence[Written]",
-    turns: "Sequence[list[TurnIds]]",
-    encoding: "Encoding",
-    config: Any,
-) -> "list[Encoded]":
-    if config.gkd_lambda:
-        raise RowError('a message carries "loss", which answers of the student\'s own (gkd_lambda) do not have')
-    return sft.weigh(example, written, turns, encoding, config)
+    return (FrozenModelSpec("teacher", "teacher_model", method.teacher_model, method.teacher_model_adapters),)
 
 
 def rollout(config: GkdConfig) -> Rollout | None:
@@ -186,11 +145,12 @@ def loss(
 STAGE = Stage(
     name="gkd",
     config=GkdConfig,
-    rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=sft.packer),
-    wants=wants,
+    rows=DISTILLATION,
+    frozen_models=frozen_models,
     units=count_targets,
     loss=loss,
     rollout=rollout,
+    reporting=Reporting(headline=("teacher_kl",)),
     check=RULES,
     supports_router_loss=True,
 )

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, not_, warning
 from luthier.data.collate import model_inputs
+from luthier.data.plans.prompts import PROMPTS
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._advantages import GroupAdvantages, by_group_deviation, by_group_mean, leave_one_out
 from luthier.stages._policy_loss import answer_ratio, clipped_loss, mean_ratio, reference_kl, token_ratio
-from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, wanted_reference
+from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, reference_model
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
-from luthier.stages._rollout import Experience, Judged, Rollout, Totals
+from luthier.stages._rollout import Experience, Rollout, RolloutTargets, Totals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,16 +106,16 @@ RULES = Rules(
 )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
     if not method.grpo_beta:
         return ()
-    return (wanted_reference(method),)
+    return (reference_model(method),)
 
 
-def judge(
+def advantages(
     experience: Experience, config: GrpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
-) -> Judged:
+) -> RolloutTargets:
     """The advantage of each answer, for each of its tokens."""
     objective, size = LOSSES[config.loss_type], config.num_generations
     scores, lengths, metrics = experience.scores, experience.lengths, {}
@@ -136,7 +136,7 @@ def judge(
     counted = lengths.float() if not objective.averages_answers else lengths.new_ones(len(lengths)).float()
     if objective.divides_by_limit:
         counted = counted.new_full((len(lengths),), float(max_new_tokens))
-    return Judged(columns, counted, dict(state), metrics)
+    return RolloutTargets(columns, counted, dict(state), metrics)
 
 
 def loss(
@@ -166,7 +166,7 @@ def rollout(config: GrpoConfig) -> Rollout:
         num_generations=config.num_generations,
         num_passes=config.num_iterations,
         asks_policy=config.num_iterations > 1 or config.grpo_beta > 0,
-        judge=judge,
+        advantages=advantages,
     )
 
 
@@ -175,9 +175,10 @@ STAGE = Stage(
     config=GrpoConfig,
     rows=PROMPTS,
     has_dropout=False,
-    wants=wants,
+    frozen_models=frozen_models,
     units=units,
     loss=loss,
     rollout=rollout,
+    reporting=Reporting(headline=("reward", "kl")),
     check=RULES,
 )

@@ -11,28 +11,21 @@ KL = max(0, mean d of the mismatched pairs), answers after prompts that they do 
 A batch holds 2 N sequences: the answers, then the strangers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rule, Rules, above, at_least
-from luthier.core.errors import RowError
 from luthier.data.collate import sequences
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.types import Dialogue, Feedback
+from luthier.data.plans.feedback import FEEDBACK
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Sums, Survey
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import num_targets, sequence_logps
 from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
-from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference
+from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference, reference_model
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.packing.kl_pairs import MismatchedPairs
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +40,7 @@ class KtoConfig(ReferenceConfig):
     """Weight of disliked answers."""
 
 
-def asks_reference(run: "TrainRun") -> bool:
+def has_reference(run: "TrainRun") -> bool:
     return True
 
 
@@ -63,34 +56,13 @@ RULES = Rules(
         NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
-        *of_reference(asks_reference),
+        *of_reference(has_reference),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "kto_chosen_weight", 0),
         at_least("method", "kto_rejected_weight", 0),
     )
 )
-
-
-def write(example: Feedback, encoding: "Encoding", config: KtoConfig) -> "Sequence[tuple[Written]]":
-    """The last answer after the prompt that a server would send."""
-    if example.liked and not example.messages[-1].content.strip():
-        raise RowError("the liked answer is empty")
-    dialogue = Dialogue(example.messages, example.system, example.tools, example.media)
-    return [(encoding.written_last(dialogue),)]
-
-
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: KtoConfig) -> "tuple[Encoded, ...]":
-    from luthier.data.rows.labels import label_answers
-
-    ((answer,),) = parts
-    return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
-
-
-def packer(run: "TrainRun", encoding: "Encoding") -> "MismatchedPairs":
-    from luthier.data.packing.kl_pairs import MismatchedPairs
-
-    return MismatchedPairs(run.data.cutoff_len)
 
 
 def answers_of(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,25 +123,23 @@ def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: 
     return {"kl": (((logps.sums - mismatched["reference_logps"]) * not_filler).sum(), float(not_filler.sum()))}
 
 
-def learn(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:
+def update(state: StageState, means: Mapping[str, tuple[float, float]], config: KtoConfig) -> StageState:
     return {"kl": max(means["kl"][0], 0.0)}
+
+
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
+    return (reference_model(run.method, is_cached=True),) if has_reference(run) else ()
 
 
 STAGE = Stage(
     name="kto",
     config=KtoConfig,
-    rows=RowPlan(
-        examples=(Feedback,),
-        tags={"kto_tags": lambda example: int(example.liked)},
-        write=write,
-        label=label,
-        packer=packer,
-    ),
-    asks_reference=asks_reference,
+    rows=FEEDBACK,
+    frozen_models=frozen_models,
     has_dropout=False,
     units=count_rows,
     loss=loss,
-    survey=Survey(sums=sums, learn=learn),
-    derived=margins,
+    statistics=StepStatistics(sums=sums, update=update),
+    reporting=Reporting(headline=("rewards/margins", "kl"), derived=margins),
     check=RULES,
 )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rules, above, at_least
 from luthier.data.collate import model_inputs
+from luthier.data.plans.prompts import PROMPTS
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._policy_loss import clipped_loss, clipped_value_loss
-from luthier.stages._prompts import PROMPTS
-from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, wanted_reference
+from luthier.stages._reference import NO_DROPOUT, adapters_of_reference, reference_model
 from luthier.stages._reward import ROLLOUT_RULES, RewardConfig
-from luthier.stages._rollout import Experience, Judged, Rollout, Totals
+from luthier.stages._rollout import Experience, Rollout, RolloutTargets, Totals
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -57,14 +57,14 @@ RULES = Rules(
 )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
-    return (wanted_reference(method),)
+    return (reference_model(method),)
 
 
-def judge(
+def advantages(
     experience: Experience, config: PpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
-) -> Judged:
+) -> RolloutTargets:
     """Rewards, advantages and returns of every token; beta and the moments of the scores for the next rollout."""
     from luthier.stages._advantages import add_moments, gae, next_kl_coefficient, whitened
 
@@ -90,7 +90,7 @@ def judge(
     rewards[last] += scores.to(rewards.dtype)
     if config.ppo_whiten_rewards:
         rewards = whitened(rewards, totals, shifts_mean=False)
-    advantages = gae(rewards, experience.values, experience.rows, gamma=GAMMA, lam=LAMBDA)
+    gains = gae(rewards, experience.values, experience.rows, gamma=GAMMA, lam=LAMBDA)
     total_kl, num_answers = sums["kl"]
     new_state["kl_coefficient"] = next_kl_coefficient(
         coefficient,
@@ -102,11 +102,11 @@ def judge(
     columns = {
         "old_logps": experience.logps,
         "old_values": experience.values,
-        "advantages": whitened(advantages, totals),
-        "returns": advantages + experience.values,
+        "advantages": whitened(gains, totals),
+        "returns": gains + experience.values,
     }
     metrics = {"kl": (kl.sum(), count), "kl_coefficient": (kl.new_tensor(coefficient), 1.0)}
-    return Judged(columns, experience.lengths.float(), new_state, metrics)
+    return RolloutTargets(columns, experience.lengths.float(), new_state, metrics)
 
 
 def loss(
@@ -135,7 +135,9 @@ def units(batch: Mapping[str, Any]) -> float:
 
 
 def rollout(config: PpoConfig) -> Rollout:
-    return Rollout(num_batches=config.ppo_buffer_size, num_passes=config.ppo_epochs, has_values=True, judge=judge)
+    return Rollout(
+        num_batches=config.ppo_buffer_size, num_passes=config.ppo_epochs, has_values=True, advantages=advantages
+    )
 
 
 STAGE = Stage(
@@ -143,9 +145,10 @@ STAGE = Stage(
     config=PpoConfig,
     rows=PROMPTS,
     has_dropout=False,
-    wants=wants,
+    frozen_models=frozen_models,
     units=units,
     loss=loss,
     rollout=rollout,
+    reporting=Reporting(headline=("reward", "kl")),
     check=RULES,
 )

@@ -14,13 +14,13 @@ from typing import Any
 
 from luthier.config.rules.engine import Rules, is_set, warning
 from luthier.data.collate import model_inputs
+from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState
+from luthier.stages import LossOutput, Reporting, Stage, StageState
 from luthier.stages._pairs import (
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
-    PAIRS,
     ChosenRejected,
     count_pairs,
     halves,
@@ -86,9 +86,9 @@ STAGE = Stage(
     name="rm",
     config=RmConfig,
     rows=PAIRS,
-    scores=True,
+    head="score",
     units=count_pairs,
     loss=loss,
-    predict=predict,
+    reporting=Reporting(headline=("accuracy", "rewards/margins"), predict=predict),
     check=RULES,
 )

@@ -1,28 +1,22 @@
 """Supervised fine-tuning: next-token cross-entropy on the answers of a conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_changed, is_set, not_, warning, within
-from luthier.data.rows.row_plan import RowPlan
-from luthier.data.types import Dialogue
+from luthier.data.plans.dialogues import DIALOGUES
 from luthier.model.types import Models
-from luthier.stages import LossOutput, Stage, StageState, Wanted
+from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
 from luthier.stages._anchored import anchored_loss
 from luthier.stages._causal import count_targets, next_token_loss
-from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, wanted_reference
+from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, adapters_of_reference, reference_model
 from luthier.stages._token_weights import chosen_weigh
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
-    from luthier.data.chat.encoder import TurnIds
-    from luthier.data.packing.best_fit import Packs
-    from luthier.data.rows.encoding import Encoding
-    from luthier.data.rows.labels import Encoded
-    from luthier.data.rows.tokenize import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,53 +110,6 @@ RULES = Rules(
 )
 
 
-def write(example: Dialogue, encoding: "Encoding", config: SftConfig) -> "Sequence[tuple[Written]]":
-    """Every turn of the conversation."""
-    rows = encoding.written(example, keep_past_thinking=not config.mask_history)
-    return [(row,) for row in (rows[-1:] if config.mask_history else rows)]
-
-
-def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", config: SftConfig) -> "tuple[Encoded]":
-    """The answers are learned; the prompts are not, unless `train_on_prompt`."""
-    from luthier.data.rows.labels import label_turns
-
-    (turns,) = parts
-    row = label_turns(
-        turns,
-        cutoff_len=encoding.cutoff_len,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
-        eos_token_id=encoding.closing_eos,
-    )
-    return (row,)
-
-
-def weigh(
-    example: Dialogue,
-    written: "Sequence[Written]",
-    turns: "Sequence[list[TurnIds]]",
-    encoding: "Encoding",
-    config: SftConfig,
-) -> "list[Encoded]":
-    """What the messages themselves say goes before `train_on_prompt` and `mask_history`."""
-    from luthier.data.rows.loss_weights import weighted_rows
-
-    return weighted_rows(
-        example,
-        written,
-        turns,
-        encoding,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
-    )
-
-
-def packer(run: "TrainRun", encoding: "Encoding") -> "Packs | None":
-    from luthier.data.packing.best_fit import Packs
-
-    return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
-
-
 def loss(
     models: Models, batch: Mapping[str, Any], config: SftConfig, *, state: StageState, training: bool
 ) -> LossOutput:
@@ -180,20 +127,21 @@ def loss(
     )
 
 
-def wants(run: "TrainRun") -> tuple[Wanted, ...]:
+def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
     method = run.method
     if not method.use_asft_loss:
         return ()
-    return (wanted_reference(method),)
+    return (reference_model(method),)
 
 
 STAGE = Stage(
     name="sft",
     config=SftConfig,
-    rows=RowPlan(examples=(Dialogue,), write=write, label=label, weigh=weigh, packer=packer),
-    wants=wants,
+    rows=DIALOGUES,
+    frozen_models=frozen_models,
     units=count_targets,
     loss=loss,
+    reporting=Reporting(headline=("accuracy",)),
     check=RULES,
     supports_router_loss=True,
     supports_skipped_tokens=True,

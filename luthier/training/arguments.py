@@ -10,7 +10,7 @@ from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import warn
 from luthier.core.machine import Machine
-from luthier.model.backends import ktransformers
+from luthier.model.backends import backend_of
 from luthier.training.fp8 import switch_on
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         raise MissingExtra(f"{run.source}: a training key needs a library that is not installed: {error}") from error
     if run.fp8.fp8:
         switch_on(args, run.fp8, machine)
-    if run.kt.use_kt:
-        ktransformers.switch_on(args, run, machine)
+    backend_of(run).prepare_arguments(args, run, machine)
     return args
 
 

@@ -22,8 +22,8 @@ import torch
 from transformers import TrainerCallback
 
 from luthier.config.sections import is_on
-from luthier.model.adapters._merge import unwrap
 from luthier.model.lengths import sequence_lengths
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,13 +1,13 @@
-"""How likely a reference model finds the answers, computed once before training and kept by content.
+"""The log-probability that a reference model gives to the answers, computed once before training and kept by content.
 
-The reference is `ref_model`, or else the model as training begins: the sft model where its adapter is trained on, the
-base where a fresh one is. So no second model lies in memory while training. What is kept belongs to exactly these rows
+The reference is `ref_model`, or else the policy as training begins: the sft model where its adapter is trained on, the
+base where a fresh one is. So no second model is in memory during training. A cache entry belongs to exactly these rows
 and these weights.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,31 +18,35 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 
 from luthier.core.log import info
-from luthier.data.cache.fingerprint import joint_key
+from luthier.data.cache.fingerprint import code_digest, joint_key
 from luthier.data.prepare import rows_digest
-from luthier.data.rows.row_plan import parts_of
-from luthier.model.adapters._merge import unwrap
+from luthier.data.rows.columns import parts_of
+from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
+from luthier.model.modules import unwrap
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
+from luthier.training.distributed import Collate, for_every_row
 
 if TYPE_CHECKING:
     import datasets
     from torch import nn
+    from transformers import TrainingArguments
 
     from luthier.data.cache.store import Cache
-    from luthier.training.trainer import StageTrainer
 
 REFERENCE_COLUMN = "reference_logps"
 """The summed log-probability of the answer of each part of a row."""
 LOGPS_FILE = "reference_logps.npy"
+LOGPS_CODE = ("stages/_logps.py", "model/heads", "data/collate.py", "training/reference_logps.py")
+"""The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of an adapter's config that change what its weights do."""
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedRows(torch.utils.data.Dataset):
-    """Rows with what the reference says of them."""
+class RowsWithReference(torch.utils.data.Dataset):
+    """Rows with the log-probabilities of the reference."""
 
     rows: "datasets.Dataset"
     logps: np.ndarray
@@ -59,61 +63,51 @@ class JudgedRows(torch.utils.data.Dataset):
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class ReferenceScorer:
     """A reference model, and how its batches are made."""
 
     model: "nn.Module"
-    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    collate: Collate
+    args: "TrainingArguments"
+    cache: "Cache"
 
+    def add_to(self, row_sets: "Mapping[str, datasets.Dataset]") -> dict[str, RowsWithReference]:
+        """Each set of rows with the column `REFERENCE_COLUMN`."""
+        digest = weights_digest(self.model)
+        return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
-def add_reference(trainer: "StageTrainer", judge: Judge, cache: "Cache") -> None:
-    """Gives the rows of `trainer` the column `REFERENCE_COLUMN`."""
-    digest = weights_digest(judge.model)
-    if trainer.train_dataset is not None:
-        trainer.train_dataset = _judged(trainer, judge, trainer.train_dataset, digest, cache)
-    sets: Any = trainer.eval_dataset
-    if isinstance(sets, Mapping):
-        trainer.eval_dataset = {name: _judged(trainer, judge, rows, digest, cache) for name, rows in sets.items()}
-    elif sets is not None:
-        trainer.eval_dataset = _judged(trainer, judge, sets, digest, cache)
+    def _with_reference(self, rows: "datasets.Dataset", digest: str) -> RowsWithReference:
+        precision = (self.args.bf16, self.args.fp16)
+        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), precision)
+        assert key is not None, "all parts of the key are known"
+        values = None
+        if not all(gather_object([self.cache.holds(key)])):
+            info(f"reference: computing the log-probabilities of {len(rows)} rows once")
+            values = self._logps(rows)
 
+        def write(folder: Path) -> None:
+            assert values is not None, "an entry that every process has found is not written"
+            np.save(folder / LOGPS_FILE, values)
 
-def _judged(trainer: "StageTrainer", judge: Judge, rows: Any, digest: str, cache: "Cache") -> JudgedRows:
-    precision = (trainer.args.bf16, trainer.args.fp16)
-    key = joint_key("reference", digest, rows_digest(rows), precision)
-    assert key is not None, "all parts of the key are known"
-    values = None
-    if not all(gather_object([cache.holds(key)])):
-        info(f"reference: computing the log-probabilities of {len(rows)} rows once")
-        values = _computed(trainer, judge, rows)
+        entry = self.cache.entry(key, write)
+        return RowsWithReference(rows, np.load(entry / LOGPS_FILE))
 
-    def write(folder: Path) -> None:
-        assert values is not None, "an entry that every process has found is not written"
-        np.save(folder / LOGPS_FILE, values)
+    def _logps(self, rows: "datasets.Dataset") -> np.ndarray:
+        """(rows, parts), float32."""
+        model = self.model.to(self.args.device)
+        was_training = model.training
+        models = Models(model.eval(), inspect_head(model))
 
-    entry = cache.entry(key, write)
-    return JudgedRows(rows, np.load(entry / LOGPS_FILE))
+        num_parts = len(parts_of(rows.column_names))
 
+        def compute(batch: dict[str, Any]) -> list[list[float]]:
+            """A batch holds one part after the other: all chosen answers, then all rejected ones."""
+            return sequence_logps(models, batch).sums.float().cpu().view(num_parts, -1).T.tolist()
 
-def _computed(trainer: "StageTrainer", judge: Judge, rows: "datasets.Dataset") -> np.ndarray:
-    """(rows, parts), each process its share of the rows."""
-    accelerator, size = trainer.accelerator, trainer.args.eval_batch_size
-    model = judge.model.to(trainer.args.device)
-    was_training = model.training
-    models = Models(model.eval(), inspect_head(model))
-    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    pairs: list[tuple[int, list[float]]] = []
-    for start in range(0, len(mine), size):
-        indices = list(mine[start : start + size])
-        batch = trainer._prepare_inputs(judge.collate([rows[index] for index in indices]))
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            sums = sequence_logps(models, batch).sums.float().cpu()
-        pairs += zip(indices, sums.view(-1, len(indices)).T.tolist(), strict=True)
-    model.train(was_training)
-    values = np.empty((len(rows), len(parts_of(rows.column_names))), np.float32)
-    for index, logps in gather_object(pairs):
-        values[index] = logps
-    return values
+        with autocast_of_training(unwrap(model)):
+            values = for_every_row(rows, self.args, self.collate, compute)
+        model.train(was_training)
+        return np.array(values, np.float32)
 
 
 def weights_digest(model: "nn.Module") -> str:

@@ -1,14 +1,15 @@
-"""Batches of the model's own answers, in the place of batches of rows: what ppo and grpo learn from.
+"""Batches of the policy's own answers, in the place of batches of rows: what ppo and grpo are trained on.
 
-An optimizer step number n (from 0) learns from the rollout n // (num_batches num_passes). Its prompts are a part of one
-endless row of shuffled epochs, and its random numbers start from a seed made of its number, so that a run that was
-stopped goes on as one that was not. Answers that are still to be learned from lie in the checkpoint. Where the stage
-takes given answers for a share of the rollouts, a number drawn from a seed of the same kind says which they are.
+Optimizer step n (from 0) uses rollout n // (num_batches num_passes). Its prompts are a slice of one endless sequence of
+shuffled epochs, and its random numbers start from a seed made of its number, so a run that was stopped continues like
+one that was not. Answers that later steps still need are saved in the checkpoint. Where the stage takes given answers
+for a share of the rollouts, a number drawn from a seed of the same kind says which those are.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +20,27 @@ from luthier.data.collate import model_inputs
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.heads.output_head import token_logps
 from luthier.model.heads.value_head import load_value_head, logps_and_values
-from luthier.stages._rollout import Experience, Rollout
-from luthier.training.scorers import Answered, WeightedScorers
+from luthier.model.types import Models
+from luthier.stages import StageState, Sums
+from luthier.stages._rollout import Experience, Rollout, RolloutTargets
+from luthier.training.distributed import Collate, add_to, batch_by_batch, over_processes
+from luthier.training.rewards import Answered, WeightedRewards
 
 if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
     from transformers import TrainingArguments
 
-    from luthier.training.trainer import StageTrainer
-
 Generate = Callable[["nn.Module", Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
 """(model, prompts, a seed for each) -> the ids of the answers, with the token that ended each."""
 Decode = Callable[[Sequence[int], bool], str]
 """(ids, with special tokens) -> text."""
 EXPERIENCE_FILE = "experience_{}.pt"
-"""The answers of one process that are still to be learned from, in a checkpoint."""
+"""The answers of one process that later steps still need, in a checkpoint."""
 
 
 class StepRows(torch.utils.data.Dataset):
-    """As many rows as an epoch learns from; what they are is decided when they are asked for."""
+    """As many numbers as an epoch has answers; which answers they are is decided when a step asks for them."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -50,87 +52,109 @@ class StepRows(torch.utils.data.Dataset):
         return index
 
 
-def numbers_or_batch(
-    rows: Sequence[Any], collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
-) -> list[int] | dict[str, Any]:
-    """The numbers of `StepRows` as they are; rows of an evaluation as a batch."""
-    return list(rows) if isinstance(rows[0], int) else collate(rows)
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """What one optimizer step is trained on."""
+
+    batches: list[dict[str, Any]]
+    state: StageState
+    metrics: Sums
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Rollouts:
     """The rollouts of one run."""
 
     plan: Rollout
+    config: Any
+    """The keys of the stage."""
+    models: Models
+    args: "TrainingArguments"
+    collate: Collate
     prompts: "datasets.Dataset"
     """Rows of `input_ids`, the prompt and then the given answer, which alone has labels."""
     generate: Generate
     decode: Decode
-    scorers: WeightedScorers | None
-    """None where the stage judges nothing."""
+    rewards: WeightedRewards | None
+    """None where the stage needs no scores."""
     stop_ids: frozenset[int]
     temperature: float
     max_new_tokens: int
-    seed: int
     shuffles: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The answers of this process in the rollout that is being learned from: `input_ids`, `labels`, `units` and what
-    the stage judged of each token."""
+    """The answers of this process in the current rollout: `input_ids`, `labels`, `units` and the targets of each
+    token."""
 
-    def num_rows_of_epoch(self, trainer: "StageTrainer") -> int:
-        """How many rows all processes together learn from while they see each prompt once; whole steps."""
-        args = trainer.args
+    @property
+    def step_rows(self) -> StepRows:
+        """As many numbers as all processes together have answers while they see each prompt once; whole steps."""
+        args = self.args
         of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         answers = len(self.prompts) * self.plan.num_generations
-        return max(answers // of_step, 1) * of_step * self.plan.num_passes
+        return StepRows(max(answers // of_step, 1) * of_step * self.plan.num_passes)
 
-    def batches(self, trainer: "StageTrainer", num_batches: int) -> list[dict[str, Any]]:
-        """What the optimizer step that comes next learns from, cut into `num_batches`."""
-        size, num_steps = trainer.args.train_batch_size, self.plan.num_batches
-        number, place = divmod(trainer.state.global_step, num_steps * self.plan.num_passes)
+    def numbers_or_batch(self, rows: Sequence[Any]) -> list[int] | dict[str, Any]:
+        """The numbers of `StepRows` as they are; rows of an evaluation as a batch."""
+        return list(rows) if isinstance(rows[0], int) else self.collate(rows)
+
+    def step(self, number: int, num_batches: int, state: StageState) -> StepBatches:
+        """The `num_batches` batches of optimizer step `number`; a new rollout is made when the last one is used up."""
+        metrics: dict[str, tuple[Tensor, float]] = {}
+        rollout, place = divmod(number, self.plan.num_batches * self.plan.num_passes)
         if place == 0 or not self.rows:
-            self.rows = self._collect(trainer, number)
-        of_step = len(self.rows) // num_steps
-        start = place % num_steps * of_step
+            self.rows, state = self._collect(rollout, state, metrics)
+        of_step, size = len(self.rows) // self.plan.num_batches, self.args.train_batch_size
+        start = place % self.plan.num_batches * of_step
         mine = self.rows[start : start + of_step]
-        return [self._batch(trainer, mine[first : first + size]) for first in range(0, num_batches * size, size)]
+        batches = [self._batch(mine[first : first + size]) for first in range(0, num_batches * size, size)]
+        return StepBatches(batches, state, metrics)
 
-    def _batch(self, trainer: "StageTrainer", rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = trainer.collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = self.collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
         columns = {name: torch.cat([row["columns"][name] for row in rows]) for name in rows[0]["columns"]}
         return {**batch, **columns, "units": sum(row["units"] for row in rows), "temperature": self.temperature}
 
-    def _collect(self, trainer: "StageTrainer", number: int) -> list[dict[str, Any]]:
-        """Rollout `number`: the answers, and what the stage makes of them."""
-        is_own, places = self.is_own(number), self.places(number, trainer.args)
-        prompts = [self._parted(index) for index in self._asked(places) for _ in range(self.plan.num_generations)]
+    def _collect(
+        self, number: int, state: StageState, metrics: "dict[str, tuple[Tensor, float]]"
+    ) -> tuple[list[dict[str, Any]], StageState]:
+        """Rollout `number`: the answers with their targets, and the state after it. Adds to `metrics`."""
+        is_own, places = self.is_own(number), self.places(number)
+        prompts = [self._split(index) for index in self._rows_at(places) for _ in range(self.plan.num_generations)]
         given = [answer for _, answer in prompts]
-        answers = self._own(trainer, [prompt for prompt, _ in prompts], places) if is_own else given
+        answers = self._generated([prompt for prompt, _ in prompts], places, metrics) if is_own else given
         rows: list[dict[str, Any]] = [
             {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
             for (prompt, _), answer in zip(prompts, answers, strict=True)
         ]
         if self.plan.own_share < 1:
-            trainer.add_metrics({"own_answers": (torch.tensor(float(is_own)), 1.0)})
-        if self.scorers is None:
-            return [{**row, "units": len(answer), "columns": {}} for row, answer in zip(rows, answers, strict=True)]
+            add_to(metrics, {"own_answers": (torch.tensor(float(is_own)), 1.0)})
+        if self.rewards is None:
+            return [{**r, "units": len(a), "columns": {}} for r, a in zip(rows, answers, strict=True)], state
         answered = [self._answered(*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        return self._judged(trainer, rows, answered, self.scorers)
+        targets = self._targets(rows, answered, self.rewards, state, metrics)
+        lengths = [len(answer) for answer in answers]
+        columns = {name: column.split(lengths) for name, column in targets.columns.items()}
+        rows = [
+            {**row, "units": units, "columns": {name: column[index].clone() for name, column in columns.items()}}
+            for index, (row, units) in enumerate(zip(rows, targets.units.tolist(), strict=True))
+        ]
+        return rows, targets.state
 
     def is_own(self, number: int) -> bool:
         """Whether the answers of rollout `number` are the policy's own, on all processes alike."""
-        return random.Random(f"own answers {self.seed} {number}").random() < self.plan.own_share
+        return random.Random(f"own answers {self.args.seed} {number}").random() < self.plan.own_share
 
     def answer_seeds(self, places: Sequence[int]) -> list[int]:
         """One for each answer to the prompts at `places`: of the run, the place and the number in its group alone."""
         size = self.plan.num_generations
-        names = [f"answer {self.seed} {place * size + number}" for place in places for number in range(size)]
+        names = [f"answer {self.args.seed} {place * size + number}" for place in places for number in range(size)]
         return [random.Random(name).getrandbits(63) for name in names]
 
-    def _own(self, trainer: "StageTrainer", prompts: Sequence[list[int]], places: Sequence[int]) -> list[list[int]]:
-        """What the policy answers."""
-        with trainer.compute_loss_context_manager():
-            answers = self.generate(trainer.policy, prompts, self.answer_seeds(places))
+    def _generated(
+        self, prompts: Sequence[list[int]], places: Sequence[int], metrics: "dict[str, tuple[Tensor, float]]"
+    ) -> list[list[int]]:
+        """The answers of the policy."""
+        answers = self.generate(self.models.policy, prompts, self.answer_seeds(places))
         for prompt, answer in zip(prompts, answers, strict=True):
             if not answer:
                 raise RunFailed(
@@ -138,67 +162,60 @@ class Rollouts:
                     f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
                 )
         count = float(len(answers))
-        trainer.add_metrics(
-            {
-                "answer_tokens": (torch.tensor(float(sum(map(len, answers)))), count),
-                "finished_answers": (torch.tensor(float(sum(a[-1] in self.stop_ids for a in answers))), count),
-            }
-        )
+        finished = sum(answer[-1] in self.stop_ids for answer in answers)
+        add_to(metrics, {"answer_tokens": (torch.tensor(float(sum(map(len, answers)))), count)})
+        add_to(metrics, {"finished_answers": (torch.tensor(float(finished)), count)})
         return answers
 
-    def _judged(
+    def _targets(
         self,
-        trainer: "StageTrainer",
         rows: Sequence[dict[str, Any]],
         answered: Sequence[Answered],
-        scorers: WeightedScorers,
-    ) -> list[dict[str, Any]]:
-        """The rows with scores, log-probabilities, and what the stage makes of them."""
-        assert self.plan.judge is not None, "there are scorers because it asks for scores"
-        scores, each = scorers(answered)
-        experience = self._measured(trainer, rows, torch.tensor(scores, dtype=torch.float64), answered)
-        judged = self.plan.judge(
+        rewards: WeightedRewards,
+        state: StageState,
+        metrics: "dict[str, tuple[Tensor, float]]",
+    ) -> RolloutTargets:
+        """Scores, log-probabilities, and the advantages that the stage makes of them."""
+        assert self.plan.advantages is not None, "there are rewards because it asks for scores"
+        scores, each = rewards(answered)
+        experience = self._experience(rows, torch.tensor(scores, dtype=torch.float64), answered)
+        targets = self.plan.advantages(
             experience,
-            trainer.stage_config,
-            state=trainer.stage_state,
-            totals=trainer._over_processes,
+            self.config,
+            state=state,
+            totals=partial(over_processes, device=self.args.device),
             max_new_tokens=self.max_new_tokens,
         )
-        trainer.stage_state = judged.state
         count = float(len(scores))
-        rewards = {f"rewards/{name.rpartition('/')[2]}": (torch.tensor(s).sum(), count) for name, s in each.items()}
-        trainer.add_metrics({"reward": (experience.scores.sum(), count), **rewards, **judged.metrics})
-        lengths = experience.lengths.tolist()
-        parted = {name: column.split(lengths) for name, column in judged.columns.items()}
-        return [
-            {**row, "units": units, "columns": {name: column[index].clone() for name, column in parted.items()}}
-            for index, (row, units) in enumerate(zip(rows, judged.units.tolist(), strict=True))
-        ]
+        parts = {f"rewards/{name.rpartition('/')[2]}": (torch.tensor(s).sum(), count) for name, s in each.items()}
+        add_to(metrics, {"reward": (experience.scores.sum(), count), **parts, **targets.metrics})
+        return targets
 
-    def places(self, number: int, args: "TrainingArguments") -> list[int]:
-        """Which prompts rollout `number` asks on this process, counted over the whole run and all processes.
+    def places(self, number: int) -> list[int]:
+        """The prompts of rollout `number` on this process, counted over the whole run and all processes.
 
         Those of one optimizer step stand together, each process with its part of them: however many processes share a
-        step, it learns from the same answers.
+        step, it is trained on the same answers.
         """
+        args = self.args
         of_step = args.train_batch_size * args.gradient_accumulation_steps // self.plan.num_generations
         steps = range(number * self.plan.num_batches, (number + 1) * self.plan.num_batches)
         starts = [(step * args.world_size + args.process_index) * of_step for step in steps]
         return [start + place for start in starts for place in range(of_step)]
 
-    def _asked(self, places: Sequence[int]) -> list[int]:
-        """The prompts at these places: each epoch asks all of them once, in an order of its own."""
-        parted = [divmod(place, len(self.prompts)) for place in places]
-        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in parted}}
-        return [orders[epoch][place] for epoch, place in parted]
+    def _rows_at(self, places: Sequence[int]) -> list[int]:
+        """The prompts at these places: each epoch uses all of them once, in an order of its own."""
+        split = [divmod(place, len(self.prompts)) for place in places]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in split}}
+        return [orders[epoch][place] for epoch, place in split]
 
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffles:
             return range(len(self.prompts))
-        generator = torch.Generator().manual_seed(self.seed + epoch)
+        generator = torch.Generator().manual_seed(self.args.seed + epoch)
         return torch.randperm(len(self.prompts), generator=generator).tolist()
 
-    def _parted(self, index: int) -> tuple[list[int], list[int]]:
+    def _split(self, index: int) -> tuple[list[int], list[int]]:
         """(prompt, given answer)."""
         row = self.prompts[index]
         ids, labels = row["input_ids"], row["labels"]
@@ -216,62 +233,54 @@ class Rollouts:
             stopped=answer[-1] in self.stop_ids,
         )
 
-    def _measured(
-        self,
-        trainer: "StageTrainer",
-        rows: Sequence[Mapping[str, Any]],
-        scores: "Tensor",
-        answered: Sequence[Answered],
+    def _experience(
+        self, rows: Sequence[Mapping[str, Any]], scores: "Tensor", answered: Sequence[Answered]
     ) -> Experience:
-        """The scores, and what policy, value head and reference say of the answers as they are now."""
-        device = trainer.args.device
-        parts = self._asked_of_models(trainer, rows) if self.plan.asks_policy else {}
+        """The scores, and what policy, value head and reference give for the answers as they are now."""
+        device = self.args.device
+        columns = self._columns(rows) if self.plan.asks_policy else {}
         lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
         return Experience(
             scores=scores.to(device),
             stopped=torch.tensor([one.stopped for one in answered], device=device),
             rows=torch.arange(len(rows), device=device).repeat_interleave(lengths),
-            **{name: torch.cat(parts[name]) if parts.get(name) else None for name in ("logps", "reference", "values")},
+            logps=columns.get("logps"),
+            reference=columns.get("reference"),
+            values=columns.get("values"),
         )
 
-    def _asked_of_models(
-        self, trainer: "StageTrainer", rows: Sequence[Mapping[str, Any]]
-    ) -> "Mapping[str, list[Tensor]]":
-        """`logps`, `reference` and `values` of all answers, batch by batch."""
-        size = trainer.args.train_batch_size
-        parts: dict[str, list[Tensor]] = {"logps": [], "reference": [], "values": []}
-        policy, head = trainer.policy, trainer.head
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
+        """`logps`, `reference` and `values` of all tokens of the answers, as far as the stage asks for them."""
+        policy, head, size = self.models.policy, self.models.head, self.args.train_batch_size
+        reference = self.models.frozen.get("reference")
+
+        def compute(batch: dict[str, Any]) -> "dict[str, Tensor]":
+            where = (model_inputs(batch), batch["positions"], batch["targets"])
+            found: dict[str, Tensor] = {}
+            if self.plan.has_values:
+                found["logps"], found["values"] = logps_and_values(policy, head, *where, temperature=self.temperature)
+            else:
+                found["logps"], _ = token_logps(policy, head, *where, temperature=self.temperature)
+            if reference is not None:
+                with reference.running() as network:
+                    found["reference"], _ = token_logps(network, reference.head, *where, temperature=self.temperature)
+            return found
+
+        batches = (self.collate(rows[start : start + size]) for start in range(0, len(rows), size))
         was_training = policy.training
         policy.eval()
-        for start in range(0, len(rows), size):
-            batch = trainer._prepare_inputs(trainer.collate(rows[start : start + size]))
-            where = (model_inputs(batch), batch["positions"], batch["targets"])
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                if self.plan.has_values:
-                    logps, values = logps_and_values(policy, head, *where, temperature=self.temperature)
-                    parts["values"].append(values)
-                else:
-                    logps, _ = token_logps(policy, head, *where, temperature=self.temperature)
-                parts["logps"].append(logps)
-                if "reference" in trainer.companions:
-                    reference = trainer.companions["reference"]
-                    with reference.asked() as network:
-                        asked, _ = token_logps(network, reference.head, *where, temperature=self.temperature)
-                    parts["reference"].append(asked)
+        found = batch_by_batch(batches, self.args.device, compute)
         policy.train(was_training)
-        return parts
+        return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
 
-    def save(self, folder: Path, trainer: "StageTrainer") -> None:
-        if self._is_inside(trainer):
-            torch.save(self.rows, folder / EXPERIENCE_FILE.format(trainer.args.process_index))
+    def save(self, folder: Path, num_steps: int) -> None:
+        """`num_steps`: of the run so far. A rollout that later steps still need goes into the checkpoint."""
+        if num_steps % (self.plan.num_batches * self.plan.num_passes):
+            torch.save(self.rows, folder / EXPERIENCE_FILE.format(self.args.process_index))
 
-    def load(self, folder: Path, trainer: "StageTrainer") -> None:
+    def load(self, folder: Path) -> None:
         if self.plan.has_values:
-            load_value_head(trainer.policy, folder)
-        path = folder / EXPERIENCE_FILE.format(trainer.args.process_index)
+            load_value_head(self.models.policy, folder)
+        path = folder / EXPERIENCE_FILE.format(self.args.process_index)
         if path.is_file():
             self.rows = torch.load(path, weights_only=True)
-
-    def _is_inside(self, trainer: "StageTrainer") -> bool:
-        """Whether the latest rollout is still to be learned from."""
-        return trainer.state.global_step % (self.plan.num_batches * self.plan.num_passes) != 0

@@ -1,7 +1,7 @@
 """A streamed dataset in training: its loader, and the account of what the steps so far have read of it."""
 
 import json
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,16 @@ from luthier.core.files import write_atomically
 from luthier.core.log import info, warn
 from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
 from luthier.data.stream import Streamed, StreamedRows
+from luthier.training.distributed import Collate
 
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainingArguments
 
-    from luthier.training.trainer import StageTrainer
 
 STREAM_FILE = "stream_state.json"
 """What has been read, and by whom, in a checkpoint."""
 ACCOUNT = "account"
 """The key of a batch under which its account lies, or the fault that ended the stream."""
-
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 class StreamReading:
@@ -108,14 +106,6 @@ class StreamReading:
 
     def _rows(self) -> str:
         return self.rows.fingerprint
-
-
-def reading_of(trainer: "StageTrainer", before: Ledger | None) -> StreamReading | None:
-    """None for a run that does not train on a stream."""
-    rows: Any = trainer.train_dataset
-    if not isinstance(rows, StreamedRows):
-        return None
-    return StreamReading(rows, before or Ledger(), trainer.args)  # type: ignore[arg-type]
 
 
 def _with_account(items: Sequence[Streamed], collate: Collate) -> dict[str, Any]:

@@ -1,13 +1,20 @@
 """The one trainer: transformers' loop with the loss, the units and the batches of a `Stage` value.
 
-What differs between training methods arrives as that value; no subclass per stage, no question for its name.
+What differs between training methods arrives as that value; there is no subclass per stage, and nobody asks for a name.
+One optimizer step, from top to bottom of `StageTrainer`:
+
+    get_batch_samples         the batches of the step: rows, or answers of the policy's own
+    _get_num_items_in_batch   their units, over all processes, and the statistics of the step
+    compute_loss              for each batch: sum of the loss / units of the whole step; transformers runs backward
+    create_optimizer          (once) the optimizer that transformers then steps
+    log                       means of the metrics since the last log line
 """
 
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,29 +33,22 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
-from luthier.data.ledger import Ledger
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.features.rope_scaling import save_beside_adapter
-from luthier.model.heads.output_head import OutputHead
 from luthier.model.heads.score_head import save_value_head, without_value_head
-from luthier.model.processor import PROCESSOR_FILES, FittedProcessor, copy_processor
+from luthier.model.processor import PROCESSOR_FILES, copy_processor
 from luthier.model.save import WEIGHT_FILES, save_adapter
-from luthier.model.types import Models
-from luthier.stages import Stage, StageState, Sums, Survey
+from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import check_filled, checkpoint_mismatch, saving
-from luthier.training.gauges import Gauge
+from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.nonfinite import NonFiniteWatch
-from luthier.training.streaming import reading_of
+from luthier.training.parts import TrainingParts
 
 if TYPE_CHECKING:
-    import datasets
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
-
-    from luthier.model.frozen_models import Companion
-    from luthier.training.rollouts import Rollouts
+    from transformers import Seq2SeqTrainingArguments
 
 MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
@@ -56,70 +56,142 @@ MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_confi
 STAGE_STATE_FILE = "stage_state.json"
 """What the stage remembers from step to step (`luthier.stages.StageState`), in a checkpoint."""
 
-EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
-
 
 class StageTrainer(Trainer):
     """transformers.Trainer for any stage."""
 
-    def __init__(
-        self,
-        *,
-        stage: Stage,
-        config: Any,
-        model: "nn.Module",
-        head: OutputHead,
-        args: "Seq2SeqTrainingArguments",
-        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
-        train_dataset: "datasets.Dataset | None",
-        eval_dataset: "datasets.Dataset | dict[str, datasets.Dataset] | None",
-        tokenizer: "PreTrainedTokenizerBase",
-        callbacks: "list[TrainerCallback]",
-        shuffle: bool = True,
-        eval_metrics: EvalMetrics | None = None,
-        build_optimizer: "Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None" = None,
-        gauges: Sequence[Gauge] = (),
-        superseded: Sequence[Path] = (),
-        ledger: Ledger | None = None,
-        processor: FittedProcessor | None = None,
-    ) -> None:
-        """`eval_metrics` is asked after every evaluation: (model, metric prefix) -> more metrics, e.g. ROUGE.
-
-        `build_optimizer`: (model, args) -> the optimizer; None leaves it to `optim`. `gauges` are asked at each log.
-
-        `superseded`: checkpoints of an earlier run, which are removed as soon as this run has saved something.
-
-        `ledger`: of the rows for evaluation, which that of streamed rows adds to. `processor` goes with the weights.
-        """
+    def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts) -> None:
+        evals = parts.eval_rows
         super().__init__(
-            model=model,
+            model=parts.models.policy,
             args=args,
-            data_collator=collate,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
+            data_collator=parts.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch,  # type: ignore[arg-type]
+            train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
+            eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
+            processing_class=parts.tokenizer,
+            callbacks=list(parts.callbacks),
         )
         self.remove_callback(PrinterCallback)
         assert args.output_dir is not None, "the rules of the run ask for it"
-        self.output_dir, self.tokenizer, self.policy = args.output_dir, tokenizer, model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or args.torch_compile:
-            # The head's weight is sharded, or its forward compiled: the model itself has to call it.
-            head = replace(head, linear=None)
-        self.stage, self.stage_config, self.head = stage, config, head
-        self.build_optimizer, self.gauges = build_optimizer, gauges
-        self.collate, self.shuffle, self.eval_metrics, self.superseded = collate, shuffle, eval_metrics, superseded
-        self.processor = processor
+        self.parts, self.stage, self.output_dir = parts, parts.stage, args.output_dir
+        self.policy = parts.models.policy
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
-        self.num_trained_tokens = 0
-        self._metrics: dict[str, tuple[Tensor, float]] = {}
-        self.companions: Mapping[str, Companion] = {}
-        self.watch = NonFiniteWatch(tokenizer, Path(args.output_dir))
         self.stage_state: StageState = {}
+        self.num_trained_tokens = 0
+        self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
+        self._superseded = list(parts.superseded)
+        self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
-        self.reading = reading_of(self, ledger)
-        self.rollouts: Rollouts | None = None
+
+    # -- one optimizer step -----------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The batches of one optimizer step and their units; answers of the policy's own where the stage asks."""
+        rollouts = self.parts.rollouts
+        if rollouts is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_batches = len(list(islice(epoch_iterator, num_batches)))
+        step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
+        self.stage_state = step.state
+        add_to(self._metrics, step.metrics)
+        return step.batches, self._get_num_items_in_batch(step.batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
+        """The units of one optimizer step over all its micro-batches and all processes."""
+        self.watch.require_finite_losses(self.state.global_step)
+        if self.parts.reading is not None:
+            self.parts.reading.take(batch_samples)
+        counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
+        sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
+        num_units, num_tokens = self.accelerator.gather(sums).sum(0)
+        self.num_trained_tokens += int(num_tokens)
+        if self.stage.statistics is not None:
+            self.stage_state = self._state_for(
+                self.stage.statistics, self.model_wrapped, batch_samples, self.stage_state
+            )
+        if not self._train_start_seconds:
+            self._train_start_seconds = time.monotonic()
+        return num_units
+
+    def compute_loss(
+        self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        models = replace(self.parts.models, policy=model)
+        output = self.stage.loss(models, inputs, self.parts.config, state=self.stage_state, training=True)
+        self.watch.note(inputs, output.total)
+        add_to(self._metrics, output.metrics)
+        # Gradients are averaged over processes, and this loss is already a share of the whole step.
+        return output.total / num_items_in_batch * self.accelerator.num_processes
+
+    def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
+        with accepted("optim", str(OptimizerNames(self.args.optim).value)):
+            if self.parts.build_optimizer is not None:
+                self.optimizer = self.parts.build_optimizer(self.policy if model is None else model, self.args)
+                return self.optimizer
+            return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs and not self.num_trained_tokens:
+            return  # the run was complete already, so there is no mean loss to tell
+        if "loss" in logs:
+            self.watch.require_finite_losses(self.state.global_step)
+            if not math.isfinite(logs["loss"]):
+                raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
+            totals = over_processes(self._metrics, self.args.device)
+            means = {name: total / count for name, (total, count) in totals.items() if count}
+            logs |= {**means, **self.stage.reporting.derived(means)}
+            self._metrics = {}
+            logs["throughput"] = round(self.throughput(), 2)
+            for gauge in self.parts.gauges:
+                logs |= gauge()
+        super().log(logs, start_time)
+
+    def _state_for(
+        self, statistics: StepStatistics, model: Any, batches: Iterable[Any], state: StageState
+    ) -> StageState:
+        """`state` after these batches, those of all processes together."""
+        models, config = replace(self.parts.models, policy=model), self.parts.config
+        sums: dict[str, tuple[Tensor, float]] = {}
+        for more in batch_by_batch(
+            batches, self.args.device, lambda batch: statistics.sums(models, batch, config, state=state)
+        ):
+            add_to(sums, more)
+        totals = over_processes(sums, self.args.device)
+        means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
+        return statistics.update(state, means, config)
+
+    def throughput(self) -> float:
+        """Tokens per second since training began, padding not counted."""
+        return self.num_trained_tokens / max(time.monotonic() - self._train_start_seconds, 1e-9)
+
+    # -- what transformers asks for around the steps ------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        if self.parts.reading is None:
+            return super().get_train_dataloader()
+        return self.parts.reading.loader(self._train_batch_size, self.parts.collate)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.parts.shuffle:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(rows)
+
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Not one step more than `max_steps`: transformers takes one when it continues from the last step of a run."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
+            # transformers has no default here; that of the reference is a third of what is left after the warm-up.
+            num_left = num_training_steps - self.args.get_warmup_steps(num_training_steps)
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": num_left - num_left // 3}
+        with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
@@ -131,124 +203,6 @@ class StageTrainer(Trainer):
                 f"push_to_hub: the repository cannot be made ({str(fault).splitlines()[0]})"
                 " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
             ) from fault
-
-    # -- training --------------------------------------------------------------------------------
-
-    def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
-        with accepted("optim", str(OptimizerNames(self.args.optim).value)):
-            if self.build_optimizer is not None:
-                self.optimizer = self.build_optimizer(self.policy if model is None else model, self.args)
-                return self.optimizer
-            return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
-            # transformers has no default here; that of the reference is a third of what is left after the warm-up.
-            num_left = num_training_steps - self.args.get_warmup_steps(num_training_steps)
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": num_left - num_left // 3}
-        with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
-            return super().create_scheduler(num_training_steps, optimizer)
-
-    def get_train_dataloader(self) -> Any:
-        if self.reading is None:
-            return super().get_train_dataloader()
-        return self.reading.loader(self._train_batch_size, self.collate)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.shuffle:
-            return super()._get_train_sampler(train_dataset)
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return SequentialSampler(rows)
-
-    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Not one step more than `max_steps`: transformers takes one when it goes on from the last step of a run."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(**kwargs)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The batches of one optimizer step and their units; answers of the policy's own where the stage asks."""
-        if self.rollouts is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self.rollouts.batches(self, len(list(islice(epoch_iterator, num_batches))))
-        return batches, self._get_num_items_in_batch(batches, device)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
-        """The units of one optimizer step over all its micro-batches and all processes."""
-        self.watch.require_finite_losses(self.state.global_step)
-        if self.reading is not None:
-            self.reading.take(batch_samples)
-        counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
-        sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
-        num_units, num_tokens = self.accelerator.gather(sums).sum(0)
-        self.num_trained_tokens += int(num_tokens)
-        if self.stage.survey is not None:
-            self.stage_state = self._surveyed(self.stage.survey, self.model_wrapped, batch_samples, self.stage_state)
-        if not self._train_start_seconds:
-            self._train_start_seconds = time.monotonic()
-        return num_units
-
-    def compute_loss(
-        self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        models = Models(model, self.head, self.companions)
-        output = self.stage.loss(models, inputs, self.stage_config, state=self.stage_state, training=True)
-        self.watch.note(inputs, output.total)
-        _add(self._metrics, output.metrics)
-        # Gradients are averaged over processes, and this loss is already a share of the whole step.
-        return output.total / num_items_in_batch * self.accelerator.num_processes
-
-    def _surveyed(self, survey: Survey, model: Any, batches: Iterable[Any], state: StageState) -> StageState:
-        """What the stage knows once it has seen these batches, those of all processes together."""
-        sums: dict[str, tuple[Tensor, float]] = {}
-        for batch in batches:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                inputs = self._prepare_inputs(batch)
-                _add(
-                    sums, survey.sums(Models(model, self.head, self.companions), inputs, self.stage_config, state=state)
-                )
-        totals = self._over_processes(sums)
-        means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
-        return survey.learn(state, means, self.stage_config)
-
-    def _over_processes(self, sums: Sums) -> dict[str, tuple[float, float]]:
-        """name -> (sum, count) over all processes; every process has the same names."""
-        if not sums:
-            return {}
-        device = self.args.device
-        pairs = [
-            [total.detach().double().to(device), torch.tensor(count).double().to(device)]
-            for total, count in sums.values()
-        ]
-        table = torch.stack([torch.stack(pair) for pair in pairs])
-        rows = self.accelerator.gather(table[None]).sum(0).tolist()
-        return {name: (total, count) for name, (total, count) in zip(sums, rows, strict=True)}
-
-    def add_metrics(self, sums: Sums) -> None:
-        """To be logged with the metrics of the loss."""
-        _add(self._metrics, sums)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs and not self.num_trained_tokens:
-            return  # the run was complete already, so there is no mean loss to tell
-        if "loss" in logs:
-            self.watch.require_finite_losses(self.state.global_step)
-            if not math.isfinite(logs["loss"]):
-                raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
-            means = {
-                name: total / count for name, (total, count) in self._over_processes(self._metrics).items() if count
-            }
-            logs |= {**means, **self.stage.derived(means)}
-            self._metrics = {}
-            logs["throughput"] = round(self.throughput(), 2)
-            for gauge in self.gauges:
-                logs |= gauge()
-        super().log(logs, start_time)
-
-    def throughput(self) -> float:
-        """Tokens per second since training began, padding not counted."""
-        return self.num_trained_tokens / max(time.monotonic() - self._train_start_seconds, 1e-9)
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -265,32 +219,33 @@ class StageTrainer(Trainer):
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        # Reading batches draws random numbers, which the training that goes on afterwards must not miss.
+        # Reading batches draws random numbers, which must not change the training that continues afterwards.
         device = self.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            totals = self._over_processes(self._sums(model, dataloader))
+            totals = over_processes(self._evaluation_sums(model, dataloader), device)
         means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
-        means |= self.stage.derived(means)
+        means |= self.stage.reporting.derived(means)
+        if self.parts.eval_metrics is not None:
+            means |= self.parts.eval_metrics(model, metric_key_prefix)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
-        if self.eval_metrics is not None:
-            more = self.eval_metrics(model, metric_key_prefix)
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in more.items()}
-        # Metrics are all there is: predictions are written by `luthier.workflow.predict`.
+        # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
-    def _sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float]]":
+    def _evaluation_sums(self, model: "nn.Module", dataloader: Any) -> "dict[str, tuple[Tensor, float]]":
         """Loss and metrics of this process: name -> (sum, count)."""
+        models, config = replace(self.parts.models, policy=model), self.parts.config
         state: StageState = {}
-        if self.stage.survey is not None:
-            state = self._surveyed(self.stage.survey, model, dataloader, state)
-        sums: dict[str, tuple[Tensor, float]] = {}
-        for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
-            models = Models(model, self.head, self.companions)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                output = self.stage.loss(models, inputs, self.stage_config, state=state, training=False)
-            _add(sums, {"loss": (output.total, self.stage.units(inputs)), **output.metrics})
+        if self.stage.statistics is not None:
+            state = self._state_for(self.stage.statistics, model, dataloader, state)
+
+        def compute(batch: dict[str, Any]) -> Sums:
+            output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
+
+        sums: dict[str, tuple[Tensor, float]] = {}
+        for more in batch_by_batch(dataloader, self.args.device, compute):
+            add_to(sums, more)
         return sums
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -301,7 +256,7 @@ class StageTrainer(Trainer):
             )
         return super()._determine_best_metric(metrics, trial)
 
-    # -- saving and going on ---------------------------------------------------------------------
+    # -- saving and resuming ---------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         with checkpoint_mismatch(resume_from_checkpoint):
@@ -309,10 +264,10 @@ class StageTrainer(Trainer):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.reading is not None:
-            self.reading.restore(Path(resume_from_checkpoint))
-        if self.rollouts is not None:
-            self.rollouts.load(Path(resume_from_checkpoint), self)
+        if self.parts.reading is not None:
+            self.parts.reading.restore(Path(resume_from_checkpoint))
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.load(Path(resume_from_checkpoint))
         saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
         if saved.is_file():
             self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
@@ -334,7 +289,7 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As transformers does, except that peft need not ask the hub whether the vocabulary of the base has changed.
 
-        An embedding that learns is among the adapter's `modules_to_save`.
+        A trainable embedding is among the adapter's `modules_to_save`.
         """
         if self.args.should_save:
             Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
@@ -345,26 +300,26 @@ class StageTrainer(Trainer):
             folder = output_dir or self.output_dir
             save_adapter(self.model, Path(folder), state_dict)
             save_beside_adapter(Path(folder), unwrap(self.model).config)
-            self.tokenizer.save_pretrained(folder)
+            self.parts.tokenizer.save_pretrained(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
         if self.args.should_save:
-            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir), self.processor)
+            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir), self.parts.processor)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         name = f"checkpoint-{self.state.global_step}"
-        self.superseded = [folder for folder in self.superseded if folder.name != name]
+        self._superseded = [folder for folder in self._superseded if folder.name != name]
         with saving(self.output_dir, name, self.args.should_save):
             # Every process writes its random state here: after the old folder is gone, before the manifest is made.
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             if self.stage_state and self.args.should_save:
                 Path(self.output_dir, name, STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
-            if self.reading is not None:
+            if self.parts.reading is not None:
                 output_dir = Path(self.output_dir)
-                self.reading.save(output_dir / name, output_dir, writes=self.args.should_save)
-            if self.rollouts is not None:
-                self.rollouts.save(Path(self.output_dir, name), self)
+                self.parts.reading.save(output_dir / name, output_dir, writes=self.args.should_save)
+            if self.parts.rollouts is not None:
+                self.parts.rollouts.save(Path(self.output_dir, name), self.state.global_step)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 
@@ -384,13 +339,6 @@ class StageTrainer(Trainer):
 
     def _remove_superseded(self) -> None:
         if self.args.should_save:
-            for folder in self.superseded:
+            for folder in self._superseded:
                 shutil.rmtree(folder, ignore_errors=True)
-        self.superseded = ()
-
-
-def _add(sums: "dict[str, tuple[Tensor, float]]", more: Sums) -> None:
-    """Adds each (sum, count) to that of the same name."""
-    for name, (total, count) in more.items():
-        total_before, count_before = sums.get(name, (0, 0))
-        sums[name] = (total_before + total.detach(), count_before + count)
+        self._superseded = []

@@ -1,6 +1,6 @@
-"""`luthier data RUN --doctor`: what is wrong with the datasets of a run, and how long their rows are.
+"""`luthier data RUN --doctor`: problems in the datasets of a run, and the lengths of rows.
 
-Only the tokenizer is loaded. Everything is counted; in the terminal a few findings of each kind are listed.
+Only the tokenizer is loaded. All findings are counted; the terminal lists a few of each kind.
 """
 
 import json
@@ -26,7 +26,7 @@ _SEVERITIES = ("error", "warning", "info")
 def examine(run: "TrainRun", *, as_json: bool, limit: int | None, strict: bool) -> int:
     """Exit status 0; with `strict` 1 if there is an error or a warning.
 
-    `limit`: findings listed of each kind, 0 for all; by default a few in words and all of them in JSON.
+    `limit`: findings to list of each kind, 0 for all; by default a few in text and all in JSON.
     """
     stage = STAGES.get(run.stage)
     text = load_text_side(run, reads_chat=stage.rows.reads_chat, for_model=False)
@@ -49,7 +49,7 @@ def examine(run: "TrainRun", *, as_json: bool, limit: int | None, strict: bool) 
 
 @dataclass(slots=True)
 class _Tally:
-    """All findings counted, the first of each kind kept."""
+    """Counts all findings and keeps the first of each kind."""
 
     limit: int
     """0 for all."""
@@ -60,7 +60,7 @@ class _Tally:
     num_of_kind: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def add(self, finding: Finding) -> bool:
-        """Whether it is one of those that are listed."""
+        """Whether the finding is listed."""
         kind = (finding.severity, finding.check, finding.remedy)
         self.counts[finding.check, finding.severity] += 1
         self.num_of_kind[kind] += 1

@@ -39,7 +39,7 @@ def export(run: "ExportRun") -> Path:
     """
     from luthier.core.manifest import write_manifest
     from luthier.model.adapters._merge_check import Reference
-    from luthier.model.loading.load import load_for_export
+    from luthier.model.loading.merged import load_for_export
     from luthier.model.quantization._gptq import group_size_for
     from luthier.workflow.merge_check import sample_prompts
     from luthier.workflow.text import load_text_side
@@ -127,7 +127,7 @@ def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     """Rows for all tokens, and the ends of an answer, as the chat format has them."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.features.new_tokens import fit_embeddings
+    from luthier.model.embeddings import fit_embeddings
 
     if fit_embeddings(model, text.tokenizer):
         warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")

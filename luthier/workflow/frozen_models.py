@@ -1,34 +1,40 @@
-"""The models that a run asks beside the one that learns: loaded, laid out, and given to the trainer."""
+"""The models beside the policy that are not trained: loaded, isolated, and handed to the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
+from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.frozen_models import FrozenModel, InitialPolicy, SeparateModel
+from luthier.model.heads.output_head import inspect_head
+from luthier.model.loading.frozen import load_frozen_model
+from luthier.stages import FrozenModelSpec, Stage, cached_reference
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from luthier.stages import Stage
-    from luthier.training.trainer import StageTrainer
+    from luthier.model.heads.output_head import OutputHead
     from luthier.workflow.text import TextSide
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
-
-def load_wanted(run: TrainRun, stage: "Stage", text: "TextSide") -> "dict[str, nn.Module]":
-    """Name -> model, for every network that the loss asks and that is a model of its own."""
-    from luthier.model.loading.frozen import load_other
-
+def load_separate_models(run: TrainRun, stage: Stage, text: "TextSide") -> "dict[str, nn.Module]":
+    """Name -> model, for every frozen model that the loss runs at each step and that is not the policy itself."""
     return {
-        wanted.name: load_other(run, wanted.key, wanted.source, wanted.adapters, text.fitted, bits=wanted.bits)
-        for wanted in stage.wants(run)
-        if wanted.source is not None
+        spec.name: load_spec(run, spec, text)
+        for spec in stage.frozen_models(run)
+        if spec.source is not None and not spec.is_cached
     }
 
 
+def load_spec(run: TrainRun, spec: FrozenModelSpec, text: "TextSide") -> "nn.Module":
+
+    assert spec.source is not None, "the policy itself is not loaded again"
+    return load_frozen_model(run, spec.key, spec.source, spec.adapters, text.fitted, bits=spec.bits)
+
+
 def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
-    """None if all of them keep apart rows that lie behind one another, else why rows must be padded."""
-    from luthier.model.attention import isolate_samples, isolates_samples
+    """None if none of them attends across the samples of a row, else why rows must be padded."""
 
     for name, model in models.items():
         reason = isolates_samples(model)
@@ -38,33 +44,38 @@ def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
     return None
 
 
-def add_companions(run: TrainRun, trainer: "StageTrainer", loaded: "Mapping[str, nn.Module]") -> None:
-    """Gives the trainer what its stage wants; the policy as it is now stands in where no model is named."""
-    from luthier.model.frozen_models import Companion, OtherModel, PolicyAtStart
-    from luthier.model.heads.output_head import inspect_head
+def frozen_models(
+    run: TrainRun,
+    stage: Stage,
+    policy: "nn.Module",
+    head: "OutputHead",
+    separate: "Mapping[str, nn.Module]",
+    device: "torch.device",
+) -> "dict[str, FrozenModel]":
+    """Those that the loss runs at each step. `separate`: from `load_separate_models`; the others are the policy as it
+    is now."""
 
-    device = trainer.args.device
-    others = {name: model.to(device) for name, model in loaded.items()}
-    companions: dict[str, Companion] = {name: OtherModel(model, inspect_head(model)) for name, model in others.items()}
-    for wanted in trainer.stage.wants(run):
-        if wanted.source is None:
-            companions[wanted.name] = PolicyAtStart.of(trainer.policy, trainer.head)
-    trainer.companions = companions
+    found: dict[str, FrozenModel] = {}
+    for spec in stage.frozen_models(run):
+        if spec.name in separate:
+            model = separate[spec.name].to(device)
+            found[spec.name] = SeparateModel(model, inspect_head(model))
+        elif not spec.is_cached:
+            found[spec.name] = InitialPolicy.of(policy, head)
+    return found
 
 
-def add_reference_of(run: TrainRun, trainer: "StageTrainer", text: "TextSide") -> None:
-    """What the reference model finds of every row, before the first step changes the model that may be it."""
-    from luthier.data.prepare import cache_of
-    from luthier.model.loading.frozen import load_other
-    from luthier.training.fit import collator
-    from luthier.training.reference_logps import Judge, add_reference
+def load_cached_reference(
+    run: TrainRun, stage: Stage, text: "TextSide", policy: "nn.Module", *, concatenates: bool
+) -> "tuple[nn.Module, bool] | None":
+    """The model that scores every row before training, and whether its rows are concatenated without padding.
 
-    method = run.method
-    if method.ref_model is None:
-        judge = Judge(trainer.policy, trainer.collate)
-    else:
-        bits = method.ref_model_quantization_bit
-        model = load_other(run, "ref_model", method.ref_model, method.ref_model_adapters, text.fitted, bits=bits)
-        concatenates = isolate_all({"reference": model}) is None
-        judge = Judge(model, collator(text.tokenizer.pad_token_id, concatenates))
-    add_reference(trainer, judge, cache_of(run.data))
+    None if the stage has none in this run. `concatenates`: what the policy does.
+    """
+    spec = cached_reference(stage, run)
+    if spec is None:
+        return None
+    if spec.source is None:
+        return policy, concatenates
+    model = load_spec(run, spec, text)
+    return model, isolate_all({spec.name: model}) is None

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
-    from luthier.training.trainer import EvalMetrics, StageTrainer
+    from luthier.training.parts import EvalMetrics
+    from luthier.training.trainer import StageTrainer
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 

@@ -1,30 +1,43 @@
-"""Learning from the model's own answers, put together: prompts, how answers are written, who scores them."""
+"""Training on the policy's own answers, put together: prompts, how answers are generated, what scores them."""
 
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
 from luthier.core.log import info
+from luthier.data.rows.encoding import encode_last_turns
+from luthier.data.types import Dialogue, Message
+from luthier.infer.batch import generate_answers
+from luthier.infer.types import Settings
+from luthier.model.loading.frozen import load_frozen_model
+from luthier.training.rewards import Reward, WeightedRewards
+from luthier.training.rewards.functions import load_function
+from luthier.training.rewards.reward_model import RewardModel
+from luthier.training.rewards.server import RewardServer
+from luthier.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
-    from luthier.training.scorers import ModelScorer, WeightedScorers
-    from luthier.training.trainer import StageTrainer
+    from luthier.model.types import Models
+    from luthier.stages._rollout import Rollout
+    from luthier.training.distributed import Collate
     from luthier.workflow.text import TextSide
 
 
-def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData", text: "TextSide") -> None:
-    """Make `trainer` learn from its own answers to the prompts of `data`, where its stage does."""
-    from luthier.infer.batch import generate_answers
-    from luthier.infer.types import Settings
-    from luthier.model.heads.value_head import add_value_head
-    from luthier.training.rollouts import Rollouts, StepRows, numbers_or_batch
+def make_rollouts(
+    run: "TrainRun",
+    plan: "Rollout",
+    models: "Models",
+    args: "TrainingArguments",
+    collate: "Collate",
+    data: "PreparedData",
+    text: "TextSide",
+) -> "Rollouts":
+    """`plan`: of the stage. The prompts are the training rows."""
 
-    plan = trainer.stage.rollout(run.method)
-    if plan is None or not run.trains:
-        return
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
     def generate(model: Any, prompts: Any, seeds: Any) -> list[list[int]]:
@@ -34,57 +47,52 @@ def add_rollouts(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData",
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))
 
-    if plan.has_values:
-        trainer.head = replace(trainer.head, value=add_value_head(trainer.policy))
     assert data.train is not None, "the rules of the run ask for a dataset"
-    trainer.rollouts = Rollouts(
+    return Rollouts(
         plan=plan,
+        config=run.method,
+        models=models,
+        args=args,
+        collate=collate,
         prompts=data.train,
         generate=generate,
         decode=decode,
-        scorers=None if plan.judge is None else load_scorers(run, text, trainer.args.device),
+        rewards=None if plan.advantages is None else load_rewards(run, text, args.device),
         stop_ids=stop_ids,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length,
-        seed=run.training["seed"],
-        shuffles=trainer.shuffle,
+        shuffles=not run.finetuning.disable_shuffling,
     )
-    trainer.train_dataset = StepRows(trainer.rollouts.num_rows_of_epoch(trainer))
-    trainer.data_collator = partial(numbers_or_batch, collate=trainer.collate)  # type: ignore[assignment]
 
 
-def load_scorers(run: "TrainRun", text: "TextSide", device: Any) -> "WeightedScorers":
+def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device") -> "WeightedRewards":
     """Functions first, then the reward model, each with its weight."""
-    from luthier.training.scorers import Scorer, ServerScorer, WeightedScorers, load_function
 
     method = run.method
-    scorers: list[Scorer] = [load_function(name) for name in method.reward_funcs]
+    rewards: list[Reward] = [load_function(name) for name in method.reward_funcs]
     if method.reward_model is not None:
         is_server = method.reward_model_type == "api"
-        scorers.append(ServerScorer(method.reward_model) if is_server else load_reward_model(run, text, device))
-    return WeightedScorers(scorers, method.reward_weights or [1.0] * len(scorers))
+        rewards.append(RewardServer(method.reward_model) if is_server else load_reward_model(run, text, device))
+    return WeightedRewards(rewards, method.reward_weights or [1.0] * len(rewards))
 
 
-def load_reward_model(run: "TrainRun", text: "TextSide", device: Any) -> "ModelScorer":
+def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device") -> "RewardModel":
     """A model of its own: that of `reward_model`, or the base of the run with `reward_model` as its adapter."""
-    from luthier.model.loading.frozen import load_other
-    from luthier.training.scorers import ModelScorer
 
     method = run.method
     is_adapter = method.reward_model_type == "lora"
     source = run.model.model_name_or_path if is_adapter else method.reward_model
     adapters = (method.reward_model,) if is_adapter else method.reward_model_adapters
     bits = method.reward_model_quantization_bit
-    model = load_other(run, "reward_model", source, adapters, text.fitted, bits=bits, scores=True).to(device)
+    model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, bits=bits, scores=True)
+    model = model.to(device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: held beside the policy, {size / 1e9:.2f} GB")
-    return ModelScorer(method.reward_model, model, closing_ids(text))
+    return RewardModel(method.reward_model, model, closing_ids(text))
 
 
 def closing_ids(text: "TextSide") -> tuple[int, ...]:
-    """What the chat format writes behind the token that ends an answer, e.g. a line break."""
-    from luthier.data.rows.encoding import encode_last_turns
-    from luthier.data.types import Dialogue, Message
+    """What the chat format writes after the token that ends an answer, e.g. a line break."""
 
     talk = Dialogue((Message("user", "a"), Message("assistant", "a")))
     try:

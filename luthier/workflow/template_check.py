@@ -1,7 +1,7 @@
-"""`luthier template check MODEL [NAME]`: do the rows of training hold what an inference server sends?
+"""`luthier template check MODEL [NAME]`: do the rows of training match what an inference server sends?
 
-NAME is the chat format of training, else the model's own chat template (auto). Without --data the conversations are a
-built-in set. Exit status 0: all equal, 1: something differs, 2: bad input.
+NAME is the chat format of training, by default the model's own chat template (auto). Without --data a built-in set of
+conversations is used. Exit status 0: all equal, 1: something differs, 2: bad input.
 """
 
 import json
@@ -18,6 +18,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.maker import read_example, require_taken
 from luthier.data.types import Dialogue
 from luthier.inspection.agreement import Finding, compare, default_systems
 from luthier.inspection.sample_dialogues import SAMPLES, Sample
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What is compared."""
+    """The two sides of the comparison."""
 
     training: Encoding
     server: ModelChatTemplate
@@ -59,7 +60,7 @@ def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, 
 
 
 def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides:
-    """The tokenizer is loaded once for each side: a format may change it."""
+    """The tokenizer is loaded once for each side, since a format may change it."""
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
     silence_libraries()
@@ -86,7 +87,7 @@ def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides
 
 
 def _generation_ends(model: str) -> list[int]:
-    """What generation_config.json beside the model names as ends of an answer."""
+    """The stop tokens in the generation_config.json of the model."""
     file = Path(model).expanduser() / "generation_config.json"
     if not file.is_file():
         return []
@@ -104,8 +105,7 @@ def _run(file: str) -> "TrainRun":
 
 
 def _rows_of(run: "TrainRun") -> Iterator[Sample]:
-    """The dialogues of a run's datasets, named by their places; rows that no training could use are passed over."""
-    from luthier.core.kinds import FORMATS
+    """The dialogues of a run's datasets, named by their places. Rows that training cannot use are skipped."""
     from luthier.data.sources.catalog import load_catalog
     from luthier.data.sources.read import read_rows
 
@@ -114,14 +114,14 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
     hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
     thinking = data.enable_thinking
     for spec in map(catalog.get, data.dataset or data.eval_dataset):
-        read = FORMATS.get(spec.formatting).read
         for row in read_rows(spec, seed=run.training["seed"], max_samples=data.max_samples, **hub):
             try:
-                example = read(row.usable(), spec)
+                example = read_example(row, spec)
+                require_taken(example, spec, (Dialogue,))
             except RowError:
                 continue
-            if isinstance(example, Dialogue):
-                yield Sample(row.place, example, thinking)
+            assert isinstance(example, Dialogue), "no other example is taken"
+            yield Sample(row.place, example, thinking)
 
 
 def _head(model: str, name: str, sides: Sides) -> Iterator[str]:
@@ -143,10 +143,10 @@ def _lines(findings: Iterable[tuple[str, Finding]]) -> Iterator[str]:
         elif finding.status == "refused":
             yield f"  {name:{width}}  cannot be served: {finding.reason}"
         else:
-            yield from _told(f"  {name:{width}}  DIFFERS", " " * (width + 4), finding)
+            yield from _differing(f"  {name:{width}}  DIFFERS", " " * (width + 4), finding)
 
 
-def _told(head: str, indent: str, finding: Finding) -> Iterator[str]:
+def _differing(head: str, indent: str, finding: Finding) -> Iterator[str]:
     place = finding.difference
     if place is None:
         yield f"{head}: {finding.reason}"

@@ -94,22 +94,20 @@ def fit_to_format(
     """The tokenizer with the tokens that the chat format and the user ask for. `num_rows`: of the model's embedding."""
     from luthier.model.tokenizer import fit_tokenizer, read_new_special_tokens
 
-    model = run.model
-    config_file = model.new_special_tokens_config
-    new_tokens = read_new_special_tokens(Path(config_file)) if config_file else None
-    may_grow = model.resize_vocab or bool(model.add_tokens or model.add_special_tokens or new_tokens)
+    keys = run.features.new_tokens
+    config_file = keys.new_special_tokens_config
     fitted = fit_tokenizer(
         tokenizer,
         stop_words=template.stop_words,
         replace_eos=template.replace_eos,
-        add_tokens=model.add_tokens,
-        add_special_tokens=model.add_special_tokens,
-        new_special_tokens=new_tokens,
-        vocab_size=None if may_grow or not for_model else num_rows,
+        add_tokens=keys.add_tokens,
+        add_special_tokens=keys.add_special_tokens,
+        new_special_tokens=read_new_special_tokens(Path(config_file)) if config_file else None,
+        vocab_size=None if keys.may_grow or not for_model else num_rows,
         min_length_tokens=run.data.cutoff_len,
     )
     for note in fitted.notes:
         info(note)
-    if len(tokenizer) > num_rows and not may_grow:
+    if len(tokenizer) > num_rows and not keys.may_grow:
         warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
     return fitted

@@ -1,12 +1,13 @@
-"""`luthier train RUN`: a run file in, a fine-tuned model out. One path for every stage."""
+"""A training run from its keys to its output folder. One path for every stage."""
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.runs import TrainRun
-from luthier.core.errors import InvalidInput, ModelError
+from luthier.core.errors import InvalidInput
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
 from luthier.model.loading.memory_check import enough_memory
@@ -18,27 +19,35 @@ if TYPE_CHECKING:
 
     from luthier.core.machine import Machine
     from luthier.data.prepare import PreparedData
+    from luthier.stages import Stage
     from luthier.training.fit import RunResult
     from luthier.training.trainer import StageTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The model to train or to evaluate."""
+
+    model: "nn.Module"
+    padding_reason: str | None
+    """None if it does not attend across the samples of a row, else why rows must be padded."""
+    unavailable: Mapping[str, str]
+    """Key -> why what was requested is not there."""
 
 
 @enough_memory("take a smaller model, quantization_bit: 4, or smaller batches")
 def train(run: TrainRun) -> "RunResult":
     """Everything that a training run file asks for. Bad data fails before weights are loaded.
 
-    detect the machine -> tokenizer and chat format -> data -> model -> train, evaluate, predict -> report
+    machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
-    from luthier.core.files import require_space
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
-    from luthier.model.dropout import switch_dropout_off
-    from luthier.model.save import num_saved_bytes
     from luthier.training.arguments import training_arguments
     from luthier.training.checkpoints import checkpoints_in
-    from luthier.training.fit import build_trainer
-    from luthier.workflow.frozen_models import add_companions, add_reference_of, isolate_all, load_wanted
-    from luthier.workflow.predict import generation_metrics
-    from luthier.workflow.rollouts import add_rollouts
+    from luthier.training.fp8 import settings_of
+    from luthier.training.trainer import StageTrainer
+    from luthier.workflow.parts import make_parts
 
     for warning in run.warnings:
         warn(str(warning))
@@ -51,36 +60,25 @@ def train(run: TrainRun) -> "RunResult":
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
     processor = fit_processor(run) if run.trains else None
-    model, padding_reason, unavailable = load_policy(run, text, machine, scores=stage.scores)
-    if not stage.has_dropout:
-        switch_dropout_off(model)
-    companions = load_wanted(run, stage, text)
-    padding_reason = padding_reason or isolate_all(companions)
-    if padding_reason is not None:
-        report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
-    if run.trains:
-        require_space("output_dir", output_dir, num_saved_bytes(model))
-    trainer = build_trainer(
+    policy = load_policy(run, stage, text, machine, output_dir)
+    parts = make_parts(
         run,
         stage,
-        model,
-        text.tokenizer,
+        policy.model,
         data,
+        text,
         args,
-        concatenates=padding_reason is None,
-        eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+        padding_reason=policy.padding_reason,
         superseded=checkpoints_in(output_dir) if starts_anew else (),
         processor=processor,
     )
-    add_companions(run, trainer, companions)
-    if stage.asks_reference(run):
-        add_reference_of(run, trainer, text)
-    add_rollouts(run, trainer, data, text)
-    return carry_out(run, trainer, data, text, resume_from, unavailable)
+    with settings_of(run.fp8):
+        trainer = StageTrainer(args, parts)
+    return carry_out(run, trainer, data, text, resume_from, policy.unavailable)
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
-    """The checkpoint that training goes on from, if any. Makes `output_dir`; what speaks against it is said early."""
+    """The checkpoint to continue from, if any. Creates `output_dir`; raises before anything heavy starts."""
     from luthier.core.files import require_apart, require_writable
     from luthier.training.checkpoints import checkpoints_in, resume_point
 
@@ -99,38 +97,30 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     return resume_from
 
 
-def load_policy(
-    run: TrainRun, text: TextSide, machine: "Machine", *, scores: bool
-) -> "tuple[nn.Module, str | None, Mapping[str, str]]":
-    """The model; why rows must be padded, None if its attention keeps rows apart that lie behind one another; and what
-    was asked for and could not be had, with the reason."""
+def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine", output_dir: Path) -> Policy:
+    """Raises `OutputError` if its weights will not fit on the disk of `output_dir`."""
+    from luthier.core.files import require_space
     from luthier.model.attention import isolate_samples, isolates_samples
+    from luthier.model.dropout import switch_dropout_off
     from luthier.model.loading.load import load_for_inference, load_for_training
+    from luthier.model.save import num_saved_bytes
 
     unavailable: dict[str, str] = {}
+    scores = stage.head == "score"
     if run.trains:
         loaded = load_for_training(run, text.fitted, machine, scores=scores)
         if loaded.attention.reason:
             unavailable["flash_attn"] = loaded.attention.reason
         model, padding_reason = loaded.model, loaded.padding_reason
+        require_space("output_dir", output_dir, num_saved_bytes(model))
     else:
         model = load_for_inference(run, machine, scores=scores)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
-    return model, padding_reason, unavailable
-
-
-def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
-    """Raises `ModelError` if the samples of packed rows must be kept apart, which needs what the model lacks."""
-    if is_packed and must_isolate:
-        raise ModelError(
-            f"neat_packing: this model cannot keep the samples of a row apart: {reason}"
-            " -> leave neat_packing out, or set packing: true, where the samples of a row see each other"
-        )
-    info(f"rows are padded: {reason}")
-    if is_packed:
-        warn("packing: the samples of a row see each other, since this model cannot keep them apart")
+    if not stage.has_dropout:
+        switch_dropout_off(model)
+    return Policy(model, padding_reason, unavailable)
 
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
@@ -159,7 +149,7 @@ def carry_out(
 
     `unavailable`: from `load_policy`.
     """
-    from luthier.training.fit import RunResult, fit, with_perplexity
+    from luthier.training.fit import RunResult, fit
     from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
     from luthier.workflow.predict import predict, predict_rows
 
@@ -169,7 +159,7 @@ def carry_out(
         write_json(output_dir / "data_report.json", data.ledger.to_json())
     if run.trains:
         training, was_interrupted = fit(trainer, resume_from)
-        if trainer.reading is not None:
+        if trainer.parts.reading is not None:
             report_stream(trainer, output_dir)
         if training:
             metrics["train"] = training
@@ -185,10 +175,9 @@ def carry_out(
         if training and trainer.is_world_process_zero():
             forget_results(output_dir)
     if run.training["do_eval"] and data.eval:
-        evaluation = trainer.evaluate()
-        metrics["eval"] = with_perplexity(evaluation) if trainer.stage.learns_all else evaluation
+        metrics["eval"] = trainer.evaluate()
     if run.training["do_predict"]:
-        if trainer.stage.predict is not None:
+        if trainer.stage.reporting.predict is not None:
             metrics["predict"] = predict_rows(trainer, data, output_dir)
         else:
             metrics["predict"] = predict(run, trainer.policy, data, text)
@@ -206,8 +195,8 @@ def facts_of(
     run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
 ) -> dict[str, Any]:
     """For the manifest: what the weights were made of, and on what."""
-    from luthier.model.adapters._merge import unwrap
-    from luthier.model.loading.configure import resolved_settings
+    from luthier.model.loading.loaded import resolved_settings
+    from luthier.model.modules import unwrap
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],
@@ -223,8 +212,8 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
     from luthier.data.ledger import LEDGER_FILE
     from luthier.training.report import write_json
 
-    assert trainer.reading is not None, "the rows are streamed"
-    ledger = trainer.reading.ledger()
+    assert trainer.parts.reading is not None, "the rows are streamed"
+    ledger = trainer.parts.reading.ledger()
     if trainer.is_world_process_zero():
         write_json(output_dir / LEDGER_FILE, ledger.to_json())
         for line in ledger.summary():

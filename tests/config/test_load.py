@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from luthier.config.load import load_export, load_infer, load_train
-from luthier.config.masking import masked
 from luthier.core.errors import ConfigError
 from luthier.core.kinds import ENGINES
 
@@ -307,21 +306,6 @@ def test_training_keys_are_a_mapping_with_defaults():
     assert len(list(training)) == len(training) and "seed" in training and "sede" not in training
     with pytest.raises(KeyError):
         training["sede"]
-
-
-def test_secrets_are_masked():
-    keys = {"hf_hub_token": "x", "hub_token": "y", "swanlab_api_key": "z", "max_new_tokens": 5, "om_hub_token": None}
-    run = load_train({**BASE, **keys})
-    assert masked(run.given) == {
-        **BASE,
-        "dataset": ["d"],
-        "hf_hub_token": "***",
-        "hub_token": "***",
-        "swanlab_api_key": "***",
-        "max_new_tokens": 5,
-        "om_hub_token": None,
-    }
-    assert "secret-value" not in str(problems_of(load_train, {**BASE, "hf_hub_token": ["secret-value"]}))
 
 
 def test_export_and_infer_runs_hold_their_sections():

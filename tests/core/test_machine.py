@@ -1,8 +1,8 @@
-"""How much memory is free, from the files in which Linux says so."""
+"""This machine, and how much memory is free, from the files in which Linux says so."""
 
 from pathlib import Path
 
-from luthier.core.machine import available_memory_bytes
+from luthier.core.machine import available_memory_bytes, detect
 
 GB = 1024**3
 
@@ -46,3 +46,11 @@ def test_a_system_that_does_not_tell(tmp_path):
 def test_this_machine():
     available = available_memory_bytes()
     assert available is None or available > 10**8
+
+
+def test_this_machine_is_described():
+    machine = detect()
+    assert machine.memory_bytes > 1e9
+    assert machine.num_cpus >= 1
+    assert (machine.num_accelerators == 0) == (machine.device == "cpu")
+    assert machine is detect()

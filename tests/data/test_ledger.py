@@ -12,8 +12,9 @@ from luthier.core.errors import ConfigError
 from luthier.core.kinds import STAGES
 from luthier.data import types
 from luthier.data.chat.encoder import Encoder
-from luthier.data.ledger import DatasetAccount, Ledger, ledger_of
+from luthier.data.ledger import Ledger, ledger_of
 from luthier.data.prepare import PreparedData, prepare
+from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.encoding import Encoding
 from luthier.data.templates import get_template
 from tests.tiny import byte_tokenizer

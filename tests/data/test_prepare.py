@@ -10,8 +10,9 @@ import pytest
 from luthier.config.load import load_train
 from luthier.core.errors import DataError
 from luthier.core.kinds import STAGES
-from luthier.data.ledger import MAX_LISTED_ROWS, MAX_SHOWN_ROWS
+from luthier.data.ledger import MAX_SHOWN_ROWS
 from luthier.data.prepare import PreparedData, prepare
+from luthier.data.rows.account import MAX_LISTED_ROWS
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.workflow.text import load_text_side
 from tests.tiny import byte_tokenizer

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -16,9 +15,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, DataError
 from luthier.core.kinds import STAGES
 from luthier.data.chat.encoder import Encoder
-from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import Ledger
-from luthier.data.mix import mix
 from luthier.data.prepare import PreparedData, prepare
 from luthier.data.rows.encoding import Encoding
 from luthier.data.stream import StreamedRows
@@ -26,46 +23,6 @@ from luthier.data.templates import get_template
 from tests.tiny import byte_tokenizer
 
 NUM_ROWS = 30
-
-
-def openers(sizes):
-    return [lambda size=size: iter(range(size)) for size in sizes]
-
-
-@pytest.mark.parametrize("strategy", ["concat", "interleave_under", "interleave_over", "interleave_once"])
-@pytest.mark.parametrize("sizes", [(5, 2, 9), (4,), (3, 3), (1, 700)])
-def test_turns_are_those_of_the_whole_tables(strategy, sizes):
-    assert list(interleaved(openers(sizes), strategy, (), 7)) == list(
-        map(tuple, mix(sizes, strategy, None, 7).tolist())
-    )
-
-
-@pytest.mark.parametrize("strategy", ["interleave_under", "interleave_over", "interleave_once"])
-@pytest.mark.parametrize("shares", [(0.2, 0.3, 0.5), (0.9, 0.05, 0.05)])
-def test_drawn_turns_are_those_of_the_whole_tables(strategy, shares):
-    sizes = (50, 20, 90)
-    order = mix(sizes, strategy, shares, 3).tolist()
-    assert list(interleaved(openers(sizes), strategy, shares, 3)) == list(map(tuple, order))
-
-
-def test_a_share_of_nothing_is_never_drawn():
-    found = list(interleaved(openers((5, 5)), "interleave_under", (1.0, 0.0), 3))
-    assert found == [(0, row) for row in range(5)]
-
-
-@pytest.mark.parametrize("size", [1, 4, 100])
-def test_the_buffer_gives_every_row_once_and_none_too_early(size):
-    found = list(shuffled(range(20), size, np.random.default_rng(0)))
-    assert sorted(found) == list(range(20))
-    assert all(row < place + size for place, row in enumerate(found))
-    assert (found == list(range(20))) == (size == 1)
-
-
-def test_the_buffer_reads_no_further_than_it_has_to():
-    read = []
-    rows = (read.append(row) or row for row in range(1000))
-    next(shuffled(rows, 8, np.random.default_rng(0)))
-    assert len(read) == 8
 
 
 @pytest.fixture
@@ -236,7 +193,7 @@ def test_a_file_that_changes_while_it_is_read(world):
     next(rows)
     with world.source.open("a") as file:
         file.write('\n{"instruction": "question 99", "output": "new"}')
-    with pytest.raises(DataError, match=r"d.jsonl has changed while it is streamed.* -> start anew"):
+    with pytest.raises(DataError, match=r"d.jsonl has changed since the run began to stream it -> start over"):
         list(islice(rows, 10 * NUM_ROWS + 3000))
 
 
@@ -304,7 +261,7 @@ def test_num_samples_is_not_followed_and_it_is_said(world, caplog):
     info["d"]["num_samples"] = 2
     (world.folder / "dataset_info.json").write_text(json.dumps(info))
     assert len(world.stream().first(None)[0]) == NUM_ROWS
-    assert "num_samples is not followed while streaming" in caplog.text
+    assert "num_samples is ignored while streaming" in caplog.text
 
 
 REFUSED = [

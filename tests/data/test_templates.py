@@ -1,4 +1,4 @@
-"""The 121 chat formats: names, inheritance, overrides, and what is made of them for tokenizers and Ollama."""
+"""The 121 chat formats: names, inheritance and overrides."""
 
 import subprocess
 import sys
@@ -10,17 +10,10 @@ import pytest
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data import templates
-from luthier.data.chat.jinja import chat_template, give_chat_template
-from luthier.data.chat.modelfile import modelfile
-from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Token, get_template, template_names
-from luthier.data.types import Message
-from tests import tiny
 
 FOLDER = Path(templates.__file__).parent
 TABLES = {file.name: tomllib.loads(file.read_text("utf-8")) for file in FOLDER.glob("*.toml")}
-NO_CHAT_TEMPLATE = {"chatglm3", "yuan"}
-"""They name tokens by id, which text cannot."""
 
 
 def test_headers_are_found_without_parsing():
@@ -85,125 +78,3 @@ def test_inheritance_of_derived_keys():
     assert get_template("chatml_de").observation == get_template("chatml").observation != get_template("chatml").user
     assert get_template("qwen3_5").call_syntax == "qwen3_5"
     assert get_template("chatglm3").prefix == (Token("[gMASK]"), Token("sop"))
-
-
-CONVERSATIONS = {
-    "one turn": [("user", "Hi"), ("assistant", "Hello 'there' \\n")],
-    "two turns": [("user", "Hi"), ("assistant", "{{content}}"), ("user", "And?"), ("assistant", "世界\n")],
-    "tool answer": [("user", "Hi"), ("assistant", "look"), ("observation", '{"a": 1}'), ("assistant", "so")],
-    "thoughts": [
-        ("user", "Hi"),
-        ("assistant", "OPENfirstCLOSEone"),
-        ("user", "?"),
-        ("assistant", "OPENsecondCLOSEtwo"),
-    ],
-    "broken thought": [
-        ("user", "Hi"),
-        ("assistant", "OPEN a OPEN b CLOSE one"),
-        ("user", "?"),
-        ("assistant", "two OPEN"),
-    ],
-}
-ROLES = {"observation": "tool"}
-
-
-@pytest.mark.parametrize("name", [name for name in template_names() if name not in NO_CHAT_TEMPLATE])
-def test_chat_template_writes_what_render_writes(name):
-    """For inference with and without a pending question, with and without a system text, thinking on, off and unset."""
-    template = get_template(name)
-    tokenizer = tiny.byte_tokenizer()
-    tokenizer.chat_template = chat_template(template)
-    opening, closing = template.thinking_tags
-    for pairs in CONVERSATIONS.values():
-        said = [(role, text.replace("OPEN", opening).replace("CLOSE", closing)) for role, text in pairs]
-        for system in ("", "Be brief."):
-            for thinking in (True, False, None):
-                for preserve in (True, False):
-                    for messages in (said, said[:-1]):
-                        check_chat_template(template, tokenizer, messages, system, thinking, preserve)
-
-
-def check_chat_template(template, tokenizer, messages, system, thinking, preserve):
-    (turn,) = render(
-        template,
-        tuple(Message(*message) for message in messages),
-        system=system,
-        enable_thinking=thinking,
-        preserve_thinking=preserve,
-        purpose="infer",
-    )
-    chat = [{"role": ROLES.get(role, role), "content": content} for role, content in messages]
-    text = tokenizer.apply_chat_template(
-        [{"role": "system", "content": system}, *chat] if system else chat,
-        tokenize=False,
-        add_generation_prompt=len(messages) % 2 == 1,
-        enable_thinking=thinking,
-        preserve_thinking=preserve,
-    )
-    assert text == as_text((*turn.prompt, *turn.answer), "<s>", "</s>")
-
-
-def test_formats_that_text_cannot_express():
-    assert {name for name in template_names() if chat_template(get_template(name)) is None} == NO_CHAT_TEMPLATE
-
-
-def test_chat_template_refuses_tools():
-    tokenizer = tiny.byte_tokenizer()
-    tokenizer.chat_template = chat_template(get_template("qwen"))
-    with pytest.raises(Exception, match="without tools"):
-        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tools=[{"name": "f"}], tokenize=False)
-
-
-def test_chat_template_without_tokens():
-    """A tokenizer without bos: the format's bos is nothing."""
-    tokenizer = tiny.byte_tokenizer(bos_token=None)
-    tokenizer.chat_template = chat_template(get_template("mistral"))
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-    assert text == "[INST] ?[/INST]"
-
-
-LLAMA3_MODELFILE = '''\
-# Made by luthier.
-
-FROM .
-
-TEMPLATE """<|begin_of_text|>{{ if .System }}<|start_header_id|>system<|end_header_id|>
-
-{{ .System }}<|eot_id|>{{ end }}{{ range .Messages }}{{ if eq .Role "user" }}<|start_header_id|>user<|end_header_id|>
-
-{{ .Content }}<|eot_id|><|start_header_id|>assistant<|end_header_id|>
-
-{{ else if eq .Role "assistant" }}{{ .Content }}<|eot_id|>{{ end }}{{ end }}"""
-
-PARAMETER stop "<|eot_id|>"
-PARAMETER stop "<|eom_id|>"
-PARAMETER num_ctx 4096
-'''
-
-
-def test_modelfile():
-    made = modelfile(get_template("llama3"), bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
-    assert made == LLAMA3_MODELFILE
-
-
-def test_modelfile_with_system_in_the_first_turn():
-    text = modelfile(get_template("gemma"), bos_token="<bos>", eos_token="<end_of_turn>")
-    assert "<start_of_turn>user\n{{ if and $first $.System }}{{ $.System }}\n\n{{ end }}{{ $first = false }}" in text
-    assert 'SYSTEM """You are a helpful assistant."""' in modelfile(
-        get_template("qwen2_vl"), bos_token=None, eos_token="<|im_end|>"
-    )
-
-
-def test_who_gets_a_chat_template():
-    """A tokenizer without one, or with one that the format replaces, if the format can be put into one."""
-    own = "{{ 'own' }}"
-    for name, before, after in [
-        ("qwen", None, chat_template(get_template("qwen"))),
-        ("qwen", own, own),
-        ("chatml", own, chat_template(get_template("chatml"))),
-        ("yuan", None, None),
-    ]:
-        tokenizer = tiny.byte_tokenizer()
-        tokenizer.chat_template = before
-        give_chat_template(tokenizer, get_template(name))
-        assert tokenizer.chat_template == after

@@ -15,7 +15,6 @@ from luthier.core.kinds import CHECKS, STAGES
 from luthier.data.prepare import prepare
 from luthier.data.types import Message, Preference
 from luthier.inspection.doctor import CheckContext, Place, Sample
-from luthier.inspection.lengths import bars, measured, smallest_cutoff
 from luthier.workflow.text import load_text_side
 from tests.small_world import TOOL_TALK, TOOLS, small_world
 
@@ -155,7 +154,8 @@ def test_no_row_can_be_used(doctor):
 
 def test_a_file_that_breaks_off(doctor):
     findings, summary, _ = doctor(json.dumps(CLEAN)[:-4], CLEAN)
-    assert found(findings) == [("unreadable_data", "error", [])] and "train.json" in findings[0]["what"]
+    assert found(findings) == [("unreadable_data", "error", []), ("leakage", "error", [1])]
+    assert "train.json" in findings[0]["what"] and findings[1]["split"] == "eval", "what stands before it is examined"
     assert summary["rows"]["eval"] == {"eval": 2}, "the other datasets are examined all the same"
 
 
@@ -203,7 +203,7 @@ def test_rows_with_errors_are_those_that_training_leaves_out(doctor, tmp_path, r
     ("rule", "severity", "fate"),
     [
         ("truncate", "warning", "learned and the end of an answer"),
-        ("drop", "error", "the row is left out"),
+        ("drop", "error", "the row is dropped"),
         ("split", "info", "cut into several rows"),
         ("error", "error", "the run stops here"),
     ],
@@ -262,22 +262,6 @@ def test_without_the_library_for_near_duplicates(doctor, monkeypatch, capsys):
     findings, summary, _ = doctor([CLEAN[0], CLEAN[0], asked("Count!", LONG), asked("count", LONG)])
     assert found(findings) == [("exact_duplicates", "warning", [2])]
     assert "pip install 'luthier[doctor]'" in summary["not_checked"]["near_duplicates"]
-
-
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 3, 400], [5, 90, 91, 1000, 1000]])
-def test_the_smallest_cutoff_is_the_smallest(lengths, share):
-    def kept(cutoff: int) -> float:
-        return sum(min(length, cutoff) for length in lengths)
-
-    cutoff = smallest_cutoff(lengths, share)
-    assert kept(cutoff) >= share * sum(lengths) > kept(cutoff - 1)
-
-
-def test_the_histogram_counts_every_row():
-    measures = measured([3, 40, 41, 999], 50)
-    assert sum(rows for *_, rows in measures["histogram"]) == 4 and len(measures["histogram"]) <= 12
-    assert "< cutoff_len" in next(line for line in bars(measures) if "0 to  99" in line)
 
 
 @pytest.mark.parametrize("run_file", EXAMPLES, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.machine import detect
 from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention
-from luthier.model.loading.load import model_class
+from luthier.model.classes import model_class
 from tests.tiny import TINY_LLAMA
 
 LENGTHS = (7, 1, 30, 12)

@@ -5,7 +5,8 @@ import torch
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
-from luthier.model.checkpointing import enable_checkpointing, parked
+from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.kernels.offloading import offloaded
 from luthier.model.loading.load import load_model
 from tests.tiny import tiny_llama
 
@@ -32,9 +33,9 @@ def only(model, *words):
 WAYS = {
     "reentrant": {"use_reentrant": True},
     "not reentrant": {"use_reentrant": False},
-    "parked": {"use_reentrant": False, "offload": True},
+    "offloaded": {"use_reentrant": False, "offload": True},
     "every second": {"use_reentrant": True, "checkpoint_every": 2},
-    "every third, parked": {"use_reentrant": True, "checkpoint_every": 3, "offload": True},
+    "every third, offloaded": {"use_reentrant": True, "checkpoint_every": 3, "offload": True},
 }
 
 
@@ -71,8 +72,8 @@ def test_one_block_of_several_is_computed_twice(make):
     assert runs == [2, 1, 2, 1]
 
 
-def test_of_a_parked_block_only_the_input_is_kept(make):
-    """What goes through `parked` are the hidden states, (1, T, H) once per block; the rest is computed again."""
+def test_of_an_offloaded_block_only_the_input_is_kept(make):
+    """What goes through `offloaded` are the hidden states, (1, T, H) once per block; the rest is computed again."""
     model, kept = make(), []
     enable_checkpointing(model, use_reentrant=True, offload=True)
     inner = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t)
@@ -82,9 +83,9 @@ def test_of_a_parked_block_only_the_input_is_kept(make):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_parked_tensors_leave_the_device():
+def test_offloaded_tensors_leave_the_device():
     weight = torch.ones(1000, 1000, device="cuda", requires_grad=True)
-    with parked():
+    with offloaded():
         total = (weight * weight).sum()
     total.backward()
     torch.testing.assert_close(weight.grad, 2 * weight)

@@ -6,8 +6,9 @@ import torch
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.heads.output_head import inspect_head
-from luthier.model.loading.load import load_for_export, load_for_inference, load_for_training
+from luthier.model.loading.merged import load_for_export
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
 
@@ -18,7 +19,11 @@ def training(folder, tmp_path, **keys):
         | keys
     )
     tokenizer = load_tokenizer(run.model.model_name_or_path)
-    fitted = fit_tokenizer(tokenizer, add_tokens=run.model.add_tokens, add_special_tokens=run.model.add_special_tokens)
+    fitted = fit_tokenizer(
+        tokenizer,
+        add_tokens=run.features.new_tokens.add_tokens,
+        add_special_tokens=run.features.new_tokens.add_special_tokens,
+    )
     return load_for_training(run, fitted)
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters
-from luthier.model.loading.load import prepare_for_training
+from luthier.model.loading.training import prepare_for_training
 from luthier.model.multimodal import find_parts, frozen_parts, in_parts
 
 TEXT = {

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
-from luthier.model.loading.load import load_for_export
+from luthier.model.loading.merged import load_for_export
 from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, reads_text_only
 from luthier.model.save import write_model
 from luthier.run import check

@@ -19,11 +19,11 @@ from tests.tiny import byte_tokenizer, tiny_llama
 PLAIN = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder = sys.argv[1]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-ids = tokenizer("plain", return_tensors="pt").input_ids
-print(tokenizer.padding_side, model(ids).logits.double().sum().item())
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer("plain", return_tensors="pt").input_ids
+    print(tokenizer.padding_side, model(ids).logits.double().sum().item())
 assert not any(name.startswith("luthier") for name in sys.modules)
 """
 
@@ -33,23 +33,26 @@ def save_model(model, tokenizer, target, **options):
         write_model(folder, model, tokenizer, **options)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_model_loads_in_plain_transformers(tmp_path, tied):
-    model = load_model(str(tiny_llama(tmp_path / "base", tie_word_embeddings=tied)), dtype=torch.float32)
-    tokenizer = load_tokenizer(str(tmp_path / "base"))
-    model.config.use_cache = False
-    save_model(model, tokenizer, tmp_path / "saved", max_shard_size="100KB")
-    assert (tmp_path / "saved" / "model.safetensors.index.json").is_file()
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["use_cache"] is True
-    assert tokenizer.padding_side == "right"
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, tmp_path / "saved"], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    side, total = done.stdout.split()
-    with torch.no_grad():
-        expected = model(tokenizer("plain", return_tensors="pt").input_ids).logits.double().sum().item()
-    assert side == "left"
-    assert float(total) == pytest.approx(expected, abs=1e-4)
+def test_saved_models_load_in_plain_transformers(tmp_path):
+    """With tied embeddings and without."""
+    expected, folders = [], []
+    for tied in (True, False):
+        base, saved = tmp_path / f"base {tied}", tmp_path / f"saved {tied}"
+        model = load_model(str(tiny_llama(base, tie_word_embeddings=tied)), dtype=torch.float32)
+        tokenizer = load_tokenizer(str(base))
+        model.config.use_cache = False
+        save_model(model, tokenizer, saved, max_shard_size="100KB")
+        assert (saved / "model.safetensors.index.json").is_file()
+        assert json.loads((saved / "config.json").read_text())["use_cache"] is True
+        assert tokenizer.padding_side == "right"
+        with torch.no_grad():
+            expected.append(model(tokenizer("plain", return_tensors="pt").input_ids).logits.double().sum().item())
+        folders.append(str(saved))
+    words = [sys.executable, "-c", PLAIN, *folders]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
+    sides, totals = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    assert sides == ("left", "left")
+    assert [float(total) for total in totals] == pytest.approx(expected, abs=1e-4)
 
 
 def test_sampling_settings_without_sampling_can_be_saved(tmp_path):

@@ -15,15 +15,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.core.kinds import ADAPTERS
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.model.adapters._merge import GivenAdapters, merge_adapters
-from luthier.model.adapters._targets import expert_parameters, linear_layers
 from luthier.model.adapters.freeze import FreezeConfig
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.heads.output_head import inspect_head
-from luthier.model.loading.load import prepare_for_training
+from luthier.model.loading.training import prepare_for_training
+from luthier.model.modules import expert_parameters, linear_layers
 from luthier.model.save import write_model
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss
+from tests.matrix import representatives
 from tests.tiny import byte_tokenizer
 
 SIZES = {
@@ -225,7 +226,11 @@ def train(model: Any, *, concatenates: bool, steps: int = 3) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+SOME = ("cohere2_moe", "deepseek_v3", "gpt2", "gpt_oss", "llama", "mamba2", "phi3", "qwen3_moe", "qwen3_next")
+"""Dense and routed, fused and transposed projections, latent and linear attention, a model without attention."""
+
+
+@pytest.mark.parametrize("name", representatives(ARCHITECTURES, *SOME))
 def test_lora_on_everything_learns_is_saved_and_merged(name, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path / "base")
@@ -260,7 +265,7 @@ def num_targets(model: Any) -> int:
     return sum(module is not head for _, module in linear_layers(model)) + len(list(expert_parameters(model)))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", representatives(ARCHITECTURES, *SOME))
 def test_freeze_learns_and_is_saved(name, tmp_path):
     model = build(name)
     concatenates = name not in PADDED

@@ -13,7 +13,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
-from luthier.training.fit import filled_up
+from luthier.training.parts import with_fillers
 from luthier.workflow.text import load_text_side
 from tests.small_world import losses, small_world
 
@@ -83,11 +83,11 @@ def test_rows_that_fill_up_the_last_batch_of_several_processes_count_for_nothing
     keys = {**values, **EVALUATES, "packing": packing}
     run = load_train(keys)
     rows = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding).eval[""]
-    filled = filled_up(rows, 32)
+    filled = with_fillers(rows, 32)
     assert len(filled) % 32 == 0 and len(filled) > len(rows)
     assert filled.select(range(len(rows))).to_list() == rows.to_list()
     assert all(label == -100 for row in filled.select(range(len(rows), len(filled))) for label in row["labels"])
-    assert filled_up(rows, len(rows)) is rows
+    assert with_fillers(rows, len(rows)) is rows
 
 
 def test_evaluation_alone_trains_nothing(values):

@@ -9,6 +9,7 @@ import yaml
 
 from luthier.cli import main
 from luthier.run.check import guess_kind
+from tests.matrix import representatives
 from tests.tiny import tiny_llama
 from tools import preference_data
 
@@ -57,7 +58,11 @@ def test_an_example_passes_the_check_as_it_is(name, capsys):
     assert "fine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if KINDS[name] == "train"])
+TRAINED = [name for name in FILES if KINDS[name] == "train"]
+SOME = ("dpo.yaml", "grpo.yaml", "pt.yaml", "rm.yaml", "sft_eval.yaml", "sft_oft.yaml", "sft_predict.yaml")
+
+
+@pytest.mark.parametrize("name", representatives(TRAINED, *SOME))
 def test_a_training_example_runs_and_leaves_its_files(name, places, tmp_path, capsys):
     keys, output_dir = KEYS[name], tmp_path / "out"
     assert run("train", name, places, *SMALL, f"output_dir={output_dir}") == 0

@@ -14,9 +14,10 @@ from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
 from luthier.training.arguments import training_arguments
-from luthier.training.fit import build_trainer
-from luthier.workflow.frozen_models import add_companions, add_reference_of, isolate_all, load_wanted
+from luthier.training.trainer import StageTrainer
+from luthier.workflow.parts import make_parts
 from luthier.workflow.text import load_text_side
+from tests.matrix import representatives
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
@@ -50,14 +51,9 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
         isolate_samples(model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     args = training_arguments(run, detect())
-    trainer = build_trainer(run, stage, model, text.tokenizer, data, args, concatenates=concatenates, eval_metrics=None)
-    if stage.asks_reference(run):
-        add_reference_of(run, trainer, text)
-    loaded = load_wanted(run, stage, text)
-    if concatenates:
-        isolate_all(loaded)
-    add_companions(run, trainer, loaded)
-    trainer.train()
+    padding_reason = None if concatenates else "the test asks for it"
+    parts = make_parts(run, stage, model, data, text, args, padding_reason=padding_reason)
+    StageTrainer(args, parts).train()
     return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
 
 
@@ -89,7 +85,7 @@ def samples(rows: Any) -> list[dict[str, list[int]]]:
     return found
 
 
-@pytest.mark.parametrize("name", STAGE_KEYS)
+@pytest.mark.parametrize("name", representatives(STAGE_KEYS, "sft", "sft with packing"))
 def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
     values = {**world, **STAGE_KEYS[name]}
     by_hand = single_row_gradients(values)
@@ -126,7 +122,7 @@ def another_model(tmp_path_factory) -> str:
     return str(tiny_llama(tmp_path_factory.mktemp("another"), seed=7, max_position_embeddings=1024))
 
 
-@pytest.mark.parametrize("name", OTHER_LOSSES)
+@pytest.mark.parametrize("name", representatives(OTHER_LOSSES, "sft with weights of messages, packed"))
 def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
     values = {**world, **OTHER_LOSSES[name]}
     values |= {"ref_model": another_model, "infer_dtype": "float32"} if "asft" in name else {}
@@ -134,7 +130,7 @@ def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, an
     assert_independent_of_the_cut(values, (True,) if values.get("packing") else (False, True))
 
 
-@pytest.mark.parametrize("name", PREFERENCE_KEYS)
+@pytest.mark.parametrize("name", representatives(PREFERENCE_KEYS, "dpo"))
 def test_gradients_of_preferences_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
     """The step of single rows is the measure: what a loss has to know of the whole step, no batch of one row shows."""
     values = {**world, "stage": name.split()[0], **PREFERENCE_KEYS[name]}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ModelError
-from luthier.model.loading.load import load_for_training
+from luthier.model.backends import load_for_training
 from luthier.workflow.text import load_text_side
 from tests.small_world import losses, small_world
 

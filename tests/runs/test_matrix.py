@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.load import load_infer
 from luthier.core.kinds import ADAPTERS, STAGES
+from luthier.model.backends import load_for_inference
 from luthier.model.heads.score_head import position_scores
-from luthier.model.loading.load import load_for_inference
 from luthier.training.trainer import StageTrainer
+from tests.matrix import representatives
 from tests.small_world import WAYS, small_world
 from tests.tiny import tiny_llama
 
@@ -45,6 +46,11 @@ PAIRS = [
     *((stage, way) for stage in STAGE_KEYS for way in WAYS),
     *((stage, way) for stage in ("sft", "rm", "ppo") for way in OTHER_WAYS),
 ]
+SOME = (
+    *(("pt", "freeze"), ("sft", "lora"), ("rm", "qlora"), ("dpo", "oft"), ("kto", "full"), ("ppo", "lora")),
+    *(("grpo", "full"), ("gkd", "lora"), ("sft", "lora on hqq")),
+)
+"""Each stage and each way of learning, once."""
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IDS = torch.arange(1, 40)[None]
 
@@ -95,9 +101,12 @@ def should_learn(name: str, stage: str, way: str) -> bool:
 def test_no_stage_and_no_way_of_learning_is_left_out():
     assert set(STAGE_KEYS) == set(STAGES.names)
     assert {keys["finetuning_type"] for keys in WAYS.values()} == set(ADAPTERS.names)
+    assert {stage for stage, _ in SOME} == set(STAGES.names) and {way for _, way in SOME} >= set(WAYS)
 
 
-@pytest.mark.parametrize(("stage", "way"), PAIRS, ids=[f"{stage} {way}" for stage, way in PAIRS])
+@pytest.mark.parametrize(
+    ("stage", "way"), representatives(PAIRS, *SOME), ids=[f"{stage} {way}" for stage, way in PAIRS]
+)
 def test_what_should_learn_learns_alone_and_is_saved(world, witness, tmp_path, stage, way):
     keys = {**WAYS, **OTHER_WAYS}[way]
     if "quantization_bit" in keys:

@@ -14,9 +14,11 @@ from luthier.config.load import load_train
 from luthier.config.rules.optim import LIBRARIES, NEEDS_ACCELERATOR
 from luthier.core.errors import ConfigError, InvalidInput
 from luthier.core.versions import is_installed
+from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 OPTIMS = [name.value for name in OptimizerNames]
+SOME = ("adamw_torch", "adafactor", "adamw_bnb_8bit", "galore_adamw", "lomo", "schedule_free_radam", "sgd")
 SCHEDULES = [name.value for name in SchedulerType]
 
 
@@ -34,7 +36,7 @@ def library_of(optim: str) -> str | None:
     return next((module for module, (values, _) in LIBRARIES.items() if optim in values), None)
 
 
-@pytest.mark.parametrize("optim", OPTIMS)
+@pytest.mark.parametrize("optim", representatives(OPTIMS, *SOME))
 def test_one_step_or_one_sentence(values, optim):
     targets = {"optim_target_modules": "all-linear"} if optim.startswith(("galore", "apollo")) else {}
     values = {**values, **targets, "optim": optim}
@@ -102,7 +104,7 @@ RATES = {
 """Shares of the rate over four steps, the first of them warm-up; `cosine_warmup_with_min_lr` warms up from 1 / 1."""
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", representatives(SCHEDULES, "linear", "cosine_with_min_lr", "greedy"))
 def test_learning_rates_of_every_schedule(values, schedule):
     keys = {"lr_scheduler_type": schedule, "max_steps": 4, "learning_rate": 1e-3, "warmup_steps": 1}
     result = luthier.train({**values, **keys, **NEEDED.get(schedule, {})})

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
+from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 LORA = {"finetuning_type": "lora"}
@@ -45,7 +46,9 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", representatives(RUNS, "loraplus", "muon", "adam_mini", "galore", "apollo layerwise", "badam")
+)
 def test_a_run_learns_and_goes_on_bit_for_bit(world, tmp_path, name):
     whole, part = tmp_path / "whole", tmp_path / "part"
     values = {**world, **RUNS[name]}

@@ -14,6 +14,7 @@ from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.workflow.text import load_text_side
+from tests.matrix import representatives
 from tests.runs.test_gradients import float64_model
 from tests.small_world import losses, small_world
 
@@ -46,7 +47,7 @@ def weights(values: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("keys", [{}, {"use_reentrant_gc": False}], ids=["reentrant", "not reentrant"])
-@pytest.mark.parametrize("finetuning_type", ["lora", "full", "freeze"])
+@pytest.mark.parametrize("finetuning_type", representatives(["lora", "full", "freeze"], "lora"))
 def test_gradient_checkpointing_changes_no_loss(values, finetuning_type, keys):
     values = {**values, "finetuning_type": finetuning_type}
     kept = luthier.train({**values, "disable_gradient_checkpointing": True})
@@ -84,7 +85,7 @@ def test_label_smoothing_is_that_of_torch(values):
         assert losses(result)[0] == pytest.approx(total / count, abs=1e-5)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adafactor", "rmsprop"])
+@pytest.mark.parametrize("optim", representatives(["sgd", "adamw_torch", "adafactor", "rmsprop"], "sgd"))
 def test_optimizers_learn(values, optim):
     rate = {"sgd": 0.5, "adafactor": 1e-2}.get(optim, 5e-3)
     result = luthier.train({**values, "optim": optim, "learning_rate": rate, "max_steps": 6})
@@ -116,7 +117,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", representatives(SCHEDULES, "linear", "cosine warmup_ratio", "steps before ratio"))
 def test_learning_rates_follow_the_schedule(values, name):
     keys, shares = SCHEDULES[name]
     result = luthier.train({**values, "max_steps": 4, "learning_rate": 1e-3, **keys})

@@ -57,37 +57,16 @@ def test_two_processes_are_one_run(world, tmp_path):
     assert_told_and_written_once(done, folder, tmp_path / "alone")
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [{"stage": "dpo", "dataset": "pairs", "pref_bco_weight": 0.5}, {"stage": "kto", "dataset": "feedback"}],
-    ids=["dpo", "kto"],
-)
-def test_two_processes_are_one_run_of_preferences(world, tmp_path, keys):
-    """The means over a step, the reference and the rows to evaluate on are those of all processes."""
-    common = {name: value for name, value in world.items() if name != "compute_accuracy"}
-    more = {"finetuning_type": "lora", "learning_rate": 1e-3, "eval_dataset": keys["dataset"], "max_steps": 3}
-    values = {**common, **keys, **more}
-    alone = luthier.train({**values, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "alone")})
-    folder, run_file = tmp_path / "two processes", tmp_path / "a run.yaml"
-    run_file.write_text(yaml.safe_dump({**values, "per_device_train_batch_size": 2, "output_dir": str(folder)}))
-    done = start_two(run_file)
-    assert done.returncode == 0, done.stderr
-    steps = [logs for logs in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in logs]
-    expected = [logs for logs in alone.log_history if "loss" in logs]
-    for found, wanted in zip(steps, expected, strict=True):
-        for name in ("loss", "rewards/margins", "logps/chosen"):
-            assert found[name] == pytest.approx(wanted[name], abs=1e-4 if name == "logps/chosen" else 1e-5)
-    evaluation = json.loads((folder / "eval_results.json").read_text())
-    for name in ("eval_loss", "eval_rewards/margins"):
-        assert evaluation[name] == pytest.approx(alone.metrics["eval"][name], abs=1e-5)
-
-
 ANSWERS = {
     "max_new_tokens": 6,
     "temperature": 1.0,
     "top_p": 0.95,
     "top_k": 0,
     "reward_funcs": "tests.small_world:small_letters",
+}
+PREFERENCES = {
+    "dpo": {"stage": "dpo", "dataset": "pairs", "pref_bco_weight": 0.5},
+    "kto": {"stage": "kto", "dataset": "feedback"},
 }
 STAGES_ALIKE = {
     "rm": {"stage": "rm", "dataset": "pairs"},
@@ -101,23 +80,28 @@ STAGES_ALIKE = {
 
 @pytest.fixture(scope="module")
 def alike(world, tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """The keys of each run but for its batch and its folder."""
+    """The keys of each run but for its folder; the batch is that of one process."""
     left_out = ("compute_accuracy", "eval_dataset", "do_eval", "plot_loss")
     common = {key: value for key, value in world.items() if key not in left_out}
     common |= {"finetuning_type": "lora", "learning_rate": 1e-3, "save_strategy": "no"}
     teacher = str(tiny_llama(tmp_path_factory.mktemp("teacher"), seed=7, max_position_embeddings=1024))
-    return {
+    common |= {"per_device_train_batch_size": 8}
+    runs = {
         name: {**common, **keys, **({"teacher_model": teacher} if keys["stage"] == "gkd" else {})}
         for name, keys in STAGES_ALIKE.items()
     }
+    common = {name: value for name, value in world.items() if name != "compute_accuracy"}
+    common |= {"finetuning_type": "lora", "learning_rate": 1e-3, "max_steps": 3, "per_device_train_batch_size": 4}
+    return runs | {name: {**common, **keys, "eval_dataset": keys["dataset"]} for name, keys in PREFERENCES.items()}
 
 
 @pytest.fixture(scope="module")
 def of_two(alike, tmp_path_factory) -> Path:
-    """Where two processes have left each run, in a folder of its name."""
+    """Where two processes have left each run, in a folder of its name: one start for all, each with half the batch."""
     folder, run_files = tmp_path_factory.mktemp("two"), []
     for name, keys in alike.items():
-        values = {**keys, "per_device_train_batch_size": 4, "output_dir": str(folder / name)}
+        half = keys["per_device_train_batch_size"] // 2
+        values = {**keys, "per_device_train_batch_size": half, "output_dir": str(folder / name)}
         run_files.append(folder / f"{name}.yaml")
         run_files[-1].write_text(yaml.safe_dump(values))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -128,10 +112,27 @@ def of_two(alike, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_two_processes_are_one_run_of_preferences(alike, of_two, tmp_path, name):
+    """The means over a step, the reference and the rows to evaluate on are those of all processes."""
+    alone = luthier.train({**alike[name], "output_dir": str(tmp_path)})
+    state = json.loads((of_two / name / "trainer_state.json").read_text())
+    steps = [logs for logs in state["log_history"] if "loss" in logs]
+    expected = [logs for logs in alone.log_history if "loss" in logs]
+    for found, wanted in zip(steps, expected, strict=True):
+        for key in ("loss", "rewards/margins", "logps/chosen"):
+            assert found[key] == pytest.approx(wanted[key], abs=1e-4 if key == "logps/chosen" else 1e-5)
+    evaluation = json.loads((of_two / name / "eval_results.json").read_text())
+    for key in ("eval_loss", "eval_rewards/margins"):
+        assert evaluation[key] == pytest.approx(alone.metrics["eval"][key], abs=1e-5)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STAGES_ALIKE)
 def test_two_processes_log_what_one_logs(alike, of_two, tmp_path, name):
     """Step by step every number, over both: losses, rewards, divergences, lengths of answers that are drawn."""
-    alone = luthier.train({**alike[name], "per_device_train_batch_size": 8, "output_dir": str(tmp_path)})
+    alone = luthier.train({**alike[name], "output_dir": str(tmp_path)})
     state = json.loads((of_two / name / "trainer_state.json").read_text())
     steps = [numbers_of(logs) for logs in state["log_history"] if "loss" in logs]
     expected = [numbers_of(logs) for logs in alone.log_history if "loss" in logs]

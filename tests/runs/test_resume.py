@@ -12,6 +12,7 @@ import luthier
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.training.checkpoints import check_filled
+from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
 from tests.tiny import tiny_llama
 
@@ -98,7 +99,9 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", representatives(KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa")
+)
 def test_going_on_from_output_dir_equals_never_stopping(world, whole_run, tmp_path, kind):
     if "quantization_bit" in KINDS[kind]:
         pytest.importorskip(KINDS[kind].get("quantization_method", "bitsandbytes"))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.matrix import representatives
 from tests.small_world import small_world
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ def loss(model: Any, folder: Path) -> float:
         return float(model(input_ids=ids, labels=ids).loss)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", representatives(METHODS, "lora", "pissa", "oft", "qlora"))
 def test_the_adapter_is_loaded_by_plain_peft_and_has_learned(world, tmp_path, method):
     if "quantization_bit" in METHODS[method]:
         pytest.importorskip("bitsandbytes")

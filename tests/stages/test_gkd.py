@@ -1,7 +1,6 @@
 """Distillation and the pull of ASFT: divergences by hand, gradients by autograd, a student that follows its teacher."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template
 from luthier.data.types import Dialogue, Message
-from luthier.model.frozen_models import OtherModel, PolicyAtStart
-from luthier.model.heads import output_head
-from luthier.model.heads.objective import Predictions, predictions_at, summed_objective
+from luthier.model.frozen_models import InitialPolicy, SeparateModel
+from luthier.model.heads.objective import predictions_at
 from luthier.model.heads.output_head import OutputHead, inspect_head
+from luthier.model.kernels import chunked_head
 from luthier.model.types import Models
-from luthier.stages._divergence import forward_kl, generalized_jsd, reverse_kl
+from luthier.stages._divergence import generalized_jsd
 from luthier.stages.gkd import STAGE, GkdConfig
 from luthier.stages.sft import STAGE as SFT
 from luthier.stages.sft import SftConfig
@@ -33,50 +32,6 @@ ROWS = [
     {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]},
     {"input_ids": [5, 6, 7], "labels": [-100, -100, 7]},
 ]
-
-
-def logits(*probabilities: float) -> torch.Tensor:
-    return torch.tensor([probabilities], dtype=torch.float64).log()
-
-
-def test_divergences_by_hand():
-    """P = (1/2, 1/2), Q = (1/4, 3/4).
-
-    KL(P || Q) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3, KL(Q || P) = 1/4 ln 1/2 + 3/4 ln 3/2. With beta = 1/2,
-    M = (3/8, 5/8) and the divergence is half of KL(P || M) + KL(Q || M).
-    """
-    student, teacher = logits(0.25, 0.75), logits(0.5, 0.5)
-    assert forward_kl(student, teacher).item() == pytest.approx(math.log(4 / 3) / 2)
-    assert reverse_kl(student, teacher).item() == pytest.approx(math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4)
-    of_teacher = math.log(4 / 3) / 2 + math.log(4 / 5) / 2
-    of_student = math.log(2 / 3) / 4 + 3 * math.log(6 / 5) / 4
-    assert generalized_jsd(student, teacher, beta=0.5).item() == pytest.approx((of_teacher + of_student) / 2)
-
-
-def test_the_ends_of_beta_are_the_two_kls():
-    torch.manual_seed(0)
-    student, teacher = torch.randn(5, 9).double(), torch.randn(5, 9).double()
-    torch.testing.assert_close(generalized_jsd(student, teacher, beta=0.0), forward_kl(student, teacher))
-    torch.testing.assert_close(generalized_jsd(student, teacher, beta=1.0), reverse_kl(student, teacher))
-    near_forward = generalized_jsd(student, teacher, beta=1e-6) / 1e-6
-    torch.testing.assert_close(near_forward, forward_kl(student, teacher), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(forward_kl(teacher, teacher), torch.zeros(5).double())
-
-
-@pytest.mark.parametrize("chunk_elements", [1, 2**26])
-def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
-    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
-    torch.manual_seed(0)
-    sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
-    teacher = torch.randn(150, 11).double()
-    ours, theirs = [[tensor.clone().requires_grad_() for tensor in sources] for _ in range(2)]
-    loss = summed_objective(Predictions(*ours), lambda chunk, part: generalized_jsd(chunk, teacher[part], beta=0.3))
-    expected = generalized_jsd(theirs[0] @ theirs[1].T + theirs[2], teacher, beta=0.3).sum()
-    torch.testing.assert_close(loss, expected)
-    (2 * loss).backward()
-    (2 * expected).backward()
-    for mine, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine.grad, reference.grad)
 
 
 def model_of(seed: int, **changes):
@@ -104,10 +59,10 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
         learned = torch.tensor(row["labels"][1:]) != -100
         expected += generalized_jsd(own / 2, given / 2, beta=0.5)[learned].sum().item()
     isolated(student), isolated(teacher)
-    models = Models(student, inspect_head(student), {"teacher": OtherModel(teacher, inspect_head(teacher))})
+    models = Models(student, inspect_head(student), {"teacher": SeparateModel(teacher, inspect_head(teacher))})
     batch = concatenate_rows(ROWS)
     for head in (models.head, OutputHead(None, True)):
-        one = Models(student, head, models.companions)
+        one = Models(student, head, models.frozen)
         output = STAGE.loss(one, batch, GkdConfig(gkd_temperature=2.0), state={}, training=True)
         assert output.total.item() == pytest.approx(expected, rel=1e-9)
         assert output.metrics["teacher_kl"][1] == STAGE.units(batch) == 4
@@ -116,7 +71,7 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
 def test_the_policy_at_its_start_stays_what_it_was():
     """Also its output head, which is asked after the weights have gone back to their place."""
     policy = isolated(model_of(3))
-    start = PolicyAtStart.of(policy, inspect_head(policy))
+    start = InitialPolicy.of(policy, inspect_head(policy))
     batch = concatenate_rows(ROWS)
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     inputs |= {"cu_seq_lens_q": batch["cu_seq_lens_q"]}
@@ -126,7 +81,7 @@ def test_the_policy_at_its_start_stays_what_it_was():
             weight.mul_(1.5)
     after = policy(**inputs, use_cache=False).logits.detach().clone()
     policy.train()
-    with start.asked() as network:
+    with start.running() as network:
         assert not network.training
         torch.testing.assert_close(network(**inputs, use_cache=False).logits, before)
         found = predictions_at(network, start.head, inputs, batch["positions"])
@@ -148,7 +103,7 @@ def test_asft_is_dft_and_a_pull():
     given = reference(**inputs, use_cache=False).logits[0, positions].detach().log_softmax(-1)
     expected = (-(own.detach().exp() * own) + 0.3 * (given.exp() * (given - logps)).sum(-1)).sum()
     wanted = torch.autograd.grad(expected, list(policy.parameters()))
-    models = Models(policy, inspect_head(policy), {"reference": OtherModel(reference, inspect_head(reference))})
+    models = Models(policy, inspect_head(policy), {"reference": SeparateModel(reference, inspect_head(reference))})
     output = SFT.loss(models, batch, SftConfig(use_asft_loss=True, asft_alpha=0.3), state={}, training=True)
     torch.testing.assert_close(output.total, expected)
     for mine, theirs in zip(torch.autograd.grad(output.total, list(policy.parameters())), wanted, strict=True):
@@ -238,20 +193,10 @@ def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_p
 
 
 def test_the_draw_depends_on_the_seed_and_the_number_alone():
-    from luthier.training.rollouts import Rollouts
+    from tests.training.test_rollouts import rollouts_of
 
     def draws(seed, share):
-        rollouts = Rollouts(
-            plan=STAGE.rollout(GkdConfig(gkd_lambda=share)),
-            prompts=None,
-            generate=None,
-            decode=None,
-            scorers=None,
-            stop_ids=frozenset(),
-            temperature=1.0,
-            max_new_tokens=1,
-            seed=seed,
-        )
+        rollouts = rollouts_of(STAGE.rollout(GkdConfig(gkd_lambda=share)), seed)
         return [rollouts.is_own(number) for number in range(1000)]
 
     assert draws(42, 0.3) == draws(42, 0.3) != draws(43, 0.3)
@@ -266,8 +211,8 @@ def test_rows_that_the_student_answers(tokenizer):
 
     def row(cutoff_len):
         encoding = Encoding(Encoder(tokenizer), get_template("chatml"), cutoff_len=cutoff_len)
-        ((written,),) = STAGE.rows.write(talk, encoding, config)
-        (encoded,) = STAGE.rows.label(turn_ids(encoding.encoder, [written]), encoding, config)
+        ((written,),) = STAGE.rows.write(talk, encoding, STAGE.rows.settings(config))
+        (encoded,) = STAGE.rows.label(turn_ids(encoding.encoder, [written]), encoding, STAGE.rows.settings(config))
         return encoded
 
     whole = row(None)

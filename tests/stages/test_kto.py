@@ -17,7 +17,7 @@ from luthier.data.prepare import prepare
 from luthier.model.attention import isolate_samples
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
-from luthier.stages.kto import KtoConfig, count_rows, learn, loss, margins, sums
+from luthier.stages.kto import KtoConfig, count_rows, loss, margins, sums, update
 from luthier.workflow.text import load_text_side
 from tests.small_world import FEEDBACK, losses, small_world
 from tests.stages import trl_losses
@@ -63,7 +63,7 @@ def reference_of(model: Any, shift: float) -> torch.Tensor:
 def state_of(model: Any, batch: dict[str, Any], config: KtoConfig) -> dict[str, float]:
     found = sums(Models(model, inspect_head(model)), batch, config, state={})
     means = {name: (total.item() / count, count) for name, (total, count) in found.items()}
-    return dict(learn({}, means, config))
+    return dict(update({}, means, config))
 
 
 def test_by_hand(model):
@@ -247,7 +247,7 @@ def test_liked_answers_without_a_word_are_dropped_by_row(world, tmp_path):
 
 def test_rows_of_one_prompt_are_refused(world, tmp_path):
     rows = [{**row, "instruction": "Again."} for row in FEEDBACK]
-    with pytest.raises(LuthierError, match="the prompt of all 16 rows is the same"):
+    with pytest.raises(LuthierError, match="all 16 rows have the same prompt"):
         run(world, tmp_path / "out", **dataset(tmp_path, rows))
 
 

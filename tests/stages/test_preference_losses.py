@@ -12,7 +12,7 @@ from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages import _preference_losses as losses
 from luthier.stages._preference_losses import LOSSES
-from luthier.stages.dpo import DpoConfig, learn, loss, sums
+from luthier.stages.dpo import DpoConfig, loss, sums, update
 from tests.stages import trl_losses
 
 LN3 = math.log(3)
@@ -178,7 +178,7 @@ def test_kto_pair_is_kto_with_the_divergence_of_the_other_side(model):
     config = DpoConfig(pref_loss="kto_pair", pref_beta=0.3)
     models = Models(model, inspect_head(model))
     found = sums(models, batch_of(False), config, state={})
-    state = learn({}, {name: (total.item() / count, count) for name, (total, count) in found.items()}, config)
+    state = update({}, {name: (total.item() / count, count) for name, (total, count) in found.items()}, config)
     chosen, rejected = ratios(model)
     chosen_kl, rejected_kl = chosen.mean().clamp(min=0).detach(), rejected.mean().clamp(min=0).detach()
     assert chosen_kl > 0 and rejected_kl == 0
@@ -190,9 +190,9 @@ def test_kto_pair_is_kto_with_the_divergence_of_the_other_side(model):
 def test_bco_compares_with_the_mean_reward_of_all_steps_so_far(model):
     """Steps of 2 pairs with mean rewards 1 and 3, then of 4 pairs with 4 and 8: (2 x 2 + 4 x 6) / 6 = 14/3."""
     config = DpoConfig(pref_loss="bco_pair", pref_beta=0.5)
-    state = learn({}, {"chosen": (2.0, 2), "rejected": (6.0, 2)}, config)
+    state = update({}, {"chosen": (2.0, 2), "rejected": (6.0, 2)}, config)
     assert (state["mean_reward"], state["num_pairs"]) == (2.0, 2)
-    state = learn(state, {"chosen": (8.0, 4), "rejected": (16.0, 4)}, config)
+    state = update(state, {"chosen": (8.0, 4), "rejected": (16.0, 4)}, config)
     assert state["mean_reward"] == pytest.approx(14 / 3) and state["num_pairs"] == 6
     chosen, rejected = (0.5 * ratio for ratio in ratios(model))
     expected = (-torch.log(torch.sigmoid(chosen - 14 / 3)) - torch.log(torch.sigmoid(-(rejected - 14 / 3)))).mean()

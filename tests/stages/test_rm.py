@@ -19,6 +19,7 @@ from luthier.model.classes import make_scorer
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages.rm import RmConfig, loss, predict
+from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 
@@ -142,7 +143,7 @@ def plain_scores(values: dict[str, Any], folder: Path, texts: list[list[int]]) -
         return [model(torch.tensor([text])).logits.item() for text in texts]
 
 
-@pytest.mark.parametrize("kind", ["full", "freeze", "lora", "oft"])
+@pytest.mark.parametrize("kind", representatives(["full", "freeze", "lora", "oft"], "full", "lora"))
 def test_what_is_saved_scores_the_same_in_plain_libraries_and_after_export(values, tmp_path, kind):
     keys = {**values, **run_of(kind), "val_size": 0.25, "do_eval": True, "do_predict": True}
     result = luthier.train(keys)

@@ -7,8 +7,9 @@ import torch
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
-from luthier.model.heads import output_head
-from luthier.model.heads.output_head import OutputHead, linear_cross_entropy, summed_loss
+from luthier.model.heads.output_head import OutputHead, summed_loss
+from luthier.model.kernels import chunked_head
+from luthier.model.kernels.chunked_head import linear_cross_entropy
 from luthier.stages._token_weights import by_entropy, by_probability, chosen_weigh
 
 RUN = {"model_name_or_path": "x/y", "dataset": "d", "output_dir": "o"}
@@ -44,7 +45,7 @@ def test_eaft_looks_at_the_twenty_likeliest_tokens():
 @pytest.mark.parametrize("with_weights", [False, True])
 def test_value_and_gradients_equal_the_formula(monkeypatch, chunk_elements, name, with_weights):
     """Through the chunked head and through plain logits, against autograd on the written-out formula."""
-    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     targets, weights = torch.randint(0, 31, (150,)), torch.rand(150).double() if with_weights else None
     hidden, weight = torch.randn(150, 8).double(), torch.randn(31, 8).double()

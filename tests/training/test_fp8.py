@@ -55,7 +55,7 @@ def test_a_missing_library_is_a_problem_before_anything_is_loaded(monkeypatch, b
     run = load_train(RUN | {"fp8_backend": backend})
     (problem,) = [problem for problem in library_problems(run) if problem.key == "fp8"]
     assert words in problem.reason and problem.remedy
-    monkeypatch.setattr(fp8, "lack_of", lambda machine: "")
+    monkeypatch.setattr(fp8, "reason_against", lambda machine: "")
     with pytest.raises(MissingExtra, match=words):
         training_arguments(run, CPU)
 
@@ -84,7 +84,7 @@ def test_an_older_gpu_says_so(monkeypatch):
 @pytest.mark.parametrize("gathers", [True, False])
 def test_accelerate_gets_the_keys(monkeypatch, tmp_path, gathers):
     monkeypatch.setattr("luthier.config.keys.fp8.is_installed", lambda module: True)
-    monkeypatch.setattr(fp8, "lack_of", lambda machine: "")
+    monkeypatch.setattr(fp8, "reason_against", lambda machine: "")
     keys = {"fp8_enable_fsdp_float8_all_gather": gathers, "output_dir": str(tmp_path), "fp8_backend": "torchao"}
     run = load_train(RUN | keys)
     args = training_arguments(run, CPU)
@@ -102,7 +102,7 @@ def test_a_run_multiplies_in_8_bits_and_saves_an_ordinary_model(monkeypatch, tmp
     from torchao.float8.float8_linear import Float8Linear
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(fp8, "lack_of", lambda machine: "")
+    monkeypatch.setattr(fp8, "reason_against", lambda machine: "")
     seen: list[torch.nn.Module] = []
     forward = Float8Linear.forward
     monkeypatch.setattr(Float8Linear, "forward", lambda self, x: (seen.append(self), forward(self, x))[1])

@@ -16,6 +16,7 @@ import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
 from luthier.stages._rollout import Rollout
 from luthier.training.rollouts import Rollouts
+from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
 from tests.tiny import tiny_llama
 
@@ -85,7 +86,7 @@ def log_of(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "loss" in line]
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("loss_type", representatives(["grpo", "dapo", "dr_grpo", "gspo", "rloo"], "grpo"))
 def test_grpo_raises_the_reward(values, loss_type):
     keys = {**LEARNS, "max_steps": 20, "num_generations": 16, "loss_type": loss_type}
     luthier.train({**values, **GRPO, **keys})
@@ -115,7 +116,7 @@ def test_the_first_pass_has_the_ratio_one(values):
         assert line["clip_fraction"] == 0 and abs(line["loss"]) < 1e-5 and abs(line["kl"]) < 1e-5
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("loss_type", representatives(["grpo", "gspo", "rloo"], "grpo"))
 def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path, monkeypatch, loss_type):
     """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
     keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
@@ -126,8 +127,8 @@ def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path
         return load_file(folder / "model.safetensors")
 
     asked = []
-    real = Rollouts._asked_of_models
-    monkeypatch.setattr(Rollouts, "_asked_of_models", lambda *args: asked.append(1) or real(*args))
+    real = Rollouts._columns
+    monkeypatch.setattr(Rollouts, "_columns", lambda *args: asked.append(1) or real(*args))
     found = trained(tmp_path / "unasked")
     assert not asked
     monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "asks_policy": True}))
@@ -145,7 +146,7 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("stage", CUT)
+@pytest.mark.parametrize("stage", representatives(CUT, "grpo"))
 def test_batches_of_any_cut_make_the_same_step(values, tmp_path, stage):
     if stage == "gkd":
         values["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
@@ -170,24 +171,24 @@ RESUMED = {
 }
 
 
-def rollouts_of(num_generations: int, num_batches: int, seed: int = 1) -> Rollouts:
-    plan = Rollout(num_generations=num_generations, num_batches=num_batches)
+def rollouts_of(plan: Rollout, seed: int = 1, **args: int) -> Rollouts:
+    """Those of a run of which only the numbers in `args` matter."""
+    parts = dict.fromkeys(("config", "models", "collate", "generate", "decode", "rewards"))
+    sizes = {"stop_ids": frozenset(), "temperature": 1.0, "max_new_tokens": 1}
     prompts = [{"input_ids": [1], "labels": [1]}] * 5
-    sizes = {"stop_ids": frozenset(), "temperature": 1.0, "max_new_tokens": 1, "seed": seed}
-    return Rollouts(plan=plan, prompts=prompts, generate=None, decode=None, scorers=None, **sizes)
+    return Rollouts(plan=plan, args=SimpleNamespace(seed=seed, **args), prompts=prompts, **parts, **sizes)
 
 
 @pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])
 def test_a_step_asks_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
     """Each step of each rollout asks those that follow, once; each process asks its part of every step."""
-    rollouts, seen = rollouts_of(num_generations, num_batches), []
+    plan, seen = Rollout(num_generations=num_generations, num_batches=num_batches), []
     for number in range(3):
         for world_size in (1, 2, 4):
             steps: list[set[int]] = [set() for _ in range(num_batches)]
             for rank in range(world_size):
                 cut = {"train_batch_size": 4 // world_size, "gradient_accumulation_steps": 4}
-                args = SimpleNamespace(**cut, world_size=world_size, process_index=rank)
-                places = rollouts.places(number, args)
+                places = rollouts_of(plan, **cut, world_size=world_size, process_index=rank).places(number)
                 size = len(places) // num_batches
                 for step, asked in enumerate(steps):
                     part = set(places[step * size : (step + 1) * size])
@@ -203,12 +204,13 @@ def test_a_step_asks_the_same_prompts_on_any_number_of_processes(num_generations
 
 def test_every_answer_has_random_numbers_of_its_own():
     """They depend on the seed of the run and on the number of the answer in it, not on who asks."""
-    seeds = rollouts_of(4, 1).answer_seeds(range(50))
-    assert len(set(seeds)) == 200 and not set(seeds) & set(rollouts_of(4, 1, seed=2).answer_seeds(range(50)))
-    assert rollouts_of(4, 1).answer_seeds([7, 3]) == seeds[28:32] + seeds[12:16]
+    plan = Rollout(num_generations=4)
+    seeds = rollouts_of(plan).answer_seeds(range(50))
+    assert len(set(seeds)) == 200 and not set(seeds) & set(rollouts_of(plan, seed=2).answer_seeds(range(50)))
+    assert rollouts_of(plan).answer_seeds([7, 3]) == seeds[28:32] + seeds[12:16]
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize("kind", representatives(RESUMED, "grpo lora", "ppo full", "ppo inside a rollout"))
 def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
     """Step 4 of 8 lies inside a rollout for some of these, and at its end for others."""
     if "quantization_bit" in RESUMED[kind]:
@@ -271,7 +273,7 @@ def endpoint():
 
 
 def test_a_server_scores_and_is_combined_with_a_function(values, endpoint, monkeypatch):
-    monkeypatch.setattr("luthier.training.scorers.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("luthier.training.rewards.server.PAUSE_SECONDS", 0.0)
     Endpoint.replies = [503]
     own = {"reward_model": endpoint, "reward_model_type": "api", "reward_weights": "2.0,0.5", "max_steps": 1}
     luthier.train({**values, **GRPO, **own})
@@ -301,10 +303,10 @@ def test_a_server_that_is_wrong_is_one_clear_error(values, endpoint, reply, reas
 
 
 def test_a_server_that_is_gone_or_slow_is_one_clear_error():
-    from luthier.training.scorers import ServerScorer
+    from luthier.training.rewards.server import RewardServer
 
     with pytest.raises(RunFailed, match=r"no scores .*refused.*check the server"):
-        ServerScorer("http://127.0.0.1:9", pause_seconds=0.0)([])
+        RewardServer("http://127.0.0.1:9", pause_seconds=0.0)([])
 
 
 @pytest.mark.parametrize(

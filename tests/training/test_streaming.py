@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.cli import main
 from luthier.core.errors import DataError
+from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -60,7 +61,7 @@ def assert_equal_ends(first: Path, second: Path) -> None:
     assert report(first) == report(second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", representatives(KINDS, "sft", "two datasets"))
 def test_going_on_equals_never_stopping(world, tmp_path, kind):
     """Steps 5 to 8 read on in the second pass of 24 rows; the account goes on as well."""
     values = {**world, **KINDS[kind]}
@@ -77,6 +78,7 @@ def test_going_on_equals_never_stopping(world, tmp_path, kind):
     assert all(a["rows_in"] == a["kept"] + sum(a["dropped"].values()) for a in counted["datasets"].values())
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_with_the_same_rows(world, tmp_path):
     values = {**world, "save_steps": 1, "max_steps": 30, "save_total_limit": 2}
     luthier.train({**values, "output_dir": str(tmp_path / "whole")})
@@ -134,7 +136,7 @@ def test_fewer_rows_than_a_batch_are_filled_from_the_next_pass(world, tmp_path):
     assert report(tmp_path / "out")["datasets"]["d"]["rows_in"] == 10
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", representatives([0, 2], 2))
 def test_a_file_that_breaks_off_stops_the_run_with_the_place(world, tmp_path, num_workers):
     data = tmp_path / "data"
     data.mkdir()
@@ -158,6 +160,7 @@ def test_going_on_with_other_rows_is_told(world, tmp_path, capsys):
     assert "goes on with another number of processes or workers and another order of rows" in said
 
 
+@pytest.mark.thorough
 def test_two_processes_share_the_rows(world, tmp_path):
     """Without a buffer they see together what one process sees with the doubled batch; the accounts are joined."""
     values = {**world, "disable_shuffling": True, "max_steps": 6}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import luthier
+from luthier.cli import main
 from luthier.core.errors import ConfigError, InvalidInput, ModelError
 from luthier.infer.prompting import ModelTemplatePrompting
 from luthier.infer.types import Settings
-from tests.run.test_export import adapter
 from tests.tiny import byte_tokenizer, tiny_llama
+from tests.workflow.test_export import adapter
 
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 
@@ -129,13 +130,16 @@ def test_a_missing_model_is_one_error(tmp_path):
         chat(tmp_path / "absent")
 
 
-def test_once_prints_the_answer_alone(llama_folder, tmp_path):
+def test_once_prints_the_answer_alone(llama_folder, tmp_path, capfd):
     file = tmp_path / "my chat.yaml"
     file.write_text(f"model_name_or_path: {llama_folder}\ntemplate: chatml\ndo_sample: false\n")
-    out, err = command(str(file), "max_new_tokens=12", "--once", "Hi").communicate(timeout=120)
-    assert out == chat(llama_folder).ask("Hi") + "\n", err
+    answer = chat(llama_folder).ask("Hi")
+    capfd.readouterr()
+    assert main(["chat", str(file), "max_new_tokens=12", "--once", "Hi"]) == 0
+    assert capfd.readouterr().out == answer + "\n"
 
 
+@pytest.mark.thorough
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tmp_path):
     folder = tiny_llama(tmp_path / "model", max_position_embeddings=8192)
     words = ("--model_name_or_path", str(folder), "--template", "chatml", "--do_sample", "false")

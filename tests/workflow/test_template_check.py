@@ -69,7 +69,7 @@ def test_the_report_in_words(folder, capsys):
     assert status == 0
     assert "multi-turn " in out and "equal (3 answers)" in out
     assert f"all {len(SAMPLES) - 1} conversations are equal" in out
-    assert "cannot be served: the model's own chat template does not write tools" in out
+    assert "cannot be served: the model's own chat template does not render tools" in out
 
 
 def test_another_default_system_text_is_named_as_such(folder, capsys):
@@ -193,6 +193,7 @@ def test_a_format_that_writes_the_same_is_not_talked_about(tmp_path, said):
     assert not [line for line in said if "differs" in line]
 
 
+@pytest.mark.thorough
 def test_smollm2_differs_from_its_named_format_in_a_full_stop(smollm2_folder, capsys):
     text = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     status, report = found(capsys, str(smollm2_folder), "smollm2")
@@ -203,6 +204,7 @@ def test_smollm2_differs_from_its_named_format_in_a_full_stop(smollm2_folder, ca
     assert of(report, "system")["status"] == "equal"
 
 
+@pytest.mark.thorough
 def test_smollm2_is_equal_to_itself(smollm2_folder, capsys):
     status, report = found(capsys, str(smollm2_folder))
     assert status == 0

@@ -18,40 +18,20 @@ class ModelConfig:
     """Folder for downloads from the hub."""
     use_fast_tokenizer: bool = True
     """Use the fast tokenizer, written in Rust, if the model has one."""
-    resize_vocab: bool = False
-    """Enlarge the embeddings to the size of the tokenizer; always done when tokens are added."""
     split_special_tokens: bool = False
     """Tokenize special tokens in the text as ordinary characters."""
-    add_tokens: tuple[str, ...] = ()
-    """Ordinary tokens to add to the tokenizer."""
-    add_special_tokens: tuple[str, ...] = ()
-    """Special tokens to add to the tokenizer."""
-    new_special_tokens_config: str | None = None
-    """YAML file that maps each new special token to a description; replaces `add_special_tokens`."""
-    init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = "noise_init"
-    """Start of the new embedding rows: mean with noise, mean of the description's tokens, or the latter with noise."""
     model_revision: str = "main"
     """Branch, tag or commit of the model on the hub; `main` is `master` on ModelScope."""
     low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
     """Load the weights without a second copy in memory."""
-    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
-    """Scale the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the context length."""
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3", "flex"] = "auto"
     """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3, FlexAttention."""
-    shift_attn: bool = False
-    """Shifted sparse attention: attend within groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
-    mixture_of_depths: Literal["convert", "load"] | None = None
-    """Every second block skips tokens: convert a model, or load a converted one (https://arxiv.org/abs/2404.02258)."""
     use_unsloth: bool = False
     """Load, adapt and run the model with the library unsloth, on a GPU; rows are padded."""
     use_unsloth_gc: bool = False
     """Gradient checkpointing with the inputs of the layers offloaded to main memory."""
     checkpoint_every: int = 1
     """Recompute one layer in this many in the backward pass, and keep the activations of the others."""
-    enable_liger_kernel: bool = False
-    """Replace norms, rotary embeddings and gated MLPs by fused kernels of the library liger-kernel, on a GPU."""
-    moe_aux_loss_coef: float | None = None
-    """Weight of the loss that balances the experts of a mixture-of-experts model."""
     disable_gradient_checkpointing: bool = False
     """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory."""
     use_reentrant_gc: bool = True

@@ -11,10 +11,11 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from luthier.config.sections import RUN_COMMANDS
 from luthier.core.errors import Problem
 
 Condition = Callable[[Any], bool]
@@ -32,6 +33,8 @@ class Rule:
     broken: Condition
     """Whether this run breaks the rule."""
     only_warns: bool = False
+    commands: tuple[str, ...] = RUN_COMMANDS
+    """The commands that the rule is for, of those that read the group it stands in."""
     file: str = ""
     """Where the first key stands, if it is not a key of the run file, e.g. `environment`."""
 
@@ -46,6 +49,11 @@ class Rules(tuple[Rule, ...]):
 
 
 NO_RULES = Rules(())
+
+
+def in_training(*rules: Rule) -> tuple[Rule, ...]:
+    """The same rules, for training runs only."""
+    return tuple(replace(rule, commands=("train",)) for rule in rules)
 
 
 def warning(keys: tuple[str, ...], reason: str, remedy: str, broken: Condition) -> Rule:
@@ -96,6 +104,11 @@ def is_other_than(section: str, key: str, expected: Any) -> Condition:
 def is_changed(key: str) -> Condition:
     """The user wrote the key, with another value than the default."""
     return lambda run: key in run.changed
+
+
+def is_turned_on(key: str) -> Condition:
+    """The user wrote the key, whatever section it belongs to, and turned something on."""
+    return lambda run: bool(run.given.get(key))
 
 
 def all_of(*conditions: Condition) -> Condition:

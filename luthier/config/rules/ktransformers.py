@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.config.keys.ktransformers import OWN_SETTINGS, PACKAGES, derived_settings, missing_packages
 from luthier.config.keys.quantization import shards_weights
-from luthier.config.rules.engine import Rule, Rules, When, all_of, is_given, is_set, not_
+from luthier.config.rules.engine import Rule, Rules, When, all_of, is_given, is_set, is_turned_on, not_
 from luthier.config.rules.model import scores_with_adapter
 
 _with_kt = When(is_set("kt", "use_kt"))
@@ -65,7 +65,7 @@ KT_RULES = Rules(
                 (key, "use_kt"),
                 "and KTransformers both decide how layers are computed and kept",
                 "leave one of the two out",
-                is_set("model", key),
+                is_turned_on(key),
             )
             for key in ("use_unsloth", "use_unsloth_gc")
         ),
@@ -128,7 +128,7 @@ KT_RULES = Rules(
                 (key, "use_kt"),
                 "changes weights that KTransformers reads from the files by itself",
                 "leave one of the two out",
-                is_set("model", key),
+                is_turned_on(key),
             )
             for key in ("train_from_scratch", "mixture_of_depths")
         ),

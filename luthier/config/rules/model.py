@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_given, is_other_than, is_set, not_, warning
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, not_
 from luthier.core.kinds import ADAPTERS
 
 
@@ -31,21 +31,6 @@ MODEL_RULES = Rules(
             "adapters are loaded by finetuning_type: lora or oft only",
             "set the one that the adapter was trained with, or leave the adapters out",
             all_of(is_set("model", "adapter_name_or_path"), not_(trains_adapter)),
-        ),
-        warning(
-            ("init_special_tokens", "new_special_tokens_config"),
-            "there are no descriptions to start from, so the new rows start from noise",
-            "give new_special_tokens_config",
-            all_of(
-                is_other_than("model", "init_special_tokens", "noise_init"),
-                not_(is_given("model", "new_special_tokens_config")),
-            ),
-        ),
-        warning(
-            ("add_special_tokens", "new_special_tokens_config"),
-            "is not read, since new_special_tokens_config replaces it",
-            "give one of the two",
-            all_of(is_set("model", "add_special_tokens"), is_given("model", "new_special_tokens_config")),
         ),
         at_least("data", "cutoff_len", 1),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.keys.quantization import GROWING_KEYS, LOFTQ_FILE, shards_weights
-from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, not_
+from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, not_
 from luthier.config.rules.model import trains_adapter
 from luthier.core.kinds import QUANTIZERS
 
@@ -71,7 +71,7 @@ QUANTIZED_TRAINING_RULES = Rules(
                 (key, "quantization_bit"),
                 "the embeddings of a quantized model cannot get new rows",
                 "add the tokens to the original model first, or leave quantization_bit out",
-                is_set("model", key),
+                is_turned_on(key),
             )
             for key in GROWING_KEYS
         ),

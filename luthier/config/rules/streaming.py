@@ -14,6 +14,11 @@ def _has_tokenized_rows(run: Any) -> bool:
     return holds_tokenized_rows(run.data)
 
 
+def _scores_rows_first(run: Any) -> bool:
+    """Whether a frozen model scores all rows before training."""
+    return any(spec.is_cached for spec in STAGES.get(run.stage).frozen_models(run))
+
+
 STREAMING_RULES = Rules(
     (
         _with_stream.refuses(
@@ -50,7 +55,7 @@ STREAMING_RULES = Rules(
             ("streaming", "stage"),
             "the log-probabilities of the reference model are computed before training, which needs all rows",
             "leave streaming out, or use a loss without a reference, e.g. pref_loss: orpo or simpo",
-            lambda run: STAGES.get(run.stage).asks_reference(run),
+            _scores_rows_first,
         ),
         _with_stream.warns(
             ("train_sampling_strategy", "streaming"),

@@ -15,7 +15,6 @@ from luthier.config.rules.generating import GENERATING_RULES
 from luthier.config.rules.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
 from luthier.config.rules.launch import LAUNCH_RULES
 from luthier.config.rules.memory import MEMORY_RULES
-from luthier.config.rules.mixture_of_depths import DENSE_RULES, DEPTH_RULES
 from luthier.config.rules.model import MODEL_RULES
 from luthier.config.rules.optim import OPTIM_RULES
 from luthier.config.rules.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
@@ -30,22 +29,22 @@ from luthier.config.rules.swanlab import SWANLAB_RULES
 from luthier.config.rules.task import OUTPUT_RULES, TASK_RULES
 from luthier.config.rules.training import TRAINING_RULES
 from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS, QUANTIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import Registry
 
 COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
     "train": (
-        *(MODEL_RULES, MEMORY_RULES, DEPTH_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
+        *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES, PROCESSOR_RULES),
         *(TASK_RULES, DATA_RULES, STREAMING_RULES, GENERATING_RULES, EVALUATION_RULES, TRAINING_RULES, OPTIM_RULES),
         *(LAUNCH_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, OUTPUT_RULES),
     ),
     "infer": (
-        *(MODEL_RULES, DENSE_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+        *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
         *(PROCESSOR_RULES, PROCESSOR_CHAT_RULES),
     ),
     "export": (
-        *(MODEL_RULES, DENSE_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
+        *(MODEL_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
         *(PROCESSOR_RULES, EXPORT_RULES),
     ),
 }
@@ -59,15 +58,17 @@ def _quantizer(run: Any) -> Iterator[str]:
 
 Chosen = Callable[[Any], Iterable[str]]
 """(run) -> the names of the variants that it uses."""
+_ALL_FEATURES = (FEATURES, lambda run: FEATURES.names)
 VARIANTS: Mapping[str, tuple[tuple[Registry, Chosen], ...]] = {
     "train": (
+        _ALL_FEATURES,
         (ADAPTERS, lambda run: (run.finetuning_type,)),
         (STAGES, lambda run: (run.stage,)),
         (OPTIMIZERS, lambda run: run.optimizers),
         (QUANTIZERS, _quantizer),
     ),
-    "infer": ((QUANTIZERS, _quantizer),),
-    "export": (),
+    "infer": (_ALL_FEATURES, (QUANTIZERS, _quantizer)),
+    "export": (_ALL_FEATURES,),
 }
 """Command -> the kinds of variants whose `check` is read."""
 
@@ -85,15 +86,23 @@ def broken_rules(
         if registry.key not in unknown:
             groups += [registry.get(name).check for name in chosen(run)]
     for group in groups:
-        yield from (rule for rule in group if not any(key in unknown for key in rule.keys) and rule.broken(run))
+        for rule in group:
+            if command in rule.commands and not any(key in unknown for key in rule.keys) and rule.broken(run):
+                yield rule
 
 
 def all_rules() -> Iterator[tuple[Rule, str, str]]:
     """(rule, command, the variant that it belongs to, as in `stage: dpo`, or nothing)."""
     for command, groups in COMMAND_RULES.items():
-        yield from ((rule, command, "") for group in groups for rule in group)
+        found = [(group, "") for group in groups]
         for registry, _ in VARIANTS[command]:
-            for name in registry.names:
-                variant = registry.get(name)
-                word = variant.switch if registry is OPTIMIZERS else f"{registry.key}: {name}"
-                yield from ((rule, command, word) for rule in variant.check)
+            found += [(registry.get(name).check, _chosen_by(registry, name)) for name in registry.names]
+        for group, variant in found:
+            yield from ((rule, command, variant) for rule in group if command in rule.commands)
+
+
+def _chosen_by(registry: Registry, name: str) -> str:
+    """How a run file chooses a variant; nothing for features, which apply to every run."""
+    if registry is FEATURES:
+        return ""
+    return OPTIMIZERS.get(name).switch if registry is OPTIMIZERS else f"{registry.key}: {name}"

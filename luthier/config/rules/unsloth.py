@@ -3,7 +3,7 @@
 from typing import Any
 
 from luthier.config.keys.quantization import GROWING_KEYS, shards_weights
-from luthier.config.rules.engine import Rules, When, all_of, is_given, is_other_than, is_set, warning
+from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, warning
 from luthier.config.rules.model import scores_with_adapter
 from luthier.core.kinds import STAGES
 from luthier.core.versions import is_installed
@@ -12,14 +12,14 @@ INSTALL = "pip install --no-deps unsloth unsloth_zoo, with the libraries that do
 """Without `--no-deps` pip would replace transformers by an older version than luthier needs."""
 
 _OWN_WAY = {
-    "flash_attn": ("auto", "the attention"),
-    "enable_liger_kernel": (False, "the kernels"),
-    "upcast_layernorm": (False, "the number formats"),
-    "upcast_lmhead_output": (False, "the number formats"),
-    "checkpoint_every": (1, "the recomputation of layers"),
-    "use_reentrant_gc": (True, "the recomputation of layers"),
+    "flash_attn": "the attention",
+    "enable_liger_kernel": "the kernels",
+    "upcast_layernorm": "the number formats",
+    "upcast_lmhead_output": "the number formats",
+    "checkpoint_every": "the recomputation of layers",
+    "use_reentrant_gc": "the recomputation of layers",
 }
-"""Key -> its default, and what unsloth decides by itself."""
+"""Key -> what unsloth decides by itself."""
 
 
 _with_unsloth = When(is_set("model", "use_unsloth"))
@@ -54,13 +54,13 @@ UNSLOTH_RULES = Rules(
             ("rope_scaling", "use_unsloth"),
             "unsloth scales positions in a way of its own",
             "leave one of the two out",
-            is_given("model", "rope_scaling"),
+            is_given("features.rope_scaling", "rope_scaling"),
         ),
         _with_unsloth.refuses(
             ("mixture_of_depths", "use_unsloth"),
             "unsloth knows no routers between blocks",
             "leave one of the two out",
-            is_given("model", "mixture_of_depths"),
+            is_given("features.mixture_of_depths", "mixture_of_depths"),
         ),
         _with_unsloth.refuses(
             ("model_name_or_path", "use_unsloth"),
@@ -96,7 +96,7 @@ UNSLOTH_TRAINING_RULES = Rules(
             ("use_unsloth", "stage"),
             "loads language models, and a reward model has a head that gives scores",
             "leave it out",
-            lambda run: STAGES.get(run.stage).scores,
+            lambda run: STAGES.get(run.stage).head == "score",
         ),
         _with_unsloth.refuses(
             ("reward_model_type", "use_unsloth"),
@@ -109,7 +109,7 @@ UNSLOTH_TRAINING_RULES = Rules(
                 (key, "use_unsloth"),
                 "changes a model in a way that unsloth's own forward functions do not know",
                 "leave one of the two out",
-                is_set("model", key),
+                is_turned_on(key),
             )
             for key in ("shift_attn", "train_from_scratch", *GROWING_KEYS)
         ),
@@ -117,7 +117,7 @@ UNSLOTH_TRAINING_RULES = Rules(
             ("moe_aux_loss_coef", "use_unsloth"),
             "unsloth's forward functions do not return the router logits",
             "leave one of the two out",
-            is_given("model", "moe_aux_loss_coef"),
+            is_given("features.router_balance", "moe_aux_loss_coef"),
         ),
         *(
             _with_unsloth.refuses(
@@ -133,9 +133,9 @@ UNSLOTH_TRAINING_RULES = Rules(
                 (key, "use_unsloth"),
                 f"is not read here, since unsloth decides {what} by itself",
                 "leave it out",
-                is_other_than("model", key, default),
+                is_changed(key),
             )
-            for key, (default, what) in _OWN_WAY.items()
+            for key, what in _OWN_WAY.items()
         ),
     )
 )

@@ -1,7 +1,7 @@
-"""Room in the cache: the entries that have not been used for longest go when all together are too big.
+"""Eviction: the least recently used entries are removed when the cache is too big.
 
-A process that uses an entry holds a shared lock on its list of files until it ends, so what is in use is never removed,
-whichever process has it open. Where the system knows no such locks nothing is removed.
+A process that uses an entry holds a shared lock on its list of files until the process ends, so an entry in use is
+never removed, whichever process uses it. On systems without such locks nothing is removed.
 """
 
 import os
@@ -17,7 +17,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SIZES_FILE = "sizes.json"
-"""Name -> bytes of the other files of an entry. Its time stamp is when the entry was used last."""
+"""Name -> bytes of the other files of an entry. Its time stamp is the last use of the entry."""
 DEFAULT_GB = 20.0
 
 _in_use: dict[Path, int] = {}
@@ -25,7 +25,7 @@ _in_use: dict[Path, int] = {}
 
 
 def limit_bytes() -> int:
-    """`LUTHIER_CACHE_GB`, in bytes. Raises `InvalidInput` if it is no number."""
+    """`LUTHIER_CACHE_GB` in bytes. Raises `InvalidInput` if it is not a number."""
     text = os.environ.get("LUTHIER_CACHE_GB") or str(DEFAULT_GB)
     try:
         number = float(text)
@@ -37,7 +37,7 @@ def limit_bytes() -> int:
 
 
 def use(entry: Path) -> bool:
-    """Keep an entry from being removed while this process lives. False if it has just been removed."""
+    """Protect an entry from removal while this process runs. False if it has just been removed."""
     if fcntl is None or entry in _in_use:
         return entry.is_dir()
     try:
@@ -50,7 +50,7 @@ def use(entry: Path) -> bool:
         is_same = os.path.samestat(os.fstat(descriptor), os.stat(entry / SIZES_FILE))
     except FileNotFoundError:
         is_same = False
-    except OSError:  # a disk without locks, or one that may only be read
+    except OSError:  # a disk without locks, or a read-only one
         os.close(descriptor)
         return entry.is_dir()
     if is_same:
@@ -61,7 +61,7 @@ def use(entry: Path) -> bool:
 
 
 def evict(folder: Path, most_bytes: int) -> None:
-    """Remove what has not been used for longest until the entries take `most_bytes`, or all that is left is in use."""
+    """Remove the least recently used entries until the rest take `most_bytes`, or all that are left are in use."""
     if fcntl is None:
         return
     entries = sorted(_entries(folder))
@@ -72,8 +72,8 @@ def evict(folder: Path, most_bytes: int) -> None:
             break
         removed += size if entry not in _in_use and _remove(entry) else 0
     if removed:
-        what = f"{removed / 1e9:.1f} GB of tokenized rows that were not used for longest are removed"
-        info(f"cache: {what} (LUTHIER_CACHE_GB is the most that is kept)")
+        what = f"removed {removed / 1e9:.1f} GB of the least recently used tokenized rows"
+        info(f"cache: {what} (LUTHIER_CACHE_GB is the limit)")
 
 
 def _entries(folder: Path) -> list[tuple[float, int, Path]]:
@@ -96,7 +96,7 @@ def _remove(entry: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A name that is left over if the process is killed now goes when the entry is made the next time.
+        # If the process is killed now, the leftover is removed when the entry is made the next time.
         tombstone = entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
         entry.rename(tombstone)
     except OSError:

@@ -1,4 +1,4 @@
-"""What makes tokenized rows, as one hash: data files, description, tokenizer, chat format, keys and the code itself."""
+"""The cache key of tokenized rows: a hash of data files, their description, tokenizer, chat format, keys and code."""
 
 import hashlib
 import json
@@ -22,39 +22,56 @@ if TYPE_CHECKING:
     from luthier.data.sources.dataset_info import DatasetSpec
     from luthier.data.sources.readers import DataFile
 
-CACHE_FORMAT = 1
-"""Raise it when the files of an entry change their meaning."""
+CACHE_FORMAT = 2
+"""To be raised when the meaning of the cached files changes."""
 BIG_FILE_BYTES = 1 << 28
-"""From this size on a file's hash is remembered."""
+"""The hash of a file of at least this size is remembered."""
 SETTLED_NANOSECONDS = 2 * 10**9
-"""A file changed more recently than this may change again without a new time stamp."""
+"""A file that changed more recently than this may change again without a new time stamp."""
+ROW_CODE = (
+    *("data/sources", "data/formats", "data/templates", "data/tools", "data/rows", "data/plans"),
+    *(
+        f"data/chat/{name}.py"
+        for name in ("__init__", "answers", "continuation", "encoder", "model_template", "render")
+    ),
+    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/types.py"),
+)
+"""The files and folders of the package that decide the ids, and no others: after a change of a loss, the doctor or the
+eviction, cached rows are still valid."""
+_PACKAGE = Path(__file__).parents[2]
 _CHUNK_BYTES = 1 << 20
 _SAMPLE_TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"properties": {}}}}
 
 
 def joint_key(*parts: Any) -> str | None:
-    """One hash of values whose `repr` tells them apart; None if one of them is None, that is, unknown."""
+    """One hash of values, by their `repr`; None if one of them is None, that is, unknown."""
     if any(part is None for part in parts):
         return None
     return hashlib.sha256(repr((CACHE_FORMAT, code_digest(), parts)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Of the code that reads, writes and labels rows, so that no version of it takes the rows of another."""
-    package = Path(__file__).parents[2]
+@lru_cache
+def code_digest(parts: tuple[str, ...] = ROW_CODE) -> str:
+    """A hash of the code that makes rows, so that no version of it reads the rows of another."""
     digest = hashlib.sha256()
-    for folder in ("data", "stages"):
-        for path in sorted((package / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(package)} {path.stat().st_size} ".encode() + path.read_bytes())
+    for path in code_files(parts):
+        name = path.relative_to(_PACKAGE).as_posix()
+        digest.update(f"{name} {path.stat().st_size} ".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, tokens: HubTokens) -> tuple[str, ...]:
-    """Of the description and of every byte it names; `folder` is where the hashes of big files are remembered.
+def code_files(parts: tuple[str, ...] = ROW_CODE) -> list[Path]:
+    """The files named by `parts`, and those in the folders among them."""
+    found = [
+        path for part in parts for path in ((_PACKAGE / part).rglob("*") if "." not in part else [_PACKAGE / part])
+    ]
+    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
-    Hub repositories are hashed row by row, since what their clients keep on the disk is their own affair.
+
+def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, tokens: HubTokens) -> tuple[str, ...]:
+    """A hash of the description and of the data. The hashes of big files are remembered in `folder`.
+
+    Hub repositories are hashed row by row, since each client has its own files on disk.
     """
     description = repr(replace(spec, file="", line=None))
     if spec.source.kind in ("file", "cloud"):
@@ -66,9 +83,10 @@ def source_digest(spec: "DatasetSpec", folder: Path, *, cache_dir: str | None, t
 
 
 def file_digest(file: "DataFile", folder: Path) -> str:
-    """sha256 of the bytes. That of a big local file is remembered for as long as the system knows it as unchanged:
+    """sha256 of the bytes. That of a big local file is remembered while the file is unchanged.
 
-    same inode, size, modification and status change (which no program can set back), the last one not just now.
+    Unchanged: same inode, size, modification time and status change time. No program can set back the last one; it must
+    not be recent.
     """
     path = Path(file.name)
     is_big = os.name == "posix" and path.is_file() and path.stat().st_size >= BIG_FILE_BYTES
@@ -86,7 +104,7 @@ def file_digest(file: "DataFile", folder: Path) -> str:
 
 
 def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
-    """Of tokenizer, chat format and limits. None for a tokenizer that cannot be told apart from others."""
+    """Tokenizer, chat format and limits. None for a tokenizer that cannot be hashed."""
     tokenizer = tokenizer_digest(encoding.encoder)
     if tokenizer is None:
         return None
@@ -96,12 +114,12 @@ def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
     if encoding.model_template is not None:
         chat_template = str(encoding.encoder.tokenizer.chat_template)
         parts += [chat_template, replace(encoding.model_template, encoder=None)]  # type: ignore[arg-type]
-    tells_date = "strftime_now" in chat_template or _tells_date(encoding.template.tool_syntax)
-    return (*parts, date.today().isoformat() if tells_date else "")
+    has_date = "strftime_now" in chat_template or _has_date(encoding.template.tool_syntax)
+    return (*parts, date.today().isoformat() if has_date else "")
 
 
 def tokenizer_digest(encoder: "Encoder") -> str | None:
-    """Of the whole serialized tokenizer and of what it adds; None for one without a `tokenizers` backend."""
+    """A hash of the serialized tokenizer and its settings; None for one without a `tokenizers` backend."""
     tokenizer = encoder.tokenizer
     if not tokenizer.is_fast:
         return None
@@ -112,8 +130,8 @@ def tokenizer_digest(encoder: "Encoder") -> str | None:
     return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()}{own}".encode()).hexdigest()
 
 
-def _tells_date(syntax: str) -> bool:
-    """Whether the tools are described in words that change from day to day."""
+def _has_date(syntax: str) -> bool:
+    """Whether the description of tools contains the date."""
     describe = TOOL_SYNTAXES.get(syntax).describe
     return bool(describe([_SAMPLE_TOOL], date(2020, 1, 1)) != describe([_SAMPLE_TOOL], date(2021, 2, 3)))
 

@@ -1,7 +1,7 @@
-"""The folder `tokenized_path`: tokenized rows in the format of `datasets`, which can be moved to another machine.
+"""The folder `tokenized_path`: tokenized rows in the format of `datasets`, to be copied to other machines.
 
 A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
-ledger beside them.
+ledger.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
 from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
-from luthier.data.rows.row_plan import SAMPLE_LENGTHS, SEQUENCE_COLUMNS, WEIGHTS
+from luthier.data.rows.columns import LENGTHS, SEQUENCE, Column
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +23,7 @@ Sets = Mapping[str, "datasets.Dataset"]
 
 
 def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, prompts: Sets, ledger: Ledger) -> None:
-    """Raises `OutputError` or `RunFailed` if the folder cannot be written; nothing half-written is left then."""
+    """Raises `OutputError` or `RunFailed` if the folder cannot be written; no partial folder is left."""
     import datasets
 
     sets = {"train": train} if train is not None else {}
@@ -34,10 +34,10 @@ def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, 
         (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
 
 
-def load_tokenized(folder: Path, columns: Sequence[str]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
-    """(train, eval, prompts, ledger). `columns`: those that rows must have.
+def load_tokenized(folder: Path, columns: Sequence[Column]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
+    """(train, eval, prompts, ledger). `columns`: the columns that rows must have.
 
-    Raises `DataError` for a folder that holds something else.
+    Raises `DataError` for a folder with other contents.
     """
     import datasets
 
@@ -46,7 +46,7 @@ def load_tokenized(folder: Path, columns: Sequence[str]) -> "tuple[datasets.Data
     except (OSError, ValueError, KeyError) as fault:
         raise DataError(f"tokenized_path: {folder} holds no tokenized rows ({fault}) -> name a new folder") from fault
     sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    wanted = {name: SEQUENCE_COLUMNS if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
+    wanted = {name: SEQUENCE if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
     rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}
     ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
     ledger.samples = {name: len(table) for name, table in rows.items()}
@@ -63,22 +63,22 @@ def _named(rows: Sets, kind: str) -> Sets:
     }
 
 
-def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[str, ...]) -> "datasets.Dataset":
-    missing = [column for column in wanted if column not in table.column_names and column != WEIGHTS]
+def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[Column, ...]) -> "datasets.Dataset":
+    found = table.column_names
+    missing = [column.name for column in wanted if column.name not in found and not column.kind.is_optional]
     if missing:
         raise DataError(
             f"tokenized_path: {folder}: {name} has no column {' and '.join(missing)}, which this stage needs"
             " -> name a new folder"
         )
-    is_packed = SAMPLE_LENGTHS in table.column_names
-    if "position_ids" in table.column_names and not is_packed:
+    is_packed = LENGTHS.name in found
+    if "position_ids" in found and not is_packed:
         raise DataError(
             f"tokenized_path: {folder}: {name} was packed by another program, which does not say where samples begin"
             " -> name a new folder"
         )
-    return table.select_columns(
-        [column for column in dict.fromkeys((*wanted, SAMPLE_LENGTHS)) if column in table.column_names]
-    )
+    names = dict.fromkeys((*(column.name for column in wanted), LENGTHS.name))
+    return table.select_columns([name for name in names if name in found])
 
 
 def _ledger(folder: Path) -> Ledger:

@@ -1,7 +1,7 @@
-"""Tokenized rows under the hash of all that made them: the same input is tokenized once, a changed one is never reused.
+"""The cache of tokenized rows. An entry is stored under the hash of everything that its rows depend on.
 
-An entry is a folder that is whole or not there. Of several processes that need it one makes it, and the others wait for
-the folder: no collective operation waits meanwhile.
+An entry is a folder that is either complete or absent. If several processes need it, one makes it and the others wait
+for the folder; no collective operation is involved.
 """
 
 import atexit
@@ -23,11 +23,11 @@ from luthier.data.cache.eviction import SIZES_FILE, evict, limit_bytes, use
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
-"""So long a process leaves an entry to the one that should make it, unless that one has it in work."""
+"""How long a process waits for another one to start making an entry before it makes the entry itself."""
 
 
 def cache_root() -> Path:
-    """`LUTHIER_CACHE`, or the folder `luthier` where the user's caches are."""
+    """`LUTHIER_CACHE`, or the folder `luthier` in the user's cache folder."""
     own = os.environ.get("LUTHIER_CACHE")
     if own:
         return Path(own).expanduser()
@@ -36,18 +36,19 @@ def cache_root() -> Path:
 
 @dataclass(slots=True)
 class Cache:
-    """Entries in `folder` by key. `makes` is false for a process that leaves making them to another one."""
+    """Entries in `folder` by key. `makes` is false for a process that waits for another one to make them."""
 
     folder: Path
     makes: bool = True
     overwrites: bool = False
-    """Make every entry anew, once."""
+    """Rebuild every entry, once."""
     _made: set[str] = field(default_factory=set)
 
     def entry(self, key: str | None, make: Callable[[Path], None]) -> Path:
-        """The folder of `key`, made by `make` (which is given an empty folder to write into) if it is not there yet.
+        """The folder of `key`. If it does not exist, `make` fills an empty folder.
 
-        Without a key it is made for this process only. Raises what `make` raises, and `RunFailed` if the disk is full.
+        Without a key the entry is for this process only. Raises what `make` raises, and `RunFailed` if the disk is
+        full.
         """
         if key is None:
             return _temporary(make)
@@ -60,23 +61,23 @@ class Cache:
         return folder
 
     def holds(self, key: str) -> bool:
-        """Whether the entry is there, and need not be made anew."""
-        wanted_anew = self.overwrites and self.makes and key not in self._made
-        return not wanted_anew and _is_whole(self.folder / key)
+        """Whether the entry exists and need not be rebuilt."""
+        is_outdated = self.overwrites and self.makes and key not in self._made
+        return not is_outdated and _is_whole(self.folder / key)
 
     def _try(self, key: str, make: Callable[[Path], None]) -> None:
-        """Make the entry, unless another process has it in work."""
+        """Make the entry, unless another process is making it."""
         try:
             with FileLock(self.folder / f"{key}.lock", timeout=POLL_SECONDS):
                 if not self.holds(key):
                     self._make(key, make)
         except Timeout:
             return
-        except NotImplementedError:  # a shared disk without locks; what two processes make at once is the same
+        except NotImplementedError:  # a shared disk without locks; two processes would make the same entry
             self._make(key, make)
 
     def _make(self, key: str, make: Callable[[Path], None]) -> None:
-        # What a killed process has left; the lock says that none is at work.
+        # Leftovers of a killed process; the lock ensures that no process is writing them.
         for leftover in (*self.folder.glob(f".{key}.*.tmp"), *(self.folder / key).glob(".*.tmp")):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
@@ -92,7 +93,7 @@ class Cache:
 
 
 def _is_whole(entry: Path) -> bool:
-    """The entry is there, and nobody has cut off or taken away one of its files since it was made."""
+    """Whether the entry exists and all its files still have their size."""
     try:
         sizes = json.loads((entry / SIZES_FILE).read_text(encoding="utf-8"))
         return all((entry / name).stat().st_size == size for name, size in sizes.items())
@@ -101,15 +102,15 @@ def _is_whole(entry: Path) -> bool:
 
 
 def open_cache(*, overwrites: bool, makes: bool) -> Cache:
-    """The user's cache of rows; where it cannot be written, one that is gone when the process ends."""
+    """The user's cache of rows; if it is not writable, a temporary one that is deleted when the process ends."""
     folder = cache_root() / "rows"
     try:
         require_writable("LUTHIER_CACHE", folder)
     except OutputError as fault:
-        warn(f"tokenized rows are not kept: {fault}")
+        warn(f"tokenized rows are not cached: {fault}")
         return Cache(_removed_at_exit())
     folder.mkdir(parents=True, exist_ok=True)
-    limit_bytes()  # a wrong number is told before work is done
+    limit_bytes()  # reports an invalid number before any work is done
     return Cache(folder, makes, overwrites)
 
 
@@ -120,7 +121,7 @@ def _temporary(make: Callable[[Path], None]) -> Path:
 
 
 def _removed_at_exit() -> Path:
-    """Worker processes may open the files by name, so they stay until the end."""
+    """A temporary folder. It stays until the process ends, since worker processes open the files by name."""
     folder = Path(tempfile.mkdtemp(prefix="luthier-rows-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -1,1 +1,1 @@
-"""From a conversation to text and tokens: chat formats, the model's own chat template, tool calls, thoughts."""
+"""From a conversation to text and tokens: chat formats, the model's own chat template, tool calls, thinking."""

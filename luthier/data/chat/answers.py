@@ -1,4 +1,4 @@
-"""An answer taken apart into words and tool calls, whichever way the data has written the calls."""
+"""Splits an answer into text and tool calls, whichever way the data write the calls."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from luthier.data.tools import ToolCall
 from luthier.data.types import Message
 
 CALL_WORDS = ("<tool_call>", "</tool_call>")
-"""What encloses calls in data that is not written for one format."""
+"""The tags around calls in data that are not written for one chat format."""
 THINKING_TAGS = ("<think>", "</think>")
-"""What encloses thoughts in data that is not written for one format."""
+"""The tags around thoughts in data that are not written for one chat format."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """An assistant or function message taken apart, so that thoughts are looked for outside the calls only."""
+    """An assistant or function message, split so that thoughts are searched outside the calls only."""
 
     text: str
     calls: list[ToolCall]
@@ -29,7 +29,7 @@ def take_apart(
     thinking_tags: tuple[str, str] = THINKING_TAGS,
     call_words: Sequence[tuple[str, str]] = (CALL_WORDS,),
 ) -> Answer:
-    """A function message is JSON of one or more calls: bare, after a thought, or between call words.
+    """Splits a message. A function message is JSON of one or more calls: bare, after a thought, or between call tags.
 
     Raises `ToolFault` for one that is none of these.
     """
@@ -53,7 +53,7 @@ def take_apart(
 
 
 def between(words: tuple[str, str]) -> re.Pattern[str]:
-    """Matches the two words and what they enclose, which is the group."""
+    """Matches the two tags and the text between them, which is the group."""
     return re.compile(f"{re.escape(words[0])}(.*?){re.escape(words[1])}", re.DOTALL)
 
 

@@ -1,8 +1,8 @@
-"""How an answer goes on from its prompt, where a chat template writes the two in ways that do not fit.
+"""How an answer continues its prompt, for chat templates that render the two inconsistently.
 
-Some write the prompt otherwise once it is answered: the system text stands in the question only as long as that waits.
-Others open a thought in the prompt, or put an empty one there, and write answers without any. At inference there is
-only the prompt, so that is kept, and the answer is what follows the question in the rendering that has it.
+Some render the prompt differently once it is answered: the system text is in the last question only. Others open a
+thought in the prompt, or add an empty one, and render answers without any. Inference sees only the prompt, so the
+prompt is kept, and the answer is the text after the question in the rendering with the answer.
 """
 
 import re
@@ -16,13 +16,13 @@ THOUGHTS = (
     ("<|channel>thought", "<channel|>"),
     ("◁think▷", "◁/think▷"),
 )
-"""The words that enclose thoughts in the chat templates of models."""
+"""The tags around thoughts in the chat templates of models."""
 
 
 def continuation(prompt: str, whole: str, question: str, answer: str) -> str:
-    """What stands after `prompt`. `whole` is the rendering with the answer; `question` and `answer` are as in the data.
+    """The text after `prompt`. `whole` is the rendering with the answer; `question` and `answer` are as in the data.
 
-    Raises `RowError` if the answer cannot be told from what stands before it.
+    Raises `RowError` if the answer cannot be separated from the prompt.
     """
     words = _after(prompt, whole, question)
     if words is not None:
@@ -38,11 +38,11 @@ def continuation(prompt: str, whole: str, question: str, answer: str) -> str:
         own = between((opening, closing)).search(answer)
         inner = own[1].strip("\n") if own else ""
         return f"{inner}\n{closing}\n\n{words}"
-    raise RowError("the model's own chat template writes an answer in another way than it asks for it")
+    raise RowError("the model's own chat template renders the prompt differently once it has an answer")
 
 
 def _after(prompt: str, whole: str, question: str) -> str | None:
-    """What follows the prompt, or else the question and what asks for the answer; None if neither is there."""
+    """The text after the prompt, or else after the question and the generation prompt; None if neither is found."""
     if whole.startswith(prompt):
         return whole[len(prompt) :]
     start = prompt.rfind(question.strip()) if question.strip() else -1

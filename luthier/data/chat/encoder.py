@@ -1,4 +1,4 @@
-"""Pieces of text to token ids. Every piece is tokenized by itself, without the tokens a tokenizer would add."""
+"""From pieces of text to token ids. Each piece is tokenized separately, without added special tokens."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,23 +18,23 @@ TurnIds = tuple[list[int], list[int]]
 
 _CACHED_TEXTS = 2048
 _CACHED_CHARS = 2000
-"""Longer texts are hardly met twice; shorter ones (what stands around the contents, system texts) all the time."""
+"""Longer texts are rarely repeated; shorter ones, such as role marks and system texts, are repeated all the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextWithSpans:
-    """A row that is tokenized as one text and then cut: a token belongs to the part in which it begins."""
+    """A row that is tokenized as one text and then split: a token belongs to the part in which it begins."""
 
     text: str
     borders: tuple[int, ...]
-    """Where the parts end, in characters: a prompt, its answer, the next prompt, ..."""
+    """The ends of the parts in characters: a prompt, its answer, the next prompt, ..."""
 
 
 class Encoder:
     """Encodes with one tokenizer.
 
-    A fast tokenizer's backend is asked directly: the way through `transformers` costs several times the work itself.
-    `split_special_tokens` reads special tokens that appear in a text as plain text.
+    The backend of a fast tokenizer is called directly, since calls through `transformers` take several times as long.
+    `split_special_tokens`: special tokens in a text are read as plain text.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", split_special_tokens: bool = False) -> None:
@@ -45,7 +45,7 @@ class Encoder:
         self._tokens: dict[str, int] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers and fingerprints see the tokenizer and the setting, not what has been cached."""
+        """Pickles the tokenizer and the setting, without the caches."""
         return Encoder, (self.tokenizer, self.split_special_tokens)
 
     def text(self, text: str) -> list[int]:
@@ -61,10 +61,9 @@ class Encoder:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def parts(self, text: str, borders: Sequence[int]) -> list[list[int]]:
-        """The ids of a text that is tokenized once, cut before the characters at `borders` (ascending).
+        """The ids of a text that is tokenized once and split before the characters at `borders` (ascending).
 
-        A token belongs to the part in which it begins. A tokenizer that does not tell where that is gets each part by
-        itself.
+        A token belongs to the part in which it begins. A tokenizer without offsets tokenizes each part separately.
         """
         if self._backend is None:
             return [self.text(text[start:end]) for start, end in pairwise(_edges(text, borders))]
@@ -72,10 +71,10 @@ class Encoder:
         return _cut(self._backend.encode(text, add_special_tokens=False), _edges(text, borders))
 
     def begins(self, text: str) -> list[int]:
-        """Where each token of a text begins, in characters. Raises `RowError` if the tokenizer does not tell."""
+        """The character at which each token of a text begins. Raises `RowError` for a tokenizer without offsets."""
         if self._backend is None:
             raise RowError(
-                "only a part of a message counts in the loss, and this tokenizer does not tell where its tokens begin"
+                "only a part of a message counts in the loss, and this tokenizer gives no offsets of its tokens"
             )
         self.reset()
         return _begins(self._backend.encode(text, add_special_tokens=False))
@@ -103,16 +102,17 @@ class Encoder:
         return dict(zip(distinct, self.texts(distinct), strict=True))
 
     def encode_pieces(self, pieces: Iterable[Piece], known: Mapping[str, list[int]]) -> list[int]:
-        """`pieces`, with the ids of their texts at hand."""
+        """The same as `pieces`, with the known ids of texts."""
         ids: list[int] = []
         for piece in pieces:
             ids += known[piece] if isinstance(piece, str) else self._special(piece)
         return ids
 
     def reset(self) -> None:
-        """A call with padding or truncation leaves both on in the backend, and tokenizer.json may hold them.
+        """Turns off padding and truncation. Earlier calls leave them on in the backend, and tokenizer.json may set
+        them.
 
-        Nothing is set that is set already: another thread may be tokenizing, and would have to be waited for.
+        Only what differs is set: setting it waits for other threads that are tokenizing.
         """
         if self._backend.padding is not None:
             self._backend.no_padding()
@@ -149,8 +149,8 @@ def _edges(text: str, borders: Sequence[int]) -> list[int]:
 
 
 def _begins(whole: Any) -> list[int]:
-    """Where each token of a backend's encoding begins."""
-    # A post-processor may have trimmed blanks off a token's offsets; then the token before tells where it begins.
+    """The character at which each token of a backend's encoding begins."""
+    # A post-processor may have trimmed spaces off the offsets of a token; then it begins where the previous one ends.
     ends = accumulate((end for _, end in whole.offsets), max, initial=0)
     return [min(start, before) for (start, _), before in zip(whole.offsets, ends, strict=False)]
 

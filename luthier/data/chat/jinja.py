@@ -1,7 +1,8 @@
-"""A chat template made from the slots of a format, for tokenizers that bring none or one that is to give way.
+"""Makes a Jinja chat template from the slots of a format, for tokenizers that have none or one to be replaced.
 
-It writes what `luthier.data.chat.render` writes for inference: system, user and assistant messages, tool answers (role
-`tool`), thoughts with `enable_thinking` and `preserve_thinking`. Tools and calls it refuses: their syntaxes are code.
+It renders the same text as `luthier.data.chat.render` for inference: system, user and assistant messages, results of
+tools (role `tool`), and thinking with `enable_thinking` and `preserve_thinking`. It refuses tools and calls, whose
+syntaxes are code.
 """
 
 import re
@@ -44,9 +45,9 @@ _WITHOUT_THOUGHT = """\
 
 
 def chat_template(template: Template) -> str | None:
-    """Jinja text for `tokenizer.chat_template`, or None for a format that text cannot express.
+    """The Jinja source for `tokenizer.chat_template`, or None for a format that text cannot express.
 
-    That is one with `Token` pieces (chatglm3, yuan): an id that need not be what its text is tokenized to.
+    Such a format has `Token` pieces (chatglm3, yuan): ids that may differ from the tokenization of their text.
     """
     slots = (template.prefix, template.system, template.user, template.assistant, template.observation)
     if any(isinstance(piece, Token) for slot in slots for piece in slot):
@@ -80,7 +81,7 @@ def chat_template(template: Template) -> str | None:
 
 
 def _thought(template: Template) -> str:
-    """Removes thoughts of earlier answers; a last answer without one begins with the empty one."""
+    """Removes thoughts of earlier answers. A last answer without a thought begins with an empty one."""
     if not template.reasons:
         return ""
     opening, closing = template.thinking_tags
@@ -100,7 +101,7 @@ def _literal(text: str) -> str:
 
 
 def _expression(slot: Slot, variable: str) -> str:
-    """A Jinja expression of the slot's text. `~` takes a token that the tokenizer lacks for nothing."""
+    """A Jinja expression of the slot's text. `~` treats a token that the tokenizer lacks as empty."""
     parts: list[str] = []
     for piece in slot:
         if isinstance(piece, Special):
@@ -119,7 +120,7 @@ def _output(slot: Slot, variable: str) -> str:
 
 
 def give_chat_template(tokenizer: "PreTrainedTokenizerBase", template: Template) -> None:
-    """Make the tokenizer's chat template that of the format, if it has none or the format is to replace it."""
+    """Set the tokenizer's chat template to that of the format, if it has none or the format replaces it."""
     if tokenizer.chat_template is None or template.replace_chat_template:
         text = chat_template(template)
         if text is not None:

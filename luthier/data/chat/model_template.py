@@ -1,11 +1,11 @@
-"""The model's own chat template: a program (Jinja) that writes conversations, in training and at inference.
+"""The model's own chat template: Jinja source that renders conversations, in training and at inference.
 
-Every answer is taken as inference sees it: the prompt is what the program writes for the messages before it, with the
-answer asked for; the answer runs from there to the end of what it writes for the messages up to and with it. Answers
-of a conversation share one row as long as each prompt goes on from the answer before. Where the program rewrites
-history (it drops earlier thoughts, or puts an empty one before the last answer only), a new row begins.
+Every answer is taken as inference sees it. The prompt is the rendering of the messages before it, with the generation
+prompt; the answer is the rest of the rendering of the messages up to and including it. The answers of a conversation
+share one row as long as each prompt continues the previous answer. Where the template rewrites history (it drops
+earlier thoughts, or adds an empty one to the last answer only), a new row begins.
 
-A row is tokenized once, as a whole, and then cut into prompts and answers: a token belongs to the part it begins in.
+A row is tokenized once, as a whole, and then split into prompts and answers: a token belongs to the part it begins in.
 """
 
 import json
@@ -22,12 +22,12 @@ from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
 
 _COMPARED_CHARACTERS = 20
-"""Of an answer: enough to see that it has been written."""
+"""The end of an answer that must appear in its rendering."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedAnswer:
-    """An answer as inference sees it: `whole` begins with `prompt`, and the rest is the answer."""
+    """An answer as inference sees it: `whole` is `prompt` followed by the answer."""
 
     prompt: str
     whole: str
@@ -39,21 +39,21 @@ class RenderedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ModelChatTemplate:
-    """Writes with the chat template of the encoder's tokenizer, which must have one."""
+    """Renders with the chat template of the encoder's tokenizer, which must have one."""
 
     encoder: Encoder
     enable_thinking: bool | None = True
-    """None: on for answers that have a thought, off for those without and for prompts that wait."""
+    """None: on for answers with a thought, off for answers without one and for prompts without an answer."""
     preserve_thinking: bool = False
     default_system: str = ""
-    """For conversations without a system text; if empty, the program's own."""
+    """For conversations without a system text; if empty, the template's own default."""
 
     def asked(self, dialogue: Dialogue) -> list[RenderedAnswer]:
-        """Every answer of a conversation. Raises `RowError` for one that the program refuses."""
+        """Every answer of a conversation. Raises `RowError` for one that the template refuses."""
         return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
 
     def rows(self, dialogue: Dialogue) -> list[TextWithSpans]:
-        """As few rows of turns as possible that show each answer after the very prompt it has at inference."""
+        """The fewest rows in which each answer follows exactly the prompt that it has at inference."""
         groups: list[list[RenderedAnswer]] = []
         for answer in self.asked(dialogue):
             if groups and answer.prompt.startswith(groups[-1][-1].whole):
@@ -71,16 +71,16 @@ class ModelChatTemplate:
         return _row([self._asked(dialogue, len(dialogue.messages) - 1)])
 
     def last_turn(self, dialogue: Dialogue) -> Turn:
-        """Prompt and answer as texts of their own, as a server has only the prompt."""
+        """Prompt and answer as separate texts, since a server has only the prompt."""
         answer = self._asked(dialogue, len(dialogue.messages) - 1)
         return Turn((answer.prompt,), (answer.answer,))
 
     def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
-        """The ids of a conversation that waits for an answer. Raises `RowError` for one that the program refuses."""
+        """The ids of a conversation that ends with a question. Raises `RowError` for one that the template refuses."""
         return self.encoder.text(self.text(messages, system, tools, asks=True, thinks=self.enable_thinking is True))
 
     def text(self, messages: Sequence[Message], system: str, tools: str, *, asks: bool, thinks: bool) -> str:
-        """What the program writes; `asks` opens the next answer, `thinks` is its `enable_thinking`."""
+        """The rendered text. `asks`: with the generation prompt. `thinks`: the value of `enable_thinking`."""
         from jinja2 import TemplateError
 
         system = system or self.default_system
@@ -100,7 +100,7 @@ class ModelChatTemplate:
         except (TemplateError, TypeError, ValueError) as fault:
             raise RowError(f"the model's own chat template refuses the conversation: {fault}") from fault
         if any(str(tool["function"].get("name")) not in text for tool in listed_tools or ()):
-            raise RowError("the model's own chat template does not write tools")
+            raise RowError("the model's own chat template does not render tools")
         return text
 
     def _asked(self, dialogue: Dialogue, index: int) -> RenderedAnswer:
@@ -112,14 +112,14 @@ class ModelChatTemplate:
         asked = RenderedAnswer(prompt, prompt + continuation(prompt, whole, messages[index - 1].content, content))
         given = take_apart(messages[index])
         if any(call.name not in asked.answer for call in given.calls):
-            raise RowError("the model's own chat template does not write tool calls")
-        # The end is enough, and thoughts may be left out; templates for pictures write no contents that are plain text.
+            raise RowError("the model's own chat template does not render tool calls")
+        # Only the end is compared, since thoughts may be dropped. Some templates for images do not render plain text.
         if given.text.rpartition(THINKING_TAGS[1])[2].strip()[-_COMPARED_CHARACTERS:] not in asked.answer:
-            raise RowError("the model's own chat template does not write the words of the answer")
+            raise RowError("the model's own chat template does not render the text of the answer")
         return asked
 
     def _openai_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """As a client of OpenAI's API sends them, with call ids of the form that Mistral asks for."""
+        """As a client of OpenAI's API sends them, with call ids of the form that Mistral requires."""
         listed: list[dict[str, Any]] = []
         call_ids: list[str] = []
         drops_thoughts = self.enable_thinking is False and "think" in str(self.encoder.tokenizer.chat_template)
@@ -148,7 +148,7 @@ def _row(group: list[RenderedAnswer]) -> TextWithSpans:
 
 
 def openai_tools(tools: str) -> list[Any] | None:
-    """The list in the JSON text, as OpenAI's API has it; None if there are no tools. Raises `ToolFault`."""
+    """The tools in the form of OpenAI's API; None if there are none. Raises `ToolFault`."""
     if not tools:
         return None
     try:

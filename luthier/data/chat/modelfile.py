@@ -1,6 +1,6 @@
-"""The Modelfile that `ollama create` reads: which weights, which chat format, where to stop.
+"""The Modelfile for `ollama create`: weights, chat format, stop words.
 
-Ollama's templates are Go templates. Tools and thoughts are left out: Ollama has its own ways for both.
+Templates of Ollama are Go templates. Tools and thoughts are left out, since Ollama handles both itself.
 """
 
 import json
@@ -11,9 +11,10 @@ _NUM_CTX_TOKENS = 4096
 
 
 def modelfile(template: Template, *, bos_token: str | None, eos_token: str | None, source: str = ".") -> str:
-    """The text of a Modelfile beside the weights, which are in `source`, the folder itself or a GGUF file.
+    """The text of a Modelfile. `source`: the folder of the weights or a GGUF file, relative to the Modelfile.
 
-    The tokens are the tokenizer's own, None if it has none."""
+    The tokens are those of the tokenizer, None if it has none.
+    """
     own = {"bos": bos_token or "", "eos": eos_token or ""}
     lines = ["# Made by luthier.", "", f"FROM {source}", "", f'TEMPLATE """{_go_template(template, own)}"""', ""]
     if template.default_system:

@@ -1,6 +1,6 @@
-"""A conversation as the pieces of a chat format. Training, chat, the API and evaluation all call `render` here.
+"""Renders a conversation as the pieces of a chat format. Training, chat, the API and evaluation all call `render`.
 
-Nothing is tokenized and nothing joined: which pieces there are decides the token ids, see `luthier.data.templates`.
+Pieces are neither tokenized nor joined: their boundaries decide the token ids, see `luthier.data.templates`.
 """
 
 import json
@@ -22,7 +22,7 @@ _PLACEHOLDER = re.compile(r"\{\{(content|idx)\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model is given and what it answers."""
+    """What the model is given, and its answer."""
 
     prompt: tuple[Piece, ...]
     answer: tuple[Piece, ...]
@@ -43,12 +43,13 @@ def render(
     """The turns of a conversation: user or observation at even positions, assistant or function at odd ones.
 
     `train` gives one turn for each pair. `infer` gives exactly one turn: its prompt holds everything up to the last
-    answer, which is empty if the conversation waits for one.
+    answer, which is empty if the conversation ends with a question.
 
-    Thinking concerns formats that reason only. `enable_thinking`: True lets answers without a thought begin with an
-    empty one, which is learned; None puts it into the prompt; False does so too and removes thoughts. Earlier answers
-    lose their thoughts in `infer`, and in `train` without `keep_past_thinking`, unless `preserve_thinking`.
-    `today` is for tool syntaxes that tell the date. Raises `RowError` for calls or tools that are not what they claim.
+    The thinking options matter for reasoning formats only. `enable_thinking`: with True, answers without a thought
+    begin with an empty one, which is a target; with None, the empty one is part of the prompt; with False it is too,
+    and thoughts are removed. Earlier answers lose their thoughts in `infer`, and in `train` without
+    `keep_past_thinking`, unless `preserve_thinking` is set. `today` is for tool syntaxes with a date. Raises `RowError`
+    for invalid calls or tools.
     """
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
     call_words = (template.tool_call_words, CALL_WORDS)
@@ -81,7 +82,7 @@ def render(
 
 
 def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -> str:
-    """Pieces for the eye, with stand-ins for the tokenizer's own tokens."""
+    """Pieces as readable text, with the given words for the tokenizer's bos and eos."""
     own = {Special("bos"): bos, Special("eos"): eos}
     return "".join(
         piece if isinstance(piece, str) else piece.text if isinstance(piece, Token) else own[piece] for piece in pieces
@@ -89,7 +90,7 @@ def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -
 
 
 def _fill(slot: Slot, content: str, index: int) -> Slot:
-    """The slot with its placeholders filled in; a piece that comes out empty is left out."""
+    """The slot with its placeholders filled in, without empty pieces."""
     values = {"content": content, "idx": str(index)}
     filled = []
     for piece in _parts(slot):
@@ -101,9 +102,9 @@ def _fill(slot: Slot, content: str, index: int) -> Slot:
 
 @lru_cache(maxsize=256)
 def _parts(slot: Slot) -> tuple[Special | Token | tuple[str, ...], ...]:
-    """Every text of a slot taken apart: the names of placeholders, and what stands around them behind a `=`.
+    """Every text of a slot, split into names of placeholders and the text around them, which is prefixed by `=`.
 
-    Kept, since the same few slots are filled for every message.
+    Cached, since the same few slots are filled for every message.
     """
     return tuple(
         tuple(part if i % 2 else f"={part}" for i, part in enumerate(_PLACEHOLDER.split(piece)))
@@ -118,7 +119,7 @@ def _slot(template: Template, message: Message) -> Slot:
 
 
 def _opening(template: Template, message: Message, system: str, tools: str, today: date | None) -> Slot:
-    """Prefix, system text with the tools, and the first message."""
+    """Prefix, system text with the tools, and first message."""
     words = system or template.default_system
     if tools:
         words += _describe(template.tool_syntax, tools, today or date.today())
@@ -131,13 +132,13 @@ def _opening(template: Template, message: Message, system: str, tools: str, toda
 
 @lru_cache(maxsize=256)
 def _head(slot: Slot, words: str) -> Slot:
-    """The slot of the system text. Kept, since the rows of a dataset often share it."""
+    """The slot of the system text. Cached, since the rows of a dataset often share it."""
     return _fill(slot, words, 0)
 
 
 @lru_cache(maxsize=256)
 def _describe(syntax: str, tools: str, today: date) -> str:
-    """The tools in words. Kept, since the rows of a dataset often share them."""
+    """The description of the tools. Cached, since the rows of a dataset often share it."""
     try:
         listed = json.loads(tools)
     except ValueError as error:

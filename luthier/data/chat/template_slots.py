@@ -1,8 +1,9 @@
-"""What other programs need to know of a model's own chat template: its slots, its end of an answer, its tool calls.
+"""Reads the slots, the stop word and the tool-call syntax off a model's own chat template.
 
-The chat template is a program (Jinja), which `luthier.data.chat.model_template` runs; a Modelfile needs slots. So the
-program is run on conversations of marks, the text around the marks gives the slots, and the slots are then proven: they
-must render other conversations to the very text that the program writes. More than slots is not guessed at.
+A chat template is Jinja source, which `luthier.data.chat.model_template` renders; a Modelfile needs slots. So the
+template is rendered with marks as messages, and the text around the marks gives the slots. The slots are then verified:
+they must render other conversations to exactly the text of the template. For a template that does more, no slots are
+guessed.
 """
 
 import json
@@ -31,7 +32,7 @@ WEATHER = {
 
 
 class _MoreThanSlots(Exception):
-    """The chat template does something that slots cannot say."""
+    """The chat template does something that slots cannot express."""
 
 
 def choose_template(
@@ -49,7 +50,7 @@ def choose_template(
 def template_from_slots(tokenizer: "PreTrainedTokenizerBase") -> Template:
     """The slots of the tokenizer's chat template; the format `empty` if it has none.
 
-    For one that is more than slots, a template of kind `program`: only how answers end and call tools is known of it.
+    A template that slots cannot express gives the kind `program`: only its stop word and its call syntax are known.
     """
     if not tokenizer.chat_template:
         return replace(get_template("empty"), name="auto")
@@ -65,7 +66,7 @@ def template_from_slots(tokenizer: "PreTrainedTokenizerBase") -> Template:
 
 
 def _after_answer(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """What the program writes behind an answer, None if it does not write the answer as it is."""
+    """The text after an answer; None if the template changes the answer."""
     try:
         text = _text(tokenizer, ("user", USER), ("assistant", ANSWER), asks=False)
     except _MoreThanSlots:
@@ -79,7 +80,7 @@ def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 
 
 def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ...]) -> str:
-    """The syntax that reads the calls which the program writes; `default` if none does."""
+    """The syntax that can parse the calls of the template; `default` if none can."""
     calls = [ToolCall("weather", {"city": "Rome"})]
     written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
     messages = (Message("user", "?"), Message("function", written))
@@ -95,7 +96,7 @@ def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ..
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
-    """What the model's own program makes of a conversation; `asks` opens the next answer."""
+    """The rendering of a conversation. `asks`: with the generation prompt."""
     from jinja2 import TemplateError
 
     listed = [{"role": role, "content": content} for role, content in messages]
@@ -137,7 +138,7 @@ def _read_off(tokenizer: "PreTrainedTokenizerBase") -> Template:
 
 
 def _system_slots(tokenizer: "PreTrainedTokenizerBase", head: str, before_user: str) -> dict[str, Any]:
-    """`head` is what stands before the first question where no system text is given: a bos, a default text, nothing."""
+    """`head`: the text before the first question without a system text: a bos, a default system text, or nothing."""
     before, rest = _cut(_text(tokenizer, ("system", SYSTEM), ("user", USER), asks=True), SYSTEM)
     after, _ = _cut(rest, USER)
     after = after.removesuffix(before_user)
@@ -151,7 +152,7 @@ def _system_slots(tokenizer: "PreTrainedTokenizerBase", head: str, before_user: 
 
 
 def _thinking(thought: str) -> dict[str, Any]:
-    """What the program puts before an answer that has no thought: the two thought words."""
+    """The thinking tags, from the empty thought before an answer without one."""
     stripped = thought.strip()
     closing = stripped.rfind("</") if "</" in stripped else -1
     if closing <= 0:
@@ -164,7 +165,7 @@ def _thinking(thought: str) -> dict[str, Any]:
 
 
 def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str | None:
-    """The special token that ends an answer, unless it is the tokenizer's own end token."""
+    """The special token that ends an answer, unless it is the tokenizer's eos."""
     if tokenizer.eos_token and tokenizer.eos_token in after_answer:
         return None
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -172,7 +173,7 @@ def _terminator(tokenizer: "PreTrainedTokenizerBase", after_answer: str) -> str 
 
 
 def _prove(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Rendering by slots must equal the program's own text, with and without a system message."""
+    """The slots must render to the text of the template, with and without a system message."""
     talk = (("user", "How are you?"), ("assistant", "Well."), ("user", "And\nnow?"))
     messages = tuple(Message(role, content) for role, content in talk)  # type: ignore[arg-type]
     for system in ("", "Be brief."):

@@ -1,4 +1,4 @@
-"""What a dataset format is. Each other file in this folder is one; its file name is the value of `formatting`.
+"""The dataset formats. Each other file in this folder is one; its file name is the value of `formatting`.
 
 A format turns one row into one canonical example (`luthier.data.types`). Which example depends on the description:
 `ranking` gives a Preference, a `kto_tag` column a Feedback, an answer a Dialogue, and a prompt alone a Prompt.
@@ -16,4 +16,4 @@ from luthier.data.types import Example
 class Format:
     name: str
     read: Callable[[Mapping[str, Any], DatasetSpec], Example]
-    """Raises `RowError` with the reason, in words, for a row that deviates from the format in any way."""
+    """Raises `RowError` with the reason for a row that deviates from the format."""

@@ -1,11 +1,11 @@
-"""Typed access to the columns that all formats share; a value of another type is a `RowError` that names the column."""
+"""Typed access to the columns that all formats share. A value of another type is a `RowError` with the column."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.core.errors import MediaFault, RowError, ToolFault
+from luthier.core.errors import RowError, ToolFault
+from luthier.data.media import media_path
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
 
@@ -38,14 +38,14 @@ def optional_text(row: Row, column: str | None) -> str:
 
 
 def present(row: Row, column: str) -> Any:
-    """The value of a column that must be there."""
+    """The value of a required column."""
     if column not in row:
         raise RowError(f"column {column!r} is missing")
     return row[column]
 
 
 def flag(row: Row, column: str) -> bool:
-    """A true-or-false column. A csv table can write it only in words."""
+    """A boolean column. csv files have it as text."""
     value = present(row, column)
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
@@ -108,16 +108,4 @@ def _paths(row: Row, column: str | None, spec: DatasetSpec) -> tuple[str, ...]:
     for index, item in enumerate(items, start=1):
         if not isinstance(item, str):
             raise RowError(f"item {index} of column {column!r} is {kind(item)}, not a path")
-    return tuple(_located(item, column, spec) for item in items)
-
-
-def _located(path: str, column: str | None, spec: DatasetSpec) -> str:
-    """Rows from a hub or a cloud keep their paths: the files do not lie under `media_dir`."""
-    if spec.source.kind != "file" or "://" in path:
-        return path
-    joined = os.path.join(spec.media_dir, path)
-    if not os.path.isfile(joined):
-        raise MediaFault(
-            f"column {column!r} names {path!r}, which is not a file in media_dir ({spec.media_dir or '.'})"
-        )
-    return joined
+    return tuple(media_path(item, spec) for item in items)

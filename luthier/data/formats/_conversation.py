@@ -1,7 +1,7 @@
-"""What sharegpt and openai share: from a row's messages, already told apart by role, to an example.
+"""What sharegpt and openai share: from the messages of a row to an example.
 
 A conversation alternates: the 1st, 3rd, ... message is user or observation, the 2nd, 4th, ... assistant or function.
-One system message may stand in front. Positions in reasons count the messages as the row has them, from 1.
+One system message may come first. Messages are numbered as in the row, from 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ ANSWERING: tuple[Role, ...] = ("assistant", "function")
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One message of a row: its place in words, its role (None if no tag names it), the role as written, its text."""
+    """One message of a row: its place in words, its role (None for an unknown tag), its tag, its text."""
 
     place: str
     role: Role | Literal["system"] | None
@@ -47,7 +47,7 @@ def require_object(message: Any, place: str) -> None:
 
 
 def message_text(message: Mapping[str, Any], key: str | None, place: str) -> str:
-    """A text member of a message, such as its role or content."""
+    """The text under a key of a message, such as its role or content."""
     assert key is not None, "the catalog refuses tags without role_tag or content_tag"
     if key not in message:
         raise RowError(f"{place} has no {key!r}")
@@ -57,7 +57,7 @@ def message_text(message: Mapping[str, Any], key: str | None, place: str) -> str
 
 
 def message_loss(message: Mapping[str, Any], content: str, place: str) -> float | tuple[Span, ...] | None:
-    """The member `loss` of a message: a number from 0 to 1, or [start, end, number] for parts of its text."""
+    """The key `loss` of a message: a number from 0 to 1, or a list of [start, end, number] for parts of its text."""
     value = message.get(LOSS_KEY)
     if value is None:
         return None
@@ -71,7 +71,7 @@ def message_loss(message: Mapping[str, Any], content: str, place: str) -> float 
 
 
 def joined_loss(first: "Spoken", second: "Spoken", num_between: int) -> float | tuple[Span, ...] | None:
-    """Of two messages that become one, with `num_between` characters between them."""
+    """The loss weights of two messages that are joined with `num_between` characters between them."""
     if first.loss == second.loss and not isinstance(first.loss, tuple):
         return first.loss
     start = len(first.content) + num_between
@@ -122,12 +122,12 @@ def to_example(
     spoken: Sequence[Spoken],
     speak: Callable[[Mapping[str, Any], Tags, str], Spoken],
 ) -> Example:
-    """`speak` reads one message object; it is used for `chosen` and `rejected`, which stand outside the list."""
+    """`speak` reads one message object; it is called for `chosen` and `rejected`, which are not in the list."""
     columns = spec.columns
     system = optional_text(row, columns.system)
     if spoken[0].role == "system":
         if spoken[0].loss:
-            raise RowError(f"{spoken[0].place}: the system text is not learned, so its 'loss' can only be 0")
+            raise RowError(f"{spoken[0].place}: the system text is never a target, so its 'loss' must be 0")
         system, spoken = spoken[0].content, spoken[1:]
     messages = tuple(_in_order(spoken, tags))
     tools = tools_text(row, columns.tools)

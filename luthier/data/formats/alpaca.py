@@ -1,6 +1,6 @@
-"""Single questions with an answer: `instruction` and `input` make the prompt, `output` is learned, `history` precedes.
+"""Questions with an answer: `instruction` and `input` are the prompt, `output` is the answer, `history` comes first.
 
-A row without an answer (its column is not described, or null) is a Prompt: plain text for pt, a task for ppo.
+A row without an answer (a missing column, or null) is a Prompt: plain text for pt, a task for ppo.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def read(row: Mapping[str, Any], spec: DatasetSpec) -> Example:
         liked = flag(row, columns.kto_tag)
         return Feedback(messages, liked, system=system, tools=tools, media=media(row, spec))
     if answer is not None:
-        assert columns.response is not None, "an answer comes from its column"
+        assert columns.response is not None, "an answer has a column"
         messages = (*messages, _answer(row, columns.response))
         return Dialogue(messages, system=system, tools=tools, media=media(row, spec))
     if not prompt:

@@ -1,11 +1,11 @@
-"""Messages as OpenAI's chat API has them: `role`, `content`, `tool_calls`, and a role of their own for tools.
+"""Messages in the form of OpenAI's chat API: `role`, `content`, `tool_calls`, and the role `tool`.
 
 What differs from sharegpt:
-- an assistant message with `tool_calls` becomes one function message, the JSON list of its calls. Text beside the calls
-  is kept in front of them; the calls then stand in a `<tool_call>` span, which is how a function message carries text;
-- tool messages in a row become one observation;
-- when the description gives no `tags`, rows with `role` are read with OpenAI's own names instead of sharegpt's, and
-  when it gives no `columns`, rows with `messages` are read from `messages` and `tools`. What is given always wins.
+- an assistant message with `tool_calls` becomes one function message, the JSON list of its calls. Text next to the
+  calls is kept in front of them, and the calls are then enclosed in `<tool_call>` tags;
+- consecutive tool messages become one observation;
+- without `tags` in the description, rows with `role` are read with OpenAI's names instead of sharegpt's; without
+  `columns`, rows with `messages` are read from `messages` and `tools`. Given values always take precedence.
 """
 
 import json

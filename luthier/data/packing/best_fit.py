@@ -1,4 +1,4 @@
-"""Conversations put together into rows of up to `cutoff_len` tokens (sft), so that no batch has much less than another.
+"""Packs conversations into rows of up to `cutoff_len` tokens (sft), so that batches have nearly equal sizes.
 
 Best-fit decreasing over the whole dataset: the longest row first, each into the fullest pack that still has room for
 it (Johnson et al. 1974, https://epubs.siam.org/doi/10.1137/0203025: at most 11/9 of the fewest packs + 4). n rows are
@@ -6,16 +6,16 @@ sorted once, O(n log n); the fullest pack is found in a word of `capacity` bits,
 emptiest packs, of at most 2000 rows, are then packed once more, each as full as its rows allow (by subset sums, the
 minimum bin slack of Gupta and Ho 1999), which matters for small datasets.
 
-A pack knows where its samples begin (`sample_lengths`), so that attention and positions start anew at each.
+A pack stores the lengths of its samples (`sample_lengths`), so that attention and positions restart at each.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.cache.arrow import flat, list_array, row_lengths
+from luthier.data.rows.arrow import flat, list_array, row_lengths
+from luthier.data.rows.columns import IDS, LABELS, LENGTHS, WEIGHTS, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.rows.row_plan import SAMPLE_LENGTHS, WEIGHTS
 
 if TYPE_CHECKING:
     import datasets
@@ -26,31 +26,12 @@ PACKS_PER_BATCH = 100
 MAX_REPACKED_ROWS = 2000
 
 
-class Packer(Protocol):
-    """Joins tokenized rows into longer ones; its `repr` tells it apart from others."""
-
-    columns: ClassVar[tuple[str, ...]]
-    cuts_rows: ClassVar[bool]
-    """Whether rows of any length can be joined, so that they need not be cut to `cutoff_len` before."""
-    is_optional: ClassVar[bool]
-    """Whether the training method can learn from rows that have not been joined."""
-
-    @property
-    def size_tokens(self) -> int:
-        """Most tokens of a joined row."""
-        ...
-
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
-        """Batches of joined rows, one array per column."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Packs:
-    """Rows of samples that lie behind one another, in the order of the first sample of each."""
+    """Rows of several samples, concatenated without padding; ordered by the first sample of each row."""
 
     size_tokens: int
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", WEIGHTS, SAMPLE_LENGTHS)
+    columns: ClassVar[tuple[Column, ...]] = columns_of_part("", IDS, LABELS, WEIGHTS, LENGTHS)
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = True
 
@@ -59,18 +40,18 @@ class Packs:
 
         lengths = row_lengths(rows)
         packs = packs_of(lengths, self.size_tokens)
-        arrow = rows.select_columns(["input_ids", "labels", WEIGHTS]).with_format("arrow")
+        arrow = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name]).with_format("arrow")
         for start in range(0, len(packs), PACKS_PER_BATCH):
             batch = packs[start : start + PACKS_PER_BATCH]
             samples = np.concatenate(batch)
             taken = arrow[samples]
-            ids, sample_lengths = flat(taken.column("input_ids"))
-            labels = flat(taken.column("labels"))[0].copy()
-            # What the first token of a sample follows is another sample, which does not tell it.
+            ids, sample_lengths = flat(taken.column(IDS.name))
+            labels = flat(taken.column(LABELS.name))[0].copy()
+            # The token before the first one of a sample belongs to another sample and must not predict it.
             labels[np.cumsum(sample_lengths) - sample_lengths] = IGNORE_INDEX
             num_samples = np.array([len(pack) for pack in batch])
             num_tokens = np.array([lengths[pack].sum() for pack in batch])
-            weights = _joined_weights(*flat(taken.column(WEIGHTS)), sample_lengths, num_samples)
+            weights = _joined_weights(*flat(taken.column(WEIGHTS.name)), sample_lengths, num_samples)
             yield (
                 list_array(ids, num_tokens),
                 list_array(labels, num_tokens),
@@ -82,7 +63,7 @@ class Packs:
 def _joined_weights(
     weights: "np.ndarray", num_weights: "np.ndarray", sample_lengths: "np.ndarray", num_samples: "np.ndarray"
 ) -> "tuple[np.ndarray, np.ndarray]":
-    """(values, lengths) of the weights. A pack has none if none of its samples has; 1 stands in for the others."""
+    """(values, lengths) of the weights. A pack has none if none of its samples has; samples without weights get 1."""
     import numpy as np
 
     if not len(weights):
@@ -138,13 +119,13 @@ def best_fit(lengths: "np.ndarray", capacity: int) -> list[list[int]]:
 
 
 def as_full_as_possible(rows: list[tuple[int, int]], capacity: int) -> list[list[int]]:
-    """The rows of every pack, given (length, row): the longest one left, with those that leave least room beside it."""
+    """The rows of every pack, given (length, row): the longest row left, with the rows that fill the pack best."""
     left = sorted(rows, key=lambda pair: (-pair[0], pair[1]))
     packs = []
     while left:
         room = capacity - left[0][0]
         within = (1 << (room + 1)) - 1
-        sums = [1]  # bit s of sums[i] is set if some of the i rows behind the longest are s tokens together
+        sums = [1]  # bit s of sums[i] is set if some of the i rows after the longest have s tokens in total
         for length, _ in left[1:]:
             sums.append((sums[-1] | sums[-1] << length) & within)
         total = sums[-1].bit_length() - 1

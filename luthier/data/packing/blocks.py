@@ -1,10 +1,11 @@
-"""Plain texts laid behind one another and cut into blocks of equal length (pt)."""
+"""Plain texts, concatenated and cut into blocks of equal length (pt)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.cache.arrow import batches_of, list_array
+from luthier.data.rows.arrow import batches_of, list_array
+from luthier.data.rows.columns import IDS, SEQUENCE, Column
 
 if TYPE_CHECKING:
     import datasets
@@ -13,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Cuts the stream of all texts; what does not fill the last block is left over."""
+    """Cuts the concatenation of all texts; tokens that do not fill the last block are dropped."""
 
     size_tokens: int
     first_token_id: int | None = None
     """Written over the first token of every block, for tokenizers that open each text with a begin token."""
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
+    columns: ClassVar[tuple[Column, ...]] = SEQUENCE
     cuts_rows: ClassVar[bool] = True
     is_optional: ClassVar[bool] = True
 
     def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
-        """Blocks of exactly `size_tokens` ids, all of them learned."""
+        """Blocks of exactly `size_tokens` ids, all of them targets."""
         import numpy as np
 
         pending = np.zeros(0, dtype=np.int32)
-        for values, _ in batches_of(rows, "input_ids"):
+        for values, _ in batches_of(rows, IDS.name):
             pending = np.concatenate([pending, values])
             num_blocks = len(pending) // self.size_tokens
             if num_blocks:

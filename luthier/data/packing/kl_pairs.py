@@ -1,8 +1,8 @@
-"""For each answer the prompt of its row has not asked for: pairs of a prompt and the answer to another one (kto).
+"""Mismatched pairs: each prompt with the answer to another prompt (kto).
 
-Kto measures how far the policy has moved from the reference by how likely it finds answers that do not belong to their
-prompt (https://arxiv.org/abs/2402.01306, section 4.1). Each prompt gets the answer of the nearest row before it with
-another prompt; the rows lie in a circle, so the first one looks at the last. So the pairs do not depend on batches.
+KTO estimates the KL divergence of policy and reference on such pairs (https://arxiv.org/abs/2402.01306, section 4.1).
+Each prompt gets the answer of the nearest earlier row with another prompt; the first rows look at the last ones. The
+pairs do not depend on the batch size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.errors import DataError
-from luthier.data.cache.arrow import from_lists
+from luthier.data.rows.arrow import from_lists
+from luthier.data.rows.columns import IDS, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ class MismatchedPairs:
     """Adds to every row the part `kl_`."""
 
     size_tokens: int
-    columns: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "kl_input_ids", "kl_labels", "kto_tags")
+    columns: ClassVar[tuple[Column, ...]] = (
+        *SEQUENCE,
+        *columns_of_part("kl_", IDS, LABELS),
+        Column("kto_tags", NUMBER),
+    )
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = False
 
@@ -54,7 +59,7 @@ class MismatchedPairs:
 
 
 class _PromptRing:
-    """Goes through the rows in order, remembering the last two distinct prompts with their latest answers."""
+    """Iterates over the rows, keeping the last two distinct prompts with their latest answers."""
 
     def __init__(self, rows: "datasets.Dataset") -> None:
         self._last: tuple[list[int], list[int]] | None = None
@@ -69,12 +74,12 @@ class _PromptRing:
                 break
         else:
             raise DataError(
-                f"kto: the prompt of all {len(rows)} rows is the same, and how far the model has moved is measured by"
-                " answers to another prompt -> add rows with other prompts; rows to evaluate on need them, too"
+                f"kto: all {len(rows)} rows have the same prompt, and the KL term needs answers to other prompts"
+                " -> add rows with other prompts, to the evaluation rows as well"
             )
 
     def answer_before(self, prompt: list[int], answer: list[int]) -> list[int]:
-        """The answer of the nearest earlier row with another prompt; the given row is the next earlier one."""
+        """The answer of the nearest earlier row with another prompt; then the given row becomes the latest one."""
         assert self._last is not None and self._before is not None, "the rows have at least two prompts"
         is_same = prompt == self._last[0]
         found = self._before if is_same else self._last
@@ -85,6 +90,6 @@ class _PromptRing:
 
 
 def _taken_apart(input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-    """(prompt, answer) of a row of one answer, which is what is learned of it."""
+    """(prompt, answer) of a row: the answer begins at the first target."""
     start = next((index for index, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
     return input_ids[:start], input_ids[start:]

@@ -1,1 +1,1 @@
-"""From an example to a tokenized row: what a row is for each stage, its tokens, its labels, its loss weights."""
+"""From an example to a tokenized row: columns, tokens, labels, loss weights, and the tables that store them."""

@@ -1,4 +1,4 @@
-"""All that turns an example into token ids: tokenizer, chat format, length limit and what becomes of thoughts."""
+"""Everything that turns an example into token ids: tokenizer, chat format, length limit, thinking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ class Encoding:
     encoder: Encoder
     template: Template
     cutoff_len: int | None
-    """Most tokens of a row; None for no limit."""
+    """Maximum tokens of a row; None for no limit."""
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
     model_template: ModelChatTemplate | None = None
-    """The model's own chat template, where it writes the conversations instead of `template`."""
+    """The model's own chat template, if it renders the conversations instead of `template`."""
 
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
@@ -33,13 +33,14 @@ class Encoding:
         return replace(self, enable_thinking=enable_thinking, model_template=model_template)
 
     def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
-        """The turns of a conversation as training sees them: (prompt ids, answer ids), in order of the answers."""
+        """The turns of a conversation for training: (prompt ids, answer ids) for each answer."""
         return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
 
     def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
         """The same before it is tokenized.
 
-        It is one row, unless the model's own chat template rewrites history; it decides about past thoughts, too.
+        It is one row, unless the model's own chat template rewrites history. Such a template also decides which past
+        thoughts are kept.
         """
         if self.model_template is not None:
             return self.model_template.rows(dialogue)
@@ -56,13 +57,13 @@ class Encoding:
         return [turns]
 
     def written_last(self, dialogue: Dialogue) -> Written:
-        """The last answer alone, with the history in its prompt as a server sends it, before it is tokenized."""
+        """The last answer alone, before it is tokenized. Its prompt holds the history as a server sends it."""
         if self.model_template is not None:
             return self.model_template.last_row(dialogue)
         return self._last(dialogue)
 
     def written_apart(self, dialogue: Dialogue) -> Written:
-        """The last answer, to be tokenized apart from its prompt, since a server has only the prompt."""
+        """The last answer, to be tokenized separately from its prompt, since a server has only the prompt."""
         return self._last(dialogue) if self.model_template is None else (self.model_template.last_turn(dialogue),)
 
     def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
@@ -78,23 +79,23 @@ class Encoding:
 
     @property
     def closing_eos(self) -> int | None:
-        """The end-of-text id for formats that close a whole conversation with it instead of every answer."""
+        """The end-of-text id, for formats that end the conversation with it instead of every answer."""
         return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
 
     @property
     def leading_bos(self) -> int | None:
-        """The id that opens every text, for tokenizers that are built to put it there."""
+        """The begin-of-text id, for tokenizers that add one."""
         tokenizer = self.encoder.tokenizer
         return tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
 
     @property
     def end_of_text(self) -> str:
-        """What closes a plain text. Llama 3 chats end in <|eot_id|>, but its plain texts do not."""
+        """The text that ends a plain text. Chats of Llama 3 end in <|eot_id|>, but plain texts do not."""
         return "<|end_of_text|>" if self.template.name == "llama3" else self.encoder.tokenizer.eos_token
 
 
 def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
-    """For generation: `input_ids` is the prompt of the last answer and `labels` that answer, within one budget."""
+    """For generation: `input_ids` is the prompt of the last answer, `labels` is that answer. They share one budget."""
     turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
     return [_prompt_and_answer(*turn, encoding.cutoff_len) for (turn,) in turns]
 

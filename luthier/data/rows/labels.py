@@ -1,47 +1,52 @@
-"""Token ids together with what is learned of them, cut to a length.
+"""Token ids with their labels, truncated to a length.
 
-Both parts of a turn share one budget and are cut at their ends. Turns are taken in order (from the last one backwards
-with `mask_history`) until the budget is used up, so what does not fit is missing at the far end.
+The prompt and the answer of a turn share one budget; both are truncated at their ends. Turns are added in order (from
+the last one backwards with `mask_history`) until the budget is used up.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learned."""
+"""The label of a token that is not a target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row: `labels[i]` is `input_ids[i]` where that token is learned, else `IGNORE_INDEX`."""
+    """One row: `labels[i]` is `input_ids[i]` if that token is a target, else `IGNORE_INDEX`."""
 
     input_ids: list[int]
     labels: list[int]
     lost_tokens: int = 0
-    """Tokens that were cut off."""
+    """Tokens that truncation removed."""
     lost_labels: int = 0
-    """Those among them that would have been learned."""
+    """Those among them that would have been targets."""
     lost_terminator: bool = False
-    """A learned answer lost its end, so the row teaches not to stop there."""
+    """Whether an answer lost its end, so that the row teaches not to stop there."""
     weights: list[float] = field(default_factory=list)
-    """How much each token counts in the loss; empty if all learned ones count in full."""
+    """The weight of each token in the loss; empty if the weight of every target is 1."""
 
     @property
     def num_tokens(self) -> int:
-        """Before anything was cut off."""
+        """Before truncation."""
         return len(self.input_ids) + self.lost_tokens
 
     @property
     def num_labels(self) -> int:
-        """How many tokens carry a label."""
+        """The number of targets."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether any token is a target. The first token has no predecessor that could predict it."""
+        return any(label != IGNORE_INDEX for label in islice(reversed(self.labels), max(len(self.labels) - 1, 0)))
 
 
 def split_budget(source: int, target: int, cutoff: int) -> tuple[int, int]:
-    """How many tokens of a prompt and of its answer are kept of `cutoff` in all.
+    """(prompt, answer) tokens to keep, `cutoff` in total.
 
-    The shorter part is kept whole if it takes less than half; otherwise both shrink in proportion.
+    The shorter part is kept whole if it takes less than half; otherwise both are truncated in proportion.
     """
     if 2 * target < cutoff:
         most = target
@@ -63,9 +68,9 @@ def label_turns(
 ) -> Encoded:
     """One row from the (prompt ids, answer ids) of a conversation.
 
-    `train_on_prompt` learns the prompts too; `mask_history` the last answer only. `eos_token_id` is given for formats
-    without an eos in their slots: it is put at the very end, and learned in place of the first prompt token after each
-    learned answer, which teaches to stop there. `cutoff_len` None is no limit.
+    `train_on_prompt`: prompts are targets too; `mask_history`: only the last answer is. `eos_token_id` is given for
+    formats without an eos in their slots: it ends the row, and it is the target at the first prompt token after each
+    answer, which teaches to stop there. `cutoff_len` None is no limit.
     """
     closing = [] if eos_token_id is None else [eos_token_id]
     total = sum(len(source) + len(target) for source, target in turns)
@@ -102,10 +107,11 @@ def label_turns(
 def label_answers(
     answers: Sequence[tuple[list[int], list[int]]], *, cutoff_len: int | None, eos_token_id: int | None = None
 ) -> tuple[Encoded, ...]:
-    """Rows that are compared with each other: one (prompt ids, answer ids) for each, of which the answer is learned.
+    """Rows that are compared with each other: one (prompt ids, answer ids) for each. The answers are the targets.
 
-    They share one budget, that of the longest prompt and the longest answer, so that a prompt is cut in the same way
-    before every answer. `eos_token_id` is given for formats without an eos in their slots: it closes each answer.
+    They share one budget, that of the longest prompt and the longest answer, so that the prompt is truncated in the
+    same way before every answer. `eos_token_id` is given for formats without an eos in their slots: it ends each
+    answer.
     """
     closing = [] if eos_token_id is None else [eos_token_id]
     closed = [(prompt, answer + closing) for prompt, answer in answers]

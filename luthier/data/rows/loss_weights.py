@@ -1,7 +1,8 @@
-"""Conversations whose messages say themselves how much of the loss they carry (`"loss"`, 0 to 1).
+"""Loss weights that messages bring along (`"loss"`, 0 to 1).
 
-A number on an answer weighs all its tokens, its end included; on a question it weighs the tokens of its text. Spans
-weigh the tokens that begin in them. What carries no `loss` counts as the keys of the run say: answers 1, prompts 0.
+A number on an answer is the weight of all its tokens, including its end; on a question, of the tokens of its text. The
+number of a span is the weight of the tokens that begin in it. Everything else has the default of the run: answers 1,
+prompts 0.
 """
 
 from bisect import bisect_left, bisect_right
@@ -20,7 +21,7 @@ from luthier.data.types import Dialogue, Message, Span
 
 Weights = list[float]
 _MARKS = ("\ue000", "\ue001", "\ue002")
-"""Characters for private use, one of which is put behind a message to find out where it stands."""
+"""Private-use characters. One of them is appended to a message to locate it in the rendered text."""
 
 
 def carries_weights(messages: Sequence[Message]) -> bool:
@@ -41,7 +42,7 @@ def weighted_rows(
     rows: list[Encoded] = []
     last = len(dialogue.messages) // 2
     for row, own_turns in zip(reversed(written), reversed(turns), strict=True):
-        first = last - len(own_turns)  # a row shows the answers up to where the next row begins
+        first = last - len(own_turns)  # the answers of a row end where the next row begins
         defaults = [
             (float(train_on_prompt), 0.0 if mask_history and number < len(dialogue.messages) // 2 - 1 else 1.0)
             for number in range(first, last)
@@ -68,10 +69,10 @@ class _Weigher:
     dialogue: Dialogue
     encoding: Encoding
     keeps_thoughts: bool
-    """Whether earlier answers were written with their thoughts."""
+    """Whether earlier answers were rendered with their thoughts."""
 
     def of_turn(self, turn: Turn, number: int, base: tuple[float, float]) -> tuple[Weights, Weights]:
-        """The weights of the tokens of a turn that is made of pieces; `base`: of its prompt and its answer."""
+        """The weights of the tokens of a turn that consists of pieces. `base`: the defaults of its two sides."""
         return (
             self._of_side(2 * number, turn.prompt, base[0]),
             self._of_side(2 * number + 1, turn.answer, base[1]),
@@ -95,7 +96,7 @@ class _Weigher:
     def of_spans(
         self, row: TextWithSpans, first: int, base: Sequence[tuple[float, float]]
     ) -> list[tuple[Weights, Weights]]:
-        """The same of a row that the model's own chat template wrote, from answer `first` on."""
+        """The same for a row that the model's own chat template rendered, starting with answer `first`."""
         spans: list[Span] = []
         bounds = [0, *row.borders]
         for order, weight in enumerate(chain.from_iterable(base)):
@@ -114,11 +115,11 @@ class _Weigher:
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
-        """(piece, character) at which the text of message `index` begins. Raises `RowError` if it is rewritten."""
+        """(piece, character) where the text of message `index` begins. Raises `RowError` if it is rewritten."""
         message = self.dialogue.messages[index]
         mark = _mark(message)
         (turns,) = self.encoding.written(self._marked(index, mark), keep_past_thinking=self.keeps_thoughts)
-        assert not isinstance(turns, TextWithSpans), "written by the same format"
+        assert not isinstance(turns, TextWithSpans), "rendered by the same format"
         turn = turns[index // 2]
         for order, piece in enumerate(turn.answer if index % 2 else turn.prompt):
             if isinstance(piece, str) and mark in piece and order < len(pieces) and isinstance(pieces[order], str):
@@ -126,8 +127,8 @@ class _Weigher:
         raise _rewritten(message)
 
     def _place_in_text(self, index: int, text: str) -> int:
-        """The same in a row that the model's own chat template wrote."""
-        assert self.encoding.model_template is not None, "the row was written by it"
+        """The same in a row that the model's own chat template rendered."""
+        assert self.encoding.model_template is not None, "the row was rendered by it"
         message = self.dialogue.messages[index]
         mark = _mark(message)
         marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
@@ -140,7 +141,7 @@ class _Weigher:
 
 
 def _even_weight(message: Message, base: float) -> float | None:
-    """The weight of everything on this side of a turn, None if characters have to be looked at."""
+    """The weight of all tokens on this side of a turn; None if they have different weights."""
     if message.loss is None:
         return base
     if isinstance(message.loss, tuple):
@@ -151,14 +152,14 @@ def _even_weight(message: Message, base: float) -> float | None:
 
 
 def _spans(message: Message) -> tuple[Span, ...]:
-    assert message.loss is not None, "asked only of messages that carry a loss"
+    assert message.loss is not None, "called only for messages that carry a loss"
     if isinstance(message.loss, tuple):
         return message.loss
     return (Span(0, len(message.content), message.loss),) if message.content else ()
 
 
 def _filled_up(spans: Sequence[Span], start: int, end: int, base: float) -> Iterator[Span]:
-    """The spans, and what lies between and around them up to `start` and `end`."""
+    """The spans, with spans of weight `base` for the gaps between them and up to `start` and `end`."""
     for span in spans:
         if start < span.start:
             yield Span(start, span.start, base)
@@ -179,7 +180,7 @@ def _by_character(begins: Sequence[int], spans: Sequence[Span], base: float) -> 
 
 
 def _start(message: Message, marked: str, mark: str, text: str) -> int:
-    """Where the message begins in `text`, which is `marked` but for the mark behind the message."""
+    """Where the message begins in `text`, which equals `marked` except for the mark after the message."""
     end = marked.find(mark)
     for written in (message.content, message.content.lstrip()):
         start = end - len(written)
@@ -191,14 +192,13 @@ def _start(message: Message, marked: str, mark: str, text: str) -> int:
 def _mark(message: Message) -> str:
     unused = next((mark for mark in _MARKS if mark not in message.content), None)
     if unused is None:
-        raise RowError(f"the text holds {', '.join(map(repr, _MARKS))}, and 'loss' cannot be placed in it")
+        raise RowError(f"the text holds {', '.join(map(repr, _MARKS))}, so its 'loss' cannot be located")
     return unused
 
 
 def _rewritten(message: Message) -> RowError:
     return RowError(
-        f"the chat format writes a message of role {message.role} in another way than the row has it,"
-        " so a part of it cannot be weighed"
+        f"the chat format rewrites a message of role {message.role}, so parts of it cannot have weights of their own"
     )
 
 
@@ -210,7 +210,7 @@ def _within_budget(
     mask_history: bool,
     eos_token_id: int | None,
 ) -> Encoded:
-    """As `label_turns` cuts it: numbered tokens are sent through there, and those that stay are looked up again."""
+    """Truncates as `label_turns` does: it is called with token numbers instead of ids, and the result is looked up."""
     ids = [token for turn in turns for side in turn for token in side]
     all_weights = [weight for turn in weights for side in turn for weight in side]
     assert len(ids) == len(all_weights), "every token has a weight"
@@ -225,7 +225,7 @@ def _within_budget(
     stays = set(kept)
     row_ids, row_weights = [ids[token] for token in kept], [all_weights[token] for token in kept]
     labels = [token if weight else IGNORE_INDEX for token, weight in zip(row_ids, row_weights, strict=True)]
-    # An answer lost its end if something of its turn is there; what is gone as a whole teaches nothing.
+    # An answer lost its end if a part of its turn is left; a turn that is gone completely teaches nothing.
     begun = (turn for turn in numbered if not stays.isdisjoint(chain(*turn)))
     cut = any(answer and answer[-1] not in stays and all_weights[answer[-1]] for _, answer in begun)
     if eos_token_id is not None:

@@ -1,6 +1,6 @@
-"""Many written conversations to token ids at once, in a thread of their own while the next ones are read and written.
+"""Tokenizes batches of rendered conversations in a thread, while the next ones are read and rendered.
 
-The tokenizer works on all cores and lets Python go on meanwhile, so what Python does beside it costs hardly any time.
+The tokenizer uses all cores and releases the GIL, so the Python work next to it takes hardly any extra time.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ Written = tuple[Turn, ...] | TextWithSpans
 """One row before it is tokenized."""
 
 NUM_BATCHES_AHEAD = 2
-"""One that the tokenizer works on, and one that waits for it."""
+"""One that is being tokenized, and one that waits."""
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -35,14 +35,14 @@ def turn_ids(encoder: Encoder, written: Sequence[Written]) -> list[list[TurnIds]
 
 
 def num_characters(written: Written) -> int:
-    """Roughly, what it takes to hold and tokenize a row."""
+    """The approximate size of a row."""
     if isinstance(written, TextWithSpans):
         return len(written.text)
     return sum(len(piece) for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
 
 
 def ahead(batches: Iterable[Batch], work: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
-    """Every batch with what `work` makes of it, in order; a thread works while the caller goes on with earlier ones."""
+    """(batch, work(batch)) in order. A thread works ahead while the caller handles earlier batches."""
     waiting: deque[tuple[Batch, Future[Result]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
         for batch in batches:

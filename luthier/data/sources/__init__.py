@@ -1,1 +1,1 @@
-"""Where rows come from: dataset_info.json and its entries, and the files they name."""
+"""Where rows come from: the entries of dataset_info.json, and the files they name."""

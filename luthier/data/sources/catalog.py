@@ -1,7 +1,7 @@
-"""The datasets that a run may name: dataset_info.json parsed strictly, and what `luthier check` can say about them.
+"""The datasets that a run can use: dataset_info.json, parsed strictly, and the checks of `luthier check`.
 
-Nothing heavy is imported, and of the data only the first rows are read. What is wrong with the entries that a run uses
-are errors; what is wrong with other entries of the same file are warnings.
+Nothing heavy is imported, and only the first rows of the data are read. Problems of the entries that a run uses are
+errors; problems of other entries in the same file are warnings.
 """
 
 import json
@@ -28,7 +28,7 @@ CATALOG_FILE = "dataset_info.json"
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All descriptions of one dataset_info.json. `get` raises for the faulty ones, so one of them harms no other."""
+    """All descriptions of one dataset_info.json. An invalid one raises only when `get` is called for it."""
 
     file: str
     specs: Mapping[str, DatasetSpec]
@@ -42,18 +42,18 @@ class Catalog:
         return tuple({**self.specs, **self.errors})
 
     def get(self, name: str) -> DatasetSpec:
-        """Raises `DataError` for a name that is not described, or is described wrongly."""
+        """Raises `DataError` for a name without a description, or with an invalid one."""
         if self.is_online:
             return DatasetSpec(name=name, source=Source("hf_hub", name))
         if self.errors.get(name):
-            raise DataError("\n  ".join([f"dataset {name!r} is described wrongly", *map(str, self.errors[name])]))
+            raise DataError("\n  ".join([f"dataset {name!r} has an invalid description", *map(str, self.errors[name])]))
         if name not in self.specs:
             reason, remedy = self.unknown(name)
             raise DataError(f"dataset {name!r}: {reason} -> {remedy}")
         return self.specs[name]
 
     def unknown(self, name: str) -> tuple[str, str]:
-        """(reason, remedy) for a name that is not described."""
+        """(reason, remedy) for a name without a description."""
         remedy = did_you_mean(name, self.names, repr) or f"one of {', '.join(self.names)}"
         return f"is not described in {self.file}", remedy
 
@@ -64,7 +64,7 @@ def load_catalog(
     """The catalog of a folder, of `ONLINE`, of `REMOTE:<hub repository>`, or of a dict of descriptions (Python only).
 
     `media_dir` defaults to the folder; files named in a dict are relative to the working directory. Raises `DataError`
-    if there is no catalog or it is not a JSON object; a faulty entry is kept with its problems.
+    if there is no catalog or it is not a JSON object; an invalid entry is kept with its problems.
     """
     if isinstance(dataset_dir, Mapping):
         return _catalog("dataset_dir", LocatedJson(dataset_dir), root="", media_dir=media_dir or "")
@@ -124,7 +124,7 @@ def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> C
     errors: dict[str, tuple[Problem, ...]] = {}
     warnings: dict[str, tuple[Problem, ...]] = {}
     for path, line in located.repeated:
-        problem = Problem(".".join(path), "stands twice", "remove one of the two", file=file, line=line)
+        problem = Problem(".".join(path), "appears twice", "remove one of the two", file=file, line=line)
         errors[path[0]] = (*errors.get(path[0], ()), problem)
     for name, entry in located.value.items():
         spec, faults, notes = parse_description(
@@ -142,11 +142,11 @@ def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> C
 def check_datasets(
     data: "DataConfig", stage: str | None, *, others: bool = True
 ) -> tuple[list[Problem], list[Problem]]:
-    """(errors, warnings) about the datasets that a run names, found without a network and without reading whole files.
+    """(errors, warnings) about the datasets of a run, found without a network and without reading whole files.
 
-    Names, descriptions, files, the columns of the first rows, and whether the kind of data is what the stage takes; the
-    last is not checked if the stage is None, i.e. not known. `others`: warn of faults in the descriptions of datasets
-    that the run does not name, too.
+    Checked are names, descriptions, files, the columns of the first rows, and, unless the stage is None (not known),
+    whether it takes this kind of data. `others`: also warn about invalid descriptions of datasets that the run does not
+    use.
     """
     reads_loss = stage is None or STAGES.get(stage).rows.weigh is not None
     uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
@@ -186,21 +186,19 @@ def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:
     def fault(reason: str, remedy: str) -> Problem:
         return Problem(spec.name, reason, remedy, file=spec.file, line=spec.line)
 
-    takes_ranking, takes_feedback = (stage in _stages_for(kind) for kind in (Preference, Feedback))
-    if spec.ranking and not takes_ranking:
-        remedy = f"use it in {' or '.join(_stages_for(Preference))}"
-        yield fault(f"is ranking data, which stage {stage} cannot use", remedy)
-    if not spec.ranking and takes_ranking:
+    takes = STAGES.get(stage).rows.examples
+    if spec.ranking and Preference not in takes:
+        yield fault(f"is ranking data, which stage {stage} cannot use", f"use it in {_stages_that_take(Preference)}")
+    if not spec.ranking and Preference in takes:
         remedy = 'describe it with "ranking": true and the columns chosen and rejected'
         yield fault(f"is not ranking data, which stage {stage} needs", remedy)
-    if spec.columns.kto_tag and not takes_feedback:
-        remedy = f"use it in {' or '.join(_stages_for(Feedback))}, or describe it without `kto_tag`"
+    if spec.columns.kto_tag and Feedback not in takes:
+        remedy = f"use it in {_stages_that_take(Feedback)}, or describe it without `kto_tag`"
         yield fault(f"has a `kto_tag` column, which stage {stage} cannot use", remedy)
-    if not spec.columns.kto_tag and takes_feedback:
+    if not spec.columns.kto_tag and Feedback in takes:
         remedy = 'name the column of likes with "kto_tag" in `columns`'
         yield fault(f"has no `kto_tag` column, which stage {stage} needs", remedy)
 
 
-def _stages_for(kind: type) -> list[str]:
-    """The stages that learn from examples of this type."""
-    return [name for name in STAGES.names if kind in STAGES.get(name).rows.examples]
+def _stages_that_take(example: type) -> str:
+    return " or ".join(name for name in STAGES.names if example in STAGES.get(name).rows.examples)

@@ -1,7 +1,7 @@
-"""Whether a description fits its data, judged by the first rows: columns, roles, and that a row can be read at all.
+"""Checks whether a description fits its data, by the first rows: columns, roles, and whether rows can be read at all.
 
-Named by this check: a column that is described and absent; a column of the data that nobody reads although its name
-says what it is (above all when `columns` cleared the default that would have read it); a role that `tags` cleared.
+It reports a described column that is missing; a column of the data with a known name that is not read (often because
+`columns` cleared the default that reads it); a role that `tags` cleared.
 """
 
 import mmap
@@ -39,9 +39,9 @@ _ROLES_BY_NAME = {
 
 
 def check_columns(spec: DatasetSpec, *, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
-    """(errors, warnings). Hub and cloud datasets are not looked at, since this may not need a network.
+    """(errors, warnings). Hub and cloud datasets are not checked, since this must work without a network.
 
-    `reads_loss`: the training method lets messages say how much of the loss they carry.
+    `reads_loss`: the training method supports loss weights of messages.
     """
     if spec.source.kind != "file":
         return [], []
@@ -93,7 +93,7 @@ def _problem(
 
 
 def _first_rows(spec: DatasetSpec, files: Sequence[DataFile]) -> list[Row]:
-    """Empty for columnar files, of which only the schema is read."""
+    """Empty for columnar files, for which only the schema is read."""
     if files[0].kind in ("parquet", "arrow"):
         return []
     for file in files:
@@ -108,7 +108,7 @@ def _first_reason(rows: Iterable[Row]) -> str:
 
 
 def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
-    """Key of `columns` -> column, for what the format reads."""
+    """Key of `columns` -> column, for those that the format reads."""
     columns = {f.name: getattr(spec.columns, f.name) for f in fields(Columns)}
     if spec.formatting == "alpaca":
         columns["messages"] = None
@@ -125,7 +125,7 @@ def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
 
 
 def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(key, column, reason) of described columns that the first rows lack. A default `input` may be absent."""
+    """(key, column, reason) of described columns that the first rows lack. The default `input` may be missing."""
     for key, column in _effective(spec, found).items():
         if column not in found and (spec.columns_given or key in _REQUIRED[spec.formatting]):
             how = "" if spec.columns_given else " (the default, since `columns` is not given)"
@@ -133,7 +133,7 @@ def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str,
 
 
 def _mentions(file: DataFile, column: str) -> bool:
-    """Whether a JSON file holds the column's name anywhere, so that a later row may have it."""
+    """Whether a JSON file contains the name of the column anywhere, so that a later row may have it."""
     with file.open() as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(f'"{column}"'.encode()) >= 0
 
@@ -167,7 +167,7 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
 
 
 def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
-    """Keys with which messages are weighed, here or in other tools, where they are not read."""
+    """Reports loss weights of messages, under the key of this or of other tools, if they are not read."""
     if spec.formatting == "alpaca":
         return
     carried = {

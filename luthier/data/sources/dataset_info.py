@@ -1,7 +1,7 @@
-"""One entry of dataset_info.json: where the rows are, in which format, and what their columns and roles are called.
+"""One entry of dataset_info.json: where the rows are, their format, and the names of their columns and roles.
 
-Field names are the keys of the file. As in the reference, a `columns` (or `tags`) object replaces all defaults: what it
-does not list is absent. `luthier.data.sources.catalog` names the columns of the data that get lost this way.
+Field names are the keys of the file. As in LLaMA-Factory, a `columns` (or `tags`) object replaces all defaults: what it
+does not list is absent. `luthier.data.sources.catalog` reports columns that get lost this way.
 """
 
 import os
@@ -20,7 +20,7 @@ SourceKind = Literal["file", "cloud", "hf_hub", "ms_hub", "om_hub"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows are: a path, the address of a cloud object, or the name of a hub repository."""
+    """The source of rows: a path, the address of a cloud object, or the name of a hub repository."""
 
     kind: SourceKind
     location: str
@@ -28,7 +28,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What each column is called in the data; None where the data have none."""
+    """The name of each column in the data; None if the data have none."""
 
     prompt: str | None = "instruction"
     query: str | None = "input"
@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
-    """What the keys and roles of a message are called in the data; None where the data have none."""
+    """The names of keys and roles of messages in the data; None if the data have none."""
 
     role_tag: str | None = "from"
     content_tag: str | None = "value"
@@ -60,7 +60,7 @@ class Tags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """A description that has been checked. `subset`, `split` and `folder` choose within a hub repository."""
+    """A valid description. `subset`, `split` and `folder` select a part of a hub repository."""
 
     name: str
     source: Source
@@ -75,10 +75,10 @@ class DatasetSpec:
     columns_given: bool = False
     tags_given: bool = False
     media_dir: str = ""
-    """Root of the relative paths in the media columns."""
+    """Folder that relative paths in the media columns start from."""
     file: str = ""
     line: int | None = None
-    """Where the description stands."""
+    """The position of the description."""
 
 
 _TYPES: Mapping[str, type] = {
@@ -108,7 +108,7 @@ Fault = tuple[tuple[str, ...], str, str]
 def parse_description(
     name: str, entry: Any, *, root: str, media_dir: str, file: str, lines: Mapping[tuple[str, ...], int]
 ) -> tuple[DatasetSpec | None, tuple[Problem, ...], tuple[Problem, ...]]:
-    """(spec or None, errors, warnings) of one entry. `root`: the folder or hub address that file names start from."""
+    """(spec or None, errors, warnings) of one entry. `root`: folder or hub address that file names start from."""
 
     def located(fault: Fault) -> Problem:
         path, reason, remedy = fault
@@ -190,7 +190,7 @@ def _source_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
     elif cloud and not cloud.startswith(_CLOUDS):
         yield ("cloud_file_name",), "must start with s3://, gs:// or gcs://", "local files go to `file_name`"
     elif not cloud and not file_name:
-        yield (), "says nowhere where the rows are", "give `file_name`, `cloud_file_name` or `hf_hub_url`"
+        yield (), "does not say where the rows are", "give `file_name`, `cloud_file_name` or `hf_hub_url`"
     elif not cloud and entry.get("split") not in (None, "train"):
         reason = "a local file has the split 'train' only"
         yield ("split",), reason, "give each part its own file, or use `num_samples` or `max_samples`"
@@ -224,7 +224,7 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _unread_keys(entry: Mapping[str, Any]) -> Iterator[Fault]:
-    """Known keys that this description has no use for."""
+    """Known keys that are not read for this description."""
     formatting = entry.get("formatting") or "alpaca"
     reader = _winning_key(entry)
     for key in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name"):

@@ -1,7 +1,7 @@
-"""A JSON object read together with the line on which each of its keys stands, and the keys that are written twice.
+"""Reads a JSON object with the line of each key, and finds repeated keys.
 
-`json.loads` keeps the last of two equal keys and forgets every position, so a description written twice would win
-silently and no fault could be named with its line. Only objects are walked here; every other value goes to `json`.
+`json.loads` silently keeps the last of two equal keys and drops all positions, so errors could not be reported with
+their line. Only objects are parsed here; every other value goes to `json`.
 """
 
 import json
@@ -21,7 +21,7 @@ class LocatedJson:
     lines: dict[Path, int] = field(default_factory=dict)
     """Path of keys -> 1-based line."""
     repeated: tuple[tuple[Path, int], ...] = ()
-    """Path and line of every key that already stood in the same object; the first one counts."""
+    """Path and line of every repeated key of an object; the first value is kept."""
 
 
 def read_located(text: str) -> LocatedJson:
@@ -40,7 +40,7 @@ def _skip(text: str, position: int) -> int:
 
 
 class _Walk:
-    """The state of one pass: positions only grow, so lines are counted once from left to right."""
+    """The state of the parser. Positions only grow, so lines are counted once, from left to right."""
 
     def __init__(self, text: str) -> None:
         self.text = text

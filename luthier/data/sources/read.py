@@ -1,7 +1,7 @@
-"""From a description to rows: finds the files, chooses the reader, and applies `num_samples` and `max_samples`.
+"""From a description to rows: finds the files, picks the reader, and applies `num_samples` and `max_samples`.
 
-Rows come one by one with their place; a row that cannot be used comes with the reason instead of data. A dataset of
-which nothing can be used is a `DataError`. Nothing heavy is imported for json, jsonl, csv and txt.
+Rows are read one by one, each with its place. A row that cannot be used has a reason instead of data. A dataset without
+any row is a `DataError`. Nothing heavy is imported for json, jsonl, csv and txt.
 """
 
 import os
@@ -41,10 +41,10 @@ def read_rows(
     tokens: HubTokens = NO_TOKENS,
     streams: bool = False,
 ) -> Iterator[Row]:
-    """Rows in file order; with `num_samples` a random choice of the seed, in random order; at most `max_samples`.
+    """Rows in file order, or with `num_samples` a random sample in random order; at most `max_samples`.
 
-    `cache_dir` and `tokens` are for hub repositories, which `streams` reads without fetching them first. Raises
-    `DataError` for a source without a readable row and for a file that breaks off.
+    `cache_dir` and `tokens` are for hub repositories; `streams` reads them without downloading them first. Raises
+    `DataError` for a source without rows and for a truncated file.
     """
     all_rows = partial(every_row, spec, cache_dir, tokens, streams=streams)
     rows = all_rows() if spec.num_samples is None else _sampled(all_rows, spec.num_samples, seed, max_samples)
@@ -54,7 +54,7 @@ def read_rows(
 def data_files(spec: DatasetSpec) -> list[DataFile]:
     """The files of a local or cloud dataset, in order. Raises `DataError`; files are not opened."""
     if spec.source.kind == "cloud":
-        from luthier.data.sources.readers.remote import cloud_files  # what it imports would slow every command
+        from luthier.data.sources.readers.remote import cloud_files  # its imports would slow down every command
 
         files = cloud_files(spec)
     else:
@@ -73,7 +73,7 @@ def data_files(spec: DatasetSpec) -> list[DataFile]:
 
 
 def local_files(spec: DatasetSpec) -> dict[str, tuple[int, int]]:
-    """File -> size and time of its last change, of a dataset on this machine; empty for others. Raises `DataError`."""
+    """File -> (size, modification time) of a local dataset; empty for others. Raises `DataError`."""
     if spec.source.kind in ("cloud", *_HUBS):
         return {}
     found = {file.name: os.stat(file.name) for file in data_files(spec)}
@@ -81,7 +81,7 @@ def local_files(spec: DatasetSpec) -> dict[str, tuple[int, int]]:
 
 
 def column_names(file: DataFile) -> list[str] | None:
-    """The columns that a table's header or schema declares; None for kinds whose rows name their own."""
+    """The columns in the header or schema of a table; None for kinds whose rows name their own."""
     if file.kind in ("parquet", "arrow"):
         return schema_names(file)
     if file.kind == "csv":
@@ -90,10 +90,10 @@ def column_names(file: DataFile) -> list[str] | None:
 
 
 def every_row(spec: DatasetSpec, cache_dir: str | None, tokens: HubTokens, *, streams: bool = False) -> Iterator[Row]:
-    """All that the source holds, in order. Raises `DataError`."""
+    """All rows of the source, in order. Raises `DataError`."""
     empty = True
     if spec.source.kind in _HUBS:
-        from luthier.data.sources.readers.remote import read_hub  # what it imports would slow every command
+        from luthier.data.sources.readers.remote import read_hub  # its imports would slow down every command
 
         for row in read_hub(spec, cache_dir=cache_dir, tokens=tokens, streams=streams):
             empty = False
@@ -110,7 +110,7 @@ def every_row(spec: DatasetSpec, cache_dir: str | None, tokens: HubTokens, *, st
 def _sampled(
     all_rows: Callable[[], Iterable[Row]], num_samples: int, seed: int, max_samples: int | None
 ) -> Iterator[Row]:
-    """Two passes over the source: one counts, one keeps the chosen rows; memory follows the sample, not the source."""
+    """Two passes over the source: one counts the rows, one keeps the sample. Memory depends on the sample only."""
     num_rows = sum(1 for _ in all_rows())
     order = sample_rows(num_rows, num_samples, seed)[:max_samples].tolist()
     chosen = set(order)

@@ -1,11 +1,11 @@
-"""Chat formats: what text stands around the messages of a conversation. One TOML file per family, one table per format.
+"""Chat formats: the text around the messages of a conversation. One TOML file per family, one table per format.
 
-A slot is a tuple of pieces. Each piece of text is tokenized by itself, so the token ids depend on where one piece ends
+A slot is a tuple of pieces. Each piece of text is tokenized separately, so the token ids depend on where one piece ends
 and the next begins. `{{content}}` and `{{idx}}` (the number of the turn) are filled in by `luthier.data.chat.render`.
 
-A table names only what differs from its `base`, or else from the defaults below. Three keys follow another one if they
-are not given: `observation` follows `user`, `call_slots` follows `assistant`, `call_syntax` follows `tool_syntax`.
-A table whose name begins with `_` is only a base.
+A table lists only what differs from its `base`, or else from the defaults below. Three keys default to another one:
+`observation` to `user`, `call_slots` to `assistant`, `call_syntax` to `tool_syntax`. A table whose name begins with `_`
+is only a base.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ Kind = Literal["plain", "llama2", "reasoning", "glm47reasoning", "program"]
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """The tokenizer's own bos or eos token; nothing if it has none."""
+    """The bos or eos token of the tokenizer; nothing if it has none."""
 
     kind: Literal["bos", "eos"]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token, looked up by its text."""
+    """One token, given by its text."""
 
     text: str
 
@@ -47,33 +47,33 @@ class Template:
 
     name: str
     kind: Kind = "plain"
-    """`llama2` puts the system text inside the first user turn; `reasoning` knows thoughts; `glm47reasoning` does too,
-    and its empty thought is the closing word alone. `program` stands for a model's own chat template that is more than
-    slots: nothing can be rendered with it."""
+    """`llama2`: the system text is part of the first user turn. `reasoning`: answers may begin with a thought.
+    `glm47reasoning`: the same, and the empty thought is the closing tag alone. `program`: a model's own chat template
+    that slots cannot express; it cannot be rendered with slots."""
     prefix: Slot = ()
     system: Slot = ("{{content}}",)
     user: Slot
-    """Ends with what opens the answer."""
+    """Ends with the text that opens the answer."""
     assistant: Slot
     observation: Slot
-    """What the tools answered. Ends with what opens the answer."""
+    """The result of a tool call. Ends with the text that opens the answer."""
     tool_syntax: str = "default"
-    """How the tools are described; a file of `luthier.data.tools`."""
+    """The syntax of the tool description; a file of `luthier.data.tools`."""
     call_syntax: str
-    """How calls are written."""
+    """The syntax of calls."""
     call_slots: Slot
     """An answer that calls tools."""
     default_system: str = ""
     stop_words: tuple[str, ...] = ()
     thinking_tags: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
-    """What may enclose the JSON of a call in the data."""
+    """Tags that may enclose the JSON of a call in the data."""
     efficient_eos: bool = False
-    """No eos in the slots: it is put once at the very end."""
+    """The slots have no eos; one eos ends the whole conversation."""
     replace_eos: bool = False
     """The first stop word becomes the tokenizer's eos."""
     replace_chat_template: bool = False
-    """A chat template that the tokenizer brings along gives way to one made from these slots."""
+    """The chat template of the tokenizer is replaced by one made from these slots."""
     multimodal: str = "base"
 
     @property
@@ -82,7 +82,7 @@ class Template:
 
     @property
     def empty_thought(self) -> str:
-        """What an answer without a thought begins with, where thinking is known."""
+        """The beginning of an answer without a thought, in reasoning formats."""
         return self.thinking_tags[1] if self.kind == "glm47reasoning" else "".join(self.thinking_tags)
 
 
@@ -92,7 +92,7 @@ _SLOTS = ("prefix", "system", "user", "assistant", "observation", "call_slots")
 
 @cache
 def _files() -> dict[str, Path]:
-    """Table name -> file, bases included. Finds the headers without parsing, since `check` asks for names only."""
+    """Table name -> file, including bases. Only headers are read, since `check` needs the names only."""
     return {
         quoted or bare: file
         for file in sorted(Path(__file__).parent.glob("*.toml"))
@@ -106,7 +106,7 @@ def template_names() -> tuple[str, ...]:
 
 
 def family_of(name: str) -> str:
-    """The file that holds a format."""
+    """The file of a format."""
     return _files()[name].stem
 
 
@@ -116,7 +116,7 @@ def _tables(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _keys(name: str) -> dict[str, Any]:
-    """The keys of a table on top of those of its bases."""
+    """The keys of a table, merged over those of its bases."""
     own = dict(_tables(_files()[name])[name])
     base = own.pop("base", None)
     return {**_keys(base), **own} if base else own
@@ -145,8 +145,8 @@ def _load(name: str) -> Template:
 def get_template(name: str, tool_format: str | None = None, default_system: str | None = None) -> Template:
     """The format called `name`, with another tool syntax or default system text if given.
 
-    A call in another syntax is enclosed like any other answer of the format: the format's own call slots may hold words
-    of its own syntax. Raises `UnknownVariant`, with the nearest name, for an unknown format or syntax.
+    With another syntax, calls use the slots of ordinary answers, since the call slots may contain text of the format's
+    own syntax. Raises `UnknownVariant`, with the nearest name, for an unknown format or syntax.
     """
     if name not in template_names():
         hint = did_you_mean(name, template_names(), repr)
@@ -156,7 +156,7 @@ def get_template(name: str, tool_format: str | None = None, default_system: str 
 
 
 def with_options(template: Template, tool_format: str | None, default_system: str | None) -> Template:
-    """The format with another tool syntax or default system text, where one is given."""
+    """The format with another tool syntax or default system text, if given."""
     if tool_format is not None:
         TOOL_SYNTAXES.get(tool_format)
         template = dataclasses.replace(

@@ -1,7 +1,7 @@
-"""What a tool-call syntax is: how tools are described to a model, how its calls are written and how they are read.
+"""Tool-call syntaxes: how tools are described to a model, and how its calls are written and parsed.
 
-Each other file in this folder is one syntax; its file name is the value of `tool_format`. `parse(write(calls))` gives
-the calls back wherever the wire format can carry them; where it cannot, the file says so.
+Each other file in this folder is one syntax; its file name is the value of `tool_format`. `parse(write(calls))` returns
+the calls unless the wire format cannot represent them; the docstring of the file says so.
 
 A tool is a JSON object with name, description and parameters (a JSON Schema), bare or as the `function` of an object of
 type `function`.
@@ -31,14 +31,14 @@ class Parse(Protocol):
 class ToolSyntax:
     name: str
     describe: Callable[[Sequence[Tool], date], str]
-    """(tools, today) -> what stands after the system text."""
+    """(tools, today) -> the text after the system text."""
     write: Callable[[Sequence[ToolCall]], str]
-    """The text of one or more calls. Raises `RowError` for calls that the wire format has no words for."""
+    """The text of one or more calls. Raises `RowError` for calls that the wire format cannot represent."""
     parse: Parse
-    """(text, tools) -> the calls in it, or None if it holds none or broken ones. The tools, if given, tell the types of
-    arguments where the wire format does not."""
+    """(text, tools) -> the calls in the text, or None if it has none or invalid ones. The tools, if given, provide the
+    types of arguments where the wire format does not."""
     after_text: str = ""
-    """What separates a thought or text from the first call."""
+    """The separator between text or a thought and the first call."""
 
 
 def dump(value: Any) -> str:
@@ -65,7 +65,7 @@ def call_from(value: Any, arguments_key: str = "arguments") -> ToolCall | None:
 
 
 def calls_from(values: Iterable[Any], arguments_key: str = "arguments") -> list[ToolCall] | None:
-    """The calls in JSON objects, or None if there are none or if one is not a call."""
+    """The calls in JSON objects, or None if there are none or one is not a call."""
     calls = [call_from(value, arguments_key) for value in values]
     good = [call for call in calls if call is not None]
     return good if good and len(good) == len(calls) else None
@@ -80,9 +80,9 @@ def loads(text: str) -> Any:
 
 
 def spans(text: str, opening: str, closing: str) -> list[Any] | None:
-    """The JSON value inside each pair of tags, None for a text without tags or with something else between them.
+    """The JSON value between each pair of tags; None for a text without tags or with something else between them.
 
-    The JSON is decoded from the opening tag on, so a tag inside one of its strings does no harm.
+    The JSON is decoded from the opening tag on, so tags inside its strings are no problem.
     """
     values, decoder, at = [], json.JSONDecoder(), text.find(opening)
     while at >= 0:
@@ -101,14 +101,14 @@ def spans(text: str, opening: str, closing: str) -> list[Any] | None:
 
 
 def value_text(value: Any) -> str:
-    """An argument in a wire format that writes strings without quotes and everything else as JSON."""
+    """An argument in a wire format with strings without quotes and everything else as JSON."""
     return value if isinstance(value, str) else dump(value)
 
 
 def value_from(text: str, name: str, argument: str, tools: Sequence[Tool]) -> Any:
-    """The argument that such a text stands for: what the tool's schema says is a string stays one, the rest is JSON.
+    """The argument for such a text: a string if the schema of the tool says so, else JSON.
 
-    Without a schema a text that looks like a number comes back as a number.
+    Without a schema a text that looks like a number becomes a number.
     """
     if "string" in _types(name, argument, tools):
         return text
@@ -130,9 +130,9 @@ def _types(name: str, argument: str, tools: Sequence[Tool]) -> tuple[str, ...]:
 def read_tagged(
     text: str, tools: Sequence[Tool], *, opening: re.Pattern[str], argument: re.Pattern[str], closing: re.Pattern[str]
 ) -> list[ToolCall] | None:
-    """The calls of a syntax in tags: `opening` catches the name, `argument` a key and the text of its value.
+    """The calls of a syntax with tags: `opening` captures the name, `argument` a key and the text of its value.
 
-    Goes from tag to tag, so a text that breaks off costs no more time than a whole one.
+    It scans tag by tag, so a truncated text takes no more time than a complete one.
     """
     calls, at = [], 0
     while head := opening.search(text, at):

@@ -1,4 +1,4 @@
-"""The plain words of ReAct prompts, `Action: name` and `Action Input: {json}`: for models that know no syntax."""
+"""Plain ReAct prompts, `Action: name` and `Action Input: {json}`: for models without a syntax of their own."""
 
 import json
 import re

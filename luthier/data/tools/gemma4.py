@@ -1,6 +1,6 @@
 """Gemma 4: `call:name{key:value,...}` between <|tool_call> and <tool_call|>; strings between two <|"|>, keys sorted.
 
-A string cannot hold <|"|>, a key none of `:,{}[]<`. As in the reference, the description leaves `enum` out.
+A string cannot hold <|"|>, a key none of `:,{}[]<`. As in LLaMA-Factory, the description leaves `enum` out.
 """
 
 import json
@@ -68,7 +68,7 @@ def write(calls: Sequence[ToolCall]) -> str:
 
 
 def _read(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at `at` and where it ends. Raises ValueError if there is none."""
+    """(value, end) of the value that begins at `at`. Raises `ValueError` if there is none."""
     if text.startswith(_QUOTE, at):
         end = text.index(_QUOTE, at + len(_QUOTE))
         return text[at + len(_QUOTE) : end], end + len(_QUOTE)

@@ -1,7 +1,7 @@
 """ChatGLM 3 and GLM 4: the name on the first line, the JSON of the arguments below it.
 
-The wire format holds one call only, and its name is one word of letters, digits, `_`, `.` and `-`: otherwise any answer
-of two lines whose second is JSON would be a call.
+The wire format holds only one call. Its name consists of letters, digits, `_`, `.` and `-`: otherwise any answer of two
+lines whose second is JSON would be a call.
 """
 
 import json

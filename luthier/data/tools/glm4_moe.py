@@ -1,8 +1,8 @@
 """GLM 4.5 and later: the name and pairs of <arg_key> and <arg_value> between <tool_call> tags.
 
-Deviates from the reference, which left out the closing tag and read calls as JSON, so it could never read its own. As
-in the published chat template of GLM 4.5, every call begins on a new line and ends with </tool_call>. GLM 4.7 writes
-the same without line breaks; both are read.
+Deviates from LLaMA-Factory, which left out the closing tag and parsed calls as JSON, so it could never parse its own.
+As in the published chat template of GLM 4.5, every call begins on a new line and ends with </tool_call>. GLM 4.7 writes
+the same without line breaks; both are parsed.
 
 Strings are written without quotes: see `value_from` for their types. A value cannot hold `</arg_value>`.
 """

@@ -1,9 +1,10 @@
 """LFM 2: a Python list of calls, `[f(a="x", n=1)]`, between <|tool_call_start|> and <|tool_call_end|>.
 
-Deviates from the reference, which put quotes around strings without escaping what is inside, and mixed JSON's `true`
-into Python lists. Here every value is a Python literal. JSON's words are read as well, since models write them.
+Deviates from LLaMA-Factory, which put quotes around strings without escaping what is inside, and mixed JSON's `true`
+into Python lists. Here every value is a Python literal. JSON's `true`, `false` and `null` are parsed as well, since
+models write them.
 
-An argument whose name could not stand before `=` is written `**{"name": value}`, which is Python too.
+An argument whose name is not a Python identifier is written `**{"name": value}`, which is Python too.
 """
 
 import ast
@@ -54,7 +55,7 @@ class _Broken(ValueError):
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """Where the value that begins at `at` ends: before the next comma or closing bracket outside of it."""
+    """The end of the value that begins at `at`: before the next comma or closing bracket outside of it."""
     depth = 0
     while at < len(text):
         if string := _STRING.match(text, at):
@@ -86,7 +87,7 @@ def _plain(node: ast.expr) -> Any:
 
 
 def _calls(text: str) -> Iterator[ToolCall]:
-    """Read by hand up to the values, since neither names with a hyphen nor arguments like `from` are Python."""
+    """Parsed by hand up to the values, since names with a hyphen and arguments like `from` are not Python."""
     at = 0
     while head := _NAME.match(text, at):
         arguments: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Llama 3.1 and later, JSON calls: {"name": ..., "parameters": {...}}, a list of them for several calls.
 
-The description carries today's date, as Meta's prompt format does; so the text of a tool conversation changes daily.
-https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/#json-based-tool-calling
+As in Meta's prompt format, the description contains today's date; so the text of a conversation with tools changes
+daily. https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/#json-based-tool-calling
 """
 
 import json

@@ -1,7 +1,7 @@
 """MiniMax M2: <invoke> elements with one <parameter> each, inside <minimax:tool_call>.
 
-Deviates from the reference, which left the enclosing tag out when writing and asked for it when reading. As in the
-model's published chat template, all calls of an answer stand in one enclosing tag, on a new line.
+Deviates from LLaMA-Factory, which wrote no enclosing tag but required one when parsing. As in the
+model's published chat template, all calls of an answer are in one enclosing tag, on a new line.
 
 Strings are written without quotes: see `value_from` for their types. A value cannot hold `</parameter>`.
 """

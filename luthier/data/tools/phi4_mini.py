@@ -1,6 +1,6 @@
 """Phi-4-mini: the tools as a JSON list between <|tool|> tags, the calls as a JSON list between <|tool_call|> tags.
 
-Deviates from the reference, which wrote the tools so, the calls in the default syntax, and could not read any back. The
+Deviates from LLaMA-Factory, which wrote the calls in the default syntax and could not parse them. The
 model's published chat template has the tools; its tokenizer has the tokens for the calls.
 """
 

@@ -1,7 +1,7 @@
 """Seed-OSS: <function=name> with one <parameter=key> each, between <seed:tool_call> tags.
 
-Deviates from the reference, whose opening tag lacked its `>` and which read well-formed calls with a `>` in the name.
-As in the model's published chat template, every call stands on a line of its own.
+Deviates from LLaMA-Factory, whose opening tag lacked its `>` and which parsed well-formed calls with a `>` in the name.
+As in the model's published chat template, every call has a line of its own.
 
 Strings are written without quotes: see `value_from` for their types. A value cannot hold `</parameter>`.
 """

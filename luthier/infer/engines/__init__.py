@@ -1,4 +1,4 @@
-"""What an inference engine is: it turns prompt ids into text. Each other file in this folder is one `infer_backend`."""
+"""An inference engine turns prompt ids into text. Each other file in this folder is one `infer_backend`."""
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Generating(Protocol):
     """A loaded model that answers, one prompt at a time."""
 
     def stream(self, prompt_ids: Sequence[int], settings: Settings) -> Generator[str, None, Answer]:
-        """Text as it comes into being, whole characters only and no stop token; the generator returns the whole answer.
+        """Yields text as it is generated, in whole characters and without the stop token; returns the whole answer.
 
-        Closing the generator, or an interrupt while waiting for the next piece, ends the work on this answer; the model
-        stays ready for the next one. Raises `InvalidInput` for a prompt that leaves no room for an answer.
+        Closing the generator, or an interrupt while waiting for the next piece, stops the generation; the model stays
+        ready for the next prompt. Raises `InvalidInput` if the prompt leaves no room for an answer.
         """
 
     def generate(self, prompt_ids: Sequence[int], settings: Settings) -> Answer:

@@ -1,4 +1,4 @@
-"""`generate()` of transformers. It pushes tokens and an answer is pulled, so it works in a thread behind a queue."""
+"""`generate()` of transformers, run in a thread: it pushes tokens into a queue, and the reader pulls text from it."""
 
 from collections.abc import Collection, Generator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceModel:
-    """A loaded model with its tokenizer; `stop_ids` end an answer, whichever comes first."""
+    """A loaded model with its tokenizer. An answer ends at the first token in `stop_ids`."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class HuggingFaceModel:
         )
 
     def _token_ids(self, prompt_ids: Sequence[int], settings: Settings) -> Generator[int, None, None]:
-        """The new tokens, the one that ends the answer included."""
+        """Yields the new tokens, including the one that ends the answer."""
         from concurrent.futures import ThreadPoolExecutor
         from queue import SimpleQueue
         from threading import Event
@@ -78,7 +78,7 @@ class HuggingFaceModel:
                     yield token_id
             finally:
                 cancelled.set()
-            answer.result()  # what failed in the thread fails here
+            answer.result()  # re-raises an error of the thread
 
     def _generation_config(self, num_prompt_tokens: int, settings: Settings) -> "GenerationConfig":
         from luthier.infer.decoding import generation_config, num_positions
@@ -120,9 +120,7 @@ class HuggingFaceModel:
             return torch.full((len(input_ids),), cancelled.is_set(), device=input_ids.device)
 
         input_ids = torch.tensor([list(prompt_ids)], device=self.model.device)
-        with_beams = (
-            config.num_beams > 1
-        )  # beams rewrite what they have said, so nothing can be handed out before the end
+        with_beams = config.num_beams > 1  # beams rewrite earlier tokens, so nothing can be streamed
         generate: Any = self.model.generate
         output = generate(
             input_ids=input_ids,
@@ -137,7 +135,7 @@ class HuggingFaceModel:
 
 
 def _streamer(ready: "SimpleQueue[int | None]") -> Any:
-    """Puts each new token into the queue; what comes first is the prompt."""
+    """Puts each new token into the queue. The first `put` is the prompt and is skipped."""
     from transformers.generation.streamers import BaseStreamer
 
     class NewTokens(BaseStreamer):
@@ -151,20 +149,20 @@ def _streamer(ready: "SimpleQueue[int | None]") -> Any:
             self.seen_prompt = True
 
         def end(self) -> None:
-            """The end is told when the thread is done, so that an error ends the answer as well."""
+            """Does nothing: the end is queued when the thread is done, so that an error ends the answer as well."""
 
     return NewTokens()
 
 
 def open_model(run: "InferRun", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
-    """What the model's own generation_config.json calls an end is one too."""
+    """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.features.new_tokens import fit_embeddings
-    from luthier.model.loading.load import load_for_inference
+    from luthier.model.backends import load_for_inference
+    from luthier.model.embeddings import fit_embeddings
 
     model = load_for_inference(run)
     if fit_embeddings(model, tokenizer):
-        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+        warn("the tokenizer has tokens that the model was never trained on; their embeddings are close to the mean")
     all_ends = {*stop_ids, *end_ids(model)}
     return HuggingFaceModel(model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache)
 

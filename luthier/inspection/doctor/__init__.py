@@ -1,7 +1,7 @@
-"""What a check of the doctor is. Each other file in this folder is one; its file name is the name of its findings.
+"""The checks of the doctor. Each other file in this folder is one; its file name is the name of its findings.
 
-A check looks at one row at a time. What can be seen only beside other rows (twins, near twins) is noted on the row by
-`luthier.inspection.examination` before the checks see it.
+A check sees one row at a time. Duplicates and near duplicates are found by `luthier.inspection.examination` and stored
+in the row before the checks see it.
 """
 
 import re
@@ -15,17 +15,17 @@ from luthier.data.types import Example
 
 Split = Literal["train", "eval"]
 Severity = Literal["error", "warning", "info"]
-"""error: a row is lost, the run stops, or an evaluation is worth nothing. warning: it is learned, and maybe should not
+"""error: a row is dropped, the run stops, or an evaluation is invalid. warning: a row is used, and perhaps should not
 be. info: good to know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands."""
+    """The position of a row."""
 
     file: str
     row: int
-    """1-based, counted within its file."""
+    """Number within its file, from 1."""
     text: str
     """Both in words."""
 
@@ -39,35 +39,35 @@ class Sample:
     place: Place
     example: Example | None = None
     refusal: RowError | None = None
-    """Why the row cannot be used, if it cannot."""
+    """Why the row cannot be used."""
     rows: list[tuple[Encoded, ...]] = field(default_factory=list)
-    """What training sees of it, cut to `cutoff_len`: rows, each with all its parts."""
+    """The rows for training, truncated to `cutoff_len`, each with all its parts."""
     duplicates: Mapping[Split, Place] = field(default_factory=dict)
-    """The first other row of each split that holds the very same."""
+    """Split -> the first other row with the same content."""
     near: Mapping[Split, tuple[Place, float]] = field(default_factory=dict)
-    """A row of each split that says nearly the same, and how much of the two is the same (0..1)."""
+    """Split -> the most similar row, and its similarity (0 to 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckContext:
-    """What of the run the checks go by."""
+    """The settings of the run that checks need."""
 
     on_overlong: str
     cutoff_len: int | None
     has_targets: bool = True
-    """Whether rows hold what is learned; false where the model answers their prompts itself."""
+    """Whether rows must have targets; false if the model answers the prompts itself."""
     splits_evaluation_off: bool
-    """`val_size` is given, so that training and evaluation rows come from the same datasets."""
+    """Whether `val_size` is set, so that training and evaluation rows come from the same datasets."""
     split_special_tokens: bool
     special_words: re.Pattern[str]
-    """Matches every text that the tokenizer reads as a special token."""
+    """Matches all texts that the tokenizer reads as special tokens."""
     answer_words: str
-    """What the chat format lets answers contain although it may be special tokens: around thoughts and calls."""
+    """Texts that answers may contain even if they are special tokens: the tags around thoughts and calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault of one row (or of a whole dataset, if `place` is None)."""
+    """One problem of a row, or of a whole dataset if `place` is None."""
 
     check: str
     severity: Severity
@@ -77,7 +77,7 @@ class Finding:
     what: str
     remedy: str
     other: Place | None = None
-    """The row that this one is compared with."""
+    """The other row of a comparison."""
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"check": self.check, "severity": self.severity, "dataset": self.dataset}

@@ -1,4 +1,4 @@
-"""Answers without a word in them (a thought is none): they teach to say nothing."""
+"""Empty answers, or answers with a thought only: they teach to say nothing."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Ranking rows whose better answer is the worse one: they prefer nothing."""
+"""Ranking rows with two equal answers: they express no preference."""
 
 from collections.abc import Iterator
 

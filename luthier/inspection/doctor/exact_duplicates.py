@@ -1,4 +1,4 @@
-"""Rows that stand twice among the training rows, or twice among those for evaluation."""
+"""Duplicate rows within the training data, or within the evaluation data."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ REMEDY_SPLIT = f"{REMEDY}; val_size may put one into training and another into e
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
-    twin = sample.duplicates.get(sample.split)
-    if twin is not None:
+    other = sample.duplicates.get(sample.split)
+    if other is not None:
         remedy = REMEDY_SPLIT if context.splits_evaluation_off else REMEDY
-        yield finding(sample, "exact_duplicates", "warning", f"the same as {twin.text}", remedy, twin)
+        yield finding(sample, "exact_duplicates", "warning", f"the same as {other.text}", remedy, other)
 
 
 CHECK = Check("exact_duplicates", find)

@@ -1,10 +1,10 @@
-"""Rows for evaluation that are trained on, word for word or nearly: what they measure is memory."""
+"""Evaluation rows that are also training rows, exactly or nearly: they measure memorization."""
 
 from collections.abc import Iterator
 
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
-REMEDY = "remove the row from the training data or from those for evaluation"
+REMEDY = "remove the row from the training data or from the evaluation data"
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:

@@ -1,11 +1,11 @@
-"""Pictures, films and sounds that a row names and that are not there."""
+"""Images, videos and audio files of a row that do not exist."""
 
 from collections.abc import Iterator
 
 from luthier.core.errors import MediaFault
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
-REMEDY = "put the file there, or set media_dir; until then the row is left out"
+REMEDY = "put the file there, or set media_dir; until then the row is dropped"
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:

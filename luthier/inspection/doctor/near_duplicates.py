@@ -1,4 +1,4 @@
-"""Rows that say nearly the same as another row of the same split."""
+"""Near duplicates of another row of the same split."""
 
 from collections.abc import Iterator
 

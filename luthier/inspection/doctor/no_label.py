@@ -1,13 +1,12 @@
-"""Rows of which nothing is learned, most often since the answers are what truncation cuts off."""
+"""Rows without a target, most often because truncation removes the answers."""
 
 from collections.abc import Iterator
 
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
-    if not context.has_targets or not sample.rows or any(all(map(_teaches, row)) for row in sample.rows):
+    if not context.has_targets or not sample.rows or any(all(part.has_target for part in row) for row in sample.rows):
         return
     parts = [part for row in sample.rows for part in row]
     if any(part.lost_labels for part in parts):
@@ -20,11 +19,6 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
         )
     else:
         yield finding(sample, "no_label", "error", "no token of it is learned", "give it an answer, or remove the row")
-
-
-def _teaches(part: Encoded) -> bool:
-    """The first token of a row has no predecessor, so its label is never learned."""
-    return any(label != IGNORE_INDEX for label in part.labels[1:])
 
 
 CHECK = Check("no_label", find)

@@ -1,4 +1,4 @@
-"""Rows longer than `cutoff_len`, and what `on_overlong` does to them."""
+"""Rows longer than `cutoff_len`, and what `on_overlong` does with them."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if context.on_overlong == "error":
         severity, fate = "error", "the run stops here"
     elif context.on_overlong == "drop":
-        severity, fate = "error", "the row is left out"
+        severity, fate = "error", "the row is dropped"
     elif context.on_overlong == "split":
         severity, fate = "info", "it is cut into several rows"
     else:

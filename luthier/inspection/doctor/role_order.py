@@ -1,11 +1,11 @@
-"""Conversations in which the roles do not take turns, or that do not end where they should."""
+"""Conversations whose roles do not alternate, or that end with the wrong role."""
 
 from collections.abc import Iterator
 
 from luthier.core.errors import RoleFault
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
-REMEDY = "let question and answer take turns, or correct `tags` in dataset_info.json; until then the row is left out"
+REMEDY = "make questions and answers alternate, or correct `tags` in dataset_info.json; until then the row is dropped"
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Texts that the tokenizer reads as special tokens: with them a question can end itself, or speak as somebody else."""
+"""Texts that the tokenizer reads as special tokens: they let a message end its turn or take another role."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str, bool]]:
-    """(what it is, the text, whether the model is to write it)."""
+    """(name, text, whether the model is trained to write it)."""
     yield "the system text", example.system, False
     yield "the list of tools", example.tools, False
     messages: tuple[Message, ...] = example.prompt if isinstance(example, Preference) else example.messages

@@ -14,14 +14,17 @@ class Adapter:
     config: type
     """The YAML keys that only this method understands."""
     apply: Callable[..., Any]
-    """(model, config, given, train_embeddings, pure_bf16, frozen) -> the model with exactly the right weights learning.
+    """(model, config, given, train_embeddings, pure_bf16, frozen, original) -> the model, with `requires_grad` set.
 
     `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
-    what is new stays in 16 bits; `frozen`: the parts of a multimodal model that must not learn.
+    new weights stay in bfloat16; `frozen`: the parts of a multimodal model that stay frozen; `original`: loads the
+    model once more, with the weights as they are in its files.
     See `luthier.model.loading.load.load_for_training`.
     """
     adds_weights: bool = False
     """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""
+    trains_everything: bool = False
+    """Whether all parameters are trained, except for the frozen parts of a multimodal model."""
     finish: "Callable[[Any, Path], None]" = lambda config, folder: None
     """(config, output_dir) -> what is left to do when a run has saved its adapter there."""
     check: Rules = NO_RULES

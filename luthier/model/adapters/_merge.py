@@ -4,19 +4,23 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.adapters._loftq import require_base
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
-from luthier.model.features.new_tokens import embedding_names, grow_embeddings, num_rows
+from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
+from luthier.model.files.hubs import hub_token
 from luthier.model.files.sources import check_adapter_source, local_path
+from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from luthier.config.keys.model import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +212,7 @@ def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: s
             raise _does_not_fit(name, base, used, reason)
 
 
-def unwrap(model: Any) -> "PreTrainedModel":
-    """The transformers model itself, inside its adapters."""
-    from peft import PeftModel
-
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base
+def given_adapters(keys: "ModelConfig") -> GivenAdapters:
+    return GivenAdapters(
+        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, hub_token(keys)
+    )

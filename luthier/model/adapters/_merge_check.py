@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from luthier.model.adapters._merge import unwrap
 from luthier.model.classes import gives_scores
 from luthier.model.heads.score_head import position_scores
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -7,7 +7,7 @@ from luthier.config.rules.engine import Rule, all_of, is_given, is_set, not_, va
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.classes import SCORE_TASK, gives_scores
-from luthier.model.features.new_tokens import embedding_names
+from luthier.model.embeddings import embedding_names
 from luthier.model.modules import require_modules
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.model.heads.score_head import SCORE_LAYER
-from luthier.model.modules import require_modules
+from luthier.model.modules import expert_parameters, linear_layers, require_modules
 from luthier.model.multimodal import find_parts, in_parts
 
 if TYPE_CHECKING:
@@ -62,30 +62,6 @@ def targets_inside(model: "nn.Module", targets: Targets, blocks: Sequence[str]) 
 
     modules = inside((name for name, _ in model.named_modules()), targets.modules)
     return Targets(modules, inside((name for name, _ in model.named_parameters()), targets.parameters))
-
-
-def expert_parameters(model: "nn.Module") -> Iterator[str]:
-    """The full names of parameters that stack one matrix per expert."""
-    from torch.nn.modules.conv import _ConvNd
-
-    for owner, module in model.named_modules():
-        if not isinstance(module, _ConvNd):
-            for name, weight in module.named_parameters(recurse=False):
-                if weight.ndim == 3 and weight.is_floating_point():  # not the codes of AQLM
-                    yield f"{owner}.{name}"
-
-
-def linear_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
-    """Full name and module of everything that computes x W^T + b and no more, quantized or not."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    for name, module in model.named_modules():
-        kind = type(module)
-        if kind.forward in (torch.nn.Linear.forward, Conv1D.forward):
-            yield name, module
-        elif "Linear" in kind.__name__ and {"in_features", "out_features"} <= set(vars(module)):
-            yield name, module  # of a quantization library, or a model's own that computes the same
 
 
 def _outside_of(model: "nn.Module", wanted: Sequence[str], frozen: Sequence[str], key: str) -> tuple[str, ...]:

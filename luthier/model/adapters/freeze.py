@@ -1,17 +1,18 @@
 """Train a few whole layers and leave the rest as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.config.rules.engine import Rule, Rules, is_set, not_, warning
+from luthier.core.log import warn
 from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.classes import gives_scores
-from luthier.model.features.new_tokens import embedding_names
+from luthier.model.embeddings import embedding_names
 from luthier.model.heads.score_head import SCORE_LAYER
-from luthier.model.layers import inserted_layers, layer_list, layers_to_train
-from luthier.model.modules import unknown_module
+from luthier.model.llama_pro import inserted_layers
+from luthier.model.modules import layer_list, unknown_module
 from luthier.model.multimodal import find_parts, freeze_parts, in_parts
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def apply(
     train_embeddings: bool,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
+    original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
 
@@ -100,3 +102,10 @@ def apply(
 
 
 ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply, check=RULES)
+
+
+def layers_to_train(num_layers: int, wanted: int) -> range:
+    """The last `wanted` layers, or the first -`wanted`."""
+    if abs(wanted) > num_layers:
+        warn(f"freeze_trainable_layers: {wanted}: this model has {num_layers} layers, and all of them learn")
+    return range(max(0, num_layers - wanted), num_layers) if wanted > 0 else range(min(-wanted, num_layers))

@@ -1,6 +1,6 @@
 """Train every weight of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ def apply(
     train_embeddings: bool,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
+    original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PreTrainedModel":
     """Raises `ModelError` if `frozen` leaves nothing."""
     model.requires_grad_(True)
@@ -36,4 +37,4 @@ def apply(
     return model
 
 
-ADAPTER = Adapter(name="full", config=FullConfig, apply=apply)
+ADAPTER = Adapter(name="full", config=FullConfig, apply=apply, trains_everything=True)

@@ -1,7 +1,7 @@
 """Low-rank adapters, W + (alpha / r) B A, through peft (https://arxiv.org/abs/2106.09685)."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
 from luthier.model.adapters._pissa import start_from_principal_parts
 from luthier.model.adapters._targets import Targets, find_targets, targets_inside
-from luthier.model.layers import inserted_blocks
+from luthier.model.llama_pro import inserted_blocks
 
 if TYPE_CHECKING:
     import peft
@@ -69,9 +69,8 @@ class LoraConfig:
     """Start from the error of quantization instead of from zero (LoftQ, https://arxiv.org/abs/2310.08659)."""
 
 
-def _asks_reference(run: Any) -> bool:
-    stage = STAGES.get(run.stage)
-    return stage.asks_reference(run) or any(wanted.key == "ref_model" for wanted in stage.wants(run))
+def _has_reference(run: Any) -> bool:
+    return any(spec.key == "ref_model" for spec in STAGES.get(run.stage).frozen_models(run))
 
 
 _with_pissa = When(is_set("adapter", "pissa_init"))
@@ -99,7 +98,7 @@ RULES = Rules(
             ("pissa_init", "stage"),
             "takes a part out of the model that this stage needs as its reference",
             "leave it out; of stage: dpo, pref_loss: orpo and simpo have no reference, and neither has grpo_beta: 0",
-            _asks_reference,
+            _has_reference,
         ),
         _with_pissa.refuses(
             ("pissa_init", "fsdp", "deepspeed"),
@@ -159,11 +158,13 @@ def apply(
     train_embeddings: bool,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
+    original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PeftModel":
     """Freeze the model and put a trainable adapter on it.
 
     Of the `given` adapters all but the last are merged and the last is trained on; with `create_new_adapter` all are
-    merged and a fresh one is trained. `train_embeddings`: the embedding has new rows, so it learns too.
+    merged and a fresh one is trained. `train_embeddings`: the embedding has new rows, so it is trained too.
+    `original`: loads the model again, not quantized; LoftQ needs it.
     Raises `ModelError` for names that no module has and for adapters that do not fit.
     """
     if given and not config.create_new_adapter:
@@ -174,7 +175,8 @@ def apply(
     if config.pissa_init:
         start_from_principal_parts(adapted, config.pissa_iter)
     if config.loftq_init:
-        start_from_quantization_error(adapted, _original(model, given))
+        assert original is not None, "loftq_init needs the weights as they were before quantization"
+        start_from_quantization_error(adapted, original())
     return adapted
 
 
@@ -197,20 +199,6 @@ def settings_for(
         fan_in_fan_out=_stores_transposed(model),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-    )
-
-
-def _original(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
-    """The model once more, with its weights as they are in the file."""
-    from luthier.model.loading.load import checkpoint_dtype, load_model
-
-    return load_model(
-        model.config._name_or_path,
-        dtype=checkpoint_dtype(model.config) or model.dtype,
-        attn_implementation="eager",
-        revision=given.revision,
-        cache_dir=given.cache_dir,
-        token=given.token,
     )
 
 

@@ -6,7 +6,7 @@ Q = 0 at the start. On a quantized base it is called QOFT.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
 from luthier.model.adapters._targets import find_targets, targets_inside
-from luthier.model.layers import inserted_blocks
+from luthier.model.llama_pro import inserted_blocks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,6 +80,7 @@ def apply(
     train_embeddings: bool,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
+    original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PeftModel":
     """Freeze the model and put a trainable rotation before each target. `given` is dealt with as LoRA does.
 

@@ -1,1 +1,53 @@
-"""Libraries that load and compute a model in their own way: Unsloth and KTransformers."""
+"""What a backend is: who loads a model and computes with it. Each other file here is one backend.
+
+`luthier.model.backends.transformers` is the one that runs when no key asks for another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.kinds import BACKENDS
+from luthier.core.machine import Machine, detect
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from luthier.config.runs import InferRun, Run, TrainRun
+    from luthier.model.tokenizer import FittedTokenizer
+    from luthier.model.types import LoadedModel
+
+DEFAULT = "transformers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    name: str
+    is_chosen: "Callable[[Run], bool]" = lambda run: False
+    """Whether a run asks for it."""
+    prepare_arguments: "Callable[[Any, TrainRun, Machine], None]" = lambda args, run, machine: None
+    """(TrainingArguments, run, machine): what the library needs to know before a model is loaded."""
+    load_for_training: "Callable[[TrainRun, FittedTokenizer, Machine, bool], LoadedModel]"
+    """(run, tokenizer, machine, scores) -> the model, with its trainable parameters settled."""
+    load_for_inference: "Callable[[InferRun | TrainRun, Machine, bool], PreTrainedModel]"
+    """(run, machine, scores) -> the model with its adapters, in evaluation mode."""
+
+
+def backend_of(run: "Run") -> Backend:
+    """The backend that a key of the run asks for, else `DEFAULT`."""
+    backends: list[Backend] = [BACKENDS.get(name) for name in BACKENDS.names]
+    return next((backend for backend in backends if backend.is_chosen(run)), BACKENDS.get(DEFAULT))
+
+
+def load_for_training(
+    run: "TrainRun", fitted: "FittedTokenizer", machine: Machine | None = None, *, scores: bool = False
+) -> "LoadedModel":
+    """The model of a training run. `scores`: load a reward model instead of a language model. Raises `ModelError`."""
+    return backend_of(run).load_for_training(run, fitted, machine or detect(), scores)
+
+
+def load_for_inference(
+    run: "InferRun | TrainRun", machine: Machine | None = None, *, scores: bool = False
+) -> "PreTrainedModel":
+    """The model of a run with its adapters, in evaluation mode. `scores` as in `load_for_training`."""
+    return backend_of(run).load_for_inference(run, machine or detect(), scores)

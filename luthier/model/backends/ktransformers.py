@@ -7,21 +7,14 @@ the optimizer, and saves and loads what they learned (`fused_expert_lora.safeten
 Facts from transformers-kt 5.6.0.post6 (`integrations/kt.py`, `trainer.py`) and kt-kernel 0.7.2 (`sft/config.py`).
 """
 
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.config.keys.ktransformers import derived_settings, missing_packages
-from luthier.config.sections import is_on
+from luthier.config.runs import TrainRun
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import Machine
-from luthier.core.versions import is_installed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from luthier.config.runs import TrainRun
+from luthier.model.backends import Backend, transformers
 
 ROWS_PER_EXAMPLE = 2
 """A pair of answers is two rows of a batch."""
@@ -40,7 +33,7 @@ def require_here(machine: Machine) -> None:
         )
 
 
-def settings_for(run: "TrainRun") -> dict[str, Any]:
+def settings_for(run: TrainRun) -> dict[str, Any]:
     """The mapping `kt_config` of the library. What the run file says in its own `kt_config` is added to it.
 
     `kt_model_max_length` is the most tokens that go through a layer at once, of all rows of a batch.
@@ -61,44 +54,22 @@ def settings_for(run: "TrainRun") -> dict[str, Any]:
     return {"enabled": True, "kt_model_max_length": tokens, **(keys.kt_config or {}), **given, **derived}
 
 
-def adapter_folder(run: "TrainRun") -> str | None:
+def adapter_folder(run: TrainRun) -> str | None:
     """Where the experts' part of the adapter is that training goes on with."""
     names = run.model.adapter_name_or_path
     return str(Path(names[0], run.model.adapter_folder or "").expanduser()) if names else None
 
 
-def switch_on(args: Any, run: "TrainRun", machine: Machine) -> None:
+def switch_on(args: Any, run: TrainRun, machine: Machine) -> None:
     """Tell `args`, of the library's own class, before a model is loaded. Raises as `require_here` does."""
     require_here(machine)
     args.update_kt_config(settings_for(run), adapter_name_or_path=adapter_folder(run))
 
 
-def is_loading() -> bool:
-    """Whether experts are left to kt-kernel while a model is loaded; the library sets this variable itself."""
-    return is_on(os.environ, "ACCELERATE_USE_KT") and is_installed("kt_kernel")
-
-
-def without_experts(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The loading info of transformers without the weights that kt-kernel reads."""
-    if not is_loading():
-        return found
-    from transformers.integrations.kt import is_kt_routed_expert_parameter_name as is_expert
-
-    kept = {key: [name for name in found[key] if not is_expert(name)] for key in ("missing_keys", "unexpected_keys")}
-    return {**found, **kept}
-
-
-def place_experts(model: "PreTrainedModel", machine: Machine) -> None:
-    """Everything but the experts goes to the GPU; accelerate leaves such a model where it is, and FSDP lays it out."""
-    if is_loading() and machine.world_size == 1:
-        from kt_kernel.sft import move_non_experts_to_gpu
-
-        move_non_experts_to_gpu(model, device=f"{machine.device}:{machine.local_rank}")
-
-
-def recomputing() -> Callable[[], Any]:
-    """`context_fn` of PyTorch's checkpointing: tells the experts which of the two passes is being computed."""
-    from kt_kernel.sft import get_activation_checkpoint_context_fn
-
-    context_fn: Callable[[], Any] = get_activation_checkpoint_context_fn()
-    return context_fn
+BACKEND = Backend(
+    name="ktransformers",
+    is_chosen=lambda run: isinstance(run, TrainRun) and run.kt.use_kt,
+    prepare_arguments=switch_on,
+    load_for_training=transformers.BACKEND.load_for_training,
+    load_for_inference=transformers.BACKEND.load_for_inference,
+)

@@ -27,17 +27,18 @@ from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
 from luthier.model.adapters import lora
-from luthier.model.adapters._merge import adapter_path, unwrap
+from luthier.model.adapters._merge import adapter_path, given_adapters
 from luthier.model.attention import Attention
+from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
 from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import Source, check_source, locate
 from luthier.model.loading.config import config_of
-from luthier.model.loading.configure import given_adapters, parts_to_freeze
 from luthier.model.loading.loaded import repair_generation_config, require_causal
-from luthier.model.loading.parameters import report_parameters
+from luthier.model.loading.parameters import parts_to_freeze, report_parameters
+from luthier.model.modules import unwrap
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from luthier.config.keys.model import ModelConfig
     from luthier.config.keys.quantization import QuantizationConfig
     from luthier.config.runs import InferRun, TrainRun
+    from luthier.model.tokenizer import FittedTokenizer
 
 PADDING_REASON = "unsloth's own forward functions do not keep apart rows that lie behind one another"
 DEVICES = ("cuda", "xpu", "npu")
@@ -65,8 +67,8 @@ def import_unsloth(machine: Machine) -> Any:
     return importlib.import_module("unsloth").FastLanguageModel
 
 
-def load_for_training(run: "TrainRun", machine: Machine) -> LoadedModel:
-    """As `luthier.model.loading.load.load_for_training`. Raises `ModelError`."""
+def load_for_training(run: "TrainRun", fitted: "FittedTokenizer", machine: Machine, scores: bool) -> LoadedModel:
+    """Raises `ModelError`."""
     import torch
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
@@ -103,7 +105,7 @@ def load_for_training(run: "TrainRun", machine: Machine) -> LoadedModel:
     return LoadedModel(model, dtype, Attention("unsloth"), trainable, total, PADDING_REASON)
 
 
-def load_for_inference(run: "InferRun | TrainRun", machine: Machine) -> "PreTrainedModel":
+def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: bool) -> "PreTrainedModel":
     """The model, its one adapter beside its weights, in unsloth's way of generating text. Raises `ModelError`."""
     fast = import_unsloth(machine)
     keys = run.model
@@ -215,3 +217,11 @@ def _adapt(fast: Any, model: Any, run: "TrainRun", **how: Any) -> Any:
         modules_to_save=settings.modules_to_save,
         **how,
     )
+
+
+BACKEND = Backend(
+    name="unsloth",
+    is_chosen=lambda run: run.model.use_unsloth,
+    load_for_training=load_for_training,
+    load_for_inference=load_for_inference,
+)

@@ -15,14 +15,24 @@ transformers computes the angles; the numbers below go into the config, so the s
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError
+from luthier.core.log import info
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScalingConfig:
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
+    """Scale the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the context length."""
+
 
 INFERENCE_FACTOR = 2
 _KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
@@ -136,3 +146,23 @@ def take_from_adapter(config: "PreTrainedConfig", folder: Path) -> str:
         return ""
     parameters = _global_parameters(text)
     return f"{parameters['rope_type']}, as adapter {folder} was trained, to {_reach(text, parameters):,} tokens"
+
+
+# -- the feature ---------------------------------------------------------------------------------
+
+
+def on_config(keys: RopeScalingConfig, config: "PreTrainedConfig", purpose: Purpose) -> None:
+    """Positions as the last adapter was trained with, then as `rope_scaling` asks."""
+    if purpose.adapter_folder is not None and (taken := take_from_adapter(config, purpose.adapter_folder)):
+        info(f"rope_scaling: {taken}")
+    if keys.rope_scaling:
+        cutoff_len = None if purpose.training is None else purpose.training.cutoff_len
+        info(f"rope_scaling: {stretch_context(config, keys.rope_scaling, cutoff_len=cutoff_len)}")
+
+
+def on_model(keys: RopeScalingConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    if keys.rope_scaling:
+        require_stretched(model, keys.rope_scaling)
+
+
+FEATURE = Feature(name="rope_scaling", config=RopeScalingConfig, on_config=on_config, on_model=on_model)

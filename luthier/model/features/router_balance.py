@@ -10,14 +10,44 @@ transformers computes, cross-entropy + coefficient x balance.
 """
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from luthier.config.rules.engine import Rules, When, at_least, in_training, is_given, is_set
 from luthier.core.errors import ModelError
-from luthier.model.adapters._merge import unwrap
+from luthier.core.kinds import STAGES
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterBalanceConfig:
+    moe_aux_loss_coef: float | None = None
+    """Weight of the loss that balances the experts of a mixture-of-experts model."""
+
+
+_balances = When(is_given("features.router_balance", "moe_aux_loss_coef"))
+
+RULES = Rules(
+    in_training(
+        at_least("features.router_balance", "moe_aux_loss_coef", 0),
+        _balances.warns(
+            ("moe_aux_loss_coef", "stage"),
+            "is added to the loss of the stages pt, sft and gkd only",
+            "leave it out",
+            lambda run: not STAGES.get(run.stage).supports_router_loss,
+        ),
+        _balances.refuses(
+            ("use_unsloth_gc", "moe_aux_loss_coef"),
+            "uses reentrant checkpointing, in which the routers of experts get no gradient",
+            "leave one of the two out",
+            is_set("model", "use_unsloth_gc"),
+        ),
+    )
+)
+
 
 _COEFFICIENT = re.compile(r"(^|_)aux_loss_(coef|alpha)$")
 
@@ -38,46 +68,9 @@ def set_router_loss(config: "PreTrainedConfig", coefficient: float) -> None:
     setattr(text, field, coefficient)
 
 
-class RouterLoss:
-    """Listens to a model: every forward pass while it trains leaves the balance loss of its tokens here."""
-
-    def __init__(self, model: "nn.Module", coefficient: float) -> None:
-        self.coefficient = coefficient
-        self._latest: Tensor | None = None
-        base = unwrap(model)
-        base.register_forward_pre_hook(self._ask, with_kwargs=True)
-        base.register_forward_hook(self._listen)
-
-    def _ask(self, model: "nn.Module", args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "output_router_logits": True} if model.training else kwargs
-
-    def _listen(self, model: "nn.Module", args: Any, output: Any) -> None:
-        if model.training:
-            self._latest = getattr(output, "aux_loss", None)
-
-    def take(self) -> "Tensor | None":
-        """The balance loss of the latest forward pass, once; None if the model was not training."""
-        latest, self._latest = self._latest, None
-        return latest
+def on_config(keys: RouterBalanceConfig, config: "PreTrainedConfig", purpose: Purpose) -> None:
+    if keys.moe_aux_loss_coef is not None and purpose.training is not None:
+        set_router_loss(config, keys.moe_aux_loss_coef)
 
 
-def listen_to_router(model: "nn.Module", coefficient: float) -> RouterLoss:
-    """`model`: bare or with adapters. Raises `ModelError` if its forward pass gives no balance loss (it is tried)."""
-    import torch
-
-    from luthier.model.dtype import autocast_of_training
-
-    base = unwrap(model)
-    listener, was_training = RouterLoss(model, coefficient), base.training
-    device: Any = base.get_input_embeddings().weight.device
-    base.train()
-    try:
-        with torch.no_grad(), autocast_of_training(base):
-            base(input_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
-    finally:
-        base.train(was_training)
-    if listener.take() is None:
-        raise ModelError(
-            f"moe_aux_loss_coef: {type(base).__name__} gives no router balance loss -> leave moe_aux_loss_coef out"
-        )
-    return listener
+FEATURE = Feature(name="router_balance", config=RouterBalanceConfig, check=RULES, on_config=on_config)

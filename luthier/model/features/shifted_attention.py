@@ -11,17 +11,38 @@ While the model does not train, it attends to everything: that is what it is tra
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.engine import Rules, all_of, in_training, is_other_than, is_set, warning
 from luthier.core.errors import ModelError
+from luthier.model.attention import SHIFTED
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-SHIFTED = "luthier_shifted"
-"""The name under which transformers knows `shifted_attention`."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShiftedAttentionConfig:
+    shift_attn: bool = False
+    """Shifted sparse attention: attend within groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
+
+
+RULES = Rules(
+    in_training(
+        warning(
+            ("flash_attn", "shift_attn"),
+            "is not read, since shift_attn has kernels of its own",
+            "leave it out",
+            all_of(is_set("features.shifted_attention", "shift_attn"), is_other_than("model", "flash_attn", "auto")),
+        ),
+    )
+)
+
+
 NUM_GROUPS = 4
 
 
@@ -117,3 +138,11 @@ def _reason_against(model: "PreTrainedModel") -> str:
     if not model._supports_sdpa or getattr(config, "attn_logit_softcapping", None):
         return "has attention scores that are more than scaled products"
     return ""
+
+
+def on_model(keys: ShiftedAttentionConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    if keys.shift_attn and purpose.training is not None:
+        shift_attention(model)
+
+
+FEATURE = Feature(name="shifted_attention", config=ShiftedAttentionConfig, check=RULES, on_model=on_model)

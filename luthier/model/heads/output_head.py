@@ -8,26 +8,21 @@ and each chunk's gradient is taken at once, while its logits are still there.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.model.adapters._merge import unwrap
 from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
-from luthier.model.features.router_balance import RouterLoss, listen_to_router
+from luthier.model.heads.router_loss import RouterLoss, listen_to_router
 from luthier.model.heads.score_head import score_layer
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 2**26
-"""Logits held at a time: 64 Mi numbers, 256 MB in float32."""
-
-
-Weigh = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-"""(logits (K, V), their log-normalizer (K, 1), targets (K,)) -> how much each target counts, (K,)."""
+    from luthier.model.kernels.chunked_head import Weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +101,7 @@ def summed_loss(
     *,
     label_smoothing: float = 0.0,
     weights: "Tensor | None" = None,
-    weigh: Weigh | None = None,
+    weigh: "Weigh | None" = None,
 ) -> "tuple[Tensor, Tensor]":
     """Cross-entropy summed over the labelled positions, and the most likely tokens there.
 
@@ -121,6 +116,8 @@ def summed_loss(
     """
     import torch.nn.functional as F
 
+    from luthier.model.kernels.chunked_head import linear_cross_entropy, target_weights
+
     if head.linear is not None:
         hidden = hidden_at(model, head, inputs, positions)
         return linear_cross_entropy(
@@ -130,7 +127,7 @@ def summed_loss(
     if logits.element_size() < 4:
         logits = logits.float()
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-    counted = _counted(logits.detach(), logits.detach().logsumexp(-1, keepdim=True), targets, weights, weigh)
+    counted = target_weights(logits.detach(), logits.detach().logsumexp(-1, keepdim=True), targets, weights, weigh)
     return (loss if counted is None else loss * counted).sum(), logits.detach().argmax(-1)
 
 
@@ -147,6 +144,8 @@ def token_logps(
 
     inputs, positions and targets as in `summed_loss`; logits are divided by `temperature`.
     """
+    from luthier.model.kernels.chunked_head import linear_logps
+
     if head.linear is not None:
         hidden = hidden_at(model, head, inputs, positions)
         weight, bias = head.linear.weight, head.linear.bias
@@ -179,153 +178,3 @@ def logits_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], p
     columns, column_index = (positions % num_tokens).unique(return_inverse=True)
     kept = model(**inputs, use_cache=False, logits_to_keep=columns).logits
     return kept[positions // num_tokens, column_index]
-
-
-def linear_cross_entropy(
-    hidden: "Tensor",
-    weight: "Tensor",
-    bias: "Tensor | None",
-    targets: "Tensor",
-    label_smoothing: float = 0.0,
-    *,
-    weights: "Tensor | None" = None,
-    weigh: Weigh | None = None,
-) -> "tuple[Tensor, Tensor]":
-    """sum_k w_k CE(hidden_k W^T + b, target_k) with logits of one chunk of positions in memory at a time.
-
-    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns the sum and the (K,) most likely ids.
-    With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = w (p - q), so the gradients
-    of hidden, weight and bias are known chunk by chunk in the forward pass and only scaled in the backward pass.
-    w is the product of `weights` and what `weigh` gives, 1 without them; no gradient goes through it.
-    """
-    import torch
-
-    class LinearCrossEntropy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, hidden, weight, bias):
-            needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
-            grads = [
-                torch.zeros_like(t) if need else None for t, need in zip((hidden, weight, bias), needs, strict=True)
-            ]
-            matrix = weight.to(hidden.dtype)
-            total = torch.zeros((), dtype=_at_least_float32(hidden.dtype), device=hidden.device)
-            best = torch.empty_like(targets)
-            size = max(64, CHUNK_ELEMENTS // weight.shape[0])
-            for start in range(0, hidden.shape[0], size):
-                part = slice(start, start + size)
-                logits = torch.nn.functional.linear(
-                    hidden[part], matrix, None if bias is None else bias.to(hidden.dtype)
-                )
-                own = None if weights is None else weights[part]
-                best[part] = logits.argmax(-1)
-                loss, d_logits = _chunk_loss(logits.to(total.dtype), targets[part], label_smoothing, own, weigh)
-                total += loss
-                if not any(needs):
-                    continue
-                d_logits = d_logits.to(hidden.dtype)
-                if grads[0] is not None:
-                    grads[0][part] = d_logits @ matrix
-                if grads[1] is not None:
-                    grads[1] += (d_logits.T @ hidden[part]).to(grads[1].dtype)
-                if grads[2] is not None:
-                    grads[2] += d_logits.sum(0).to(grads[2].dtype)
-            ctx.grads = grads
-            ctx.mark_non_differentiable(best)
-            return total, best
-
-        @staticmethod
-        def backward(ctx, d_total, _):
-            return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in ctx.grads)
-
-    return LinearCrossEntropy.apply(hidden, weight, bias)
-
-
-def _chunk_loss(
-    logits: "Tensor", targets: "Tensor", label_smoothing: float, weights: "Tensor | None", weigh: Weigh | None
-) -> "tuple[Tensor, Tensor]":
-    """The summed cross-entropy of a chunk, and its derivative by the logits, in whose place it is computed."""
-    import torch
-
-    log_normalizer = logits.logsumexp(-1, keepdim=True)
-    picked = logits.gather(-1, targets[:, None])
-    nll = log_normalizer - picked
-    if label_smoothing:
-        even = log_normalizer - logits.mean(-1, keepdim=True)
-        nll = (1 - label_smoothing) * nll + label_smoothing * even
-    counted = _counted(logits, log_normalizer, targets, weights, weigh)
-    loss = nll.sum() if counted is None else (nll.squeeze(-1) * counted).sum()
-    d_logits = logits.sub_(log_normalizer).exp_()
-    d_logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
-    if label_smoothing:
-        d_logits -= label_smoothing / d_logits.shape[-1]
-    if counted is not None:
-        d_logits *= counted[:, None]
-    return loss, d_logits
-
-
-def _counted(
-    logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor", weights: "Tensor | None", weigh: Weigh | None
-) -> "Tensor | None":
-    """How much each target counts, (K,); None if all count in full."""
-    if weigh is None:
-        return weights
-    by_logits = weigh(logits, log_normalizer, targets)
-    return by_logits if weights is None else weights * by_logits
-
-
-def linear_logps(
-    hidden: "Tensor", weight: "Tensor", bias: "Tensor | None", targets: "Tensor", temperature: float = 1.0
-) -> "Tensor":
-    """log softmax((hidden_k W^T + b) / temperature)[target_k], with logits of one chunk of positions at a time.
-
-    hidden: (K, H); weight: (V, H); bias: (V,) or None; targets: (K,). Returns (K,). What the loss makes of each number
-    is not known yet, so the backward pass computes the logits of each chunk once more:
-    d log p_target / d logits = (onehot - softmax) / temperature.
-    """
-    import torch
-
-    dtype = _at_least_float32(hidden.dtype)
-    size = max(64, CHUNK_ELEMENTS // weight.shape[0])
-    chunks = [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
-
-    def scaled_logits(hidden: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tensor":
-        own_bias = None if bias is None else bias.to(hidden.dtype)
-        return torch.nn.functional.linear(hidden, weight.to(hidden.dtype), own_bias).to(dtype) / temperature
-
-    class LinearLogProbs(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, hidden, weight, bias):
-            ctx.save_for_backward(hidden, weight, bias)
-            logps = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
-            for part in chunks:
-                logits = scaled_logits(hidden[part], weight, bias)
-                logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
-            return logps
-
-        @staticmethod
-        def backward(ctx, d_logps):
-            hidden, weight, bias = ctx.saved_tensors
-            needs = ctx.needs_input_grad
-            d_hidden = torch.zeros_like(hidden) if needs[0] else None
-            d_weight = torch.zeros_like(weight) if needs[1] else None
-            d_bias = torch.zeros_like(bias) if needs[2] else None
-            for part in chunks:
-                d_logits = scaled_logits(hidden[part], weight, bias).softmax(-1).neg_()
-                d_logits.scatter_add_(-1, targets[part, None], torch.ones_like(d_logits[:, :1]))
-                d_logits = (d_logits * (d_logps[part, None] / temperature)).to(hidden.dtype)
-                if d_hidden is not None:
-                    d_hidden[part] = d_logits @ weight.to(hidden.dtype)
-                if d_weight is not None:
-                    d_weight += (d_logits.T @ hidden[part]).to(weight.dtype)
-                if d_bias is not None:
-                    d_bias += d_logits.sum(0).to(bias.dtype)
-            return d_hidden, d_weight, d_bias
-
-    logps: Tensor = LinearLogProbs.apply(hidden, weight, bias)
-    return logps
-
-
-def _at_least_float32(dtype):
-    import torch
-
-    return torch.promote_types(dtype, torch.float32)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.adapters._merge import unwrap
 from luthier.model.classes import gives_scores
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

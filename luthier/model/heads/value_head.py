@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.adapters._merge import unwrap
-from luthier.model.heads.output_head import OutputHead, hidden_at, linear_logps, logits_at
+from luthier.model.heads.output_head import OutputHead, hidden_at, logits_at
 from luthier.model.heads.score_head import VALUE_HEAD, VALUE_HEAD_FILE, VALUE_HEAD_NAMES
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +53,8 @@ def logps_and_values(
     temperature: float,
 ) -> "tuple[Tensor, Tensor]":
     """(K,) log p(target), as `token_logps` gives it, and (K,) values, both with gradients and from one pass."""
+    from luthier.model.kernels.chunked_head import linear_logps
+
     assert head.value is not None, "the policy has a value head"
     if head.linear is not None:
         hidden = hidden_at(model, head, inputs, positions)

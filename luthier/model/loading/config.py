@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.adapters._merge import adapter_path, given_adapters
+from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
 from luthier.model.features.mixture_of_depths import register
 from luthier.model.files.gguf.config import repair_config
 from luthier.model.files.gguf.header import check_loadable
@@ -53,3 +55,18 @@ def load_config(
 def config_of(keys: "ModelConfig") -> "PreTrainedConfig":
     """As `load_config`, for the model that a run names."""
     return load_config(keys.model_name_or_path, trust_remote_code=keys.trust_remote_code, **fetching(keys))
+
+
+def fit_task(keys: "ModelConfig", config: "PreTrainedConfig", *, scores: bool | None, starts_score: bool) -> bool:
+    """Make `config` that of a reward model if it is to be one. Returns whether its score layer may be fresh.
+
+    `starts_score`: a model that writes becomes one that scores; else it does only if an adapter was trained so.
+    `scores`: what is wanted, None for whatever it is. Raises `ModelError` if it is the other.
+    """
+    given = given_adapters(keys)
+    by_adapter = next((name for name in given.names if adapter_gives_scores(adapter_path(name, given))), "")
+    if (by_adapter or starts_score) and not gives_scores(config):
+        make_scorer(config)
+    if scores is not None:
+        require_kind(by_adapter or keys.model_name_or_path, config, scores=scores)
+    return starts_score or bool(by_adapter)

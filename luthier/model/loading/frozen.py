@@ -1,4 +1,4 @@
-"""The models that a run names beside the one that learns: a reference, a teacher."""
+"""The models that a run names beside the policy and that are not trained: reference, teacher, reward model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from luthier.config.keys.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
-from luthier.model.features.new_tokens import num_rows
+from luthier.model.embeddings import num_rows
 from luthier.model.files.hubs import fetching
-from luthier.model.loading.load import load_merged
+from luthier.model.loading.merged import load_merged
 from luthier.model.quantization._layers import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 
-def load_other(
+def load_frozen_model(
     run: "TrainRun",
     key: str,
     source: str,
@@ -32,10 +32,10 @@ def load_other(
     bits: int | None = None,
     scores: bool = False,
 ) -> "PreTrainedModel":
-    """The model `source`, which `key` names, with `adapters` merged, in evaluation mode and without gradients.
+    """The model `source`, named by `key`, with `adapters` merged, in evaluation mode and without gradients.
 
-    `bits`: of its linear layers, by bitsandbytes. `scores`: a reward model is wanted. Raises `ModelError` if it reads
-    token ids otherwise than the model that learns.
+    `bits`: of its linear layers, by bitsandbytes. `scores`: it is a reward model. Raises `ModelError` if it reads
+    token ids in another way than the policy.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
     with _under(key):
@@ -54,7 +54,7 @@ def load_other(
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
     with _under(key):
-        model = load_merged(keys, machine, choose_dtype, None, quantization=quantization, scores=scores)
+        model = load_merged(replace(run, model=keys), machine, choose_dtype, quantization=quantization, scores=scores)
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(

@@ -47,3 +47,11 @@ def repair_generation_config(model: "PreTrainedModel") -> None:
     settings = ((generation.temperature, 1.0), (generation.top_p, 1.0), (generation.typical_p, 1.0))
     if any(value is not None and value != neutral for value, neutral in settings):
         generation.do_sample = True
+
+
+def resolved_settings(model: "PreTrainedModel") -> dict[str, str]:
+    """What a run that leaves some choices open has computed with, for the manifest."""
+    facts = {"attention": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kind = parameters.get("full_attention", parameters).get("rope_type", "default")
+    return facts if kind == "default" else {**facts, "rope": kind}

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
+from luthier.model.multimodal import frozen_parts
 from luthier.model.quantization._layers import num_weights, quantized_layers
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
+
+    from luthier.config.keys.finetuning import FinetuningConfig
 
 
 def count_parameters(model: "nn.Module") -> tuple[int, int]:
@@ -41,3 +45,16 @@ def report_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int
     for line in describe_parameters(model) if one_by_one else ():
         info(line)
     return trainable, total
+
+
+def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:
+    """Names of what the freeze keys keep from learning; said once."""
+    frozen = frozen_parts(
+        base,
+        freeze_vision_tower=keys.freeze_vision_tower,
+        freeze_multi_modal_projector=keys.freeze_multi_modal_projector,
+        freeze_language_model=keys.freeze_language_model,
+    )
+    if frozen:
+        info(f"parts that do not learn: {', '.join(frozen)}")
+    return frozen

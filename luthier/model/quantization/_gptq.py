@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError, RunFailed
 from luthier.core.log import info
 from luthier.core.versions import require
-from luthier.model.adapters._targets import expert_parameters, linear_layers
-from luthier.model.features.mixture_of_depths import require_dense
+from luthier.model.classes import require_dense
+from luthier.model.modules import expert_parameters, linear_layers
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ out in / group) with axis 0. Packing makes one row of several, and `scale` and `
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_METHOD = "hqq_layers"
-"""The name by which transformers knows our way to read them; its own `hqq` only quantizes what is plain."""
 _ROWS_IN_ONE = {"8bit_u8": 1, "4bit_u8": 2, "3bit_32": 10, "2bit_u8": 4, "1bit_u8": 8}
 """`packing` -> rows of numbers in one row of `W_q`."""
 _AGAIN = "the files are incomplete or damaged; copy or download them again"
@@ -50,6 +48,8 @@ def read_hqq(
 
     `name`: a folder or a hub id. Raises `ModelError` for layers that are not whole or do not fit the config.
     """
+    from luthier.model.kernels.hqq_layers import hqq_marker
+
     machine = detect()
     device = f"{machine.device}:{machine.local_rank}" if machine.num_accelerators else machine.device
     place = {"device_map": {"": device} if machine.num_accelerators else None, "offload_folder": None}
@@ -63,7 +63,7 @@ def read_hqq(
     del config.quantization_config
     options = {**options, **given, **place, "config": config, "dtype": dtype, "output_loading_info": True}
     try:
-        model, found = kind.from_pretrained(quantization_config=_marker(reader), **options)
+        model, found = kind.from_pretrained(quantization_config=hqq_marker(reader), **options)
     finally:
         config.quantization_config = settings
     model.hf_quantizer.remove_quantization_config(model)
@@ -274,44 +274,3 @@ def _read_qmodel(path: Path) -> "tuple[dict[str, Stored], dict[str, torch.Tensor
         name: {key: partial(state.get, key) for key in state} for name, state in quantized.items()
     }
     return layers, plain
-
-
-def _marker(reader: _Reader) -> Any:
-    """What tells transformers to let `reader` do it."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
-    marker_class, quantizer_class = _classes()
-    AUTO_QUANTIZER_MAPPING[_METHOD] = quantizer_class
-    return marker_class(reader)
-
-
-@lru_cache(maxsize=1)
-def _classes() -> tuple[Any, Any]:
-    """The config and the quantizer, as transformers wants them."""
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.utils.quantization_config import QuantizationConfigMixin
-
-    class Marker(QuantizationConfigMixin):
-        def __init__(self, reader: _Reader) -> None:
-            named: Any = _METHOD
-            self.quant_method, self.reader = named, reader
-
-        def to_dict(self) -> dict[str, Any]:
-            return {"quant_method": _METHOD}
-
-    class LayerReader(HfQuantizer):
-        quantization_config: Marker
-        is_trainable = True
-
-        def is_serializable(self) -> bool:
-            return False
-
-        def _process_model_before_weight_loading(self, model: "PreTrainedModel", **how: Any) -> "PreTrainedModel":
-            self.quantization_config.reader.make_room(model, how["checkpoint_files"])
-            return model
-
-        def _process_model_after_weight_loading(self, model: "PreTrainedModel", **how: Any) -> "PreTrainedModel":
-            self.quantization_config.reader.fill(model)
-            return model
-
-    return Marker, LayerReader

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
-from luthier.model.adapters._merge import unwrap
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import nn

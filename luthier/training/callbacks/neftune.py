@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from luthier.model.adapters._merge import unwrap
 from luthier.model.lengths import sequence_lengths
+from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

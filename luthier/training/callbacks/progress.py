@@ -1,6 +1,7 @@
 """The progress bar on stderr: steps, loss, tokens per second and time left. Without a terminal, one line per log."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,9 @@ from transformers import TrainerCallback
 class ProgressBar(TrainerCallback):
     """Shown by the main process only."""
 
-    def __init__(self) -> None:
+    def __init__(self, headline: Sequence[str] = ()) -> None:
+        """`headline`: the metrics of the stage that are shown beside the loss."""
+        self.headline = headline
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task: Any = None
@@ -29,7 +32,7 @@ class ProgressBar(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        numbers = numbers_of(kwargs["logs"])
+        numbers = numbers_of(kwargs["logs"], self.headline)
         if not state.is_world_process_zero or not numbers:
             return
         if self.bar is not None:
@@ -46,9 +49,10 @@ class ProgressBar(TrainerCallback):
             self.bar = None
 
 
-def numbers_of(logs: dict[str, Any]) -> str:
-    """loss 1.234  lr 1.0e-04  512 tokens/s"""
-    parts = [f"{name} {logs[name]:.4f}" for name in ("loss", "eval_loss") if name in logs]
+def numbers_of(logs: Mapping[str, Any], headline: Sequence[str] = ()) -> str:
+    """loss 1.2340  reward 0.8125  lr 1.00e-04  512 tokens/s"""
+    names = ("loss", "eval_loss", *(f"{prefix}{name}" for prefix in ("", "eval_") for name in headline))
+    parts = [f"{name} {round(logs[name], 4) + 0.0:.4f}" for name in names if name in logs]  # -0.0 + 0.0 is 0.0
     if parts and "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")
     if "throughput" in logs:

@@ -51,7 +51,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: AdamMiniConfig)
 
 def head_size_of(model: "nn.Module") -> int:
     """Rows of a query or key matrix that make up one head."""
-    from luthier.model.adapters._merge import unwrap
+    from luthier.model.modules import unwrap
 
     text = unwrap(model).config.get_text_config()
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

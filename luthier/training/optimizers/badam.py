@@ -132,7 +132,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: BadamConfig) ->
 
 def blocks_of(model: "nn.Module") -> "list[list[nn.Parameter]]":
     """The weights that learn of each layer that has any."""
-    from luthier.model.adapters.freeze import layer_list
+    from luthier.model.modules import layer_list
 
     _, layers = layer_list(model)  # type: ignore[arg-type]
     blocks = [[weight for weight in layer.parameters() if weight.requires_grad] for layer in layers]

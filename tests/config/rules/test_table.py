@@ -9,7 +9,7 @@ from luthier.config.rules.engine import Rule
 from luthier.config.rules.table import COMMAND_RULES, VARIANTS, all_rules, broken_rules
 from tests.config.rules.broken import BASES, CASES, Case
 
-LIBRARY_CHECKS = ("config.rules.memory", "config.rules.optim", "config.rules.unsloth", "stages._reference")
+LIBRARY_CHECKS = ("model.features.liger", "config.rules.optim", "config.rules.unsloth", "stages._reference")
 
 
 def rules_broken_by(case: Case, monkeypatch: pytest.MonkeyPatch, rows: str) -> tuple[list[Rule], Draft]:

@@ -44,7 +44,7 @@ def test_what_is_saved_is_read_again_without_the_datasets(values, tmp_path, said
     assert any("tokenized rows saved" in line for line in said)
     (tmp_path / "rows.json").unlink()
     second = prepared({**values, "cutoff_len": 7, "on_overlong": "error"})
-    assert [line for line in said if "as they are" in line and str(tmp_path) in line]
+    assert [line for line in said if "using the tokenized rows" in line and str(tmp_path) in line]
     assert second.fingerprint == first.fingerprint and second.is_packed == first.is_packed
     assert {n: r["input_ids"] for n, r in second.prompts.items()} == {
         n: r["input_ids"] for n, r in first.prompts.items()

@@ -181,8 +181,8 @@ def test_without_calls_in_the_program_no_syntax_is_found():
     ("name", "dialogue", "reason"),
     [
         ("gemma", talk("a", "b", system="s"), "System role not supported"),
-        ("chatml", Dialogue((Message("user", "?"), Message("function", CALL))), "does not write tool calls"),
-        ("chatml", Dialogue(talk("a", "b").messages, tools=json.dumps([WEATHER])), "does not write tools"),
+        ("chatml", Dialogue((Message("user", "?"), Message("function", CALL))), "does not render tool calls"),
+        ("chatml", Dialogue(talk("a", "b").messages, tools=json.dumps([WEATHER])), "does not render tools"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{"), "not JSON"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{}"), "not a list of objects"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools='[{"type": "function"}]'), "holds no function"),
@@ -253,7 +253,7 @@ def test_words_that_the_program_does_not_write_are_a_reason_to_drop_the_row():
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     )
-    with pytest.raises(RowError, match="does not write the words of the answer"):
+    with pytest.raises(RowError, match="does not render the text of the answer"):
         ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer"))
 
 

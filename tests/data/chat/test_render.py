@@ -1,4 +1,4 @@
-"""Rendering against the reference's texts, by properties, and through `luthier template render`."""
+"""Rendering against the reference's texts, by properties."""
 
 import json
 from datetime import date
@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.core.errors import DataError, InvalidInput, RowError, UnknownVariant
+from luthier.core.errors import RowError
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message
-from luthier.run import template as command
 
 FACTS = Path(__file__).parents[1] / "templates"
 CONVERSATIONS = {c["id"]: c for c in json.loads((FACTS / "conversations.json").read_text("utf-8"))}
@@ -262,55 +261,3 @@ def test_malformed_tools(tools, reason):
 def test_an_empty_list_of_tools_is_no_tools():
     (turn,) = render(get_template("chatml"), (Message("user", "a"),), tools="[]", purpose="infer")
     assert as_text(turn.prompt) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_command_renders_a_file(capsys):
-    assert command.main(["render", "phi_small", str(FACTS / "conversations.json")]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert rows == [corrected(row) for row in EXPECTED if row["template"] == "phi_small"]
-    assert list(rows[0]) == list(EXPECTED[0])
-
-
-def test_command_lists_and_shows(capsys):
-    assert command.main(["list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(template_names())
-    assert command.main(["show", "yuan"]) == 0
-    assert 'user = ["{{content}}", { token = "<sep>" }]\n' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "cannot be read"),
-        (b"[", "not JSON"),
-        (b"\xff", "not UTF-8"),
-        (b"{}", "holds dict"),
-        (b"[1]", "conversation 1: not an object"),
-        (b'[{"id": "a", "messages": [], "sytem": ""}]', "unknown key 'sytem'; did you mean 'system'"),
-        (b'[{"id": "a"}]', "'messages' is missing"),
-        (b'[{"id": "a", "messages": []}]', "not a list of messages"),
-        (b'[{"id": "a", "messages": [{"role": "user"}]}]', "message 1 is not an object with the texts"),
-        (b'[{"id": "a", "messages": [{"role": "human", "content": ""}]}]', "unknown role 'human'"),
-        (b'[{"id": "a", "messages": [{"role": "assistant", "content": ""}]}]', "user or observation stands here"),
-        (b'[{"id": "a", "tools": [], "messages": [{"role": "user", "content": ""}]}]', "JSON inside a text"),
-        (b'[{"id": "a", "tools": "x", "messages": [{"role": "user", "content": ""}]}]', "conversation 'a': the tools"),
-        (b'[{"id": "a", "enable_thinking": 1, "messages": [{"role": "user", "content": ""}]}]', "true, false or null"),
-    ],
-)
-def test_command_names_what_is_wrong_with_a_file(tmp_path, content, reason):
-    file = tmp_path / "chats.json"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(DataError, match=reason) as caught:
-        command.main(["render", "qwen3", str(file)])
-    assert str(file) in str(caught.value)
-
-
-def test_command_names_what_is_wrong_with_a_name():
-    with pytest.raises(UnknownVariant, match="did you mean 'llama3'"):
-        command.main(["render", "lama3", "absent.json"])
-    with pytest.raises(InvalidInput, match="at least 1"):
-        command.main(["check", "some/model", "--rows", "0"])
-    with pytest.raises(SystemExit) as caught:
-        command.main(["frobnicate"])
-    assert caught.value.code == 2

@@ -83,6 +83,7 @@ def test_the_order_does_not_depend_on_how_rows_are_tokenized(tmp_path, llama_fol
     assert prepared(tmp_path, llama_folder, packing=True, **keys).train["input_ids"] == expected
 
 
+@pytest.mark.thorough
 def test_packs_of_the_example_data_are_full(tmp_path, smollm2_folder):
     """The quickstart's own rows are 5.2 packs long, so of theirs all but the last are looked at."""
     (model,) = smollm2_folder.rglob("*.gguf")

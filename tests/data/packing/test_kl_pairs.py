@@ -25,9 +25,9 @@ def table(pairs: list[tuple[list[int], list[int]]]) -> datasets.Dataset:
 
 def joined(pairs: list[tuple[list[int], list[int]]], size_tokens: int = 100) -> dict[str, list[list[int]]]:
     packer = MismatchedPairs(size_tokens)
-    columns: dict[str, list[Any]] = {name: [] for name in packer.columns}
+    columns: dict[str, list[Any]] = {column.name: [] for column in packer.columns}
     for batch in packer.join(table(pairs)):
-        for name, array in zip(packer.columns, batch, strict=True):
+        for name, array in zip(columns, batch, strict=True):
             columns[name] += array.to_pylist()
     return columns
 
@@ -78,7 +78,7 @@ def test_a_pair_has_a_budget_of_its_own():
 
 @pytest.mark.parametrize("pairs", [[(P, [10])], [(P, [10]), (P, [11]), (P, [12])]])
 def test_rows_of_one_prompt_have_no_strangers(pairs):
-    with pytest.raises(DataError, match=f"the prompt of all {len(pairs)} rows is the same"):
+    with pytest.raises(DataError, match=f"all {len(pairs)} rows have the same prompt"):
         joined(pairs)
 
 

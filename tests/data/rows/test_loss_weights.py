@@ -44,10 +44,10 @@ def own_program() -> Encoding:
 
 
 def rows_of(talk: Dialogue, encoding: Encoding, config: SftConfig | None = None) -> list[Encoded]:
-    config = config or SftConfig()
-    written = STAGE.rows.write(talk, encoding, config)
+    settings = STAGE.rows.settings(config or SftConfig())
+    written = STAGE.rows.write(talk, encoding, settings)
     turns = [[own] for own in turn_ids(encoding.encoder, [part for (part,) in written])]
-    return [row for (row,) in encoded_rows(STAGE.rows, talk, written, turns, encoding, config)]
+    return [row for (row,) in encoded_rows(STAGE.rows, talk, written, turns, encoding, settings)]
 
 
 def shown(row: Encoded, encoding: Encoding) -> str:

@@ -132,7 +132,7 @@ FAULTS = [
         {"cloud_file_name": "data/d.json"},
         "d.cloud_file_name: 'data/d.json': must start with s3://, gs:// or gcs:// -> local files go to `file_name`",
     ),
-    ({}, "d: says nowhere where the rows are -> give `file_name`, `cloud_file_name` or `hf_hub_url`"),
+    ({}, "d: does not say where the rows are -> give `file_name`, `cloud_file_name` or `hf_hub_url`"),
     ([], "d: the description of a dataset is an object"),
     (
         {"file_name": "d.json", "split": "test"},
@@ -183,7 +183,7 @@ class TestFaultyDescriptions:
         place, _, text = error.partition(": ")
         assert text == problem
         assert place.startswith("dataset_info.json:")
-        with pytest.raises(DataError, match="described wrongly"):
+        with pytest.raises(DataError, match="has an invalid description"):
             load_catalog(dataset_dir).get("d")
         assert warnings_of(dataset_dir, "fine") == [error]
 
@@ -196,9 +196,9 @@ class TestFaultyDescriptions:
         text = '{\n "d": {"file_name": "d.json",\n  "file_name": "e.json"},\n "e": {"file_name": "d.json"},\n "e": {}}'
         dataset_dir = folder(text, d=ALPACA_ROWS)
         assert errors_of(dataset_dir, "d") == [
-            "dataset_info.json:3: d.file_name: stands twice -> remove one of the two"
+            "dataset_info.json:3: d.file_name: appears twice -> remove one of the two"
         ]
-        assert errors_of(dataset_dir, "e") == ["dataset_info.json:5: e: stands twice -> remove one of the two"]
+        assert errors_of(dataset_dir, "e") == ["dataset_info.json:5: e: appears twice -> remove one of the two"]
 
     @pytest.mark.parametrize(
         ("entry", "warning"),

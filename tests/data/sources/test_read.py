@@ -1,23 +1,12 @@
 """Every kind of file becomes rows with their place; every kind of broken file one clear error or a reason per row."""
 
-import io
 import json
-import random
-import sys
-from dataclasses import replace
-from typing import ClassVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from luthier.config.keys.hubs import HubTokens
-from luthier.core.errors import DataError, MissingExtra, RowError
+from luthier.core.errors import DataError, RowError
 from luthier.data.sources.dataset_info import DatasetSpec, Source
 from luthier.data.sources.read import column_names, data_files, read_rows
-from luthier.data.sources.readers import DataFile, text
-from luthier.data.sources.readers.json_rows import read_json
-from luthier.data.stream import open_stream
 
 ROWS = [{"instruction": f"q{i}", "output": f"答{i}"} for i in range(5)]
 
@@ -124,7 +113,7 @@ class TestUnusableRows:
     @pytest.mark.parametrize(
         ("row", "reason"),
         [
-            ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice in one object"),
+            ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' appears twice in one object"),
             ('{"a": "\\ud83d!"}', r"holds half of a surrogate pair (\ud83d), which is no character"),
             ('{"\\udc00": 1}', r"holds half of a surrogate pair (\udc00), which is no character"),
             ("[1, 2]", "a row is an object, not [1, 2]"),
@@ -207,7 +196,7 @@ BROKEN_FILES = [
         '[{"a": 1}, {"a": 1} {"a": 1}]',
         "{path}: line 1, column 21: ',' or ']' is expected after row 2, not '{{'",
     ),
-    ("a.json", '[{"a": 1},\n]', "{path}: line 2, column 1: a comma stands after the last row (1)"),
+    ("a.json", '[{"a": 1},\n]', "{path}: line 2, column 1: there is a comma after the last row (1)"),
     ("a.json", '[{"a": 1}] [', "{path}: line 1, column 12: text after the end of the list of rows"),
     ("a.json", "[" * 100_000, "{path}: line 1, column 2: row 1 is nested too deep to be read"),
     (
@@ -229,9 +218,9 @@ BROKEN_FILES = [
     (
         "a.csv",
         'a,b\n1,"x\n2,3\n',
-        "{path}: the file ends within the quoted cell that begins in line 2 -> a closing quote is missing",
+        "{path}: the file ends inside the quoted cell that begins in line 2 -> a closing quote is missing",
     ),
-    ("a.csv", "a,b,a\n1,2,3\n", "{path}: the column 'a' stands twice in the header"),
+    ("a.csv", "a,b,a\n1,2,3\n", "{path}: the column 'a' appears twice in the header"),
     (
         "a.xlsx",
         "x",
@@ -298,98 +287,6 @@ class TestBrokenFiles:
             rows_of(path)
 
 
-class _Counting(io.BytesIO):
-    """A stream that knows how far it was read."""
-
-    farthest = 0
-
-    def read(self, size=-1):
-        data = super().read(size)
-        self.farthest = max(self.farthest, self.tell())
-        return data
-
-
-def read_with_windows(content: bytes, sizes):
-    """The array reader with given window sizes in bytes."""
-
-    class Stream(io.BytesIO):
-        def read(self, size=-1):
-            return super().read(next(sizes))
-
-    return list(read_json(DataFile("memory", "json", lambda: Stream(content))))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-class TestWindows:
-    @settings(max_examples=150, deadline=None)
-    @given(
-        rows=st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=6),
-        seed=st.integers(0, 10**6),
-        ascii_only=st.booleans(),
-        indent=st.sampled_from([None, 0, 2]),
-    )
-    def test_any_windows_give_what_json_loads_gives(self, rows, seed, ascii_only, indent):
-        try:
-            content = json.dumps(rows, ensure_ascii=ascii_only, indent=indent).encode()
-        except UnicodeEncodeError:
-            return
-        generator = random.Random(seed)
-        sizes = iter(lambda: generator.choice([1, 2, 3, 7, 50]), None)
-        found = read_with_windows(content, sizes)
-        for row, expected in zip(found, json.loads(content), strict=True):
-            if row.data is None:
-                assert "surrogate" in row.reason
-            else:
-                assert row.data == expected
-
-    @settings(max_examples=150, deadline=None)
-    @given(
-        content=st.text(alphabet='[]{},:" \n"\\aue0dn1-', max_size=40).map(lambda middle: f"[{middle}]"),
-        seed=st.integers(0, 10**6),
-    )
-    def test_any_text_ends_in_rows_or_a_data_error(self, content, seed):
-        generator = random.Random(seed)
-        sizes = iter(lambda: generator.choice([1, 2, 5]), None)
-        try:
-            expected = json.loads(content)
-        except json.JSONDecodeError:
-            with pytest.raises(DataError):
-                read_with_windows(content.encode(), sizes)
-        else:
-            assert len(read_with_windows(content.encode(), sizes)) == len(expected)
-
-    def test_a_long_row_is_read_in_linear_time(self):
-        content = json.dumps([{"a": "x" * 3_000_000}, {"a": 1}]).encode()
-        sizes = iter(lambda: 1000, None)
-        rows = read_with_windows(content, sizes)
-        assert [len(str(row.data["a"])) for row in rows] == [3_000_000, 1]
-
-    def test_the_first_row_costs_one_window(self):
-        stream = _Counting(json.dumps([{"a": "x" * 100}] * 50_000).encode())
-        rows = read_json(DataFile("memory", "json", lambda: stream))
-        assert next(rows).data == {"a": "x" * 100}
-        assert stream.farthest == text.FIRST_WINDOW_BYTES
-
-    def test_memory_does_not_follow_the_number_of_rows(self, tmp_path):
-        import tracemalloc
-
-        path = tmp_path / "big.json"
-        row = json.dumps({"instruction": "q" * 50, "output": "a" * 50})
-        path.write_text("[" + ",".join([row] * 150_000) + "]")  # 19 MB
-        tracemalloc.start()
-        count = sum(1 for _ in read_rows(spec(path), seed=0))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert count == 150_000
-        assert peak < 12 * 2**20
-
-
 class TestSampling:
     def test_max_samples_is_the_head(self, tmp_path):
         path = write(tmp_path, "a.json", json.dumps(ROWS))
@@ -413,141 +310,3 @@ class TestSampling:
         numbers = [row.number for row in read_rows(spec(path, num_samples=8), seed=1)]
         assert sorted(numbers[:5]) == [1, 2, 3, 4, 5]
         assert len(numbers) == 8
-
-
-class TestHubs:
-    def test_out_of_reach_names_the_remedy(self, tmp_path):
-        description = replace(spec(tmp_path), source=Source("hf_hub", "nobody/nothing"))
-        with pytest.raises(DataError, match=r"'nobody/nothing' cannot be loaded .* -> check the name, the network"):
-            list(read_rows(description, seed=0, cache_dir=str(tmp_path)))
-
-    def test_what_the_client_is_asked(self, monkeypatch):
-        import datasets
-
-        asked = {}
-
-        def load_dataset(path, name, **words):
-            asked.update(words, path=path, name=name)
-            return ROWS
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        description = DatasetSpec(name="d", source=Source("hf_hub", "o/r"), subset="s", split="test", folder="f")
-        rows = list(
-            read_rows(description, seed=0, cache_dir="c", tokens=HubTokens(hf_hub="t", ms_hub="m"), max_samples=3)
-        )
-        assert [row.data for row in rows] == ROWS[:3]
-        assert rows[0].place == "o/r, row 1"
-        assert asked == {
-            "path": "o/r", "name": "s", "data_dir": "f", "split": "test", "cache_dir": "c", "token": "t",
-        }  # fmt: skip
-
-    @pytest.mark.parametrize(
-        ("kind", "word"), [("hf_hub", "streaming"), ("ms_hub", "use_streaming"), ("om_hub", "streaming")]
-    )
-    def test_a_stream_is_fetched_as_it_is_read(self, kind, word, monkeypatch):
-        """Of an endless repository the first rows are there at once; a connection that breaks off names the place."""
-        from types import SimpleNamespace
-
-        import datasets
-
-        def load(*_, **words):
-            assert words[word] is True
-
-            def rows():
-                yield from ROWS[:2]
-                raise ConnectionError("the line is dead")
-
-            return rows()
-
-        client = SimpleNamespace(MsDataset=type("MsDataset", (), {"load": load}))
-        client.OmDataset = SimpleNamespace(load_dataset=load)
-        monkeypatch.setattr(datasets, "load_dataset", load)
-        monkeypatch.setattr("luthier.data.sources.readers.remote.require", lambda *_: client)
-        rows = read_rows(DatasetSpec(name="d", source=Source(kind, "o/r")), seed=0, streams=True)
-        assert [next(rows).data, next(rows).data] == ROWS[:2]
-        with pytest.raises(DataError, match=r"'o/r' cannot be loaded behind row 2 \(the line is dead\)"):
-            next(rows)
-
-    @pytest.mark.parametrize(("kind", "library"), [("ms_hub", "modelscope"), ("om_hub", "openmind")])
-    def test_a_missing_client_is_one_sentence(self, kind, library, monkeypatch):
-        monkeypatch.setitem(sys.modules, library, None)
-        monkeypatch.setattr("luthier.core.versions.is_installed", lambda module: False)
-        with pytest.raises(MissingExtra, match=f"needs the library `{library}`"):
-            list(read_rows(DatasetSpec(name="d", source=Source(kind, "o/r")), seed=0))
-
-    def test_modelscope_sets_are_unwrapped(self, monkeypatch):
-        from types import SimpleNamespace
-
-        class MsDataset:
-            @staticmethod
-            def load(name, subset_name, data_dir, split, cache_dir, token):
-                return MsDataset()
-
-            def to_hf_dataset(self):
-                return ROWS
-
-        monkeypatch.setattr(
-            "luthier.data.sources.readers.remote.require", lambda *_: SimpleNamespace(MsDataset=MsDataset)
-        )
-        rows = read_rows(DatasetSpec(name="d", source=Source("ms_hub", "o/r")), seed=0)
-        assert [row.data for row in rows] == ROWS
-
-
-class TestClouds:
-    @pytest.fixture
-    def cloud(self, monkeypatch):
-        """An s3 stand-in: fsspec's memory file system that refuses to be read without credentials."""
-        from fsspec.implementations.memory import MemoryFileSystem
-        from fsspec.registry import _registry
-
-        import luthier.data.sources.readers.remote as remote
-
-        class Private(MemoryFileSystem):
-            protocol = "s3"
-            store: ClassVar[dict] = {}
-            pseudo_dirs: ClassVar[list] = [""]
-            cachable = False
-
-            def __init__(self, anon=False, **storage):
-                super().__init__(**storage)
-                self.anon = anon
-
-            @classmethod
-            def _strip_protocol(cls, path):
-                return MemoryFileSystem._strip_protocol(path.removeprefix("s3://"))
-
-            def exists(self, path, **_):
-                if self.anon:
-                    raise PermissionError("Forbidden")
-                return super().exists(path)
-
-        monkeypatch.setitem(_registry, "s3", Private)
-        driver = replace(remote._S3, errors="builtins", error="LookupError")
-        monkeypatch.setitem(remote._DRIVERS, "s3", driver)
-        monkeypatch.setattr(remote, "require", lambda *_: None)
-        return Private()
-
-    def test_credentials_are_used_when_anonymous_access_is_refused(self, cloud):
-        cloud.pipe("/bucket/b.jsonl", json_lines(ROWS[3:]).encode())
-        cloud.pipe("/bucket/a.json", json.dumps(ROWS[:3]).encode())
-        for address, expected in (("s3://bucket/a.json", ROWS[:3]), ("s3://bucket", ROWS)):
-            description = DatasetSpec(name="d", source=Source("cloud", address))
-            assert [row.data for row in read_rows(description, seed=0)] == expected
-
-    def test_a_stream_of_cloud_files(self, cloud):
-        cloud.pipe("/bucket/a.json", json.dumps(ROWS[:3]).encode())
-        description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/a.json"))
-        words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1}
-        stream = open_stream([description], **words, cache_dir=None)
-        assert [row.data for _, row in stream.one_pass(0)] == ROWS[:3] == [row.data for _, row in stream.one_pass(1)]
-
-    def test_absent(self, cloud):
-        description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/no.json"))
-        with pytest.raises(DataError, match=r"cannot be read \(Forbidden; /bucket/no.json: no such file\) -> check"):
-            list(read_rows(description, seed=0))
-
-    @pytest.mark.parametrize(("address", "library"), [("s3://b/a.json", "s3fs"), ("gs://b/a.json", "gcsfs")])
-    def test_a_missing_driver_is_one_sentence(self, address, library, monkeypatch):
-        monkeypatch.setattr("luthier.core.versions.is_installed", lambda module: False)
-        with pytest.raises(MissingExtra, match=f"needs the library `{library}`"):
-            list(read_rows(DatasetSpec(name="d", source=Source("cloud", address)), seed=0))

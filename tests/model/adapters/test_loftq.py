@@ -15,9 +15,9 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.manifest import verify_folder
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.loading.load import load_for_inference
+from luthier.model.backends import load_for_inference
 from luthier.model.quantization._layers import computed_weight, keys_in
-from tests.model.test_adapters import fresh
+from tests.model.adapters.test_merge import fresh
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
@@ -40,7 +40,14 @@ def test_what_the_adapter_starts_from(folder, method):
     pytest.importorskip(method if method == "hqq" else "bitsandbytes")
     model = quantized(folder, quantization_method=method)
     config = LoraConfig(loftq_init=True, lora_rank=8, lora_target=("q_proj", "down_proj"))
-    adapted = ADAPTERS.get("lora").apply(model, config, given=GivenAdapters(), train_embeddings=False, pure_bf16=False)
+    adapted = ADAPTERS.get("lora").apply(
+        model,
+        config,
+        given=GivenAdapters(),
+        train_embeddings=False,
+        pure_bf16=False,
+        original=lambda: fresh(folder),
+    )
     original = fresh(folder)
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         layer = adapted.get_base_model().get_submodule(name)

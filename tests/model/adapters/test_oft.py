@@ -12,7 +12,8 @@ from luthier.model.adapters._merge import GivenAdapters, merge_adapters
 from luthier.model.adapters.lora import LoraConfig
 from luthier.model.adapters.oft import OftConfig
 from luthier.model.loading.parameters import count_parameters
-from tests.model.test_adapters import build, fresh, logits, train_a_little
+from tests.model.adapters.test_lora import build, logits, train_a_little
+from tests.model.adapters.test_merge import fresh
 from tests.tiny import tiny_llama
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "template": "qwen", "output_dir": "o", "do_train": True}

@@ -13,7 +13,8 @@ from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_a
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.loading.load import load_model
 from luthier.model.save import save_adapter
-from tests.model.test_adapters import adapt, build, fresh, logits, train_a_little
+from tests.model.adapters.test_lora import adapt, build, logits, train_a_little
+from tests.model.adapters.test_merge import fresh
 from tests.tiny import tiny_llama
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "template": "qwen", "output_dir": "o", "do_train": True}

@@ -17,6 +17,7 @@ from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.core.machine import detect
 from luthier.model.backends import ktransformers
 from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.compat.ktransformers import without_experts
 from luthier.model.loading.load import load_model
 from luthier.training.arguments import training_arguments
 from tests.tiny import tiny_llama
@@ -177,12 +178,12 @@ class TestLoading:
 
     def test_weights_that_the_kernel_reads_are_not_missing(self, kt):
         found = {"missing_keys": ["a.mlp.w", "b"], "unexpected_keys": {"c.mlp.w"}, "error_msgs": []}
-        kept = ktransformers.without_experts(found)
+        kept = without_experts(found)
         assert kept == {"missing_keys": ["b"], "unexpected_keys": [], "error_msgs": []}
 
     def test_without_it_nothing_is_forgiven(self):
         found = {"missing_keys": ["a.mlp.w"], "unexpected_keys": []}
-        assert ktransformers.without_experts(found) is found
+        assert without_experts(found) is found
 
     def test_experts_are_told_which_pass_is_computed(self, kt, tmp_path):
         """Each of two blocks runs forward once, and once more in the backward pass, in reverse order."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.core.machine import Machine
+from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.backends.unsloth import PADDING_REASON, import_unsloth, longest_row
 from luthier.model.heads.output_head import inspect_head, summed_loss, token_logps
-from luthier.model.loading.load import load_for_inference, load_for_training
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
 

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
-from luthier.model.features.llama_pro import expand_blocks
-from luthier.model.features.mixture_of_depths import CAPACITY, convert, is_routed, require_dense
+from luthier.model.classes import is_routed, require_dense
+from luthier.model.features.mixture_of_depths import CAPACITY, convert
+from luthier.model.llama_pro import expand_blocks
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
 from tests.tiny import TINY_LLAMA, byte_tokenizer
@@ -214,6 +215,7 @@ def test_what_is_saved_is_loaded_again(tmp_path, dtype, said):
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+@pytest.mark.thorough
 def test_other_programs_say_that_they_do_not_know_it(tmp_path):
     save(converted(), tmp_path)
     import subprocess

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from luthier.model.features.new_tokens import fit_embeddings, num_rows
+from luthier.model.embeddings import fit_embeddings, num_rows
 from luthier.model.loading.load import load_model
 from tests.tiny import byte_tokenizer, tiny_llama
 

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
+from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.features.rope_scaling import require_stretched, save_beside_adapter, stretch_context
-from luthier.model.loading.load import load_for_export, load_for_inference, load_for_training
+from luthier.model.loading.merged import load_for_export
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import TINY_LLAMA, tiny_llama
 

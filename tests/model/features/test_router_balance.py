@@ -8,9 +8,10 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.model.attention import isolate_samples
-from luthier.model.features.router_balance import coefficient_field, listen_to_router, set_router_loss
+from luthier.model.backends import load_for_training
+from luthier.model.features.router_balance import coefficient_field, set_router_loss
 from luthier.model.heads.output_head import inspect_head
-from luthier.model.loading.load import load_for_training
+from luthier.model.heads.router_loss import listen_to_router
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss

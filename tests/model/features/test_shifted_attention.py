@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.config.load import load_train
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.backends import load_for_training
 from luthier.model.features.shifted_attention import shift_attention
-from luthier.model.loading.load import load_for_training
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import TINY_LLAMA
 

@@ -13,10 +13,11 @@ import pytest
 from luthier.config.keys.hubs import HUBS, HubTokens, hub_in_use
 from luthier.config.load import load_infer, load_train, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
+from luthier.model.backends import load_for_inference
 from luthier.model.files import hubs
 from luthier.model.files.sources import locate
 from luthier.model.loading.config import load_config
-from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 from luthier.workflow.preflight import load_checked
 from luthier.workflow.training import train

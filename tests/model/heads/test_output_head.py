@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
-from luthier.model.heads import output_head
-from luthier.model.heads.output_head import OutputHead, inspect_head, linear_cross_entropy, summed_loss
+from luthier.model.heads.output_head import OutputHead, inspect_head, summed_loss
+from luthier.model.kernels import chunked_head
+from luthier.model.kernels.chunked_head import linear_cross_entropy
 
 
 def test_two_words_by_hand():
@@ -23,7 +24,7 @@ def test_two_words_by_hand():
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chunk_elements):
-    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     targets = torch.randint(0, 11, (150,))
@@ -45,13 +46,13 @@ def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chun
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_log_probabilities_and_gradients_equal_log_softmax(monkeypatch, temperature, with_bias, chunk_elements):
     """150 positions are three chunks of 64, or one; every position has a weight of its own in the sum."""
-    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     targets, shares = torch.randint(0, 11, (150,)), torch.randn(150).double()
     ours = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
     theirs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
-    found = output_head.linear_logps(ours[0], ours[1], ours[2] if with_bias else None, targets, temperature)
+    found = chunked_head.linear_logps(ours[0], ours[1], ours[2] if with_bias else None, targets, temperature)
     logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None) / temperature
     expected = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

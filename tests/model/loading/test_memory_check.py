@@ -8,12 +8,13 @@ import torch
 from luthier.config.load import load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
+from luthier.model.backends import load_for_inference
 from luthier.model.files.sources import Source, locate
-from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.loading.load import load_model
 from luthier.model.loading.memory_check import placement, weight_bytes
 from luthier.model.save import num_bytes
-from tests.run.test_export import adapter
 from tests.tiny import tiny_llama
+from tests.workflow.test_export import adapter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

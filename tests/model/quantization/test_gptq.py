@@ -12,7 +12,8 @@ from luthier.config.load import load_export, load_infer
 from luthier.core.errors import ConfigError, DataError, MissingExtra, ModelError
 from luthier.core.manifest import read_manifest, verify_folder
 from luthier.core.versions import is_installed
-from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.backends import load_for_inference
+from luthier.model.loading.load import load_model
 from luthier.model.quantization._gptq import group_size_for
 from luthier.run import export
 from luthier.workflow import requirements

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
+from luthier.model.backends import load_for_inference
 from luthier.model.files.sources import check_source
-from luthier.model.loading.load import load_for_inference
 from luthier.model.quantization import _prequantized
 from luthier.model.quantization._layers import num_layer_bytes, num_weights, quantized_layers
 from luthier.model.quantization._prequantized import prequantized_format_in

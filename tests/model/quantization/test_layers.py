@@ -9,7 +9,8 @@ from luthier.config.keys.quantization import QuantizationConfig
 from luthier.config.load import load_infer
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import detect
-from luthier.model.loading.load import load_for_inference, load_model
+from luthier.model.backends import load_for_inference
+from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.quantization import _layers
 from luthier.model.quantization._layers import num_layer_bytes, num_weights, plan, quantized_layers

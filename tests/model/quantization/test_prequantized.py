@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
-from luthier.model.loading.load import load_for_inference
+from luthier.model.backends import load_for_inference
 from luthier.model.quantization import _prequantized
 from luthier.model.quantization._layers import quantized_layers
 from luthier.model.quantization._prequantized import prequantized_format_in, prequantized_format_of

@@ -36,4 +36,4 @@ def test_a_folder_that_cannot_be_written(person, monkeypatch):
     monkeypatch.setenv("LUTHIER_CACHE", "/proc/luthier")
     outcome = person.types("data", person.run_file())
     assert outcome.status == 0
-    assert "warning: tokenized rows are not kept: LUTHIER_CACHE: /proc/luthier" in outcome.err
+    assert "warning: tokenized rows are not cached: LUTHIER_CACHE: /proc/luthier" in outcome.err

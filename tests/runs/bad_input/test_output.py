@@ -127,7 +127,7 @@ def test_a_torn_checkpoint_is_passed_over(person, finished):
     outcome = person.trains(**LORA)
     assert outcome.status == 0
     assert f"{person.out}/checkpoint-4 was not written to its end and is not used" in outcome.err
-    assert f"going on from {person.out}/checkpoint-2" in outcome.err
+    assert f"resuming from {person.out}/checkpoint-2" in outcome.err
     steps = [json.loads(line)["current_steps"] for line in (person.out / "trainer_log.jsonl").read_text().splitlines()]
     assert steps[:6] == [1, 2, 3, 4, 5, 6]
     assert person.types("verify", str(person.out / "checkpoint-4")).status == 0, "written anew"
@@ -167,4 +167,4 @@ def test_any_name_will_do(person, model, name):
     outcome = person.trains(
         model_name_or_path=str(base), dataset_dir=str(data), output_dir=str(out), max_steps=2,
     )  # fmt: skip
-    assert f"going on from {out}/checkpoint-1" in outcome.err
+    assert f"resuming from {out}/checkpoint-1" in outcome.err

@@ -69,9 +69,14 @@ def test_a_reward_model_of_another_kind(person, adapters):
     said = person.is_refused(**PPO, reward_model=own)
     assert f"reward_model: '{own}': this is a model, not an adapter -> set reward_model_type: full" in said
     said = person.is_refused(**PPO, reward_model=own, reward_model_type="full")
-    assert f"'{own}': this model has no reward head, so it cannot score answers -> name one that was trained with" in said
+    assert (
+        f"'{own}': this model has no reward head, so it cannot score answers -> name one that was trained with" in said
+    )
     said = person.is_refused(**PPO, reward_model=adapters["writes"])
-    assert "this adapter has no reward head, so it cannot score answers -> name one that was trained with stage: rm" in said
+    assert (
+        "this adapter has no reward head, so it cannot score answers -> name one that was trained with stage: rm"
+        in said
+    )
     assert person.trains(**PPO, reward_model=adapters["scores"], max_steps=1).status == 0
     keys = {**PPO, "reward_model": own, "reward_model_adapters": adapters["scores"], "reward_model_type": "full"}
     assert person.trains(**keys, max_steps=1, overwrite_output_dir=True).status == 0
@@ -190,14 +195,14 @@ class Slow(BaseHTTPRequestHandler):
 
 
 def test_a_server_that_is_slow():
-    from luthier.training.scorers import ServerScorer
+    from luthier.training.rewards.server import RewardServer
 
     server = HTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     start = time.monotonic()
     with pytest.raises(RunFailed) as caught:
-        ServerScorer(address, timeout_seconds=0.1, pause_seconds=0.0)([])
+        RewardServer(address, timeout_seconds=0.1, pause_seconds=0.0)([])
     server.shutdown()
     assert time.monotonic() - start < 3
     assert str(caught.value) == (

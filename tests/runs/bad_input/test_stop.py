@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.matrix import representatives
+
 ROOT = Path(__file__).parents[3]
 ENDLESS: dict[str, Any] = {"max_steps": 100_000}
 
@@ -59,7 +61,7 @@ def start(person) -> Iterator[Any]:
         training.process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", representatives([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, number):
     training = start(**ENDLESS)
     training.says("step 3/")
@@ -75,17 +77,18 @@ def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, n
     assert not list(person.out.glob("*.safetensors")), "nothing that looks like a finished model"
     outcome = person.trains(max_steps=step + 2)
     assert outcome.status == 0, outcome.err
-    assert f"going on from {checkpoint}" in outcome.err
+    assert f"resuming from {checkpoint}" in outcome.err
     assert person.types("verify", str(person.out)).status == 0
 
 
+@pytest.mark.thorough
 def test_a_second_signal_stops_at_once(person, start):
     """One step would take minutes; the checkpoint of an earlier run is left as it was."""
     assert person.trains(max_steps=1, save_strategy="steps", save_steps=1).status == 0
     rows = [{"instruction": f"Say {number}", "output": "x" * 600} for number in range(6000)]
     keys = person.dataset(json.dumps(rows))
     training = start(**ENDLESS, **keys, gradient_accumulation_steps=1400)
-    training.says("going on from")
+    training.says("resuming from")
     time.sleep(1)
     training.gets(signal.SIGINT)
     training.says("press Ctrl-C again to stop at once")
@@ -102,6 +105,7 @@ def test_a_second_signal_stops_at_once(person, start):
     assert person.types("verify", str(person.out / "checkpoint-1")).status == 0
 
 
+@pytest.mark.thorough
 def test_a_signal_before_training_begins(start):
     training = start(**ENDLESS)
     training.says("the end token is")

@@ -8,8 +8,9 @@ import pytest
 import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, MissingExtra, RunFailed
+from luthier.core.kinds import STAGES
+from luthier.training.callbacks import callbacks_of
 from luthier.training.callbacks import swanlab as tracker
-from luthier.training.fit import trackers_of
 from luthier.workflow.requirements import library_problems
 from tests.small_world import losses, small_world
 
@@ -23,7 +24,7 @@ def test_the_library_is_a_problem_if_it_is_missing(monkeypatch):
     assert str(problem).endswith("needs the library swanlab, which is not installed -> pip install 'swanlab>=0.10'")
     monkeypatch.setattr(tracker, "is_installed", lambda module: False)
     with pytest.raises(MissingExtra, match="use_swanlab: true needs the library swanlab: pip install"):
-        trackers_of(load_train(RUN))
+        callbacks_of(load_train(RUN), STAGES.get("sft"))
 
 
 def test_keys_that_are_not_read_are_told():
@@ -71,5 +72,5 @@ def test_an_account_that_does_not_let_us_in_is_one_error(library, monkeypatch):
 
     monkeypatch.setattr(library, "login", refuse)
     with pytest.raises(RunFailed, match=r"swanlab_api_key: SwanLab did not let us in .*local") as caught:
-        trackers_of(load_train(RUN | {"swanlab_api_key": KEY}))
+        callbacks_of(load_train(RUN | {"swanlab_api_key": KEY}), STAGES.get("sft"))
     assert KEY not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a reader is: one kind of file becomes rows with their place. `luthier.data.sources.read` chooses the reader."""
+"""The readers: each turns one kind of file into rows with their place. `luthier.data.sources.read` picks one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file that may lie on this machine or in a cloud; the readers see bytes only."""
+    """A local or cloud file; readers see only its bytes."""
 
     name: str
-    """As messages show it."""
+    """The name in messages."""
     kind: str
     """The extension: json, jsonl, csv, parquet, arrow or txt."""
     open: Callable[[], IO[bytes]]

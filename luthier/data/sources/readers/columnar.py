@@ -1,4 +1,4 @@
-"""Rows of parquet and arrow files, batch by batch, and their column names from the schema alone."""
+"""Rows of parquet and arrow files, read batch by batch, and their column names, read from the schema."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ def _parquet(stream: Any) -> "tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch
 
 
 def _arrow(stream: Any) -> "tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]":
-    """Both Arrow layouts are in use: `datasets` writes the stream, other tools the random-access file."""
+    """Reads both Arrow layouts: `datasets` writes streams, other tools random-access files."""
     from pyarrow import ipc
 
     is_file = stream.read(6) == b"ARROW1"

@@ -1,7 +1,7 @@
-"""Rows of JSON files: one array of objects, or one object a line. What the file begins with decides, not its name.
+"""Rows of JSON files: one array of objects, or one object per line. The first character decides, not the file name.
 
-An array is read through a window that grows only while a single value does not fit, so memory follows the longest row
-and not the file, and the first row of a big file costs one small window.
+An array is read through a window that grows only if a single value does not fit. So memory depends on the longest row,
+not on the file, and the first row of a big file is read quickly.
 """
 
 import json
@@ -15,7 +15,7 @@ from luthier.data.sources.readers import DataFile, Row, text
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _CUT_MARGIN = 16
-"""The longest JSON word (`-Infinity`) or escape is shorter: an error nearer than this to the end may be a cut."""
+"""An error this close to the end of the window may be due to the cut: JSON words and escapes are shorter."""
 _SHOWN = 40
 
 
@@ -28,17 +28,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKey(f"the key {repeated!r} stands twice in one object")
+        raise _RepeatedKey(f"the key {repeated!r} appears twice in one object")
     return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
-# Finds the end of a value that the strict decoder refused for its content.
+# Finds the end of a value whose content the strict decoder refuses.
 _LENIENT = json.JSONDecoder(parse_int=str, strict=False)
 
 
 def read_json(file: DataFile) -> Iterator[Row]:
-    """Rows of a .json or .jsonl file. Raises `DataError` where the file as a whole cannot be read further."""
+    """Rows of a .json or .jsonl file. Raises `DataError` where the rest of the file cannot be read."""
     with file.open() as stream:
         window = _Window(text.chunks(file, stream))
         first = window.peek()
@@ -53,7 +53,7 @@ def read_json(file: DataFile) -> Iterator[Row]:
 
 
 def _refuse_spread_object(file: DataFile) -> None:
-    """A .json file of one object a line is fine; one object spread over lines is not a list of rows."""
+    """A .json file with one object per line is fine; one object over several lines is not a list of rows."""
     with file.open() as stream:
         line = next(line for line in text.lines(file, stream) if line.strip())
     try:
@@ -118,7 +118,7 @@ def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
             window.skip(1)
             mark = window.peek()
             if mark == "]":
-                raise DataError(f"{file.name}: {window.place()}: a comma stands after the last row ({number})")
+                raise DataError(f"{file.name}: {window.place()}: there is a comma after the last row ({number})")
         elif mark != "]":
             if not mark:
                 raise _cut_off(file, number + 1, window)
@@ -130,7 +130,7 @@ def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
 
 
 def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[str, Any] | None, str]:
-    """The value at the window's position, which moves behind it."""
+    """The value at the position of the window, which moves past it."""
     reason = ""
     decoder = _DECODER
     while True:
@@ -151,7 +151,7 @@ def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[s
             reason, decoder = _refusal(error), _LENIENT
             continue
         num_characters = end - window.position
-        # A number may go on behind the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
+        # A number may continue after the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
         if end + len("e-") >= len(window.text) and window.more():
             continue
         has_surrogate_escape = window.search(_SURROGATE, num_characters)
@@ -167,7 +167,7 @@ def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:
 
 
 class _Window:
-    """The part of the text that is in memory, and the position up to which it has been read."""
+    """The part of the text in memory, and the position up to which it has been read."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self._pieces = iter(pieces)
@@ -176,7 +176,7 @@ class _Window:
         self.text, self.position = "", 0
 
     def more(self) -> bool:
-        """Take in as much text again as is unread (at least one piece). False at the end of the file."""
+        """Double the unread text (by at least one piece). False at the end of the file."""
         rest = self.text[self.position :]
         self._forget(self.text[: self.position])
         taken, wanted = [rest], max(1, len(rest))
@@ -207,7 +207,7 @@ class _Window:
         return pattern.search(self.text, self.position, self.position + num_characters) is not None
 
     def peek(self) -> str:
-        """The next character that is not white space, which becomes the position; empty at the end."""
+        """Move to the next character that is not white space and return it; empty at the end."""
         while True:
             match = _SPACE.match(self.text, self.position)
             assert match is not None  # the pattern matches the empty string

@@ -1,4 +1,4 @@
-"""Rows of csv files (every cell is text, an empty one is null) and txt files (a line is a row, its column `text`)."""
+"""Rows of csv files (all cells are text, empty ones null) and txt files (each line is a row with the column `text`)."""
 
 import csv
 import sys
@@ -11,7 +11,7 @@ _LONGEST_CELL = min(sys.maxsize, 2**31 - 1)  # the limit is a C long, which has 
 
 
 def read_csv(file: DataFile) -> Iterator[Row]:
-    """Rows under the header line, comma separated, quoted as RFC 4180 says. Raises `DataError`."""
+    """Rows after the header line: comma-separated, quoted as in RFC 4180. Raises `DataError`."""
     csv.field_size_limit(_LONGEST_CELL)  # the default refuses cells over 128 KiB
     with file.open() as stream:
         table = csv.reader(text.lines(file, stream), strict=True)
@@ -23,7 +23,7 @@ def read_csv(file: DataFile) -> Iterator[Row]:
                 cells = next(table, None)
             except csv.Error as error:
                 if "unexpected end" in str(error):
-                    reason = f"the file ends within the quoted cell that begins in line {line}"
+                    reason = f"the file ends inside the quoted cell that begins in line {line}"
                     raise DataError(f"{file.name}: {reason} -> a closing quote is missing") from error
                 number += 1
                 yield Row(file.name, number, reason=f"not CSV: {error}", line=line)
@@ -54,7 +54,7 @@ def _header(file: DataFile, table: Iterator[list[str]]) -> list[str]:
         raise DataError(f"{file.name}: the header line is not CSV: {error}") from error
     for name in header:
         if header.count(name) > 1:
-            raise DataError(f"{file.name}: the column {name!r} stands twice in the header")
+            raise DataError(f"{file.name}: the column {name!r} appears twice in the header")
     return header
 
 

@@ -1,4 +1,4 @@
-"""Rows that do not lie on this machine: hub repositories through their client libraries, cloud files through fsspec."""
+"""Remote rows: hub repositories through their client libraries, cloud files through fsspec."""
 
 import importlib
 import posixpath
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Driver:
-    """The library behind a cloud protocol, how it is asked to go without credentials, and its own error class."""
+    """The library for a cloud protocol, its options for anonymous access, and its error class."""
 
     module: str
     anonymous: dict[str, Any]
@@ -36,9 +36,9 @@ _DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
 def read_hub(
     spec: "DatasetSpec", *, cache_dir: str | None, tokens: HubTokens = NO_TOKENS, streams: bool = False
 ) -> Iterator[Row]:
-    """Rows of a hub repository; with `streams` they are fetched as they are read.
+    """Rows of a hub repository. `streams`: they are downloaded while they are read.
 
-    Raises `DataError` when it cannot be reached and `MissingExtra` without its library.
+    Raises `DataError` if it cannot be reached and `MissingExtra` without its library.
     """
     number = 0
     try:
@@ -49,9 +49,9 @@ def read_hub(
             yield Row(spec.source.location, number, data)
     except InvalidInput:
         raise
-    # What the clients raise when a repository is absent, private or out of reach, or has no such subset or split.
+    # Raised by the clients for a missing, private or unreachable repository, and for an unknown subset or split.
     except (OSError, ValueError, RuntimeError) as error:
-        where = f" behind row {number}" if number else ""
+        where = f" after row {number}" if number else ""
         raise DataError(
             f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded{where} "
             f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
@@ -85,7 +85,7 @@ def _modelers(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
 
 
 def _streaming(streams: bool, word: str) -> dict[str, bool]:
-    """How a client is asked to fetch rows as they are read."""
+    """The argument of a client that downloads rows while they are read."""
     return {word: True} if streams else {}
 
 
@@ -93,14 +93,14 @@ _LOADERS = {"hf_hub": _hugging_face, "ms_hub": _modelscope, "om_hub": _modelers}
 
 
 def first_line(error: BaseException) -> str:
-    """The gist of a client's error, whose text may go over a page."""
+    """The first line of a client's error, whose text may be long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def cloud_files(spec: "DatasetSpec") -> list[DataFile]:
-    """The files at a cloud address, read without credentials first and with the machine's own if that is refused.
+    """The files at a cloud address. Anonymous access is tried first, then the credentials of the machine.
 
-    Raises `DataError` when they cannot be listed and `MissingExtra` without the driver.
+    Raises `DataError` if they cannot be listed and `MissingExtra` without the driver.
     """
     url = spec.source.location
     protocol = url.partition("://")[0]

@@ -1,4 +1,4 @@
-"""UTF-8 text out of byte streams, in pieces. A byte order mark at the start is dropped; LF and CRLF both end a line."""
+"""Decodes UTF-8 from byte streams piece by piece. A byte order mark is dropped; LF and CRLF both end a line."""
 
 import codecs
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def chunks(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
-    """The text of a file in windows; the first one is small, so that one row costs little. Raises `DataError`."""
+    """The text of a file in windows. The first one is small, so that reading one row is fast. Raises `DataError`."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     done_bytes, size = 0, FIRST_WINDOW_BYTES
     while True:
@@ -34,7 +34,7 @@ def chunks(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
 
 
 def lines(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
-    """The lines of a file, with their ends as written. Raises `DataError`."""
+    """The lines of a file, including their line ends. Raises `DataError`."""
     done_bytes = 0
     for data in stream:
         if done_bytes == 0:
@@ -47,7 +47,7 @@ def lines(file: DataFile, stream: IO[bytes]) -> Iterator[str]:
 
 
 def _without_mark(file: DataFile, data: bytes) -> tuple[bytes, int]:
-    """The data behind a byte order mark, and the length of the mark."""
+    """The data after a byte order mark, and the length of the mark."""
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise DataError(f"{file.name}: the file is {encoding}, not UTF-8 -> save it as UTF-8")

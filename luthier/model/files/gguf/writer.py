@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError, RunFailed
-from luthier.model.features.mixture_of_depths import require_dense
+from luthier.model.classes import require_dense
 from luthier.model.files.gguf.vocabulary import Vocabulary, read_vocabulary
 from luthier.model.files.sources import weight_files
 

@@ -1,0 +1,61 @@
+"""The account of one dataset: rows in = kept + dropped, and what truncation removed."""
+
+from dataclasses import dataclass, field, fields
+
+MAX_LISTED_ROWS = 20
+"""Rows named per reason in the report; the count is always complete."""
+
+
+@dataclass(slots=True)
+class DatasetAccount:
+    """How many rows of a dataset were used, and why others were not."""
+
+    rows_in: int = 0
+    kept: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    lost_tokens: int = 0
+    lost_labelled_tokens: int = 0
+    lost_terminators: int = 0
+    rewritten: int = 0
+    """Conversations that became several rows, because the model's own chat template rewrites history."""
+    rewritten_into: int = 0
+    """The number of these rows."""
+    split_into: int = 0
+    """Rows that overlong ones were split into (`on_overlong: split`)."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of rows."""
+    dropped_rows: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first rows that were dropped for it."""
+
+    def drop(self, place: str, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        rows = self.dropped_rows.setdefault(reason, [])
+        if len(rows) < MAX_LISTED_ROWS:
+            rows.append(place)
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    def add(self, other: "DatasetAccount") -> None:
+        """Add the counts of another account of the same dataset."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+            rows = self.dropped_rows.setdefault(reason, [])
+            rows += other.dropped_rows[reason][: MAX_LISTED_ROWS - len(rows)]
+
+    def taken(self) -> "DatasetAccount":
+        """The counts so far; this account is reset."""
+        found = DatasetAccount()
+        found.add(self)
+        for name in _COUNTS:
+            setattr(self, name, 0)
+        self.dropped, self.dropped_rows = {}, {}
+        return found
+
+
+_COUNTS = tuple(entry.name for entry in fields(DatasetAccount) if entry.default == 0)

@@ -1,0 +1,124 @@
+"""Tables of lists of numbers in Arrow files. They are written batch by batch and memory-mapped.
+
+R rows in a batch, N values in all its rows. A column is its N concatenated values and the R lengths; there is no Python
+object per token.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from luthier.data.rows.columns import Column
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+
+BATCH_ROWS = 1000
+
+
+class TableWriter:
+    """Writes one file, a batch of rows at a time. A context manager; the file is complete after a normal exit."""
+
+    def __init__(self, path: "Path | pa.NativeFile", columns: Sequence[Column]) -> None:
+        import pyarrow as pa
+
+        self.columns, self.num_rows = tuple(columns), 0
+        self._pending: list[Sequence[Sequence[float]]] = []
+        self._file = pa.OSFile(str(path), "wb") if isinstance(path, Path) else path
+        types = {column.name: pa.list_(getattr(pa, column.kind.dtype)()) for column in columns}
+        self._stream = pa.ipc.new_stream(self._file, pa.schema(list(types.items())))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if fault is None:
+            self._flush()
+        self._stream.close()
+        self._file.close()
+
+    def add(self, row: Sequence[Sequence[float]]) -> None:
+        """A row: one list per column."""
+        self._pending.append(row)
+        if len(self._pending) == BATCH_ROWS:
+            self._flush()
+
+    def add_arrays(self, columns: "Sequence[pa.ListArray]") -> None:
+        import pyarrow as pa
+
+        self._flush()
+        self.num_rows += len(columns[0])
+        self._stream.write_batch(pa.record_batch(list(columns), [column.name for column in self.columns]))
+
+    def _flush(self) -> None:
+        if self._pending:
+            columns = [
+                from_lists(lists, column.kind.dtype)
+                for column, lists in zip(self.columns, zip(*self._pending, strict=True), strict=True)
+            ]
+            self._pending = []
+            self.add_arrays(columns)
+
+
+def table_at(path: Path) -> "datasets.Dataset":
+    """The rows of a file, memory-mapped."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(path))
+
+
+def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[Column]) -> "datasets.Dataset":
+    """A table of a few rows, in memory."""
+    import datasets
+    import pyarrow as pa
+
+    memory = pa.BufferOutputStream()
+    with TableWriter(memory, columns) as writer:
+        for row in rows:
+            writer.add(row)
+    return datasets.Dataset.from_buffer(memory.getvalue())
+
+
+def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
+    """values: (N,) integers or floats, lengths: (R,) with sum N."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    narrow = np.float32 if values.dtype.kind == "f" else np.int32
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(narrow, copy=False)))
+
+
+def batches_of(rows: "datasets.Dataset", column: str) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+    """(values (N,), lengths (R,)) of a column, a batch at a time."""
+    for batch in rows.select_columns([column]).with_format("arrow").iter(BATCH_ROWS):
+        yield flat(batch.column(column))
+
+
+def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
+    """(values (N,), lengths (R,)) of a column of lists."""
+    import pyarrow.compute as pc
+
+    return pc.list_flatten(column).to_numpy(), pc.list_value_length(column).to_numpy()
+
+
+def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
+    """(rows,) tokens of every row of a table."""
+    import numpy as np
+
+    return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
+
+
+def from_lists(lists: Sequence[Sequence[float]], dtype: str = "int32") -> "pa.ListArray":
+    """A column of lists of numbers."""
+    import numpy as np
+
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    return list_array(np.fromiter(chain.from_iterable(lists), dtype, int(lengths.sum())), lengths)

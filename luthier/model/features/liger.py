@@ -1,0 +1,55 @@
+"""Fused norms, rotary embeddings and gated layers of the library liger-kernel: `enable_liger_kernel`.
+
+https://arxiv.org/abs/2410.10989. Its fused loss is not used: `luthier.model.heads.output_head` computes logits at the
+labelled positions only, which saves more memory.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.config.rules.engine import Rule, Rules, in_training
+from luthier.core.log import info, warn
+from luthier.core.versions import is_installed
+from luthier.model.features import Feature, Purpose
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LigerConfig:
+    enable_liger_kernel: bool = False
+    """Replace norms, rotary embeddings and gated MLPs by fused kernels of the library liger-kernel, on a GPU."""
+
+
+RULES = Rules(
+    in_training(
+        Rule(
+            ("enable_liger_kernel",),
+            "needs the library liger-kernel, which is not installed",
+            "pip install liger-kernel",
+            lambda run: run.features.liger.enable_liger_kernel and not is_installed("liger_kernel"),
+        ),
+    )
+)
+
+
+def on_model(keys: LigerConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
+    """On a CPU, and for models that the library does not know, nothing changes and a warning says so."""
+    if not keys.enable_liger_kernel or purpose.training is None:
+        return
+    if purpose.machine.device == "cpu":
+        warn("enable_liger_kernel: its kernels need a GPU, so the layers of the model itself run")
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from transformers.integrations.liger import apply_liger_kernel
+
+    model_type = model.config.model_type
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        warn(f"enable_liger_kernel: the library has no kernels for models of the type {model_type}")
+        return
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    info("enable_liger_kernel: norms, rotations and gated layers run in fused kernels")
+
+
+FEATURE = Feature(name="liger", config=LigerConfig, check=RULES, on_model=on_model)

@@ -1,0 +1,205 @@
+"""Losses of a linear head, with the logits of one chunk of positions in memory at a time.
+
+Letters: K positions, H hidden size, V vocabulary, c positions of a chunk.
+Shapes: hidden (K, H), weight (V, H), bias (V,) or None, targets (K,).
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+CHUNK_ELEMENTS = 2**26
+"""Logits held at a time: 64 Mi numbers, 256 MB in float32."""
+Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (c, V), their log-normalizer (c, 1), targets (c,)) -> the weight of each target, (c,)."""
+Objective = Callable[[Tensor, slice], Tensor]
+"""(logits (c, V) in float32 or wider, which of the K positions these are) -> a loss for each of them, (c,)."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    weights: Tensor | None = None,
+    weigh: Weigh | None = None,
+) -> tuple[Tensor, Tensor]:
+    """sum_k w_k CE(hidden_k W^T + b, target_k), a scalar, and the (K,) most likely ids.
+
+    w is the product of `weights` and what `weigh` returns, 1 without them; no gradient flows through it.
+    """
+    return LinearCrossEntropy.apply(hidden, weight, bias, targets, label_smoothing, weights, weigh)
+
+
+def linear_logps(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """log softmax((hidden_k W^T + b) / temperature)[target_k], (K,) with gradients."""
+    logps: Tensor = LinearLogProbs.apply(hidden, weight, bias, targets, temperature)
+    return logps
+
+
+def chunked_objective(hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective) -> Tensor:
+    """sum_k objective(hidden_k W^T + b), a scalar with gradients."""
+    total: Tensor = ChunkedObjective.apply(hidden, weight, bias, objective)
+    return total
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """With p = softmax(logits) and q the (smoothed) target distribution, d loss / d logits = w (p - q).
+
+    So the gradients of hidden, weight and bias are computed chunk by chunk in the forward pass, and only scaled in the
+    backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, label_smoothing, weights, weigh):
+        grads = _gradients(ctx, hidden, weight, bias)
+        matrix, own_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        total = torch.zeros((), dtype=at_least_float32(hidden.dtype), device=hidden.device)
+        best = torch.empty_like(targets)
+        for part in _chunks(hidden, weight):
+            logits = linear(hidden[part], matrix, own_bias)
+            own = None if weights is None else weights[part]
+            best[part] = logits.argmax(-1)
+            loss, d_logits = _chunk_loss(logits.to(total.dtype), targets[part], label_smoothing, own, weigh)
+            total += loss
+            _accumulate(grads, d_logits, hidden, matrix, part)
+        ctx.grads = grads
+        ctx.mark_non_differentiable(best)
+        return total, best
+
+    @staticmethod
+    def backward(ctx, d_total, _):
+        return (*_scaled(ctx.grads, d_total), None, None, None, None)
+
+
+class LinearLogProbs(torch.autograd.Function):
+    """The derivative of the loss by each log-probability is not known yet in the forward pass, so the backward pass
+    computes the logits of each chunk again: d log p_target / d logits = (onehot - softmax) / temperature.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature):
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature = temperature
+        logps = torch.empty(hidden.shape[0], dtype=at_least_float32(hidden.dtype), device=hidden.device)
+        for part in _chunks(hidden, weight):
+            logits = chunk_logits(hidden, weight, bias, part) / temperature
+            logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
+        return logps
+
+    @staticmethod
+    def backward(ctx, d_logps):
+        hidden, weight, bias, targets = ctx.saved_tensors
+        grads = _gradients(ctx, hidden, weight, bias)
+        for part in _chunks(hidden, weight):
+            d_logits = (chunk_logits(hidden, weight, bias, part) / ctx.temperature).softmax(-1).neg_()
+            d_logits.scatter_add_(-1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+            d_logits *= d_logps[part, None] / ctx.temperature
+            _accumulate(grads, d_logits, hidden, weight.to(hidden.dtype), part)
+        return (*grads, None, None)
+
+
+class ChunkedObjective(torch.autograd.Function):
+    """The gradient of each chunk is computed in the forward pass, and only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, objective):
+        grads = _gradients(ctx, hidden, weight, bias)
+        needs_none = all(grad is None for grad in grads)
+        total = hidden.new_zeros((), dtype=at_least_float32(hidden.dtype))
+        for part in _chunks(hidden, weight):
+            logits = chunk_logits(hidden, weight, bias, part)
+            if needs_none:
+                total += objective(logits, part).sum()
+                continue
+            with torch.enable_grad():
+                loss = objective(logits.requires_grad_(), part).sum()
+            (d_logits,) = torch.autograd.grad(loss, logits)
+            total += loss.detach()
+            _accumulate(grads, d_logits, hidden, weight.to(hidden.dtype), part)
+        ctx.grads = grads
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total):
+        return (*_scaled(ctx.grads, d_total), None)
+
+
+def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+    """(c, V) logits of the positions `part`, in float32 or wider."""
+    own_bias = None if bias is None else bias.to(hidden.dtype)
+    return linear(hidden[part], weight.to(hidden.dtype), own_bias).to(at_least_float32(hidden.dtype))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def target_weights(
+    logits: Tensor, log_normalizer: Tensor, targets: Tensor, weights: Tensor | None, weigh: Weigh | None
+) -> Tensor | None:
+    """The weight of each target in the loss, (c,); None if all are 1."""
+    if weigh is None:
+        return weights
+    by_logits = weigh(logits, log_normalizer, targets)
+    return by_logits if weights is None else weights * by_logits
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    size = max(64, CHUNK_ELEMENTS // weight.shape[0])
+    return (slice(start, start + size) for start in range(0, hidden.shape[0], size))
+
+
+def _gradients(ctx, hidden, weight, bias) -> list[Tensor | None]:
+    """Zeros like hidden, weight and bias; None for what needs no gradient."""
+    sources = (hidden, weight, bias)
+    needs = ctx.needs_input_grad[:3]
+    return [
+        torch.zeros_like(tensor) if tensor is not None and need else None
+        for tensor, need in zip(sources, needs, strict=True)
+    ]
+
+
+def _accumulate(grads: list[Tensor | None], d_logits: Tensor, hidden: Tensor, matrix: Tensor, part: slice) -> None:
+    """Add the share of one chunk. d_logits: (c, V); matrix: the weight in the format of `hidden`."""
+    if all(grad is None for grad in grads):
+        return
+    d_logits = d_logits.to(hidden.dtype)
+    d_hidden, d_weight, d_bias = grads
+    if d_hidden is not None:
+        d_hidden[part] = d_logits @ matrix
+    if d_weight is not None:
+        d_weight += (d_logits.T @ hidden[part]).to(d_weight.dtype)
+    if d_bias is not None:
+        d_bias += d_logits.sum(0).to(d_bias.dtype)
+
+
+def _scaled(grads: list[Tensor | None], d_total: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in grads)
+
+
+def _chunk_loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None, weigh: Weigh | None
+) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of a chunk, and its derivative by the logits, which is computed in their place."""
+    log_normalizer = logits.logsumexp(-1, keepdim=True)
+    picked = logits.gather(-1, targets[:, None])
+    nll = log_normalizer - picked
+    if label_smoothing:
+        even = log_normalizer - logits.mean(-1, keepdim=True)
+        nll = (1 - label_smoothing) * nll + label_smoothing * even
+    counted = target_weights(logits, log_normalizer, targets, weights, weigh)
+    loss = nll.sum() if counted is None else (nll.squeeze(-1) * counted).sum()
+    d_logits = logits.sub_(log_normalizer).exp_()
+    d_logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
+    if label_smoothing:
+        d_logits -= label_smoothing / d_logits.shape[-1]
+    if counted is not None:
+        d_logits *= counted[:, None]
+    return loss, d_logits

@@ -1,0 +1,109 @@
+"""Models with their adapters merged: to generate text, to export, to be asked beside the policy."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from luthier.core.machine import Machine, detect
+from luthier.model.adapters._loftq import read_record, round_weights
+from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_adapters, merge_adapters
+from luthier.model.classes import is_routed
+from luthier.model.dtype import inference_dtype
+from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.config import config_of
+from luthier.model.loading.features import change_model
+from luthier.model.quantization._layers import Quantization, is_quantized, plan
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from luthier.config.keys.quantization import QuantizationConfig
+    from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
+
+
+def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: bool = False) -> "PreTrainedModel":
+    """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
+
+    Into quantized weights nothing can be merged, so there the one adapter stays separate.
+    """
+    may_offload = machine.num_accelerators > 0 or "offload_folder" in run.given
+    return load_merged(
+        run,
+        machine,
+        partial(inference_dtype, run.model.infer_dtype, machine=machine),
+        device_map="auto" if machine.num_accelerators else None,
+        offload_folder=run.model.offload_folder if may_offload else None,
+        quantization=plan(run.quantization, machine),
+        scores=scores,
+    )
+
+
+def load_for_export(
+    run: "ExportRun", machine: Machine | None = None, before_merge: "Callable[[PeftModel], None] | None" = None
+) -> "PreTrainedModel":
+    """The model with all adapters of the run merged, in the number format it is to be saved in.
+
+    `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best. `before_merge` is called with
+    the model and each adapter before that adapter is merged.
+    """
+    machine = machine or detect()
+
+    def choose_dtype(*, checkpoint: "torch.dtype | None") -> "torch.dtype":
+        if run.model.infer_dtype == "auto" and checkpoint is not None:
+            return checkpoint
+        return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
+
+    return load_merged(
+        run,
+        machine,
+        choose_dtype,
+        device_map="auto" if run.export.export_device == "auto" else None,
+        before_merge=before_merge,
+        unpacks=True,
+        scores=None,
+        rounding=run.quantization,
+    )
+
+
+def load_merged(
+    run: "Run",
+    machine: Machine,
+    choose_dtype: "Callable[..., torch.dtype]",
+    *,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
+    before_merge: "Callable[[PeftModel], None] | None" = None,
+    quantization: Quantization | None = None,
+    unpacks: bool = False,
+    scores: bool | None = False,
+    rounding: "QuantizationConfig | None" = None,
+) -> "PreTrainedModel":
+    """The model with all adapters merged, or one adapter beside quantized weights, in evaluation mode.
+
+    `choose_dtype`, `unpacks`: see `load_base`. `offload_folder`: see `placement`. `scores`: whether a reward model is
+    wanted, None for either kind. `rounding`: an adapter of LoftQ is merged into what these keys make of the weights.
+    """
+    config, given = config_of(run.model), given_adapters(run.model)
+    purpose = purpose_of(run, machine)
+    model = load_base(
+        run,
+        config,
+        purpose,
+        choose_dtype=choose_dtype,
+        quantization=quantization,
+        device_map=device_map,
+        offload_folder=offload_folder,
+        unpacks=unpacks or bool(given),
+        scores=scores,
+    ).model
+    change_model(run, model, purpose)
+    if given and rounding is not None and (record := read_record(adapter_path(given.names[0], given))) is not None:
+        round_weights(model, plan(rounding, machine), record)
+    if is_quantized(model):
+        model = attach_unmerged(model, given)
+    else:
+        model = merge_adapters(model, given.names, given, before_merge)
+    model.config.use_cache = run.model.use_kv_cache and not is_routed(model.config)
+    return model.eval()

@@ -1,0 +1,139 @@
+"""From a training run to a model whose trainable parameters are settled."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from luthier.config.keys.quantization import shards_weights
+from luthier.core.kinds import ADAPTERS
+from luthier.core.machine import Machine
+from luthier.model.adapters._merge import given_adapters
+from luthier.model.attention import SHIFTED, Attention, isolates_samples
+from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.classes import checkpoint_dtype
+from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
+from luthier.model.features import Training
+from luthier.model.files.hubs import fetching
+from luthier.model.heads.score_head import fit_scorer
+from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.config import config_of
+from luthier.model.loading.features import change_model
+from luthier.model.loading.load import load_model
+from luthier.model.loading.loaded import require_causal
+from luthier.model.loading.parameters import parts_to_freeze, report_parameters
+from luthier.model.modules import unwrap
+from luthier.model.quantization._layers import plan
+from luthier.model.quantization._prequantized import require_trainable
+from luthier.model.types import LoadedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from luthier.config.keys.model import ModelConfig
+    from luthier.config.runs import TrainRun
+    from luthier.model.tokenizer import FittedTokenizer
+
+
+def load_for_training(
+    run: "TrainRun", fitted: "FittedTokenizer", machine: Machine, scores: bool = False
+) -> LoadedModel:
+    """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
+
+    `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model. Raises `ModelError`.
+    """
+    import torch
+
+    keys, seed = run.model, run.training["seed"]
+    torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
+    config = config_of(keys)
+    require_trainable(run, config)
+    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
+    loaded = load_base(
+        run,
+        config,
+        purpose,
+        choose_dtype=partial(
+            training_dtype,
+            bf16=run.training["bf16"],
+            fp16=run.training["fp16"],
+            pure_bf16=run.finetuning.pure_bf16,
+            machine=machine,
+        ),
+        quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
+        scores=scores,
+        starts_score=scores,
+    )
+    base = loaded.model
+    warn_slow_format(loaded.dtype, machine)
+    fit_scorer(base, fitted.tokenizer.pad_token_id)
+    require_causal(base)
+    change_model(run, base, purpose)
+    attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
+    padding_reason = _padding_reason(run, base)
+    if keys.upcast_layernorm:
+        upcast_norms(base)
+    model = ADAPTERS.get(run.finetuning_type).apply(
+        base,
+        run.adapter,
+        given=given_adapters(keys),
+        train_embeddings=run.features.new_tokens.may_grow,
+        pure_bf16=run.finetuning.pure_bf16,
+        frozen=parts_to_freeze(base, run.finetuning),
+        original=partial(load_original, base, keys),
+    )
+    prepare_for_training(
+        model,
+        gradient_checkpointing=not keys.disable_gradient_checkpointing,
+        use_reentrant=_is_reentrant(run),
+        offload=keys.use_unsloth_gc,
+        checkpoint_every=keys.checkpoint_every,
+        upcast_lmhead_output=keys.upcast_lmhead_output,
+        pure_bf16=run.finetuning.pure_bf16,
+    )
+    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def prepare_for_training(
+    model: "nn.Module",
+    *,
+    gradient_checkpointing: bool = True,
+    use_reentrant: bool = True,
+    offload: bool = False,
+    checkpoint_every: int = 1,
+    upcast_lmhead_output: bool = False,
+    pure_bf16: bool = False,
+) -> None:
+    """The last changes to a model whose trainable parameters are settled: number formats, cache, checkpointing."""
+    base = unwrap(model)
+    if not pure_bf16:
+        upcast_trainable(model)
+    if upcast_lmhead_output and base.get_output_embeddings() is not None:
+        upcast_head_output(base)
+    base.config.use_cache = False
+    if gradient_checkpointing:
+        enable_checkpointing(base, use_reentrant=use_reentrant, offload=offload, checkpoint_every=checkpoint_every)
+    model.train()
+
+
+def load_original(model: "PreTrainedModel", keys: "ModelConfig") -> "PreTrainedModel":
+    """`model` once more, with the weights as they are in its files."""
+    return load_model(
+        model.config._name_or_path,
+        dtype=checkpoint_dtype(model.config) or model.dtype,
+        attn_implementation="eager",
+        **fetching(keys),
+    )
+
+
+def _is_reentrant(run: "TrainRun") -> bool:
+    """FSDP does not support reentrant checkpointing, which runs the backward pass of a block inside another one. Nor
+    does the balance loss of routers get a gradient there, since the first pass through a block keeps no graph."""
+    balances = run.features.router_balance.moe_aux_loss_coef is not None
+    return run.model.use_reentrant_gc and not run.training["fsdp"] and not balances
+
+
+def _padding_reason(run: "TrainRun", base: "PreTrainedModel") -> str | None:
+    if run.model.flash_attn == "disabled" and not run.features.shifted_attention.shift_attn:
+        return "flash_attn: disabled asks for plain attention"
+    return isolates_samples(base)

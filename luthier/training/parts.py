@@ -1,0 +1,88 @@
+"""Everything that a trainer is made of. It is made first, so a trainer is whole when it is born."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import parse_flag_from_env
+
+from luthier.data.collate import collate, concatenate_rows, pad_rows
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.model.heads.output_head import OutputHead, inspect_head
+from luthier.model.processor import FittedProcessor
+from luthier.model.types import Models
+from luthier.stages import Stage
+from luthier.training.distributed import Collate
+from luthier.training.gauges import Gauge
+from luthier.training.rollouts import Rollouts
+from luthier.training.streaming import StreamReading
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
+"""(model, metric prefix) -> metrics beside the loss, such as ROUGE."""
+BuildOptimizer = Callable[["nn.Module", "TrainingArguments"], "torch.optim.Optimizer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingParts:
+    """What a `StageTrainer` needs beside its arguments."""
+
+    stage: Stage
+    config: Any
+    """The keys of the stage."""
+    models: Models
+    """The policy, how it turns hidden states into logits, and the frozen models that the loss compares it with."""
+    tokenizer: "PreTrainedTokenizerBase"
+    collate: Collate
+    train_rows: Any
+    """Rows with a length, or a stream; None for a run that does not train."""
+    eval_rows: Mapping[str, Any]
+    """Name -> rows; a single set has the name ""."""
+    shuffle: bool = True
+    reading: StreamReading | None = None
+    """Of the stream that `train_rows` are, if they are one."""
+    rollouts: Rollouts | None = None
+    """Answers of the policy's own that the loss is computed from, where the stage asks for them."""
+    build_optimizer: BuildOptimizer | None = None
+    """None leaves it to `optim`."""
+    callbacks: "Sequence[TrainerCallback]" = ()
+    gauges: Sequence[Gauge] = ()
+    """Called at each log line."""
+    eval_metrics: EvalMetrics | None = None
+    """Called after every evaluation."""
+    superseded: Sequence[Path] = ()
+    """Checkpoints of an earlier run, removed as soon as this run has saved something."""
+    processor: FittedProcessor | None = None
+    """Saved with the weights, see `copy_processor`."""
+
+
+def collator(pad_token_id: int, concatenates: bool) -> Collate:
+    """`concatenates`: the attention of the model keeps samples apart, so rows are concatenated without padding."""
+    layout = concatenate_rows if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
+    return partial(collate, layout=layout)
+
+
+def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:
+    """Where weights are sharded or the forward pass is compiled, the model itself has to call its output layer."""
+    head = inspect_head(policy, moe_aux_loss_coef)
+    is_sharded = bool(args.fsdp) or args.deepspeed_plugin is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return replace(head, linear=None) if is_sharded or args.torch_compile else head
+
+
+def with_fillers(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
+    """Rows without labels fill the set up to what all processes take at a time, so that no row counts twice."""
+    import datasets
+
+    num_missing = -len(rows) % multiple
+    if not num_missing:
+        return rows
+    labels = {name: [IGNORE_INDEX] * len(rows[0][name]) for name in rows.column_names if name.endswith("labels")}
+    filler = {**rows[0], **labels}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([filler] * num_missing, rows.features)])

@@ -1,0 +1,51 @@
+"""`reward_model_type: api`: a server scores answers."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.core.errors import RunFailed
+from luthier.core.log import warn
+from luthier.training.rewards import Answered, checked
+
+TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 60.0, 3, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardServer:
+    """POST {"model": "model", "messages": [text, ...]} -> {"scores": [number, ...]}."""
+
+    name: str
+    timeout_seconds: float = TIMEOUT_SECONDS
+    pause_seconds: float = PAUSE_SECONDS
+
+    def __call__(self, answers: Sequence[Answered]) -> list[float]:
+        who = f"reward_model: {self.name}"
+        body = json.dumps({"model": "model", "messages": [answered.text for answered in answers]}).encode()
+        content = self._ask(who, body)
+        if not isinstance(content, Mapping) or "scores" not in content:
+            raise RunFailed(f'{who}: the answer has no "scores": {str(content)[:200]} -> check the address')
+        return checked(who, content["scores"], answers)
+
+    def _ask(self, who: str, body: bytes) -> Any:
+        from urllib.error import HTTPError
+        from urllib.request import Request, urlopen
+
+        request = Request(self.name, data=body, headers={"Content-Type": "application/json"})
+        reason = ""
+        for attempt in range(1, NUM_ATTEMPTS + 1):
+            try:
+                with urlopen(request, timeout=self.timeout_seconds) as response:
+                    return json.loads(response.read())
+            except HTTPError as fault:
+                reason = f"status {fault.code}: {fault.read()[:200].decode(errors='replace')}"
+                if fault.code < 500:
+                    break
+            except (OSError, ValueError) as fault:  # no connection, too slow, or no JSON
+                reason = str(fault)
+            if attempt < NUM_ATTEMPTS:
+                warn(f"{who}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")
+                time.sleep(self.pause_seconds * attempt)
+        raise RunFailed(f"{who}: no scores ({reason}); what was saved before stays -> check the server")

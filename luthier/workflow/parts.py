@@ -1,0 +1,128 @@
+"""The parts of a trainer, made from a run: datasets, head, frozen models and rollouts come first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import ModelError
+from luthier.core.log import info, warn
+from luthier.data.prepare import cache_of
+from luthier.data.stream import StreamedRows
+from luthier.model.heads.value_head import add_value_head
+from luthier.model.types import Models
+from luthier.training.arguments import is_in_16_bits
+from luthier.training.callbacks import callbacks_of
+from luthier.training.gauges import Utilization, gauges_of
+from luthier.training.optimizers import chosen
+from luthier.training.parts import TrainingParts, collator, policy_head, with_fillers
+from luthier.training.reference_logps import ReferenceScorer
+from luthier.training.streaming import StreamReading
+from luthier.workflow.frozen_models import frozen_models, isolate_all, load_cached_reference, load_separate_models
+from luthier.workflow.predict import generation_metrics
+from luthier.workflow.rollouts import make_rollouts
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Seq2SeqTrainingArguments
+
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import PreparedData
+    from luthier.model.processor import FittedProcessor
+    from luthier.stages import Stage
+    from luthier.training.distributed import Collate
+    from luthier.workflow.text import TextSide
+
+
+def make_parts(
+    run: "TrainRun",
+    stage: "Stage",
+    policy: "nn.Module",
+    data: "PreparedData",
+    text: "TextSide",
+    args: "Seq2SeqTrainingArguments",
+    *,
+    padding_reason: str | None,
+    superseded: Sequence[Path] = (),
+    processor: "FittedProcessor | None" = None,
+) -> "TrainingParts":
+    """`padding_reason`: why the rows of `policy` must be padded; None if it keeps the samples of a row apart.
+
+    `superseded`: checkpoints of an earlier run, removed once this one has saved something. `processor`: saved with the
+    weights.
+    """
+    separate = load_separate_models(run, stage, text)
+    padding_reason = padding_reason or isolate_all(separate)
+    if padding_reason is not None:
+        report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
+    concatenates = padding_reason is None
+    collate = collator(text.tokenizer.pad_token_id, concatenates)
+    head = policy_head(policy, args, run.model.moe_aux_loss_coef)
+    models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
+    train_rows, eval_rows = rows_of(run, stage, policy, data, text, args, collate, concatenates=concatenates)
+    plan = stage.rollout(run.method) if run.trains else None
+    if plan is not None and plan.has_values:
+        models = replace(models, head=replace(head, value=add_value_head(policy)))
+    rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text)
+    is_streamed = isinstance(train_rows, StreamedRows)
+    gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
+    return TrainingParts(
+        stage=stage,
+        config=run.method,
+        models=models,
+        tokenizer=text.tokenizer,
+        collate=collate,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        shuffle=not run.finetuning.disable_shuffling,
+        reading=StreamReading(train_rows, data.ledger, args) if is_streamed else None,
+        rollouts=rollouts,
+        build_optimizer=chosen(run),
+        callbacks=[*callbacks_of(run, stage), *(gauge for gauge in gauges if isinstance(gauge, Utilization))],
+        gauges=gauges,
+        eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+        superseded=superseded,
+        processor=processor,
+    )
+
+
+def rows_of(
+    run: "TrainRun",
+    stage: "Stage",
+    policy: "nn.Module",
+    data: "PreparedData",
+    text: "TextSide",
+    args: "Seq2SeqTrainingArguments",
+    collate: "Collate",
+    *,
+    concatenates: bool,
+) -> tuple[Any, Mapping[str, Any]]:
+    """(rows to train on, rows to evaluate on by name), with the log-probabilities of a reference where the loss needs
+    them."""
+
+    train_rows: Any = data.train
+    together = args.world_size * args.eval_batch_size
+    eval_rows: Mapping[str, Any] = data.eval
+    if args.world_size > 1:
+        eval_rows = {name: with_fillers(rows, together) for name, rows in data.eval.items()}
+    reference = load_cached_reference(run, stage, text, policy, concatenates=concatenates)
+    if reference is None:
+        return train_rows, eval_rows
+    model, keeps_apart = reference
+    own_collate = collate if model is policy else collator(text.tokenizer.pad_token_id, keeps_apart)
+    scorer = ReferenceScorer(model, own_collate, args, cache_of(run.data))
+    if train_rows is not None:
+        train_rows = scorer.add_to({"train": train_rows})["train"]
+    return train_rows, scorer.add_to(eval_rows)
+
+
+def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
+    """Raises `ModelError` if the samples of packed rows must not attend to each other and the model cannot do that."""
+    if is_packed and must_isolate:
+        raise ModelError(
+            f"neat_packing: this model cannot keep the samples of a row apart: {reason}"
+            " -> leave neat_packing out, or set packing: true, where the samples of a row see each other"
+        )
+    info(f"rows are padded: {reason}")
+    if is_packed:
+        warn("packing: the samples of a row see each other, since this model cannot keep them apart")

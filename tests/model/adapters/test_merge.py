@@ -1,0 +1,111 @@
+"""Given adapters: the last is trained on, those before are merged, and a wrong or damaged one is refused by name."""
+
+import json
+
+import pytest
+import torch
+
+from luthier.core.errors import ModelError
+from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.loading.load import load_model
+from luthier.model.loading.parameters import count_parameters
+from tests.model.adapters.test_lora import adapt, build, logits, train_a_little
+from tests.tiny import tiny_llama
+
+
+@pytest.fixture
+def two_adapters(tmp_path):
+    """Two different adapters of the same base, and the base's folder."""
+    folder = tiny_llama(tmp_path / "base")
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        adapted = adapt(load_model(str(folder), dtype=torch.float32), lora_target=("q_proj", "down_proj"))
+        train_a_little(adapted, learning_rate=0.02 * (1 + seed))
+        adapted.save_pretrained(tmp_path / name)
+    return folder, str(tmp_path / "first"), str(tmp_path / "second")
+
+
+def fresh(folder):
+    return load_model(str(folder), dtype=torch.float32)
+
+
+def test_the_last_given_adapter_is_trained_on_and_those_before_are_merged(two_adapters):
+    folder, first, second = two_adapters
+    merged = logits(merge_adapters(fresh(folder), [first, second], GivenAdapters()))
+    going_on = adapt(fresh(folder), GivenAdapters((first, second)))
+    torch.testing.assert_close(logits(going_on), merged, atol=1e-5, rtol=0)
+    assert count_parameters(going_on)[0] > 0
+    assert {name for name, p in going_on.named_parameters() if p.requires_grad} == {
+        name for name, _ in going_on.named_parameters() if "lora_" in name
+    }
+
+
+def test_with_create_new_adapter_all_are_merged_and_a_fresh_one_changes_nothing_yet(two_adapters):
+    folder, first, second = two_adapters
+    merged = logits(merge_adapters(fresh(folder), [first, second], GivenAdapters()))
+    new = adapt(fresh(folder), GivenAdapters((first, second)), create_new_adapter=True, lora_rank=2)
+    torch.testing.assert_close(logits(new), merged, atol=1e-5, rtol=0)
+    assert new.peft_config["default"].r == 2
+
+
+def test_adapter_folder_is_the_folder_inside(two_adapters, tmp_path):
+    folder, first, _ = two_adapters
+    given = GivenAdapters((str(tmp_path),), folder="first")
+    expected = logits(merge_adapters(fresh(folder), [first], GivenAdapters()))
+    assert torch.equal(logits(merge_adapters(fresh(folder), given.names, given)), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 128}, ["does not fit", "size mismatch"]),
+        ({"num_hidden_layers": 1}, ["does not fit", "has weights for what the model does not have"]),
+        ({"num_hidden_layers": 3}, ["does not fit", "has no weights for"]),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(two_adapters, tmp_path, changes, words):
+    other = tiny_llama(tmp_path / "other", **changes)
+    with pytest.raises(ModelError) as caught:
+        attach_adapter(fresh(other), two_adapters[1], GivenAdapters(), is_trainable=True)
+    assert all(word in str(caught.value) for word in [*words, "model_name_or_path", str(two_adapters[0])])
+
+
+def test_an_adapter_of_another_architecture_is_refused(two_adapters):
+    with pytest.raises(ModelError, match="does not fit"):
+        attach_adapter(build("gpt2"), two_adapters[1], GivenAdapters(), is_trainable=True)
+
+
+def test_an_adapter_of_a_model_of_another_name_is_used_with_a_warning(two_adapters, tmp_path, said):
+    other = tiny_llama(tmp_path / "namesake")
+    attach_adapter(fresh(other), two_adapters[1], GivenAdapters(), is_trainable=False)
+    assert any("was trained on" in message for message in said)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json is missing"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "weights are missing"),
+        (
+            lambda folder: (folder / "adapter_model.safetensors").write_bytes(
+                (folder / "adapter_model.safetensors").read_bytes()[:-100]
+            ),
+            "cut off",
+        ),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
+    ],
+)
+def test_a_damaged_adapter_is_named(two_adapters, tmp_path, spoil, words):
+    spoil(tmp_path / "first")
+    with pytest.raises(ModelError, match=words):
+        merge_adapters(fresh(two_adapters[0]), [two_adapters[1]], GivenAdapters())
+
+
+def test_an_adapter_loads_in_plain_peft(two_adapters):
+    from peft import AutoPeftModelForCausalLM
+
+    folder, first, _ = two_adapters
+    expected = logits(attach_adapter(fresh(folder), first, GivenAdapters(), is_trainable=False))
+    assert json.loads((folder.parent / "first" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    plain = AutoPeftModelForCausalLM.from_pretrained(first, dtype=torch.float32)
+    torch.testing.assert_close(logits(plain), expected, atol=1e-6, rtol=0)

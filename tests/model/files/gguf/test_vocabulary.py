@@ -1,0 +1,44 @@
+"""Vocabularies of tokenizers as GGUF names them: tokens, merges, scores, and how text is cut."""
+
+import pytest
+import transformers
+
+from luthier.core.errors import ModelError
+from luthier.model.files.gguf.vocabulary import read_vocabulary
+from tests.tiny import byte_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda split: split.Digits(individual_digits=True), "smollm"),
+        (lambda split: _split(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "llama-bpe"),
+        (lambda split: _split(r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "qwen2"),
+    ],
+)
+def test_how_text_is_cut_has_a_name(make, name):
+    from tokenizers import pre_tokenizers
+
+    tokenizer = byte_tokenizer()
+    parts = [make(pre_tokenizers), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name == "smollm")]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    assert read_vocabulary(tokenizer, 320).cut == name
+
+
+def _split(pattern):
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+def test_an_unknown_way_to_cut_is_told(said):
+    assert read_vocabulary(byte_tokenizer(), 320).cut == "gpt-2"
+    assert any("GGUF has no known name for how this tokenizer cuts text" in text for text in said)
+
+
+def test_tokenizers_of_other_families_are_refused():
+    from tokenizers import Tokenizer, models
+
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    with pytest.raises(ModelError, match=r"its model is WordLevel\) -> leave export_gguf out"):
+        read_vocabulary(words, 1)

@@ -1,0 +1,24 @@
+"""An objective summed in chunks of the vocabulary has the gradients of the whole."""
+
+import pytest
+import torch
+
+from luthier.model.heads import output_head
+from luthier.model.heads.objective import Predictions, summed_objective
+from luthier.stages._divergence import generalized_jsd
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 2**26])
+def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
+    teacher = torch.randn(150, 11).double()
+    ours, theirs = [[tensor.clone().requires_grad_() for tensor in sources] for _ in range(2)]
+    loss = summed_objective(Predictions(*ours), lambda chunk, part: generalized_jsd(chunk, teacher[part], beta=0.3))
+    expected = generalized_jsd(theirs[0] @ theirs[1].T + theirs[2], teacher, beta=0.3).sum()
+    torch.testing.assert_close(loss, expected)
+    (2 * loss).backward()
+    (2 * expected).backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)

@@ -1,0 +1,94 @@
+"""`luthier check RUN`: all problems at once, of the keys and of what they point to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier import cli
+
+RUN = {
+    "model_name_or_path": "m",
+    "stage": "sft",
+    "do_train": True,
+    "dataset": "d",
+    "template": "qwen",
+    "output_dir": "o",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with one dataset in `data`."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"d": {"file_name": "d.json"}}', encoding="utf-8")
+    rows = [{"instruction": "Who are you?", "input": "", "output": "An assistant."}]
+    (tmp_path / "data" / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("ALLOW_EXTRA_ARGS", "LUTHIER_DEBUG", "USE_RAY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def write(folder: Path, name: str = "run.yaml", **keys) -> str:
+    path = folder / name
+    path.write_text(json.dumps({**RUN, **keys}), encoding="utf-8")
+    return str(path)
+
+
+def test_check_of_a_good_file(folder, capsys):
+    assert cli.main(["check", write(folder)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.endswith("run.yaml: 6 keys fine (stage sft, lora)\n") and captured.err == ""
+
+
+def test_check_prints_warnings_on_stdout(folder, capsys):
+    assert cli.main(["check", write(folder, pref_beta=0.1)]) == 0
+    captured = capsys.readouterr()
+    assert "warning: " in captured.out and "stage: dpo" in captured.out and "7 keys fine, 1 warning" in captured.out
+
+
+def test_check_prints_all_problems_on_stderr(folder, capsys):
+    assert cli.main(["check", write(folder, lora_rnk=8, lora_alpha="much")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "2 problems" in captured.err and "did you mean lora_rank" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"template": "qwne"},
+            "run.yaml:1: template: 'qwne': no chat format has this name -> did you mean qwen or qwen3?",
+        ),
+        ({"dataset": "dd"}, "dd"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_check_looks_at_what_the_keys_point_to(folder, capsys, keys, message):
+    assert cli.main(["check", write(folder, **keys)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"model_name_or_path": "m", "export_dir": "e"}, "export"),
+        ({"model_name_or_path": "m", "template": "qwen"}, "infer"),
+        ({"model_name_or_path": "m", "adapter_name_or_path": "a", "stage": "sft"}, "infer"),
+    ],
+)
+def test_check_works_out_what_kind_of_file_it_is(folder, capsys, keys, kind):
+    (folder / "other.json").write_text(json.dumps(keys), encoding="utf-8")
+    assert cli.main(["check", "other.json"]) == 0
+    assert capsys.readouterr().out.endswith(f"({kind})\n")
+
+
+def test_check_may_be_told_the_kind(folder, capsys):
+    (folder / "chat.yaml").write_text("model_name_or_path: m\n", encoding="utf-8")
+    assert cli.main(["check", "chat.yaml", "--for", "train"]) == 2
+    assert "nothing to do" in capsys.readouterr().err
+    assert cli.main(["check", "--for=chat", "chat.yaml", "template=qwen"]) == 0
+    assert cli.main(["check", "chat.yaml", "--for", "cooking"]) == 2
+    assert cli.main(["check"]) == 2

@@ -1,0 +1,50 @@
+"""What grpo weighs and divides by, for each `loss_type`, by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.stages._rollout import Experience
+from luthier.stages.grpo import LOSSES, GrpoConfig
+from luthier.stages.grpo import advantages as group_targets
+
+
+def alone(sums: Any) -> dict[str, tuple[float, float]]:
+    """The totals of one process."""
+    return {name: (float(total), count) for name, (total, count) in sums.items()}
+
+
+def experience(reference: float | None = None, values: float | None = None) -> Experience:
+    """Two answers of two and one tokens with the scores 1 and 3."""
+    logps = torch.tensor([-1.0, -2.0, -3.0], dtype=torch.float64)
+    return Experience(
+        scores=torch.tensor([1.0, 3.0], dtype=torch.float64),
+        stopped=torch.tensor([True, False]),
+        rows=torch.tensor([0, 0, 1]),
+        logps=logps,
+        reference=None if reference is None else logps - reference,
+        values=None if values is None else torch.full((3,), values, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_what_an_optimizer_step_is_divided_by(loss_type):
+    """The weighted loss over the units is the mean that the paper names: over answers, tokens, or answers x limit."""
+    config = GrpoConfig(num_generations=2, loss_type=loss_type)
+    targets = group_targets(experience(), config, state={}, totals=alone, max_new_tokens=8)
+    one = 1 / (math.sqrt(2) + 1e-4)
+    each = {"dr_grpo": 1.0, "rloo": 2.0}.get(loss_type, one)
+    assert targets.columns["advantages"].tolist() == pytest.approx([-each, -each, each])
+    weights, units = targets.columns["weights"].tolist(), targets.units.sum().item()
+    expected = {"dapo": ([1, 1, 1], 3), "dr_grpo": ([1, 1, 1], 16)}.get(loss_type, ([0.5, 0.5, 1], 2))
+    assert (weights, units) == expected
+
+
+def test_rloo_takes_the_divergence_off_the_score():
+    """KL of the answers is 0.2 and 0.1, so with beta 10 the scores are -1 and 2, and the advantages -3 and 3."""
+    config = GrpoConfig(num_generations=2, loss_type="rloo", grpo_beta=10.0)
+    targets = group_targets(experience(reference=0.1), config, state={}, totals=alone, max_new_tokens=8)
+    assert targets.columns["advantages"].tolist() == pytest.approx([-3, -3, 3])
+    assert "reference_logps" not in targets.columns

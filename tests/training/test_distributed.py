@@ -1,0 +1,46 @@
+"""Sums and passes over rows, as one process sees them; two processes are in tests/runs/test_processes.py."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from luthier.training.distributed import add_to, batch_by_batch, for_every_row, over_processes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def state():
+    return PartialState(cpu=True)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_every_row_has_its_result_in_order_whatever_the_batch_size(size):
+    rows = [{"n": n} for n in range(7)]
+    args = SimpleNamespace(process_index=0, world_size=1, eval_batch_size=size, device=CPU)
+    seen = []
+
+    def compute(batch):
+        seen.append(len(batch["n"]))
+        assert not torch.is_grad_enabled()
+        return batch["n"].square().tolist()
+
+    found = for_every_row(rows, args, lambda rows: {"n": torch.tensor([row["n"] for row in rows])}, compute)
+    assert found == [n * n for n in range(7)]
+    assert sum(seen) == 7 and max(seen) <= size and torch.is_grad_enabled()
+
+
+def test_sums_add_up_by_name_without_their_graph():
+    sums = {}
+    weight = torch.ones((), requires_grad=True)
+    for number in (1.0, 2.0):
+        add_to(sums, {"loss": (weight * number, 2.0), f"only {number}": (weight, 1.0)})
+    assert not sums["loss"][0].requires_grad
+    assert over_processes(sums, CPU) == {"loss": (3.0, 4.0), "only 1.0": (1.0, 1.0), "only 2.0": (1.0, 1.0)}
+    assert over_processes({}, CPU) == {}
+
+
+def test_what_is_no_tensor_stays_in_the_batch():
+    assert batch_by_batch([{"a": torch.ones(1), "b": 3}], CPU, lambda batch: batch["b"]) == [3]

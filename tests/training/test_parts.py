@@ -1,0 +1,52 @@
+"""What a trainer is made of, where it is more than a value handed on."""
+
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+
+from luthier.model.attention import isolate_samples
+from luthier.training.parts import collator, policy_head, with_fillers
+from tests.tiny import TINY_LLAMA
+
+ROWS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}]
+
+
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**TINY_LLAMA)).eval()
+
+
+def args(**changes):
+    return SimpleNamespace(**{"fsdp": "", "deepspeed_plugin": None, "torch_compile": False, **changes})
+
+
+def test_rows_are_concatenated_without_padding_or_padded():
+    assert collator(0, True)(ROWS)["input_ids"].tolist() == [[5, 6, 7, 8]]
+    assert collator(9, False)(ROWS)["input_ids"].tolist() == [[5, 6, 7, *[9] * 5], [8, *[9] * 7]]
+
+
+@pytest.mark.parametrize("changes", [{"fsdp": "full_shard"}, {"deepspeed_plugin": object()}, {"torch_compile": True}])
+def test_a_sharded_or_compiled_model_calls_its_own_head(changes):
+    policy = model()
+    isolate_samples(policy)
+    assert policy_head(policy, args(), None).linear is policy.lm_head
+    assert policy_head(policy, args(**changes), None).linear is None
+
+
+def test_a_launcher_may_shard_too(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert policy_head(model(), args(), None).linear is None
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 8])
+def test_fillers_complete_the_last_batch_and_have_no_labels(multiple):
+    rows = datasets.Dataset.from_list(ROWS)
+    filled = with_fillers(rows, multiple)
+    assert len(filled) % multiple == 0 and len(filled) - len(rows) < multiple
+    assert filled.select(range(2)).to_list() == ROWS
+    assert all(label == -100 for row in list(filled)[2:] for label in row["labels"])
+    assert (filled is rows) == (len(rows) % multiple == 0)
+    assert torch.tensor(filled[0]["input_ids"]).tolist() == [5, 6, 7]

@@ -1,0 +1,79 @@
+"""Functions and servers that score answers: what they are given, and what their scores must be."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.core.errors import InvalidInput, RunFailed
+from luthier.training.rewards import Answered, WeightedRewards, checked
+from luthier.training.rewards.functions import FunctionReward, load_function
+
+
+def answered(answer: str) -> Answered:
+    return Answered([1], [2, 3], "prompt", answer, "given", f"prompt{answer}", stopped=True)
+
+
+ANSWERS = [answered("a"), answered("bcd")]
+
+
+def test_a_function_gets_what_it_has_parameters_for():
+    seen: dict[str, Any] = {}
+
+    def lengths(completions, answers):
+        seen.update(completions=completions, answers=answers)
+        return [len(text) for text in completions]
+
+    assert FunctionReward("lengths", lengths)(ANSWERS) == [1.0, 3.0]
+    assert seen == {"completions": ["a", "bcd"], "answers": ["given", "given"]}
+    assert FunctionReward("all", lambda **texts: [float(len(texts))] * 2)(ANSWERS) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([1.0], "gave 1 scores for 2 answers"),
+        ("ab", "gave a str"),
+        (None, "gave a NoneType"),
+        ([1.0, math.nan], "its score of answer 1 is nan"),
+        ([math.inf, 1.0], "its score of answer 0 is inf"),
+        ([1.0, "good"], "its score of answer 1 is 'good'"),
+    ],
+)
+def test_scores_that_are_none_are_one_error_with_the_name(scores, words):
+    with pytest.raises(RunFailed, match=words) as caught:
+        checked("reward_funcs: mine", scores, ANSWERS)
+    assert str(caught.value).startswith("reward_funcs: mine: ")
+
+
+def test_a_tensor_is_as_good_as_a_list():
+    assert checked("x", torch.tensor([0.5, 2.0]), ANSWERS) == [0.5, 2.0]
+
+
+def test_whatever_a_function_raises_is_told_with_the_call_that_shows_it():
+    def breaks(completions):
+        raise KeyError("missing")
+
+    with pytest.raises(RunFailed, match=r"breaks: it raised KeyError: 'missing' -> call it with completions=\['a'\]"):
+        FunctionReward("breaks", breaks)(ANSWERS)
+
+
+def test_the_sum_is_weighted_and_each_reward_is_kept_beside_it():
+    one, two = (FunctionReward(name, lambda completions, n=n: [n] * 2) for name, n in (("one", 1), ("two", 10)))
+    sums, each = WeightedRewards([one, two], [2.0, 0.5])(ANSWERS)
+    assert sums == [7.0, 7.0] and each == {"one": [1.0, 1.0], "two": [10.0, 10.0]}
+    assert WeightedRewards([one], [1.0])(ANSWERS) == ([1.0, 1.0], {})
+
+
+def test_functions_are_found_in_files_and_modules(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def short(completions):\n    return [-len(text) for text in completions]\n")
+    assert load_function(f"{file}:short")(ANSWERS) == [-1.0, -3.0]
+    assert load_function("tests.small_world:small_letters")(ANSWERS) == [1.0, 1.0]
+    for name, words in ((f"{file}:long", "no function long"), ("no.such.module:f", "cannot be imported")):
+        with pytest.raises(InvalidInput, match=words):
+            load_function(name)
+    file.write_text("1 / 0\n")
+    with pytest.raises(InvalidInput, match="ZeroDivisionError"):
+        load_function(f"{file}:short")
