@@ -75,8 +75,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def compare(repeats: int) -> None:
     from luthier.core.kinds import STAGES
-    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
+    from luthier.data.rows.arrow import row_lengths
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

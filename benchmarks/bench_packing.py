@@ -13,15 +13,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CUTOFF_LEN = 1024
 RUNS = {"identity": "auto", "identity,multi_turn,tools,history,openai_chat": "chatml"}
-"""Datasets (the first are those of examples/quickstart.yaml) -> chat format; the model's own template writes no tools."""
+"""Datasets (the first are those of examples/quickstart.yaml) -> chat format; the model's template writes no tools."""
 
 
 def lengths_of(datasets: str, template: str) -> list[int]:
     """The number of tokens in each pack."""
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES
-    from luthier.data.rows.arrow import row_lengths
     from luthier.data.prepare import prepare
+    from luthier.data.rows.arrow import row_lengths
     from luthier.workflow.text import load_text_side
 
     keys = {"dataset": datasets, "template": template, "dataset_dir": str(ROOT / "examples" / "data"), "do_train": True}

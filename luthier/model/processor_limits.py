@@ -208,7 +208,7 @@ def _take_over(processor: Any, sense: str, attribute: str, value: Any, key: str,
 
 
 def _set_sampling_rate(processor: Any, name: str, part: Any, limits: Mapping[str, Any], outcome: Outcome) -> None:
-    """The part is made anew, since filters and window lengths come from the rate."""
+    """The part is rebuilt, since filters and window lengths come from the rate."""
     key = "audio_sampling_rate"
     present = getattr(part, "sampling_rate", None)
     if key not in limits or present is None:

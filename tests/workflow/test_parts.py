@@ -59,7 +59,7 @@ def test_rollouts_know_the_value_head_and_the_reference_does_not_need_it(world):
 
 
 def test_packs_that_must_be_isolated_cannot_be_padded(said):
-    with pytest.raises(ModelError, match="neat_packing: .* because"):
+    with pytest.raises(ModelError, match=r"neat_packing: .* because"):
         report_padding("because", is_packed=True, must_isolate=True)
     report_padding("because", is_packed=True, must_isolate=False)
     assert said[0] == "rows are padded: because" and "packing: the samples of a row see each other" in said[1]

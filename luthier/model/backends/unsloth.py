@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import InferRun, TrainRun
     from luthier.model.tokenizer import FittedTokenizer
 
-PADDING_REASON = "unsloth's own forward functions do not keep apart rows that lie behind one another"
+PADDING_REASON = "the forward functions of unsloth attend across the samples of a row"
 DEVICES = ("cuda", "xpu", "npu")
 """Types of devices that it has kernels for; AMD's are cuda to torch."""
 
