@@ -22,7 +22,7 @@ class RewardConfig(ReferenceConfig):
     reward_funcs: tuple[str, ...] = ()
     """Python functions that score answers: `file.py:function` or `module:function`."""
     reward_weights: tuple[float, ...] = ()
-    """Weight of each of reward_funcs and then of reward_model; unset means 1 for each."""
+    """Weights of reward_funcs, in their order, and then of reward_model; unset means 1 for each."""
 
 
 ROLLOUT_RULES = (

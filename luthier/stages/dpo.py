@@ -52,9 +52,9 @@ class DpoConfig(ReferenceConfig):
         "sigmoid", "robust", "hinge", "ipo", "kto_pair", "orpo", "simpo", "exo_pair", "bco_pair", "apo_zero",
         "apo_down", "sppo",
     ] = "sigmoid"  # fmt: skip
-    """Which preference loss."""
+    """Loss on preference pairs; equations in docs/methods.md."""
     dpo_label_smoothing: float = 0.0
-    """Share of the pairs taken to be labelled the wrong way round, 0 to 0.5."""
+    """Assumed share of pairs with swapped labels, 0 to 0.5."""
     simpo_gamma: float = 0.5
     """Margin of SimPO (https://arxiv.org/abs/2405.14734)."""
     ld_alpha: float | None = None
@@ -81,19 +81,19 @@ RULES = Rules(
         within("method", "dpo_label_smoothing", 0, 0.5, or_high=True),
         Rule(
             ("dpo_label_smoothing", "pref_loss"),
-            "only the losses sigmoid, robust and exo_pair take pairs to be labelled the wrong way round",
+            "only the losses sigmoid, robust and exo_pair assume swapped labels",
             "set pref_loss: sigmoid, or leave it out",
             lambda run: run.method.dpo_label_smoothing > 0 and run.method.pref_loss not in SMOOTHED,
         ),
         Rule(
             ("dpo_label_smoothing", "pref_loss"),
-            "half of the pairs labelled the wrong way round leave nothing to learn, and robust divides by it",
+            "if half of the pairs have swapped labels nothing can be learned, and robust would divide by 0",
             "set it below 0.5",
             lambda run: run.method.dpo_label_smoothing == 0.5 and run.method.pref_loss == "robust",
         ),
         Rule(
             ("pref_loss", "dpo_label_smoothing"),
-            "exo_pair compares the policy with a preference that is not quite certain",
+            "exo_pair compares the policy with a preference distribution that must not be certain",
             "set dpo_label_smoothing above 0, e.g. 0.001",
             lambda run: run.method.dpo_label_smoothing == 0 and run.method.pref_loss == "exo_pair",
         ),

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig(ReferenceConfig):
     train_on_prompt: bool = never_unread(False)
-    """Learn the prompt tokens as well as the answers."""
+    """Train on the prompt tokens as well as the answers."""
     mask_history: bool = never_unread(False)
-    """Learn the last answer of a conversation only."""
+    """Train on the last answer of a conversation only."""
     compute_accuracy: bool = False
     """Report next-token accuracy on the evaluation data."""
     label_smoothing_factor: float = 0.0
     """Share of each target that is spread evenly over the vocabulary."""
     use_dft_loss: bool = False
-    """Weigh the loss of each token by its own probability (https://arxiv.org/abs/2508.05629)."""
+    """Weight the loss of each token by its own probability (https://arxiv.org/abs/2508.05629)."""
     use_eaft_loss: bool = False
-    """Weigh the loss of each token by the entropy of the prediction, so that what the model is sure of counts less."""
+    """Weight the loss of each token by the entropy of the prediction, so that confident predictions count less."""
     eaft_alpha: float = 1.0
     """Exponent of the entropy."""
     use_asft_loss: bool = False
@@ -46,7 +46,7 @@ LOSS_SWITCHES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 
 ONE_HISTORY = Rule(
     ("mask_history", "train_on_prompt"),
-    "learns the last answer only, while train_on_prompt learns every prompt",
+    "trains on the last answer only, and train_on_prompt trains on every prompt",
     "set one of the two",
     all_of(is_set("method", "train_on_prompt"), is_set("method", "mask_history")),
 )
@@ -83,14 +83,14 @@ RULES = Rules(
         adapters_of_reference(is_set("method", "use_asft_loss")),
         Rule(
             ("label_smoothing_factor", "use_asft_loss"),
-            "spreads the given token over the vocabulary, which this loss does not know",
+            "spreads the target over the vocabulary, which this loss does not support",
             "leave it out",
             all_of(is_set("method", "use_asft_loss"), is_set("method", "label_smoothing_factor")),
         ),
         ONE_HISTORY,
         Rule(
             ("compute_accuracy", "predict_with_generate"),
-            "measures given answers, while predict_with_generate writes new ones",
+            "measures given answers, and predict_with_generate generates new ones",
             "set one of the two",
             all_of(is_set("method", "compute_accuracy"), is_set("training", "predict_with_generate")),
         ),

@@ -115,7 +115,7 @@ def test_asft_is_dft_and_a_pull():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stage": "gkd"}, "teacher_model: is missing, and this stage learns from one"),
+        ({"stage": "gkd"}, "teacher_model: is missing, and this stage needs a teacher"),
         ({"stage": "gkd", "teacher_model": "t/t", "gkd_beta": 1.5}, "gkd_beta: 1.5: must be from 0 to 1"),
         ({"stage": "gkd", "teacher_model": "t/t", "gkd_temperature": 0}, "gkd_temperature: 0: must be above 0"),
         ({**OWN, "gkd_lambda": 1.5}, "gkd_lambda: 1.5: must be from 0 to 1"),

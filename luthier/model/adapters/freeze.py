@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeConfig:
     freeze_trainable_layers: int = 2
-    """How many layers learn: the last n if positive, the first n if negative; with use_llama_pro the inserted n."""
+    """Number of layers to train: the last n if positive, the first n if negative; with use_llama_pro the inserted n."""
     freeze_trainable_modules: tuple[str, ...] = ("all",)
-    """Names of the modules inside those layers that learn, or `all`."""
+    """Names of the modules to train inside those layers, or `all`."""
     freeze_extra_modules: tuple[str, ...] = ()
-    """Names of modules outside the layers that learn too, e.g. `lm_head`."""
+    """Names of modules to train outside the layers, e.g. `lm_head`."""
     use_llama_pro: bool = False
     """Train the blocks that `luthier expand` inserted; freeze_trainable_layers is their number (LLaMA Pro)."""
 

@@ -39,17 +39,17 @@ class BadamConfig:
     badam_mode: Literal["layer", "ratio"] = "layer"
     """Blocks are layers, or a share of the weights."""
     badam_start_block: int | None = None
-    """The block that learns first, counted from 0; unset means the first of the order."""
+    """The first block to train, counted from 0; unset takes the first of the order."""
     badam_switch_mode: Literal["ascending", "descending", "random", "fixed"] | None = "ascending"
     """Order of the blocks; null is `ascending`."""
     badam_switch_interval: int | None = 50
-    """Steps that a block, or a share of the weights, learns for; -1 for ever."""
+    """Steps before the next block, or the next share of the weights; -1 never switches."""
     badam_update_ratio: float = 0.05
-    """Share of the weights that learn, in the mode `ratio`."""
+    """Share of the weights to train, with `badam_mode: ratio`."""
     badam_mask_mode: Literal["adjacent", "scatter"] = "adjacent"
     """Whether those weights lie together or apart."""
     badam_verbose: int = 0
-    """What is said: 0 nothing, 1 each new block, 2 its weights too."""
+    """What is logged: 0 nothing, 1 each new block, 2 its weights too."""
 
 
 def _is_no_interval(run: Any) -> bool:
@@ -66,7 +66,7 @@ RULES = Rules(
         *requires_whole_weights("use_badam"),
         whole_model("use_badam"),
         requires_optim("use_badam", ANY_BASE),
-        one_process("use_badam", "each process would train a block by itself", lambda run: True),
+        one_process("use_badam", "each process would train its own block", lambda run: True),
         Rule(
             ("badam_switch_interval",),
             "must be at least 1, or -1",
