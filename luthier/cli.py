@@ -143,19 +143,18 @@ def _command_help(name: str, rest: list[str]) -> int:
 def _unknown(name: str) -> str:
     if name in LATER:
         return f"the command `{name}` is not part of this version"
-    from luthier.core.registry import nearest
+    from luthier.core.registry import did_you_mean
 
-    close = nearest(name, COMMANDS)
-    hint = f"; did you mean `{close}`?" if close else ""
-    return f"unknown command `{name}`{hint} (`luthier help` lists them)"
+    hint = did_you_mean(name, COMMANDS, lambda command: f"`{command}`")
+    return f"unknown command `{name}`{'; ' if hint else ''}{hint} (`luthier help` lists them)"
 
 
 def _run(name: str, rest: list[str]) -> int:
     import importlib
     import os
 
-    from luthier.core.errors import LuthierError
-    from luthier.core.log import set_up
+    from luthier.core.errors import ConfigError, LuthierError
+    from luthier.core.log import set_up, warn
 
     try:
         os.getcwd()
@@ -167,6 +166,8 @@ def _run(name: str, rest: list[str]) -> int:
         status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
         return status
     except LuthierError as error:
+        for warning in error.warnings if isinstance(error, ConfigError) else ():
+            warn(str(warning))
         if os.environ.get("LUTHIER_DEBUG") == "1":
             import traceback
 

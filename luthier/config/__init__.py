@@ -1,4 +1,4 @@
-"""From the words a user wrote to a frozen, typed run. Nothing here imports torch.
+"""From what a user wrote to a frozen, typed run. Nothing here imports torch.
 
-source -> interpolate -> decode -> keys (who owns what) -> load -> runs
+source -> interpolate -> decode -> key_table (who reads what) -> load (with rules/) -> runs
 """

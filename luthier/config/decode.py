@@ -1,7 +1,7 @@
 """From what a user wrote to a value of the declared type, or a phrase that says why not.
 
-YAML, JSON and Python values are taken as they are: nothing but a number is a number, only true and false are bools. A
-`Text` (a word of the command line, or what an interpolation gave) has no type yet and is read as the key's type wants.
+YAML, JSON and Python values keep their type: only a number is a number, only true and false are booleans. A `Text` (a
+word of the command line, or the result of an interpolation) has no type yet and is parsed as the type of the key.
 """
 
 import math
@@ -31,13 +31,13 @@ Loader.add_implicit_resolver(
 
 
 class Text(str):
-    """Untyped words; see the module's docstring."""
+    """Untyped text; see the docstring of the module."""
 
     __slots__ = ()
 
 
 class Misfit(ValueError):
-    """The value is not of the type; `reason` and `remedy` are phrases for the user."""
+    """The value does not have the type; `reason` and `remedy` are phrases for the user."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
@@ -141,10 +141,9 @@ def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
         return "no"
     if isinstance(value, str) and str(value) in choices:
         return str(value)
-    from luthier.core.registry import nearest
+    from luthier.core.registry import did_you_mean
 
-    close = nearest(str(value), choices)
-    raise Misfit(f"must be one of {', '.join(map(str, choices))}", f"did you mean {close}?" if close else "")
+    raise Misfit(f"must be one of {', '.join(map(str, choices))}", did_you_mean(str(value), map(str, choices)))
 
 
 def _items(value: Any, item_type: Any, choices: tuple[str, ...]) -> tuple[Any, ...]:
@@ -180,7 +179,7 @@ def parse_value(text: str) -> Any:
 
 def _unquote(value: Any, words: Any) -> str:
     if isinstance(value, str) and not isinstance(value, Text) and (value.lower() in words or value.isdigit()):
-        return "take the quotes off"
+        return "remove the quotes"
     return ""
 
 

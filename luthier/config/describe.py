@@ -1,4 +1,4 @@
-"""What is known about keys, in words and as JSON Schema, for `explain`, `schema` and the key reference."""
+"""Keys in words and as JSON Schema, for `explain`, `schema` and the key reference."""
 
 import ast
 import sys
@@ -12,21 +12,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from luthier.config.decode import describe_type
 from luthier.config.key_table import TRAINING, Key, catalogue
-from luthier.config.keys.export import EXPORT_RULES
-from luthier.config.keys.fp8 import FP8_RULES
-from luthier.config.keys.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
-from luthier.config.keys.profiling import PROFILER_RULES
-from luthier.config.keys.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
-from luthier.config.keys.swanlab import SWANLAB_RULES
 from luthier.config.masking import masked
-from luthier.config.rules.engine import Rule, Rules
-from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, TRAIN_RULES
-from luthier.config.rules.memory import MEMORY_RULES
-from luthier.config.rules.optim import OPTIM_RULES
-from luthier.config.rules.streaming import STREAMING_RULES
+from luthier.config.rules.engine import Rule
+from luthier.config.rules.table import all_rules
+from luthier.config.sections import COMMAND_WORDS, RUN_COMMANDS
 from luthier.core.errors import UnknownVariant
-from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 __all__ = ["explain", "help_of", "masked", "rules_about", "schema", "shown", "status_of"]
 
@@ -88,35 +79,42 @@ def status_of(key: Key) -> str:
     if key.status == "no_effect":
         return f"accepted without effect: {key.reason}"
     if key.status == "later":
-        return "known; nothing in this version reads it"
+        return "known, but not read by this version"
     return f"accepted: {key.reason}" if key.status == "renamed" else "supported"
 
 
-@cache
-def _all_rules() -> tuple[Rule, ...]:
-    registries = (STAGES, ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS)
-    checks = [registry.get(name).check for registry in registries for name in registry.names]
-    tables = [MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES, QUANTIZED_EXPORT_RULES]
-    tables += [STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES]
-    tables += [PROCESSOR_RULES, PROCESSOR_CHAT_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, EXPORT_RULES]
-    tables += [check for check in checks if isinstance(check, Rules)]
-    return tuple(rule for table in tables for rule in table)
-
-
 def rules_about(name: str) -> Iterator[str]:
-    """Each rule that the key takes part in, in words."""
-    for rule in _all_rules():
+    """Each rule that the key takes part in, in words, with the variants and commands that it is for.
+
+    e.g. `error for stage: dpo or stage: rm: on_overlong (together with stage): cuts a row into several, ... -> ...`
+    """
+    owners: dict[str, set[str]] = {}
+    commands: dict[str, set[str]] = {}
+    for rule, command, owner in all_rules():
         if name in rule.keys:
-            others = f" (together with {', '.join(rule.keys[1:])})" if rule.keys[1:] else ""
-            weight = "warning" if rule.only_warns else "error"
-            yield f"{weight}: {rule.keys[0]}{others}: {rule.reason}" + (f" -> {rule.remedy}" if rule.remedy else "")
+            text = _in_words(rule)
+            owners.setdefault(text, set()).add(owner)
+            commands.setdefault(text, set()).add(command)
+    readers = {command for key in catalogue()[name] for command in key.section.commands}
+    for text, variants in owners.items():
+        weight, text_of_rule = text.split(": ", 1)
+        where = "" if "" in variants else f" for {' or '.join(sorted(variants))}"
+        if not where and readers - commands[text]:
+            where = f" in {' and '.join(f'`{COMMAND_WORDS[c]}`' for c in RUN_COMMANDS if c in commands[text])}"
+        yield f"{weight}{where}: {text_of_rule}"
+
+
+def _in_words(rule: Rule) -> str:
+    others = f" (together with {', '.join(rule.keys[1:])})" if rule.keys[1:] else ""
+    weight = "warning" if rule.only_warns else "error"
+    return f"{weight}: {rule.keys[0]}{others}: {rule.reason}" + (f" -> {rule.remedy}" if rule.remedy else "")
 
 
 def explain(name: str) -> str:
     """All about one key. Raises `UnknownVariant` with the nearest name."""
     if name not in catalogue():
-        close = nearest(name, catalogue())
-        raise UnknownVariant(f"{name}: unknown key" + (f"; did you mean {close}?" if close else ""))
+        hint = did_you_mean(name, catalogue())
+        raise UnknownVariant(f"{name}: unknown key" + (f"; {hint}" if hint else ""))
     keys = catalogue()[name]
     lines = [name, *(f"  {text}" for text in dict.fromkeys(help_of(key) for key in keys))]
     first = keys[0]

@@ -11,7 +11,7 @@ from typing import Any
 from luthier.config.decode import Misfit, Text
 from luthier.config.source import Entry, Written
 from luthier.core.errors import Problem
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 
@@ -32,13 +32,13 @@ def interpolate(written: Written, environment: Mapping[str, str]) -> None:
 
 
 class _Resolver:
-    """Looks values up in `entries`, which are not yet resolved themselves."""
+    """Looks up values in `entries`, which may hold interpolations themselves."""
 
     def __init__(self, entries: Mapping[str, Entry], environment: Mapping[str, str]) -> None:
         self.entries, self.environment = entries, environment
 
     def value(self, value: Any, path: tuple[str, ...]) -> Any:
-        """`value` with everything inside resolved. `path` are the keys being resolved, to notice a circle."""
+        """`value` with everything inside resolved. `path` are the keys being resolved, to notice a cycle."""
         if isinstance(value, str):
             return self._text(value, path) if "${" in value else value
         if isinstance(value, list | tuple):
@@ -69,8 +69,8 @@ class _Resolver:
         if top in path:
             raise Misfit(f"refers to itself: {' -> '.join((*path, top))}")
         if top not in self.entries:
-            close = nearest(top, self.entries)
-            raise Misfit(f"refers to {name}, which is not given", f"did you mean ${{{close}}}?" if close else "")
+            remedy = did_you_mean(top, self.entries, lambda key: f"${{{key}}}")
+            raise Misfit(f"refers to {name}, which is not given", remedy)
         value = self.value(self.entries[top].value, (*path, top))
         for step in inner:
             if not isinstance(value, Mapping) or step not in value:

@@ -68,7 +68,7 @@ class Key:
     remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of a variant: wrong value in small letters -> what to write instead."""
     is_never_unread: bool = False
-    """A training run that does not read it is an error if it has another value than the default."""
+    """In a training run that does not read it, any value but the default is an error."""
 
 
 def later_variants(key: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Read what a user wrote and return a checked, frozen run, or every problem at once. torch is not imported.
+"""Read what a user wrote and return a checked, frozen run, or all problems at once. torch is not imported.
 
-A key that the chosen variants do not read is a warning that names who would; a key nobody knows is an error.
+A key that the chosen variants do not read is a warning that names the variant that would; an unknown key is an error.
 """
 
 import os
@@ -32,28 +32,15 @@ from luthier.config.key_table import (
     optimizer_sections,
     sections,
 )
-from luthier.config.keys.export import EXPORT_RULES
-from luthier.config.keys.fp8 import FP8_RULES
-from luthier.config.keys.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
 from luthier.config.keys.legacy import LegacyTrainingConfig
-from luthier.config.keys.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
-from luthier.config.keys.profiling import PROFILER_RULES
-from luthier.config.keys.quantization import QUANTIZATION_RULES, QUANTIZED_EXPORT_RULES, QUANTIZED_TRAINING_RULES
-from luthier.config.keys.swanlab import SWANLAB_RULES
 from luthier.config.keys.training import OWN_DEFAULTS, TrainingKeys
 from luthier.config.masking import is_secret
-from luthier.config.rules.engine import Rules
-from luthier.config.rules.general import GENERATING_RULES, MODEL_RULES, OUTPUT_RULES, TRAIN_RULES, launcher_problems
-from luthier.config.rules.memory import MEMORY_RULES
-from luthier.config.rules.optim import OPTIM_RULES
-from luthier.config.rules.streaming import STREAMING_RULES
-from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
+from luthier.config.rules.table import broken_rules
 from luthier.config.runs import ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, read
 from luthier.core.errors import ConfigError, Problem
-from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import nearest, question
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
@@ -68,23 +55,6 @@ PATHS = frozenset(
     }
 )
 """Keys whose values may begin with `~`, the home of the user."""
-COMMAND_RULES: dict[str, tuple[Rules, ...]] = {
-    "train": (
-        *(MODEL_RULES, MEMORY_RULES, QUANTIZATION_RULES, QUANTIZED_TRAINING_RULES),
-        *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES),
-        PROCESSOR_RULES,
-        *(STREAMING_RULES, GENERATING_RULES, TRAIN_RULES, OPTIM_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES),
-        OUTPUT_RULES,
-    ),
-    "infer": (
-        *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
-        *(PROCESSOR_RULES, PROCESSOR_CHAT_RULES),
-    ),
-    "export": (
-        *(MODEL_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
-        *(PROCESSOR_RULES, EXPORT_RULES),
-    ),
-}
 
 
 def load_train(
@@ -92,8 +62,8 @@ def load_train(
 ) -> TrainRun:
     """The run that a file, a mapping or command-line words describe. Raises `ConfigError` with all problems.
 
-    `overrides` are more words (`key=value` or `--key value`) that go before what `source` says. `writes` false: the run
-    is only looked at, so it needs no folder to write to.
+    `overrides` are more words (`key=value` or `--key value`) that take precedence over `source`. `writes` false: the
+    run is only inspected, so it needs no output folder.
     """
     run = load("train", read_source(source, overrides), writes=writes)
     assert isinstance(run, TrainRun)
@@ -115,7 +85,7 @@ def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
 
 
 def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> Written:
-    """What the user wrote, interpolations replaced. Raises `ConfigError` if it cannot be read at all."""
+    """What the user wrote, with interpolations resolved. Raises `ConfigError` if it cannot be read at all."""
     written = read(source, overrides, catalogue().__contains__)
     interpolate(written, os.environ)
     return written
@@ -123,14 +93,7 @@ def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
 
 def load(command: str, written: Written, *, writes: bool = True) -> Run:
     """Decode and check. `command` is one of `luthier.config.sections.RUN_COMMANDS`; `writes` as in `load_train`."""
-    draft = _Draft(command, written)
-    draft.decode()
-    draft.judge()
-    run = draft.build()
-    draft.apply_rules(run, [rules for rules in COMMAND_RULES[command] if writes or rules is not OUTPUT_RULES])
-    if draft.problems:
-        raise ConfigError(written.source, sorted(draft.problems, key=_place))
-    return replace(run, warnings=tuple(sorted(draft.warnings, key=_place)))
+    return Draft(command, written, writes=writes).finish()
 
 
 def locate(problem: Problem, written: Written) -> Problem:
@@ -143,32 +106,51 @@ def locate(problem: Problem, written: Written) -> Problem:
 
 
 def _below_home(value: Any) -> Any:
-    """`~/data` -> `/home/me/data`; a shell would have done it only for a word of its own."""
+    """`~/data` -> `/home/me/data`, which a shell does only for a word that begins with `~`."""
     if isinstance(value, tuple):
         return tuple(map(_below_home, value))
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def _place(problem: Problem) -> tuple[bool, str, int]:
-    return problem.line is None, problem.file, problem.line or 0
+class Draft:
+    """A run with all that was found wrong in it so far. Whoever finds more adds it, and `finish` raises once."""
 
-
-class _Draft:
-    """A run in the making: the values decoded so far, and what was found wrong."""
-
-    def __init__(self, command: str, written: Written) -> None:
+    def __init__(self, command: str, written: Written, *, writes: bool = True) -> None:
         self.command, self.written = command, written
         self.problems = list(written.problems)
         self.warnings: list[Problem] = []
         self.given: dict[str, Any] = {}
+        self.unknown = {problem.key for problem in written.problems if problem.key not in written.entries}
+        """Keys whose value cannot be told. The run holds their defaults, from which nothing may be concluded."""
+        self._decode()
+        self._judge()
+        self.run = self._build()
+        """With defaults in place of what could not be decoded."""
+        self._apply_rules(writes)
 
-    def blame(self, key: str, reason: str, remedy: str = "") -> None:
+    def add(self, problems: Iterable[Problem], warnings: Iterable[Problem]) -> None:
+        """Add what was found wrong with the values. Keys whose value cannot be told are left out."""
+        self.problems += [locate(problem, self.written) for problem in problems if problem.key not in self.unknown]
+        self.warnings += [locate(problem, self.written) for problem in warnings if problem.key not in self.unknown]
+
+    def finish(self) -> Run:
+        """The run with its warnings. Raises `ConfigError` with all problems and warnings, in the order of the file."""
+        warnings = tuple(sorted(self.warnings, key=self._place))
+        if self.problems:
+            raise ConfigError(self.written.source, sorted(self.problems, key=self._place), warnings)
+        return replace(self.run, warnings=warnings)
+
+    def _place(self, problem: Problem) -> tuple[bool, bool, str, int]:
+        """The lines of the run file come first, then those of other files, then what stands on no line."""
+        return problem.line is None, problem.file != self.written.source, problem.file, problem.line or 0
+
+    def _blame(self, key: str, reason: str, remedy: str = "") -> None:
         self.problems.append(locate(Problem(key, reason, remedy), self.written))
 
-    def warn(self, key: str, reason: str, remedy: str = "") -> None:
+    def _warn(self, key: str, reason: str, remedy: str = "") -> None:
         self.warnings.append(locate(Problem(key, reason, remedy), self.written))
 
-    def decode(self) -> None:
+    def _decode(self) -> None:
         """Fill `given`; unknown keys and values of the wrong type are problems."""
         for name, entry in self.written.entries.items():
             if name not in catalogue():
@@ -185,32 +167,37 @@ class _Draft:
                 value = decode(entry.value, key.type, key.choices)
                 self.given[name] = _below_home(value) if name in PATHS else value
             except Misfit as misfit:
+                self.unknown |= {name, key.current or name}
                 if entry.value is True and entry.file == COMMAND_LINE:
-                    self.blame(name, f"needs a value: {misfit.reason}", f"write --{name} VALUE")
+                    self._blame(name, f"needs a value: {misfit.reason}", f"write --{name} VALUE")
                 else:
-                    self.blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
+                    self._blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
         close = nearest(name, catalogue())
-        remedy = f"did you mean {close}?" if close else "see docs/reference/keys.md"
+        remedy = question(close) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
-            self.warn(name, "unknown key, not read", remedy)
+            self._warn(name, "unknown key, not read", remedy)
         else:
-            self.blame(name, "unknown key", remedy)
+            self._blame(name, "unknown key", remedy)
+            self.unknown.update(key for key in close[:1] if key not in self.written.entries)
 
     def _later_variant(self, name: str, value: str) -> None:
-        """Known by name, so its keys are judged as those of a run that has it."""
+        """A known name, so its keys are checked as if the variant existed."""
         self.given[name] = value
-        self.blame(name, f"{value} is not part of this version", f"use one of {', '.join(REGISTRIES[name].names)}")
+        self._blame(name, f"{value} is not part of this version", f"use one of {', '.join(REGISTRIES[name].names)}")
 
-    def value(self, name: str) -> Any:
+    def _value(self, name: str) -> Any:
         """What was given for a key, or its default."""
         return self.given[name] if name in self.given else catalogue()[name][0].default
 
-    def judge(self) -> None:
-        """Refused values become problems; keys without effect and keys that nobody reads become warnings."""
+    def _judge(self) -> None:
+        """Refused values become problems; keys without effect and keys that nobody reads become warnings.
+
+        Who reads a key cannot be told if the key that decides it has an unknown value.
+        """
         switches = {section.key for section in sections() if section.key}
-        values = {name: self.value(name) for name in switches}
+        values = {name: self._value(name) for name in switches}
         for name in self.given:
             keys = catalogue()[name]
             readers = [
@@ -219,11 +206,13 @@ class _Draft:
             if readers:
                 self._judge_status(readers[0])
                 continue
+            if any(key.section.key in self.unknown for key in keys):
+                continue
             reader = " or ".join(dict.fromkeys(key.section.reader(self.command) for key in keys))
             if self.command == "train" and keys[0].is_never_unread and self.given[name] != keys[0].default:
-                self.blame(name, f"is for {reader} only", f"set {reader}, or leave it out")
+                self._blame(name, f"is for {reader} only", f"set {reader}, or leave it out")
             else:
-                self.warn(name, f"is not read here, only by {reader}")
+                self._warn(name, f"is not read here, only by {reader}")
 
     def _is_switch(self, key: Key) -> bool:
         return key.name == key.section.key and self.command in key.section.commands
@@ -231,15 +220,15 @@ class _Draft:
     def _judge_status(self, key: Key) -> None:
         value = self.given[key.name]
         if key.status == "refused" and value not in key.allowed:
-            self.blame(key.name, key.reason, key.remedy)
+            self._blame(key.name, key.reason, key.remedy)
         elif key.status == "no_effect" and value not in key.allowed:
-            self.warn(key.name, f"has no effect: {key.reason}")
+            self._warn(key.name, f"has no effect: {key.reason}")
         elif key.status == "renamed":
-            self.warn(key.name, key.reason)
+            self._warn(key.name, key.reason)
 
-    def build(self) -> Run:
+    def _build(self) -> Run:
         """The run, with defaults in the place of what could not be decoded."""
-        stage, finetuning_type = self.value("stage"), self.value("finetuning_type")
+        stage, finetuning_type = self._value("stage"), self._value("finetuning_type")
         common = {
             "source": self.written.source,
             "stage": stage,
@@ -275,7 +264,7 @@ class _Draft:
     def _optimizers(self) -> Mapping[str, Section]:
         """Those that are switched on."""
         found = optimizer_sections()
-        values = {section.key: self.value(section.key) for section in found.values()}
+        values = {section.key: self._value(section.key) for section in found.values()}
         return {name: part for name, part in found.items() if part.reads(self.command, values, os.environ)}
 
     def _variant_section(self, key: str, value: str) -> Section:
@@ -286,8 +275,9 @@ class _Draft:
         for key in keys_of(section):
             if key.is_required and key.name not in values:
                 values[key.name] = ""
-                if key.name not in self.written.entries:
-                    self.blame(key.name, "is missing", "every run needs it")
+                if key.name not in self.unknown:
+                    self._blame(key.name, "is missing", "every run needs it")
+                    self.unknown.add(key.name)
         return section.config(**values)
 
     def _training(self) -> TrainingKeys:
@@ -300,34 +290,11 @@ class _Draft:
                     given.setdefault(key.current, value)
         return TrainingKeys(MappingProxyType(given))
 
-    def apply_rules(self, run: Run, command_rules: Iterable[Rules]) -> None:
-        """Rules between keys. A key already at fault is not blamed again, since a default stands in its place."""
+    def _apply_rules(self, writes: bool) -> None:
+        """Add the broken rules. A key that is at fault already is not blamed again."""
         at_fault = {problem.key for problem in self.problems}
-        found: list[Problem] = []
-        for rules in command_rules:
-            found += rules(run)
-            self.warnings += self._located(rules.broken_by(run, warnings=True))
-        for check in self._variant_checks(run):
-            found += check(run)
-            if isinstance(check, Rules):
-                self.warnings += self._located(check.broken_by(run, warnings=True))
-        if self.command == "train":
-            found += launcher_problems()
-        self.problems += self._located(problem for problem in found if problem.key not in at_fault)
-
-    def _variant_checks(self, run: Run) -> list[Any]:
-        checks: list[Any] = [FEATURES.get(name).check for name in FEATURES.names]
-        if isinstance(run, TrainRun) and run.finetuning_type in ADAPTERS.names:
-            checks.append(ADAPTERS.get(run.finetuning_type).check)
-        if isinstance(run, TrainRun) and run.stage in STAGES.names:
-            checks.append(STAGES.get(run.stage).check)
-        if isinstance(run, TrainRun):
-            checks += [OPTIMIZERS.get(name).check for name in run.optimizers]
-        keys = run.quantization
-        quantizes = keys.quantization_bit is not None and not isinstance(run, ExportRun)
-        if quantizes and keys.quantization_method in QUANTIZERS.names:
-            checks.append(QUANTIZERS.get(keys.quantization_method).check)
-        return checks
-
-    def _located(self, problems: Iterable[Problem]) -> list[Problem]:
-        return [locate(problem, self.written) for problem in problems]
+        for rule in broken_rules(self.command, self.run, writes=writes, unknown=self.unknown):
+            if rule.only_warns:
+                self.add((), [rule.problem()])
+            elif rule.keys[0] not in at_fault:
+                self.add([rule.problem()], ())

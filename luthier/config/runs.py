@@ -1,4 +1,4 @@
-"""What travels from the command line into the code: a whole run, checked and frozen."""
+"""A whole run, checked and frozen, as commands receive it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Run:
     """What every run has."""
 
     source: str
-    """The run file, or in words where the keys came from."""
+    """The run file, or a phrase that says where the keys come from."""
     stage: str
     finetuning_type: str
     model: ModelConfig
@@ -59,9 +59,9 @@ class Run:
     given: Mapping[str, Any]
     """The keys that the user wrote, decoded."""
     changed: frozenset[str] = frozenset()
-    """Those among them whose value is not the default; the run.yaml of a run holds the others, too."""
+    """Those of them whose value is not the default."""
     warnings: tuple[Problem, ...] = ()
-    """What has no effect, or is not read; to be told to the user once."""
+    """Keys without effect, or not read; the command prints them once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class TrainRun(Run):
 
     @property
     def trains(self) -> bool:
-        """Whether the run trains: asked to, or not asked to do anything else."""
+        """Whether the run trains: do_train is set, or none of the three do_ keys is."""
         return self.training["do_train"] or not (self.training["do_eval"] or self.training["do_predict"])
 
 

@@ -1,4 +1,4 @@
-"""A section is a config class together with the condition under which its keys are read."""
+"""A section: a config class, and the condition under which its keys are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ def is_on(environment: Mapping[str, str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Who owns some keys. Without `key` and `environment` they are read by every run of these commands."""
+    """The owner of some keys. Without `key` and `environment`, every run of these commands reads them."""
 
     name: str
     config: type
@@ -42,7 +42,7 @@ class Section:
         return values[self.key] in self.values if self.values else values[self.key] not in (False, None)
 
     def reader(self, command: str = "") -> str:
-        """Who reads these keys, in words. `command` is the one that the words are for, if there is one."""
+        """Who reads these keys, in words. `command`: the command of the reader, if there is one."""
         condition = f"{self.environment}=1" if self.environment else ""
         if self.key:
             condition = f"{self.key}: {' or '.join(map(str, self.values)) or self.example}"

@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Written:
-    """All that the user wrote, last word last. `problems` are faults that do not keep the rest from being read."""
+    """All that the user wrote; later words replace earlier ones. `problems` are faults that leave the rest readable."""
 
     source: str
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -200,13 +200,13 @@ def _add_words(written: Written, words: list[str], knows: Callable[[str], bool])
 def _stray(word: str) -> Problem:
     if word.endswith(SUFFIXES):
         return Problem(
-            word, "a run file may stand in the first place only", "give one, before all else", file=COMMAND_LINE
+            word, "a run file must be the first argument", "give one run file, before all overrides", file=COMMAND_LINE
         )
     if word.startswith("="):
         return Problem(
-            word, "no key stands before the equals sign", "write key=value without blanks", file=COMMAND_LINE
+            word, "no key stands before the equals sign", "write key=value without spaces", file=COMMAND_LINE
         )
-    return Problem(word, "a word that belongs to no key", "write key=value or --key value", file=COMMAND_LINE)
+    return Problem(word, "this word belongs to no key", "write key=value or --key value", file=COMMAND_LINE)
 
 
 def _starts_key(word: str, knows: Callable[[str], bool]) -> bool:

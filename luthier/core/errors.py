@@ -95,10 +95,10 @@ def _as_written(value: Any) -> str:
 
 
 class ConfigError(InvalidInput):
-    """Problems in a run file or its overrides, all at once."""
+    """Problems in a run file, its overrides and what they point to, all at once. The message does not hold warnings."""
 
-    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
-        self.source, self.problems = source, tuple(problems)
+    def __init__(self, source: str, problems: Iterable[Problem], warnings: Iterable[Problem] = ()) -> None:
+        self.source, self.problems, self.warnings = source, tuple(problems), tuple(warnings)
         count = len(self.problems)
         head = f"{source}: {count} problem{'s' if count > 1 else ''}"
         super().__init__("\n  ".join([head, *map(str, self.problems)]))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.model.multimodal import find_parts, in_parts
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def require_modules(
 
 def unknown_module(word: str, names: Iterable[str], key: str) -> ModelError:
     known = sorted({name for name in names if name and not name.isdecimal()})
-    close = nearest(word, known)
-    hint = f"; did you mean {close!r}?" if close else ""
+    hint = did_you_mean(word, known, repr)
+    hint = f"; {hint}" if hint else ""
     return ModelError(f"{key}: no module of this model is called {word!r}{hint} (it has {', '.join(known)})")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.errors import InvalidInput, LuthierError
 from luthier.core.log import info, warn
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
     from luthier.data.tools import ToolCall
@@ -118,10 +118,8 @@ class Terminal:
             info("The conversation is forgotten.")
         elif command in self._commands:
             self._commands[command](rest.strip())
-        elif command.startswith("/") and (close := nearest(command, self._commands)):
-            raise InvalidInput(
-                f"there is no command {command}; did you mean {close}? (begin the line with a space to send it)"
-            )
+        elif command.startswith("/") and (hint := did_you_mean(command, self._commands)):
+            raise InvalidInput(f"there is no command {command}; {hint} (begin the line with a space to send it)")
         else:
             self._answer(line.strip())
 

@@ -1,11 +1,10 @@
 """`luthier check RUN`: check keys, the rules between keys, chat format and datasets, without importing torch."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from luthier.config.load import read_source
-from luthier.config.runs import Run
-from luthier.core.errors import InvalidInput, Problem
+from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.workflow.preflight import load_checked
 
 KINDS = {"train": "train", "chat": "infer", "export": "export"}
@@ -19,8 +18,16 @@ def main(argv: list[str]) -> int:
         raise InvalidInput("check: which run file? e.g. `luthier check run.yaml`")
     written = read_source(words)
     command = kind or guess_kind(written.entries)
-    run = load_checked(command, written, begins=False)
-    report(run, command, list(run.warnings))
+    try:
+        run = load_checked(command, written, begins=False)
+    except ConfigError as error:
+        print_warnings(error.warnings)
+        raise ConfigError(error.source, error.problems) from None
+    print_warnings(run.warnings)
+    count, noted = len(run.given), len(run.warnings)
+    told = f", {noted} warning{'s' * (noted != 1)}" if noted else ""
+    what = f"stage {run.stage}, {run.finetuning_type}" if command == "train" else command
+    print(f"{run.source}: {count} key{'s' * (count != 1)} fine{told} ({what})")
     return 0
 
 
@@ -48,12 +55,8 @@ def guess_kind(keys: Collection[str]) -> str:
     return "infer"
 
 
-def report(run: Run, command: str, warnings: list[Problem]) -> None:
-    """Print the warnings and one summary line to stdout."""
+def print_warnings(warnings: Iterable[Problem]) -> None:
+    """To stdout, before the problems on stderr."""
     for warning in warnings:
         print(f"warning: {warning}")
-    count = len(run.given)
-    noted = f", {len(warnings)} warning{'s' * (len(warnings) != 1)}" if warnings else ""
-    what = f"stage {run.stage}, {run.finetuning_type}" if command == "train" else command
-    print(f"{run.source}: {count} key{'s' * (count != 1)} fine{noted} ({what})")
     sys.stdout.flush()

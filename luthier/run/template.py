@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from luthier.core.errors import DataError, RowError
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Template, Token, family_of, get_template, template_names
 from luthier.data.types import Message, Role
@@ -122,8 +122,8 @@ def _problem(conversation: Any) -> str | None:
         return f"not an object but {type(conversation).__name__}"
     for key in conversation:
         if key not in _KEYS:
-            close = nearest(key, _KEYS)
-            return f"unknown key {key!r}" + (f"; did you mean {close!r}?" if close else "")
+            hint = did_you_mean(key, _KEYS, repr)
+            return f"unknown key {key!r}" + (f"; {hint}" if hint else "")
     for key in ("id", "messages"):
         if key not in conversation:
             return f"{key!r} is missing"

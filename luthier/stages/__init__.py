@@ -4,11 +4,11 @@ A stage is a value: the one workflow (`luthier.workflow.training`) and the one t
 it as it is, and never ask for its name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.errors import Problem
+from luthier.config.rules.engine import NO_RULES, Rules
 from luthier.data.rows.row_plan import RowPlan
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ class LossOutput:
 
 def nothing_more(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
-
-
-def no_problems(run: "TrainRun") -> Iterable[Problem]:
-    return ()
 
 
 def no_frozen_models(run: "TrainRun") -> "tuple[FrozenModelSpec, ...]":
@@ -118,8 +114,8 @@ class Stage:
     rollout: "Callable[[Any], Rollout | None]" = lambda config: None
     """(config) -> how it learns from answers of the model's own, if it does; rows are prompts then."""
     reporting: Reporting = Reporting()
-    check: "Callable[[TrainRun], Iterable[Problem]]" = no_problems
-    """Rules between keys that concern this stage; runs before torch is imported."""
+    check: Rules = NO_RULES
+    """Rules between keys that concern this stage; checked before torch is imported."""
     supports_router_loss: bool = False
     """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
     supports_skipped_tokens: bool = False

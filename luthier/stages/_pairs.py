@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.engine import Rule
+from luthier.config.rules.engine import Rule, is_set
 from luthier.stages._logps import num_targets
 
 if TYPE_CHECKING:
@@ -42,18 +42,15 @@ NO_SPLIT = Rule(
 NO_PACKING = tuple(
     Rule(
         (key, "stage"),
-        "joins conversations of stage sft; rows of this stage lie behind one another without padding anyway",
+        "joins conversations of stage sft; rows of this stage are concatenated without padding anyway",
         "leave it out",
-        lambda run, key=key: bool(getattr(run.data, key)),  # type: ignore[misc]
+        is_set("data", key),
     )
     for key in ("packing", "neat_packing")
 )
-NO_ANSWERS = tuple(
-    Rule(
-        (key, "stage"),
-        "writes answers and compares them with given ones, which is for stage sft",
-        "leave it out, or use stage: sft",
-        lambda run, key=key: run.training[key],  # type: ignore[misc]
-    )
-    for key in ("predict_with_generate",)
+NO_ANSWERS = Rule(
+    ("predict_with_generate", "stage"),
+    "writes answers and compares them with given ones, which is for stage sft",
+    "leave it out, or use stage: sft",
+    is_set("training", "predict_with_generate"),
 )

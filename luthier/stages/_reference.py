@@ -1,10 +1,9 @@
 """What the stages with a reference model share: the keys that name it, and the rules that come with it."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule
+from luthier.config.rules.engine import Condition, Rule, all_of, is_given, is_set, not_, value_of, warning
 from luthier.core.versions import is_installed
 from luthier.stages import FrozenModelSpec
 
@@ -23,25 +22,26 @@ class ReferenceConfig:
 
 
 def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
-    """Rules about the bits that another model is loaded with."""
+    """Rules about the bits that a frozen model is loaded with."""
+    bits = value_of("method", key)
     return (
         Rule(
             (key,),
             "bitsandbytes has 4 and 8 bits",
             "give one of these, or leave it out",
-            lambda run: getattr(run.method, key) not in (None, 4, 8),
+            lambda run: bits(run) not in (None, 4, 8),
         ),
         Rule(
             (key, model_key),
             f"is about {model_key}, and there is none",
             f"name {model_key}, or leave it out",
-            lambda run: getattr(run.method, key) is not None and getattr(run.method, model_key) is None,
+            all_of(is_given("method", key), not_(is_given("method", model_key))),
         ),
         Rule(
             (key,),
             "needs the library bitsandbytes, which is not installed",
             "pip install 'luthier[bnb]'",
-            lambda run: getattr(run.method, key) in (4, 8) and not is_installed("bitsandbytes"),
+            lambda run: bits(run) in (4, 8) and not is_installed("bitsandbytes"),
         ),
     )
 
@@ -61,41 +61,39 @@ def _of_adapter(run: "TrainRun", *keys: str) -> bool:
     return any(values.get(key) for key in keys)
 
 
-NO_DROPOUT = Rule(
+NO_DROPOUT = warning(
     ("lora_dropout", "module_dropout", "stage"),
-    "does not act: answers are compared by what the model says without dropout, as in the reference",
+    "has no effect: log-probabilities of answers are computed without dropout, as in the reference",
     "leave it out",
     lambda run: _of_adapter(run, "lora_dropout", "module_dropout"),
-    only_warns=True,
 )
 
 NO_PREDICTIONS = Rule(
     ("do_predict", "stage"),
     "writes answers, which is for stage sft",
     "leave it out, or use stage: sft with the trained model",
-    lambda run: run.training["do_predict"],
+    is_set("training", "do_predict"),
 )
 
 
-def adapters_of_reference(has_reference: "Callable[[TrainRun], bool]") -> Rule:
+def adapters_of_reference(has_reference: Condition) -> Rule:
     return Rule(
         ("ref_model_adapters", "ref_model"),
         "are adapters of ref_model, and there is none",
         "set ref_model, e.g. to the same as model_name_or_path",
-        lambda run: has_reference(run) and bool(run.method.ref_model_adapters) and run.method.ref_model is None,
+        all_of(has_reference, is_set("method", "ref_model_adapters"), not_(is_given("method", "ref_model"))),
     )
 
 
-def of_reference(has_reference: "Callable[[TrainRun], bool]") -> tuple[Rule, ...]:
+def of_reference(has_reference: Condition) -> tuple[Rule, ...]:
     """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
     return (
         *REFERENCE_BITS,
         adapters_of_reference(has_reference),
-        Rule(
+        warning(
             ("ref_model", "do_train"),
             "is not given, and a run that does not train compares the model with itself, so all rewards are 0",
             "set ref_model: the model that training began with",
             lambda run: not run.trains and has_reference(run) and run.method.ref_model is None,
-            only_warns=True,
         ),
     )

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.rules.engine import Rule
-from luthier.core.kinds import ADAPTERS
+from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, not_
+from luthier.config.rules.model import scores_with_adapter, trains_adapter
 from luthier.stages._pairs import NO_PACKING
 from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, bits_of_other
 
@@ -58,9 +58,9 @@ ROLLOUT_RULES = (
     ),
     Rule(
         ("shift_attn", "stage"),
-        "attends within groups, and this stage writes answers while it trains, for which the whole text must be seen",
+        "attends within groups, and this stage generates answers, which needs attention to the whole text",
         "leave it out",
-        lambda run: run.features.shifted_attention.shift_attn,
+        is_set("features.shifted_attention", "shift_attn"),
     ),
     Rule(
         ("on_overlong", "stage"),
@@ -74,7 +74,7 @@ ROLLOUT_RULES = (
             (key, "stage"),
             "has no answers to evaluate in this stage: the reward of its own answers is logged while it trains",
             "leave it out, or evaluate the trained model with stage: sft",
-            lambda run, key=key: run.training[key],  # type: ignore[misc]
+            is_set("training", key),
         )
         for key in ("do_eval", "do_predict", "predict_with_generate")
     ),
@@ -82,7 +82,7 @@ ROLLOUT_RULES = (
         ("eval_strategy", "stage"),
         "has no answers to evaluate in this stage: the reward of its own answers is logged while it trains",
         "leave it out",
-        lambda run: run.training["eval_strategy"] != "no",
+        is_other_than("training", "eval_strategy", "no"),
     ),
     Rule(
         ("do_train", "stage"),
@@ -92,28 +92,28 @@ ROLLOUT_RULES = (
     ),
     Rule(
         ("do_sample", "temperature"),
-        "answers must differ for the model to find better ones, and greedy ones do not",
+        "the answers to a prompt must differ for the model to find better ones, and greedy answers do not",
         "set do_sample: true and a temperature above 0, e.g. 1.0",
         lambda run: not run.generating.do_sample or run.generating.temperature == 0,
     ),
     Rule(
         ("num_beams", "stage"),
-        "searches for the likeliest answer, while this stage learns from answers drawn by their probability",
+        "searches for the likeliest answer, while this stage learns from sampled answers",
         "leave it out",
         lambda run: run.generating.num_beams > 1,
     ),
     Rule(
         ("streaming", "stage"),
-        "prompts are drawn from the whole of a dataset",
+        "prompts are sampled from the whole of a dataset",
         "leave it out",
-        lambda run: bool(run.given.get("streaming")),
+        is_set("data", "streaming"),
     ),
     *(
         Rule(
             (key, "stage"),
-            "shares weights out, and this version does not write answers with such weights",
+            "shards weights, and this version does not generate answers with sharded weights",
             "use several processes with whole weights (torchrun without it)",
-            lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
+            is_set("training", key),
         )
         for key in ("fsdp", "deepspeed")
     ),
@@ -121,11 +121,7 @@ ROLLOUT_RULES = (
         ("reward_model_type", "finetuning_type"),
         "an adapter on the same base is a reward model for runs that train an adapter on that base",
         "set reward_model_type: full, with the base as reward_model and the adapter as reward_model_adapters",
-        lambda run: (
-            run.method.reward_model is not None
-            and run.method.reward_model_type == "lora"
-            and not ADAPTERS.get(run.finetuning_type).adds_weights
-        ),
+        all_of(scores_with_adapter, not_(trains_adapter)),
     ),
     Rule(
         ("reward_model", "reward_model_type"),

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules.engine import Rule, Rules, above, at_least, within
+from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_changed, is_set, not_, warning, within
 from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
@@ -69,7 +69,7 @@ RULES = Rules(
     (
         NO_SPLIT,
         *NO_PACKING,
-        *NO_ANSWERS,
+        NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
         *of_reference(has_reference),
@@ -103,20 +103,18 @@ RULES = Rules(
             "leave it out, or choose another pref_loss",
             lambda run: run.method.pref_bco_weight > 0 and not has_reference(run),
         ),
-        Rule(
+        warning(
             ("simpo_gamma", "pref_loss"),
             "is read by pref_loss: simpo only",
             "leave it out",
-            lambda run: "simpo_gamma" in run.changed and run.method.pref_loss != "simpo",
-            only_warns=True,
+            all_of(is_changed("simpo_gamma"), lambda run: run.method.pref_loss != "simpo"),
         ),
         *(
-            Rule(
+            warning(
                 (key, "pref_loss"),
                 "is not read, since this loss has no reference model",
                 "leave it out",
-                lambda run, key=key: bool(getattr(run.method, key)) and not has_reference(run),  # type: ignore[misc]
-                only_warns=True,
+                all_of(is_set("method", key), not_(has_reference)),
             )
             for key in ("ref_model", "ref_model_adapters")
         ),

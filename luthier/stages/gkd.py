@@ -10,11 +10,11 @@ Gradients do not go through the drawing of an answer. With `gkd_lambda` above 0 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
-from luthier.config.rules.engine import Rule, Rules, above, within
+from luthier.config.rules.engine import Rule, Rules, When, above, is_set, not_, within
 from luthier.data.plans.distillation import DISTILLATION
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, sft
@@ -47,63 +47,51 @@ class GkdConfig:
     """Learn the last answer of a conversation only."""
 
 
-def own_answers(rule: Rule) -> Rule:
-    """`rule`, for runs that learn from answers of the student's own."""
-    return replace(
-        rule,
-        keys=(rule.keys[0], "gkd_lambda"),
-        broken=lambda run: run.method.gkd_lambda > 0 and rule.broken(run),
-    )
+_with_own_answers = When(lambda run: run.method.gkd_lambda > 0)
 
-
-OWN_ANSWER_RULES = tuple(
-    map(
-        own_answers,
-        (
-            *(
-                Rule(
-                    (key,),
-                    "joins rows, and with gkd_lambda above 0 each row is a prompt that the student answers",
-                    "leave one of the two out",
-                    lambda run, key=key: bool(getattr(run.data, key)),  # type: ignore[misc]
-                )
-                for key in ("packing", "neat_packing")
-            ),
-            Rule(
-                ("streaming",),
-                "with gkd_lambda above 0 prompts are drawn from the whole of a dataset",
-                "leave one of the two out",
-                lambda run: run.data.streaming,
-            ),
-            Rule(
-                ("train_on_prompt",),
-                "with gkd_lambda above 0 the last answers alone are learned",
-                "leave one of the two out",
-                lambda run: run.method.train_on_prompt,
-            ),
-            Rule(
-                ("on_overlong",),
-                "cuts a row into several, and with gkd_lambda above 0 each row is a whole prompt",
-                "set on_overlong: truncate, drop or error",
-                lambda run: run.data.on_overlong == "split",
-            ),
-            Rule(
-                ("shift_attn",),
-                "with gkd_lambda above 0 answers are written while training, for which the whole text must be seen",
-                "leave one of the two out",
-                lambda run: run.features.shifted_attention.shift_attn,
-            ),
-            *(
-                Rule(
-                    (key,),
-                    "shares weights out, and this version does not write answers with such weights",
-                    "use several processes with whole weights (torchrun without it), or leave gkd_lambda out",
-                    lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
-                )
-                for key in ("fsdp", "deepspeed")
-            ),
-        ),
-    )
+OWN_ANSWER_RULES = (
+    *(
+        _with_own_answers.refuses(
+            (key, "gkd_lambda"),
+            "joins rows, and with gkd_lambda above 0 each row is a prompt that the student answers",
+            "leave one of the two out",
+            is_set("data", key),
+        )
+        for key in ("packing", "neat_packing")
+    ),
+    _with_own_answers.refuses(
+        ("streaming", "gkd_lambda"),
+        "with gkd_lambda above 0 prompts are sampled from the whole of a dataset",
+        "leave one of the two out",
+        is_set("data", "streaming"),
+    ),
+    _with_own_answers.refuses(
+        ("train_on_prompt", "gkd_lambda"),
+        "with gkd_lambda above 0 only the last answers are trained on",
+        "leave one of the two out",
+        is_set("method", "train_on_prompt"),
+    ),
+    _with_own_answers.refuses(
+        ("on_overlong", "gkd_lambda"),
+        "cuts a row into several, and with gkd_lambda above 0 each row is a whole prompt",
+        "set on_overlong: truncate, drop or error",
+        lambda run: run.data.on_overlong == "split",
+    ),
+    _with_own_answers.refuses(
+        ("shift_attn", "gkd_lambda"),
+        "with gkd_lambda above 0 answers are generated while training, which needs attention to the whole text",
+        "leave one of the two out",
+        is_set("features.shifted_attention", "shift_attn"),
+    ),
+    *(
+        _with_own_answers.refuses(
+            (key, "gkd_lambda"),
+            "shards weights, and this version does not generate answers with sharded weights",
+            "use several processes with whole weights (torchrun without it), or leave gkd_lambda out",
+            is_set("training", key),
+        )
+        for key in ("fsdp", "deepspeed")
+    ),
 )
 
 RULES = Rules(
@@ -112,7 +100,7 @@ RULES = Rules(
             ("teacher_model", "stage"),
             "is missing, and this stage learns from one",
             "name a model with the same tokenizer",
-            lambda run: not run.method.teacher_model,
+            not_(is_set("method", "teacher_model")),
         ),
         within("method", "gkd_beta", 0, 1, or_high=True),
         above("method", "gkd_temperature", 0),
@@ -124,7 +112,7 @@ RULES = Rules(
                 (key, "stage"),
                 "writes answers and compares them with given ones, which is for stage sft",
                 "leave it out, or use stage: sft",
-                lambda run, key=key: run.training[key],  # type: ignore[misc]
+                is_set("training", key),
             )
             for key in ("predict_with_generate", "do_predict")
         ),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules.engine import Rule, Rules, at_least
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, not_, warning
 from luthier.data.collate import model_inputs
 from luthier.data.plans.prompts import PROMPTS
 from luthier.model.types import Models
@@ -94,12 +94,11 @@ RULES = Rules(
         at_least("method", "epsilon", 0),
         at_least("method", "epsilon_high", 0),
         *(
-            Rule(
+            warning(
                 (key, "grpo_beta"),
                 "is not read, since grpo_beta is 0",
                 "set grpo_beta, or leave it out",
-                lambda run, key=key: bool(getattr(run.method, key)) and run.method.grpo_beta == 0,  # type: ignore[misc]
-                only_warns=True,
+                all_of(is_set("method", key), not_(is_set("method", "grpo_beta"))),
             )
             for key in ("ref_model", "ref_model_adapters")
         ),

@@ -53,7 +53,7 @@ RULES = Rules(
             lambda run: run.data.on_overlong == "split",
         ),
         *NO_PACKING,
-        *NO_ANSWERS,
+        NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
         *of_reference(has_reference),

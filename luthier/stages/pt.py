@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, within
+from luthier.config.rules.engine import Rule, Rules, is_set, within
 from luthier.data.plans.texts import TEXTS
 from luthier.model.types import Models
 from luthier.stages import LossOutput, Reporting, Stage, StageState
@@ -29,19 +29,19 @@ RULES = Rules(
             ("predict_with_generate", "stage"),
             "writes answers, and plain text has no questions",
             "leave it out, or use stage: sft",
-            lambda run: run.training["predict_with_generate"],
+            is_set("training", "predict_with_generate"),
         ),
         Rule(
             ("do_predict", "stage"),
             "writes answers, and plain text has no questions",
             "use do_eval: true for the perplexity, or stage: sft",
-            lambda run: run.training["do_predict"],
+            is_set("training", "do_predict"),
         ),
         Rule(
             ("neat_packing", "stage"),
             "keeps packed conversations apart, and this stage cuts plain texts into blocks",
             "leave it out",
-            lambda run: run.data.neat_packing,
+            is_set("data", "neat_packing"),
         ),
     )
 )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rules, is_set, warning
 from luthier.data.collate import model_inputs
 from luthier.data.plans.pairs import PAIRS
 from luthier.model.types import Models
@@ -37,13 +37,12 @@ RULES = Rules(
     (
         NO_SPLIT,
         *NO_PACKING,
-        *NO_ANSWERS,
-        Rule(
+        NO_ANSWERS,
+        warning(
             ("upcast_lmhead_output", "stage"),
             "is about the logits of the vocabulary, and a reward model has none",
             "leave it out",
-            lambda run: run.model.upcast_lmhead_output,
-            only_warns=True,
+            is_set("model", "upcast_lmhead_output"),
         ),
     )
 )

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
-from luthier.config.rules.engine import Rule, Rules, at_least, within
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_changed, is_set, not_, warning, within
 from luthier.data.plans.dialogues import DIALOGUES
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
@@ -48,7 +48,7 @@ ONE_HISTORY = Rule(
     ("mask_history", "train_on_prompt"),
     "learns the last answer only, while train_on_prompt learns every prompt",
     "set one of the two",
-    lambda run: run.method.train_on_prompt and run.method.mask_history,
+    all_of(is_set("method", "train_on_prompt"), is_set("method", "mask_history")),
 )
 
 RULES = Rules(
@@ -61,21 +61,16 @@ RULES = Rules(
                 (first, second),
                 f"is one loss, and {second} another",
                 "set one of the two",
-                lambda run, first=first, second=second: (  # type: ignore[misc]
-                    getattr(run.method, first) and getattr(run.method, second)
-                ),
+                all_of(is_set("method", first), is_set("method", second)),
             )
             for first, second in combinations(LOSS_SWITCHES, 2)
         ),
         *(
-            Rule(
+            warning(
                 (key, switch),
                 f"is read together with {switch} only",
                 f"set {switch}: true, or leave it out",
-                lambda run, key=key, switch=switch: (  # type: ignore[misc]
-                    key in run.changed and not getattr(run.method, switch)
-                ),
-                only_warns=True,
+                all_of(is_changed(key), not_(is_set("method", switch))),
             )
             for key, switch in (
                 ("eaft_alpha", "use_eaft_loss"),
@@ -85,25 +80,25 @@ RULES = Rules(
             )
         ),
         *REFERENCE_BITS,
-        adapters_of_reference(lambda run: run.method.use_asft_loss),
+        adapters_of_reference(is_set("method", "use_asft_loss")),
         Rule(
             ("label_smoothing_factor", "use_asft_loss"),
             "spreads the given token over the vocabulary, which this loss does not know",
             "leave it out",
-            lambda run: run.method.use_asft_loss and run.method.label_smoothing_factor > 0,
+            all_of(is_set("method", "use_asft_loss"), is_set("method", "label_smoothing_factor")),
         ),
         ONE_HISTORY,
         Rule(
             ("compute_accuracy", "predict_with_generate"),
             "measures given answers, while predict_with_generate writes new ones",
             "set one of the two",
-            lambda run: run.method.compute_accuracy and run.training["predict_with_generate"],
+            all_of(is_set("method", "compute_accuracy"), is_set("training", "predict_with_generate")),
         ),
         Rule(
             ("do_predict", "predict_with_generate"),
             "writes the answers of the model, which predict_with_generate turns on",
             "set predict_with_generate: true",
-            lambda run: run.training["do_predict"] and not run.training["predict_with_generate"],
+            all_of(is_set("training", "do_predict"), not_(is_set("training", "predict_with_generate"))),
         ),
         Rule(
             ("neat_packing", "packing"),

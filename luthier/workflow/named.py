@@ -1,7 +1,7 @@
-"""What a training run names beside its model: a reference, a teacher, a reward model, functions that score.
+"""What a training run names beside its model: a reference, a teacher, a reward model, reward functions.
 
-They are needed when the model is in memory already, so whether they are there at all is looked at before it begins:
-without importing torch, and without running a line of the user's code.
+They are loaded after the model, so whether they exist is checked first: without importing torch, and without running
+the user's code.
 """
 
 import ast
@@ -17,9 +17,10 @@ from luthier.model.files.sources import check_adapter_source, check_source, is_h
 
 
 def named_problems(run: TrainRun) -> Iterator[Problem]:
-    """What is wrong with the folders and files that the keys of the stage name. What is on the hub is not looked at.
+    """Problems with the folders and files that the keys of the stage name. Names on a hub are not checked.
 
-    A model is a key that has another one for its adapters; a third, its type, stands beside models that give scores.
+    A key that names a model has a second key for its adapters, e.g. `ref_model` and `ref_model_adapters`; a reward
+    model has a third one for its type.
     """
     keys = asdict(run.method)
     for key, name in keys.items():
@@ -32,12 +33,13 @@ def named_problems(run: TrainRun) -> Iterator[Problem]:
             if not is_hub_id(adapter):
                 yield from _as_problems(f"{key}_adapters", adapter, check_adapter_source)
     for name in keys.get("reward_funcs", ()):
-        if reason := _reason_against(*name.rsplit(":", 1)):
+        source, colon, function = name.rpartition(":")
+        if colon and (reason := _reason_against(source, function)):
             yield Problem("reward_funcs", *reason, value=name, has_value=True)
 
 
 def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool) -> Iterator[Problem]:
-    """`kind`: `full` or `lora` of a model that has to give scores, None of one that writes."""
+    """`kind`: `full` or `lora` for a reward model, None for a language model."""
     folder = Path(name).expanduser()
     is_model, is_adapter = ((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
     if kind == "lora" and is_model and not is_adapter:
@@ -51,7 +53,7 @@ def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool
 
 
 def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:
-    """A model or an adapter on this machine that was trained to write."""
+    """A model or an adapter on this machine that has no reward head."""
     folder = Path(name).expanduser()
     if kind == "lora":
         writes = not adapter_gives_scores(folder)
@@ -60,12 +62,12 @@ def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:
         writes = config.is_file() and not names_scorer(json.loads(config.read_text("utf-8")).get("architectures"))
     if writes:
         what = "adapter" if kind == "lora" else "model"
-        reason = f"this {what} writes words and has no layer that scores"
+        reason = f"this {what} has no reward head, so it cannot score answers"
         yield Problem(key, reason, "name one that was trained with stage: rm", value=name, has_value=True)
 
 
 def _as_problems(key: str, name: str, check: Callable[[str], None]) -> Iterator[Problem]:
-    """What `check` raises about `name`."""
+    """The problem that `check` raises about `name`, if any."""
     try:
         check(name)
     except ModelError as error:
@@ -74,12 +76,12 @@ def _as_problems(key: str, name: str, check: Callable[[str], None]) -> Iterator[
 
 
 def _reason_against(source: str, function: str) -> tuple[str, str] | None:
-    """Reason and remedy if the file `source` cannot hold a function of this name. Modules are not looked at."""
+    """Reason and remedy if the file `source` cannot hold a function of this name. Modules are not checked."""
     path = Path(source).expanduser()
     if path.suffix != ".py":
         return None
     if not path.is_file():
-        return f"there is no file {path}", f"correct the path (it counts from {Path.cwd()})"
+        return f"there is no file {path}", f"correct the path (relative to {Path.cwd()})"
     try:
         module = ast.parse(path.read_bytes(), str(path))
     except SyntaxError as fault:
@@ -92,7 +94,7 @@ def _reason_against(source: str, function: str) -> tuple[str, str] | None:
 
 
 def _bound_names(module: ast.Module) -> set[str]:
-    """What the statements of a module give a name to, `*` for all of another module."""
+    """The names that a module defines or imports; `*` for a star import."""
     names: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -1,6 +1,6 @@
-"""What must be there before a command begins: the model, the adapters, the libraries of the chosen keys.
+"""What a command needs before it begins: the model, the adapters, the libraries of the chosen keys.
 
-Everything is looked at without importing torch and without a network.
+All of it is checked without importing torch and without a network.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from luthier.config.keys.hubs import hub_in_use
 from luthier.config.keys.swanlab import MINIMUM
 from luthier.config.runs import ExportRun, Run, TrainRun
 from luthier.core.errors import ModelError, Problem
+from luthier.core.kinds import QUANTIZERS
 from luthier.core.versions import is_installed
 from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
 from luthier.model.quantization._layers import missing_library as missing_quantizer
@@ -41,7 +42,7 @@ METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
 
 
 def source_problems(run: Run) -> Iterator[Problem]:
-    """What is wrong with the folders of the model and its adapters. What is on the hub is not looked at."""
+    """Problems with the folders of the model and its adapters. Names on a hub are not checked."""
     yield from hub_problems(run)
     keys = run.model
     from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
@@ -60,7 +61,7 @@ def source_problems(run: Run) -> Iterator[Problem]:
 
 
 def prequantized_problems(run: Run) -> Iterator[Problem]:
-    """What stands against loading or training a local model whose weights were quantized before they were saved."""
+    """Why a local prequantized model cannot be loaded or trained, if so."""
     found = prequantized_format_in(Path(run.model.model_name_or_path))
     if found is not None:
         yield from problems_with(found[1])
@@ -69,7 +70,7 @@ def prequantized_problems(run: Run) -> Iterator[Problem]:
 
 
 def hub_problems(run: Run) -> Iterator[Problem]:
-    """The library of the hub that the environment asks for, if a model is to come from there and it is missing."""
+    """The missing library of the hub that the environment names, if a model is to come from there."""
     hub = hub_in_use()
     keys = run.model
     if hub is None or is_installed(hub.module):
@@ -84,14 +85,15 @@ def hub_problems(run: Run) -> Iterator[Problem]:
 
 
 def quantizer_problems(run: Run) -> Iterator[Problem]:
-    """The library that quantizes the model, if it is not installed."""
+    """The missing library of the quantization method, if any."""
     if isinstance(run, ExportRun):
         missing_ones = [name for name in GPTQ_LIBRARIES if not is_installed(name)]
         if run.export.export_quantization_bit is not None and missing_ones:
             yield _missing("export_quantization_bit", missing_ones[0], "pip install 'luthier[gptq]'")
         return
     keys = run.quantization
-    if keys.quantization_bit is not None and (missing := missing_quantizer(keys)):
+    quantizes = keys.quantization_bit is not None and keys.quantization_method in QUANTIZERS.names
+    if quantizes and (missing := missing_quantizer(keys)):
         yield _missing("quantization_method", *missing)
 
 
@@ -101,7 +103,7 @@ def _about(key: str, name: str, error: ModelError) -> Problem:
 
 
 def library_problems(run: TrainRun) -> Iterator[Problem]:
-    """The libraries that a training run needs beside the core and that are not installed."""
+    """The optional libraries that a training run needs and that are not installed."""
     report_to = run.training["report_to"]
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         if name in TRACKER_MODULES and not is_installed(TRACKER_MODULES[name]):

@@ -114,7 +114,7 @@ def test_booleans_of_the_command_line_may_be_words(word, tmp_path):
 
 
 def test_a_quoted_boolean_of_a_file_is_text(tmp_path):
-    with pytest.raises(ConfigError, match="take the quotes off"):
+    with pytest.raises(ConfigError, match="remove the quotes"):
         by_yaml(tmp_path, "bf16", '"true"')
 
 

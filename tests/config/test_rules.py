@@ -114,15 +114,15 @@ def test_is_refused(keys, key, reason, remedy):
         ({"quantization_bit": 4, "bf16": True}, "quantization_bit", "costs stability"),
         (
             {"quantization_bit": 4, "do_train": False, "do_eval": True, **EVAL},
-            *("quantization_bit", "scores of the quantized model"),
+            *("quantization_bit", "those of the quantized model"),
         ),
         ({"stage": "dpo", "do_train": False, "do_eval": True, **EVAL}, "ref_model", "compares the model with itself"),
         ({"init_special_tokens": "desc_init"}, "init_special_tokens", "start from noise"),
         # beyond the reference
-        ({"train_from_scratch": True}, "train_from_scratch", "random weights stay as they are"),
+        ({"train_from_scratch": True}, "train_from_scratch", "random weights stay frozen"),
         ({"create_new_adapter": True}, "create_new_adapter", "none is given"),
         *(
-            ({"adapter_name_or_path": "a", key: True, **more}, key, "the given adapter goes on learning")
+            ({"adapter_name_or_path": "a", key: True, **more}, key, "continues the given adapter")
             for key, more in (
                 *(("pissa_init", {}), ("use_dora", {}), ("use_rslora", {})),
                 ("loftq_init", {"quantization_bit": 4}),

@@ -295,7 +295,7 @@ def test_keys_that_a_stream_does_not_follow_are_warned_of(world):
     folder.mkdir()
     (folder / "x").touch()
     (warning,) = world.run(tokenized_path=str(folder)).warnings
-    assert warning.key == "streaming" and "there already" in warning.reason
+    assert warning.key == "streaming" and "tokenized already" in warning.reason
     (warning,) = world.run(streaming=False).warnings
     assert warning.key == "buffer_size" and warning.reason == "is not read here, only by streaming: true"
     (warning,) = world.run(train_sampling_strategy="group_by_length").warnings

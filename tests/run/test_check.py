@@ -58,7 +58,10 @@ def test_check_prints_all_problems_on_stderr(folder, capsys):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"template": "qwne"}, "run.yaml:1: template: 'qwne': no chat format has this name -> did you mean qwen?"),
+        (
+            {"template": "qwne"},
+            "run.yaml:1: template: 'qwne': no chat format has this name -> did you mean qwen or qwen3?",
+        ),
         ({"dataset": "dd"}, "dd"),
         ({"dataset_dir": "nowhere"}, "nowhere"),
     ],

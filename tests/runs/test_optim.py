@@ -67,8 +67,11 @@ def test_one_step_or_one_sentence(values, optim):
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"optim": "galore_adamw"}, "optim: 'galore_adamw': needs to know whose gradients are projected"),
-        ({"optim": "lomo", "gradient_accumulation_steps": 2}, "optim: 'lomo': uses each gradient as soon as"),
+        (
+            {"optim": "galore_adamw"},
+            "optim: 'galore_adamw': needs the names of the modules whose gradients are projected",
+        ),
+        ({"optim": "lomo", "gradient_accumulation_steps": 2}, "optim: 'lomo': applies each gradient as soon as"),
     ],
 )
 def test_what_an_optimizer_needs_beside_its_library(values, monkeypatch, keys, text):
@@ -123,8 +126,8 @@ def test_a_plateau_lowers_the_rate(values):
     [
         ("reduce_lr_on_plateau", "goes by the metric of evaluations, and there are none while training"),
         ("greedy", "goes by the metric of evaluations, and there are none while training"),
-        ("cosine_with_min_lr", "needs to know the smallest learning rate"),
-        ("cosine_warmup_with_min_lr", "needs to know the smallest learning rate"),
+        ("cosine_with_min_lr", "needs the smallest learning rate"),
+        ("cosine_warmup_with_min_lr", "needs the smallest learning rate"),
     ],
 )
 def test_what_a_schedule_needs(values, schedule, text):

@@ -20,7 +20,7 @@ PASS: dict[str, tuple[str, ...]] = {
     "freeze_sft": (WORKERS,),
     "full_predict": (),
     "full_sft": (WORKERS,),
-    "full_sft_deepspeed": ("deepspeed", "deepspeed", WORKERS),
+    "full_sft_deepspeed": ("deepspeed", WORKERS),
     "fp8_fsdp": (WORKERS, "fp8_enable_fsdp_float8_all_gather"),
     "galore": (WORKERS,),
     "infer_base": (),
@@ -64,10 +64,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    """No launcher, and no deepspeed installed, wherever the tests run."""
+    """No launcher, wherever the tests run."""
     for name in ("USE_RAY", "LOCAL_RANK", "FORCE_TORCHRUN", "ALLOW_EXTRA_ARGS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("luthier.config.rules.general.is_installed", lambda module: module != "deepspeed")
 
 
 def load_file(name: str):

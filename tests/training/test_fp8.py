@@ -36,7 +36,7 @@ def test_what_it_does_not_go_together_with(keys, words):
         load_train(RUN | keys)
 
 
-@pytest.mark.parametrize(("keys", "words"), [({"fp8": False}, "only by fp8: true"), ({}, "shares no weights out")])
+@pytest.mark.parametrize(("keys", "words"), [({"fp8": False}, "only by fp8: true"), ({}, "shards no weights")])
 def test_an_exchange_in_8_bits_that_does_not_happen_is_told(keys, words):
     warnings = load_train(RUN | {"fp8_enable_fsdp_float8_all_gather": True} | keys).warnings
     assert any(words in warning.reason for warning in warnings if warning.key.startswith("fp8_enable"))

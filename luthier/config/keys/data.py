@@ -12,61 +12,61 @@ class DataConfig:
     template: str | None = None
     """Chat format (`luthier template list`); unset or `auto` takes the model's own."""
     dataset: tuple[str, ...] = ()
-    """Names from `dataset_info.json` to learn from."""
+    """Datasets to train on, by their names in `dataset_info.json`."""
     eval_dataset: tuple[str, ...] = ()
-    """Names from `dataset_info.json` to evaluate on."""
+    """Datasets to evaluate on, by their names in `dataset_info.json`."""
     dataset_dir: dict[str, Any] | str = "data"
     """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` (hub); or the descriptions themselves."""
     media_dir: str | None = no_effect(None, "this version reads text only")
-    """Folder that paths of pictures, films and sounds start from."""
+    """Folder that paths of images, videos and audio files are relative to."""
     cutoff_len: int = 2048
     """Longest row, in tokens."""
     streaming: bool = False
-    """Read rows while training instead of before."""
+    """Read and tokenize rows during training instead of before it."""
     buffer_size: int = 16384
-    """With `streaming`: rows held ready to draw from at random, and packed together."""
+    """With `streaming`: rows held in memory, to be shuffled and packed together."""
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
-    """How several datasets become one: one after the other, or in turns until the first, or every one, is used up."""
+    """How several datasets are mixed: concatenated, or interleaved until the first, or every one, is used up."""
     interleave_probs: tuple[float, ...] = ()
-    """Share of each dataset when they are taken in turns, one number per dataset."""
+    """Sampling share of each dataset when they are interleaved, one number per dataset."""
     overwrite_cache: bool = False
     """Tokenize again even if the same rows have been tokenized before."""
     preprocessing_batch_size: int = 1000
-    """Rows tokenized together; the rows do not depend on it."""
+    """Rows tokenized together. Does not change the result."""
     preprocessing_num_workers: int | None = no_effect(None, "the tokenizer works in threads on all cores by itself")
-    """Processes that tokenize."""
+    """Number of processes that tokenize."""
     max_samples: int | None = None
     """Use only this many rows of every dataset, counted from its start."""
     eval_num_beams: int | None = None
-    """Beams for `predict_with_generate`; goes before `generation_num_beams`."""
-    ignore_pad_token_for_loss: bool = no_effect(True, "padding is never learned")
+    """Beams for `predict_with_generate`; takes precedence over `generation_num_beams`."""
+    ignore_pad_token_for_loss: bool = no_effect(True, "padding never counts in the loss")
     """Leave padding out of the loss."""
     val_size: float = 0.0
-    """Part of the training rows set aside for evaluation: a share below 1, or a number of rows."""
+    """Training rows set aside for evaluation: a share below 1, or a number of rows."""
     eval_on_each_dataset: bool = False
-    """Report the evaluation of each dataset by itself."""
+    """Report the evaluation of each dataset separately."""
     packing: bool | None = None
     """Join rows into longer ones of `cutoff_len` tokens: texts into blocks (pt, where unset means yes), conversations
-    into packs whose samples do not see each other (sft)."""
+    into packs without attention across samples (sft)."""
     neat_packing: bool = False
-    """As `packing`, and refuse models whose attention cannot keep the samples of a pack apart."""
+    """As `packing`, and refuse models that would attend across the samples of a pack."""
     tool_format: str | None = None
-    """Syntax of tool calls; unset takes that of the template."""
+    """Syntax of tool calls; unset takes the one of the template."""
     default_system: str | None = None
-    """System text for rows that have none; unset takes that of the template."""
+    """System prompt for rows that have none; unset takes the one of the template."""
     enable_thinking: bool | None = True
     """For templates with a thinking part: on, off, or (null) as the row has it."""
     preserve_thinking: bool = False
-    """Keep the thinking parts of earlier answers in the prompt."""
+    """Keep the thinking of earlier answers in the prompt."""
     tokenized_path: str | None = None
-    """Folder with tokenized rows: read in the place of all datasets if it holds some, else written."""
+    """Folder for tokenized rows: if it holds some they replace all datasets, otherwise they are written there."""
     data_shared_file_system: bool = False
-    """The cache of all machines is one folder, so only one of them tokenizes; otherwise one process of each does."""
+    """All machines share one cache folder, so only one of them tokenizes; otherwise one process per machine does."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
-    """What becomes of a row longer than `cutoff_len`: cut, left out, cut into several rows, or an error."""
+    """What to do with a row longer than `cutoff_len`: truncate, drop or split it, or stop with an error."""
 
 
 def holds_tokenized_rows(data: DataConfig) -> bool:
-    """Whether rows come from `tokenized_path`, and so from no dataset."""
+    """Whether rows are read from `tokenized_path` instead of datasets."""
     path = data.tokenized_path
     return path is not None and os.path.isdir(path) and any(not name.startswith(".") for name in os.listdir(path))

@@ -5,7 +5,7 @@
     old: str = no_effect("all", "reason")               # accepted; any value but the default is a warning
     stage: str = variant("sft")                         # supported; the values are the names of the registry `stage`
     former: str = renamed("", "current")                # accepted with a warning, and stored under the key `current`
-    start: bool = never_unread(False)                   # supported; where nobody reads it, an error and not a warning
+    start: bool = never_unread(False)                   # supported; an error, not a warning, if nothing reads it
 
 The help of a key is the string under the field; `luthier.config.describe` reads it from the source, since only
 `explain`, `schema` and the docs need it.
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def refused(default: Any, reason: str, remedy: str, allowed: tuple[Any, ...] = ()) -> Any:
-    """A known key that this version cannot honor. Its default, and the values in `allowed`, still pass."""
+    """A known key that this version does not support. Its default and the values in `allowed` still pass."""
     metadata = {"status": "refused", "reason": reason, "remedy": remedy, "allowed": (default, *allowed)}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -34,17 +34,17 @@ def no_effect(default: Any, reason: str, fulfilled: tuple[Any, ...] = ()) -> Any
 def variant(default: str, also: tuple[str, ...] = (), remedies: Mapping[str, str] | None = None) -> Any:
     """A key whose values are file names: those of the registry of `luthier.core.kinds` with the same key.
 
-    `also`: more names that are read, and that a rule has to answer. `remedies`: for names in small letters that people
-    write here and that belong to other keys.
+    `also`: further names that are accepted, and that a rule must refuse. `remedies`: what to write instead of names, in
+    lower case, that people write here and that belong to other keys.
     """
     note = {"status": "supported", "variant": True, "also": also, "remedies": remedies or {}}
     return dataclasses.field(default=default, metadata=note)
 
 
 def never_unread(default: Any) -> Any:
-    """A key that makes another training run of the one it stands in, so that it must not be given in vain.
+    """A key that changes what is trained, so that ignoring it would be an error and not a warning.
 
-    Where the variants that read it are not chosen, any value but the default is an error.
+    If no chosen variant reads it, any value but the default is an error.
     """
     return dataclasses.field(default=default, metadata={"status": "supported", "is_never_unread": True})
 

@@ -1,20 +1,19 @@
-"""Keys of training that multiplies matrices in 8-bit floating point, through accelerate."""
+"""Keys of FP8 training, through accelerate."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from luthier.config.rules.engine import Rule, Rules
 from luthier.core.versions import is_installed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Config:
     fp8: bool = False
-    """Multiply matrices in 8-bit floating point, on a GPU that has it (Ada, Hopper or later)."""
+    """FP8 training: matrix products in 8-bit floating point, on a GPU that supports it (Ada, Hopper or later)."""
     fp8_backend: Literal["auto", "torchao", "te", "msamp"] = "auto"
-    """Library that does it: torchao, Transformer Engine (te), MS-AMP, or the first of them that is installed."""
+    """Library for FP8 products: torchao, Transformer Engine (te), MS-AMP, or the first of them that is installed."""
     fp8_enable_fsdp_float8_all_gather: bool = False
-    """Exchange the weights that FSDP shares out in 8 bits (torchao only)."""
+    """Gather the weights that FSDP shards in 8 bits (torchao only)."""
 
 
 FP8_LIBRARIES = {
@@ -38,49 +37,3 @@ def missing_library(keys: Fp8Config) -> tuple[str, str]:
 
 def _allowed(keys: Fp8Config) -> list[str]:
     return list(FP8_LIBRARIES) if keys.fp8_backend == "auto" else [keys.fp8_backend]
-
-
-def _is_on(run: Any) -> bool:
-    return run.fp8.fp8
-
-
-FP8_RULES = Rules(
-    (
-        Rule(
-            ("fp8", "quantization_bit"),
-            "multiplies by weights in 8 bits, and quantized weights are kept in formats of their own",
-            "leave one of the two out",
-            lambda run: _is_on(run) and run.quantization.quantization_bit is not None,
-        ),
-        Rule(
-            ("fp8", "bf16", "pure_bf16", "fp16"),
-            "everything but these products is computed in bfloat16",
-            "set bf16: true",
-            lambda run: (
-                _is_on(run) and (run.training["fp16"] or not (run.training["bf16"] or run.finetuning.pure_bf16))
-            ),
-        ),
-        Rule(
-            ("fp8_enable_fsdp_float8_all_gather", "fp8"),
-            "is not read, since fp8 is switched off",
-            "set fp8: true, or leave it out",
-            lambda run: run.fp8.fp8_enable_fsdp_float8_all_gather and not _is_on(run),
-            only_warns=True,
-        ),
-        Rule(
-            ("fp8_enable_fsdp_float8_all_gather", "fsdp"),
-            "has no effect, since FSDP shares no weights out in this run",
-            "set fsdp, or leave it out",
-            lambda run: _is_on(run) and run.fp8.fp8_enable_fsdp_float8_all_gather and not run.training["fsdp"],
-            only_warns=True,
-        ),
-        Rule(
-            ("fp8_enable_fsdp_float8_all_gather", "fp8_backend"),
-            "is done by torchao only",
-            "set fp8_backend: torchao",
-            lambda run: (
-                _is_on(run) and run.fp8.fp8_enable_fsdp_float8_all_gather and run.fp8.fp8_backend in ("te", "msamp")
-            ),
-        ),
-    )
-)

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratingConfig:
     do_sample: bool = True
-    """Draw the next token at random; false takes the most likely one."""
+    """Sample the next token; false takes the most likely one."""
     temperature: float = 0.95
-    """Divides the logits before drawing; 0 takes the most likely token."""
+    """Sampling temperature: logits are divided by it; 0 takes the most likely token."""
     top_p: float = 0.7
-    """Draw from the smallest set of tokens whose probabilities add up to this."""
+    """Sample from the smallest set of tokens whose probabilities add up to this."""
     top_k: int = 50
-    """Draw from this many most likely tokens; 0 for all."""
+    """Sample from this many most likely tokens; 0 for all."""
     num_beams: int = 1
     """Beams of beam search; 1 is no beam search."""
     max_length: int = 1024
-    """Longest prompt and answer together, in tokens; read only if `max_new_tokens` is not above 0."""
+    """Longest prompt plus answer, in tokens; read only if `max_new_tokens` is not above 0."""
     max_new_tokens: int = 1024
     """Longest answer, in tokens."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens that have occurred less likely."""
+    """Above 1 makes tokens less likely that have occurred already."""
     length_penalty: float = 1.0
     """Exponent of the length in the score of a beam."""
     skip_special_tokens: bool = True

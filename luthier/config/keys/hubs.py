@@ -1,4 +1,4 @@
-"""The model hubs beside Hugging Face. A variable of the environment says that names in a run file are names there."""
+"""The model hubs beside Hugging Face. An environment variable says that the names in a run file are names there."""
 
 import os
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """One hub, and the library that speaks with it."""
+    """One hub and its client library."""
 
     title: str
     variable: str
     """The environment variable that switches it on."""
     module: str
-    """The library that fetches models, with a function `snapshot_download`."""
+    """The module that fetches models, with a function `snapshot_download`."""
     extra: str
     """Its name in pyproject.toml."""
     token_key: str
@@ -27,7 +27,7 @@ class Hub:
     """The key of dataset_info.json that names a dataset of this hub."""
     host: str
     host_variables: tuple[str, ...]
-    """Variables of the library that put another host in the place of `host`."""
+    """Variables of the library that replace `host`."""
     main_branch: str
     """What `model_revision: main` is called there."""
     errors: str = ""
@@ -64,7 +64,7 @@ HUBS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubTokens:
-    """One hub is never told the token of another. Named like the kinds of source of a dataset."""
+    """Each hub receives only its own token. The fields are named like the kinds of source of a dataset."""
 
     hf_hub: str | None = None
     ms_hub: str | None = None

@@ -1,4 +1,4 @@
-"""Keys that older transformers had and files still carry, and how they reach the `TrainingArguments` of today."""
+"""Keys of older transformers that files still carry, and how they reach the current `TrainingArguments`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _NO_TPU = "this version does not run on TPUs"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegacyTrainingConfig:
     overwrite_output_dir: bool = False
-    """Start anew in an `output_dir` that already holds a model."""
+    """Start over in an `output_dir` that already holds a model."""
     warmup_ratio: float = 0.0
-    """Share of the steps that the learning rate rises in; `warmup_steps` goes before it."""
+    """Warm-up as a share of all steps; `warmup_steps` takes precedence."""
     evaluation_strategy: str = renamed("no", "eval_strategy")
     """Former name of `eval_strategy`."""
     per_gpu_train_batch_size: int | None = renamed(None, "per_device_train_batch_size")
@@ -48,17 +48,17 @@ class LegacyTrainingConfig:
     group_by_length: bool = refused(
         False, "transformers 5 has it under another name", "use train_sampling_strategy: group_by_length"
     )
-    """Put rows of like length into one batch."""
+    """Put rows of similar length into one batch."""
     adafactor: bool = refused(False, "transformers 5 has it under another name", "use optim: adafactor")
     """Use the optimizer Adafactor."""
     fsdp_min_num_params: int = refused(
         0, "transformers 5 has it under another name", "use fsdp_config: {min_num_params: ...}"
     )
-    """Smallest block of weights that FSDP shares out."""
+    """Smallest module that FSDP shards."""
     fsdp_transformer_layer_cls_to_wrap: str | None = refused(
         None, "transformers 5 has it under another name", "use fsdp_config: {transformer_layer_cls_to_wrap: ...}"
     )
-    """Class of layers that FSDP shares out."""
+    """Class of layers that FSDP shards."""
     dispatch_batches: bool | None = refused(
         None, "transformers 5 has it under another name", "use accelerator_config: {dispatch_batches: ...}"
     )
@@ -70,9 +70,9 @@ class LegacyTrainingConfig:
     include_inputs_for_metrics: bool = refused(
         False, "transformers 5 has it under another name", "use include_for_metrics: inputs"
     )
-    """Hand the inputs to the metrics."""
+    """Pass the inputs to the metrics."""
     sharded_ddp: str = refused("", "transformers no longer has it", "use fsdp")
-    """Share weights through fairscale."""
+    """Shard weights with fairscale."""
     past_index: int = refused(-1, "transformers no longer has it", "leave it out")
     """Output that holds the state of earlier tokens."""
     use_ipex: bool = no_effect(False, "transformers no longer has it")

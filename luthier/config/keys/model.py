@@ -9,17 +9,17 @@ from luthier.config.keys.fields import no_effect, variant
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     model_name_or_path: str
-    """Base model: a folder, a GGUF file, or a name on the hub: Hugging Face, or the one that the environment names."""
+    """Base model: a folder, a GGUF file, or a name on a hub (Hugging Face, unless the environment names another)."""
     adapter_name_or_path: tuple[str, ...] = ()
-    """Adapters: all but the last are merged, and the last is trained on, unless `create_new_adapter`."""
+    """Adapters: all but the last are merged, and training continues the last, unless `create_new_adapter`."""
     adapter_folder: str | None = None
-    """Sub-folder that holds the adapter inside its repository."""
+    """Subfolder of the adapter inside its repository."""
     cache_dir: str | None = None
-    """Where downloads from the hub are kept."""
+    """Folder for downloads from the hub."""
     use_fast_tokenizer: bool = True
-    """Use the tokenizer written in Rust; if the model has only the other kind, that one is used."""
+    """Use the fast tokenizer, written in Rust, if the model has one."""
     split_special_tokens: bool = False
-    """Read special tokens that stand in the text as ordinary characters."""
+    """Tokenize special tokens in the text as ordinary characters."""
     model_revision: str = "main"
     """Branch, tag or commit of the model on the hub; `main` is `master` on ModelScope."""
     low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
@@ -27,27 +27,27 @@ class ModelConfig:
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3", "flex"] = "auto"
     """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3, FlexAttention."""
     use_unsloth: bool = False
-    """Load, adapt and compute the model by the library unsloth, on a GPU; rows are padded then."""
+    """Load, adapt and run the model with the library unsloth, on a GPU; rows are padded."""
     use_unsloth_gc: bool = False
-    """Checkpoint layers with their inputs parked in main memory."""
+    """Gradient checkpointing with the inputs of the layers offloaded to main memory."""
     checkpoint_every: int = 1
-    """Recompute one layer of this many in the backward pass, and keep the activations of the others."""
+    """Recompute one layer in this many in the backward pass, and keep the activations of the others."""
     disable_gradient_checkpointing: bool = False
     """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory."""
     use_reentrant_gc: bool = True
     """Recompute layers with PyTorch's reentrant checkpointing."""
     upcast_layernorm: bool = False
-    """Hold the weights of normalization layers in float32."""
+    """Keep the weights of normalization layers in float32."""
     upcast_lmhead_output: bool = False
-    """Turn the output of the head into float32."""
+    """Convert the output of the head to float32."""
     train_from_scratch: bool = False
-    """Take the shape of the model only and start from random weights."""
+    """Use only the config of the model and start from random weights."""
     infer_backend: str = variant("huggingface")
-    """The engine that generates text."""
+    """Engine that generates text."""
     offload_folder: str = "offload"
-    """Folder for what does not fit into memory while text is generated; without an accelerator only if it is given."""
+    """Folder for weights that do not fit into memory during generation; without an accelerator only if given."""
     use_kv_cache: bool = True
-    """Keep keys and values of earlier tokens while generating."""
+    """Use a KV cache for generation."""
     use_v1_kernels: bool | None = no_effect(False, "there is one set of kernels only")
     """Use the second kernel set of the reference."""
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"

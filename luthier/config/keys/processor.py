@@ -1,4 +1,4 @@
-"""Limits of what a model sees and hears. Unless it is given, the model's own processor keeps its own value.
+"""Limits of images, videos and audio. The model's own processor keeps its value for each limit that is not given.
 
 They are set on the parts of the processor (`luthier.model.processor_limits`) and saved with the weights.
 """
@@ -6,79 +6,32 @@ They are set on the parts of the processor (`luthier.model.processor_limits`) an
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, above, at_least
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
     image_max_pixels: int = 589824
-    """Pictures with more pixels (height times width) are scaled down; the model's own limit if not given."""
+    """Images with more pixels (height times width) are scaled down; the model's own limit if not given."""
     image_min_pixels: int = 1024
-    """Pictures with fewer pixels are scaled up; the model's own limit if not given."""
+    """Images with fewer pixels are scaled up; the model's own limit if not given."""
     image_do_pan_and_scan: bool = False
-    """Also show the model pieces of long pictures (Gemma 3); what its processor says if not given."""
+    """Also show the model crops of long images (Gemma 3); the processor's own setting if not given."""
     crop_to_patches: bool = False
-    """Cut pictures into tiles, with a small picture of the whole (InternVL); what its processor says if not given."""
+    """Cut images into tiles, plus a thumbnail (InternVL); the processor's own setting if not given."""
     video_max_pixels: int = 65536
     """Frames with more pixels (height times width) are scaled down; the model's own limit if not given."""
     video_min_pixels: int = 256
     """Frames with fewer pixels are scaled up; the model's own limit if not given."""
     video_fps: float = 2.0
-    """Frames taken per second of film; the model's own number if not given."""
+    """Frames sampled per second of video; the model's own number if not given."""
     video_maxlen: int = 128
-    """Most frames taken of a film; the model's own number if not given."""
+    """Most frames sampled from a video; the model's own number if not given."""
     use_audio_in_video: bool = False
-    """Read the sound of a film together with its frames (Qwen Omni)."""
+    """Read the audio track of a video together with its frames (Qwen Omni)."""
     audio_sampling_rate: int = 16000
-    """Samples of sound per second; the rate that the model has learned from if not given."""
+    """Audio samples per second; the model's own rate if not given."""
 
 
 def given_limits(run: Any) -> dict[str, Any]:
     """Key -> value of those limits that the user gave."""
     names = (field.name for field in fields(ProcessorConfig))
     return {name: run.given[name] for name in names if name in run.given}
-
-
-def _both_given(run: Any, upper: str, lower: str) -> bool:
-    return upper in run.given and lower in run.given and run.given[upper] < run.given[lower]
-
-
-PROCESSOR_RULES = Rules(
-    (
-        *(
-            at_least("processor", key, 1)
-            for key in (
-                *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"),
-                *("video_maxlen", "audio_sampling_rate"),
-            )
-        ),
-        above("processor", "video_fps", 0),
-        Rule(
-            ("image_max_pixels", "image_min_pixels"),
-            "must not be below image_min_pixels",
-            "raise it, or lower image_min_pixels",
-            lambda run: _both_given(run, "image_max_pixels", "image_min_pixels"),
-        ),
-        Rule(
-            ("video_max_pixels", "video_min_pixels"),
-            "must not be below video_min_pixels",
-            "raise it, or lower video_min_pixels",
-            lambda run: _both_given(run, "video_max_pixels", "video_min_pixels"),
-        ),
-    )
-)
-"""For every command. A limit that contradicts the model's own one is found when its processor is loaded."""
-
-PROCESSOR_CHAT_RULES = Rules(
-    tuple(
-        Rule(
-            (field.name,),
-            "has no effect on answers: conversations of this version hold text only",
-            "leave it out",
-            lambda run, key=field.name: key in run.changed,  # type: ignore[misc]
-            only_warns=True,
-        )
-        for field in fields(ProcessorConfig)
-    )
-)
-"""For the commands that generate text."""

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.rules.engine import Rule, Rules
-
 MINIMUM = "swanlab>=0.10"
-"""What the keys need; earlier ones name the folder of the records otherwise."""
+"""What the keys need; earlier releases call the folder of the records something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +16,7 @@ class SwanlabConfig:
     swanlab_workspace: str | None = None
     """Workspace in SwanLab that the project belongs to."""
     swanlab_run_name: str | None = None
-    """Name of the run in SwanLab; unset means `run_name`, else SwanLab makes one."""
+    """Name of the run in SwanLab; unset takes `run_name`, or a name that SwanLab makes."""
     swanlab_mode: Literal["cloud", "local"] = "cloud"
     """Where the records are kept."""
     swanlab_api_key: str | None = None
@@ -29,28 +27,3 @@ class SwanlabConfig:
     """Address to send Lark messages to. Never printed."""
     swanlab_lark_secret: str | None = None
     """Secret for Lark messages. Never printed."""
-
-
-SWANLAB_RULES = Rules(
-    (
-        Rule(
-            ("swanlab_api_key", "swanlab_mode"),
-            "is not read, since local records need no account",
-            "leave it out",
-            lambda run: (
-                run.swanlab.use_swanlab and run.swanlab.swanlab_mode == "local" and bool(run.swanlab.swanlab_api_key)
-            ),
-            only_warns=True,
-        ),
-        Rule(
-            ("swanlab_lark_secret", "swanlab_lark_webhook_url"),
-            "signs messages, and there is no address to send them to",
-            "give swanlab_lark_webhook_url",
-            lambda run: (
-                run.swanlab.use_swanlab
-                and bool(run.swanlab.swanlab_lark_secret)
-                and not run.swanlab.swanlab_lark_webhook_url
-            ),
-        ),
-    )
-)

@@ -36,10 +36,12 @@ TYPES: dict[str, Any] = {
 }
 """How the table spells types; `list` is a comma list of texts."""
 
-_CHECKPOINTING = "layers are recomputed unless disable_gradient_checkpointing is true; use_reentrant_gc says how"
-_SUMS = "an evaluation adds numbers up batch by batch, and keeps nothing else"
+_CHECKPOINTING = (
+    "layers are recomputed unless disable_gradient_checkpointing is true; use_reentrant_gc chooses the implementation"
+)
+_SUMS = "an evaluation adds up sums batch by batch and keeps nothing else"
 _NO_EFFECT = {
-    "remove_unused_columns": "the columns of a row are exactly those its stage needs",
+    "remove_unused_columns": "rows have exactly the columns that their stage needs",
     "label_names": "the stage knows where its labels are",
     "gradient_checkpointing": _CHECKPOINTING,
     "gradient_checkpointing_kwargs": _CHECKPOINTING,
@@ -66,10 +68,10 @@ _FULFILLED: dict[str, Any] = {
     "prediction_loss_only": True,
     "logging_nan_inf_filter": False,
 }
-"""What asks for that which happens anyway."""
+"""Values that ask for what happens anyway."""
 _LIGER = {
     "status": "refused",
-    "reason": "brings a fused loss over all positions, while the loss here is computed at the labelled ones alone",
+    "reason": "brings a fused loss over all positions, and the loss here is computed at labelled positions only",
     "remedy": "set enable_liger_kernel: true, which takes the other kernels of the library",
 }
 NOTES: dict[str, dict[str, Any]] = {
@@ -81,7 +83,7 @@ NOTES: dict[str, dict[str, Any]] = {
     },
     "parallelism_config": {
         "status": "refused",
-        "reason": "it takes a Python object, which a run file cannot hold",
+        "reason": "takes a Python object, which a run file cannot hold",
         "remedy": "use fsdp or deepspeed",
     },
 }

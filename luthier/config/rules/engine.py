@@ -1,58 +1,142 @@
-"""What a rule is, and the most common kinds of it.
+"""What a rule is, and helpers that make the common kinds of rules.
 
-`Rules` is also the type of the `check` of a stage or an adapter, so `luthier explain` can show what a key excludes.
+    quantized = When(is_given("quantization", "quantization_bit"))
+    Rules((
+        at_least("training", "max_grad_norm", 0),
+        quantized.refuses(("resize_vocab",), "needs full-precision embeddings", "leave it out",
+                          is_set("model", "resize_vocab")),
+    ))
+
+`Rules` is also the type of the `check` of a stage, an adapter, an optimizer and a quantizer.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from luthier.config.sections import RUN_COMMANDS
 from luthier.core.errors import Problem
+
+Condition = Callable[[Any], bool]
+"""(run) -> whether it holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that a run must not be. The first of `keys` is the one named in the message."""
+    """One thing that a run must not be. A message names the first of `keys`."""
 
     keys: tuple[str, ...]
+    """All keys that the rule reads. It is skipped while the value of one of them is unknown."""
     reason: str
     remedy: str
-    broken: Callable[[Any], bool]
+    broken: Condition
     """Whether this run breaks the rule."""
     only_warns: bool = False
+    commands: tuple[str, ...] = RUN_COMMANDS
+    """The commands that the rule is for, of those that read the group it stands in."""
+    file: str = ""
+    """Where the first key stands, if it is not a key of the run file, e.g. `environment`."""
+
+    def problem(self) -> Problem:
+        return Problem(self.keys[0], self.reason, self.remedy, file=self.file)
 
 
 class Rules(tuple[Rule, ...]):
-    """Rules that are checked together; called with a run, they give the problems."""
+    """Rules that apply together."""
 
     __slots__ = ()
 
-    def __call__(self, run: Any) -> Iterator[Problem]:
-        return self.broken_by(run, warnings=False)
 
-    def broken_by(self, run: Any, *, warnings: bool) -> Iterator[Problem]:
-        for rule in self:
-            if rule.only_warns == warnings and rule.broken(run):
-                yield Problem(rule.keys[0], rule.reason, rule.remedy)
+NO_RULES = Rules(())
 
 
-def at_least(section: str, key: str, minimum: float) -> Rule:
-    """The number `key` of the config object `section` must not be below `minimum`, unless it is null."""
+def in_training(*rules: Rule) -> tuple[Rule, ...]:
+    """The same rules, for training runs only."""
+    return tuple(replace(rule, commands=("train",)) for rule in rules)
+
+
+def warning(keys: tuple[str, ...], reason: str, remedy: str, broken: Condition) -> Rule:
+    """A rule that warns and stops nothing."""
+    return Rule(keys, reason, remedy, broken, only_warns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Makes rules that apply only where a condition holds."""
+
+    condition: Condition
+
+    def refuses(self, keys: tuple[str, ...], reason: str, remedy: str, broken: Condition) -> Rule:
+        return Rule(keys, reason, remedy, all_of(self.condition, broken))
+
+    def warns(self, keys: tuple[str, ...], reason: str, remedy: str, broken: Condition) -> Rule:
+        return warning(keys, reason, remedy, all_of(self.condition, broken))
+
+
+def value_of(section: str, key: str) -> Callable[[Any], Any]:
+    """(run) -> the value of `key`. A section is an attribute of the run, or e.g. `optimizers.galore`."""
+    if section == "training":
+        return lambda run: run.training[key]
+    if section.startswith("optimizers."):
+        name = section.removeprefix("optimizers.")
+        return lambda run: getattr(run.optimizers[name], key)
+    return attrgetter(f"{section}.{key}")
+
+
+def is_set(section: str, key: str) -> Condition:
+    """The value is neither false, zero, empty nor null."""
+    value = value_of(section, key)
+    return lambda run: bool(value(run))
+
+
+def is_given(section: str, key: str) -> Condition:
+    """The value is not null."""
+    value = value_of(section, key)
+    return lambda run: value(run) is not None
+
+
+def is_other_than(section: str, key: str, expected: Any) -> Condition:
+    value = value_of(section, key)
+    return lambda run: value(run) != expected
+
+
+def is_changed(key: str) -> Condition:
+    """The user wrote the key, with another value than the default."""
+    return lambda run: key in run.changed
+
+
+def is_turned_on(key: str) -> Condition:
+    """The user wrote the key, whatever section it belongs to, and turned something on."""
+    return lambda run: bool(run.given.get(key))
+
+
+def all_of(*conditions: Condition) -> Condition:
+    return lambda run: all(condition(run) for condition in conditions)
+
+
+def not_(condition: Condition) -> Condition:
+    return lambda run: not condition(run)
+
+
+def at_least(section: str, key: str, minimum: float, remedy: str = "") -> Rule:
+    """The number `key` must not be below `minimum`, unless it is null."""
+    value = value_of(section, key)
 
     def is_below(run: Any) -> bool:
-        value = number(section, key)(run)
-        return value is not None and value < minimum
+        number = value(run)
+        return number is not None and number < minimum
 
-    return Rule((key,), f"must be at least {minimum}", "", is_below)
+    return Rule((key,), f"must be at least {minimum}", remedy, is_below)
 
 
 def within(section: str, key: str, low: float, high: float, *, or_high: bool) -> Rule:
     """The number `key` must be from `low` up to `high`; `or_high` says whether `high` itself is allowed."""
+    value = value_of(section, key)
 
     def is_outside(run: Any) -> bool:
-        value = number(section, key)(run)
-        return value is not None and not (low <= value < high or (or_high and value == high))
+        number = value(run)
+        return number is not None and not (low <= number < high or (or_high and number == high))
 
     return Rule((key,), f"must be from {low} {'to' if or_high else 'to below'} {high}", "", is_outside)
 
@@ -61,16 +145,11 @@ def above(
     section: str, key: str, minimum: float, *, if_training: tuple[str, str] | None = None, remedy: str = ""
 ) -> Rule:
     """The number `key` must be above `minimum`, unless it is null; with `if_training` = (key, value), only then."""
+    value = value_of(section, key)
 
     def is_too_small(run: Any) -> bool:
-        value = number(section, key)(run)
+        number = value(run)
         matters = if_training is None or run.training[if_training[0]] == if_training[1]
-        return matters and value is not None and value <= minimum
+        return matters and number is not None and number <= minimum
 
     return Rule((key, *(if_training or ())[:1]), f"must be above {minimum}", remedy, is_too_small)
-
-
-def number(section: str, key: str) -> Callable[[Any], Any]:
-    if section == "training":
-        return lambda run: run.training[key]
-    return attrgetter(f"{section}.{key}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Condition, Rule, Rules, all_of, is_other_than, is_set, not_, warning
 from luthier.core.versions import is_installed
 
 _OF_BITSANDBYTES = (
@@ -34,7 +34,7 @@ LIBRARIES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "torch_npu": (("adamw_torch_npu_fused",), "use adamw_torch, unless the run takes place on an Ascend NPU"),
     "torchdistx": (("adamw_anyprecision",), "use adamw_torch; with pure_bf16 its state is in 16 bits too"),
 }
-"""Module -> the values of `optim` that transformers builds from it, and what to do where it is missing."""
+"""Module -> the values of `optim` that transformers builds from it, and what to do if it is missing."""
 
 NEEDS_ACCELERATOR = ("adalomo", "galore_adamw_8bit", "galore_adamw_8bit_layerwise")
 """Values of `optim` whose library has no code for a CPU."""
@@ -54,49 +54,56 @@ def _names_no_minimum(run: Any) -> bool:
     return isinstance(kwargs, Mapping) and not {"min_lr", "min_lr_rate"} & kwargs.keys()
 
 
+def _optim_is_in(values: tuple[str, ...]) -> Condition:
+    return lambda run: run.training["optim"] in values
+
+
+def _needs_library(module: str, values: tuple[str, ...], remedy: str) -> Rule:
+    return Rule(
+        ("optim",),
+        f"needs the library {module}, which is not installed",
+        remedy,
+        all_of(_optim_is_in(values), lambda run: run.trains, lambda run: not is_installed(module)),
+    )
+
+
+def _has_no_warm_up(key: str) -> Rule:
+    return warning(
+        (key, "lr_scheduler_type"),
+        "has no effect: this schedule has no warm-up",
+        "use constant_with_warmup, or another schedule that warms up",
+        lambda run: run.training["lr_scheduler_type"] in ("constant", *_WATCHES) and run.training[key] > 0,
+    )
+
+
+_is_low_rank = _optim_is_in((*_OF_GALORE, *_OF_APOLLO))
+
 OPTIM_RULES = Rules(
     (
-        *(
-            Rule(
-                ("optim",),
-                f"needs the library {module}, which is not installed",
-                remedy,
-                lambda run, module=module, values=values: (  # type: ignore[misc]
-                    run.trains and run.training["optim"] in values and not is_installed(module)
-                ),
-            )
-            for module, (values, remedy) in LIBRARIES.items()
-        ),
+        *(_needs_library(module, values, remedy) for module, (values, remedy) in LIBRARIES.items()),
         Rule(
             ("optim",),
             "cannot be built by this version of transformers",
             "set use_galore: true, galore_layerwise: true and optim: adafactor",
-            lambda run: run.training["optim"] == "galore_adafactor_layerwise",
+            _optim_is_in(("galore_adafactor_layerwise",)),
         ),
         Rule(
             ("optim", "optim_target_modules"),
-            "needs to know whose gradients are projected",
+            "needs the names of the modules whose gradients are projected",
             "set optim_target_modules: all-linear",
-            lambda run: (
-                run.training["optim"] in (*_OF_GALORE, *_OF_APOLLO) and not run.training["optim_target_modules"]
-            ),
+            all_of(_is_low_rank, not_(is_set("training", "optim_target_modules"))),
         ),
-        Rule(
+        warning(
             ("optim_target_modules", "optim"),
             "is read by the galore and apollo values of optim only",
             "leave it out",
-            lambda run: (
-                bool(run.training["optim_target_modules"]) and run.training["optim"] not in (*_OF_GALORE, *_OF_APOLLO)
-            ),
-            only_warns=True,
+            all_of(is_set("training", "optim_target_modules"), not_(_is_low_rank)),
         ),
         Rule(
             ("optim", "gradient_accumulation_steps"),
-            "uses each gradient as soon as it is there, so those of several batches cannot be added up",
+            "applies each gradient as soon as it is computed, so gradients of several batches cannot be accumulated",
             "set gradient_accumulation_steps: 1, or take another optim",
-            lambda run: (
-                run.training["optim"] in _UPDATES_IN_BACKWARD and run.training["gradient_accumulation_steps"] != 1
-            ),
+            all_of(_optim_is_in(_UPDATES_IN_BACKWARD), is_other_than("training", "gradient_accumulation_steps", 1)),
         ),
         Rule(
             ("lr_scheduler_type", "eval_strategy"),
@@ -106,21 +113,11 @@ OPTIM_RULES = Rules(
         ),
         Rule(
             ("lr_scheduler_type", "lr_scheduler_kwargs"),
-            "needs to know the smallest learning rate",
+            "needs the smallest learning rate",
             "set lr_scheduler_kwargs: {min_lr: 1.0e-6}, or {min_lr_rate: 0.1} for a share",
             lambda run: run.training["lr_scheduler_type"] in _HAS_MINIMUM and _names_no_minimum(run),
         ),
-        *(
-            Rule(
-                (key, "lr_scheduler_type"),
-                "has no effect: this schedule has no warm-up",
-                "use constant_with_warmup, or another schedule that warms up",
-                lambda run, key=key: (  # type: ignore[misc]
-                    run.training["lr_scheduler_type"] in ("constant", *_WATCHES) and run.training[key] > 0
-                ),
-                only_warns=True,
-            )
-            for key in ("warmup_steps", "warmup_ratio")
-        ),
+        _has_no_warm_up("warmup_steps"),
+        _has_no_warm_up("warmup_ratio"),
     )
 )

@@ -1,72 +1,73 @@
-"""Rules about `streaming`: what needs to know all rows beforehand cannot be had with it."""
+"""Rules about `streaming`: what needs all rows beforehand does not work with it."""
 
 from typing import Any
 
-from luthier.config.keys.data import DataConfig, holds_tokenized_rows
-from luthier.config.rules.engine import Rule, Rules, at_least
+from luthier.config.keys.data import holds_tokenized_rows
+from luthier.config.rules.engine import Rules, When, all_of, at_least, is_changed, is_given, is_set, not_, warning
 from luthier.core.kinds import STAGES
 
-_DEFAULT_BUFFER = DataConfig().buffer_size
+_streams = is_set("data", "streaming")
+_with_stream = When(_streams)
+
+
+def _has_tokenized_rows(run: Any) -> bool:
+    return holds_tokenized_rows(run.data)
 
 
 def _scores_rows_first(run: Any) -> bool:
-    return run.stage in STAGES.names and any(spec.is_cached for spec in STAGES.get(run.stage).frozen_models(run))
+    """Whether a frozen model scores all rows before training."""
+    return any(spec.is_cached for spec in STAGES.get(run.stage).frozen_models(run))
 
 
 STREAMING_RULES = Rules(
     (
-        Rule(
+        _with_stream.refuses(
             ("streaming", "max_steps"),
             "nobody knows how many rows a stream has, so the number of steps must be given",
             "set max_steps",
-            lambda run: run.data.streaming and run.training["max_steps"] < 1,
+            lambda run: run.training["max_steps"] < 1,
         ),
-        Rule(
+        _with_stream.refuses(
             ("max_samples", "streaming"),
             "is a number of rows of each dataset, while a stream is read as far as max_steps goes",
             "leave max_samples out, or streaming",
-            lambda run: run.data.streaming and run.data.max_samples is not None,
+            is_given("data", "max_samples"),
         ),
-        Rule(
+        _with_stream.refuses(
             ("val_size", "streaming"),
             "is a share of all rows, and nobody knows how many rows a stream has",
             "write a whole number of rows",
-            lambda run: run.data.streaming and 0 < run.data.val_size < 1,
+            lambda run: 0 < run.data.val_size < 1,
         ),
-        Rule(
+        _with_stream.refuses(
             ("tokenized_path", "streaming"),
-            "is to be written with all rows, which a stream never has together",
+            "is written once all rows are tokenized, and a stream never has all of them",
             "leave streaming out for the run that writes it, or leave tokenized_path out",
-            lambda run: (
-                run.data.streaming and run.data.tokenized_path is not None and not holds_tokenized_rows(run.data)
-            ),
+            all_of(is_given("data", "tokenized_path"), not_(_has_tokenized_rows)),
         ),
-        Rule(
+        _with_stream.warns(
             ("streaming", "tokenized_path"),
-            "is not read, since the rows in tokenized_path are there already and stay on the disk",
+            "is not read, since the rows in tokenized_path are tokenized already and stay on the disk",
             "leave it out",
-            lambda run: run.data.streaming and holds_tokenized_rows(run.data),
-            only_warns=True,
+            _has_tokenized_rows,
         ),
-        Rule(
+        _with_stream.refuses(
             ("streaming", "stage"),
-            "what the reference model says of the rows is computed before training, which needs all of them",
+            "the log-probabilities of the reference model are computed before training, which needs all rows",
             "leave streaming out, or use a loss without a reference, e.g. pref_loss: orpo or simpo",
-            lambda run: run.data.streaming and _scores_rows_first(run),
+            _scores_rows_first,
         ),
-        Rule(
+        _with_stream.warns(
             ("train_sampling_strategy", "streaming"),
             "is not followed, since rows of a stream are taken as they come",
             "leave it out",
-            lambda run: run.data.streaming and run.training["train_sampling_strategy"] not in ("random", "sequential"),
-            only_warns=True,
+            lambda run: run.training["train_sampling_strategy"] not in ("random", "sequential"),
         ),
-        Rule(
+        warning(
             ("buffer_size", "streaming"),
             "is not read here, only by streaming: true",
             "leave it out",
-            lambda run: not run.data.streaming and run.data.buffer_size != _DEFAULT_BUFFER,
-            only_warns=True,
+            all_of(is_changed("buffer_size"), not_(_streams)),
         ),
         at_least("data", "buffer_size", 1),
     )

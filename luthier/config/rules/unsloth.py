@@ -1,13 +1,15 @@
-"""What `use_unsloth` demands and what it excludes. The library loads, adapts and computes a model in its own way."""
+"""Rules about `use_unsloth`: what unsloth needs, and what it does not go together with."""
 
 from typing import Any
 
 from luthier.config.keys.quantization import GROWING_KEYS, shards_weights
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, warning
+from luthier.config.rules.model import scores_with_adapter
+from luthier.core.kinds import STAGES
 from luthier.core.versions import is_installed
 
 INSTALL = "pip install --no-deps unsloth unsloth_zoo, with the libraries that docs/models.md names"
-"""Without `--no-deps` pip would put an older transformers in the place of the one that luthier needs."""
+"""Without `--no-deps` pip would replace transformers by an older version than luthier needs."""
 
 _OWN_WAY = {
     "flash_attn": "the attention",
@@ -17,59 +19,62 @@ _OWN_WAY = {
     "checkpoint_every": "the recomputation of layers",
     "use_reentrant_gc": "the recomputation of layers",
 }
-"""Key -> what unsloth settles by itself."""
+"""Key -> what unsloth decides by itself."""
 
 
-def _excludes(keys: tuple[str, ...], reason: str, remedy: str, broken: Any) -> Rule:
-    return Rule(keys, reason, remedy, lambda run: run.model.use_unsloth and broken(run))
+_with_unsloth = When(is_set("model", "use_unsloth"))
 
 
-def _is_lora_scorer(run: Any) -> bool:
-    return run.stage == "ppo" and run.method.reward_model_type == "lora"
+def _trains_lora(run: Any) -> bool:
+    return run.finetuning_type == "lora"
+
+
+def _cannot_quantize(run: Any) -> bool:
+    keys = run.quantization
+    return keys.quantization_bit is not None and (
+        keys.quantization_method != "bnb" or keys.quantization_bit not in (4, 8)
+    )
 
 
 UNSLOTH_RULES = Rules(
     (
-        _excludes(
+        _with_unsloth.refuses(
             ("use_unsloth",),
             "needs the library unsloth, which is not installed (and a GPU)",
             f"{INSTALL}; or leave it out",
             lambda run: not is_installed("unsloth"),
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("adapter_name_or_path", "use_unsloth"),
-            "unsloth puts one adapter beside the model and merges none",
+            "unsloth takes one adapter and merges none",
             "merge them with `luthier export`, and give its folder as model_name_or_path",
             lambda run: len(run.model.adapter_name_or_path) > 1,
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("rope_scaling", "use_unsloth"),
-            "unsloth stretches positions in a way of its own",
+            "unsloth scales positions in a way of its own",
             "leave one of the two out",
-            lambda run: run.features.rope_scaling.rope_scaling is not None,
+            is_given("features.rope_scaling", "rope_scaling"),
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("mixture_of_depths", "use_unsloth"),
             "unsloth knows no routers between blocks",
             "leave one of the two out",
-            lambda run: run.features.mixture_of_depths.mixture_of_depths is not None,
+            is_given("features.mixture_of_depths", "mixture_of_depths"),
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("model_name_or_path", "use_unsloth"),
             "unsloth trains no GGUF files",
             "give the folder of the model that the file was made from",
             lambda run: run.model.model_name_or_path.lower().endswith(".gguf"),
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("quantization_bit", "use_unsloth"),
             "unsloth quantizes by bitsandbytes, to 4 or 8 bits",
             "set quantization_method: bnb and quantization_bit: 4",
-            lambda run: (
-                run.quantization.quantization_bit is not None
-                and (run.quantization.quantization_method != "bnb" or run.quantization.quantization_bit not in (4, 8))
-            ),
+            _cannot_quantize,
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("finetuning_type", "use_unsloth"),
             "unsloth trains LoRA adapters or the whole model",
             "set finetuning_type: lora or full, or leave use_unsloth out",
@@ -81,55 +86,54 @@ UNSLOTH_RULES = Rules(
 
 UNSLOTH_TRAINING_RULES = Rules(
     (
-        _excludes(
+        _with_unsloth.refuses(
             ("use_unsloth", "deepspeed", "fsdp"),
-            "keeps a whole model on each device, and ZeRO-3 and FSDP share it out",
+            "keeps a whole model on each device, and ZeRO-3 and FSDP shard it",
             "leave one of the two out, or take ZeRO-2",
             shards_weights,
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("use_unsloth", "stage"),
-            "loads models that write, and a reward model gives scores",
+            "loads language models, and a reward model has a head that gives scores",
             "leave it out",
-            lambda run: run.stage == "rm",
+            lambda run: STAGES.get(run.stage).head == "score",
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("reward_model_type", "use_unsloth"),
             "unsloth cannot put the adapter of a reward model on the policy",
             "set reward_model_type: full, or leave use_unsloth out",
-            _is_lora_scorer,
+            scores_with_adapter,
         ),
         *(
-            _excludes(
+            _with_unsloth.refuses(
                 (key, "use_unsloth"),
                 "changes a model in a way that unsloth's own forward functions do not know",
                 "leave one of the two out",
-                lambda run, key=key: bool(run.given.get(key)),
+                is_turned_on(key),
             )
             for key in ("shift_attn", "train_from_scratch", *GROWING_KEYS)
         ),
-        _excludes(
+        _with_unsloth.refuses(
             ("moe_aux_loss_coef", "use_unsloth"),
-            "unsloth's forward functions do not give what the routers said",
+            "unsloth's forward functions do not return the router logits",
             "leave one of the two out",
-            lambda run: run.features.router_balance.moe_aux_loss_coef is not None,
+            is_given("features.router_balance", "moe_aux_loss_coef"),
         ),
         *(
-            _excludes(
+            _with_unsloth.refuses(
                 (key, "use_unsloth"),
                 "starts or places the adapter in a way that unsloth does not have",
                 "leave one of the two out",
-                lambda run, key=key: run.finetuning_type == "lora" and bool(getattr(run.adapter, key)),
+                all_of(_trains_lora, is_set("adapter", key)),
             )
             for key in ("pissa_init", "loftq_init", "use_llama_pro", "create_new_adapter")
         ),
         *(
-            Rule(
+            _with_unsloth.warns(
                 (key, "use_unsloth"),
-                f"is not read here, since unsloth settles {what} by itself",
+                f"is not read here, since unsloth decides {what} by itself",
                 "leave it out",
-                lambda run, key=key: run.model.use_unsloth and key in run.changed,  # type: ignore[misc]
-                only_warns=True,
+                is_changed(key),
             )
             for key, what in _OWN_WAY.items()
         ),
@@ -138,12 +142,11 @@ UNSLOTH_TRAINING_RULES = Rules(
 
 UNSLOTH_EXPORT_RULES = Rules(
     (
-        Rule(
+        warning(
             ("use_unsloth",),
             "is not read here, since adapters are merged into the weights as they are in the file",
             "leave it out",
-            lambda run: run.model.use_unsloth,
-            only_warns=True,
+            is_set("model", "use_unsloth"),
         ),
     )
 )

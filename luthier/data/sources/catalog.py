@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, Problem
 from luthier.core.kinds import STAGES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.data.sources.columns import check_columns
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
 from luthier.data.sources.located_json import LocatedJson, read_located
@@ -54,8 +54,7 @@ class Catalog:
 
     def unknown(self, name: str) -> tuple[str, str]:
         """(reason, remedy) for a name without a description."""
-        close = nearest(name, self.names)
-        remedy = f"did you mean {close!r}?" if close else f"one of {', '.join(self.names)}"
+        remedy = did_you_mean(name, self.names, repr) or f"one of {', '.join(self.names)}"
         return f"is not described in {self.file}", remedy
 
 
@@ -140,13 +139,16 @@ def _catalog(file: str, located: LocatedJson, *, root: str, media_dir: str) -> C
     return Catalog(file, specs, errors, warnings)
 
 
-def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tuple[list[Problem], list[Problem]]:
+def check_datasets(
+    data: "DataConfig", stage: str | None, *, others: bool = True
+) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) about the datasets of a run, found without a network and without reading whole files.
 
-    Checked are names, descriptions, files, the columns of the first rows, and whether the stage takes this kind of
-    data. `others`: also warn about invalid descriptions of datasets that the run does not use.
+    Checked are names, descriptions, files, the columns of the first rows, and, unless the stage is None (not known),
+    whether it takes this kind of data. `others`: also warn about invalid descriptions of datasets that the run does not
+    use.
     """
-    reads_loss = stage in STAGES.names and STAGES.get(stage).rows.weigh is not None
+    reads_loss = stage is None or STAGES.get(stage).rows.weigh is not None
     uses = [*(("dataset", name) for name in data.dataset), *(("eval_dataset", name) for name in data.eval_dataset)]
     is_remote = isinstance(data.dataset_dir, str) and data.dataset_dir.startswith("REMOTE:")
     if not uses or is_remote:
@@ -170,7 +172,7 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
         warnings += catalog.warnings.get(name, ())
         if name in catalog.specs:
             found, notes = check_columns(catalog.specs[name], reads_loss=reads_loss)
-            errors += [*_stage_faults(catalog.specs[name], stage), *found]
+            errors += [*(_stage_faults(catalog.specs[name], stage) if stage is not None else ()), *found]
             warnings += notes
     for name in catalog.names if others else ():
         if name not in checked:
@@ -179,10 +181,12 @@ def check_datasets(data: "DataConfig", stage: str, *, others: bool = True) -> tu
 
 
 def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:
+    """What keeps a stage from using a dataset, by the kind of example that its rows are."""
+
     def fault(reason: str, remedy: str) -> Problem:
         return Problem(spec.name, reason, remedy, file=spec.file, line=spec.line)
 
-    takes = STAGES.get(stage).rows.examples if stage in STAGES.names else ()
+    takes = STAGES.get(stage).rows.examples
     if spec.ranking and Preference not in takes:
         yield fault(f"is ranking data, which stage {stage} cannot use", f"use it in {_stages_that_take(Preference)}")
     if not spec.ranking and Preference in takes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.core.errors import DataError, Problem, RowError
 from luthier.core.kinds import FORMATS
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Tags
 from luthier.data.sources.read import READERS, column_names, data_files
 from luthier.data.sources.readers import DataFile, Row
@@ -65,8 +65,7 @@ def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Pr
     warnings: list[Problem] = []
     for key, column, reason in _absent(spec, found):
         certain = names is not None or not any(_mentions(file, column) for file in files)
-        close = nearest(column, found)
-        remedy = f"did you mean {close!r}?" if close else f"the data have {', '.join(found)}"
+        remedy = did_you_mean(column, found, repr) or f"the data have {', '.join(found)}"
         fault = _problem(spec, ("columns", key), reason, remedy, value=column)
         (errors if certain else warnings).append(fault)
     warnings += _unread(spec, found)

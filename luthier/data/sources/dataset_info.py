@@ -13,7 +13,7 @@ from luthier.config.keys.hubs import HUBS
 from luthier.config.sections import is_on
 from luthier.core.errors import Problem
 from luthier.core.kinds import FORMATS
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 SourceKind = Literal["file", "cloud", "hf_hub", "ms_hub", "om_hub"]
 
@@ -176,8 +176,7 @@ def _type_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _did_you_mean(name: str, known: Any) -> str:
-    close = nearest(name, known)
-    return f"did you mean {close!r}?" if close else f"one of {', '.join(known)}"
+    return did_you_mean(name, known, repr) or f"one of {', '.join(known)}"
 
 
 def _source_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:

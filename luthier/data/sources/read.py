@@ -12,7 +12,7 @@ from typing import IO
 
 from luthier.config.keys.hubs import NO_TOKENS, HubTokens
 from luthier.core.errors import DataError
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 from luthier.data.mix import sample_rows
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.sources.readers import DataFile, Row
@@ -125,8 +125,7 @@ def _local_paths(spec: DatasetSpec) -> list[str]:
     if not os.path.isdir(location):
         folder, name = os.path.split(location)
         siblings = sorted({*os.listdir(folder)} - {"dataset_info.json"}) if os.path.isdir(folder) else None
-        close = nearest(name, siblings) if siblings else None
-        hint = f"did you mean {close!r}?" if close else "correct `file_name`, or put the file there"
+        hint = did_you_mean(name, siblings or (), repr) or "correct `file_name`, or put the file there"
         why = "no such file" if siblings is not None else f"there is no folder {folder}"
         raise DataError(f"dataset {spec.name!r}: {location}: {why} -> {hint}")
     names = sorted(name for name in os.listdir(location) if not name.startswith("."))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from luthier.core.errors import UnknownVariant
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.core.registry import nearest
+from luthier.core.registry import did_you_mean
 
 Kind = Literal["plain", "llama2", "reasoning", "glm47reasoning", "program"]
 
@@ -149,8 +149,8 @@ def get_template(name: str, tool_format: str | None = None, default_system: str 
     own syntax. Raises `UnknownVariant`, with the nearest name, for an unknown format or syntax.
     """
     if name not in template_names():
-        close = nearest(name, template_names())
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = did_you_mean(name, template_names(), repr)
+        hint = f"; {hint}" if hint else ""
         raise UnknownVariant(f"template: unknown chat format {name!r}{hint} (`luthier template list` names all)")
     return with_options(_load(name), tool_format, default_system)
 

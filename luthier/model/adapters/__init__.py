@@ -1,14 +1,11 @@
 """What an adapter method is: which weights of a model learn. Each other file here is one `finetuning_type`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from luthier.core.errors import Problem
-
-if TYPE_CHECKING:
-    from luthier.config.runs import TrainRun
+from luthier.config.rules.engine import NO_RULES, Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +27,5 @@ class Adapter:
     """Whether all parameters are trained, except for the frozen parts of a multimodal model."""
     finish: "Callable[[Any, Path], None]" = lambda config, folder: None
     """(config, output_dir) -> what is left to do when a run has saved its adapter there."""
-    check: "Callable[[TrainRun], Iterable[Problem]]" = lambda run: ()
-    """Rules between keys that concern this method; runs before torch is imported."""
+    check: Rules = NO_RULES
+    """Rules between keys that concern this method; checked before torch is imported."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.engine import Rule
+from luthier.config.rules.engine import Rule, all_of, is_given, is_set, not_, value_of, warning
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.classes import SCORE_TASK, gives_scores
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 def target_rules(key: str) -> tuple[Rule, ...]:
     """Rules about a key that names what gets the adapter."""
+    targets = value_of("adapter", key)
     return (
         Rule(
             (key,),
             "names no module",
             f"write {key}: all, or names such as q_proj,v_proj",
-            lambda run: not getattr(run.adapter, key),
+            not_(is_set("adapter", key)),
         ),
         Rule(
             (key,),
             "is what peft calls it, and here it is called all",
             f"write {key}: all",
-            lambda run: "all-linear" in getattr(run.adapter, key),
+            lambda run: "all-linear" in targets(run),
         ),
     )
 
+
+_creates = is_set("adapter", "create_new_adapter")
 
 NEW_ADAPTER_RULES = (
     *target_rules("lora_target"),
@@ -39,25 +42,19 @@ NEW_ADAPTER_RULES = (
         ("create_new_adapter", "adapter_name_or_path", "quantization_bit"),
         "the given adapter would have to be merged into quantized weights",
         "merge it into the original model with `luthier export`, and give its folder as model_name_or_path",
-        lambda run: (
-            run.adapter.create_new_adapter
-            and bool(run.model.adapter_name_or_path)
-            and run.quantization.quantization_bit is not None
-        ),
+        all_of(_creates, is_set("model", "adapter_name_or_path"), is_given("quantization", "quantization_bit")),
     ),
-    Rule(
+    warning(
         ("create_new_adapter", "adapter_name_or_path"),
         "merges the given adapters first, and none is given",
         "leave it out, or name them in adapter_name_or_path",
-        lambda run: run.adapter.create_new_adapter and not run.model.adapter_name_or_path,
-        only_warns=True,
+        all_of(_creates, not_(is_set("model", "adapter_name_or_path"))),
     ),
-    Rule(
+    warning(
         ("train_from_scratch", "finetuning_type"),
-        "random weights stay as they are, and an adapter on them learns",
+        "the random weights stay frozen, and only an adapter on them is trained",
         "set finetuning_type: full",
-        lambda run: run.model.train_from_scratch,
-        only_warns=True,
+        is_set("model", "train_from_scratch"),
     ),
     Rule(
         ("freeze_trainable_layers", "use_llama_pro"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules, is_set, not_, warning
 from luthier.core.log import warn
 from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters
@@ -35,7 +35,7 @@ RULES = Rules(
     (
         Rule(
             ("freeze_trainable_layers", "freeze_extra_modules"),
-            "leaves nothing that learns",
+            "leaves nothing to train",
             "give a number other than 0, or freeze_extra_modules",
             lambda run: run.adapter.freeze_trainable_layers == 0 and not run.adapter.freeze_extra_modules,
         ),
@@ -45,12 +45,11 @@ RULES = Rules(
             "give the number that `luthier expand` was given",
             lambda run: run.adapter.use_llama_pro and run.adapter.freeze_trainable_layers < 1,
         ),
-        Rule(
+        warning(
             ("freeze_vision_tower", "finetuning_type"),
-            "the towers do not learn with finetuning_type: freeze, which trains layers of the language model",
+            "finetuning_type: freeze trains layers of the language model, and the towers stay frozen",
             "name their modules in freeze_extra_modules, or use finetuning_type: full or lora",
-            lambda run: not run.finetuning.freeze_vision_tower,
-            only_warns=True,
+            not_(is_set("finetuning", "freeze_vision_tower")),
         ),
     )
 )

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
 from luthier.config.keys.quantization import shards_weights
-from luthier.config.rules.engine import Rule, Rules, at_least, within
+from luthier.config.rules.engine import (
+    Rule,
+    Rules,
+    When,
+    all_of,
+    at_least,
+    is_changed,
+    is_given,
+    is_set,
+    not_,
+    warning,
+    within,
+)
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
@@ -58,9 +70,11 @@ class LoraConfig:
 
 
 def _has_reference(run: Any) -> bool:
-    specs = STAGES.get(run.stage).frozen_models(run) if run.stage in STAGES.names else ()
-    return any(spec.key == "ref_model" for spec in specs)
+    return any(spec.key == "ref_model" for spec in STAGES.get(run.stage).frozen_models(run))
 
+
+_with_pissa = When(is_set("adapter", "pissa_init"))
+_with_loftq = When(is_set("adapter", "loftq_init"))
 
 RULES = Rules(
     (
@@ -68,29 +82,29 @@ RULES = Rules(
         at_least("adapter", "lora_alpha", 1),
         *NEW_ADAPTER_RULES,
         within("adapter", "lora_dropout", 0, 1, or_high=False),
-        Rule(
+        _with_pissa.refuses(
             ("pissa_init", "quantization_bit"),
             "takes a part out of the weights, which quantized weights cannot give",
             "leave one of the two out",
-            lambda run: run.adapter.pissa_init and run.quantization.quantization_bit is not None,
+            is_given("quantization", "quantization_bit"),
         ),
-        Rule(
+        _with_pissa.refuses(
             ("pissa_init", "use_dora"),
             "and DoRA both change what a weight is before training, and only one of them can be undone",
             "leave one of the two out",
-            lambda run: run.adapter.pissa_init and run.adapter.use_dora,
+            is_set("adapter", "use_dora"),
         ),
-        Rule(
+        _with_pissa.refuses(
             ("pissa_init", "stage"),
             "takes a part out of the model that this stage needs as its reference",
             "leave it out; of stage: dpo, pref_loss: orpo and simpo have no reference, and neither has grpo_beta: 0",
-            lambda run: run.adapter.pissa_init and _has_reference(run),
+            _has_reference,
         ),
-        Rule(
+        _with_pissa.refuses(
             ("pissa_init", "fsdp", "deepspeed"),
             "has to see whole weights, and each process would hold a part of them only",
             "leave it out, or train without FSDP and ZeRO-3",
-            lambda run: run.adapter.pissa_init and shards_weights(run),
+            shards_weights,
         ),
         Rule(
             ("pissa_iter", "pissa_init"),
@@ -98,37 +112,37 @@ RULES = Rules(
             "",
             lambda run: run.adapter.pissa_iter < -1,
         ),
-        Rule(
+        _with_loftq.refuses(
             ("loftq_init", "quantization_bit"),
             "starts from the error of quantization, and nothing is quantized here",
             "set quantization_bit: 4, or leave it out",
-            lambda run: run.adapter.loftq_init and run.quantization.quantization_bit is None,
+            not_(is_given("quantization", "quantization_bit")),
         ),
-        Rule(
+        _with_loftq.refuses(
             ("loftq_init", "use_dora"),
             "changes the direction that DoRA starts from",
             "leave one of the two out",
-            lambda run: run.adapter.loftq_init and run.adapter.use_dora,
+            is_set("adapter", "use_dora"),
         ),
         *(
-            Rule(
+            warning(
                 (key, "pissa_init"),
                 "is read only if pissa_init is on",
                 "set pissa_init: true, or leave it out",
-                lambda run, key=key: key in run.changed and not run.adapter.pissa_init,  # type: ignore[misc]
-                only_warns=True,
+                all_of(is_changed(key), not_(is_set("adapter", "pissa_init"))),
             )
             for key in ("pissa_iter", "pissa_convert")
         ),
         *(
-            Rule(
+            warning(
                 (key, "adapter_name_or_path"),
-                "is not read here, since the given adapter goes on learning as what its file says it is",
+                "is not read here, since training continues the given adapter with the settings in its own config",
                 "leave it out, or set create_new_adapter: true, which merges that adapter and starts a new one",
-                lambda run, key=key: (  # type: ignore[misc]
-                    key in run.changed and bool(run.model.adapter_name_or_path) and not run.adapter.create_new_adapter
+                all_of(
+                    is_changed(key),
+                    is_set("model", "adapter_name_or_path"),
+                    not_(is_set("adapter", "create_new_adapter")),
                 ),
-                only_warns=True,
             )
             for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")
         ),

@@ -5,21 +5,17 @@ A feature changes the config before the model is built (`on_config`), or the mod
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.engine import Rule, Rules
-from luthier.config.runs import TrainRun
+from luthier.config.rules.engine import NO_RULES, Rules
 from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from luthier.model.tokenizer import FittedTokenizer
-
-
-NO_RULES = Rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +47,8 @@ class Feature:
     config: type
     """The YAML keys that only this feature reads."""
     check: Rules = NO_RULES
-    """Rules between keys that concern this feature, for every command; run before torch is imported."""
+    """Rules between keys that concern this feature, for every command; checked before torch is imported."""
     on_config: "Callable[[Any, PreTrainedConfig, Purpose], None] | None" = None
     """(keys, config of the model, purpose): changes the config in place. Raises `ModelError`."""
     on_model: "Callable[[Any, PreTrainedModel, Purpose], None] | None" = None
     """(keys, model, purpose): changes the model in place. Raises `ModelError`."""
-
-
-def in_training(*rules: Rule) -> tuple[Rule, ...]:
-    """The same rules, for training runs only."""
-    return tuple(replace(rule, broken=_only_training(rule.broken)) for rule in rules)
-
-
-def _only_training(broken: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda run: isinstance(run, TrainRun) and broken(run)

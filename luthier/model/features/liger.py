@@ -7,10 +7,10 @@ labelled positions only, which saves more memory.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules, in_training
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed
-from luthier.model.features import Feature, Purpose, in_training
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LigerConfig:
     enable_liger_kernel: bool = False
-    """Replace norms, rotations and gated layers by fused kernels of the library liger-kernel, on a GPU."""
+    """Replace norms, rotary embeddings and gated MLPs by fused kernels of the library liger-kernel, on a GPU."""
 
 
 RULES = Rules(

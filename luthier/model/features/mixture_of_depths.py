@@ -26,13 +26,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.keys.quantization import shards_weights
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules, When, in_training, is_given, is_set
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE, is_routed, model_class
-from luthier.model.features import Feature, Purpose, in_training
+from luthier.model.features import Feature, Purpose
 from luthier.model.modules import layer_list
 
 if TYPE_CHECKING:
@@ -43,80 +43,67 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureOfDepthsConfig:
     mixture_of_depths: Literal["convert", "load"] | None = None
-    """Let every second block skip tokens: turn a model into such a one, or load one (https://arxiv.org/abs/2404.02258).
-    """
+    """Every second block skips tokens: convert a model, or load a converted one (https://arxiv.org/abs/2404.02258)."""
 
 
 def _converts(run: Any) -> bool:
     return run.features.mixture_of_depths.mixture_of_depths == "convert"
 
 
-def _is_asked(run: Any) -> bool:
-    return run.features.mixture_of_depths.mixture_of_depths is not None
-
-
-def _trains_everything(finetuning_type: str) -> bool:
-    return finetuning_type not in ADAPTERS.names or bool(ADAPTERS.get(finetuning_type).trains_everything)
-
-
-def _supports_skipped_tokens(stage: str) -> bool:
-    return stage not in STAGES.names or bool(STAGES.get(stage).supports_skipped_tokens)
-
+_with_routers = When(is_given("features.mixture_of_depths", "mixture_of_depths"))
 
 RULES = Rules(
     (
         Rule(
             ("mixture_of_depths", "do_train"),
-            "a converted model has learned nothing yet, so only training converts",
+            "the routers of a converted model are untrained, so only training converts",
             "set mixture_of_depths: load and name a model that was trained so",
             lambda run: _converts(run) and not (isinstance(run, TrainRun) and run.trains),
         ),
         *in_training(
             Rule(
                 ("mixture_of_depths", "finetuning_type"),
-                "the fresh routers must learn together with the blocks, and an adapter holds no routers",
+                "the new routers must be trained together with the blocks, and an adapter holds no routers",
                 "set finetuning_type: full; a model that was trained so takes lora or freeze with mixture_of_depths:"
                 " load",
-                lambda run: _converts(run) and not _trains_everything(run.finetuning_type),
+                lambda run: _converts(run) and not ADAPTERS.get(run.finetuning_type).trains_everything,
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "stage"),
-                "while it trains, tokens are chosen among those of the whole text, which is defined for the loss of pt"
+                "while training, tokens are chosen among those of the whole text, which is defined for the loss of pt"
                 " and sft only; other stages compare the model with one that is not training",
                 "set stage: pt or sft",
-                lambda run: (
-                    _is_asked(run) and run.stage in STAGES.names and not STAGES.get(run.stage).supports_skipped_tokens
-                ),
+                lambda run: not STAGES.get(run.stage).supports_skipped_tokens,
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "quantization_bit"),
-                "blocks that skip tokens have to learn",
+                "blocks that skip tokens must be trained, and quantized weights cannot be",
                 "leave quantization_bit out",
-                lambda run: _is_asked(run) and run.quantization.quantization_bit is not None,
+                is_given("quantization", "quantization_bit"),
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "shift_attn"),
-                "counts tokens that pass, and shift_attn those of the text",
+                "counts the tokens that pass a router, and shift_attn counts those of the text",
                 "leave one of the two out",
-                lambda run: _is_asked(run) and run.features.shifted_attention.shift_attn,
+                is_set("features.shifted_attention", "shift_attn"),
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "flash_attn"),
-                "needs attention that keeps texts apart, which plain attention does not",
+                "needs attention that does not attend across samples, and plain attention does",
                 "leave flash_attn: disabled out",
-                lambda run: _is_asked(run) and run.model.flash_attn == "disabled",
+                lambda run: run.model.flash_attn == "disabled",
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "moe_aux_loss_coef"),
                 "the balance loss counts every token in every block",
                 "leave moe_aux_loss_coef out",
-                lambda run: _is_asked(run) and run.features.router_balance.moe_aux_loss_coef is not None,
+                is_given("features.router_balance", "moe_aux_loss_coef"),
             ),
-            Rule(
+            _with_routers.refuses(
                 ("mixture_of_depths", "fsdp", "deepspeed"),
-                "changes the blocks of a whole model, and FSDP and ZeRO-3 share out its weights",
+                "changes the blocks of a whole model, and FSDP and ZeRO-3 shard its weights",
                 "leave fsdp and ZeRO-3 out",
-                lambda run: _is_asked(run) and shards_weights(run),
+                shards_weights,
             ),
         ),
     )

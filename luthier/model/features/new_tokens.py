@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rules, all_of, is_given, is_other_than, is_set, not_, warning
 from luthier.model.embeddings import fit_embeddings
 from luthier.model.features import Feature, Purpose
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTokensConfig:
     resize_vocab: bool = False
-    """Enlarge the embeddings to the size of the tokenizer; happens by itself when tokens are added."""
+    """Enlarge the embeddings to the size of the tokenizer; always done when tokens are added."""
     add_tokens: tuple[str, ...] = ()
     """Ordinary tokens to add to the tokenizer."""
     add_special_tokens: tuple[str, ...] = ()
     """Special tokens to add to the tokenizer."""
     new_special_tokens_config: str | None = None
-    """YAML file that maps each new special token to a description; takes the place of `add_special_tokens`."""
+    """YAML file that maps each new special token to a description; replaces `add_special_tokens`."""
     init_special_tokens: Literal["noise_init", "desc_init", "desc_init_w_noise"] = "noise_init"
     """Start of the new embedding rows: mean with noise, mean of the description's tokens, or the latter with noise."""
 
@@ -30,27 +30,21 @@ class NewTokensConfig:
         return self.resize_vocab or bool(self.add_tokens or self.add_special_tokens or self.new_special_tokens_config)
 
 
+_has_descriptions = is_given("features.new_tokens", "new_special_tokens_config")
+
 RULES = Rules(
     (
-        Rule(
+        warning(
             ("init_special_tokens", "new_special_tokens_config"),
             "there are no descriptions to start from, so the new rows start from noise",
             "give new_special_tokens_config",
-            lambda run: (
-                run.features.new_tokens.init_special_tokens != "noise_init"
-                and run.features.new_tokens.new_special_tokens_config is None
-            ),
-            only_warns=True,
+            all_of(is_other_than("features.new_tokens", "init_special_tokens", "noise_init"), not_(_has_descriptions)),
         ),
-        Rule(
+        warning(
             ("add_special_tokens", "new_special_tokens_config"),
-            "is not read, since new_special_tokens_config takes its place",
+            "is not read, since new_special_tokens_config replaces it",
             "give one of the two",
-            lambda run: (
-                bool(run.features.new_tokens.add_special_tokens)
-                and run.features.new_tokens.new_special_tokens_config is not None
-            ),
-            only_warns=True,
+            all_of(is_set("features.new_tokens", "add_special_tokens"), _has_descriptions),
         ),
     )
 )

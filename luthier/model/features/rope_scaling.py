@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScalingConfig:
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
-    """Stretch the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the window."""
+    """Scale the rotary position embedding: in training to `cutoff_len`, elsewhere to twice the context length."""
 
 
 INFERENCE_FACTOR = 2

@@ -11,12 +11,12 @@ transformers computes, cross-entropy + coefficient x balance.
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules, at_least
+from luthier.config.rules.engine import Rules, When, at_least, in_training, is_given, is_set
 from luthier.core.errors import ModelError
 from luthier.core.kinds import STAGES
-from luthier.model.features import Feature, Purpose, in_training
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,25 +28,22 @@ class RouterBalanceConfig:
     """Weight of the loss that balances the experts of a mixture-of-experts model."""
 
 
-def _is_asked(run: Any) -> bool:
-    return run.features.router_balance.moe_aux_loss_coef is not None
-
+_balances = When(is_given("features.router_balance", "moe_aux_loss_coef"))
 
 RULES = Rules(
     in_training(
         at_least("features.router_balance", "moe_aux_loss_coef", 0),
-        Rule(
+        _balances.warns(
             ("moe_aux_loss_coef", "stage"),
             "is added to the loss of the stages pt, sft and gkd only",
             "leave it out",
-            lambda run: _is_asked(run) and run.stage in STAGES.names and not STAGES.get(run.stage).supports_router_loss,
-            only_warns=True,
+            lambda run: not STAGES.get(run.stage).supports_router_loss,
         ),
-        Rule(
+        _balances.refuses(
             ("use_unsloth_gc", "moe_aux_loss_coef"),
-            "recomputes layers in the reentrant way, in which the routers of experts get no gradient",
+            "uses reentrant checkpointing, in which the routers of experts get no gradient",
             "leave one of the two out",
-            lambda run: run.model.use_unsloth_gc and _is_asked(run),
+            is_set("model", "use_unsloth_gc"),
         ),
     )
 )

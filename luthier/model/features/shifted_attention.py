@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rules, all_of, in_training, is_other_than, is_set, warning
 from luthier.core.errors import ModelError
 from luthier.model.attention import SHIFTED
-from luthier.model.features import Feature, Purpose, in_training
+from luthier.model.features import Feature, Purpose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftedAttentionConfig:
     shift_attn: bool = False
-    """Attend within shifted groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
+    """Shifted sparse attention: attend within groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
 
 
 RULES = Rules(
     in_training(
-        Rule(
+        warning(
             ("flash_attn", "shift_attn"),
             "is not read, since shift_attn has kernels of its own",
             "leave it out",
-            lambda run: run.features.shifted_attention.shift_attn and run.model.flash_attn != "auto",
-            only_warns=True,
+            all_of(is_set("features.shifted_attention", "shift_attn"), is_other_than("model", "flash_attn", "auto")),
         ),
     )
 )

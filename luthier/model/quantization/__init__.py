@@ -4,11 +4,11 @@ A linear layer keeps its weight in few bits and brings it back to the compute dt
 normalization and the output head stay as they are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import Problem
+from luthier.config.rules.engine import Rules
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,8 @@ class Quantizer:
     """The modules that do it."""
     extra: str
     """The extra of this package that installs them."""
-    check: "Callable[[Any], Iterable[Problem]]"
-    """Rules between keys that concern this method; runs before torch is imported."""
+    check: Rules
+    """Rules between keys that concern this method; checked before torch is imported."""
     reading: "Callable[[QuantizationConfig, torch.dtype, bool], Any] | None" = None
     """(keys, compute dtype, shared out between processes) -> the config by which transformers quantizes tensor after
     tensor while it reads them; None if it cannot."""

@@ -4,15 +4,14 @@ Without any of them the optimizer is that of `optim`, which transformers builds.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.engine import Rule
-from luthier.core.errors import Problem
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS
+from luthier.config.rules.engine import Condition, Rule, Rules, When, is_other_than, is_set, not_, warning
+from luthier.config.rules.model import trains_adapter
+from luthier.core.kinds import OPTIMIZERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +37,8 @@ class Optimizer:
     """The YAML keys that only this optimizer understands; `switch` is one of them."""
     build: "Callable[[nn.Module, TrainingArguments, Any], TorchOptimizer]"
     """(model, args, config) -> the optimizer of the parameters that learn."""
-    check: "Callable[[TrainRun], Iterable[Problem]]"
-    """Rules between keys that concern this optimizer; runs before torch is imported."""
+    check: Rules
+    """Rules between keys that concern this optimizer; checked before torch is imported."""
 
 
 def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOptimizer] | None":
@@ -66,7 +65,7 @@ def requires_whole_weights(switch: str) -> tuple[Rule, ...]:
             (switch, key),
             f"needs whole weights, and {key} gives each process a part of them",
             f"leave {key} out, or take an optimizer of optim",
-            lambda run, key=key: bool(run.training[key]),  # type: ignore[misc]
+            is_set("training", key),
         )
         for key in ("deepspeed", "fsdp")
     )
@@ -83,26 +82,25 @@ def requires_optim(switch: str, allowed: tuple[str, ...]) -> Rule:
 
 
 def whole_model(switch: str) -> Rule:
-    """What saves the memory of the optimizer saves nothing beside an adapter of a few weights."""
+    """The optimizer saves memory for the weights of the model; an adapter has too few weights for that to matter."""
     return Rule(
         (switch, "finetuning_type"),
         "is for training the weights of the model itself, and an adapter has few of its own",
         "set finetuning_type: full or freeze, or leave the optimizer out",
-        lambda run: run.finetuning_type in ADAPTERS.names and ADAPTERS.get(run.finetuning_type).adds_weights,
+        trains_adapter,
     )
 
 
 def better_in_16_bits(switch: str) -> Rule:
-    return Rule(
+    return warning(
         (switch, "pure_bf16"),
         "saves memory of the optimizer, and without pure_bf16 the weights in float32 take more than that",
         "set pure_bf16: true",
-        lambda run: not run.finetuning.pure_bf16,
-        only_warns=True,
+        not_(is_set("finetuning", "pure_bf16")),
     )
 
 
-def one_process(key: str, reason: str, applies: "Callable[[TrainRun], bool]") -> Rule:
+def one_process(key: str, reason: str, applies: Condition) -> Rule:
     """`reason` says why several processes cannot share the work, where the rule applies."""
     return Rule(
         (key,),
@@ -112,49 +110,38 @@ def one_process(key: str, reason: str, applies: "Callable[[TrainRun], bool]") ->
     )
 
 
-def at_least(name: str, key: str, minimum: float) -> Rule:
-    """The number `key` of the optimizer `name` must not be below `minimum`."""
-    value = attrgetter(key)
-    return Rule((key,), f"must be at least {minimum}", "", lambda run: value(run.optimizers[name]) < minimum)
-
-
 def names_targets(name: str, key: str) -> Rule:
     """The key of the optimizer `name` that says whose gradients are projected must say so."""
-    value = attrgetter(key)
     return Rule(
         (key,),
         "names no module, so nothing would be projected",
         f"write {key}: all, or names such as q_proj,v_proj",
-        lambda run: not value(run.optimizers[name]),
+        not_(is_set(f"optimizers.{name}", key)),
     )
 
 
 def layerwise(name: str, key: str) -> tuple[Rule, ...]:
     """What a run must not be if `key` makes the optimizer `name` step while gradients are still being computed."""
-    value = attrgetter(key)
-
-    def is_on(run: "TrainRun") -> bool:
-        return value(run.optimizers[name])
-
+    is_on = is_set(f"optimizers.{name}", key)
+    steps_early = When(is_on)
     return (
-        Rule(
+        steps_early.refuses(
             (key, "gradient_accumulation_steps"),
-            "uses each gradient as soon as it is there, so those of several batches cannot be added up",
+            "applies each gradient as soon as it is computed, so gradients of several batches cannot be accumulated",
             "set gradient_accumulation_steps: 1, or leave it out",
-            lambda run: is_on(run) and run.training["gradient_accumulation_steps"] != 1,
+            is_other_than("training", "gradient_accumulation_steps", 1),
         ),
-        Rule(
+        steps_early.refuses(
             (key, "fp16"),
-            "uses gradients before those of float16 are scaled back",
+            "applies gradients before the loss scaling of float16 is undone",
             "use bf16 or pure_bf16",
-            lambda run: is_on(run) and run.training["fp16"],
+            is_set("training", "fp16"),
         ),
-        one_process(key, "uses each gradient before the processes have exchanged it", is_on),
-        Rule(
+        one_process(key, "applies each gradient before the processes have exchanged it", is_on),
+        steps_early.warns(
             ("max_grad_norm", key),
-            f"does not act: with {key} no two gradients are there at the same time, so they have no common norm",
+            f"has no effect: with {key} no two gradients exist at the same time, so they have no common norm",
             "leave it out",
-            lambda run: is_on(run) and run.training["max_grad_norm"] not in (0, DEFAULT_MAX_GRAD_NORM),
-            only_warns=True,
+            lambda run: run.training["max_grad_norm"] not in (0, DEFAULT_MAX_GRAD_NORM),
         ),
     )

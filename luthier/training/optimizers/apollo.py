@@ -11,11 +11,10 @@ square root follows the authors' own library, so a scale from there means the sa
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules.engine import Rules
+from luthier.config.rules.engine import Rules, at_least
 from luthier.training.optimizers import (
     ADAMW,
     Optimizer,
-    at_least,
     better_in_16_bits,
     layerwise,
     names_targets,
@@ -63,9 +62,9 @@ RULES = Rules(
         requires_optim("use_apollo", ADAMW),
         better_in_16_bits("use_apollo"),
         names_targets("apollo", "apollo_target"),
-        at_least("apollo", "apollo_rank", 1),
-        at_least("apollo", "apollo_update_interval", 1),
-        at_least("apollo", "apollo_scale", 0),
+        at_least("optimizers.apollo", "apollo_rank", 1),
+        at_least("optimizers.apollo", "apollo_update_interval", 1),
+        at_least("optimizers.apollo", "apollo_scale", 0),
         *layerwise("apollo", "apollo_layerwise"),
     )
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_changed, is_other_than, warning
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
 from luthier.training.optimizers import (
@@ -71,7 +71,7 @@ RULES = Rules(
             ("badam_switch_interval",),
             "must be at least 1, or -1",
             "50 is a common value",
-            lambda run: _is_no_interval(run),
+            _is_no_interval,
         ),
         Rule(
             ("badam_update_ratio",),
@@ -79,12 +79,7 @@ RULES = Rules(
             "",
             lambda run: not 0 < run.optimizers["badam"].badam_update_ratio <= 1,
         ),
-        Rule(
-            ("badam_start_block",),
-            "must be at least 0",
-            "the first layer is 0",
-            lambda run: (run.optimizers["badam"].badam_start_block or 0) < 0,
-        ),
+        at_least("optimizers.badam", "badam_start_block", 0, remedy="the first layer is 0"),
         Rule(
             ("badam_verbose",),
             "must be 0, 1 or 2",
@@ -92,14 +87,11 @@ RULES = Rules(
             lambda run: run.optimizers["badam"].badam_verbose not in (0, 1, 2),
         ),
         *(
-            Rule(
+            warning(
                 (key, "badam_mode"),
                 f"is read by badam_mode: {mode} only",
                 f"set badam_mode: {mode}, or leave it out",
-                lambda run, key=key, mode=mode: (  # type: ignore[misc]
-                    key in run.changed and run.optimizers["badam"].badam_mode != mode
-                ),
-                only_warns=True,
+                all_of(is_changed(key), is_other_than("optimizers.badam", "badam_mode", mode)),
             )
             for mode, keys in OF_MODE.items()
             for key in keys

@@ -10,11 +10,10 @@ r n numbers in the place of m n. They are kept when P changes, as the paper does
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.rules.engine import Rules
+from luthier.config.rules.engine import Rules, at_least
 from luthier.training.optimizers import (
     ANY_BASE,
     Optimizer,
-    at_least,
     better_in_16_bits,
     layerwise,
     names_targets,
@@ -56,9 +55,9 @@ RULES = Rules(
         requires_optim("use_galore", ANY_BASE),
         better_in_16_bits("use_galore"),
         names_targets("galore", "galore_target"),
-        at_least("galore", "galore_rank", 1),
-        at_least("galore", "galore_update_interval", 1),
-        at_least("galore", "galore_scale", 0),
+        at_least("optimizers.galore", "galore_rank", 1),
+        at_least("optimizers.galore", "galore_update_interval", 1),
+        at_least("optimizers.galore", "galore_scale", 0),
         *layerwise("galore", "galore_layerwise"),
     )
 )

@@ -8,7 +8,7 @@ With one rate for both, A learns next to nothing as a model gets wide; the paper
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules
+from luthier.config.rules.engine import Rule, Rules, above, at_least
 from luthier.model.adapters.lora import LoraConfig
 from luthier.training.optimizers import Optimizer, only_optimizer
 
@@ -35,18 +35,8 @@ RULES = Rules(
             "set finetuning_type: lora, or leave it out",
             lambda run: not isinstance(run.adapter, LoraConfig),
         ),
-        Rule(
-            ("loraplus_lr_ratio",),
-            "must be above 0",
-            "16 is a common value",
-            lambda run: run.optimizers["loraplus"].loraplus_lr_ratio <= 0,
-        ),
-        Rule(
-            ("loraplus_lr_embedding",),
-            "must be at least 0",
-            "",
-            lambda run: run.optimizers["loraplus"].loraplus_lr_embedding < 0,
-        ),
+        above("optimizers.loraplus", "loraplus_lr_ratio", 0, remedy="16 is a common value"),
+        at_least("optimizers.loraplus", "loraplus_lr_embedding", 0),
     )
 )
 

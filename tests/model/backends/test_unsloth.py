@@ -260,9 +260,9 @@ class TestRefusals:
             *(("checkpoint_every", 2), ("use_reentrant_gc", False)),
         ],
     )
-    def test_what_it_settles_by_itself_is_a_warning(self, calls, llama_folder, tmp_path, key, value):
+    def test_what_it_decides_by_itself_is_a_warning(self, calls, llama_folder, tmp_path, key, value):
         warnings = load_train(keys_of(llama_folder, tmp_path, **{key: value})).warnings
-        assert any(warning.key == key and "unsloth settles" in warning.reason for warning in warnings)
+        assert any(warning.key == key and "unsloth decides" in warning.reason for warning in warnings)
 
     def test_an_export_does_not_read_it(self, calls, llama_folder, tmp_path):
         keys = {"model_name_or_path": str(llama_folder), "export_dir": str(tmp_path / "e"), "use_unsloth": True}

@@ -40,7 +40,7 @@ def texts(tmp_path):
         ({**GPTQ, "export_quantization_bit": 5}, "layouts for 2, 3, 4 and 8 bits"),
         ({"export_quantization_bit": 4}, "no texts are named -> give export_quantization_dataset"),
         ({**GPTQ, "adapter_name_or_path": "a"}, "export the merged model first, then quantize its folder"),
-        ({**GPTQ, "export_gguf": "f16"}, "written from plain weights"),
+        ({**GPTQ, "export_gguf": "f16"}, "written from full-precision weights"),
         ({**GPTQ, "export_quantization_nsamples": 0}, "export_quantization_nsamples: 0: must be at least 1"),
         ({**GPTQ, "export_quantization_maxlen": 0}, "export_quantization_maxlen: 0: must be at least 1"),
     ],

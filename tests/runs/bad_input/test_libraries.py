@@ -43,7 +43,8 @@ def test_missing_library(person, keys, library, remedy):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("luthier: ") == 1
-    assert done.stderr.startswith("luthier: ")
+    before = done.stderr[: done.stderr.index("luthier: ")].splitlines()
+    assert all(line.startswith("warning: ") for line in before)
     assert f"needs the library {library}, which is not installed -> {remedy}" in done.stderr
     assert not person.out.exists()
 

@@ -14,9 +14,68 @@ def test_misspelt_key(person):
 
 def test_all_problems_at_once(person):
     said = person.is_refused(learning_rat=0.1, max_steps="many", dataset="nubers", drop=["output_dir"])
-    assert "3 problems" in said
-    for part in ("learning_rat: 0.1", "max_steps: 'many'", "output_dir: is missing"):
+    assert "4 problems" in said
+    for part in ("learning_rat: 0.1", "max_steps: 'many'", "dataset: 'nubers'", "output_dir: is missing"):
         assert part in said
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_keys_and_what_they_point_to_in_one_round(person, command):
+    """A misspelt key, a missing dataset, a missing model, a broken rule and a warning, in the order of the lines."""
+    lines = {
+        "model_name_or_path": "no/such/model",
+        "dataset_dir": person.keys["dataset_dir"],
+        "dataset": "nubers",
+        "template": "chatlm",
+        "output_dir": str(person.out),
+        "do_train": True,
+        "learning_rat": 0.1,
+        "num_train_epochs": 0,
+        "warmup_ratio": 0.1,
+        "warmup_steps": 5,
+    }
+    outcome = person.types(command, person.run_file("".join(f"{key}: {value}\n" for key, value in lines.items())))
+    path = person.folder / "run.yaml"
+    errors = [line.strip() for line in outcome.complaint().splitlines()]
+    model = f"{path}:1: model_name_or_path: 'no/such/model': "
+    others = [
+        f"{path}:3: dataset: 'nubers': is not described in ",
+        f"{path}:4: template: 'chatlm': no chat format has this name -> did you mean chatml or chatglm3?",
+        f"{path}:7: learning_rat: 0.1: unknown key -> did you mean learning_rate?",
+        f"{path}:8: num_train_epochs: 0: leaves nothing to train -> ",
+    ]
+    expected = [
+        f"luthier: {path}: {5 if command == 'train' else 4} problems",
+        *([model] * (command == "train")),
+        *others,
+    ]
+    assert len(errors) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(errors, expected, strict=True))
+    told = [line for line in (outcome.out + outcome.err).splitlines() if line.startswith("warning: ")]
+    noted = [f"warning: {path}:9: warmup_ratio: 0.1: is not read, since warmup_steps takes precedence"]
+    noted = noted if command == "train" else [f"warning: {model}", *noted]  # the model may be on another machine
+    assert len(told) == len(noted) and all(line.startswith(start) for line, start in zip(told, noted, strict=True))
+    assert outcome.out == ("" if command == "train" else "\n".join(told) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "drop"),
+    [
+        ({"model_name_or_path": ["no", "such"]}, []),
+        ({"model_name_or_pth": "no/such"}, ["model_name_or_path"]),
+        ({"dataset_dir": ["no/such"]}, []),
+        ({"datset": "numbers"}, ["dataset"]),
+        ({"stage": "kot"}, []),
+        ({"stage": "dppo", "pref_beta": 0.2}, []),
+        ({"quantization_method": "bmb", "quantization_bit": 3, "finetuning_type": "lora"}, []),
+        ({"evaluation_strategy": ["steps"]}, []),
+    ],
+)
+def test_nothing_is_concluded_from_the_default_of_a_key_at_fault(person, changes, drop):
+    """What the first of the changes was meant to say is not known, so nothing else is said."""
+    outcome = person.types("train", person.run_file(**changes, drop=drop))
+    assert len(outcome.complaint().splitlines()) == 2
+    assert f": {next(iter(changes))}: " in outcome.err and "warning: " not in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -85,7 +144,7 @@ def test_numbers_out_of_range_together_with_other_keys(person):
     assert "eval_steps: 0: must be above 0" in person.is_refused(eval_strategy="steps", eval_steps=0, val_size=2)
     assert "lora_rank: 0: must be at least 1" in person.is_refused(finetuning_type="lora", lora_rank=0)
     said = person.is_refused(finetuning_type="freeze", freeze_trainable_layers=0)
-    assert "freeze_trainable_layers: 0: leaves nothing that learns" in said
+    assert "freeze_trainable_layers: 0: leaves nothing to train" in said
 
 
 def test_nothing_to_do(person):
@@ -139,10 +198,10 @@ def test_run_file_that_is_not_there_or_not_named(person, command):
 def test_stray_words(person):
     path = person.run_file()
     assert "write key=value" in person.is_refused_words("train", path, "max_steps")
-    assert "write key=value without blanks" in person.is_refused_words("train", path, "max_steps", "=", "2")
+    assert "write key=value without spaces" in person.is_refused_words("train", path, "max_steps", "=", "2")
     assert "max_steps: '': must be a whole number" in person.is_refused_words("train", path, "max_steps=")
-    assert "a run file may stand in the first place only" in person.is_refused_words("train", path, path)
-    assert "a run file may stand in the first place only" in person.is_refused_words("train", "max_steps=1", path)
+    assert "a run file must be the first argument" in person.is_refused_words("train", path, path)
+    assert "a run file must be the first argument" in person.is_refused_words("train", "max_steps=1", path)
     assert "did you mean max_steps?" in person.is_refused_words("train", path, "--max_stesp", "2")
 
 

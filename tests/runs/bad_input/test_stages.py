@@ -69,9 +69,14 @@ def test_a_reward_model_of_another_kind(person, adapters):
     said = person.is_refused(**PPO, reward_model=own)
     assert f"reward_model: '{own}': this is a model, not an adapter -> set reward_model_type: full" in said
     said = person.is_refused(**PPO, reward_model=own, reward_model_type="full")
-    assert f"'{own}': this model writes words and has no layer that scores -> name one that was trained with" in said
+    assert (
+        f"'{own}': this model has no reward head, so it cannot score answers -> name one that was trained with" in said
+    )
     said = person.is_refused(**PPO, reward_model=adapters["writes"])
-    assert "this adapter writes words and has no layer that scores -> name one that was trained with stage: rm" in said
+    assert (
+        "this adapter has no reward head, so it cannot score answers -> name one that was trained with stage: rm"
+        in said
+    )
     assert person.trains(**PPO, reward_model=adapters["scores"], max_steps=1).status == 0
     keys = {**PPO, "reward_model": own, "reward_model_adapters": adapters["scores"], "reward_model_type": "full"}
     assert person.trains(**keys, max_steps=1, overwrite_output_dir=True).status == 0
@@ -150,7 +155,7 @@ def test_a_function_that_is_not_there_is_told_before_its_file_is_run(person, rew
     said = person.is_refused(**GRPO, reward_funcs=f"{rewards}:leters")
     assert f"{rewards} has no function leters -> correct the name; it has letters, fails_at_the_third" in said
     said = person.is_refused(**GRPO, reward_funcs=f"{rewards}x.py:letters")
-    assert f"there is no file {rewards}x.py -> correct the path (it counts from {Path.cwd()})" in said
+    assert f"there is no file {rewards}x.py -> correct the path (relative to {Path.cwd()})" in said
     said = person.is_refused(**GRPO, reward_funcs=str(rewards))
     assert "write file.py:function or module:function" in said
     rewards.write_text(rewards.read_text() + "def broken(:\n")

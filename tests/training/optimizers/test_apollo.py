@@ -90,7 +90,7 @@ def test_it_resumes(tmp_path, dtype, layerwise):
         ({"apollo_scale": -1}, "apollo_scale: -1: must be at least 0"),
         (
             {"apollo_layerwise": True, "gradient_accumulation_steps": 2},
-            "apollo_layerwise: true: uses each gradient as soon as it is there",
+            "apollo_layerwise: true: applies each gradient as soon as it is computed",
         ),
     ],
 )
@@ -102,5 +102,5 @@ def test_what_does_not_go_together_is_refused(keys, text):
 
 def test_processes_exchange_gradients_too_late_for_layerwise(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="apollo_layerwise: true: uses each gradient before the processes"):
+    with pytest.raises(ConfigError, match="apollo_layerwise: true: applies each gradient before the processes"):
         load_train({**RUN, "use_apollo": True, "finetuning_type": "full", "apollo_layerwise": True})

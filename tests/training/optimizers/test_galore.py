@@ -121,9 +121,9 @@ def test_each_weight_by_itself_gives_the_same_and_frees_its_gradient(tmp_path):
         ({"galore_update_interval": 0}, "galore_update_interval: 0: must be at least 1"),
         (
             {"galore_layerwise": True, "gradient_accumulation_steps": 2},
-            "galore_layerwise: true: uses each gradient as soon as it is there",
+            "galore_layerwise: true: applies each gradient as soon as it is computed",
         ),
-        ({"galore_layerwise": True, "fp16": True}, "galore_layerwise: true: uses gradients before"),
+        ({"galore_layerwise": True, "fp16": True}, "galore_layerwise: true: applies gradients before"),
     ],
 )
 def test_what_does_not_go_together_is_refused(keys, text):
@@ -135,7 +135,7 @@ def test_what_does_not_go_together_is_refused(keys, text):
 def test_processes_exchange_gradients_too_late_for_layerwise(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     load_train({**RUN, "use_galore": True, "finetuning_type": "full"})
-    with pytest.raises(ConfigError, match="galore_layerwise: true: uses each gradient before the processes"):
+    with pytest.raises(ConfigError, match="galore_layerwise: true: applies each gradient before the processes"):
         load_train({**RUN, "use_galore": True, "finetuning_type": "full", "galore_layerwise": True})
 
 
@@ -143,5 +143,5 @@ def test_warnings():
     keys = {"use_galore": True, "galore_layerwise": True, "finetuning_type": "full", "max_grad_norm": 0.5}
     texts = [str(warning) for warning in load_train({**RUN, **keys}).warnings]
     assert any("use_galore: true: saves memory of the optimizer, and without pure_bf16" in text for text in texts)
-    assert any("max_grad_norm: 0.5: does not act: with galore_layerwise" in text for text in texts)
+    assert any("max_grad_norm: 0.5: has no effect: with galore_layerwise" in text for text in texts)
     assert not load_train({**RUN, **keys, "max_grad_norm": 1.0, "pure_bf16": True}).warnings

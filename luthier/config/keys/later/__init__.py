@@ -1,7 +1,7 @@
 """Keys of variants that this version does not have, and who would read them.
 
-They are known, so that a reference user's file gets a reason instead of "unknown key". When a variant arrives, its
-class moves to the variant's file and its line leaves this table.
+They are listed so that files written for the reference get a reason instead of "unknown key". When a variant is added,
+its class moves to the variant's file and its line leaves this table.
 """
 
 from luthier.config.keys.later import engines, evaluation, launch

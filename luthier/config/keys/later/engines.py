@@ -7,7 +7,7 @@ from typing import Any, Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmConfig:
     vllm_maxlen: int = 4096
-    """Longest prompt and answer together, in tokens."""
+    """Longest prompt plus answer, in tokens."""
     vllm_gpu_util: float = 0.7
     """Share of the device memory that vLLM takes."""
     vllm_enforce_eager: bool = False
@@ -21,7 +21,7 @@ class VllmConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangConfig:
     sglang_maxlen: int = 4096
-    """Longest prompt and answer together, in tokens."""
+    """Longest prompt plus answer, in tokens."""
     sglang_mem_fraction: float = 0.7
     """Share of the device memory that SGLang takes."""
     sglang_tp_size: int = -1

@@ -1,4 +1,4 @@
-"""Keys of the ways to spread a run that this version does not have: Ray, Megatron and HyperParallel."""
+"""Keys of launchers that this version does not have: Ray, Megatron and HyperParallel."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,17 +59,17 @@ class MegatronBridgeConfig:
     virtual_pipeline_model_parallel_size: int | None = None
     """Pieces of the model per pipeline device."""
     sequence_parallel: bool = False
-    """Also share what lies between the shared layers."""
+    """Also split activations between those layers by sequence."""
     recompute_granularity: str | None = None
-    """What is computed again in the backward pass: full or selective."""
+    """What is recomputed in the backward pass: full or selective."""
     recompute_method: Literal["uniform", "block"] | None = None
-    """Which layers are computed again."""
+    """Which layers are recomputed."""
     recompute_num_layers: int | None = None
     """How many layers at a time."""
     account_for_embedding_in_pipeline_split: bool | None = None
-    """Count the embedding as a layer when layers are given out."""
+    """Count the embedding as a layer when layers are assigned to stages."""
     account_for_loss_in_pipeline_split: bool | None = None
-    """Count the loss as a layer when layers are given out."""
+    """Count the loss as a layer when layers are assigned to stages."""
     bias_activation_fusion: bool | None = None
     """One kernel for bias and activation."""
     apply_rope_fusion: bool | None = None
@@ -85,7 +85,7 @@ class MegatronBridgeConfig:
     calculate_per_token_loss: bool | None = None
     """Divide the loss by the number of tokens."""
     use_distributed_optimizer: bool = True
-    """Share the optimizer state."""
+    """Shard the optimizer state."""
     overlap_param_gather: bool = True
     """Fetch weights while computing."""
     overlap_grad_reduce: bool = True

@@ -126,7 +126,7 @@ def check_loadable(path: Path) -> GgufHeader:
     supported = supported_architectures()
     if _plain(header.architecture) not in map(_plain, supported):
         close = nearest(header.architecture, supported)
-        hint = f" (the nearest is {close})" if close else ""
+        hint = f" (the nearest is {close[0]})" if close else ""
         raise ModelError(
             f"{path}: GGUF files of the architecture {header.architecture!r} cannot be loaded{hint}; these can: "
             f"{', '.join(supported)} -> use the model's safetensors folder or hub id instead"

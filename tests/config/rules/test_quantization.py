@@ -25,21 +25,21 @@ def the_problem(loader, keys):
 @pytest.mark.parametrize(
     ("keys", "key", "reason"),
     [
-        ({"finetuning_type": "full"}, "quantization_bit", "cannot learn, only an adapter"),
-        ({"finetuning_type": "freeze"}, "quantization_bit", "cannot learn, only an adapter"),
+        ({"finetuning_type": "full"}, "quantization_bit", "cannot be trained, only an adapter"),
+        ({"finetuning_type": "freeze"}, "quantization_bit", "cannot be trained, only an adapter"),
         ({"resize_vocab": True, "additional_target": "lm_head"}, "resize_vocab", "cannot get new rows"),
         ({"add_tokens": "<a>"}, "add_tokens", "cannot get new rows"),
         ({"add_special_tokens": "<a>"}, "add_special_tokens", "cannot get new rows"),
         ({"new_special_tokens_config": "t.yaml"}, "new_special_tokens_config", "cannot get new rows"),
         ({"create_new_adapter": True, "adapter_name_or_path": "a"}, "create_new_adapter", "have to be merged"),
-        ({"adapter_name_or_path": "a,b"}, "adapter_name_or_path", "several adapters"),
+        ({"adapter_name_or_path": "a,b"}, "adapter_name_or_path", "takes one adapter only"),
         ({"quantization_device_map": "auto"}, "quantization_device_map", "for generation, not for training"),
-        ({"train_from_scratch": True}, "train_from_scratch", "cannot learn"),
+        ({"train_from_scratch": True}, "train_from_scratch", "cannot be trained"),
         ({"quantization_bit": 3}, "quantization_bit", "4 or 8 bits"),
         ({"quantization_bit": 7, "quantization_method": "hqq"}, "quantization_bit", "1, 2, 3, 4, 5, 6 or 8 bits"),
         ({"quantization_method": "eetq"}, "quantization_bit", "EETQ quantizes to 8 bits"),
-        ({"quantization_bit": 8, "fsdp": "full_shard"}, "quantization_bit", "4-bit weights of bitsandbytes only"),
-        ({"quantization_method": "hqq", "fsdp": "full_shard"}, "quantization_bit", "4-bit weights of bitsandbytes"),
+        ({"quantization_bit": 8, "fsdp": "full_shard"}, "quantization_bit", "4-bit bitsandbytes only"),
+        ({"quantization_method": "hqq", "fsdp": "full_shard"}, "quantization_bit", "4-bit bitsandbytes"),
         *(
             ({"quantization_method": name}, "quantization_method", "quantizes nothing while loading")
             for name in ("gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8")

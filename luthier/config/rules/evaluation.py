@@ -1,0 +1,76 @@
+"""Rules about evaluation in a training run, and about what depends on it: the best model, early stopping."""
+
+from typing import Any
+
+from luthier.config.keys.data import holds_tokenized_rows
+from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_given, is_other_than, is_set, not_
+
+EVAL_METRICS = ("loss", "accuracy", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
+"""What an evaluation can measure. With several evaluation sets the name of a set stands before the metric."""
+
+
+def _has_eval_rows(run: Any) -> bool:
+    return bool(run.data.eval_dataset) or run.data.val_size > 0 or holds_tokenized_rows(run.data)
+
+
+evaluates_while_training = is_other_than("training", "eval_strategy", "no")
+
+
+def _without_rows(key: str, evaluates: Any) -> Rule:
+    return Rule(
+        (key, "eval_dataset", "val_size"),
+        "there are no rows to evaluate on",
+        "give eval_dataset, or val_size above 0",
+        all_of(evaluates, not_(_has_eval_rows)),
+    )
+
+
+def _saves_what_it_evaluates(run: Any) -> bool:
+    evaluates, saves = run.training["eval_strategy"], run.training["save_strategy"]
+    return evaluates != "no" and saves in (evaluates, "best")
+
+
+def _does_not_name_the_set(run: Any) -> bool:
+    """The best of several evaluations is needed, and the metric does not say of which dataset."""
+    needs_best = run.training["load_best_model_at_end"] or run.training["save_strategy"] == "best"
+    metric = (run.training["metric_for_best_model"] or "loss").removeprefix("eval_")
+    return (
+        run.data.eval_on_each_dataset
+        and bool(run.data.eval_dataset)
+        and (needs_best or run.finetuning.early_stopping_steps is not None)
+        and not metric.startswith(tuple(f"{name}_" for name in run.data.eval_dataset))
+    )
+
+
+EVALUATION_RULES = Rules(
+    (
+        *(_without_rows(key, is_set("training", key)) for key in ("do_eval", "do_predict", "predict_with_generate")),
+        _without_rows("eval_strategy", evaluates_while_training),
+        Rule(
+            ("load_best_model_at_end", "eval_strategy", "save_strategy"),
+            "the best model is known only if it is evaluated whenever it is saved",
+            "give eval_strategy and save_strategy the same value",
+            all_of(is_set("training", "load_best_model_at_end"), not_(_saves_what_it_evaluates)),
+        ),
+        Rule(
+            ("early_stopping_steps", "eval_strategy"),
+            "counts evaluations, and there are none while training",
+            "set eval_strategy: steps or epoch",
+            all_of(is_given("finetuning", "early_stopping_steps"), not_(evaluates_while_training)),
+        ),
+        at_least("finetuning", "early_stopping_steps", 1),
+        Rule(
+            ("metric_for_best_model", "compute_accuracy", "predict_with_generate"),
+            "no evaluation of this version gives this metric",
+            f"use one that ends in {', '.join(EVAL_METRICS)}",
+            lambda run: not (run.training["metric_for_best_model"] or "loss").endswith(EVAL_METRICS),
+        ),
+        Rule(
+            ("metric_for_best_model", "eval_on_each_dataset"),
+            "each evaluation set has a loss of its own, and the metric must name one of them",
+            "name the set too: metric_for_best_model: eval_<name of the set>_loss",
+            _does_not_name_the_set,
+        ),
+        above("training", "eval_steps", 0, if_training=("eval_strategy", "steps"), remedy="or eval_strategy: no"),
+    )
+)

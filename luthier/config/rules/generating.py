@@ -1,0 +1,25 @@
+"""Rules about generating answers, for the commands that render conversations."""
+
+from luthier.config.rules.engine import Rule, Rules, at_least, within
+from luthier.core.kinds import TOOL_SYNTAXES
+
+GENERATING_RULES = Rules(
+    (
+        at_least("generating", "temperature", 0),
+        within("generating", "top_p", 0, 1, or_high=True),
+        at_least("generating", "top_k", 0),
+        at_least("generating", "num_beams", 1),
+        Rule(
+            ("max_new_tokens", "max_length"),
+            "leaves no room for an answer, together with max_length",
+            "set one of them above 0",
+            lambda run: run.generating.max_new_tokens <= 0 and run.generating.max_length <= 0,
+        ),
+        Rule(
+            ("tool_format",),
+            "no tool syntax has this name",
+            "leave it out to use the syntax of the template",
+            lambda run: run.data.tool_format is not None and run.data.tool_format not in TOOL_SYNTAXES.names,
+        ),
+    )
+)

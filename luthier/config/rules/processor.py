@@ -1,0 +1,42 @@
+"""Rules about the limits of images, videos and audio."""
+
+from dataclasses import fields
+from typing import Any
+
+from luthier.config.keys.processor import ProcessorConfig
+from luthier.config.rules.engine import Rule, Rules, above, at_least, is_changed, warning
+
+
+def _in_order(upper: str, lower: str) -> Rule:
+    def is_below(run: Any) -> bool:
+        return upper in run.given and lower in run.given and run.given[upper] < run.given[lower]
+
+    return Rule((upper, lower), f"must not be below {lower}", f"raise it, or lower {lower}", is_below)
+
+
+_COUNTS = (
+    *("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"),
+    *("video_maxlen", "audio_sampling_rate"),
+)
+PROCESSOR_RULES = Rules(
+    (
+        *(at_least("processor", key, 1) for key in _COUNTS),
+        above("processor", "video_fps", 0),
+        _in_order("image_max_pixels", "image_min_pixels"),
+        _in_order("video_max_pixels", "video_min_pixels"),
+    )
+)
+"""For every command. A limit that contradicts the model's own one is found when its processor is loaded."""
+
+PROCESSOR_CHAT_RULES = Rules(
+    tuple(
+        warning(
+            (field.name,),
+            "has no effect on answers: conversations of this version hold text only",
+            "leave it out",
+            is_changed(field.name),
+        )
+        for field in fields(ProcessorConfig)
+    )
+)
+"""For the commands that generate text."""

@@ -1,0 +1,71 @@
+"""Rules about the numbers of a training run: steps, batch sizes, learning rate, number types."""
+
+from dataclasses import asdict
+from typing import Any
+
+from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_set, warning, within
+
+
+def _smooths_labels(run: Any) -> bool:
+    return "label_smoothing_factor" in asdict(run.method)
+
+
+TRAINING_RULES = Rules(
+    (
+        Rule(
+            ("fp16", "bf16"),
+            "a run has one number type",
+            "set one of the two",
+            all_of(is_set("training", "fp16"), is_set("training", "bf16")),
+        ),
+        Rule(
+            ("pure_bf16", "fp16"),
+            "a run has one number type",
+            "set one of the two",
+            all_of(is_set("finetuning", "pure_bf16"), is_set("training", "fp16")),
+        ),
+        warning(
+            ("warmup_ratio", "warmup_steps"),
+            "is not read, since warmup_steps takes precedence",
+            "give one of the two",
+            lambda run: run.training["warmup_ratio"] > 0 and run.training["warmup_steps"] > 0,
+        ),
+        warning(
+            ("label_smoothing_factor", "stage"),
+            "is not read here, only by stage: pt or stage: sft",
+            "leave it out",
+            lambda run: run.training["label_smoothing_factor"] > 0 and not _smooths_labels(run),
+        ),
+        at_least("training", "per_device_train_batch_size", 1),
+        at_least("training", "per_device_eval_batch_size", 1),
+        at_least("training", "gradient_accumulation_steps", 1),
+        Rule(
+            ("max_steps", "num_train_epochs"),
+            "leaves nothing to train",
+            "give a number above 0, or -1 to go by num_train_epochs",
+            lambda run: run.training["max_steps"] < 1 and run.training["max_steps"] != -1,
+        ),
+        Rule(
+            ("num_train_epochs", "max_steps"),
+            "leaves nothing to train",
+            "give a number above 0",
+            lambda run: run.training["max_steps"] == -1 and run.training["num_train_epochs"] <= 0,
+        ),
+        above(
+            "training", "logging_steps", 0, if_training=("logging_strategy", "steps"), remedy="or logging_strategy: no"
+        ),
+        above("training", "save_steps", 0, if_training=("save_strategy", "steps"), remedy="or save_strategy: no"),
+        within("training", "seed", 0, 2**32 - 1, or_high=True),
+        within("training", "data_seed", 0, 2**32 - 1, or_high=True),
+        at_least("training", "learning_rate", 0),
+        at_least("training", "weight_decay", 0),
+        at_least("training", "max_grad_norm", 0),
+        within("training", "adam_beta1", 0, 1, or_high=False),
+        within("training", "adam_beta2", 0, 1, or_high=False),
+        at_least("training", "adam_epsilon", 0),
+        at_least("training", "neftune_noise_alpha", 0),
+        at_least("training", "dataloader_num_workers", 0),
+        at_least("training", "warmup_steps", 0),
+        within("training", "warmup_ratio", 0, 1, or_high=False),
+    )
+)
