@@ -15,8 +15,7 @@ from luthier.core.versions import is_installed
 from luthier.model.backends import load_for_inference
 from luthier.model.loading.load import load_model
 from luthier.model.quantization._gptq import group_size_for
-from luthier.run import export
-from luthier.workflow import requirements
+from luthier.workflow import export, requirements
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
