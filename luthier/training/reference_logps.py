@@ -21,7 +21,6 @@ from luthier.core.log import info
 from luthier.data.cache.fingerprint import joint_key
 from luthier.data.prepare import rows_digest
 from luthier.data.rows.row_plan import parts_of
-from luthier.model.adapters._merge import unwrap
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.modules import unwrap

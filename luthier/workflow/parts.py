@@ -57,7 +57,7 @@ def make_parts(
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
     collate = collator(text.tokenizer.pad_token_id, concatenates)
-    head = policy_head(policy, args, run.model.moe_aux_loss_coef)
+    head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
     train_rows, eval_rows = rows_of(run, stage, policy, data, text, args, collate, concatenates=concatenates)
     plan = stage.rollout(run.method) if run.trains else None

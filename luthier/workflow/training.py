@@ -101,8 +101,8 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
     """Raises `OutputError` if its weights will not fit on the disk of `output_dir`."""
     from luthier.core.files import require_space
     from luthier.model.attention import isolate_samples, isolates_samples
+    from luthier.model.backends import load_for_inference, load_for_training
     from luthier.model.dropout import switch_dropout_off
-    from luthier.model.loading.load import load_for_inference, load_for_training
     from luthier.model.save import num_saved_bytes
 
     unavailable: dict[str, str] = {}

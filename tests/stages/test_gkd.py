@@ -17,7 +17,6 @@ from luthier.data.types import Dialogue, Message
 from luthier.model.frozen_models import InitialPolicy, SeparateModel
 from luthier.model.heads.objective import predictions_at
 from luthier.model.heads.output_head import OutputHead, inspect_head
-from luthier.model.kernels import chunked_head
 from luthier.model.types import Models
 from luthier.stages._divergence import generalized_jsd
 from luthier.stages.gkd import STAGE, GkdConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.model.loading.load import load_model, prepare_for_training
+from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.loading.training import prepare_for_training
 from luthier.model.tokenizer import load_tokenizer
