@@ -6,6 +6,7 @@ import torch
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from tests.tiny import tiny_llama
 
@@ -15,7 +16,7 @@ IDS = torch.arange(3, 40)[None]
 @pytest.fixture
 def make(tmp_path):
     folder = str(tiny_llama(tmp_path, num_hidden_layers=4))
-    return lambda: load_model(folder, dtype=torch.float32).train()
+    return lambda: load_model(ModelSource(folder), dtype=torch.float32).train()
 
 
 def gradients(model):

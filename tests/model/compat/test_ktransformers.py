@@ -9,6 +9,7 @@ import torch
 
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.compat.ktransformers import without_experts
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from tests.tiny import tiny_llama
 
@@ -55,7 +56,7 @@ def test_without_it_nothing_is_forgiven():
 
 def test_experts_are_told_which_pass_is_computed(kt, tmp_path):
     """Each of two blocks runs forward once, and once more in the backward pass, in reverse order."""
-    model = load_model(str(tiny_llama(tmp_path)), dtype=torch.float32).train()
+    model = load_model(ModelSource(str(tiny_llama(tmp_path))), dtype=torch.float32).train()
     enable_checkpointing(model, use_reentrant=True)
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
     assert kt == ["first", "first", "again", "again"]

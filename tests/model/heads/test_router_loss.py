@@ -10,6 +10,7 @@ from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.model.attention import isolate_samples
 from luthier.model.backends import load_for_training
 from luthier.model.features.router_balance import set_router_loss
+from luthier.model.files.sources import ModelSource
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.heads.router_loss import listen_to_router
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
@@ -94,7 +95,7 @@ def test_recomputed_blocks_give_the_routers_the_same_gradient(tmp_path, kind):
     keys |= {"moe_aux_loss_coef": COEFFICIENT}
     gradients = []
     for more in ({"disable_gradient_checkpointing": True}, {}):
-        fitted = fit_tokenizer(load_tokenizer(folder))
+        fitted = fit_tokenizer(load_tokenizer(ModelSource(folder)))
         model = load_for_training(load_train(keys | more), fitted).model
         assert model.config.router_aux_loss_coef == COEFFICIENT
         router = listen_to_router(model, COEFFICIENT)
