@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from luthier.model.files.sources import ModelSource
+
 GGUF = Path("models/SmolLM2-135M-Instruct.gguf")
 MOST_LONGER = 0.15
 
@@ -34,7 +36,7 @@ def load_luthier(source: Path):  # type: ignore[no-untyped-def]
 
     from luthier.model.loading.load import load_model
 
-    return load_model(str(source), dtype=torch.float32)
+    return load_model(ModelSource(str(source)), dtype=torch.float32)
 
 
 def memory_bytes(key: str) -> int:

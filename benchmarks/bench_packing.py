@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CUTOFF_LEN = 1024
 RUNS = {"identity": "auto", "identity,multi_turn,tools,history,openai_chat": "chatml"}
-"""Datasets (the first are those of examples/quickstart.yaml) -> chat format; the model's template writes no tools."""
+"""Datasets (first those of examples/quickstart.yaml) -> chat format; the model's own template writes no tools."""
 
 
 def lengths_of(datasets: str, template: str) -> list[int]:

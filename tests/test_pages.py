@@ -66,8 +66,9 @@ def test_the_tree_is_read_as_it_is_drawn():
 
 
 @pytest.mark.parametrize("page", TREES, ids=named)
-def test_a_tree_names_what_exists(page):
-    assert [path for path in tree_paths(tree_lines(page)) if not (ROOT / path).exists()] == []
+def test_a_tree_names_what_exists_and_once(page):
+    paths = list(tree_paths(tree_lines(page)))
+    assert [path for path in paths if not (ROOT / path).exists() or paths.count(path) > 1] == []
 
 
 @pytest.mark.parametrize("page", TREES, ids=named)

@@ -1,4 +1,4 @@
-"""The words of the field: old names and phrases that the code and its pages must not take up again."""
+"""Old names and phrases that the code and its pages must not take up again, and what to write instead."""
 
 import re
 from pathlib import Path
@@ -19,19 +19,40 @@ NAMES = {
     "Strangers": "MismatchedPairs",
     "_Circle": "PromptRing",
     "in_turns": "interleaved",
+    "Survey": "StepStatistics",
+    "Judged": "RolloutTargets",
+    "Judge": "ReferenceScorer",
+    "Wanted": "FrozenModelSpec",
+    "asks_reference": "frozen_models",
+    "companions": "frozen models",
+    "Companion": "FrozenModelSpec",
+    "OtherModel": "FrozenModelSpec",
+    "PolicyAtStart": "FrozenModelSpec",
+    "load_other": "load_separate_models",
+    "add_companions": "make_parts",
+    "add_reference_of": "make_parts",
+    "add_rollouts": "make_parts",
+    "twin": "duplicate",
+    "twins": "duplicates",
     "Terms": "CheckContext",
     "open_packed": "prepare_prequantized",
     "stay_unpacked": "mark_dequantized",
+    "surgery": "features",
     "ChatProgram": "ModelChatTemplate",
     "own_template": "template_slots",
+    "Whole": "TextWithSpans",
+    "parted": "encode_spans",
     "thought_words": "thinking_tags",
     "OwnDraws": "PerAnswerSampler",
     "draws_apart": "samples_apart",
     "cache_room": "eviction",
+    "grave": "tombstone",
     "_lack": "reason_against",
     "lack_of": "unavailable",
+    "_told": "as_problems",
     "what_became": "resolved_settings",
     "how_to_go_on": "resume_hint",
+    "go_on": "resume_pissa",
     "become_routed": "add_routers",
     "lay_out": "place_experts",
     "bring_in": "import_unsloth",
@@ -42,27 +63,31 @@ NAMES = {
     "built_on": "requires_optim",
     "no_less": "at_least",
     "unsharded": "requires_whole_weights",
+    "permitted": "permission_errors",
     "at_hand": "local_path",
     "hush_libraries": "silence_libraries",
     "num_words": "vocab_size",
-    "surgery": "features",
 }
-"""Old identifier -> the one that took its place."""
+"""Old identifier -> the one that took its place. As parts of longer names, these are allowed.
+
+Ordinary English words (`alone`, `real`, `joined`, `drawn`, `fitting`, `lacks`, `Several`) are not in this list.
+"""
 
 PHRASES = {
-    r"only looks at rows": "inspecting rows",
+    r"it is said": "a log line says so",
+    r"looks at rows": "inspecting rows",
     r"gone on with": "continued",
     r"learned from \d+ tokens": "trained at N tokens/s",
-    r"Products in 8 bits": "FP8 training",
-    r"keeps? apart rows": "does not attend across samples",
-    r"is told its own": "receives only its own",
+    r"[Pp]roducts? in 8 bits": "FP8 training",
+    r"asked for and": "requested but",
+    r"told its own": "receives only its own",
     r"Tried here": "Tested",
-    r"(?:may|a draw) tips?\b": "the sampled token can differ",
+    r"may tip": "the sampled token can differ",
     r"reports? of a fault": "a bug report",
-    r"[Ff]or those who carry on": "for contributors",
+    r"those who carry on": "contributors",
     r"\blest\b": "so that ... not",
-    r"\bmade anew\b": "rebuilt",
-    r"not to be had": "unavailable",
+    r"\bmend(s|ed)?\b": "fix",
+    r"for want of": "because no ... was available",
 }
 """Old phrase, as a regular expression -> what to write."""
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from luthier.config.keys.processor import given_limits
 from luthier.core.errors import ModelError, Problem
 from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
-from luthier.model.files.hubs import fetched, fetching
+from luthier.model.files.hubs import NO_ACCESS, HubAccess, fetched
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, is_hub_id, local_path, locate, read_config
+from luthier.model.files.sources import ModelFiles, ModelSource, is_hub_id, local_path, model_source
 from luthier.model.processor_limits import parts_of, set_limits
 
 if TYPE_CHECKING:
@@ -51,13 +51,7 @@ class FittedProcessor:
 
 
 def load_processor(
-    name_or_path: str,
-    limits: Mapping[str, Any],
-    *,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
+    source: ModelSource, limits: Mapping[str, Any]
 ) -> "tuple[ProcessorMixin, Mapping[str, Mapping[str, Any]]]":
     """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts, and what was set:
     name of a part -> attribute -> value.
@@ -67,21 +61,11 @@ def load_processor(
     """
     from transformers import AutoProcessor
 
-    folder = Path(name_or_path).expanduser()  # a model's or an adapter's
+    folder = Path(source.name).expanduser()  # a model's or an adapter's
     has_own_files = any((folder / name).is_file() for name in PROCESSOR_FILES)
-    source = (
-        Source(str(folder))
-        if has_own_files
-        else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    )
-    with readable(source, "processor"), quiet("transformers"), _libraries_available(source.name):
-        processor = AutoProcessor.from_pretrained(
-            source.name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            trust_remote_code=trust_remote_code,
-        )
+    files = ModelFiles(str(folder)) if has_own_files else source.files
+    with readable(files, "processor"), quiet("transformers"), _libraries_available(files.name):
+        processor = AutoProcessor.from_pretrained(files.name, **source.options)
     kind = type(processor).__name__
     outcome = set_limits(processor, limits)
     for key, value in limits.items():
@@ -116,9 +100,9 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
     """
     keys, limits = run.model, given_limits(run)
     source = _source(keys)
-    if not limits and source == keys.model_name_or_path:
+    if not limits and source.name == keys.model_name_or_path:
         return None
-    files = _find(source, **fetching(keys))
+    files = _find(source.name, source.access)
     if not limits:
         return FittedProcessor(files)
     if not files:
@@ -127,43 +111,43 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
             if key in run.changed and key not in told:
                 warn(f"{key}: {_TEXT_ONLY}, or its folder lacks the files of its processor")
         return None
-    loaded = load_processor(source, limits, trust_remote_code=keys.trust_remote_code, **fetching(keys))
+    loaded = load_processor(source, limits)
     return FittedProcessor(files, *loaded)
 
 
-def _source(keys: "ModelConfig") -> str:
+def _source(keys: "ModelConfig") -> ModelSource:
     """The last adapter, if a run with limits has saved a processor beside it; else the model."""
+    source = model_source(keys)
     if keys.adapter_name_or_path:
-        last = keys.adapter_name_or_path[-1]
-        last = local_path(last, **fetching(keys))
+        last = local_path(keys.adapter_name_or_path[-1], source.access)
         folder = Path(last, keys.adapter_folder or "").expanduser()
         if any((folder / name).is_file() for name in PROCESSOR_FILES):
-            return str(folder)
-    return keys.model_name_or_path
+            return replace(source, name=str(folder))
+    return source
 
 
 def text_only_problems(run: "Run") -> Iterator[Problem]:
     """Limits of pictures, films and sound given to a local model that is known to read text only."""
     name = run.model.model_name_or_path
     changed = [key for key in given_limits(run) if key in run.changed]
-    if changed and name and not is_hub_id(name) and reads_text_only(name):
+    if changed and name and not is_hub_id(name) and reads_text_only(ModelSource(name)):
         for key in changed:
             yield Problem(key, _TEXT_ONLY, "leave it out, or take a model that sees or hears")
 
 
-def reads_text_only(name_or_path: str) -> bool:
+def reads_text_only(source: ModelSource) -> bool:
     """Whether a GGUF file or a model folder holds neither a processor nor a config of a part that sees or hears.
 
     False where that is not to be known: the model comes with code of its own, or there is none.
     """
     try:
-        source = locate(name_or_path)
-        if source.gguf_file:
+        files = source.files
+        if files.gguf_file:
             return True
-        config = read_config(Path(source.name))
+        config = source.config
     except ModelError:  # which is told where the model is looked at
         return False
-    is_plain = "auto_map" not in config and not any((Path(source.name) / file).is_file() for file in PROCESSOR_FILES)
+    is_plain = "auto_map" not in config and not any((Path(files.name) / file).is_file() for file in PROCESSOR_FILES)
     return is_plain and not _has_senses(config)
 
 
@@ -223,9 +207,7 @@ def _say_missing(source: str) -> None:
     warn(f"{source} has no files of a processor, so none are saved with the weights, and pictures cannot be read")
 
 
-def _find(
-    source: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
-) -> tuple[Path, ...]:
+def _find(source: str, access: HubAccess = NO_ACCESS) -> tuple[Path, ...]:
     """The files of a processor that a folder or a repository of the hub has."""
     path = Path(fetched(source)).expanduser()
     if path.is_dir():
@@ -236,9 +218,7 @@ def _find(
         cached_file(
             source,
             name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
+            **access.options,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, check_hub, check_tokenizer_files, locate
+from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,45 +32,32 @@ class FittedTokenizer:
 
 
 def load_tokenizer(
-    name_or_path: str,
-    *,
-    use_fast: bool = True,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
-    split_special_tokens: bool = False,
+    source: ModelSource, *, use_fast: bool = True, split_special_tokens: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder (a model's or an adapter's), a GGUF file or a hub id; it pads on the right.
+    """The tokenizer of a model, or of the folder of an adapter; it pads on the right.
 
     transformers 5 has one kind of tokenizer, so `use_fast` matters for remote code only.
     Raises `ModelError` where there is none.
     """
     from transformers import AutoTokenizer
 
-    has_own_files = (Path(name_or_path).expanduser() / "tokenizer_config.json").is_file()
-    source = (
-        Source(str(Path(name_or_path).expanduser()))
-        if has_own_files
-        else locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    )
-    if source.gguf_file:
-        check_loadable(Path(source.name) / source.gguf_file)
-    elif source.is_local:
-        check_tokenizer_files(Path(source.name))
+    folder = Path(source.name).expanduser()
+    has_own_files = (folder / "tokenizer_config.json").is_file()
+    files = ModelFiles(str(folder)) if has_own_files else source.files
+    if files.gguf_file:
+        check_loadable(Path(files.name) / files.gguf_file)
+    elif files.is_local:
+        check_tokenizer_files(Path(files.name))
     else:
-        check_hub(source.name, cache_dir)
-    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    with readable(source, "tokenizer"):
+        check_hub(files.name, source.access)
+    options: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    with readable(files, "tokenizer"):
         return AutoTokenizer.from_pretrained(
-            source.name,
+            files.name,
             use_fast=use_fast,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            trust_remote_code=trust_remote_code,
             split_special_tokens=split_special_tokens,
             padding_side="right",
+            **source.options,
             **options,
         )
 

@@ -1,8 +1,9 @@
 """Insert blocks that are the identity at first, so that `use_llama_pro` can train them (LLaMA Pro)."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import ModelError
 from luthier.core.files import save_folder_atomically
@@ -38,6 +39,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
     from luthier.core.machine import detect
     from luthier.model.attention import resolve_attention
     from luthier.model.classes import checkpoint_dtype, model_class
+    from luthier.model.files.sources import ModelSource
     from luthier.model.llama_pro import expand_blocks
     from luthier.model.loading.config import load_config
     from luthier.model.loading.load import load_model
@@ -46,25 +48,22 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
     from luthier.workflow.export import check_target
 
     check_target(out, model_name, ())
-    config = load_config(model_name, trust_remote_code=trust_remote_code)
+    source = ModelSource(model_name, trust_remote_code=trust_remote_code)
+    config = load_config(source)
     dtype = checkpoint_dtype(config) or torch.float32
     kind = model_class(config)
     attention = resolve_attention("auto", config=config, model_class=kind, dtype=dtype, machine=detect())
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": attention.implementation,
-        "trust_remote_code": trust_remote_code,
-    }
-    model = load_model(model_name, config=config, **common)
+    model = load_model(source, config=config, dtype=dtype, attn_implementation=attention.implementation)
     before = logits(model)
     places = expand_blocks(model, num_blocks)
-    tokenizer = load_tokenizer(model_name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source)
     with save_folder_atomically(out, needed_bytes=num_bytes(model)) as draft:
         write_model(draft, model, tokenizer)
         num_layers = model.config.get_text_config().num_hidden_layers
         del model
         try:
-            after = logits(load_model(str(draft), **common))
+            written = replace(source, name=str(draft))
+            after = logits(load_model(written, dtype=dtype, attn_implementation=attention.implementation))
         except ModelError as fault:
             raise ModelError(
                 f"{model_name}: its config derives the kind of each layer from a rule that does not fit"

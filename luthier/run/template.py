@@ -149,4 +149,4 @@ def _message_problem(message: Any, index: int) -> str | None:
     if role not in get_args(Role):
         return f"{where}: unknown role {role!r} (one of {', '.join(get_args(Role))})"
     wanted = ("user", "observation") if index % 2 == 0 else ("assistant", "function")
-    return None if role in wanted else f"{where}: the role is {role!r}, but {' or '.join(wanted)} stands here"
+    return None if role in wanted else f"{where}: the role is {role!r}, but must be {' or '.join(wanted)}"

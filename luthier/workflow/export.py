@@ -206,13 +206,14 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
 
 def check_mergeable(run: "ExportRun") -> None:
     """Adapters cannot be merged into weights that a quantizer packed. Raises `ModelError`."""
-    from luthier.model.loading.config import config_of
+    from luthier.model.files.sources import model_source
+    from luthier.model.loading.config import load_config
     from luthier.model.quantization._prequantized import prequantized_format_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
         return
-    config = config_of(keys)
+    config = load_config(model_source(keys))
     found = prequantized_format_of(config)
     if found is not None and not found[1].unpacks:
         raise ModelError(
@@ -223,7 +224,8 @@ def check_mergeable(run: "ExportRun") -> None:
 
 def check_quantizable(run: "ExportRun") -> None:
     """Raises `MissingExtra` without the library, `ModelError` for weights that are quantized already."""
-    from luthier.model.loading.config import config_of
+    from luthier.model.files.sources import model_source
+    from luthier.model.loading.config import load_config
     from luthier.model.quantization._prequantized import prequantized_format_of
 
     keys = run.model
@@ -232,7 +234,7 @@ def check_quantizable(run: "ExportRun") -> None:
     for module in GPTQ_LIBRARIES:
         if not is_installed(module):
             raise missing_extra(module, "gptq", "export_quantization_bit")
-    found = prequantized_format_of(config_of(keys))
+    found = prequantized_format_of(load_config(model_source(keys)))
     if found is not None and not found[1].unpacks:
         raise ModelError(
             f"model_name_or_path: {keys.model_name_or_path}: its weights are quantized already ({found[1].words})"
@@ -243,11 +245,12 @@ def check_quantizable(run: "ExportRun") -> None:
 def check_gguf(run: "ExportRun") -> None:
     """Raises `ModelError` for a model that GGUF has no layout for."""
     from luthier.model.files.gguf.writer import check_writable
-    from luthier.model.loading.config import config_of
+    from luthier.model.files.sources import model_source
+    from luthier.model.loading.config import load_config
 
     keys = run.model
     if run.export.export_gguf is not None:
-        check_writable(config_of(keys))
+        check_writable(load_config(model_source(keys)))
 
 
 def check_finite(model: "PreTrainedModel") -> None:

@@ -9,10 +9,10 @@ from luthier.core.log import info
 
 
 def launch_if_needed(argv: list[str]) -> int | None:
-    """Runs `luthier train ARGV` under torchrun where that is wanted, and returns its exit status; None if not wanted.
+    """Run `luthier train ARGV` under torchrun if needed, and return its exit status; None if not needed.
 
-    Wanted means FORCE_TORCHRUN, or more than one accelerator visible and not USE_KT, in a process that no launcher has
-    started.
+    It is needed with FORCE_TORCHRUN, or if more than one accelerator is visible and USE_KT is off, in a process that no
+    launcher has started.
     """
     if "LOCAL_RANK" in os.environ:
         return None

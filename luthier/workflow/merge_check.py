@@ -50,9 +50,12 @@ def check_written(
 
     Raises `RunFailed` if the mean KL divergence is above `allowed_mean_kl`, in nats; None allows any number.
     """
+    from luthier.model.files.sources import ModelSource
     from luthier.model.loading.load import load_model
 
-    model = load_model(str(written), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
+    model = load_model(
+        ModelSource(str(written)), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map
+    )
     found = reference.compare(model)
     del model
     name = f" of {written.name}" if written.is_file() else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.model.classes import adapter_gives_scores, names_scorer
-from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
+from luthier.model.files.sources import ModelSource, check_adapter_source, check_source, is_hub_id
 
 
 def named_problems(run: TrainRun) -> Iterator[Problem]:
@@ -48,8 +48,12 @@ def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool
         remedy = f"name its base model here, and the adapter as {key}_adapters"
         yield Problem(key, "this is an adapter, not a model", remedy, value=name, has_value=True)
     else:
-        faults = [*_as_problems(key, name, check_adapter_source if kind == "lora" else check_source)]
+        faults = [*_as_problems(key, name, check_adapter_source if kind == "lora" else _check_model)]
         yield from faults or (_scoreless(key, name, kind) if kind and not has_adapters else ())
+
+
+def _check_model(name: str) -> None:
+    check_source(ModelSource(name))
 
 
 def _scoreless(key: str, name: str, kind: str) -> Iterator[Problem]:

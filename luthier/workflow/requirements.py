@@ -13,7 +13,7 @@ from luthier.config.runs import ExportRun, Run, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.kinds import QUANTIZERS
 from luthier.core.versions import is_installed
-from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id
+from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id, model_source
 from luthier.model.quantization._layers import missing_library as missing_quantizer
 from luthier.model.quantization._prequantized import (
     GPTQ_LIBRARIES,
@@ -48,7 +48,7 @@ def source_problems(run: Run) -> Iterator[Problem]:
     from_scratch = isinstance(run, TrainRun) and keys.train_from_scratch
     try:
         if keys.model_name_or_path and not is_hub_id(keys.model_name_or_path):
-            check_source(keys.model_name_or_path, weights=not from_scratch)
+            check_source(model_source(keys), weights=not from_scratch)
             yield from prequantized_problems(run)
     except ModelError as error:
         yield _about("model_name_or_path", keys.model_name_or_path, error)

@@ -61,10 +61,11 @@ def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, 
 
 def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides:
     """The tokenizer is loaded once for each side, since a format may change it."""
+    from luthier.model.files.sources import ModelSource
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
     silence_libraries()
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(ModelSource(model))
     if not tokenizer.chat_template:
         raise InvalidInput(f"{model}: the model has no chat template of its own, so there is nothing to compare with")
     thinking, keeps, system = (
@@ -77,7 +78,7 @@ def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides
         return Sides(Encoding(server.encoder, own, None, thinking, keeps, server), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)
     fitted = fit_tokenizer(
-        load_tokenizer(model),
+        load_tokenizer(ModelSource(model)),
         stop_words=template.stop_words,
         replace_eos=template.replace_eos,
         vocab_size=len(tokenizer),

@@ -1,6 +1,6 @@
 """The text side of a run: tokenizer fitted to the chat format, and the two together as an `Encoding`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,7 @@ from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
-from luthier.model.files.hubs import fetching
-from luthier.model.files.sources import check_source, local_path
+from luthier.model.files.sources import ModelSource, check_source, local_path, model_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,15 +32,13 @@ class TextSide:
         return self.fitted.tokenizer
 
 
-def tokenizer_source(model: "ModelConfig") -> str:
+def tokenizer_source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
     """The last adapter if a tokenizer lies beside it, which knows the tokens its training added; else the model."""
-    if model.adapter_name_or_path:
-        last = model.adapter_name_or_path[-1]
-        last = local_path(last, **fetching(model))
-        folder = Path(last, model.adapter_folder or "")
+    if keys.adapter_name_or_path:
+        folder = Path(local_path(keys.adapter_name_or_path[-1], source.access), keys.adapter_folder or "")
         if (folder / "tokenizer.json").is_file():
-            return str(folder)
-    return model.model_name_or_path
+            return replace(source, name=str(folder))
+    return source
 
 
 def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = True) -> TextSide:
@@ -55,16 +52,14 @@ def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = Tru
 
     silence_libraries()
     model, data = run.model, run.data
-    hub = fetching(model)
-    check_source(model.model_name_or_path, weights=for_model and not model.train_from_scratch, **hub)
-    hub["trust_remote_code"] = model.trust_remote_code
+    source = model_source(model)
+    check_source(source, weights=for_model and not model.train_from_scratch)
     tokenizer = load_tokenizer(
-        tokenizer_source(model),
+        tokenizer_source(model, source),
         use_fast=model.use_fast_tokenizer,
         split_special_tokens=model.split_special_tokens,
-        **hub,
     )
-    config = load_config(model.model_name_or_path, **hub)
+    config = load_config(source)
     name = data.template if reads_chat or data.template else "empty"
     template = choose_template(name, tokenizer, data.tool_format, data.default_system)
     runs_own = name in (None, "auto") and bool(tokenizer.chat_template)

@@ -65,7 +65,7 @@ def test_no_prompts_no_answers(model, tokenizer):
     assert list(generate_answers(model, tokenizer, [], Settings(), {EOS}, 4)) == []
 
 
-def test_a_model_in_the_midst_of_training_answers_like_the_same_model_at_rest(llama_folder, tokenizer, caplog):
+def test_a_model_in_training_answers_like_the_same_model_at_rest(llama_folder, tokenizer, caplog):
     """With adapters, gradient checkpointing, no cache in its config and in train mode, as an evaluation finds it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -78,7 +78,8 @@ def test_a_model_in_the_midst_of_training_answers_like_the_same_model_at_rest(ll
     learning.train()
     answers = list(generate_answers(learning, tokenizer, PROMPTS, settings, {EOS}, 3))
     assert learning.training
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not [record for record in warnings if not record.name.startswith("bitsandbytes")]
     merged = learning.merge_and_unload().eval()
     merged.gradient_checkpointing_disable()
     assert answers == list(generate_answers(merged, tokenizer, PROMPTS, settings, {EOS}, 3))

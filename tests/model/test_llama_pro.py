@@ -130,7 +130,7 @@ def test_a_folder_with_weights_is_not_written_over(tmp_path, capsys):
 def test_a_rule_of_the_config_that_does_not_fit_is_said(tmp_path):
     """deepseek: the first layer is dense and the others are not; after two blocks the second one would be none."""
     base = written("deepseek_v3", tmp_path / "base")
-    with pytest.raises(ModelError, match="its config says by a rule what each layer is"):
+    with pytest.raises(ModelError, match="its config derives the kind of each layer from a rule"):
         expand(str(base), tmp_path / "out", 2)
     assert not (tmp_path / "out").exists()
 

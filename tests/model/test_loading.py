@@ -7,6 +7,7 @@ from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.backends import load_for_inference, load_for_training
+from luthier.model.files.sources import ModelSource
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.merged import load_for_export
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
@@ -18,7 +19,7 @@ def training(folder, tmp_path, **keys):
         {"model_name_or_path": str(folder), "dataset": "x", "output_dir": str(tmp_path / "out"), "do_train": True}
         | keys
     )
-    tokenizer = load_tokenizer(run.model.model_name_or_path)
+    tokenizer = load_tokenizer(ModelSource(run.model.model_name_or_path))
     fitted = fit_tokenizer(
         tokenizer,
         add_tokens=run.features.new_tokens.add_tokens,

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.training import prepare_for_training
 from luthier.model.multimodal import find_parts, frozen_parts, in_parts
 
@@ -200,10 +201,10 @@ def test_of_a_model_that_speaks_the_part_that_reads_and_writes_is_loaded(tmp_pat
     config = AutoConfig.for_model("qwen2_5_omni", enable_audio_output=False, thinker_config=thinker)
     whole = AutoModelForMultimodalLM.from_config(config)
     whole.save_pretrained(tmp_path / "whole")
-    model = load_model(str(tmp_path / "whole"), dtype=torch.float32)
+    model = load_model(ModelSource(str(tmp_path / "whole")), dtype=torch.float32)
     for (name, weight), expected in zip(model.named_parameters(), whole.thinker.parameters(), strict=True):
         assert torch.equal(weight, expected), name
     assert "model.audio_tower" in find_parts(model).towers
     model.save_pretrained(tmp_path / "part")
-    again = load_model(str(tmp_path / "part"), dtype=torch.float32)
+    again = load_model(ModelSource(str(tmp_path / "part")), dtype=torch.float32)
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.merged import load_for_export
 from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, reads_text_only
 from luthier.model.save import write_model
@@ -177,7 +178,7 @@ def test_check_tells_that_a_model_reads_text_only(llama_folder, areas_folder, tm
 
 
 def test_a_model_reads_text_only_if_neither_its_config_nor_its_files_say_otherwise(llama_folder, tmp_path):
-    assert reads_text_only(str(llama_folder)) and not reads_text_only(str(tmp_path / "none"))
+    assert reads_text_only(ModelSource(str(llama_folder))) and not reads_text_only(ModelSource(str(tmp_path / "none")))
     config = tmp_path / "config.json"
     for content, expected in (
         ({"model_type": "llama", "video_token_id": 3, "rope_parameters": {"rope_theta": 1e4}}, True),
@@ -186,10 +187,10 @@ def test_a_model_reads_text_only_if_neither_its_config_nor_its_files_say_otherwi
         ({"model_type": "a", "auto_map": {}}, False),
     ):
         config.write_text(json.dumps(content))
-        assert reads_text_only(str(tmp_path)) is expected
+        assert reads_text_only(ModelSource(str(tmp_path))) is expected
     config.write_text(json.dumps({"model_type": "fuyu"}))
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    assert not reads_text_only(str(tmp_path))
+    assert not reads_text_only(ModelSource(str(tmp_path)))
 
 
 def test_a_run_on_a_model_of_text_goes_on_without(llama_folder, tmp_path, said):

@@ -8,6 +8,7 @@ from transformers import AutoProcessor
 
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.versions import is_installed
+from luthier.model.files.sources import ModelSource
 from luthier.model.processor import load_processor
 from luthier.model.processor_limits import set_limits
 from tests.model.processors import ROLES, areas, as_two_files, fixed, picture, save_processor
@@ -25,21 +26,21 @@ def test_a_picture_above_the_limit_is_scaled_down(tmp_path):
     """560 by 1120 pixels are 627,200; a limit of a quarter of that halves each side: 280 by 560 is 20 by 40 patches."""
     folder = areas(tmp_path)
     assert grid(AutoProcessor.from_pretrained(folder), 560, 1120) == [40, 80]
-    assert grid(load_processor(str(folder), {"image_max_pixels": 156_800})[0], 560, 1120) == [20, 40]
+    assert grid(load_processor(ModelSource(str(folder)), {"image_max_pixels": 156_800})[0], 560, 1120) == [20, 40]
 
 
 def test_a_picture_below_the_limit_is_scaled_up(tmp_path):
     """56 by 56 pixels are 3,136; a limit of four times that doubles each side: 112 by 112 is 8 by 8 patches."""
     folder = areas(tmp_path)
     assert grid(AutoProcessor.from_pretrained(folder), 56, 56) == [28, 28]  # 384 * 384 pixels at least: 14 * 28 a side
-    processor, _ = load_processor(str(folder), {"image_min_pixels": 12_544})
+    processor, _ = load_processor(ModelSource(str(folder)), {"image_min_pixels": 12_544})
     assert grid(processor, 56, 56) == [8, 8]
     assert processor.image_processor.size.longest_edge == 1536 * 1536  # not given, so the model's own
 
 
 def test_no_limits_change_nothing(tmp_path, said):
     folder = areas(tmp_path)
-    processor, changes = load_processor(str(folder), {})
+    processor, changes = load_processor(ModelSource(str(folder)), {})
     assert processor.to_dict() == AutoProcessor.from_pretrained(folder).to_dict()
     assert not changes and not said
 
@@ -48,17 +49,17 @@ def test_a_limit_that_contradicts_the_model_is_refused(tmp_path):
     with pytest.raises(
         ModelError, match="147,456 pixels as its least and would have 1,000 as its most -> give image_min"
     ):
-        load_processor(str(areas(tmp_path)), {"image_max_pixels": 1000})
-    load_processor(str(tmp_path), {"image_max_pixels": 1000, "image_min_pixels": 784})
+        load_processor(ModelSource(str(areas(tmp_path))), {"image_max_pixels": 1000})
+    load_processor(ModelSource(str(tmp_path)), {"image_max_pixels": 1000, "image_min_pixels": 784})
     with pytest.raises(ModelError, match=r"^image_min_pixels.* -> give image_max_pixels too"):
-        load_processor(str(tmp_path), {"image_min_pixels": 10_000_000})
+        load_processor(ModelSource(str(tmp_path)), {"image_min_pixels": 10_000_000})
 
 
 def test_where_a_picture_counts_as_two_frames_the_limit_is_still_of_the_picture(tmp_path):
     from transformers import Glm4vImageProcessorPil
 
     folder = save_processor(tmp_path, "PaddleOCRVLProcessor", image_processor=Glm4vImageProcessorPil())
-    processor = load_processor(str(folder), {"image_max_pixels": 156_800})[0]
+    processor = load_processor(ModelSource(str(folder)), {"image_max_pixels": 156_800})[0]
     assert processor.image_processor.size["longest_edge"] == 2 * 156_800
     assert grid(processor, 560, 1120) == [20, 40]
 
@@ -67,7 +68,7 @@ def test_an_edge_is_no_area(tmp_path, said):
     from transformers import DetrImageProcessorPil
 
     folder = save_processor(tmp_path, "LlavaProcessor", image_processor=DetrImageProcessorPil())
-    _, changes = load_processor(str(folder), {"image_max_pixels": 156_800})
+    _, changes = load_processor(ModelSource(str(folder)), {"image_max_pixels": 156_800})
     assert not changes
     assert [line for line in said if UNREAD in line and line.startswith("warning: image_max_pixels")]
 
@@ -75,7 +76,7 @@ def test_an_edge_is_no_area(tmp_path, said):
 def test_a_key_that_nothing_reads_is_named(tmp_path, said):
     limits = {"image_max_pixels": 589_824, "video_fps": 1.0, "video_maxlen": 8, "audio_sampling_rate": 16_000}
     limits |= {"use_audio_in_video": True, "crop_to_patches": False, "image_do_pan_and_scan": True}
-    _, changes = load_processor(str(fixed(tmp_path)), limits)
+    _, changes = load_processor(ModelSource(str(fixed(tmp_path))), limits)
     assert [line.split(":")[1].strip() for line in said] == [key for key in limits if key != "crop_to_patches"]
     assert all(UNREAD in line and "LlavaProcessor" in line for line in said) and not changes
 
@@ -95,7 +96,7 @@ def test_pan_and_scan_adds_pieces_of_a_long_picture(tmp_path, said):
         return len(processor(text="<boi>", images=picture(560, 1120))["pixel_values"])
 
     assert num_pictures(AutoProcessor.from_pretrained(folder)) == 1
-    processor, changes = load_processor(str(folder), {"image_do_pan_and_scan": True})
+    processor, changes = load_processor(ModelSource(str(folder)), {"image_do_pan_and_scan": True})
     assert num_pictures(processor) == 3
     assert [line for line in said if "image_do_pan_and_scan: Gemma3Processor of transformers sets it anew" in line]
     assert changes == {"image_processor": {"do_pan_and_scan": True}}
@@ -108,7 +109,7 @@ def test_crop_to_patches_cuts_tiles(tmp_path):
 
     folder = save_processor(tmp_path, "GotOcr2Processor", image_processor=GotOcr2ImageProcessorPil())
     for wish, num_tiles in ((True, 4), (False, 1)):
-        processor = load_processor(str(folder), {"crop_to_patches": wish})[0]
+        processor = load_processor(ModelSource(str(folder)), {"crop_to_patches": wish})[0]
         assert len(processor.image_processor(picture(384, 1152))["pixel_values"]) == num_tiles
         assert processor.images_kwargs["crop_to_patches"] is wish
 
@@ -118,13 +119,13 @@ def test_another_sampling_rate_makes_the_filters_anew(tmp_path, said):
 
     extractor = WhisperFeatureExtractor(feature_size=8)
     folder = save_processor(tmp_path, "Qwen2AudioProcessor", feature_extractor=extractor)
-    made = load_processor(str(folder), {"audio_sampling_rate": 8000})[0].feature_extractor
+    made = load_processor(ModelSource(str(folder)), {"audio_sampling_rate": 8000})[0].feature_extractor
     expected = WhisperFeatureExtractor(feature_size=8, sampling_rate=8000)
     assert np.array_equal(made.mel_filters, expected.mel_filters)
     assert not np.array_equal(made.mel_filters, extractor.mel_filters)
     assert made.to_dict() == expected.to_dict() and made.n_samples == 30 * 8000
     assert any("learned from sound of 16,000 samples a second, not 8,000" in line for line in said)
-    assert not load_processor(str(folder), {"audio_sampling_rate": 16_000})[1]
+    assert not load_processor(ModelSource(str(folder)), {"audio_sampling_rate": 16_000})[1]
 
 
 @pytest.mark.skipif(is_installed("torchvision"), reason="it is installed")
@@ -136,7 +137,7 @@ def test_a_library_that_the_processor_lacks_is_one_sentence(tmp_path):
     (folder / "preprocessor_config.json").write_text(json.dumps(content))
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(MissingExtra, match=r"its processor needs the library `torchvision`.*luthier\[vision\]"):
-        load_processor(str(folder), {"image_max_pixels": 156_800})
+        load_processor(ModelSource(str(folder)), {"image_max_pixels": 156_800})
 
 
 # -- with torchvision, which has what films need ---------------------------------------------------
@@ -171,23 +172,23 @@ def test_pictures_and_films_of_qwen2_vl(qwen, said):
     """
     folder = qwen("Qwen2VL")
     limits = {"video_max_pixels": 12_544, "video_min_pixels": 784, "image_max_pixels": 156_800}
-    processor = load_processor(folder, limits)[0]
+    processor = load_processor(ModelSource(folder), limits)[0]
     assert grid(processor, 560, 1120) == [20, 40]
     assert film(processor, 8, 224) == [4, 8, 8] and film(processor, 2, 224) == [1, 8, 8]
     metadata = {"fps": 4, "total_num_frames": 32, "duration": 8}
-    processor = load_processor(folder, {**limits, "video_fps": 2.0})[0]
+    processor = load_processor(ModelSource(folder), {**limits, "video_fps": 2.0})[0]
     assert film(processor, 32, 224, video_metadata=[metadata])[0] == 8
-    processor = load_processor(folder, {**limits, "video_fps": 2.0, "video_maxlen": 10})[0]
+    processor = load_processor(ModelSource(folder), {**limits, "video_fps": 2.0, "video_maxlen": 10})[0]
     assert film(processor, 32, 224, video_metadata=[metadata]) == [5, 8, 8]
     assert not said
-    load_processor(folder, {"video_maxlen": 10})
+    load_processor(ModelSource(folder), {"video_maxlen": 10})
     assert said == ["video_maxlen: this processor takes all frames of a film unless video_fps is given"]
 
 
 def test_films_of_qwen3_vl_have_one_limit_for_all_frames(qwen, said):
     """A frame of 256 by 256 pixels has 16 by 16 patches; 8 frames of a quarter of the area leave 8 by 8."""
     limits = {"video_max_pixels": 16_384, "video_min_pixels": 1024, "video_maxlen": 8}
-    processor = load_processor(qwen("Qwen3VL"), limits)[0]
+    processor = load_processor(ModelSource(qwen("Qwen3VL")), limits)[0]
     assert processor.video_processor.size["longest_edge"] == 8 * 16_384
     assert processor.video_processor.size["shortest_edge"] == 4 * 1024
     assert film(processor, 8, 256, do_sample_frames=False) == [4, 8, 8]
@@ -201,7 +202,7 @@ def test_tiles_of_internvl(tmp_path, said):
     parts = {"image_processor": GotOcr2ImageProcessor(), "video_processor": InternVLVideoProcessor()}
     folder = str(save_processor(tmp_path, "InternVLProcessor", image_seq_length=4, **parts))
     for limits, num_tiles in (({}, 4), ({"crop_to_patches": True}, 4), ({"crop_to_patches": False}, 1)):
-        processor = load_processor(folder, limits)[0]
+        processor = load_processor(ModelSource(folder), limits)[0]
         assert len(processor(text="<context>", images=picture(384, 1152))["pixel_values"]) == num_tiles
     assert len(said) == 1 and "InternVLProcessor of transformers sets it anew with each call" in said[0]
 

@@ -11,6 +11,7 @@ import torch
 
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.save import WEIGHT_FILES, copy_value_head, num_bytes, write_model
 from luthier.model.tokenizer import load_tokenizer
@@ -38,8 +39,8 @@ def test_saved_models_load_in_plain_transformers(tmp_path):
     expected, folders = [], []
     for tied in (True, False):
         base, saved = tmp_path / f"base {tied}", tmp_path / f"saved {tied}"
-        model = load_model(str(tiny_llama(base, tie_word_embeddings=tied)), dtype=torch.float32)
-        tokenizer = load_tokenizer(str(base))
+        model = load_model(ModelSource(str(tiny_llama(base, tie_word_embeddings=tied))), dtype=torch.float32)
+        tokenizer = load_tokenizer(ModelSource(str(base)))
         model.config.use_cache = False
         save_model(model, tokenizer, saved, max_shard_size="100KB")
         assert (saved / "model.safetensors.index.json").is_file()
@@ -58,7 +59,7 @@ def test_saved_models_load_in_plain_transformers(tmp_path):
 def test_sampling_settings_without_sampling_can_be_saved(tmp_path):
     folder = tiny_llama(tmp_path / "base")
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6, "top_p": 0.9}))
-    model = load_model(str(folder), dtype=torch.float32)
+    model = load_model(ModelSource(str(folder)), dtype=torch.float32)
     save_model(model, byte_tokenizer(), tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert saved["do_sample"] is True
@@ -66,8 +67,8 @@ def test_sampling_settings_without_sampling_can_be_saved(tmp_path):
 
 
 def test_a_disk_that_fills_up_while_saving_leaves_the_old_model(tmp_path):
-    model = load_model(str(tiny_llama(tmp_path / "base")), dtype=torch.float32)
-    tokenizer = load_tokenizer(str(tmp_path / "base"))
+    model = load_model(ModelSource(str(tiny_llama(tmp_path / "base"))), dtype=torch.float32)
+    tokenizer = load_tokenizer(ModelSource(str(tmp_path / "base")))
     save_model(model, tokenizer, tmp_path / "saved")
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

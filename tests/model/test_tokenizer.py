@@ -3,19 +3,20 @@
 import pytest
 
 from luthier.core.errors import ModelError
+from luthier.model.files.sources import ModelSource
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens, stop_token_ids
 from tests.tiny import byte_tokenizer
 
 
 def test_a_tokenizer_pads_on_the_right(llama_folder):
-    tokenizer = load_tokenizer(str(llama_folder))
+    tokenizer = load_tokenizer(ModelSource(str(llama_folder)))
     assert tokenizer.padding_side == "right"
     assert tokenizer.encode("hi") == [71, 72]
 
 
 def test_special_tokens_can_be_read_as_text(llama_folder):
-    assert len(load_tokenizer(str(llama_folder)).encode("<s>")) == 1
-    assert len(load_tokenizer(str(llama_folder), split_special_tokens=True).encode("<s>")) == 3
+    assert len(load_tokenizer(ModelSource(str(llama_folder))).encode("<s>")) == 1
+    assert len(load_tokenizer(ModelSource(str(llama_folder)), split_special_tokens=True).encode("<s>")) == 3
 
 
 def test_the_first_stop_word_becomes_the_end_token_and_the_others_special():
@@ -48,7 +49,7 @@ def test_tokens_are_added_in_order_and_survive_saving(tmp_path):
     assert fitted.tokenizer.encode("foo<tool>bar") == [261, 263, 262]
     assert fitted.tokenizer.decode([261, 263], skip_special_tokens=True) == "foo"
     fitted.tokenizer.save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path)).encode("foo<tool>bar") == [261, 263, 262]
+    assert load_tokenizer(ModelSource(str(tmp_path))).encode("foo<tool>bar") == [261, 263, 262]
 
 
 def test_described_tokens_take_the_place_of_the_others(tmp_path):

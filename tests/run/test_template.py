@@ -37,7 +37,7 @@ def test_command_lists_and_shows(capsys):
         (b'[{"id": "a", "messages": []}]', "not a list of messages"),
         (b'[{"id": "a", "messages": [{"role": "user"}]}]', "message 1 is not an object with the texts"),
         (b'[{"id": "a", "messages": [{"role": "human", "content": ""}]}]', "unknown role 'human'"),
-        (b'[{"id": "a", "messages": [{"role": "assistant", "content": ""}]}]', "user or observation stands here"),
+        (b'[{"id": "a", "messages": [{"role": "assistant", "content": ""}]}]', "must be user or observation"),
         (b'[{"id": "a", "tools": [], "messages": [{"role": "user", "content": ""}]}]', "JSON inside a text"),
         (b'[{"id": "a", "tools": "x", "messages": [{"role": "user", "content": ""}]}]', "conversation 'a': the tools"),
         (b'[{"id": "a", "enable_thinking": 1, "messages": [{"role": "user", "content": ""}]}]', "true, false or null"),

@@ -14,7 +14,7 @@ import yaml
 import luthier
 from luthier.cli import main
 from luthier.config.load import load_infer, load_train
-from luthier.model.loading.load import load_for_inference
+from luthier.model.backends import load_for_inference
 from tests.small_world import losses, small_world
 
 TEXT_SIDE = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

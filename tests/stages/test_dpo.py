@@ -41,7 +41,7 @@ REFUSED = {
     "prompts": ({"train_on_prompt": True}, "for stage: gkd or stage: sft only"),
     "history": ({"mask_history": True}, "for stage: gkd or stage: sft only"),
     "generation": ({"predict_with_generate": True, **EVAL}, "for stage sft"),
-    "streaming": ({"streaming": True, "max_steps": 2}, "is computed before training, which needs all of them"),
+    "streaming": ({"streaming": True, "max_steps": 2}, "are computed before training, which needs all rows"),
     "pissa": ({"finetuning_type": "lora", "pissa_init": True}, "as its reference"),
     "prediction": ({"do_predict": True, **EVAL}, "for stage sft"),
 }

@@ -144,7 +144,7 @@ REFUSED = {
     "history": ({"mask_history": True}, "for stage: gkd or stage: sft only"),
     "generation": ({"predict_with_generate": True, "val_size": 2}, "for stage sft"),
     "prediction": ({"do_predict": True, "val_size": 2}, "for stage sft"),
-    "streaming": ({"streaming": True, "max_steps": 2}, "is computed before training, which needs all of them"),
+    "streaming": ({"streaming": True, "max_steps": 2}, "are computed before training, which needs all rows"),
     "pissa": ({"finetuning_type": "lora", "pissa_init": True}, "as its reference"),
 }
 

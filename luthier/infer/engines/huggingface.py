@@ -69,15 +69,15 @@ class HuggingFaceModel:
 
         config = self._generation_config(len(prompt_ids), settings)
         ready: SimpleQueue[int | None] = SimpleQueue()
-        cancelled = Event()
+        canceled = Event()
         with ThreadPoolExecutor(max_workers=1) as worker:
-            answer = worker.submit(self._work, prompt_ids, config, settings.seed, ready, cancelled)
+            answer = worker.submit(self._work, prompt_ids, config, settings.seed, ready, canceled)
             answer.add_done_callback(lambda _: ready.put(None))
             try:
                 while (token_id := ready.get()) is not None:
                     yield token_id
             finally:
-                cancelled.set()
+                canceled.set()
             answer.result()  # re-raises an error of the thread
 
     def _generation_config(self, num_prompt_tokens: int, settings: Settings) -> "GenerationConfig":
@@ -108,7 +108,7 @@ class HuggingFaceModel:
         config: "GenerationConfig",
         seed: int | None,
         ready: "SimpleQueue[int | None]",
-        cancelled: "Event",
+        canceled: "Event",
     ) -> None:
         import torch
         from transformers import StoppingCriteriaList
@@ -117,7 +117,7 @@ class HuggingFaceModel:
             torch.manual_seed(seed)
 
         def asked_to_stop(input_ids: "torch.Tensor", scores: Any, **_: Any) -> "torch.Tensor":
-            return torch.full((len(input_ids),), cancelled.is_set(), device=input_ids.device)
+            return torch.full((len(input_ids),), canceled.is_set(), device=input_ids.device)
 
         input_ids = torch.tensor([list(prompt_ids)], device=self.model.device)
         with_beams = config.num_beams > 1  # beams rewrite earlier tokens, so nothing can be streamed

@@ -11,7 +11,7 @@ from luthier.core.log import info, warn
 from luthier.model.adapters._loftq import require_base
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
-from luthier.model.files.hubs import hub_token
+from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
 from luthier.model.files.sources import check_adapter_source, local_path
 from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
@@ -30,9 +30,7 @@ class GivenAdapters:
     names: Sequence[str] = ()
     folder: str | None = None
     """Sub-folder of each that holds the adapter (`adapter_folder`)."""
-    revision: str = "main"
-    cache_dir: str | None = None
-    token: str | None = None
+    access: HubAccess = NO_ACCESS
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -140,13 +138,13 @@ def describe_adapter(adapted: "PeftModel") -> str:
 
 def adapter_path(name: str, given: GivenAdapters) -> Path:
     """The local folder of an adapter, downloaded if it is on the hub. Raises `ModelError`."""
-    path = Path(local_path(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token)).expanduser()
+    path = Path(local_path(name, given.access)).expanduser()
     if not path.is_dir():
         from huggingface_hub import snapshot_download
 
-        check_adapter_source(name, given.folder, given.cache_dir)
+        check_adapter_source(name, given.folder, given.access)
         try:
-            path = Path(snapshot_download(name, revision=given.revision, cache_dir=given.cache_dir, token=given.token))
+            path = Path(snapshot_download(name, **given.access.options))
         except (OSError, ValueError) as fault:
             reason = str(fault).splitlines()[0]
             raise ModelError(
@@ -213,6 +211,4 @@ def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: s
 
 
 def given_adapters(keys: "ModelConfig") -> GivenAdapters:
-    return GivenAdapters(
-        keys.adapter_name_or_path, keys.adapter_folder, keys.model_revision, keys.cache_dir, hub_token(keys)
-    )
+    return GivenAdapters(keys.adapter_name_or_path, keys.adapter_folder, hub_access(keys))

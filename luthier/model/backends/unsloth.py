@@ -32,10 +32,9 @@ from luthier.model.attention import Attention
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
-from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, check_source, locate
-from luthier.model.loading.config import config_of
+from luthier.model.files.sources import ModelFiles, ModelSource, check_source, model_source
+from luthier.model.loading.config import load_config
 from luthier.model.loading.loaded import repair_generation_config, require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
@@ -73,7 +72,8 @@ def load_for_training(run: "TrainRun", fitted: "FittedTokenizer", machine: Machi
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
     fast = import_unsloth(machine)
-    config = config_of(keys)
+    source = model_source(keys)
+    config = load_config(source)
     torch.manual_seed(run.training["seed"])
     bf16, fp16 = run.training["bf16"], run.training["fp16"]
     choose = partial(training_dtype, bf16=bf16, fp16=fp16, pure_bf16=pure_bf16, machine=machine)
@@ -85,6 +85,7 @@ def load_for_training(run: "TrainRun", fitted: "FittedTokenizer", machine: Machi
     of_full: dict[str, Any] = {"full_finetuning": True, "float32_mixed_precision": not pure_bf16} if is_full else {}
     model = _load(
         fast,
+        source,
         keys,
         run.quantization,
         machine,
@@ -109,11 +110,12 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: boo
     """The model, its one adapter beside its weights, in unsloth's way of generating text. Raises `ModelError`."""
     fast = import_unsloth(machine)
     keys = run.model
-    config = config_of(keys)
+    source = model_source(keys)
+    config = load_config(source)
     require_kind(keys.model_name_or_path, config, scores=False)
     dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
     longest = window_of(config) or longest_row(config, run.data.cutoff_len, run.generating.max_new_tokens)
-    model = _load(fast, keys, run.quantization, machine, dtype=dtype, max_seq_length=longest)
+    model = _load(fast, source, keys, run.quantization, machine, dtype=dtype, max_seq_length=longest)
     fast.for_inference(model)
     base = unwrap(model)
     base.config.use_cache = keys.use_kv_cache
@@ -145,27 +147,27 @@ def longest_row(config: "PreTrainedConfig", cutoff_len: int, max_new_tokens: int
 
 def _load(
     fast: Any,
+    source: ModelSource,
     keys: "ModelConfig",
     quantization: "QuantizationConfig",
     machine: Machine,
     **how: Any,
 ) -> Any:
     """The model, or the peft model around it if the run names an adapter."""
-    fetch: dict[str, Any] = fetching(keys)
-    source = locate(keys.model_name_or_path, **fetch)
-    check_source(keys.model_name_or_path, **fetch)
-    if source.gguf_file:
-        raise ModelError(f"{source}: unsloth trains no GGUF files -> give the model it was made from")
-    if source.is_local:  # the library counts its users on the network otherwise
-        fetch = {"local_files_only": True}
+    files = source.files
+    check_source(source)
+    if files.gguf_file:
+        raise ModelError(f"{files}: unsloth trains no GGUF files -> give the model it was made from")
+    # The library counts its users on the network if it may use one.
+    fetch: dict[str, Any] = {"local_files_only": True} if files.is_local else source.access.options
     bits = quantization.quantization_bit
-    with readable(source, "weights"), _as_unsloth_reads(keys, source) as name:
+    with readable(files, "weights"), _as_unsloth_reads(keys, files) as name:
         model, _ = fast.from_pretrained(
             model_name=name,
             load_in_4bit=bits == 4,
             load_in_8bit=bits == 8,
             device_map={"": f"{machine.device}:{machine.local_rank}"},
-            trust_remote_code=keys.trust_remote_code,
+            trust_remote_code=source.trust_remote_code,
             use_exact_model_name=True,  # it would take a quantized copy of its own from the hub
             fix_tokenizer=False,  # the one of the run is fitted already
             **fetch,
@@ -180,7 +182,7 @@ def _load(
 
 
 @contextmanager
-def _as_unsloth_reads(keys: "ModelConfig", source: Source) -> Iterator[str]:
+def _as_unsloth_reads(keys: "ModelConfig", source: ModelFiles) -> Iterator[str]:
     """The folder or hub id to give it. It takes the base of an adapter from the adapter's config, so that names it.
 
     The folder is one of links to the files of the adapter, and lasts as long as the context.

@@ -6,6 +6,7 @@ stay what the user wrote: adapters record them, and the same name is fetched onc
 
 import importlib
 import os
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,24 @@ _FOLDERS: dict[str, str] = {}
 """Name -> the folder it was fetched to."""
 
 
+@dataclass(frozen=True, slots=True)
+class HubAccess:
+    """How files are fetched from a hub."""
+
+    revision: str = "main"
+    cache_dir: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of every function of the hub's library that fetches."""
+        return {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
+
+
+NO_ACCESS = HubAccess()
+"""The main branch of public repositories, kept in the default cache."""
+
+
 def hub_token(keys: "ModelConfig") -> str | None:
     """The token for the hub that is in use."""
     match hub_in_use():
@@ -35,12 +54,12 @@ def hub_token(keys: "ModelConfig") -> str | None:
             return keys.hf_hub_token
 
 
-def fetching(keys: "ModelConfig") -> dict[str, Any]:
-    """How files of the model, its tokenizer and its adapters are fetched: `revision`, `cache_dir`, `token`."""
-    return {"revision": keys.model_revision, "cache_dir": keys.cache_dir, "token": hub_token(keys)}
+def hub_access(keys: "ModelConfig") -> HubAccess:
+    """How a run fetches files of its model, its tokenizer and its adapters."""
+    return HubAccess(keys.model_revision, keys.cache_dir, hub_token(keys))
 
 
-def local_name(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+def local_name(name: str, access: HubAccess) -> str:
     """The folder of the hub id `name`, fetched if the environment asks for another hub; else `name` itself.
 
     Raises `ModelError` where the hub does not give it, and `MissingExtra` without its library.
@@ -48,7 +67,7 @@ def local_name(name: str, *, revision: str = "main", cache_dir: str | None = Non
     hub = hub_in_use()
     if hub is None:
         return name
-    _FOLDERS[name] = _fetch(hub, name, revision, cache_dir, token)
+    _FOLDERS[name] = _fetch(hub, name, access)
     return _FOLDERS[name]
 
 
@@ -58,18 +77,19 @@ def fetched(name: str) -> str:
 
 
 @cache
-def _fetch(hub: Hub, name: str, revision: str, cache_dir: str | None, token: str | None) -> str:
+def _fetch(hub: Hub, name: str, access: HubAccess) -> str:
     client = require(hub.module, hub.extra, f"{name}: {hub.variable}, which asks for models of {hub.title},")
     # Not all of what a library raises is of one of Python's kinds.
     own = vars(importlib.import_module(hub.errors)).values() if hub.errors else ()
     errors = (OSError, ValueError, RuntimeError, *(kind for kind in own if _is_error(kind)))
-    words = {"revision": hub.main_branch if revision == "main" else revision, "cache_dir": cache_dir}
+    revision = hub.main_branch if access.revision == "main" else access.revision
+    words = {"revision": revision, "cache_dir": access.cache_dir}
     fault: BaseException | None = None
     reason = unreachable(hub)
     if not reason:
         try:
-            with FileLock(_lock_file(hub, name, cache_dir)):
-                return str(client.snapshot_download(name, token=token, **words))
+            with FileLock(_lock_file(hub, name, access.cache_dir)):
+                return str(client.snapshot_download(name, token=access.token, **words))
         except errors as error:
             fault, reason = error, _gist(error)
     try:

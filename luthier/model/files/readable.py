@@ -5,11 +5,11 @@ from contextlib import contextmanager, nullcontext
 
 from luthier.core.errors import LuthierError, ModelError
 from luthier.model.compat.gguf_speed import fast_gguf
-from luthier.model.files.sources import Source
+from luthier.model.files.sources import ModelFiles
 
 
 @contextmanager
-def readable(source: Source, part: str) -> Iterator[None]:
+def readable(source: ModelFiles, part: str) -> Iterator[None]:
     """Around a call that reads a `part` (config, tokenizer, weights) of a model: failures become `ModelError`."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -57,7 +57,7 @@ _CAUSES = (
 """Words of transformers, what they mean (None: they say it), and what to do."""
 
 
-def _unusable(source: Source, part: str, fault: BaseException) -> ModelError:
+def _unusable(source: ModelFiles, part: str, fault: BaseException) -> ModelError:
     lines = str(fault).split("\n") if str(fault).strip() else [type(fault).__name__]
     reason = " ".join(line.strip() for line in (lines if lines[0].rstrip().endswith(":") else lines[:1]))
     if not source.is_local:

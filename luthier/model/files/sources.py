@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from luthier.core.errors import ModelError
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.gguf.header import read_header
-from luthier.model.files.hubs import local_name, resolution_fault
+from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access, local_name, resolution_fault
+
+if TYPE_CHECKING:
+    from luthier.config.keys.model import ModelConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
@@ -28,9 +32,48 @@ _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.
 _WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json", QMODEL_FILE)
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as a user names it, and how its files are fetched. What was found out about the files is kept."""
+
+    name: str
+    """A folder, a GGUF file (or a folder that holds just one) or a name on a hub."""
+    access: HubAccess = NO_ACCESS
+    trust_remote_code: bool = False
+    """Run the Python code in the repository of the model."""
+
+    @cached_property
+    def files(self) -> "ModelFiles":
+        """Where the files are; what is on another hub than Hugging Face is fetched first. Raises `ModelError`."""
+        return _locate(self.name, self.access)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of a local folder. Raises `ModelError`."""
+        return read_config(Path(self.files.name))
+
+    @cached_property
+    def headers(self) -> dict[str, dict[str, Any]]:
+        """File name -> header of each weight file of a local folder, {} for files of PyTorch. Raises `ModelError`."""
+        return {
+            file.name: read_safetensors_header(file) if file.suffix == ".safetensors" else {}
+            for file in weight_files(Path(self.files.name))
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained`."""
+        return {**self.access.options, "trust_remote_code": self.trust_remote_code}
+
+
+def model_source(keys: "ModelConfig") -> ModelSource:
+    """The model that a run names."""
+    return ModelSource(keys.model_name_or_path, hub_access(keys), keys.trust_remote_code)
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What `from_pretrained` is called with."""
+class ModelFiles:
+    """Where the files of a model are."""
 
     name: str
     """A folder or a hub id."""
@@ -54,27 +97,22 @@ def permission_errors() -> Iterator[None]:
 
 
 @permission_errors()
-def locate(
-    name_or_path: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None
-) -> Source:
-    """Find out what `name_or_path` is; a name on another hub than Hugging Face is fetched, and is a folder then.
-
-    Raises `ModelError` if it can be neither a folder, a GGUF file nor a hub id.
-    """
-    name_or_path = local_path(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+def _locate(name_or_path: str, access: HubAccess) -> ModelFiles:
+    """Raises `ModelError` for a name that is neither a folder, a GGUF file nor a hub id."""
+    name_or_path = local_path(name_or_path, access)
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path}: this file is not a model -> give the folder it is in, or a .gguf file")
-        return Source(str(path.parent), path.name)
+        return ModelFiles(str(path.parent), path.name)
     if path.is_dir():
-        return Source(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
+        return ModelFiles(str(path), None if (path / "config.json").is_file() else _only_gguf(path))
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name_or_path):
         parent = next(folder for folder in path.absolute().parents if folder.is_dir())
         raise ModelError(
             f"{name_or_path}: there is no such model file or folder (it exists up to {parent}) -> correct the path"
         )
-    return Source(name_or_path, is_local=False)
+    return ModelFiles(name_or_path, is_local=False)
 
 
 def _only_gguf(folder: Path) -> str:
@@ -100,39 +138,31 @@ def is_hub_id(name: str) -> bool:
 
 
 @permission_errors()
-def local_path(name: str, *, revision: str = "main", cache_dir: str | None = None, token: str | None = None) -> str:
+def local_path(name: str, access: HubAccess) -> str:
     """`name`, or the folder it was fetched to if it is a name on another hub than Hugging Face. Raises `ModelError`."""
-    return local_name(name, revision=revision, cache_dir=cache_dir, token=token) if is_hub_id(name) else name
+    return local_name(name, access) if is_hub_id(name) else name
 
 
 @permission_errors()
-def check_source(
-    name_or_path: str,
-    *,
-    weights: bool = True,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-) -> None:
+def check_source(source: ModelSource, *, weights: bool = True) -> None:
     """Look at the files of a model without loading it.
 
     `weights=False` asks for the config alone (training from scratch).
     Raises `ModelError` for anything missing, half written or not a model, and for a hub id that cannot be fetched.
     """
-    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    if not source.is_local:
-        check_hub(source.name, cache_dir)
+    files = source.files
+    if not files.is_local:
+        check_hub(files.name, source.access)
         return
-    folder = Path(source.name)
-    if source.gguf_file:
-        read_header(folder / source.gguf_file)
+    if files.gguf_file:
+        read_header(Path(files.name) / files.gguf_file)
         return
-    _check_config(folder / "config.json")
+    _check_config(source)
     if weights:
-        _check_weights(folder)
+        _check_weights(source)
 
 
-def check_hub(name: str, cache_dir: str | None = None) -> None:
+def check_hub(name: str, access: HubAccess) -> None:
     """A name that is no folder is in the cache, or the hub can be reached. Raises `ModelError`.
 
     Asked first, since the hub's library tries again and again for half a minute before it gives up.
@@ -142,7 +172,7 @@ def check_hub(name: str, cache_dir: str | None = None) -> None:
 
     from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
 
-    if (Path(cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+    if (Path(access.cache_dir or HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
         return
     host = urlsplit(ENDPOINT).hostname or ENDPOINT
     reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "" if getproxies() else resolution_fault(host)
@@ -168,13 +198,13 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 @permission_errors()
-def check_adapter_source(name_or_path: str, folder: str | None = None, cache_dir: str | None = None) -> None:
+def check_adapter_source(name_or_path: str, folder: str | None = None, access: HubAccess = NO_ACCESS) -> None:
     """The same for an adapter: its config and weights are there and whole. `folder` is `adapter_folder`."""
     path = Path(name_or_path).expanduser()
     path = path / folder if folder else path
     if not path.is_dir():
         if not Path(name_or_path).expanduser().is_dir() and _HUB_ID.fullmatch(name_or_path):
-            check_hub(name_or_path, cache_dir)
+            check_hub(name_or_path, access)
             return
         raise ModelError(f"{path}: there is no such adapter folder")
     config = path / "adapter_config.json"
@@ -207,9 +237,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "config.json")
 
 
-def _check_config(path: Path) -> None:
-    config = _read_json(path)
-    if "model_type" not in config and "architectures" not in config:
+def _check_config(source: ModelSource) -> None:
+    if "model_type" not in source.config and "architectures" not in source.config:
+        path = Path(source.files.name) / "config.json"
         raise ModelError(f"{path}: this config names no model_type, so it is not the config of a language model")
 
 
@@ -241,11 +271,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     return content
 
 
-def _check_weights(folder: Path) -> None:
-    files = weight_files(folder)
-    if files[0].name == QMODEL_FILE and not is_zipfile(files[0]):
-        raise ModelError(f"{files[0]}: this file is cut off or damaged -> copy or download it again")
-    headers = {file.name: read_safetensors_header(file) for file in files if file.suffix == ".safetensors"}
+def _check_weights(source: ModelSource) -> None:
+    folder, headers = Path(source.files.name), source.headers
+    if QMODEL_FILE in headers and not is_zipfile(folder / QMODEL_FILE):
+        raise ModelError(f"{folder / QMODEL_FILE}: this file is cut off or damaged -> copy or download it again")
     index = folder / f"{_SAFETENSORS}.index.json"
     if not index.is_file() or (folder / _SAFETENSORS).is_file():
         return

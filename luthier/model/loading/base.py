@@ -11,7 +11,7 @@ from luthier.model.attention import Attention, resolve_attention
 from luthier.model.classes import checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import ktransformers
 from luthier.model.features import Purpose, Training
-from luthier.model.files.hubs import fetching
+from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config
@@ -44,6 +44,7 @@ def purpose_of(run: "Run", machine: Machine, training: Training | None = None) -
 
 def load_base(
     run: "Run",
+    source: ModelSource,
     config: "PreTrainedConfig",
     purpose: Purpose,
     *,
@@ -55,7 +56,7 @@ def load_base(
     scores: bool | None = False,
     starts_score: bool = False,
 ) -> BaseModel:
-    """`config`: from `config_of`, changed by features. `choose_dtype`: (checkpoint=) -> the format of the weights.
+    """`config`: from `load_config`, changed by features. `choose_dtype`: (checkpoint=) -> the format of the weights.
 
     `unpacks`: see `prepare_prequantized`. `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
     """
@@ -71,7 +72,7 @@ def load_base(
     if attention.reason:
         info(f"flash_attn: {keys.flash_attn}: {attention.reason}")
     model = load_model(
-        keys.model_name_or_path,
+        source,
         config=config,
         dtype=dtype,
         attn_implementation=attention.implementation,
@@ -80,8 +81,6 @@ def load_base(
         train_from_scratch=purpose.training is not None and keys.train_from_scratch,
         quantization=quantization,
         starts_score=starts_score,
-        trust_remote_code=keys.trust_remote_code,
-        **fetching(keys),
     )
     ktransformers.place_experts(model, purpose.machine)
     if gives_scores(model.config) and model.config.pad_token_id is None:

@@ -8,9 +8,8 @@ from luthier.model.classes import adapter_gives_scores, gives_scores, make_score
 from luthier.model.features.mixture_of_depths import register
 from luthier.model.files.gguf.config import repair_config
 from luthier.model.files.gguf.header import check_loadable
-from luthier.model.files.hubs import fetching
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import check_hub, locate
+from luthier.model.files.sources import ModelSource, check_hub
 from luthier.model.quantization._prequantized import note_qmodel
 
 if TYPE_CHECKING:
@@ -19,42 +18,23 @@ if TYPE_CHECKING:
     from luthier.config.keys.model import ModelConfig
 
 
-def load_config(
-    name_or_path: str,
-    *,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
-) -> "PreTrainedConfig":
-    """The config of a folder, a GGUF file or a hub id. Raises `ModelError`."""
+def load_config(source: ModelSource) -> "PreTrainedConfig":
+    """The config of a model. Raises `ModelError`."""
     from transformers import AutoConfig
 
-    source = locate(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    options: dict[str, Any] = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    header = check_loadable(Path(source.name) / source.gguf_file) if source.gguf_file else None
+    files = source.files
+    options: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    header = check_loadable(Path(files.name) / files.gguf_file) if files.gguf_file else None
     register()
-    if not source.is_local:
-        check_hub(source.name, cache_dir)
-    with readable(source, "config"):
-        config = AutoConfig.from_pretrained(
-            source.name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            **options,
-        )
+    if not files.is_local:
+        check_hub(files.name, source.access)
+    with readable(files, "config"):
+        config = AutoConfig.from_pretrained(files.name, **source.options, **options)
     if header is not None:
         repair_config(config, header)
-    note_qmodel(config, Path(source.name))
+    note_qmodel(config, Path(files.name))
     # Of a model that also speaks (Qwen Omni), the part that reads and writes.
     return getattr(config, "thinker_config", config)
-
-
-def config_of(keys: "ModelConfig") -> "PreTrainedConfig":
-    """As `load_config`, for the model that a run names."""
-    return load_config(keys.model_name_or_path, trust_remote_code=keys.trust_remote_code, **fetching(keys))
 
 
 def fit_task(keys: "ModelConfig", config: "PreTrainedConfig", *, scores: bool | None, starts_score: bool) -> bool:

@@ -11,7 +11,7 @@ from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
-from luthier.model.files.hubs import fetching
+from luthier.model.files.sources import model_source
 from luthier.model.loading.merged import load_merged
 from luthier.model.quantization._layers import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
@@ -39,12 +39,7 @@ def load_frozen_model(
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
     with _under(key):
-        own = load_tokenizer(
-            source,
-            use_fast=keys.use_fast_tokenizer,
-            trust_remote_code=keys.trust_remote_code,
-            **fetching(keys),
-        )
+        own = load_tokenizer(model_source(keys), use_fast=keys.use_fast_tokenizer)
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
     if difference:
         raise ModelError(

@@ -7,7 +7,7 @@ from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, is
 from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed, ktransformers
 from luthier.model.features.mixture_of_depths import add_routers, prepare, routed_model_class
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import Source, check_source, locate
+from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
 from luthier.model.loading.loaded import check_found, repair_generation_config
 from luthier.model.loading.memory_check import placement
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    name_or_path: str,
+    source: ModelSource,
     *,
     config: "PreTrainedConfig | None" = None,
     dtype: "torch.dtype",
@@ -34,12 +34,8 @@ def load_model(
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
     starts_score: bool = False,
-    revision: str = "main",
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
-    """The model of a folder, a GGUF file or a hub id, in `dtype`, in evaluation mode.
+    """The model in `dtype`, in evaluation mode.
 
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
     `quantization`: keep the linear layers in few bits, and compute in `dtype`.
@@ -47,38 +43,37 @@ def load_model(
     A GGUF file is de-quantized, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
     """
-    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    source = locate(name_or_path, **hub)
+    files = source.files
     if config is None:
-        config = load_config(name_or_path, trust_remote_code=trust_remote_code, **hub)
-    check_source(name_or_path, weights=not train_from_scratch, **hub)
+        config = load_config(source)
+    check_source(source, weights=not train_from_scratch)
     auto = auto_class(config)
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    common["trust_remote_code"] = trust_remote_code
+    common["trust_remote_code"] = source.trust_remote_code
     if train_from_scratch:
-        return _with_random_weights(source, auto, config, common)
-    if source.gguf_file:
+        return _with_random_weights(files, auto, config, common)
+    if files.gguf_file:
         from transformers import GgufConfig
 
-        common |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        common |= {"gguf_file": files.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     kind = routed_model_class(config) if is_routed(config) else auto
     is_packed = prequantized_format_of(config) is not None
     has_few_bits = quantization is not None or is_packed
     common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
     if quantization is not None:
-        common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(source.gguf_file))
+        common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(files.gguf_file))
     said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would
-    with readable(source, "weights"), quiet(said_here[0]), quiet(said_here[1]):
-        model, found = reader_of(config, kind)(source.name, config=config, **common, **hub)
-    check_found(source, ktransformers.without_experts(found), starts_score=starts_score and gives_scores(config))
+    with readable(files, "weights"), quiet(said_here[0]), quiet(said_here[1]):
+        model, found = reader_of(config, kind)(files.name, config=config, **common, **source.access.options)
+    check_found(files, ktransformers.without_experts(found), starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()
     if quantization is not None:
-        quantization.finish(model, dtype, is_gguf=bool(source.gguf_file))
+        quantization.finish(model, dtype, is_gguf=bool(files.gguf_file))
     bitsandbytes_cpu.prevent_repacking(model)
     aqlm_cpu.use_dequantized_matmul(model)
     mark_dequantized(model, was_packed=is_packed)
     # Adapters record the name of their base as the user wrote it.
-    model.name_or_path = model.config.name_or_path = name_or_path
+    model.name_or_path = model.config.name_or_path = source.name
     repair_generation_config(model)
     if is_routed(config):
         prepare(model)
@@ -86,9 +81,9 @@ def load_model(
 
 
 def _with_random_weights(
-    source: Source, auto: Any, config: "PreTrainedConfig", common: dict[str, Any]
+    files: ModelFiles, auto: Any, config: "PreTrainedConfig", common: dict[str, Any]
 ) -> "PreTrainedModel":
-    with readable(source, "config"):
+    with readable(files, "config"):
         model: PreTrainedModel = auto.from_config(config, **common)
     if is_routed(config):
         add_routers(model)

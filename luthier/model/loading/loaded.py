@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
-from luthier.model.files.sources import Source
+from luthier.model.files.sources import ModelFiles
 from luthier.model.heads.score_head import SCORE_LAYER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_found(source: Source, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
+def check_found(source: ModelFiles, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
     """`found`: the loading info of transformers. Raises `ModelError` for weights that no file has.
 
     `starts_score`: the model becomes a reward model, whose score layer starts at random and which needs no output head.

@@ -14,7 +14,7 @@ from luthier.core.files import size
 from luthier.core.log import warn
 from luthier.core.machine import available_memory_bytes
 from luthier.model.files.gguf.header import read_header
-from luthier.model.files.sources import Source, read_safetensors_header, weight_files
+from luthier.model.files.sources import ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ _STORED_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F1
 """Every other format of safetensors takes a byte or less."""
 
 
-def check_memory(source: Source, dtype: "torch.dtype") -> None:
+def check_memory(source: ModelSource, dtype: "torch.dtype") -> None:
     """Raises `ModelError` if the weights of a local model, held in `dtype`, are larger than the free memory."""
     free_bytes = available_memory_bytes()
     needed_bytes = weight_bytes(source, dtype.itemsize)
@@ -33,7 +33,7 @@ def check_memory(source: Source, dtype: "torch.dtype") -> None:
         return
     smaller = "load it in 16 bits (bf16: true or infer_dtype: bfloat16), " if dtype.itemsize > 2 else ""
     raise ModelError(
-        f"{source}: its weights take {size(needed_bytes)} of memory in {str(dtype).removeprefix('torch.')}, and "
+        f"{source.files}: its weights take {size(needed_bytes)} of memory in {str(dtype).removeprefix('torch.')}, and "
         f"{size(free_bytes)} are free -> {smaller}take a smaller model, or free some memory"
     )
 
@@ -58,7 +58,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
 
 
 def placement(
-    source: Source, dtype: "torch.dtype", device_map: Any, offload_folder: str | None, *, has_few_bits: bool
+    source: ModelSource, dtype: "torch.dtype", device_map: Any, offload_folder: str | None, *, has_few_bits: bool
 ) -> dict[str, Any]:
     """Where the weights go, as arguments of `from_pretrained`.
 
@@ -77,29 +77,29 @@ def placement(
     if free_bytes is None or needed_bytes <= free_bytes:
         return {}
     warn(
-        f"{source}: its weights take {size(needed_bytes)} of memory and {size(free_bytes)} are free, so a part of them"
-        " is read from disk for every token, which is slow"
+        f"{source.files}: its weights take {size(needed_bytes)} of memory and {size(free_bytes)} are free, so a part of"
+        " them is read from disk for every token, which is slow"
     )
     room = {"cpu": int(free_bytes * SHARE_FOR_WEIGHTS)}
     return {"device_map": "auto", "offload_folder": offload_folder, "max_memory": room}
 
 
-def weight_bytes(source: Source, bytes_per_number: int) -> int:
+def weight_bytes(source: ModelSource, bytes_per_number: int) -> int:
     """What the weights take in memory; 0 where their files do not tell (the hub, files of PyTorch)."""
-    if not source.is_local:
+    if not source.files.is_local:
         return 0
     return sum(count * width for count, width in _tensors(source, bytes_per_number))
 
 
-def _tensors(source: Source, bytes_per_number: int) -> Iterator[tuple[int, int]]:
+def _tensors(source: ModelSource, bytes_per_number: int) -> Iterator[tuple[int, int]]:
     """(numbers, bytes of one number) for each tensor. Floating-point numbers take the format of the model."""
-    folder = Path(source.name)
-    if source.gguf_file:
-        for tensor in read_header(folder / source.gguf_file).tensors:
+    files = source.files
+    if files.gguf_file:
+        for tensor in read_header(Path(files.name) / files.gguf_file).tensors:
             yield tensor.num_elements, bytes_per_number
         return
-    for file in weight_files(folder):
-        for name, tensor in read_safetensors_header(file).items() if file.suffix == ".safetensors" else ():
+    for header in source.headers.values():
+        for name, tensor in header.items():
             if name == "__metadata__":
                 continue
             count = 1

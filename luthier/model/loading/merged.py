@@ -9,8 +9,9 @@ from luthier.model.adapters._loftq import read_record, round_weights
 from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_adapters, merge_adapters
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
+from luthier.model.files.sources import model_source
 from luthier.model.loading.base import load_base, purpose_of
-from luthier.model.loading.config import config_of
+from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
 from luthier.model.quantization._layers import Quantization, is_quantized, plan
 
@@ -85,10 +86,12 @@ def load_merged(
     `choose_dtype`, `unpacks`: see `load_base`. `offload_folder`: see `placement`. `scores`: whether a reward model is
     wanted, None for either kind. `rounding`: an adapter of LoftQ is merged into what these keys make of the weights.
     """
-    config, given = config_of(run.model), given_adapters(run.model)
+    source, given = model_source(run.model), given_adapters(run.model)
+    config = load_config(source)
     purpose = purpose_of(run, machine)
     model = load_base(
         run,
+        source,
         config,
         purpose,
         choose_dtype=choose_dtype,

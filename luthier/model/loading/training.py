@@ -12,10 +12,10 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
 from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
 from luthier.model.features import Training
-from luthier.model.files.hubs import fetching
+from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.loading.base import load_base, purpose_of
-from luthier.model.loading.config import config_of
+from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
 from luthier.model.loading.load import load_model
 from luthier.model.loading.loaded import require_causal
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from luthier.config.keys.model import ModelConfig
     from luthier.config.runs import TrainRun
     from luthier.model.tokenizer import FittedTokenizer
 
@@ -45,11 +44,13 @@ def load_for_training(
 
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
-    config = config_of(keys)
+    source = model_source(keys)
+    config = load_config(source)
     require_trainable(run, config)
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
     loaded = load_base(
         run,
+        source,
         config,
         purpose,
         choose_dtype=partial(
@@ -79,7 +80,7 @@ def load_for_training(
         train_embeddings=run.features.new_tokens.may_grow,
         pure_bf16=run.finetuning.pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
-        original=partial(load_original, base, keys),
+        original=partial(load_original, source, base),
     )
     prepare_for_training(
         model,
@@ -116,14 +117,10 @@ def prepare_for_training(
     model.train()
 
 
-def load_original(model: "PreTrainedModel", keys: "ModelConfig") -> "PreTrainedModel":
+def load_original(source: ModelSource, model: "PreTrainedModel") -> "PreTrainedModel":
     """`model` once more, with the weights as they are in its files."""
-    return load_model(
-        model.config._name_or_path,
-        dtype=checkpoint_dtype(model.config) or model.dtype,
-        attn_implementation="eager",
-        **fetching(keys),
-    )
+    dtype = checkpoint_dtype(model.config) or model.dtype
+    return load_model(source, dtype=dtype, attn_implementation="eager")
 
 
 def _is_reentrant(run: "TrainRun") -> bool:

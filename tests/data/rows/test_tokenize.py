@@ -9,6 +9,7 @@ from luthier.data.chat.render import render
 from luthier.data.rows.tokenize import NUM_BATCHES_AHEAD, ahead, turn_ids
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message
+from luthier.model.files.sources import ModelSource
 from tests.tiny import byte_tokenizer
 
 TALK = (
@@ -24,7 +25,7 @@ def smollm2(smollm2_folder):
     from luthier.model.tokenizer import load_tokenizer
 
     (model,) = smollm2_folder.rglob("*.gguf")
-    return load_tokenizer(str(model))
+    return load_tokenizer(ModelSource(str(model)))
 
 
 def written(name: str):

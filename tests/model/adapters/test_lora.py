@@ -9,8 +9,8 @@ from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters, merge_adapters
 from luthier.model.adapters._targets import find_targets
 from luthier.model.adapters.lora import LoraConfig
-from luthier.model.loading.load import prepare_for_training
 from luthier.model.loading.parameters import count_parameters
+from luthier.model.loading.training import prepare_for_training
 from tests.tiny import TINY_LLAMA
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}

@@ -7,6 +7,7 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
 from tests.model.adapters.test_lora import adapt, build, logits, train_a_little
@@ -19,14 +20,14 @@ def two_adapters(tmp_path):
     folder = tiny_llama(tmp_path / "base")
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
-        adapted = adapt(load_model(str(folder), dtype=torch.float32), lora_target=("q_proj", "down_proj"))
+        adapted = adapt(load_model(ModelSource(str(folder)), dtype=torch.float32), lora_target=("q_proj", "down_proj"))
         train_a_little(adapted, learning_rate=0.02 * (1 + seed))
         adapted.save_pretrained(tmp_path / name)
     return folder, str(tmp_path / "first"), str(tmp_path / "second")
 
 
 def fresh(folder):
-    return load_model(str(folder), dtype=torch.float32)
+    return load_model(ModelSource(str(folder)), dtype=torch.float32)
 
 
 def test_the_last_given_adapter_is_trained_on_and_those_before_are_merged(two_adapters):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from luthier.model.adapters._merge_check import Reference, agreement, next_token_logits
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 
 
@@ -31,7 +32,7 @@ def test_what_is_not_a_number_is_no_agreement():
 
 
 def test_logits_are_those_of_the_model_and_ids_without_a_row_are_left_out(llama_folder):
-    model = load_model(str(llama_folder), dtype=torch.bfloat16).train()
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.bfloat16).train()
     (found,) = next_token_logits(model, [[65, 66, 100_000, 67]])
     with torch.no_grad():
         expected = model.eval()(torch.tensor([[65, 66, 67]])).logits[0]
@@ -49,7 +50,7 @@ def test_each_adapter_is_compared_with_what_the_next_one_stands_on(llama_folder)
 
     for merge in (True, False):
         reference = Reference([[65, 66, 67]])
-        first = adapted(load_model(str(llama_folder), dtype=torch.float32))
+        first = adapted(load_model(ModelSource(str(llama_folder)), dtype=torch.float32))
         reference(first)
         reference(adapted(first.merge_and_unload() if merge else first.unload()))
         (step,) = reference.merges

@@ -11,6 +11,7 @@ from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, ModelError
 from luthier.model.adapters._merge import GivenAdapters, attach_adapter, merge_adapters
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.save import save_adapter
 from tests.model.adapters.test_lora import adapt, build, logits, train_a_little
@@ -110,7 +111,7 @@ def test_a_rank_that_a_weight_does_not_have():
 
 def test_it_starts_in_16_bits_too(tmp_path):
     folder = tiny_llama(tmp_path / "base")
-    model = load_model(str(folder), dtype=torch.bfloat16)
+    model = load_model(ModelSource(str(folder)), dtype=torch.bfloat16)
     adapted = adapt(model, pissa_init=True, lora_rank=4)
     layer = adapted.get_base_model().model.layers[0].mlp.down_proj
     original = fresh(folder).model.layers[0].mlp.down_proj.weight.bfloat16().float()

@@ -16,6 +16,7 @@ from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.core.machine import Machine
 from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.backends.unsloth import PADDING_REASON, import_unsloth, longest_row
+from luthier.model.files.sources import ModelSource
 from luthier.model.heads.output_head import inspect_head, summed_loss, token_logps
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
@@ -91,7 +92,7 @@ def keys_of(folder, tmp_path, **keys):
 
 def loaded_for_training(folder, tmp_path, **keys):
     run = load_train(keys_of(folder, tmp_path, **keys))
-    return load_for_training(run, fit_tokenizer(load_tokenizer(str(folder))), GPU)
+    return load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(str(folder)))), GPU)
 
 
 class TestLoading:
@@ -200,7 +201,7 @@ class TestRefusals:
         run = load_train(keys_of(llama_folder, tmp_path))
         words = r"use_unsloth: its kernels need a GPU .* computes on its CPU -> leave it out"
         with pytest.raises(ModelError, match=words):
-            load_for_training(run, fit_tokenizer(load_tokenizer(str(llama_folder))), CPU)
+            load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(str(llama_folder)))), CPU)
         keys = {"model_name_or_path": str(llama_folder), "use_unsloth": True}
         with pytest.raises(ModelError, match=words):
             load_for_inference(load_infer(keys), CPU)

@@ -3,6 +3,7 @@
 import torch
 
 from luthier.model.compat.gguf_speed import fast_gguf
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 
 
@@ -14,7 +15,7 @@ def test_transformers_still_asks_for_the_tensor_names_of_every_sub_module(monkey
     made = []
     original = gguf.get_tensor_name_map
     monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *args: made.append(args) or original(*args))
-    model = load_model(str(llama_folder), dtype=torch.float32)
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
     expected = get_gguf_hf_weights_map(model, TensorProcessor(config={}))
     assert len(made) > 10
     made.clear()

@@ -13,6 +13,7 @@ from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import is_routed, require_dense
 from luthier.model.features.mixture_of_depths import CAPACITY, convert
+from luthier.model.files.sources import ModelSource
 from luthier.model.llama_pro import expand_blocks
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
@@ -205,7 +206,7 @@ def save(model, folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_saved_is_loaded_again(tmp_path, dtype, said):
     model = trained_a_little(converted())
-    again = load_model(save(model, tmp_path), dtype=dtype)
+    again = load_model(ModelSource(save(model, tmp_path)), dtype=dtype)
     assert is_routed(again.config) and not said
     assert all(router.threshold.dtype == torch.float32 for router in routers(again))
     for name, value in model.state_dict().items():
@@ -234,11 +235,13 @@ def test_a_missing_router_is_an_error(tmp_path):
     del weights["model.layers.3.depth_router.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 weights of the model .* \(model.layers.3.depth_router.weight"):
-        load_model(name, dtype=torch.float32)
+        load_model(ModelSource(name), dtype=torch.float32)
 
 
 def test_from_scratch_it_starts_with_fresh_routers(tmp_path):
-    model = load_model(save(trained_a_little(converted()), tmp_path), dtype=torch.float32, train_from_scratch=True)
+    model = load_model(
+        ModelSource(save(trained_a_little(converted()), tmp_path)), dtype=torch.float32, train_from_scratch=True
+    )
     assert [int(router.num_seen) for router in routers(model)] == [0, 0]
     assert model(**one_row()).logits.isfinite().all()
 
@@ -304,6 +307,6 @@ def test_twice_is_an_error_and_so_is_what_has_no_place_for_routers(tmp_path):
 
 
 def test_the_config_says_what_it_is(tmp_path):
-    config = load_config(save(converted(), tmp_path))
+    config = load_config(ModelSource(save(converted(), tmp_path)))
     assert config.model_type == "llama" and config.mixture_of_depths == {"model_type": "llama", "capacity": CAPACITY}
     assert math.ceil(CAPACITY * 16) == 2

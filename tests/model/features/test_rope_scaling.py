@@ -10,6 +10,7 @@ from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.features.rope_scaling import require_stretched, save_beside_adapter, stretch_context
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.merged import load_for_export
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import TINY_LLAMA, tiny_llama
@@ -120,7 +121,7 @@ def test_adapters_and_exports_keep_the_positions_of_their_training(kind, tmp_pat
     folder = str(tiny_llama(tmp_path / "model", max_position_embeddings=WINDOW))
     keys = {"model_name_or_path": folder, "rope_scaling": kind}
     run = load_train({**keys, "dataset": "x", "output_dir": str(tmp_path / "out"), "cutoff_len": 300})
-    model = load_for_training(run, fit_tokenizer(load_tokenizer(folder))).model.eval()
+    model = load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(folder)))).model.eval()
     assert any("factor 3" in line for line in said)
     adapter = tmp_path / "adapter"
     model.save_pretrained(adapter)

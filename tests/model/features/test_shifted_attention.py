@@ -9,6 +9,7 @@ from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.backends import load_for_training
 from luthier.model.features.shifted_attention import shift_attention
+from luthier.model.files.sources import ModelSource
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import TINY_LLAMA
 
@@ -116,7 +117,7 @@ def test_a_run_asks_for_it(llama_folder, tmp_path):
     keys = {"model_name_or_path": str(llama_folder), "dataset": "x", "output_dir": str(tmp_path), "shift_attn": True}
     run = load_train(keys | {"flash_attn": "fa2"})
     assert [warning.key for warning in run.warnings if "shift_attn" in warning.reason] == ["flash_attn"]
-    loaded = load_for_training(run, fit_tokenizer(load_tokenizer(str(llama_folder))))
+    loaded = load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(str(llama_folder)))))
     assert loaded.attention.implementation == "luthier_shifted"
     assert loaded.padding_reason is None
     loaded.model(input_ids=torch.arange(3, 40)[None]).logits.sum().backward()

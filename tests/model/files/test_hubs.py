@@ -15,7 +15,8 @@ from luthier.config.load import load_infer, load_train, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.model.backends import load_for_inference
 from luthier.model.files import hubs
-from luthier.model.files.sources import locate
+from luthier.model.files.hubs import HubAccess
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
@@ -91,24 +92,25 @@ def hub(tmp_path, monkeypatch, library):
 
 
 def test_a_name_is_fetched_once_and_kept(hub, library, tmp_path):
-    how = {"cache_dir": str(tmp_path / "cache"), "token": "t"}
-    config = load_config("org/tiny", **how)
-    tokenizer = load_tokenizer("org/tiny", **how)
-    model = load_model("org/tiny", config=config, dtype=config.dtype, **how)
+    access = HubAccess(cache_dir=str(tmp_path / "cache"), token="t")
+    source = ModelSource("org/tiny", access)
+    config = load_config(source)
+    tokenizer = load_tokenizer(source)
+    model = load_model(ModelSource("org/tiny", access), config=config, dtype=config.dtype)
     assert len(tokenizer) == 261
     assert model.name_or_path == model.config._name_or_path == "org/tiny"
     revision = "master" if library == "modelscope" else "main"
-    expected = {"name": "org/tiny", "revision": revision, "cache_dir": how["cache_dir"], "local": False, "token": "t"}
+    expected = {"name": "org/tiny", "revision": revision, "cache_dir": access.cache_dir, "local": False, "token": "t"}
     assert hub.calls == [expected]
 
 
 def test_another_revision_is_asked_for_by_its_own_name(hub):
-    assert locate("org/tiny", revision="v2").name == str(hub.root / "org" / "tiny")
+    assert ModelSource("org/tiny", HubAccess(revision="v2")).files.name == str(hub.root / "org" / "tiny")
     assert hub.calls[0]["revision"] == "v2"
 
 
 def test_what_lies_here_is_not_asked_for(hub, llama_folder):
-    assert locate(str(llama_folder)).name == str(llama_folder)
+    assert ModelSource(str(llama_folder)).files.name == str(llama_folder)
     assert hub.calls == []
 
 
@@ -140,15 +142,15 @@ def test_the_processor_is_copied_from_what_was_fetched(hub, tmp_path):
         AutoConfig.for_model("llava", text_config=LLAMA, vision_config=CLIP)
     ).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text("{}")
-    config = load_config("org/sees")
-    copy_processor(load_model("org/sees", config=config, dtype=config.dtype), tmp_path)
+    config = load_config(ModelSource("org/sees"))
+    copy_processor(load_model(ModelSource("org/sees"), config=config, dtype=config.dtype), tmp_path)
     assert (tmp_path / "preprocessor_config.json").is_file()
 
 
 def test_a_name_that_the_hub_does_not_have_is_one_sentence(hub, library):
     title, key = ("ModelScope", "ms_hub_token") if library == "modelscope" else ("Modelers", "om_hub_token")
     with pytest.raises(ModelError) as caught:
-        load_config("org/none")
+        load_config(ModelSource("org/none"))
     assert f"org/none: there is no folder of this name here, and {title} does not give one" in str(caught.value)
     assert "(org/none does not exist) -> check the name" in str(caught.value)
     assert key in str(caught.value) and "\n" not in str(caught.value)
@@ -156,11 +158,11 @@ def test_a_name_that_the_hub_does_not_have_is_one_sentence(hub, library):
 
 def test_without_an_answer_what_was_fetched_before_is_taken_and_said(hub, said):
     (hub.root / "down").touch()
-    assert load_tokenizer("org/tiny").eos_token == "</s>"
+    assert load_tokenizer(ModelSource("org/tiny")).eos_token == "</s>"
     assert [call["local"] for call in hub.calls] == [False, True]
     assert any("taken from what was fetched before" in line and "(the line is dead)" in line for line in said)
     with pytest.raises(ModelError, match=r"does not give one \(the line is dead\)"):
-        load_tokenizer("org/none")
+        load_tokenizer(ModelSource("org/none"))
 
 
 def test_a_host_that_has_no_address_is_not_tried(hub, monkeypatch, said):
@@ -175,8 +177,8 @@ def test_a_host_that_has_no_address_is_not_tried(hub, monkeypatch, said):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.upper(), raising=False)
     with pytest.raises(ModelError, match=r"\(model\w+\.cn: Name or service not known\)"):
-        load_config("org/none")
-    load_config("org/tiny")
+        load_config(ModelSource("org/none"))
+    load_config(ModelSource("org/tiny"))
     assert [call["local"] for call in hub.calls] == [True, True]
 
 
@@ -191,7 +193,7 @@ def test_a_missing_library_is_told_before_anything_is_loaded(hub_of, monkeypatch
     assert [problem.key for problem in caught.value.problems] == ["model_name_or_path", *["adapter_name_or_path"] * 2]
     assert all(problem.remedy == f"pip install 'luthier[{hub_of.extra}]'" for problem in caught.value.problems)
     with pytest.raises(MissingExtra, match=f"needs the library `{hub_of.module}`.*luthier.{hub_of.extra}"):
-        load_config("org/tiny")
+        load_config(ModelSource("org/tiny"))
 
 
 def test_the_missing_library_is_told_without_torch(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.header import check_loadable, read_header
-from luthier.model.files.sources import Source, check_adapter_source, check_source, locate
+from luthier.model.files.hubs import HubAccess
+from luthier.model.files.sources import ModelFiles, ModelSource, check_adapter_source, check_source
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
@@ -35,6 +36,9 @@ def write_gguf(path, architecture="llama", cut=0):
 
 
 def refused(action, *args, **kwargs) -> str:
+    """What `action` says of a model that it cannot use; the name of the model is the first argument."""
+    if action in (check_source, load_config, load_tokenizer, load_model):
+        args = (ModelSource(str(args[0])), *args[1:])
     with pytest.raises(ModelError) as caught:
         action(*args, **kwargs)
     return str(caught.value)
@@ -42,10 +46,10 @@ def refused(action, *args, **kwargs) -> str:
 
 def test_a_folder_a_gguf_file_and_a_hub_id_are_told_apart(tmp_path, llama_folder):
     path = write_gguf(tmp_path / "tiny.gguf")
-    assert locate(str(llama_folder)) == Source(str(llama_folder))
-    assert locate(str(path)) == locate(str(tmp_path)) == Source(str(tmp_path), "tiny.gguf")
-    assert locate("meta-llama/Llama-2-7b-hf") == Source("meta-llama/Llama-2-7b-hf", is_local=False)
-    assert locate("gpt2") == Source("gpt2", is_local=False)
+    assert ModelSource(str(llama_folder)).files == ModelFiles(str(llama_folder))
+    assert ModelSource(str(path)).files == ModelSource(str(tmp_path)).files == ModelFiles(str(tmp_path), "tiny.gguf")
+    assert ModelSource("meta-llama/Llama-2-7b-hf").files == ModelFiles("meta-llama/Llama-2-7b-hf", is_local=False)
+    assert ModelSource("gpt2").files == ModelFiles("gpt2", is_local=False)
 
 
 def test_a_missing_path_says_how_far_it_exists(tmp_path):
@@ -97,7 +101,7 @@ def test_a_cut_off_safetensors_file_is_told_by_its_size(tmp_path):
     weights = folder / "model.safetensors"
     size = weights.stat().st_size
     weights.write_bytes(weights.read_bytes()[: size - 1000])
-    for action in (check_source, lambda name: load_model(name, dtype=None)):
+    for action in (check_source, lambda name: load_model(ModelSource(name), dtype=None)):
         assert f"{size - 1000:,} bytes instead of {size:,}" in refused(action, str(folder))
 
 
@@ -143,7 +147,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_a_remedy(monkeypatch,
 def test_a_hub_id_in_the_cache_needs_no_network(tmp_path, monkeypatch):
     (tmp_path / "models--org--name").mkdir()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: pytest.fail("the network was asked"))
-    check_source("org/name", cache_dir=str(tmp_path))
+    check_source(ModelSource("org/name", HubAccess(cache_dir=str(tmp_path))))
 
 
 def test_a_gguf_header_says_what_is_in_the_file(tmp_path):
@@ -170,13 +174,13 @@ def test_a_damaged_gguf_file_is_refused(tmp_path, damage):
 
 def test_a_gguf_file_cut_inside_its_last_tensor_is_refused(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", cut=8)
-    for action in (check_loadable, lambda p: load_tokenizer(str(p))):
+    for action in (check_loadable, lambda p: load_tokenizer(ModelSource(str(p)))):
         assert "token_embd.weight" in refused(action, path)
 
 
 def test_a_gguf_file_of_an_architecture_that_cannot_be_loaded_names_those_that_can(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", architecture="rwkv7")
-    for action in (load_tokenizer, load_config, lambda name: load_model(name, dtype=None)):
+    for action in (load_tokenizer, load_config, lambda name: load_model(ModelSource(name), dtype=None)):
         message = refused(action, str(path))
         assert "'rwkv7'" in message
         assert "llama, " in message
@@ -198,8 +202,8 @@ def test_adapter_folders_are_looked_at(tmp_path):
 def test_looking_at_a_model_imports_neither_torch_nor_transformers(llama_folder):
     code = f"""
 import sys
-from luthier.model.files.sources import check_source
-check_source({str(llama_folder)!r})
+from luthier.model.files.sources import ModelSource, check_source
+check_source(ModelSource({str(llama_folder)!r}))
 assert not {{"torch", "transformers", "numpy", "gguf"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

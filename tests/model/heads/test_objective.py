@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from luthier.model.heads import output_head
 from luthier.model.heads.objective import Predictions, summed_objective
+from luthier.model.kernels import chunked_head
 from luthier.stages._divergence import generalized_jsd
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
-    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
     torch.manual_seed(0)
     sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     teacher = torch.randn(150, 11).double()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.loading.training import prepare_for_training
@@ -17,7 +18,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 
 def test_a_model_is_loaded_in_the_format_asked_for(llama_folder):
-    model = load_model(str(llama_folder), dtype=BF16, attn_implementation="eager")
+    model = load_model(ModelSource(str(llama_folder)), dtype=BF16, attn_implementation="eager")
     assert {weight.dtype for weight in model.parameters()} == {BF16}
     assert model.config._attn_implementation == "eager"
     assert not model.training
@@ -26,7 +27,7 @@ def test_a_model_is_loaded_in_the_format_asked_for(llama_folder):
 def test_random_weights_need_the_config_only(tmp_path):
     folder = tiny_llama(tmp_path)
     (folder / "model.safetensors").unlink()
-    first, second = (load_model(str(folder), dtype=FP32, train_from_scratch=True) for _ in range(2))
+    first, second = (load_model(ModelSource(str(folder)), dtype=FP32, train_from_scratch=True) for _ in range(2))
     assert count_parameters(first) == count_parameters(second)
     assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
 
@@ -47,7 +48,7 @@ def test_loading_makes_no_second_copy_of_the_weights(tmp_path):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    model = load_model(str(folder), dtype=FP32)
+    model = load_model(ModelSource(str(folder)), dtype=FP32)
     sum(weight.sum() for weight in model.parameters())  # weights may be mapped from the file until they are read
     done.set()
     watcher.join()
@@ -60,7 +61,7 @@ def memory_bytes_in_use() -> int:
 
 
 def test_what_learns_is_float32_beside_16_bit_weights(llama_folder):
-    model = load_model(str(llama_folder), dtype=BF16).requires_grad_(False)
+    model = load_model(ModelSource(str(llama_folder)), dtype=BF16).requires_grad_(False)
     model.lm_head.requires_grad_(True)
     prepare_for_training(model, upcast_lmhead_output=True)
     assert model.lm_head.weight.dtype == FP32
@@ -69,7 +70,7 @@ def test_what_learns_is_float32_beside_16_bit_weights(llama_folder):
     assert model.config.use_cache is False
     with torch.autocast("cpu", BF16):
         assert model(torch.tensor([[1, 2, 3]])).logits.dtype == FP32
-    pure = load_model(str(llama_folder), dtype=BF16)
+    pure = load_model(ModelSource(str(llama_folder)), dtype=BF16)
     prepare_for_training(pure, pure_bf16=True)
     assert {weight.dtype for weight in pure.parameters()} == {BF16}
 
@@ -77,7 +78,7 @@ def test_what_learns_is_float32_beside_16_bit_weights(llama_folder):
 @pytest.fixture(scope="module")
 def smollm2(smollm2_folder):
     """(model, tokenizer)"""
-    return load_model(str(smollm2_folder), dtype=FP32), load_tokenizer(str(smollm2_folder))
+    return load_model(ModelSource(str(smollm2_folder)), dtype=FP32), load_tokenizer(ModelSource(str(smollm2_folder)))
 
 
 @pytest.mark.thorough
@@ -95,8 +96,8 @@ def test_a_gguf_model_can_be_saved_and_loaded_as_any_other(smollm2, tmp_path):
     model, tokenizer = smollm2
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path), dtype=FP32)
+    again = load_model(ModelSource(str(tmp_path)), dtype=FP32)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
-    assert load_tokenizer(str(tmp_path)).encode("Paris <|im_end|>") == tokenizer.encode("Paris <|im_end|>")
+    assert load_tokenizer(ModelSource(str(tmp_path))).encode("Paris <|im_end|>") == tokenizer.encode("Paris <|im_end|>")

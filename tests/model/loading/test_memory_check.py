@@ -9,7 +9,7 @@ from luthier.config.load import load_infer, load_train
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
 from luthier.model.backends import load_for_inference
-from luthier.model.files.sources import Source, locate
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.memory_check import placement, weight_bytes
 from luthier.model.save import num_bytes
@@ -19,12 +19,12 @@ from tests.workflow.test_export import adapter
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_folder(llama_folder, dtype):
-    expected = num_bytes(load_model(str(llama_folder), dtype=dtype))
-    assert weight_bytes(locate(str(llama_folder)), dtype.itemsize) == expected
+    expected = num_bytes(load_model(ModelSource(str(llama_folder)), dtype=dtype))
+    assert weight_bytes(ModelSource(str(llama_folder)), dtype.itemsize) == expected
 
 
 def test_a_gguf_file_is_dequantized(smollm2_folder):
-    assert weight_bytes(locate(str(smollm2_folder)), 2) == 2 * 134_515_008
+    assert weight_bytes(ModelSource(str(smollm2_folder)), 2) == 2 * 134_515_008
 
 
 def test_integers_keep_their_width(llama_folder, tmp_path):
@@ -32,11 +32,11 @@ def test_integers_keep_their_width(llama_folder, tmp_path):
 
     (tmp_path / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
     save_file({"packed": torch.zeros(10, dtype=torch.uint8), "half": torch.zeros(10)}, tmp_path / "model.safetensors")
-    assert weight_bytes(locate(str(tmp_path)), 2) == 10 + 20
+    assert weight_bytes(ModelSource(str(tmp_path)), 2) == 10 + 20
 
 
 def test_the_hub_does_not_tell():
-    assert weight_bytes(Source("someone/something", is_local=False), 4) == 0
+    assert weight_bytes(ModelSource("someone/something"), 4) == 0
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def test_it_is_asked_for_by_the_key(four_layers, small_memory):
 
 def test_what_learns_stays_in_memory(four_layers, small_memory):
     with pytest.raises(ModelError, match="are free -> load it in 16 bits"):
-        load_model(str(four_layers), dtype=torch.float32)
+        load_model(ModelSource(str(four_layers)), dtype=torch.float32)
     run = load_train({"model_name_or_path": "x", "dataset": "x", "output_dir": "x", "offload_folder": "there"})
     assert any("weights that learn stay in memory" in warning.reason for warning in run.warnings)
 
 
 def test_several_devices_take_what_they_can(llama_folder):
-    source = locate(str(llama_folder))
+    source = ModelSource(str(llama_folder))
     assert placement(source, torch.float32, "auto", "there", has_few_bits=False) == {
         "device_map": "auto",
         "offload_folder": "there",

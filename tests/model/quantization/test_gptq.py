@@ -13,10 +13,10 @@ from luthier.core.errors import ConfigError, DataError, MissingExtra, ModelError
 from luthier.core.manifest import read_manifest, verify_folder
 from luthier.core.versions import is_installed
 from luthier.model.backends import load_for_inference
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.quantization._gptq import group_size_for
-from luthier.run import export
-from luthier.workflow import requirements
+from luthier.workflow import export, requirements
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
@@ -88,13 +88,13 @@ def test_texts_and_weights_that_do_not_do_are_told_before_the_model_is_loaded(tm
 @pytest.mark.parametrize(("width", "group_size"), [(128, 128), (192, 64), (96, 32)])
 def test_groups_divide_the_width_of_every_layer(tmp_path, width, group_size):
     folder = tiny_llama(tmp_path, hidden_size=width, intermediate_size=256, num_attention_heads=2)
-    assert group_size_for(load_model(str(folder), dtype=torch.float32)) == group_size
+    assert group_size_for(load_model(ModelSource(str(folder)), dtype=torch.float32)) == group_size
 
 
 def test_a_width_that_no_group_divides_is_refused(tmp_path):
     folder = tiny_llama(tmp_path, hidden_size=72, num_attention_heads=2)
     with pytest.raises(ModelError, match="layers of this model are 72, 128 wide, which are no multiples of 32"):
-        group_size_for(load_model(str(folder), dtype=torch.float32))
+        group_size_for(load_model(ModelSource(str(folder)), dtype=torch.float32))
 
 
 def unpacked(tensors, name):

@@ -12,7 +12,7 @@ import luthier
 from luthier.config.load import load_infer, read_source
 from luthier.core.errors import ConfigError, MissingExtra, ModelError
 from luthier.model.backends import load_for_inference
-from luthier.model.files.sources import check_source
+from luthier.model.files.sources import ModelSource, check_source
 from luthier.model.quantization import _prequantized
 from luthier.model.quantization._layers import num_layer_bytes, num_weights, quantized_layers
 from luthier.model.quantization._prequantized import prequantized_format_in
@@ -219,7 +219,7 @@ def test_a_file_that_is_cut_off_is_one_error(world, tmp_path, layout, file):
     folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", layout)
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: len(content) // 2])
-    for load in (infer, lambda folder: check_source(str(folder))):  # the second before torch is imported
+    for load in (infer, lambda folder: check_source(ModelSource(str(folder)))):  # the second before torch is imported
         with pytest.raises(ModelError, match=f"{file}: this file is cut off or damaged.* -> copy or download it again"):
             load(folder)
 

@@ -10,6 +10,7 @@ from luthier.config.load import load_infer
 from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.machine import detect
 from luthier.model.backends import load_for_inference
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.quantization import _layers
@@ -155,7 +156,7 @@ def test_a_device_map_and_a_common_number_format_where_processes_share(folder):
 
 def test_a_model_that_is_not_to_be_quantized_is_not(folder):
     assert plan(QuantizationConfig(), detect()) is None
-    assert not list(quantized_layers(load_model(str(folder), dtype=torch.float32)))
+    assert not list(quantized_layers(load_model(ModelSource(str(folder)), dtype=torch.float32)))
 
 
 def tiny_gguf(path):

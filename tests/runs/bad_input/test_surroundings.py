@@ -53,7 +53,7 @@ def test_a_folder_that_is_gone(person):
     line = "mkdir gone && cd gone && rmdir ../gone && LUTHIER check run.yaml"
     done = shell(line, person.folder)
     assert done.returncode == 2
-    assert done.stderr == "luthier: the current folder is no longer there -> change to another one\n"
+    assert done.stderr == "luthier: the current folder no longer exists -> change to another one\n"
 
 
 def test_home_in_a_path(person, monkeypatch):

@@ -8,6 +8,7 @@ from luthier.core.errors import ModelError, RunFailed
 from luthier.model.files.gguf.header import read_header
 from luthier.model.files.gguf.vocabulary import read_vocabulary
 from luthier.model.files.gguf.writer import LAYOUTS, check_writable, interleave, write_gguf
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 from tests.tiny import TINY_LLAMA, save_tiny
@@ -65,7 +66,7 @@ def test_the_same_logits(tmp_path, case):
     name, settings = CASES[case]
     model = saved(tmp_path / "model", getattr(transformers, name)(**settings))
     write_gguf(tmp_path / "model", tmp_path / "m.gguf", "f32")
-    again = load_model(str(tmp_path / "m.gguf"), dtype=torch.float32, attn_implementation="eager")
+    again = load_model(ModelSource(str(tmp_path / "m.gguf")), dtype=torch.float32, attn_implementation="eager")
     assert (logits(again) - logits(model)).abs().max() < 1e-5
 
 
@@ -79,7 +80,7 @@ def test_number_formats(tmp_path, number_format, within):
     config = transformers.LlamaConfig(**TINY_LLAMA)
     model = saved(tmp_path / "model", config)
     write_gguf(tmp_path / "model", tmp_path / "m.gguf", number_format)
-    again = load_model(str(tmp_path / "m.gguf"), dtype=torch.float32)
+    again = load_model(ModelSource(str(tmp_path / "m.gguf")), dtype=torch.float32)
     error = (logits(again) - logits(model)).abs().max() / logits(model).abs().max()
     assert 0 < error < within
     kinds = {tensor.name: tensor.kind for tensor in read_header(tmp_path / "m.gguf").tensors}
@@ -130,7 +131,7 @@ def test_the_tokenizer_cuts_text_the_same_way(tmp_path, kind):
     saved(tmp_path / "model", config, tokenizer)
     (tmp_path / "alone").mkdir()
     write_gguf(tmp_path / "model", tmp_path / "alone" / "m.gguf", "f16")
-    again = load_tokenizer(str(tmp_path / "alone" / "m.gguf"))
+    again = load_tokenizer(ModelSource(str(tmp_path / "alone" / "m.gguf")))
     for text in ("the cat sat on", "return x + 1", "Zürich é 猫<|im_end|>", "two  blanks"):
         assert again.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False)
     assert (again.bos_token, again.eos_token, again.pad_token) == ("<s>", "</s>", "<|im_end|>")

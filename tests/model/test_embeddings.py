@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from luthier.model.embeddings import fit_embeddings, num_rows
+from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from tests.tiny import byte_tokenizer, tiny_llama
 
@@ -11,7 +12,9 @@ from tests.tiny import byte_tokenizer, tiny_llama
 @pytest.fixture
 def model(tmp_path, request):
     tied = getattr(request, "param", False)
-    return load_model(str(tiny_llama(tmp_path, vocab_size=261, tie_word_embeddings=tied)), dtype=torch.float32)
+    return load_model(
+        ModelSource(str(tiny_llama(tmp_path, vocab_size=261, tie_word_embeddings=tied))), dtype=torch.float32
+    )
 
 
 def with_tokens(*tokens):
@@ -46,7 +49,7 @@ def test_nothing_new_changes_nothing(model):
 
 
 def test_tokens_that_fit_into_the_padding_are_started_as_well(tmp_path):
-    model = load_model(str(tiny_llama(tmp_path, vocab_size=320)), dtype=torch.float32)
+    model = load_model(ModelSource(str(tiny_llama(tmp_path, vocab_size=320))), dtype=torch.float32)
     before = rows(model)[0]
     assert fit_embeddings(model, with_tokens("<a>"), added_tokens=["<a>"])
     after = rows(model)[0]
@@ -68,7 +71,7 @@ def test_the_same_seed_gives_the_same_rows(tmp_path):
     folder = str(tiny_llama(tmp_path, vocab_size=261))
     made = []
     for seed in (1, 1, 2):
-        model = load_model(folder, dtype=torch.float32)
+        model = load_model(ModelSource(folder), dtype=torch.float32)
         torch.rand(seed)
         fit_embeddings(model, with_tokens("<a>"), added_tokens=["<a>"], seed=seed)
         made.append(rows(model)[0])

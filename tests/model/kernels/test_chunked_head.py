@@ -1,0 +1,60 @@
+"""Losses of a linear head in chunks equal the textbook ones, value and gradients, however the logits are cut."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from luthier.model.kernels import chunked_head
+from luthier.model.kernels.chunked_head import linear_cross_entropy
+
+
+def test_two_words_by_hand():
+    """One position, logits (0, ln 3): p = (1/4, 3/4), so the loss of target 1 is -ln(3/4) and of target 0 is ln 4."""
+    weight = torch.tensor([[0.0], [torch.tensor(3.0).log()]], dtype=torch.float64)
+    hidden = torch.ones(1, 1, dtype=torch.float64)
+    for target, expected in ((1, 4 / 3), (0, 4.0)):
+        loss, best = linear_cross_entropy(hidden, weight, None, torch.tensor([target]))
+        assert loss.item() == pytest.approx(torch.tensor(expected).log().item(), abs=1e-7)
+        assert best.tolist() == [1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk_elements", [1, 2**26])
+def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chunk_elements):
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
+    targets = torch.randint(0, 11, (150,))
+    ours = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    theirs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    loss, best = linear_cross_entropy(ours[0], ours[1], ours[2] if with_bias else None, targets, smoothing)
+    logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None)
+    expected = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    assert torch.equal(best, logits.argmax(-1))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    for mine, reference in zip(ours[: 2 + with_bias], theirs, strict=False):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk_elements", [1, 2**26])
+def test_log_probabilities_and_gradients_equal_log_softmax(monkeypatch, temperature, with_bias, chunk_elements):
+    """150 positions are three chunks of 64, or one; every position has a weight of its own in the sum."""
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
+    targets, shares = torch.randint(0, 11, (150,)), torch.randn(150).double()
+    ours = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    theirs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    found = chunked_head.linear_logps(ours[0], ours[1], ours[2] if with_bias else None, targets, temperature)
+    logits = F.linear(theirs[0], theirs[1], theirs[2] if with_bias else None) / temperature
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (shares * found).sum().backward()
+    (shares * expected).sum().backward()
+    for mine, reference in zip(ours[: 2 + with_bias], theirs, strict=False):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
