@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import parse_flag_from_env
 
 from luthier.data.collate import collate, concatenate_rows, pad_rows
+from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.processor import FittedProcessor
@@ -83,6 +84,6 @@ def with_fillers(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
     num_missing = -len(rows) % multiple
     if not num_missing:
         return rows
-    labels = {name: [IGNORE_INDEX] * len(rows[0][name]) for name in rows.column_names if name.endswith("labels")}
+    labels = {name: [IGNORE_INDEX] * len(rows[0][name]) for name in rows.column_names if kind_of(name) is LABELS}
     filler = {**rows[0], **labels}
     return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([filler] * num_missing, rows.features)])

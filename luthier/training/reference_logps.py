@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 REFERENCE_COLUMN = "reference_logps"
 """The summed log-probability of the answer of each part of a row."""
 LOGPS_FILE = "reference_logps.npy"
-LOGPS_CODE = ("stages/_logps.py", "model/heads", "data/collate.py", "training/reference_logps.py")
+LOGPS_CODE = ("stages/_logps.py", "model/heads", "model/kernels", "data/collate.py", "training/reference_logps.py")
 """The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of an adapter's config that change what its weights do."""

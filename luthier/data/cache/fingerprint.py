@@ -62,9 +62,9 @@ def code_digest(parts: tuple[str, ...] = ROW_CODE) -> str:
 
 def code_files(parts: tuple[str, ...] = ROW_CODE) -> list[Path]:
     """The files named by `parts`, and those in the folders among them."""
-    found = [
-        path for part in parts for path in ((_PACKAGE / part).rglob("*") if "." not in part else [_PACKAGE / part])
-    ]
+    roots = [_PACKAGE / part for part in parts]
+    assert all(root.exists() for root in roots), "the list follows the code when it moves"
+    found = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root])]
     return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 

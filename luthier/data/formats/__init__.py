@@ -17,3 +17,9 @@ class Format:
     name: str
     read: Callable[[Mapping[str, Any], DatasetSpec], Example]
     """Raises `RowError` with the reason for a row that deviates from the format."""
+    needs: tuple[str, ...]
+    """Keys of `columns` without which no row can be read, as far as the description uses them."""
+    ignores: tuple[str, ...]
+    """Keys of `columns` that belong to other formats."""
+    has_roles: bool
+    """Whether rows are lists of messages whose roles `tags` names."""

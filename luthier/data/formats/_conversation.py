@@ -14,6 +14,9 @@ from luthier.data.formats._columns import flag, kind, media, optional_text, pres
 from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import LOSS_KEY, Dialogue, Example, Feedback, Message, Preference, Role, Span
 
+NEEDS = ("messages", "chosen", "rejected", "kto_tag")
+IGNORES = ("prompt", "query", "response", "history")
+"""Keys of `columns`, see `luthier.data.formats.Format`."""
 ASKING: tuple[Role, ...] = ("user", "observation")
 ANSWERING: tuple[Role, ...] = ("assistant", "function")
 

@@ -67,4 +67,10 @@ def _history(row: Mapping[str, Any], column: str | None) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-FORMAT = Format(name="alpaca", read=read)
+FORMAT = Format(
+    name="alpaca",
+    read=read,
+    needs=("prompt", "response", "chosen", "rejected", "kto_tag"),
+    ignores=("messages",),
+    has_roles=False,
+)

@@ -17,6 +17,8 @@ from luthier.core.errors import ToolFault
 from luthier.data.formats import Format
 from luthier.data.formats._columns import kind
 from luthier.data.formats._conversation import (
+    IGNORES,
+    NEEDS,
     Spoken,
     joined_loss,
     message_loss,
@@ -112,4 +114,4 @@ def _function(call: Any, place: str) -> dict[str, Any]:
     return {"name": name, "arguments": arguments}
 
 
-FORMAT = Format(name="openai", read=read)
+FORMAT = Format(name="openai", read=read, needs=NEEDS, ignores=IGNORES, has_roles=True)

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data.formats import Format
-from luthier.data.formats._conversation import Spoken, message_loss, message_objects, message_text, role_of, to_example
+from luthier.data.formats._conversation import (
+    IGNORES,
+    NEEDS,
+    Spoken,
+    message_loss,
+    message_objects,
+    message_text,
+    role_of,
+    to_example,
+)
 from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import Example
 
@@ -22,4 +31,4 @@ def speak(message: Mapping[str, Any], tags: Tags, place: str) -> Spoken:
     return Spoken(place, role_of(tag, tags), tag, content, message_loss(message, content, place))
 
 
-FORMAT = Format(name="sharegpt", read=read)
+FORMAT = Format(name="sharegpt", read=read, needs=NEEDS, ignores=IGNORES, has_roles=True)

@@ -19,12 +19,6 @@ from luthier.data.sources.readers import DataFile, Row
 from luthier.data.types import LOSS_KEY
 
 NUM_FIRST_ROWS = 10
-_REQUIRED = {
-    "alpaca": ("prompt", "response", "chosen", "rejected", "kto_tag"),
-    "sharegpt": ("messages", "chosen", "rejected", "kto_tag"),
-    "openai": ("messages", "chosen", "rejected", "kto_tag"),
-}
-_ALPACA_ONLY = ("prompt", "query", "response", "history")
 _MEANT_BY_NAME = {
     **{f.name: f.name for f in fields(Columns)},
     **{f.default: f.name for f in fields(Columns) if isinstance(f.default, str)},
@@ -110,10 +104,7 @@ def _first_reason(rows: Iterable[Row]) -> str:
 def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
     """Key of `columns` -> column, for those that the format reads."""
     columns = {f.name: getattr(spec.columns, f.name) for f in fields(Columns)}
-    if spec.formatting == "alpaca":
-        columns["messages"] = None
-    else:
-        columns |= dict.fromkeys(_ALPACA_ONLY)
+    columns |= dict.fromkeys(FORMATS.get(spec.formatting).ignores)
     if spec.ranking:
         columns["response"] = None
     else:
@@ -127,7 +118,7 @@ def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
 def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(key, column, reason) of described columns that the first rows lack. The default `input` may be missing."""
     for key, column in _effective(spec, found).items():
-        if column not in found and (spec.columns_given or key in _REQUIRED[spec.formatting]):
+        if column not in found and (spec.columns_given or key in FORMATS.get(spec.formatting).needs):
             how = "" if spec.columns_given else " (the default, since `columns` is not given)"
             yield key, column, f"the data have no such column{how}"
 
@@ -144,7 +135,7 @@ def _unread(spec: DatasetSpec, found: Sequence[str]) -> Iterator[Problem]:
         key = _MEANT_BY_NAME.get(column)
         if key is None or key in effective or column in effective.values():
             continue
-        if key == "messages" if spec.formatting == "alpaca" else key in _ALPACA_ONLY:
+        if key in FORMATS.get(spec.formatting).ignores:
             continue
         by_default = getattr(Columns(), key) is not None
         why = "giving `columns` cleared the default that reads it" if by_default else f"`columns` names no {key!r}"
@@ -153,7 +144,7 @@ def _unread(spec: DatasetSpec, found: Sequence[str]) -> Iterator[Problem]:
 
 
 def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
-    if spec.formatting == "alpaca" or not spec.tags_given:
+    if not FORMATS.get(spec.formatting).has_roles or not spec.tags_given:
         return
     tags = {f.name: getattr(spec.tags, f.name) for f in fields(Tags)}
     written = (message.get(spec.tags.role_tag or "") for row in rows for message in _messages(row, spec))
@@ -168,7 +159,7 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
 
 def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
     """Reports loss weights of messages, under the key of this or of other tools, if they are not read."""
-    if spec.formatting == "alpaca":
+    if not FORMATS.get(spec.formatting).has_roles:
         return
     carried = {
         key for row in rows for message in _messages(row, spec) for key in (LOSS_KEY, "weight") if key in message

@@ -99,7 +99,6 @@ _TYPES: Mapping[str, type] = {
 }
 _TYPE_WORDS = {str: "text", bool: "true or false", int: "a whole number", dict: "an object"}
 _CLOUDS = ("s3://", "gs://", "gcs://", "hf://")
-_MESSAGE_FORMATS = ("sharegpt", "openai")
 
 Fault = tuple[tuple[str, ...], str, str]
 """Path of keys below the dataset's name, reason, remedy."""
@@ -212,11 +211,11 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single judgements"
     elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
         yield ("columns",), "names a `kto_tag` but no `response` that it judges", 'add "response"'
-    if columns is not None and formatting in _MESSAGE_FORMATS and not named.get("messages"):
+    if columns is not None and FORMATS.get(formatting).has_roles and not named.get("messages"):
         yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
     if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):
         yield ("columns",), "names no `prompt` column, and giving `columns` clears the defaults", 'add "prompt"'
-    if tags is not None and formatting in _MESSAGE_FORMATS:
+    if tags is not None and FORMATS.get(formatting).has_roles:
         for key in ("role_tag", "content_tag", "user_tag", "assistant_tag"):
             if not tags.get(key):
                 reason = f"names no `{key}`, and giving `tags` clears the defaults"
@@ -235,11 +234,10 @@ def _unread_keys(entry: Mapping[str, Any]) -> Iterator[Fault]:
         for key in ("subset", "folder"):
             if entry.get(key):
                 yield (key,), f"is read for hub repositories only, and the rows come from `{reader}`", ""
-    if formatting == "alpaca" and entry.get("tags") is not None:
+    if not FORMATS.get(formatting).has_roles and entry.get("tags") is not None:
         yield ("tags",), "is read by the formats sharegpt and openai only", ""
     columns = {key for key, value in (entry.get("columns") or {}).items() if value}
-    foreign = {"messages"} if formatting == "alpaca" else {"prompt", "query", "response", "history"}
-    for key in sorted(columns & foreign):
+    for key in sorted(columns.intersection(FORMATS.get(formatting).ignores)):
         yield ("columns", key), f"is not read by the format {formatting}", ""
     if not entry.get("ranking"):
         for key in sorted(columns & {"chosen", "rejected"}):
