@@ -1,12 +1,12 @@
-"""Distillation: the student learns the whole distribution of a teacher at every token of the answers.
+"""Distillation: the student matches the teacher's distribution at every token of the answers.
 
 Generalized knowledge distillation (https://arxiv.org/abs/2306.13649), summed over the tokens t of the answers:
 
     sum_t D(P_t || Q_t),    P the teacher, Q the student, both at `gkd_temperature`
 
 with D the generalized Jensen-Shannon divergence of `gkd_beta`: 0 is the forward KL, 1 the reverse KL. As in
-algorithm 1, the answers of an optimizer step are the student's own with probability `gkd_lambda`, else the given ones.
-Gradients do not go through the drawing of an answer. With `gkd_lambda` above 0 a row is a prompt with its last answer.
+algorithm 1, the answers of an optimizer step are sampled from the student with probability `gkd_lambda`, else taken
+from the dataset. No gradient flows through sampling. With `gkd_lambda` above 0 a row is a prompt with its last answer.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from luthier.config.rules.engine import Rule, Rules, When, above, is_set, not_, 
 from luthier.data.plans.distillation import DISTILLATION
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, sft
-from luthier.stages._beside import loss_beside
+from luthier.stages._against_frozen import loss_against_frozen
 from luthier.stages._causal import count_targets
 from luthier.stages._divergence import forward_kl, generalized_jsd
 from luthier.stages._rollout import Rollout
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GkdConfig:
     teacher_model: str | None = None
-    """The model to learn from: a folder, a GGUF file, or a name on the hub, with the same tokenizer."""
+    """The teacher: a folder, a GGUF file or a hub name, with the same tokenizer."""
     teacher_model_adapters: tuple[str, ...] = ()
     """Adapters of the teacher, merged in this order."""
     gkd_beta: float = 0.5
-    """Which divergence: 0 the forward KL, 1 the reverse KL, between them the generalized Jensen-Shannon divergence."""
+    """0 is the forward KL, 1 the reverse KL, values between them the generalized Jensen-Shannon divergence."""
     gkd_temperature: float = 1.0
     """Temperature of both distributions."""
     gkd_lambda: float = 0.0
-    """Share of the optimizer steps that learn from answers of the student's own instead of given ones."""
+    """Share of the optimizer steps that train on answers sampled from the student instead of the dataset's."""
     train_on_prompt: bool = never_unread(False)
-    """Learn the prompt tokens as well as the answers."""
+    """Train on the prompt tokens as well as the answers."""
     mask_history: bool = never_unread(False)
-    """Learn the last answer of a conversation only."""
+    """Train on the last answer of a conversation only."""
 
 
 _with_own_answers = When(lambda run: run.method.gkd_lambda > 0)
@@ -126,20 +126,20 @@ def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
 
 
 def rollout(config: GkdConfig) -> Rollout | None:
-    return Rollout(own_share=config.gkd_lambda) if config.gkd_lambda else None
+    return Rollout(sampled_share=config.gkd_lambda) if config.gkd_lambda else None
 
 
 def loss(
     models: Models, batch: Mapping[str, Any], config: GkdConfig, *, state: StageState, training: bool
 ) -> LossOutput:
-    """Summed over the learned tokens; `teacher_kl` is KL(P || Q) at temperature 1."""
+    """Summed over the labelled tokens; the metric `teacher_kl` is KL(P || Q) at temperature 1."""
     temperature = config.gkd_temperature
 
     def compare(own: "Tensor", teacher: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
         divergence = generalized_jsd(own / temperature, teacher / temperature, beta=config.gkd_beta)
         return divergence, forward_kl(own.detach(), teacher)
 
-    return loss_beside(models, batch, "teacher", compare)
+    return loss_against_frozen(models, batch, "teacher", compare)
 
 
 STAGE = Stage(

@@ -126,7 +126,7 @@ class Rollouts:
             {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
             for (prompt, _), answer in zip(prompts, answers, strict=True)
         ]
-        if self.plan.own_share < 1:
+        if self.plan.sampled_share < 1:
             add_to(metrics, {"own_answers": (torch.tensor(float(is_own)), 1.0)})
         if self.rewards is None:
             return [{**r, "units": len(a), "columns": {}} for r, a in zip(rows, answers, strict=True)], state
@@ -142,7 +142,7 @@ class Rollouts:
 
     def is_own(self, number: int) -> bool:
         """Whether the answers of rollout `number` are the policy's own, on all processes alike."""
-        return random.Random(f"own answers {self.args.seed} {number}").random() < self.plan.own_share
+        return random.Random(f"own answers {self.args.seed} {number}").random() < self.plan.sampled_share
 
     def answer_seeds(self, places: Sequence[int]) -> list[int]:
         """One for each answer to the prompts at `places`: of the run, the place and the number in its group alone."""
@@ -238,7 +238,7 @@ class Rollouts:
     ) -> Experience:
         """The scores, and what policy, value head and reference give for the answers as they are now."""
         device = self.args.device
-        columns = self._columns(rows) if self.plan.asks_policy else {}
+        columns = self._columns(rows) if self.plan.needs_policy_logps else {}
         lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
         return Experience(
             scores=scores.to(device),

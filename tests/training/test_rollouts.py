@@ -131,7 +131,7 @@ def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path
     monkeypatch.setattr(Rollouts, "_columns", lambda *args: asked.append(1) or real(*args))
     found = trained(tmp_path / "unasked")
     assert not asked
-    monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "asks_policy": True}))
+    monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "needs_policy_logps": True}))
     expected = trained(tmp_path / "asked")
     assert asked
     start = load_file(Path(values["model_name_or_path"], "model.safetensors"))
