@@ -1,7 +1,7 @@
 """What a training stage is. Each other file in this folder is one stage; its file name is its YAML name.
 
-A stage is a value: the one workflow (`luthier.workflow.training`) and the one trainer (`luthier.training.trainer`) take
-it as it is, and never ask for its name.
+A stage is a value: `luthier.workflow.training` and `luthier.training.trainer` run any stage and never branch on its
+name.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 Sums = Mapping[str, "tuple[Tensor, float]"]
 """Name -> (sum, count), not yet divided."""
 StageState = Mapping[str, float]
-"""Name -> number: what a stage remembers from one optimizer step to the next. It is saved with every checkpoint."""
+"""Name -> number: carried from one optimizer step to the next and saved in every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """Numbers not yet divided, so that a loss does not depend on how an optimizer step was cut into batches."""
+    """Sums, not means, so that a loss does not depend on how an optimizer step is split into micro-batches."""
 
     total: "Tensor"
     """Scalar: the sum of the loss over the units of this batch."""
     metrics: Sums = field(default_factory=dict)
-    """What is logged beside the loss."""
+    """Logged with the loss."""
 
 
-def nothing_more(means: Mapping[str, float]) -> Mapping[str, float]:
+def no_derived_metrics(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
 
 
@@ -47,28 +47,28 @@ def keep_means(state: StageState, means: Mapping[str, tuple[float, float]], conf
 
 @dataclass(frozen=True, slots=True)
 class FrozenModelSpec:
-    """A model that a loss compares the policy with and that is not trained: a reference, a teacher."""
+    """A frozen model that the loss compares the policy with, such as a reference or a teacher."""
 
     name: str
-    """The loss finds it under this name in `Models.frozen`."""
+    """Its key in `Models.frozen`."""
     key: str
-    """The key of the run file that names it."""
+    """The run-file key that names it."""
     source: str | None
-    """Folder, GGUF file or hub id; None: the policy as training begins."""
+    """Folder, GGUF file or hub id; None: the policy at the start of training."""
     adapters: tuple[str, ...] = ()
-    """Merged into it in this order."""
+    """Merged into the model in this order."""
     bits: int | None = None
-    """Bits of its linear layers, 4 or 8; None: as they are saved."""
+    """Bits of its linear layers, 4 or 8; None: as saved."""
     is_cached: bool = False
-    """Every row is scored once, before training: rows carry the log-probability of each of their answers
-    (`reference_logps`), and the model is not kept in memory. False: the loss runs it at every step."""
+    """True: every row is scored once before training and carries the log-probabilities of its answers
+    (`reference_logps`); the model is not kept in memory. False: the loss runs the model at every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatistics:
-    """What a loss has to know of the whole optimizer step before its first batch, such as the mean divergence of kto.
+    """Statistics of a whole optimizer step that the loss needs before the first micro-batch, e.g. the mean KL of kto.
 
-    Computed without gradients over all batches of all processes, so it does not depend on how the step was cut.
+    Computed without gradients over all micro-batches of all processes, so they do not depend on how the step is split.
     """
 
     sums: Callable[..., Sums]
@@ -79,15 +79,15 @@ class StepStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """What a user sees of a stage beside its loss."""
+    """What the user sees of a stage besides its loss."""
 
     headline: tuple[str, ...] = ()
     """Metrics on the progress line, most important first."""
-    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = nothing_more
-    """(means of a log line or an evaluation) -> metrics made of them, such as a difference of two means."""
+    derived: Callable[[Mapping[str, float]], Mapping[str, float]] = no_derived_metrics
+    """(means of a log line or an evaluation) -> metrics derived from them, such as a difference of two means."""
     predict: "Callable[..., list[dict[str, Any]]] | None" = None
-    """(models, batch, config) -> one line of generated_predictions.jsonl for each row of a batch; None: the model
-    generates answers instead."""
+    """(models, batch, config) -> one line of generated_predictions.jsonl per row; None: the model generates answers
+    instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +98,21 @@ class Stage:
     config: type
     """The YAML keys that only this stage reads."""
     rows: RowPlan
-    """From an example to rows."""
+    """How an example becomes rows."""
     head: Literal["language_model", "score"] = "language_model"
-    """What the model puts out: logits over the vocabulary, or one number for a text (a reward model)."""
+    """What the model outputs: logits over the vocabulary, or one score per text (a reward model)."""
     has_dropout: bool = True
-    """Whether dropout is active in training; without it, log-probabilities of an answer are not left to chance."""
+    """Whether dropout is active during training. Without it the log-probability of an answer is deterministic."""
     frozen_models: "Callable[[TrainRun], tuple[FrozenModelSpec, ...]]" = no_frozen_models
-    """The models that the loss compares the policy with."""
+    """The frozen models that the loss compares the policy with."""
     units: Callable[[Mapping[str, Any]], float]
     """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
     """(models, batch, config, *, state, training) -> LossOutput."""
     statistics: StepStatistics | None = None
-    """What the loss has to know of the whole optimizer step first, if anything."""
+    """Statistics of the whole optimizer step that the loss needs, if any."""
     rollout: "Callable[[Any], Rollout | None]" = lambda config: None
-    """(config) -> how it learns from answers of the model's own, if it does; rows are prompts then."""
+    """(config) -> how answers to train on are sampled, if they are; rows are prompts then."""
     reporting: Reporting = Reporting()
     check: Rules = NO_RULES
     """Rules between keys that concern this stage; checked before torch is imported."""

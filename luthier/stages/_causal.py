@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def count_targets(batch: Mapping[str, Any]) -> float:
-    """How many tokens of this batch are learned, each as much as it counts."""
+    """The number of labelled tokens of this batch, or the sum of their weights where rows have weights."""
     return float(batch["weights"].sum()) if "weights" in batch else batch["targets"].numel()
 
 
@@ -26,9 +26,9 @@ def next_token_loss(
     weigh: "Weigh | None" = None,
     with_accuracy: bool = False,
 ) -> LossOutput:
-    """- sum over labelled t of w_t log p(x_t | x_<t); and if asked, the share of tokens guessed right, row by row.
+    """-sum_t w_t log p(x_t | x_<t) over the labelled tokens; `with_accuracy` adds the mean token accuracy of the rows.
 
-    w_t is 1, or what the row says, times what `weigh` says.
+    w_t is the weight in the row (1 if it has none) times that of `weigh`.
     """
     from luthier.model.heads.output_head import summed_loss
 

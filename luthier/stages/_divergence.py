@@ -1,7 +1,7 @@
-"""How far two distributions over the vocabulary are from each other, position by position.
+"""Divergences between two distributions over the vocabulary, at each position.
 
-P is the teacher (or reference), Q the student (or policy); c positions, V words. All take logits of shape (c, V) and
-return (c,), with gradients through the student only.
+P is the teacher (or reference), Q the student (or policy); c positions, V vocabulary. All take logits of shape (c, V)
+and return (c,), with gradients through the student only.
 """
 
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def forward_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
-    """KL(P || Q) = sum_v P (log P - log Q): the student covers all that the teacher may say."""
+    """KL(P || Q) = sum_v P (log P - log Q): mode-covering, the student spreads over all that the teacher may say."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def reverse_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
-    """KL(Q || P) = sum_v Q (log Q - log P): the student says only what the teacher may say."""
+    """KL(Q || P) = sum_v Q (log Q - log P): mode-seeking, the student says only what the teacher may say."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     return (log_q.exp() * (log_q - log_p)).sum(-1)
 
@@ -25,8 +25,7 @@ def reverse_kl(student: "Tensor", teacher: "Tensor") -> "Tensor":
 def generalized_jsd(student: "Tensor", teacher: "Tensor", *, beta: float) -> "Tensor":
     """beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q (https://arxiv.org/abs/2306.13649, eq. 1).
 
-    Divided by beta it tends to the forward KL as beta goes to 0, divided by 1 - beta to the reverse KL as it goes to 1;
-    at these two ends it is replaced by them.
+    beta 0 gives the forward KL and beta 1 the reverse KL. They are its limits after division by beta and by 1 - beta.
     """
     import torch
 

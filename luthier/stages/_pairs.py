@@ -1,4 +1,4 @@
-"""What rm and dpo share: rows of a better and a worse answer to the same prompt."""
+"""What rm and dpo share: rows with a chosen and a rejected answer to the same prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChosenRejected:
-    """A number for each sequence of a batch, taken apart."""
+    """One number per sequence of a batch, split into chosen and rejected, (P,) each."""
 
     chosen: "Tensor"
     rejected: "Tensor"
 
 
 def halves(values: "Tensor") -> ChosenRejected:
-    """(2 P,) -> twice (P,): a batch of P pairs has first all chosen sequences, then all rejected ones."""
+    """(2 P,) -> (P,) and (P,): a batch of P pairs holds all chosen sequences, then all rejected ones."""
     return ChosenRejected(*values.chunk(2))
 
 
 def not_filler(batch: Mapping[str, Any]) -> "Tensor":
-    """(P,) false for a pair that only fills a batch up: nothing of it is learned."""
+    """(P,) false for filler pairs, which have no labelled tokens."""
     return num_targets(batch).chunk(2)[0] > 0
 
 

@@ -4,7 +4,7 @@ https://arxiv.org/abs/1707.06347, eq. 7: with the ratio rho = pi(token) / pi_old
 
     loss = -min(rho A, clip(rho, 1 - low, 1 + high) A)
 
-K tokens of a batch. The ratio may be that of a whole answer; then all its tokens share one.
+K tokens in a batch. The ratio may be that of a whole answer; all its tokens then share it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def token_ratio(log_ratios: "Tensor", batch: Mapping[str, Any]) -> "Tensor":
-    """(K,) log-ratio of each token by itself."""
+    """(K,) the log-ratio of each token."""
     return log_ratios
 
 
@@ -33,19 +33,19 @@ def answer_ratio(log_ratios: "Tensor", batch: Mapping[str, Any]) -> "Tensor":
 
 
 def clipped_loss(log_ratios: "Tensor", advantages: "Tensor", *, low: float, high: float) -> "tuple[Tensor, Tensor]":
-    """(K,) losses with gradients, and (K,) whether the clipped side was the smaller one."""
+    """(K,) losses, and (K,) whether the token was clipped, without gradients."""
     ratios = log_ratios.exp()
-    free, clipped = ratios * advantages, ratios.clamp(1 - low, 1 + high) * advantages
-    return -free.minimum(clipped), (clipped < free).detach()
+    unclipped, clipped = ratios * advantages, ratios.clamp(1 - low, 1 + high) * advantages
+    return -unclipped.minimum(clipped), (clipped < unclipped).detach()
 
 
-def clipped_value_loss(values: "Tensor", old_values: "Tensor", returns: "Tensor", *, reach: float) -> "Tensor":
-    """(K,) 1/2 max((V - R)^2, (clip(V, V_old - reach, V_old + reach) - R)^2)."""
-    kept = old_values + (values - old_values).clamp(-reach, reach)
-    return 0.5 * (values - returns).square().maximum((kept - returns).square())
+def clipped_value_loss(values: "Tensor", old_values: "Tensor", returns: "Tensor", *, clip_range: float) -> "Tensor":
+    """(K,) 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2)."""
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return 0.5 * (values - returns).square().maximum((clipped - returns).square())
 
 
 def reference_kl(logps: "Tensor", reference: "Tensor") -> "Tensor":
-    """(K,) exp(r - p) - (r - p) - 1, an estimate of KL(pi || reference) that is never negative."""
-    apart = reference - logps
-    return apart.exp() - apart - 1
+    """(K,) exp(r - p) - (r - p) - 1, the non-negative estimate of KL(pi || reference) known as k3."""
+    log_ratios = reference - logps
+    return log_ratios.exp() - log_ratios - 1

@@ -1,7 +1,7 @@
 """The losses of `stage: dpo`, each a pure function of two numbers per pair.
 
-P pairs of a chosen answer y_w and a rejected one y_l to a prompt x; pi is the policy, r the reference. A loss is given
-(P,) d_w and (P,) d_l and returns (P,) losses. d_w and d_l are for y_w and y_l what the table `LOSSES` says of the loss:
+P pairs of a chosen answer y_w and a rejected answer y_l to a prompt x; pi is the policy, r the reference. A loss takes
+(P,) d_w and (P,) d_l and returns (P,) losses. The table `LOSSES` says what d is for each loss:
 
     ratio        log pi(y | x) - log r(y | x)
     mean ratio   ratio / number of tokens of y
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def sigmoid(d_w: "Tensor", d_l: "Tensor", *, beta: float, label_smoothing: float = 0.0) -> "Tensor":
     """-(1 - eps) log s(z) - eps log s(-z) with z = beta (d_w - d_l).
 
-    DPO (https://arxiv.org/abs/2305.18290, eq. 7); with eps, pairs may be labelled the wrong way round with that
-    probability (cDPO, https://ericmitchell.ai/cdpo.pdf).
+    DPO (https://arxiv.org/abs/2305.18290, eq. 7). eps is the probability that the labels of a pair are flipped
+    (cDPO, https://ericmitchell.ai/cdpo.pdf).
     """
     from torch.nn.functional import logsigmoid
 
@@ -33,7 +33,7 @@ def sigmoid(d_w: "Tensor", d_l: "Tensor", *, beta: float, label_smoothing: float
 def robust(d_w: "Tensor", d_l: "Tensor", *, beta: float, label_smoothing: float = 0.0) -> "Tensor":
     """(-(1 - eps) log s(z) + eps log s(-z)) / (1 - 2 eps) with z = beta (d_w - d_l).
 
-    Its mean over pairs of which a share eps is labelled the wrong way round is that of DPO over right ones
+    An unbiased estimate of the DPO loss on clean labels when a share eps of the labels is flipped
     (https://arxiv.org/abs/2403.00409).
     """
     from torch.nn.functional import logsigmoid
@@ -57,8 +57,8 @@ def ipo(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
 def kto_pair(d_w: "Tensor", d_l: "Tensor", *, beta: float, chosen_kl: float, rejected_kl: float) -> "Tensor":
     """1/2 (1 - s(beta (d_w - KL_l))) + 1/2 (1 - s(beta (KL_w - d_l))): KTO on pairs (https://arxiv.org/abs/2402.01306).
 
-    KL_w and KL_l are the means of d_w and of d_l over the optimizer step, at least 0: the divergence is estimated from
-    the answers of the other side. They carry no gradient.
+    KL_w and KL_l are the means of d_w and of d_l over the optimizer step, at least 0 and without gradient. Each side
+    uses the KL estimated from the answers of the other side.
     """
     return 1 - 0.5 * (beta * (d_w - rejected_kl)).sigmoid() - 0.5 * (beta * (chosen_kl - d_l)).sigmoid()
 
@@ -85,7 +85,7 @@ def _log1mexp(x: "Tensor") -> "Tensor":
     import torch
 
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
-    # Each form is exact where the other one cancels; the unused one must not make the gradient NaN.
+    # Each form is accurate where the other one cancels; the unused one must not make the gradient NaN.
     near = torch.log(-torch.expm1(x))
     far = torch.log1p(-torch.exp(x.clamp(max=-math.log(2))))
     return torch.where(x > -math.log(2), near, far)
@@ -101,7 +101,7 @@ def simpo(d_w: "Tensor", d_l: "Tensor", *, beta: float, gamma: float) -> "Tensor
 def exo_pair(d_w: "Tensor", d_l: "Tensor", *, beta: float, label_smoothing: float) -> "Tensor":
     """s(z) (log s(z) - log(1 - eps)) + s(-z) (log s(-z) - log eps) with z = beta (d_w - d_l).
 
-    EXO (https://arxiv.org/abs/2402.00856, eq. 16): the reverse divergence from the preference (1 - eps, eps).
+    EXO (https://arxiv.org/abs/2402.00856, eq. 16): the reverse KL to the preference distribution (1 - eps, eps).
     """
     import math
 
@@ -123,14 +123,14 @@ def bco_pair(d_w: "Tensor", d_l: "Tensor", *, beta: float, mean_reward: float) -
 
 
 def apo_zero(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
-    """1 - s(beta d_w) + s(beta d_l): chosen answers gain and rejected ones lose (APO,
+    """1 - s(beta d_w) + s(beta d_l): raises chosen answers and lowers rejected ones (APO,
     https://arxiv.org/abs/2408.06266).
     """
     return 1 - (beta * d_w).sigmoid() + (beta * d_l).sigmoid()
 
 
 def apo_down(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
-    """s(beta d_w) + 1 - s(beta (d_w - d_l)): both lose, rejected answers more (APO, https://arxiv.org/abs/2408.06266).
+    """s(beta d_w) + 1 - s(beta (d_w - d_l)): lowers both, rejected answers more (APO, https://arxiv.org/abs/2408.06266).
 
     For a policy that is already better than the chosen answers.
     """
@@ -140,27 +140,27 @@ def apo_down(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
 def sppo(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
     """(d_w - 1 / (2 beta))^2 + (d_l + 1 / (2 beta))^2: SPPO (https://arxiv.org/abs/2405.00675, eq. 4.7).
 
-    beta is its 1 / eta, and the chosen answer counts as preferred with certainty.
+    beta is 1 / eta of the paper; the chosen answer is preferred with probability 1.
     """
     return (d_w - 1 / (2 * beta)) ** 2 + (d_l + 1 / (2 * beta)) ** 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLoss:
-    """A loss and what it is made of."""
+    """A loss and its inputs."""
 
     of: "Callable[..., Tensor]"
     """(d_w, d_l, *, beta, and a number for each of `reads`) -> (P,)."""
     has_reference: bool = True
-    """Whether d_w and d_l are ratios to the reference, else log-probabilities."""
+    """Whether d_w and d_l are log-ratios to the reference; else they are log-probabilities."""
     is_mean: bool = False
-    """Whether d_w and d_l are means over the tokens of an answer, else sums."""
+    """Whether d_w and d_l are means over the tokens of an answer; else they are sums."""
     reads: tuple[str, ...] = ()
-    """More numbers it takes: those of `KNOBS` from the run file, those of `MEANS` from the whole optimizer step."""
+    """Its other arguments: those in `KNOBS` come from the run file, those in `MEANS` from the whole optimizer step."""
 
 
 KNOBS = {"label_smoothing": "dpo_label_smoothing", "gamma": "simpo_gamma"}
-"""Name of an argument -> the key of the run file."""
+"""Argument name -> run-file key."""
 MEANS = ("mean_reward", "chosen_kl", "rejected_kl")
 
 LOSSES: Mapping[str, PairLoss] = {

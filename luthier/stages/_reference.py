@@ -1,4 +1,4 @@
-"""What the stages with a reference model share: the keys that name it, and the rules that come with it."""
+"""Keys and rules that the stages with a reference model share."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceConfig:
     ref_model: str | None = None
-    """The reference model; unset takes the model as training begins, adapters included."""
+    """The reference model; if unset, the model at the start of training, adapters included."""
     ref_model_adapters: tuple[str, ...] = ()
     """Adapters of the reference model, merged in this order."""
     ref_model_quantization_bit: int | None = None
@@ -22,7 +22,7 @@ class ReferenceConfig:
 
 
 def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
-    """Rules about the bits that a frozen model is loaded with."""
+    """Rules for the quantization bits of a frozen model."""
     bits = value_of("method", key)
     return (
         Rule(
@@ -50,13 +50,13 @@ REFERENCE_BITS = bits_of_other("ref_model_quantization_bit", "ref_model")
 
 
 def reference_model(config: ReferenceConfig, *, is_cached: bool = False) -> FrozenModelSpec:
-    """`ref_model`, or the policy as training begins. `is_cached`: see `FrozenModelSpec`."""
+    """`ref_model`, or the policy at the start of training. `is_cached`: see `FrozenModelSpec`."""
     bits = config.ref_model_quantization_bit
     return FrozenModelSpec("reference", "ref_model", config.ref_model, config.ref_model_adapters, bits, is_cached)
 
 
 def _of_adapter(run: "TrainRun", *keys: str) -> bool:
-    """Whether one of these keys of the adapter is set; not every kind of adapter has them."""
+    """Whether one of these adapter keys is set; not every kind of adapter has them."""
     values = asdict(run.adapter)
     return any(values.get(key) for key in keys)
 
@@ -86,7 +86,7 @@ def adapters_of_reference(has_reference: Condition) -> Rule:
 
 
 def of_reference(has_reference: Condition) -> tuple[Rule, ...]:
-    """Rules about the keys of `ReferenceConfig` and what does not go with a reference."""
+    """Rules for the keys of `ReferenceConfig`."""
     return (
         *REFERENCE_BITS,
         adapters_of_reference(has_reference),

@@ -1,4 +1,4 @@
-"""What ppo and grpo share: the keys that name a reward model, and the rules of learning from one's own answers."""
+"""Keys and rules that ppo and grpo share: reward models and training on sampled answers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,11 +18,11 @@ class RewardConfig(ReferenceConfig):
     reward_model_quantization_bit: int | None = None
     """Bits to load the reward model with, 4 or 8, by bitsandbytes."""
     reward_model_type: Literal["lora", "full", "api"] = "lora"
-    """What `reward_model` is: an adapter on the same base, a model of its own, or a server."""
+    """What `reward_model` is: an adapter on the same base, a separate model, or a server."""
     reward_funcs: tuple[str, ...] = ()
     """Python functions that score answers: `file.py:function` or `module:function`."""
     reward_weights: tuple[float, ...] = ()
-    """Weights of reward_funcs, in their order, and then of reward_model; unset means 1 for each."""
+    """Weights of reward_funcs, in order, then of reward_model; unset means 1 each."""
 
 
 ROLLOUT_RULES = (

@@ -1,8 +1,8 @@
-"""Learning from the model's own answers: what a stage says of it, and what it is given.
+"""Training on sampled answers: what a stage declares about its rollouts, and what it receives.
 
-One *rollout* is a set of prompts, the answers that the policy gives them, and their scores. The trainer makes it, the
-stage says how far each token was better than expected (its advantage), and the optimizer steps that follow learn from
-it. A stage may leave scores out, or take given answers for a share of the rollouts. B answers, K tokens of all of them.
+A *rollout* is a set of prompts, the answers that the policy samples for them, and their scores. The trainer collects
+it, the stage computes the advantage of each token, and the next optimizer steps train on it. A stage may do without
+scores, or use the answers of the dataset in a share of the rollouts. B answers, K tokens in total.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Totals = Callable[[Sums], Mapping[str, tuple[float, float]]]
-"""name -> (sum, count) of this process becomes that of all processes."""
+"""name -> (sum, count) of this process; returns those over all processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One rollout with its scores. Answers to one prompt stand together."""
+    """One rollout with its scores. Answers to the same prompt are adjacent."""
 
     scores: "Tensor"
-    """(B,) what the answers are worth."""
+    """(B,) the score of each answer."""
     stopped: "Tensor"
-    """(B,) whether the answer came to its end by itself."""
+    """(B,) whether the answer ended by itself."""
     rows: "Tensor"
-    """(K,) the answer that each token stands in, ascending."""
+    """(K,) index of the answer that each token belongs to, ascending."""
     logps: "Tensor | None"
-    """(K,) log-probability of each token when it was written; None where nobody `asks_policy`."""
+    """(K,) log-probability of each token when it was sampled; None without `needs_policy_logps`."""
     reference: "Tensor | None"
-    """(K,) log-probability of each token for the reference model."""
+    """(K,) log-probability of each token under the reference model."""
     values: "Tensor | None"
-    """(K,) what the value head expected before each token."""
+    """(K,) value estimate before each token."""
 
     @property
     def lengths(self) -> "Tensor":
-        """(B,) tokens of each answer, the one that ended it included."""
+        """(B,) number of tokens of each answer, stop token included."""
         import torch
 
         return torch.bincount(self.rows, minlength=len(self.scores))
@@ -52,29 +52,29 @@ class RolloutTargets:
     """What the loss is computed from."""
 
     columns: "Mapping[str, Tensor]"
-    """Name in the batch -> (K,)."""
+    """Batch key -> (K,)."""
     units: "Tensor"
-    """(B,) by how many units each answer counts in what the loss of an optimizer step is divided by."""
+    """(B,) what each answer adds to the divisor of the loss of its optimizer step."""
     state: StageState
     metrics: Sums = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """How a stage learns from its own answers. It is part of a `Stage`."""
+    """How a stage samples answers and trains on them; part of a `Stage`."""
 
     num_generations: int = 1
-    """Answers to each prompt."""
+    """Answers per prompt."""
     num_batches: int = 1
-    """Optimizer steps' worth of answers made at a time."""
+    """Optimizer steps' worth of answers sampled at a time."""
     num_passes: int = 1
-    """How often each answer is learned from."""
-    own_share: float = 1.0
-    """Share of the rollouts with answers of the model's own; in the others stand the answers that the data give."""
-    asks_policy: bool = True
-    """Whether the log-probabilities of the policy are asked for before it learns, which costs a forward pass."""
+    """Passes over each set of answers."""
+    sampled_share: float = 1.0
+    """Share of the rollouts with sampled answers; the others use the answers of the dataset."""
+    needs_policy_logps: bool = True
+    """Whether the policy's log-probabilities are computed before the update, which costs a forward pass."""
     has_values: bool = False
-    """Whether a value head learns beside the policy."""
+    """Whether a value head is trained with the policy."""
     advantages: Callable[..., RolloutTargets] | None = None
-    """(experience, config, *, state, totals, max_new_tokens) -> RolloutTargets. None: nobody scores the answers, and
-    the loss takes their tokens as they stand."""
+    """(experience, config, *, state, totals, max_new_tokens) -> RolloutTargets. None: answers are not scored, and the
+    loss uses their tokens directly."""

@@ -1,6 +1,6 @@
-"""Losses of sft that count each token by what the model itself thinks of it: sum_t w_t (- log p(x_t | x_<t)).
+"""Token weights of the sft losses DFT and EAFT: sum_t w_t (-log p(x_t | x_<t)), with w_t from the model's prediction.
 
-K tokens, V vocabulary. No gradient goes through w.
+K tokens, V vocabulary. No gradient flows through w.
 """
 
 from functools import partial
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from luthier.model.kernels.chunked_head import Weigh
 
 NUM_LIKELY = 20
-"""How many of the likeliest tokens stand for the whole distribution in `by_entropy`."""
+"""`by_entropy` computes the entropy over this many most likely tokens."""
 ENTROPY_SCALE = 3.0
-"""About the largest entropy that so many tokens can have, ln 20 = 2.996."""
+"""About the maximum entropy over that many tokens, ln 20 = 2.996."""
 
 
 def by_probability(logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor") -> "Tensor":
@@ -23,7 +23,7 @@ def by_probability(logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor"
 
 
 def by_entropy(logits: "Tensor", log_normalizer: "Tensor", targets: "Tensor", *, alpha: float) -> "Tensor":
-    """w = (H / 3)^alpha, H the entropy among the 20 likeliest tokens (entropy-adaptive fine-tuning). -> (K,)."""
+    """w = (H / 3)^alpha, H the entropy over the 20 most likely tokens (entropy-adaptive fine-tuning). -> (K,)."""
     import torch
 
     likely = logits.topk(min(NUM_LIKELY, logits.shape[-1]), dim=-1).values.softmax(-1)

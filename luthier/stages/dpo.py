@@ -1,14 +1,14 @@
-"""Direct preference optimization and its relatives: a better and a worse answer to the same prompt.
+"""Direct preference optimization (DPO) and related losses: a chosen and a rejected answer to the same prompt.
 
-P pairs of a batch. Of every pair one loss is taken by `pref_loss` (the equations stand in `_preference_losses`):
+P pairs in a batch. `pref_loss` chooses the loss of a pair (equations in `_preference_losses`); then
 
     L = (loss + w_bco BCO) / (1 + w_bco) + w_ftx NLL(chosen)
 
-with w_bco = `pref_bco_weight`, w_ftx = `pref_ftx` and NLL the mean over the tokens of the chosen answer of -log pi.
+with w_bco = `pref_bco_weight`, w_ftx = `pref_ftx` and NLL the mean of -log pi over the tokens of the chosen answer.
 
 `ld_alpha` (LD-DPO, https://arxiv.org/abs/2409.06411): with n tokens in the shorter answer of a pair, the policy's
-log-probability of the longer one is that of its first n tokens plus ld_alpha times that of the others. As in the
-reference implementation the reference model's is left as it is.
+log-probability of the longer one is that of its first n tokens plus ld_alpha times that of the others. As in
+LLaMA-Factory, the reference model's log-probability is not changed.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ SMOOTHED = tuple(name for name, loss in LOSSES.items() if "label_smoothing" in l
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DpoConfig(ReferenceConfig):
     pref_beta: float = 0.1
-    """Strength of the pull towards the reference model; for orpo the weight of the odds ratio term."""
+    """Strength of the regularization towards the reference model; for orpo, weight of the odds ratio term."""
     pref_ftx: float = 0.0
     """Weight of the plain sft loss on the chosen answer, added to the preference loss."""
     pref_bco_weight: float = 0.0
@@ -54,7 +54,7 @@ class DpoConfig(ReferenceConfig):
     ] = "sigmoid"  # fmt: skip
     """Loss on preference pairs; equations in docs/methods.md."""
     dpo_label_smoothing: float = 0.0
-    """Assumed share of pairs with swapped labels, 0 to 0.5."""
+    """Assumed share of pairs with flipped labels, 0 to 0.5."""
     simpo_gamma: float = 0.5
     """Margin of SimPO (https://arxiv.org/abs/2405.14734)."""
     ld_alpha: float | None = None
@@ -123,8 +123,8 @@ RULES = Rules(
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """What a loss compares."""
+class PairInputs:
+    """Inputs of a pair loss."""
 
     logps: SequenceLogps
     policy: "Tensor"
@@ -132,28 +132,28 @@ class Compared:
     values: ChosenRejected
     """d_w and d_l of `LOSSES`."""
     ratios: ChosenRejected | None
-    """The sums of d_w and d_l even where a loss takes means; None without a reference."""
+    """Summed log-ratios, also where a loss takes means; None without a reference."""
 
 
-def compared(models: Models, batch: Mapping[str, Any], kind: PairLoss, ld_alpha: float | None) -> Compared:
+def pair_inputs(models: Models, batch: Mapping[str, Any], kind: PairLoss, ld_alpha: float | None) -> PairInputs:
     logps = sequence_logps(models, batch)
     policy = logps.sums if ld_alpha is None else shortened(logps, batch, ld_alpha)
     ratios = policy - batch["reference_logps"] if kind.has_reference else None
     values = policy if ratios is None else ratios
     if kind.is_mean:
         policy, values = (numbers / logps.lengths.clamp(min=1) for numbers in (policy, values))
-    return Compared(logps, policy, halves(values), None if ratios is None else halves(ratios))
+    return PairInputs(logps, policy, halves(values), None if ratios is None else halves(ratios))
 
 
 def shortened(logps: SequenceLogps, batch: Mapping[str, Any], ld_alpha: float) -> "Tensor":
-    """(2 P,) log-probabilities of which the tokens beyond the shorter answer of a pair count `ld_alpha` times."""
+    """(2 P,) log-probabilities; tokens beyond the length of the shorter answer of a pair are weighted by `ld_alpha`."""
     import torch
 
     rows = batch["target_rows"]
     first = logps.lengths.cumsum(0) - logps.lengths
-    place = torch.arange(rows.numel(), device=rows.device) - first[rows]
+    position = torch.arange(rows.numel(), device=rows.device) - first[rows]
     shorter = torch.minimum(*logps.lengths.chunk(2)).repeat(2)
-    weights = torch.where(place < shorter[rows], 1.0, ld_alpha).to(logps.tokens.dtype)
+    weights = torch.where(position < shorter[rows], 1.0, ld_alpha).to(logps.tokens.dtype)
     return summed_by_sequence(logps.tokens * weights, batch)
 
 
@@ -162,42 +162,42 @@ def loss(
 ) -> LossOutput:
     """The sum over the pairs of a batch."""
     kind, beta = LOSSES[config.pref_loss], config.pref_beta
-    found = compared(models, batch, kind, config.ld_alpha)
-    chosen, rejected = found.values.chosen, found.values.rejected
+    inputs = pair_inputs(models, batch, kind, config.ld_alpha)
+    chosen, rejected = inputs.values.chosen, inputs.values.rejected
     knobs = {name: getattr(config, key) for name, key in KNOBS.items()} | dict(state)
     losses = kind.of(chosen, rejected, beta=beta, **{name: knobs[name] for name in kind.reads})
     if config.pref_bco_weight:
-        assert found.ratios is not None, "the rules ask for a loss with a reference"
-        bco = bco_pair(found.ratios.chosen, found.ratios.rejected, beta=beta, mean_reward=state["mean_reward"])
+        assert inputs.ratios is not None, "the rules require a loss with a reference"
+        bco = bco_pair(inputs.ratios.chosen, inputs.ratios.rejected, beta=beta, mean_reward=state["mean_reward"])
         losses = (losses + config.pref_bco_weight * bco) / (1 + config.pref_bco_weight)
-    means = halves(found.logps.sums / found.logps.lengths.clamp(min=1))
+    means = halves(inputs.logps.sums / inputs.logps.lengths.clamp(min=1))
     if config.pref_ftx:
         losses = losses - config.pref_ftx * means.chosen
     real = not_filler(batch).to(losses.dtype)
-    shown = {
+    metrics = {
         "rewards/chosen": beta * chosen,
         "rewards/rejected": beta * rejected,
         "rewards/accuracies": (chosen > rejected).to(losses.dtype),
         "rewards/margins": beta * (chosen - rejected),
-        "logps/chosen": halves(found.policy).chosen,
-        "logps/rejected": halves(found.policy).rejected,
-        "logits/chosen": halves(found.logps.mean_logits).chosen,
-        "logits/rejected": halves(found.logps.mean_logits).rejected,
+        "logps/chosen": halves(inputs.policy).chosen,
+        "logps/rejected": halves(inputs.policy).rejected,
+        "logits/chosen": halves(inputs.logps.mean_logits).chosen,
+        "logits/rejected": halves(inputs.logps.mean_logits).rejected,
     }
     if config.pref_loss == "orpo":
-        shown |= {"sft_loss": -means.chosen, "odds_ratio_loss": odds_ratio(chosen, rejected)}
+        metrics |= {"sft_loss": -means.chosen, "odds_ratio_loss": odds_ratio(chosen, rejected)}
     count = float(real.sum())
     return LossOutput(
-        (losses * real).sum(), {name: ((value.detach() * real).sum(), count) for name, value in shown.items()}
+        (losses * real).sum(), {name: ((value.detach() * real).sum(), count) for name, value in metrics.items()}
     )
 
 
 def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: StageState) -> Sums:
-    """The rewards of both sides, for the losses that compare with their means."""
+    """The log-ratios of both sides, for the losses that need their means."""
     kind = LOSSES[config.pref_loss]
-    if "chosen_kl" not in kind.reads and not _asks_mean_reward(config):
+    if "chosen_kl" not in kind.reads and not _needs_mean_reward(config):
         return {}
-    ratios = compared(models, batch, kind, config.ld_alpha).ratios
+    ratios = pair_inputs(models, batch, kind, config.ld_alpha).ratios
     assert ratios is not None, "only losses with a reference have means"
     real = not_filler(batch).to(ratios.chosen.dtype)
     count = float(real.sum())
@@ -205,24 +205,24 @@ def sums(models: Models, batch: Mapping[str, Any], config: DpoConfig, *, state: 
 
 
 def update(state: StageState, means: Mapping[str, tuple[float, float]], config: DpoConfig) -> StageState:
-    """The means for the losses: over this step for kto_pair, over all pairs so far for the BCO."""
+    """Means for the losses: over this step for kto_pair, over all pairs so far for BCO."""
     if not means:
         return state
     (chosen, count), (rejected, _) = means["chosen"], means["rejected"]
-    learned = {"chosen_kl": max(chosen, 0.0), "rejected_kl": max(rejected, 0.0)}
-    if not _asks_mean_reward(config):
-        return learned
+    kl = {"chosen_kl": max(chosen, 0.0), "rejected_kl": max(rejected, 0.0)}
+    if not _needs_mean_reward(config):
+        return kl
     before, num_before = state.get("mean_reward", 0.0), state.get("num_pairs", 0.0)
     num_pairs = num_before + count
     reward = config.pref_beta * (chosen + rejected) / 2
     return {
-        **learned,
+        **kl,
         "mean_reward": before + (reward - before) * count / max(num_pairs, 1.0),
         "num_pairs": num_pairs,
     }
 
 
-def _asks_mean_reward(config: DpoConfig) -> bool:
+def _needs_mean_reward(config: DpoConfig) -> bool:
     return config.pref_bco_weight > 0 or "mean_reward" in LOSSES[config.pref_loss].reads
 
 

@@ -1,14 +1,13 @@
-"""Group relative policy optimization: several answers to each prompt, each compared with the others.
+"""Group relative policy optimization (GRPO): several answers per prompt, each compared with the others.
 
-https://arxiv.org/abs/2402.03300. No value head: the advantage A of an answer comes from the scores of its group. Of B
-answers with |o_i| tokens each, and l the clipped loss of a token plus `grpo_beta` times its divergence from the
-reference:
+https://arxiv.org/abs/2402.03300. No value head: the advantage A of an answer comes from the scores of its group. With B
+answers of |o_i| tokens each, and l the clipped loss of a token plus `grpo_beta` times its KL to the reference:
 
-    grpo      1/B sum_i 1/|o_i| sum_t l          A = (r - mean) / deviation
+    grpo      1/B sum_i 1/|o_i| sum_t l          A = (r - mean) / std
     dapo      1/(sum_i |o_i|) sum_i sum_t l      A as grpo                        (https://arxiv.org/abs/2503.14476)
     dr_grpo   1/(B L) sum_i sum_t l              A = r - mean, L = max_new_tokens (https://arxiv.org/abs/2503.20783)
     gspo      as grpo, with the mean ratio of the answer for each token           (https://arxiv.org/abs/2507.18071)
-    rloo      as grpo, with the ratio of the whole answer; A = r - mean of the others, and the divergence is taken off
+    rloo      as grpo, with the ratio of the whole answer; A = r - mean of the others, and the KL is subtracted from
               the score instead of being added to the loss                        (https://arxiv.org/abs/2402.14740)
 """
 
@@ -40,9 +39,9 @@ class Objective:
     advantages: GroupAdvantages
     ratio: "Callable[[Tensor, Mapping[str, Any]], Tensor]"
     averages_answers: bool
-    """Whether every answer counts the same, be it long or short; else every token does."""
+    """Whether every answer has the same weight, whatever its length; else every token has."""
     divides_by_limit: bool = False
-    """Whether each answer counts as if it had `max_new_tokens` tokens."""
+    """Whether each answer counts as `max_new_tokens` tokens in the divisor."""
     kl_in_score: bool = False
 
 
@@ -58,17 +57,17 @@ LOSSES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpoConfig(RewardConfig):
     num_generations: int = 8
-    """Answers to each prompt."""
+    """Answers per prompt."""
     num_iterations: int = 1
     """Optimizer steps taken on each set of answers."""
     grpo_beta: float = 0.0
-    """Weight of the divergence from the reference model; 0 needs none."""
+    """Weight of the KL to the reference model; 0 needs no reference model."""
     epsilon: float = 0.2
-    """How far the ratio of new and old probability may fall below 1 before it is clipped."""
+    """Lower clip range: the ratio of new and old probability is clipped below 1 - epsilon."""
     epsilon_high: float | None = None
-    """How far it may rise above 1; unset is the same as epsilon."""
+    """Upper clip range: the ratio is clipped above 1 + epsilon_high; unset means epsilon."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "rloo"] = "grpo"
-    """How the tokens of the answers are averaged and what their advantage is."""
+    """How token losses are averaged and advantages are computed."""
 
 
 RULES = Rules(
@@ -116,7 +115,7 @@ def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
 def advantages(
     experience: Experience, config: GrpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
 ) -> RolloutTargets:
-    """The advantage of each answer, for each of its tokens."""
+    """The advantage of each answer, repeated for each of its tokens."""
     objective, size = LOSSES[config.loss_type], config.num_generations
     scores, lengths, metrics = experience.scores, experience.lengths, {}
     if experience.logps is not None and experience.reference is not None:
@@ -142,12 +141,12 @@ def advantages(
 def loss(
     models: Models, batch: Mapping[str, Any], config: GrpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
-    """The sum over the answers, or their tokens, as `loss_type` says."""
+    """Summed over answers or over tokens, depending on `loss_type`."""
     from luthier.model.heads.output_head import token_logps
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
     logps, _ = token_logps(models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"])
-    # Answers that are learned from once were written by the very policy that learns: ratio 1, with its gradient.
+    # With one pass, answers come from the current policy: the ratio is 1 and has a gradient.
     ratios = LOSSES[config.loss_type].ratio(logps - batch.get("old_logps", logps.detach()), batch)
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     losses, clipped = clipped_loss(ratios, batch["advantages"], low=config.epsilon, high=high)
@@ -165,7 +164,7 @@ def rollout(config: GrpoConfig) -> Rollout:
     return Rollout(
         num_generations=config.num_generations,
         num_passes=config.num_iterations,
-        asks_policy=config.num_iterations > 1 or config.grpo_beta > 0,
+        needs_policy_logps=config.num_iterations > 1 or config.grpo_beta > 0,
         advantages=advantages,
     )
 

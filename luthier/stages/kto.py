@@ -1,14 +1,14 @@
-"""KTO: learning from answers that somebody liked or disliked, each on its own (https://arxiv.org/abs/2402.01306).
+"""KTO: training on single answers marked as liked or disliked (https://arxiv.org/abs/2402.01306).
 
-N rows of a batch. With pi the policy, r the reference and d = log pi(y | x) - log r(y | x) (eq. 7 and 8):
+N rows in a batch. With pi the policy, r the reference and d = log pi(y | x) - log r(y | x) (eq. 7 and 8):
 
     liked      w_c (1 - s(beta (d - KL)))        disliked   w_r (1 - s(beta (KL - d)))
 
-KL = max(0, mean d of the mismatched pairs), answers after prompts that they do not belong to
-(`luthier.data.packing.kl_pairs`), over the whole optimizer step, or the whole evaluation set, and without gradient.
-`pref_ftx` adds to each liked row that many times the mean over its tokens of -log pi.
+KL = max(0, mean d of the mismatched pairs), which put an answer after another row's prompt
+(`luthier.data.packing.kl_pairs`). The mean is over the whole optimizer step or evaluation set, without gradient.
+`pref_ftx` times the mean of -log pi over the answer tokens is added to each liked row.
 
-A batch holds 2 N sequences: the answers, then the strangers.
+A batch holds 2 N sequences: the answers, then the mismatched pairs.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KtoConfig(ReferenceConfig):
     pref_beta: float = 0.1
-    """Strength of the pull towards the reference model."""
+    """Strength of the regularization towards the reference model."""
     pref_ftx: float = 0.0
     """Weight of the plain sft loss on the liked answers, added to the preference loss."""
     kto_chosen_weight: float = 1.0
@@ -80,7 +80,7 @@ def _num_rows(batch: Mapping[str, Any]) -> int:
 
 
 def count_rows(batch: Mapping[str, Any]) -> int:
-    """Without those that only fill a batch up."""
+    """The number of rows without fillers."""
     return int((num_targets(batch).chunk(2)[0] > 0).sum())
 
 
@@ -102,21 +102,21 @@ def loss(
     metrics: dict[str, Any] = {}
     for side, rows in (("chosen", liked & not_filler), ("rejected", ~liked & not_filler)):
         count = float(rows.sum())
-        shown = {"rewards": config.pref_beta * ratios, "logps": logps.sums, "logits": logps.mean_logits}
-        metrics |= {f"{name}/{side}": ((value.detach() * rows).sum(), count) for name, value in shown.items()}
+        per_row = {"rewards": config.pref_beta * ratios, "logps": logps.sums, "logits": logps.mean_logits}
+        metrics |= {f"{name}/{side}": ((value.detach() * rows).sum(), count) for name, value in per_row.items()}
     count = float(not_filler.sum())
     metrics["kl"] = (torch.tensor(kl * count), count)
     return LossOutput((losses * not_filler).sum(), metrics)
 
 
 def margins(means: Mapping[str, float]) -> Mapping[str, float]:
-    """How much more reward liked answers have, if there were answers of both kinds."""
+    """The mean reward of liked answers minus that of disliked ones, if there are both."""
     chosen, rejected = means.get("rewards/chosen"), means.get("rewards/rejected")
     return {} if chosen is None or rejected is None else {"rewards/margins": chosen - rejected}
 
 
 def sums(models: Models, batch: Mapping[str, Any], config: KtoConfig, *, state: StageState) -> Sums:
-    """How much more likely than the reference the policy finds the strangers."""
+    """The log-ratios of the mismatched pairs between policy and reference."""
     mismatched = mismatched_of(batch)
     logps = sequence_logps(models, mismatched)
     not_filler = logps.lengths > 0

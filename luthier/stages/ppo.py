@@ -1,11 +1,11 @@
-"""Proximal policy optimization: answers of the model's own, scored by a reward model, with a value head beside it.
+"""Proximal policy optimization (PPO): sampled answers scored by a reward model, and a value head on the policy.
 
-https://arxiv.org/abs/1707.06347 as in https://arxiv.org/abs/2203.02155: of an answer with score s, the reward is
+https://arxiv.org/abs/1707.06347 as in https://arxiv.org/abs/2203.02155: token t of an answer with score s has reward
 
     r_t = -beta (log pi(t) - log reference(t)) + [t is the last token] s
 
-with beta moved so that the divergence stays near `ppo_target`. Advantages are those of GAE, brought to mean 0 and
-variance 1; the loss is the mean over tokens of the clipped policy loss plus 0.1 times the clipped value loss.
+with beta adapted to keep the KL near `ppo_target`. Advantages come from GAE and are whitened to mean 0 and variance 1.
+The loss is the mean over tokens of the clipped policy loss plus 0.1 times the clipped value loss.
 """
 
 from collections.abc import Mapping
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 GAMMA, LAMBDA = 1.0, 0.95
 CLIP, VALUE_CLIP, VALUE_WEIGHT = 0.2, 0.2, 0.1
 START_COEFFICIENT, HORIZON_ANSWERS = 0.2, 10_000
-"""Where the weight of the divergence starts, and over how many answers it may move."""
+"""Initial KL coefficient, and the horizon of its controller in answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PpoConfig(RewardConfig):
     ppo_buffer_size: int = 1
-    """Optimizer steps' worth of answers collected before the policy learns from them."""
+    """Optimizer steps' worth of answers collected before the policy is trained on them."""
     ppo_epochs: int = 4
     """Passes over the collected answers."""
     ppo_score_norm: bool = False
-    """Bring the scores to mean 0 and variance 1, over all that were given so far."""
+    """Normalize scores to mean 0 and variance 1, over all scores so far."""
     ppo_target: float = 6.0
-    """Divergence from the reference model, summed over an answer, that the adaptive penalty aims at."""
+    """Target of the adaptive KL penalty: KL to the reference model, summed over an answer."""
     ppo_whiten_rewards: bool = False
-    """Bring the rewards of the tokens to variance 1 before the advantages are computed."""
+    """Scale token rewards to variance 1 before advantages are computed."""
 
 
 RULES = Rules(
@@ -65,14 +65,14 @@ def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
 def advantages(
     experience: Experience, config: PpoConfig, *, state: StageState, totals: Totals, max_new_tokens: int
 ) -> RolloutTargets:
-    """Rewards, advantages and returns of every token; beta and the moments of the scores for the next rollout."""
+    """Advantages and returns of every token; the state holds beta and the score moments for the next rollout."""
     from luthier.stages._advantages import add_moments, gae, next_kl_coefficient, whitened
 
-    assert experience.logps is not None and experience.reference is not None, "the stage asks for both"
+    assert experience.logps is not None and experience.reference is not None, "the stage needs both"
     assert experience.values is not None, "there is a value head"
     scores, coefficient = experience.scores, state.get("kl_coefficient", START_COEFFICIENT)
-    apart = experience.logps - experience.reference
-    kl, count = experience.summed(apart), float(len(scores))
+    token_kl = experience.logps - experience.reference
+    kl, count = experience.summed(token_kl), float(len(scores))
     sums = totals(
         {
             "kl": (kl.sum(), count),
@@ -85,7 +85,7 @@ def advantages(
         new_state |= add_moments(state, sums)
         deviation = (new_state["score_spread"] / max(new_state["score_count"] - 1, 1)) ** 0.5
         scores = (scores - new_state["score_mean"]) / (deviation + 1e-8)
-    rewards = -coefficient * apart
+    rewards = -coefficient * token_kl
     last = experience.lengths.cumsum(0) - 1
     rewards[last] += scores.to(rewards.dtype)
     if config.ppo_whiten_rewards:
@@ -112,7 +112,7 @@ def advantages(
 def loss(
     models: Models, batch: Mapping[str, Any], config: PpoConfig, *, state: StageState, training: bool
 ) -> LossOutput:
-    """The sum over the tokens of the answers."""
+    """Summed over the tokens of the answers."""
     from luthier.model.heads.value_head import logps_and_values
 
     inputs, positions, targets = model_inputs(batch), batch["positions"], batch["targets"]
@@ -120,7 +120,7 @@ def loss(
         models.policy, models.head, inputs, positions, targets, temperature=batch["temperature"]
     )
     policy, clipped = clipped_loss(logps - batch["old_logps"], batch["advantages"], low=CLIP, high=CLIP)
-    value = clipped_value_loss(values, batch["old_values"], batch["returns"], reach=VALUE_CLIP)
+    value = clipped_value_loss(values, batch["old_values"], batch["returns"], clip_range=VALUE_CLIP)
     count = float(targets.numel())
     metrics = {
         "policy_loss": (policy.detach().sum(), count),

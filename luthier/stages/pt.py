@@ -1,7 +1,7 @@
 """(Continued) pre-training: next-token cross-entropy on every token of plain text.
 
-All texts are laid behind one another, each closed by the end-of-text token, and cut into blocks of `cutoff_len` tokens;
-with `packing: false` every text is a row of its own.
+Texts are concatenated, each followed by the end-of-text token, and cut into blocks of `cutoff_len` tokens. With
+`packing: false` every text is its own row.
 """
 
 import math
@@ -54,7 +54,7 @@ def loss(
 
 
 def perplexity(means: Mapping[str, float]) -> Mapping[str, float]:
-    """exp(loss) of an evaluation: every token of the text is learned, so it is that of the text."""
+    """exp(loss) of an evaluation. Every token is labelled, so this is the perplexity of the text."""
     return {"perplexity": math.exp(means["loss"])} if "loss" in means else {}
 
 

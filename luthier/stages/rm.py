@@ -1,11 +1,11 @@
-"""Reward modelling: the chosen answer to a prompt shall score higher than the rejected one.
+"""Reward modeling: the chosen answer to a prompt should score higher than the rejected one.
 
 With r(x, y) the score of the answer y to x, taken at its last token, and y_w chosen, y_l rejected (Bradley and Terry;
 https://arxiv.org/abs/2203.02155, eq. 1, without its division by the number of pairs of a prompt):
 
     loss = -log sigmoid(r(x, y_w) - r(x, y_l))
 
-P pairs of a batch: first all chosen sequences, then all rejected ones.
+P pairs in a batch: first all chosen sequences, then all rejected ones.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ RULES = Rules(
 
 
 def scores(models: Models, batch: Mapping[str, Any]) -> ChosenRejected:
-    """Twice (P,), float32: of the chosen and of the rejected answers."""
+    """The scores of the chosen and of the rejected answers, (P,) each, float32."""
     from luthier.model.heads.score_head import position_scores
 
     return halves(position_scores(models.policy, model_inputs(batch), models.head.score)[batch["ends"]])

@@ -32,17 +32,17 @@ class SftConfig(ReferenceConfig):
     use_dft_loss: bool = False
     """Weight the loss of each token by its own probability (https://arxiv.org/abs/2508.05629)."""
     use_eaft_loss: bool = False
-    """Weight the loss of each token by the entropy of the prediction, so that confident predictions count less."""
+    """Weight the loss of each token by the entropy of the prediction, so that confident tokens count less."""
     eaft_alpha: float = 1.0
     """Exponent of the entropy."""
     use_asft_loss: bool = False
-    """The DFT loss with a pull towards a reference model: `ref_model`, or the model as training begins."""
+    """The DFT loss plus a KL penalty towards a reference: `ref_model`, or the model at the start of training."""
     asft_alpha: float = 0.1
-    """Strength of that pull."""
+    """Weight of that penalty."""
 
 
 LOSS_SWITCHES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
-"""At most one of these takes the place of the cross-entropy."""
+"""At most one of these replaces the cross-entropy."""
 
 ONE_HISTORY = Rule(
     ("mask_history", "train_on_prompt"),
@@ -115,14 +115,14 @@ def loss(
 ) -> LossOutput:
     if config.use_asft_loss and training:
         return anchored_loss(models, batch, alpha=config.asft_alpha)
-    own_weigh = chosen_weigh(
+    weigh = chosen_weigh(
         use_dft_loss=config.use_dft_loss, use_eaft_loss=config.use_eaft_loss, eaft_alpha=config.eaft_alpha
     )
     return next_token_loss(
         models,
         batch,
         label_smoothing=config.label_smoothing_factor if training else 0.0,
-        weigh=own_weigh if training else None,
+        weigh=weigh if training else None,
         with_accuracy=config.compute_accuracy and not training,
     )
 

@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments, built at the last moment from the frozen run."""
+"""transformers' TrainingArguments, built from the frozen run just before training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArguments":
-    """What the user gave, and the few values that belong to luthier whatever the user gives.
+    """The user's training keys, and the few values that luthier always sets itself.
 
     Raises `InvalidInput` for what this machine or the installed transformers cannot do.
     """
@@ -33,24 +33,24 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         )
     if run.trains and run.training["optim"] in NEEDS_ACCELERATOR and machine.device == "cpu":
         raise InvalidInput(
-            f"optim: {run.training['optim']}: its library computes on an accelerator only, and this machine has none"
-            " -> take another optim"
+            f"optim: {run.training['optim']}: its library needs an accelerator, and this machine has none"
+            " -> choose another optim"
         )
     if run.trains and machine.device != "cpu" and not is_in_16_bits(run):
         warn(
-            "neither bf16 nor fp16 is set, so what learns is held and computed in float32, which takes twice the memory"
-            f" and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
+            "neither bf16 nor fp16 is set, so trainable parameters and computation are in float32, which takes twice"
+            f" the memory and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
         )
     values = training_arguments_kwargs(run.training)
     values |= {
         "do_train": run.trains,
         # Rows carry exactly what the collator of the stage needs.
         "remove_unused_columns": False,
-        # luthier has its own progress bar and sets the trackers up itself.
+        # luthier has its own progress bar and sets up the trackers itself.
         "disable_tqdm": True,
         "report_to": "none",
         "prediction_loss_only": True,
-        # A loss that is not a number stops the run; hiding it would let a broken model train on.
+        # A loss that is not finite stops the run; hiding it would let a broken model train on.
         "logging_nan_inf_filter": False,
     }
     if machine.device == "cpu":
@@ -94,7 +94,7 @@ def trackers(report_to: Any) -> "list[TrainerCallback]":
             (tracker,) = get_reporting_integration_callbacks([name])
             callbacks.append(tracker())
         except (RuntimeError, ImportError) as error:
-            # Each tracker of transformers says in this way that its library is missing.
+            # transformers' trackers raise one of these if their library is missing.
             raise MissingExtra(
                 f"report_to: {name} needs a library that is not installed: pip install {name} ({error})"
             ) from error
@@ -103,10 +103,10 @@ def trackers(report_to: Any) -> "list[TrainerCallback]":
 
 @contextmanager
 def accepted(key: str, value: str) -> Iterator[None]:
-    """Around a library call that judges the keys of an optimizer or a schedule. Raises `InvalidInput`."""
+    """Wraps a library call that validates the keys of an optimizer or a schedule. Raises `InvalidInput`."""
     try:
         yield
-    except LuthierError:  # what an optimizer of luthier finds wrong names its own key
+    except LuthierError:  # luthier's own optimizers name the wrong key themselves
         raise
     except (ValueError, TypeError, ImportError) as fault:
-        raise InvalidInput(f"{key}: {value}: cannot be used as it is configured: {fault}") from fault
+        raise InvalidInput(f"{key}: {value}: cannot be used with this configuration: {fault}") from fault

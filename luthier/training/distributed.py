@@ -1,4 +1,4 @@
-"""What the processes of a run do together: add up sums, and share the rows of a pass without gradients."""
+"""Work across processes: adding up sums, and sharing the rows of a pass without gradients."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
-"""Rows -> the tensors of a batch."""
+"""Rows -> batch of tensors."""
 
 
 class Rows(Sized, Protocol):
-    """Anything with a length and rows by number, such as a `datasets.Dataset`."""
+    """Anything with a length and rows by index, such as a `datasets.Dataset`."""
 
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 def add_to(sums: "dict[str, tuple[torch.Tensor, float]]", more: Sums) -> None:
-    """Add each (sum, count) to that of the same name."""
+    """Add each (sum, count) in place to the one of the same name."""
     for name, (total, count) in more.items():
         total_before, count_before = sums.get(name, (0, 0))
         sums[name] = (total_before + total.detach(), count_before + count)
 
 
 def over_processes(sums: Sums, device: torch.device) -> dict[str, tuple[float, float]]:
-    """name -> (sum, count) over all processes; every process has the same names."""
+    """name -> (sum, count) over all processes. Every process must have the same names."""
     if not sums:
         return {}
     pairs = [
@@ -48,7 +48,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def batch_by_batch(
     batches: Iterable[Mapping[str, Any]], device: torch.device, compute: Callable[[dict[str, Any]], Result]
 ) -> list[Result]:
-    """What `compute` makes of each batch, on `device` and without gradients."""
+    """The result of `compute` for each batch, on `device` and without gradients."""
     with torch.no_grad():
         return [compute(to_device(batch, device)) for batch in batches]
 
@@ -56,10 +56,10 @@ def batch_by_batch(
 def for_every_row(
     rows: Rows, args: "TrainingArguments", collate: Collate, compute: Callable[[dict[str, Any]], Sequence[Result]]
 ) -> list[Result]:
-    """What `compute` makes of every row, in order, on all processes.
+    """The result of `compute` for every row, in order, gathered on all processes.
 
     Each process takes its share of the rows in batches of `per_device_eval_batch_size`, without gradients. `compute`:
-    batch -> one result for each of its rows.
+    batch -> one result per row.
     """
     mine = range(args.process_index, len(rows), args.world_size)
     batches = (

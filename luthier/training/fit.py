@@ -1,4 +1,4 @@
-"""Training of one run from its start or a checkpoint to its end, whatever its stage."""
+"""Training from the start or from a checkpoint, for any stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a training run did; the command prints it and the output folder keeps it."""
+    """Result of a training run, printed by the command and saved in the output folder."""
 
     output_dir: Path
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`train`, `eval`, `predict` -> metric -> value."""
     log_history: Sequence[Mapping[str, Any]] = ()
-    """What was logged, step by step, as in trainer_state.json."""
+    """The logged steps, as in trainer_state.json."""
     was_interrupted: bool = False
 
 
 def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, float], bool]:
-    """Train to the end. Returns the metrics of training, and whether a signal ended it early (its checkpoint is saved).
+    """Train to the end. Returns the training metrics, and whether a signal stopped it (after saving a checkpoint).
 
-    There are no metrics if `resume_from` is the end of the run already. Raises `RunFailed` if memory runs out.
+    The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory.
     """
     if resume_from is not None:
         info(f"resuming from {resume_from}")
         if not any(resume_from.glob("rng_state*")):
-            warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate start anew")
+            warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate schedule restart")
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         try:
@@ -43,11 +43,11 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
             if not is_out_of_memory(error):
                 raise
             raise RunFailed(
-                f"there was not enough memory at step {trainer.state.global_step}: {error}"
+                f"out of memory at step {trainer.state.global_step}: {error}"
                 " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
             ) from error
     if not trainer.num_trained_tokens:
-        info(f"nothing is left to train: {resume_from} is the last step of this run")
+        info(f"nothing left to train: {resume_from} is the last step of this run")
         return {}, stop.was_interrupted
     metrics = dict(output.metrics) | {"train_tokens_per_second": round(trainer.throughput(), 2)}
     return metrics | {"epoch": trainer.state.epoch}, stop.was_interrupted

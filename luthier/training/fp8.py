@@ -1,8 +1,8 @@
-"""Products of matrices in 8-bit floating point: what accelerate needs to know before the trainer is built.
+"""FP8 training: the settings that accelerate needs before the trainer is built.
 
-accelerate swaps the linear layers when it prepares the model: all but the first and the last, and those whose sizes
-16 does not divide. Weights and everything else stay as they are, so what is saved is an ordinary model. It takes its
-settings from `ACCELERATE_FP8_*` variables, for TrainingArguments has no key for them.
+accelerate swaps the linear layers when it prepares the model, except the first, the last, and those with sizes that are
+not multiples of 16. Weights keep their dtype, so the saved model is an ordinary one. accelerate reads its settings from
+`ACCELERATE_FP8_*` environment variables, since TrainingArguments has no keys for them.
 """
 
 import contextlib
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 BACKENDS = {"torchao": "AO", "te": "TE", "msamp": "MSAMP"}
-"""As accelerate calls them."""
+"""Our name -> accelerate's name."""
 _BACKEND = "ACCELERATE_FP8_BACKEND"
 NEEDED = (8, 9)
-"""Compute capability of the first GPUs with 8-bit floating point (Ada); Hopper has 9.0."""
+"""Compute capability of the first GPUs with FP8 (Ada); Hopper has 9.0."""
 
 
 def switch_on(args: "TrainingArguments", keys: Fp8Config, machine: Machine) -> None:
-    """Raises `InvalidInput` on a machine without 8-bit floating point, `MissingExtra` without a library for it."""
-    lack = reason_against(machine)
-    if lack:
-        raise InvalidInput(f"fp8: true: {lack} -> leave fp8 out; bf16: true stays")
+    """Raises `InvalidInput` on a machine without FP8, `MissingExtra` without a library for it."""
+    reason = reason_against(machine)
+    if reason:
+        raise InvalidInput(f"fp8: true: {reason} -> leave fp8 out and keep bf16: true")
     backend = installed_backend(keys)
     if backend is None:
         modules, remedy = missing_library(keys)
         raise MissingExtra(f"fp8: true: needs the library {modules}, which is not installed -> {remedy}")
     args.mixed_precision = "fp8"
-    info(f"fp8_backend: {keys.fp8_backend}: {FP8_LIBRARIES[backend][0]} multiplies matrices in 8-bit floating point")
+    info(f"fp8_backend: {keys.fp8_backend}: FP8 training with {FP8_LIBRARIES[backend][0]}")
 
 
 @contextlib.contextmanager
 def settings_of(keys: Fp8Config) -> Iterator[None]:
-    """Around the building of a trainer, which takes them; later ones in this process must not find them."""
+    """Sets the environment variables while a trainer is built, and restores them for later trainers."""
     backend = installed_backend(keys) if keys.fp8 else None
-    told = {}
+    settings = {}
     if backend is not None:
         gathers = str(keys.fp8_enable_fsdp_float8_all_gather).lower()
-        told = {_BACKEND: BACKENDS[backend], "ACCELERATE_FP8_ENABLE_FSDP_FLOAT8_ALL_GATHER": gathers}
-    before = {name: os.environ.pop(name, None) for name in told}
-    os.environ.update(told)
+        settings = {_BACKEND: BACKENDS[backend], "ACCELERATE_FP8_ENABLE_FSDP_FLOAT8_ALL_GATHER": gathers}
+    before = {name: os.environ.pop(name, None) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -58,11 +58,11 @@ def settings_of(keys: Fp8Config) -> Iterator[None]:
 
 
 def reason_against(machine: Machine) -> str:
-    """What keeps this machine from it, or the empty text."""
+    """Why this machine cannot train in FP8, or an empty string."""
     if machine.device != "cuda":
-        return f"8-bit floating point needs a GPU of NVIDIA or AMD, and this machine computes on its {machine.device}"
+        return f"FP8 training needs an NVIDIA or AMD GPU, and this machine uses its {machine.device}"
     import torch
 
     if torch.version.hip is None and (found := torch.cuda.get_device_capability()) < NEEDED:
-        return f"8-bit floating point needs compute capability 8.9 (Ada, Hopper), not {found[0]}.{found[1]}"
+        return f"FP8 training needs compute capability 8.9 (Ada, Hopper) or later, not {found[0]}.{found[1]}"
     return ""

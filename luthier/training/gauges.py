@@ -1,12 +1,12 @@
-"""Numbers that are logged beside the loss and measure the machine: share of the peak that is used, memory.
+"""Hardware metrics that are logged with the loss: model FLOPs utilization and peak memory.
 
 Model FLOPs utilization as in appendix B of PaLM (https://arxiv.org/abs/2204.02311). For a model of N weights (without
-the input embedding, which multiplies nothing), L layers with H heads of size Q, a token in a sequence of T tokens takes
+the input embedding, a lookup), L layers with H heads of size Q, a token in a sequence of T tokens takes
 
     6 N + 12 L H Q T
 
-floating point operations: 2 N forward, 2 N for the gradients of activations, 2 N for those of weights; so a
-weight that does not learn counts 4 in the place of 6. What is computed twice to save memory counts once.
+floating point operations: 2 N forward, 2 N for the gradients of activations, 2 N for those of weights. A frozen weight
+therefore counts 4 instead of 6. Recomputation to save memory is not counted.
 """
 
 import os
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Gauge = Callable[[], Mapping[str, float]]
-"""Asked at each log: name -> value."""
+"""Called at each log: name -> value."""
 
 
 @cache
@@ -39,7 +39,7 @@ def _peaks() -> tuple[tuple[tuple[str, ...], float], ...]:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Operations per second of 16-bit matrix products, or None for a device that the table does not have."""
+    """Peak operations per second of 16-bit matrix products, or None for a device that is not in the table."""
     words = device_name.replace("-", " ").split()
     for wanted, flops in _peaks():
         if all(set(word.split()) <= set(words) for word in wanted):
@@ -49,14 +49,14 @@ def peak_flops(device_name: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """What training costs per token, and per token and token that it may look at."""
+    """Floating point operations of training per token, and per pair of a token and one that it attends to."""
 
     per_token: float
     per_pair: float
 
 
 def training_flops(model: "nn.Module") -> Flops | None:
-    """None for models whose cost does not follow from their number of weights: experts, packed low-bit weights."""
+    """None for models whose cost does not follow from their number of weights: experts, low-bit weights."""
     base = unwrap(model)
     config = base.config.get_text_config()
     weights = dict(model.named_parameters())
@@ -64,18 +64,18 @@ def training_flops(model: "nn.Module") -> Flops | None:
         return None
     embedding = base.get_input_embeddings().weight
     head = base.get_output_embeddings()
-    # A tied embedding is the output head too, and multiplies as such.
+    # A tied embedding is also the output head, which is a matrix product.
     counted = [w for w in weights.values() if w is not embedding or (head is not None and head.weight is w)]
     num_weights = sum(weight.numel() for weight in counted)
-    num_learning = sum(weight.numel() for weight in counted if weight.requires_grad)
+    num_trainable = sum(weight.numel() for weight in counted if weight.requires_grad)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     width = kinds.count("full_attention") * config.num_attention_heads * head_size
-    return Flops(4.0 * num_weights + 2.0 * num_learning, 12.0 * width)
+    return Flops(4.0 * num_weights + 2.0 * num_trainable, 12.0 * width)
 
 
 class Utilization(TrainerCallback):
-    """`mfu`: the share of the device's peak that training has used since it began."""
+    """`mfu`: share of the device's peak FLOP/s used since training began."""
 
     def __init__(self, peak: float) -> None:
         self.peak = peak
@@ -111,7 +111,7 @@ class Utilization(TrainerCallback):
 
 
 def peak_memory() -> Mapping[str, float]:
-    """Gigabytes (2^30) that tensors have taken at most, and that PyTorch has asked the device for."""
+    """Peak memory allocated by tensors and peak memory reserved by PyTorch, in GiB."""
     gibibyte = 2**30
     return {
         "vram_allocated": round(torch.cuda.max_memory_allocated() / gibibyte, 2),
@@ -120,7 +120,7 @@ def peak_memory() -> Mapping[str, float]:
 
 
 def gauges_of(device: str, *, is_16_bit: bool) -> list[Gauge]:
-    """Those that a device of this type has: `mfu` for known ones in 16 bits, memory with RECORD_VRAM=1."""
+    """The gauges of this device type: `mfu` for known GPUs in 16 bits, memory with RECORD_VRAM=1."""
     if device != "cuda":
         return []
     found: list[Gauge] = []

@@ -1,4 +1,4 @@
-"""Stops a run whose loss or weights are no numbers any more, and says where that began."""
+"""Stops a run whose loss or weights are NaN or infinite, and names the step and the rows."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.errors import RunFailed
-from luthier.training.checkpoints import last_whole_checkpoint
+from luthier.training.checkpoints import last_complete_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_CHARACTERS = 60
-"""Of each row of a batch that went wrong."""
+"""Shown of each row of the batch."""
 SHOWN_ROWS = 8
 
 
 class NonFiniteWatch:
-    """Remembers the losses of one optimizer step; they are looked at when the next one begins, or before they are told.
+    """Keeps the losses of one optimizer step and checks them when the next one begins, or before they are logged.
 
-    By then they have been computed, so that looking at them makes no accelerator wait.
+    By then they have been computed, so the check does not stall the accelerator.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", output_dir: Path) -> None:
@@ -33,7 +33,7 @@ class NonFiniteWatch:
         self._seen.append((batch, loss.detach()))
 
     def require_finite_losses(self, num_steps: int) -> None:
-        """Of the step just taken, which is number `num_steps`. Raises `RunFailed` with the rows of the batch."""
+        """Checks the losses of step `num_steps`. Raises `RunFailed` with the rows of the batch."""
         seen, self._seen = self._seen, []
         if not seen or bool(torch.stack([loss for _, loss in seen]).isfinite().all()):
             return
@@ -42,20 +42,20 @@ class NonFiniteWatch:
         raise self.failure(f"the loss became {loss.item()}", num_steps, f"; the rows of this batch:{rows}")
 
     def require_finite_weights(self, model: "nn.Module", num_steps: int) -> None:
-        """Weights that are no numbers must not take the place of good ones. Raises `RunFailed`."""
+        """Non-finite weights must not overwrite good ones. Raises `RunFailed`."""
         for name, weight in model.named_parameters():
             if weight.requires_grad and not weight.isfinite().all():
                 raise self.failure(f"the weight {name} is not finite", num_steps)
 
     def failure(self, what: str, num_steps: int, more: str = "") -> RunFailed:
-        last = last_whole_checkpoint(self._output_dir)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been saved before"
+        last = last_complete_checkpoint(self._output_dir)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
         return RunFailed(
             f"{what} at step {num_steps}; {kept} -> lower learning_rate, or train in float32 or bf16{more}"
         )
 
     def _shown(self, batch: Mapping[str, Any]) -> list[str]:
-        """The beginnings of the sequences of a batch."""
+        """The first characters of each sequence of a batch."""
         ids = batch["input_ids"]
         if "cu_seq_lens_q" in batch:
             sequences = [ids[0, start:end] for start, end in pairwise(batch["cu_seq_lens_q"].tolist())]

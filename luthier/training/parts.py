@@ -1,4 +1,4 @@
-"""Everything that a trainer is made of. It is made first, so a trainer is whole when it is born."""
+"""Everything that a trainer needs. It is made first, so a trainer is complete when it is constructed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,58 +27,58 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
-"""(model, metric prefix) -> metrics beside the loss, such as ROUGE."""
+"""(model, metric prefix) -> metrics besides the loss, such as ROUGE."""
 BuildOptimizer = Callable[["nn.Module", "TrainingArguments"], "torch.optim.Optimizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingParts:
-    """What a `StageTrainer` needs beside its arguments."""
+    """What a `StageTrainer` needs besides its arguments."""
 
     stage: Stage
     config: Any
     """The keys of the stage."""
     models: Models
-    """The policy, how it turns hidden states into logits, and the frozen models that the loss compares it with."""
+    """The policy, its output head, and the frozen models that the loss compares it with."""
     tokenizer: "PreTrainedTokenizerBase"
     collate: Collate
     train_rows: Any
-    """Rows with a length, or a stream; None for a run that does not train."""
+    """Rows with a length, or a stream; None if the run does not train."""
     eval_rows: Mapping[str, Any]
     """Name -> rows; a single set has the name ""."""
     shuffle: bool = True
     reading: StreamReading | None = None
-    """Of the stream that `train_rows` are, if they are one."""
+    """The state of the stream, if `train_rows` is one."""
     rollouts: Rollouts | None = None
-    """Answers of the policy's own that the loss is computed from, where the stage asks for them."""
+    """Sampled answers that the loss is computed from, if the stage needs them."""
     build_optimizer: BuildOptimizer | None = None
-    """None leaves it to `optim`."""
+    """None: the optimizer of `optim`."""
     callbacks: "Sequence[TrainerCallback]" = ()
     gauges: Sequence[Gauge] = ()
     """Called at each log line."""
     eval_metrics: EvalMetrics | None = None
     """Called after every evaluation."""
     superseded: Sequence[Path] = ()
-    """Checkpoints of an earlier run, removed as soon as this run has saved something."""
+    """Checkpoints of an earlier run, removed once this run has saved something."""
     processor: FittedProcessor | None = None
     """Saved with the weights, see `copy_processor`."""
 
 
 def collator(pad_token_id: int, concatenates: bool) -> Collate:
-    """`concatenates`: the attention of the model keeps samples apart, so rows are concatenated without padding."""
+    """`concatenates`: rows are concatenated without padding, since the model does not attend across samples."""
     layout = concatenate_rows if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
     return partial(collate, layout=layout)
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:
-    """Where weights are sharded or the forward pass is compiled, the model itself has to call its output layer."""
+    """The policy's output head. With sharded weights or a compiled forward pass, the model calls the layer itself."""
     head = inspect_head(policy, moe_aux_loss_coef)
     is_sharded = bool(args.fsdp) or args.deepspeed_plugin is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
     return replace(head, linear=None) if is_sharded or args.torch_compile else head
 
 
 def with_fillers(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
-    """Rows without labels fill the set up to what all processes take at a time, so that no row counts twice."""
+    """Rows plus filler rows without labels, up to a multiple of `multiple`, so that no row counts twice."""
     import datasets
 
     num_missing = -len(rows) % multiple

@@ -1,4 +1,4 @@
-"""What a stage predicts for every evaluation row, for generated_predictions.jsonl."""
+"""Predictions of a stage for every evaluation row, for generated_predictions.jsonl."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def row_predictions(trainer: "StageTrainer", rows: "datasets.Dataset") -> list[dict[str, Any]]:
-    """One line for each row, in order; each process takes its share of the rows."""
+    """One line per row, in order; each process takes its share of the rows."""
     parts, predict = trainer.parts, trainer.stage.reporting.predict
-    assert predict is not None, "only such a stage is asked"
+    assert predict is not None, "only called for stages that predict"
     models = Models(trainer.policy.eval(), parts.models.head)
     return for_every_row(rows, trainer.args, parts.collate, lambda batch: predict(models, batch, parts.config))

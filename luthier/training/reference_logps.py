@@ -1,8 +1,8 @@
-"""The log-probability that a reference model gives to the answers, computed once before training and kept by content.
+"""Log-probabilities of the answers under a reference model, computed once before training and cached by content.
 
-The reference is `ref_model`, or else the policy as training begins: the sft model where its adapter is trained on, the
-base where a fresh one is. So no second model is in memory during training. A cache entry belongs to exactly these rows
-and these weights.
+The reference is `ref_model`, or the policy at the start of training: the sft model if its adapter is trained further,
+the base model if the adapter is new. So no second model is in memory during training. A cache entry belongs to exactly
+these rows and these weights.
 """
 
 import hashlib
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from luthier.data.cache.store import Cache
 
 REFERENCE_COLUMN = "reference_logps"
-"""The summed log-probability of the answer of each part of a row."""
+"""The log-probability of the answer in each part of a row, summed over its tokens."""
 LOGPS_FILE = "reference_logps.npy"
 LOGPS_CODE = ("stages/_logps.py", "model/heads", "model/kernels", "data/collate.py", "training/reference_logps.py")
 """The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
-"""Fields of an adapter's config that change what its weights do."""
+"""Fields of an adapter's config that scale its weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowsWithReference(torch.utils.data.Dataset):
-    """Rows with the log-probabilities of the reference."""
+    """Rows with the reference's log-probabilities as a column."""
 
     rows: "datasets.Dataset"
     logps: np.ndarray
@@ -64,7 +64,7 @@ class RowsWithReference(torch.utils.data.Dataset):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceScorer:
-    """A reference model, and how its batches are made."""
+    """A reference model, and how to batch its rows."""
 
     model: "nn.Module"
     collate: Collate
@@ -72,7 +72,7 @@ class ReferenceScorer:
     cache: "Cache"
 
     def add_to(self, row_sets: "Mapping[str, datasets.Dataset]") -> dict[str, RowsWithReference]:
-        """Each set of rows with the column `REFERENCE_COLUMN`."""
+        """Each set of rows with the column `REFERENCE_COLUMN` added."""
         digest = weights_digest(self.model)
         return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
@@ -101,7 +101,7 @@ class ReferenceScorer:
         num_parts = len(parts_of(rows.column_names))
 
         def compute(batch: dict[str, Any]) -> list[list[float]]:
-            """A batch holds one part after the other: all chosen answers, then all rejected ones."""
+            """A batch holds the parts one after the other: all chosen answers, then all rejected ones."""
             return sequence_logps(models, batch).sums.float().cpu().view(num_parts, -1).T.tolist()
 
         with autocast_of_training(unwrap(model)):
@@ -111,9 +111,9 @@ class ReferenceScorer:
 
 
 def weights_digest(model: "nn.Module") -> str:
-    """Of every weight of a model and of what scales them (its config, those of its adapters), whatever its name is:
+    """Digest of all weights of a model and of its config and adapter scaling, independent of the model's name.
 
-    two models with the same digest compute the same.
+    Two models with the same digest compute the same.
     """
     config = unwrap(model).config.to_dict() | {"_name_or_path": "", "transformers_version": ""}
     adapters = (

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: metrics, plots, model card, the resolved run."""
+"""What a run writes besides its weights: metrics, plots, model card, the resolved run."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer
 
 SMOOTHED_SHARE = 0.1
-"""Share of the points that the smoothed line of a plot averages over, roughly."""
+"""The smoothed line of a plot averages over about this share of the points."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -31,7 +31,7 @@ RESULTS = ("*_results.json", "generated_predictions.jsonl", "training_*.png")
 
 
 def forget_results(output_dir: Path) -> None:
-    """Removes the metrics and plots of an earlier run: they speak of other weights than those that are there now."""
+    """Removes the metrics and plots of an earlier run, which belong to other weights."""
     for pattern in RESULTS:
         for path in output_dir.glob(pattern):
             path.unlink()
@@ -39,13 +39,13 @@ def forget_results(output_dir: Path) -> None:
 
 @contextmanager
 def describing(output_dir: Path) -> Iterator[None]:
-    """Around writing what stands beside the weights. Raises `RunFailed` if the disk fails."""
+    """Wraps writing the files that describe the weights. Raises `RunFailed` if the disk fails."""
     try:
         with DiskFaults():
             yield
     except OSError as fault:
         raise RunFailed(
-            f"{output_dir}: the weights are saved, but not all that describes them ({fault.strerror or fault})"
+            f"{output_dir}: the weights are saved, but not all files that describe them ({fault.strerror or fault})"
             " -> free some space; the weights can be used as they are"
         ) from fault
 
@@ -57,13 +57,13 @@ def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> 
     try:
         earlier = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (ValueError, TypeError):
-        warn(f"{path}: was not written to its end and begins anew")
+        warn(f"{path}: is incomplete and is written from scratch")
         earlier = {}
     write_json(path, {**earlier, **metrics})
 
 
 def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """One PNG per metric that was logged at two steps or more: training_loss.png, training_eval_loss.png, ..."""
+    """One PNG per metric that was logged at two or more steps: training_loss.png, training_eval_loss.png, ..."""
     require("matplotlib", "plot", "plot_loss: true")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,14 +89,14 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
         figure.savefig(path, dpi=100)
         paths.append(path)
     if not paths:
-        warn("plot_loss: no metric was logged at two steps or more, so there is nothing to draw; lower logging_steps")
+        warn("plot_loss: no metric was logged at two or more steps, so there is nothing to plot -> lower logging_steps")
     for path in paths:
         info(f"plot: {path}")
     return paths
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential moving average over about a tenth of the points, corrected for its start."""
+    """Exponential moving average over about a tenth of the points, with bias correction."""
     past = 1 - 2 / (max(3.0, SMOOTHED_SHARE * len(values)) + 1)
     line, average, weight = [], 0.0, 0.0
     for value in values:
@@ -136,11 +136,11 @@ DECISIVE_KEYS = (
     "lr_scheduler_type", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "num_train_epochs", "max_steps",
 )  # fmt: skip
-"""Training keys that decide the numbers; run.yaml has them even if unset, for defaults change between releases."""
+"""Training keys that decide the result; run.yaml has them even if unset, since defaults change between releases."""
 
 
 def resolved_run(run: "TrainRun") -> dict[str, Any]:
-    """Every key in effect but secrets: what the user gave, and the defaults of the sections and variants."""
+    """Every key in effect except secrets: the user's keys, and the defaults of the sections and variants."""
     sections = (
         run.model,
         run.data,
@@ -154,7 +154,7 @@ def resolved_run(run: "TrainRun") -> dict[str, Any]:
     decisive = {name: run.training[name] for name in DECISIVE_KEYS}
     values = {"stage": run.stage, "finetuning_type": run.finetuning_type, **defaults, **decisive}
     values |= {**run.training.given, **run.given}
-    # Null is mostly the default and left out, but what the user wrote as null may have another one.
+    # Null is mostly the default and left out, but a key that the user set to null may have another default.
     in_effect = {name: value for name, value in values.items() if value not in (None, ()) or name in run.given}
     return masked({name: value for name, value in in_effect.items() if value != () and not is_secret(name)})
 
@@ -166,7 +166,7 @@ def finish_training(
     base_model: str,
     facts: Mapping[str, Any],
 ) -> None:
-    """Everything in `output_dir` beside weights, metrics and log; the manifest comes last and describes all of it."""
+    """Everything in `output_dir` besides weights, metrics and log; the manifest comes last and covers all files."""
     import yaml
 
     output_dir = Path(run.training["output_dir"])

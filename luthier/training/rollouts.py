@@ -1,9 +1,9 @@
-"""Batches of the policy's own answers, in the place of batches of rows: what ppo and grpo are trained on.
+"""Rollouts: batches of sampled answers instead of batches of rows, for ppo, grpo and on-policy gkd.
 
 Optimizer step n (from 0) uses rollout n // (num_batches num_passes). Its prompts are a slice of one endless sequence of
-shuffled epochs, and its random numbers start from a seed made of its number, so a run that was stopped continues like
-one that was not. Answers that later steps still need are saved in the checkpoint. Where the stage takes given answers
-for a share of the rollouts, a number drawn from a seed of the same kind says which those are.
+shuffled epochs, and its seed is derived from its number, so a resumed run continues like an uninterrupted one. Answers
+that later steps still need are saved in the checkpoint. If a share of the rollouts uses the answers of the dataset, a
+seed of the same kind decides which ones.
 """
 
 import random
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 Generate = Callable[["nn.Module", Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
-"""(model, prompts, a seed for each) -> the ids of the answers, with the token that ended each."""
+"""(model, prompts, one seed per prompt) -> token ids of the answers, stop token included."""
 Decode = Callable[[Sequence[int], bool], str]
-"""(ids, with special tokens) -> text."""
+"""(ids, whether to keep special tokens) -> text."""
 EXPERIENCE_FILE = "experience_{}.pt"
-"""The answers of one process that later steps still need, in a checkpoint."""
+"""In a checkpoint: the answers of one process that later steps still need."""
 
 
 class StepRows(torch.utils.data.Dataset):
-    """As many numbers as an epoch has answers; which answers they are is decided when a step asks for them."""
+    """Placeholder rows, one index per answer of an epoch; the answers themselves are made when a step needs them."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -72,39 +72,38 @@ class Rollouts:
     args: "TrainingArguments"
     collate: Collate
     prompts: "datasets.Dataset"
-    """Rows of `input_ids`, the prompt and then the given answer, which alone has labels."""
+    """Rows of `input_ids`: the prompt and then the answer of the dataset, which alone is labelled."""
     generate: Generate
     decode: Decode
     rewards: WeightedRewards | None
-    """None where the stage needs no scores."""
+    """None if the stage needs no scores."""
     stop_ids: frozenset[int]
     temperature: float
     max_new_tokens: int
     shuffles: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The answers of this process in the current rollout: `input_ids`, `labels`, `units` and the targets of each
-    token."""
+    """This process's answers in the current rollout: `input_ids`, `labels`, `units` and the targets of each token."""
 
     @property
     def step_rows(self) -> StepRows:
-        """As many numbers as all processes together have answers while they see each prompt once; whole steps."""
+        """One index per answer of all processes in one pass over the prompts, rounded down to whole steps."""
         args = self.args
         of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         answers = len(self.prompts) * self.plan.num_generations
         return StepRows(max(answers // of_step, 1) * of_step * self.plan.num_passes)
 
     def numbers_or_batch(self, rows: Sequence[Any]) -> list[int] | dict[str, Any]:
-        """The numbers of `StepRows` as they are; rows of an evaluation as a batch."""
+        """The indices of `StepRows` unchanged; evaluation rows as a batch."""
         return list(rows) if isinstance(rows[0], int) else self.collate(rows)
 
     def step(self, number: int, num_batches: int, state: StageState) -> StepBatches:
-        """The `num_batches` batches of optimizer step `number`; a new rollout is made when the last one is used up."""
+        """The `num_batches` micro-batches of optimizer step `number`. Collects a new rollout when one is needed."""
         metrics: dict[str, tuple[Tensor, float]] = {}
-        rollout, place = divmod(number, self.plan.num_batches * self.plan.num_passes)
-        if place == 0 or not self.rows:
+        rollout, index = divmod(number, self.plan.num_batches * self.plan.num_passes)
+        if index == 0 or not self.rows:
             self.rows, state = self._collect(rollout, state, metrics)
         of_step, size = len(self.rows) // self.plan.num_batches, self.args.train_batch_size
-        start = place % self.plan.num_batches * of_step
+        start = index % self.plan.num_batches * of_step
         mine = self.rows[start : start + of_step]
         batches = [self._batch(mine[first : first + size]) for first in range(0, num_batches * size, size)]
         return StepBatches(batches, state, metrics)
@@ -117,17 +116,17 @@ class Rollouts:
     def _collect(
         self, number: int, state: StageState, metrics: "dict[str, tuple[Tensor, float]]"
     ) -> tuple[list[dict[str, Any]], StageState]:
-        """Rollout `number`: the answers with their targets, and the state after it. Adds to `metrics`."""
-        is_own, places = self.is_own(number), self.places(number)
+        """The answers of rollout `number` with their targets, and the state after it. Adds to `metrics`."""
+        is_sampled, places = self.is_sampled(number), self.places(number)
         prompts = [self._split(index) for index in self._rows_at(places) for _ in range(self.plan.num_generations)]
         given = [answer for _, answer in prompts]
-        answers = self._generated([prompt for prompt, _ in prompts], places, metrics) if is_own else given
+        answers = self._generated([prompt for prompt, _ in prompts], places, metrics) if is_sampled else given
         rows: list[dict[str, Any]] = [
             {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
             for (prompt, _), answer in zip(prompts, answers, strict=True)
         ]
-        if self.plan.own_share < 1:
-            add_to(metrics, {"own_answers": (torch.tensor(float(is_own)), 1.0)})
+        if self.plan.sampled_share < 1:
+            add_to(metrics, {"own_answers": (torch.tensor(float(is_sampled)), 1.0)})
         if self.rewards is None:
             return [{**r, "units": len(a), "columns": {}} for r, a in zip(rows, answers, strict=True)], state
         answered = [self._answered(*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -140,12 +139,12 @@ class Rollouts:
         ]
         return rows, targets.state
 
-    def is_own(self, number: int) -> bool:
-        """Whether the answers of rollout `number` are the policy's own, on all processes alike."""
-        return random.Random(f"own answers {self.args.seed} {number}").random() < self.plan.own_share
+    def is_sampled(self, number: int) -> bool:
+        """Whether the answers of rollout `number` are sampled from the policy; the same on all processes."""
+        return random.Random(f"own answers {self.args.seed} {number}").random() < self.plan.sampled_share
 
     def answer_seeds(self, places: Sequence[int]) -> list[int]:
-        """One for each answer to the prompts at `places`: of the run, the place and the number in its group alone."""
+        """One seed per answer to the prompts at `places`, from the run's seed, the place and the index in its group."""
         size = self.plan.num_generations
         names = [f"answer {self.args.seed} {place * size + number}" for place in places for number in range(size)]
         return [random.Random(name).getrandbits(63) for name in names]
@@ -153,12 +152,12 @@ class Rollouts:
     def _generated(
         self, prompts: Sequence[list[int]], places: Sequence[int], metrics: "dict[str, tuple[Tensor, float]]"
     ) -> list[list[int]]:
-        """The answers of the policy."""
+        """Answers sampled from the policy. Raises `RunFailed` for a prompt that leaves no room for one."""
         answers = self.generate(self.models.policy, prompts, self.answer_seeds(places))
         for prompt, answer in zip(prompts, answers, strict=True):
             if not answer:
                 raise RunFailed(
-                    f"a prompt of {len(prompt)} tokens leaves the model no room for an answer: "
+                    f"a prompt of {len(prompt)} tokens leaves the model no room for an answer:"
                     f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
                 )
         count = float(len(answers))
@@ -175,8 +174,8 @@ class Rollouts:
         state: StageState,
         metrics: "dict[str, tuple[Tensor, float]]",
     ) -> RolloutTargets:
-        """Scores, log-probabilities, and the advantages that the stage makes of them."""
-        assert self.plan.advantages is not None, "there are rewards because it asks for scores"
+        """Scores the answers and computes their advantages."""
+        assert self.plan.advantages is not None, "only stages that need scores have rewards"
         scores, each = rewards(answered)
         experience = self._experience(rows, torch.tensor(scores, dtype=torch.float64), answered)
         targets = self.plan.advantages(
@@ -192,10 +191,10 @@ class Rollouts:
         return targets
 
     def places(self, number: int) -> list[int]:
-        """The prompts of rollout `number` on this process, counted over the whole run and all processes.
+        """This process's prompts of rollout `number`, as positions in the prompt sequence of the whole run.
 
-        Those of one optimizer step stand together, each process with its part of them: however many processes share a
-        step, it is trained on the same answers.
+        The prompts of one optimizer step are adjacent and split over the processes, so a step trains on the same
+        answers for any number of processes.
         """
         args = self.args
         of_step = args.train_batch_size * args.gradient_accumulation_steps // self.plan.num_generations
@@ -204,7 +203,7 @@ class Rollouts:
         return [start + place for start in starts for place in range(of_step)]
 
     def _rows_at(self, places: Sequence[int]) -> list[int]:
-        """The prompts at these places: each epoch uses all of them once, in an order of its own."""
+        """Indices of the prompts at these places: each epoch uses every prompt once, in its own order."""
         split = [divmod(place, len(self.prompts)) for place in places]
         orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in split}}
         return [orders[epoch][place] for epoch, place in split]
@@ -216,7 +215,7 @@ class Rollouts:
         return torch.randperm(len(self.prompts), generator=generator).tolist()
 
     def _split(self, index: int) -> tuple[list[int], list[int]]:
-        """(prompt, given answer)."""
+        """(prompt, answer of the dataset) as token ids."""
         row = self.prompts[index]
         ids, labels = row["input_ids"], row["labels"]
         length = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(ids))
@@ -236,9 +235,9 @@ class Rollouts:
     def _experience(
         self, rows: Sequence[Mapping[str, Any]], scores: "Tensor", answered: Sequence[Answered]
     ) -> Experience:
-        """The scores, and what policy, value head and reference give for the answers as they are now."""
+        """The scores, and the current log-probabilities and values of the answers."""
         device = self.args.device
-        columns = self._columns(rows) if self.plan.asks_policy else {}
+        columns = self._columns(rows) if self.plan.needs_policy_logps else {}
         lengths = torch.tensor([len(one.answer_ids) for one in answered], device=device)
         return Experience(
             scores=scores.to(device),
@@ -250,7 +249,7 @@ class Rollouts:
         )
 
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
-        """`logps`, `reference` and `values` of all tokens of the answers, as far as the stage asks for them."""
+        """`logps`, `reference` and `values` (K,) of the answer tokens, as far as the stage needs them."""
         policy, head, size = self.models.policy, self.models.head, self.args.train_batch_size
         reference = self.models.frozen.get("reference")
 
@@ -274,7 +273,7 @@ class Rollouts:
         return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
 
     def save(self, folder: Path, num_steps: int) -> None:
-        """`num_steps`: of the run so far. A rollout that later steps still need goes into the checkpoint."""
+        """Save a rollout that later steps still need to the checkpoint. `num_steps`: steps done so far."""
         if num_steps % (self.plan.num_batches * self.plan.num_passes):
             torch.save(self.rows, folder / EXPERIENCE_FILE.format(self.args.process_index))
 

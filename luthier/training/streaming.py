@@ -1,4 +1,4 @@
-"""A streamed dataset in training: its loader, and the account of what the steps so far have read of it."""
+"""A streamed dataset in training: its loader, and the record of what has been read so far."""
 
 import json
 from collections.abc import MutableMapping, Sequence
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 STREAM_FILE = "stream_state.json"
-"""What has been read, and by whom, in a checkpoint."""
+"""In a checkpoint: what has been read, and by which processes and workers."""
 ACCOUNT = "account"
-"""The key of a batch under which its account lies, or the fault that ended the stream."""
+"""The batch key of the ledger of its rows, or of the error that ended the stream."""
 
 
 class StreamReading:
-    """How training reads a stream, and how far it has come."""
+    """How training reads a stream, and how far it has got."""
 
     def __init__(self, rows: StreamedRows, before: Ledger, args: "Seq2SeqTrainingArguments") -> None:
-        """`before`: of the rows for evaluation, which are read before training."""
+        """`before`: the ledger of the evaluation rows, which are read before training."""
         self.rows, self.before, self.args = rows, before, args
         self.read = Ledger(is_streamed=True)
-        """By this process; what was read up to the checkpoint that training goes on from is of the first process."""
+        """Read by this process; the first process also has what was read up to the checkpoint that was resumed."""
 
     def loader(self, batch_size: int, collate: Collate) -> Any:
-        """Every process reads its own share, so nothing is left for accelerate to share out."""
+        """Every process reads its own share of the stream, so accelerate must not shard it again."""
         args = self.args
         self.rows.process, self.rows.num_processes = args.process_index, args.world_size
         loader = DataLoader(
@@ -54,7 +54,7 @@ class StreamReading:
         )
 
     def take(self, batches: Sequence[MutableMapping[str, Any]]) -> None:
-        """Count what was read for these batches. Raises the fault that ended the stream, if any."""
+        """Count the rows that were read for these batches. Raises the error that ended the stream, if any."""
         for batch in batches:
             account = batch.pop(ACCOUNT)
             if isinstance(account, LuthierError):
@@ -62,14 +62,14 @@ class StreamReading:
             self.read.add(account)
 
     def ledger(self) -> Ledger:
-        """Of all processes; all of them have to ask at the same time."""
+        """The ledger of all processes; all of them must call this together."""
         whole = Ledger()
         for part in (self.before, *gather_object([self.read])):
             whole.add(part)
         return whole
 
     def save(self, checkpoint: Path, output_dir: Path, *, writes: bool) -> None:
-        """All processes have to call it; those with `writes` write."""
+        """All processes must call this together; those with `writes` write the files."""
         parts = gather_object([self.read])
         if not writes:
             return
@@ -83,7 +83,7 @@ class StreamReading:
         write_atomically(output_dir / LEDGER_FILE, json.dumps(whole.to_json(), indent=2))
 
     def restore(self, checkpoint: Path) -> None:
-        """Begin with the account of a checkpoint, and tell what makes the rows behind it other ones."""
+        """Load the state of a checkpoint, and warn if settings changed that decide which rows come next."""
         path = checkpoint / STREAM_FILE
         if not path.is_file():
             return
@@ -93,13 +93,13 @@ class StreamReading:
         now = {"shares": self._shares(), "order": repr(self.rows.order), "rows": self._rows()}
         words = {
             "shares": "another number of processes or workers",
-            "order": "another order of rows (seed, buffer_size, mix_strategy or val_size)",
+            "order": "another row order (seed, buffer_size, mix_strategy or val_size)",
             "rows": "other data files",
         }
         changed = [words[name] for name, value in now.items() if state[name] != value]
         if changed:
-            warn(f"streaming: the run goes on with {' and '.join(changed)}, so some rows may come twice and some not")
-        info("streaming: reading up to the row that the checkpoint had come to")
+            warn(f"streaming: resuming with {' and '.join(changed)}, so some rows may be repeated and others skipped")
+        info("streaming: skipping the rows that were read before the checkpoint")
 
     def _shares(self) -> list[int]:
         return [self.args.world_size, self.args.dataloader_num_workers]

@@ -1,11 +1,11 @@
-"""The one trainer: transformers' loop with the loss, the units and the batches of a `Stage` value.
+"""The trainer of all stages: transformers' loop with the loss, the units and the batches of a `Stage` value.
 
-What differs between training methods arrives as that value; there is no subclass per stage, and nobody asks for a name.
+Everything that differs between training methods is in that value; there is no subclass or `if` per stage.
 One optimizer step, from top to bottom of `StageTrainer`:
 
-    get_batch_samples         the batches of the step: rows, or answers of the policy's own
-    _get_num_items_in_batch   their units, over all processes, and the statistics of the step
-    compute_loss              for each batch: sum of the loss / units of the whole step; transformers runs backward
+    get_batch_samples         the micro-batches of the step: rows, or sampled answers
+    _get_num_items_in_batch   their units over all processes, and the statistics of the step
+    compute_loss              for each micro-batch: loss sum / units of the whole step; transformers runs backward
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
 """
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from transformers import Seq2SeqTrainingArguments
 
 MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
-"""What makes up a model or an adapter beside its tokenizer; of an earlier run none of it stays."""
+"""The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
 
 STAGE_STATE_FILE = "stage_state.json"
-"""What the stage remembers from step to step (`luthier.stages.StageState`), in a checkpoint."""
+"""In a checkpoint: the state of the stage (`luthier.stages.StageState`)."""
 
 
 class StageTrainer(Trainer):
@@ -72,7 +72,7 @@ class StageTrainer(Trainer):
             callbacks=list(parts.callbacks),
         )
         self.remove_callback(PrinterCallback)
-        assert args.output_dir is not None, "the rules of the run ask for it"
+        assert args.output_dir is not None, "the rules require output_dir"
         self.parts, self.stage, self.output_dir = parts, parts.stage, args.output_dir
         self.policy = parts.models.policy
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
@@ -87,7 +87,7 @@ class StageTrainer(Trainer):
     # -- one optimizer step -----------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The batches of one optimizer step and their units; answers of the policy's own where the stage asks."""
+        """The micro-batches of one optimizer step and their units; sampled answers if the stage has rollouts."""
         rollouts = self.parts.rollouts
         if rollouts is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -121,7 +121,7 @@ class StageTrainer(Trainer):
         output = self.stage.loss(models, inputs, self.parts.config, state=self.stage_state, training=True)
         self.watch.note(inputs, output.total)
         add_to(self._metrics, output.metrics)
-        # Gradients are averaged over processes, and this loss is already a share of the whole step.
+        # Gradients are averaged over processes, but this loss is already divided by the units of all of them.
         return output.total / num_items_in_batch * self.accelerator.num_processes
 
     def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
@@ -133,7 +133,7 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs and not self.num_trained_tokens:
-            return  # the run was complete already, so there is no mean loss to tell
+            return  # the run was already complete, so there is no mean loss
         if "loss" in logs:
             self.watch.require_finite_losses(self.state.global_step)
             if not math.isfinite(logs["loss"]):
@@ -150,7 +150,7 @@ class StageTrainer(Trainer):
     def _state_for(
         self, statistics: StepStatistics, model: Any, batches: Iterable[Any], state: StageState
     ) -> StageState:
-        """`state` after these batches, those of all processes together."""
+        """`state` updated with these batches, over all processes."""
         models, config = replace(self.parts.models, policy=model), self.parts.config
         sums: dict[str, tuple[Tensor, float]] = {}
         for more in batch_by_batch(
@@ -162,10 +162,10 @@ class StageTrainer(Trainer):
         return statistics.update(state, means, config)
 
     def throughput(self) -> float:
-        """Tokens per second since training began, padding not counted."""
+        """Tokens per second since training began, without padding."""
         return self.num_trained_tokens / max(time.monotonic() - self._train_start_seconds, 1e-9)
 
-    # -- what transformers asks for around the steps ------------------------------------------------
+    # -- hooks of transformers around the steps -----------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
         if self.parts.reading is None:
@@ -179,7 +179,7 @@ class StageTrainer(Trainer):
         return SequentialSampler(rows)
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Not one step more than `max_steps`: transformers takes one when it continues from the last step of a run."""
+        """Stops at `max_steps`: transformers takes one more step when it resumes from the last one."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -187,7 +187,7 @@ class StageTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
-            # transformers has no default here; that of the reference is a third of what is left after the warm-up.
+            # transformers has no default; as in LLaMA-Factory, the first third after the warm-up is stable.
             num_left = num_training_steps - self.args.get_warmup_steps(num_training_steps)
             self.args.lr_scheduler_kwargs = {"num_decay_steps": num_left - num_left // 3}
         with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
@@ -200,7 +200,7 @@ class StageTrainer(Trainer):
             super().init_hf_repo(token, private)
         except (OSError, ValueError, HTTPError) as fault:
             raise RunFailed(
-                f"push_to_hub: the repository cannot be made ({str(fault).splitlines()[0]})"
+                f"push_to_hub: the repository cannot be created ({str(fault).splitlines()[0]})"
                 " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
             ) from fault
 
@@ -214,12 +214,12 @@ class StageTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and metrics as sums over the whole set divided by their counts, so the batch size does not matter."""
+        """Loss and metrics: sums over the whole set divided by their counts, so the batch size does not matter."""
         model = self._wrap_model(self.policy, training=False)
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        # Reading batches draws random numbers, which must not change the training that continues afterwards.
+        # Reading batches consumes random numbers, which must not change the training that follows.
         device = self.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             totals = over_processes(self._evaluation_sums(model, dataloader), device)
@@ -249,10 +249,11 @@ class StageTrainer(Trainer):
         return sums
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        asked = self.args.metric_for_best_model
-        if asked is not None and f"eval_{asked.removeprefix('eval_')}" not in metrics:
+        wanted = self.args.metric_for_best_model
+        if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
             raise RunFailed(
-                f"metric_for_best_model: {asked}: evaluation gives {', '.join(sorted(metrics))}, but not that"
+                f"metric_for_best_model: {wanted}: is not an evaluation metric"
+                f" -> use one of {', '.join(sorted(metrics))}"
             )
         return super()._determine_best_metric(metrics, trial)
 
@@ -287,9 +288,9 @@ class StageTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As transformers does, except that peft need not ask the hub whether the vocabulary of the base has changed.
+        """As in transformers, but peft does not query the hub for a changed vocabulary of the base model.
 
-        A trainable embedding is among the adapter's `modules_to_save`.
+        It need not: a trainable embedding is among the adapter's `modules_to_save`.
         """
         if self.args.should_save:
             Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
@@ -310,7 +311,7 @@ class StageTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self._superseded = [folder for folder in self._superseded if folder.name != name]
         with saving(self.output_dir, name, self.args.should_save):
-            # Every process writes its random state here: after the old folder is gone, before the manifest is made.
+            # Every process writes its random state here: after the old folder is removed, before the manifest is made.
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             if self.stage_state and self.args.should_save:
@@ -324,9 +325,9 @@ class StageTrainer(Trainer):
         self._remove_superseded()
 
     def save_final(self) -> None:
-        """The weights of the finished run into `output_dir`, in the place of any that are there.
+        """Save the weights of the finished run to `output_dir`, replacing earlier ones.
 
-        Raises `RunFailed` if they do not fit on the disk or are not finite; what was there is kept then.
+        Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
         """
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         with saving(self.output_dir, None, self.args.should_save):

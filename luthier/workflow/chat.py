@@ -1,4 +1,4 @@
-"""A chat with the model of a run: its weights, its chat format, its sampling settings."""
+"""Opens a chat with the model of a run: its weights, chat format and sampling settings."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_chat(run: "InferRun") -> "ChatSession":
-    """Load the model of a run; `luthier.chat({...})` returns what this returns."""
+    """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
     from luthier.infer.conversation import Conversation
     from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
     from luthier.infer.session import ChatSession

@@ -1,4 +1,4 @@
-"""The models beside the policy that are not trained: loaded, isolated, and handed to the loss."""
+"""Frozen models such as a reference or a teacher: loaded, and passed to the loss."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_separate_models(run: TrainRun, stage: Stage, text: "TextSide") -> "dict[str, nn.Module]":
-    """Name -> model, for every frozen model that the loss runs at each step and that is not the policy itself."""
+    """Name -> model, for every frozen model that the loss runs at each step, except the initial policy."""
     return {
         spec.name: load_spec(run, spec, text)
         for spec in stage.frozen_models(run)
@@ -34,12 +34,12 @@ def load_spec(run: TrainRun, spec: FrozenModelSpec, text: "TextSide") -> "nn.Mod
 
 
 def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
-    """None if none of them attends across the samples of a row, else why rows must be padded."""
+    """Why rows must be padded; None if no model attends across the samples of a row."""
 
     for name, model in models.items():
         reason = isolates_samples(model)
         if reason is not None:
-            return f"of the {name}: {reason}"
+            return f"{name} model: {reason}"
         isolate_samples(model)
     return None
 
@@ -52,8 +52,8 @@ def frozen_models(
     separate: "Mapping[str, nn.Module]",
     device: "torch.device",
 ) -> "dict[str, FrozenModel]":
-    """Those that the loss runs at each step. `separate`: from `load_separate_models`; the others are the policy as it
-    is now."""
+    """The frozen models that the loss runs at each step. `separate`: from `load_separate_models`; others are the
+    initial policy."""
 
     found: dict[str, FrozenModel] = {}
     for spec in stage.frozen_models(run):
@@ -70,7 +70,7 @@ def load_cached_reference(
 ) -> "tuple[nn.Module, bool] | None":
     """The model that scores every row before training, and whether its rows are concatenated without padding.
 
-    None if the stage has none in this run. `concatenates`: what the policy does.
+    None if the stage has none in this run. `concatenates`: whether the policy's rows are concatenated.
     """
     spec = cached_reference(stage, run)
     if spec is None:

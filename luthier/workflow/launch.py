@@ -1,4 +1,4 @@
-"""Starting one process per accelerator with torchrun, as an argument list: paths with spaces stay whole."""
+"""Starts one process per accelerator with torchrun. The command is an argument list, so paths may contain spaces."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def launch_if_needed(argv: list[str]) -> int | None:
     if "LOCAL_RANK" in os.environ:
         return None
     if not is_on(os.environ, "FORCE_TORCHRUN"):
-        if is_on(os.environ, "USE_KT"):  # KTransformers has one process for all of its accelerators
+        if is_on(os.environ, "USE_KT"):  # KTransformers uses one process for all accelerators
             return None
         from luthier.core.machine import detect
 
@@ -35,7 +35,7 @@ def nproc_of(command: list[str]) -> str:
 
 
 def torchrun_command(argv: list[str], num_devices: int | None) -> list[str]:
-    """The launcher's argument list, from the environment variables that the reference reads."""
+    """The torchrun command, from the same environment variables as LLaMA-Factory."""
     env = os.environ
     if num_devices is None and "NPROC_PER_NODE" not in env:
         from luthier.core.machine import detect

@@ -46,8 +46,9 @@ def make_parts(
     superseded: Sequence[Path] = (),
     processor: "FittedProcessor | None" = None,
 ) -> "TrainingParts":
-    """`padding_reason`: why the rows of `policy` must be padded; None if it keeps the samples of a row apart.
+    """Everything that the trainer needs.
 
+    `padding_reason`: why rows must be padded; None if `policy` does not attend across the samples of a row.
     `superseded`: checkpoints of an earlier run, removed once this one has saved something. `processor`: saved with the
     weights.
     """
@@ -97,19 +98,18 @@ def rows_of(
     *,
     concatenates: bool,
 ) -> tuple[Any, Mapping[str, Any]]:
-    """(rows to train on, rows to evaluate on by name), with the log-probabilities of a reference where the loss needs
-    them."""
+    """(training rows, evaluation rows by name), with reference log-probabilities if the loss needs them."""
 
     train_rows: Any = data.train
-    together = args.world_size * args.eval_batch_size
+    global_batch = args.world_size * args.eval_batch_size
     eval_rows: Mapping[str, Any] = data.eval
     if args.world_size > 1:
-        eval_rows = {name: with_fillers(rows, together) for name, rows in data.eval.items()}
+        eval_rows = {name: with_fillers(rows, global_batch) for name, rows in data.eval.items()}
     reference = load_cached_reference(run, stage, text, policy, concatenates=concatenates)
     if reference is None:
         return train_rows, eval_rows
-    model, keeps_apart = reference
-    own_collate = collate if model is policy else collator(text.tokenizer.pad_token_id, keeps_apart)
+    model, concatenates = reference
+    own_collate = collate if model is policy else collator(text.tokenizer.pad_token_id, concatenates)
     scorer = ReferenceScorer(model, own_collate, args, cache_of(run.data))
     if train_rows is not None:
         train_rows = scorer.add_to({"train": train_rows})["train"]
@@ -117,12 +117,12 @@ def rows_of(
 
 
 def report_padding(reason: str, *, is_packed: bool, must_isolate: bool) -> None:
-    """Raises `ModelError` if the samples of packed rows must not attend to each other and the model cannot do that."""
+    """Raises `ModelError` if packed samples must not attend to each other and the model cannot ensure that."""
     if is_packed and must_isolate:
         raise ModelError(
-            f"neat_packing: this model cannot keep the samples of a row apart: {reason}"
-            " -> leave neat_packing out, or set packing: true, where the samples of a row see each other"
+            f"neat_packing: this model attends across the samples of a row: {reason}"
+            " -> leave neat_packing out, or set packing: true, which allows that"
         )
     info(f"rows are padded: {reason}")
     if is_packed:
-        warn("packing: the samples of a row see each other, since this model cannot keep them apart")
+        warn("packing: this model attends across the samples of a row")

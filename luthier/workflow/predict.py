@@ -1,6 +1,7 @@
-"""What a model says of the evaluation rows, into generated_predictions.jsonl.
+"""Predictions for the evaluation rows, written to generated_predictions.jsonl.
 
-`predict_with_generate`: it writes answers to the prompts, and BLEU and ROUGE compare them. A reward model scores them.
+With `predict_with_generate` the model answers the prompts and the answers are compared by BLEU and ROUGE. A reward
+model scores the rows.
 """
 
 import json
@@ -26,12 +27,14 @@ PREDICTIONS_FILE = "generated_predictions.jsonl"
 
 
 def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: TextSide) -> dict[str, float]:
-    """Answers to all evaluation prompts into generated_predictions.jsonl, and their scores as `predict_*`."""
+    """Write answers to all evaluation prompts to generated_predictions.jsonl. Returns their scores as `predict_*`."""
     from luthier.evals.text_metrics import score_pairs
 
     start = time.monotonic()
     lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
-    _save(lines, Path(run.training["output_dir"]))  # every process has all: sharded weights only answer together
+    _save(
+        lines, Path(run.training["output_dir"])
+    )  # every process has all lines: with sharded weights all generate together
     scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
     seconds = time.monotonic() - start
     speed = {"predict_runtime": round(seconds, 2), "predict_samples_per_second": round(len(lines) / seconds, 3)}
@@ -39,7 +42,7 @@ def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: Tex
 
 
 def predict_rows(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> dict[str, float]:
-    """One line for each evaluation row, as the stage has it, and loss and metrics of all as `predict_*`."""
+    """Write the stage's prediction for each evaluation row. Returns loss and metrics as `predict_*`."""
     from luthier.training.predictions import row_predictions
 
     _save([line for rows in data.eval.values() for line in row_predictions(trainer, rows)], output_dir)
@@ -54,7 +57,7 @@ def _save(lines: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
 
 
 def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) -> "EvalMetrics":
-    """For evaluations in the midst of training: the scores of the set that the metric prefix names."""
+    """For evaluations during training: the scores of the set that the metric prefix names."""
 
     def measure(model: "nn.Module", prefix: str) -> Mapping[str, float]:
         from luthier.evals.text_metrics import score_pairs
@@ -67,7 +70,7 @@ def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) ->
 
 
 def answers(run: "TrainRun", model: "nn.Module", rows: "datasets.Dataset", text: TextSide) -> list[dict[str, str]]:
-    """One object per row: `prompt`, `predict` (what the model wrote) and `label` (the given answer)."""
+    """One object per row: `prompt`, `predict` (the model's answer) and `label` (the answer of the dataset)."""
     from dataclasses import replace
 
     from luthier.infer.batch import generate_answers

@@ -1,4 +1,4 @@
-"""Training on the policy's own answers, put together: prompts, how answers are generated, what scores them."""
+"""The rollouts of a run: prompts, generation of answers, and rewards."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def make_rollouts(
     data: "PreparedData",
     text: "TextSide",
 ) -> "Rollouts":
-    """`plan`: of the stage. The prompts are the training rows."""
+    """`plan`: from the stage. The prompts are the training rows."""
 
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
@@ -47,7 +47,7 @@ def make_rollouts(
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))
 
-    assert data.train is not None, "the rules of the run ask for a dataset"
+    assert data.train is not None, "the rules require a dataset"
     return Rollouts(
         plan=plan,
         config=run.method,
@@ -66,7 +66,7 @@ def make_rollouts(
 
 
 def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device") -> "WeightedRewards":
-    """Functions first, then the reward model, each with its weight."""
+    """First the reward functions, then the reward model, each with its weight."""
 
     method = run.method
     rewards: list[Reward] = [load_function(name) for name in method.reward_funcs]
@@ -77,7 +77,7 @@ def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device") -> "
 
 
 def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device") -> "RewardModel":
-    """A model of its own: that of `reward_model`, or the base of the run with `reward_model` as its adapter."""
+    """The model `reward_model`, or the run's base model with the adapter `reward_model`."""
 
     method = run.method
     is_adapter = method.reward_model_type == "lora"
@@ -87,19 +87,19 @@ def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device")
     model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, bits=bits, scores=True)
     model = model.to(device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    info(f"reward_model: {method.reward_model}: held beside the policy, {size / 1e9:.2f} GB")
+    info(f"reward_model: {method.reward_model}: loaded next to the policy, {size / 1e9:.2f} GB")
     return RewardModel(method.reward_model, model, closing_ids(text))
 
 
 def closing_ids(text: "TextSide") -> tuple[int, ...]:
-    """What the chat format writes after the token that ends an answer, e.g. a line break."""
+    """Token ids that the chat format writes after the stop token of an answer, e.g. a line break."""
 
-    talk = Dialogue((Message("user", "a"), Message("assistant", "a")))
+    dialogue = Dialogue((Message("user", "a"), Message("assistant", "a")))
     try:
-        (turn,) = encode_last_turns([talk], text.encoding.unlimited())
+        (turn,) = encode_last_turns([dialogue], text.encoding.unlimited())
     except RowError:
         return ()
     answer = turn.labels
     stops = set(text.fitted.stop_token_ids)
-    ends = [place for place, token in enumerate(answer) if token in stops]
+    ends = [index for index, token in enumerate(answer) if token in stops]
     return tuple(answer[ends[-1] + 1 :]) if ends else ()

@@ -1,4 +1,4 @@
-"""A training run from its keys to its output folder. One path for every stage."""
+"""A training run from its keys to its output folder, the same for every stage."""
 
 import os
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ class Policy:
 
     model: "nn.Module"
     padding_reason: str | None
-    """None if it does not attend across the samples of a row, else why rows must be padded."""
+    """Why rows must be padded; None if the model does not attend across the samples of a row."""
     unavailable: Mapping[str, str]
-    """Key -> why what was requested is not there."""
+    """Key -> why the requested setting is unavailable."""
 
 
 @enough_memory("take a smaller model, quantization_bit: 4, or smaller batches")
 def train(run: TrainRun) -> "RunResult":
-    """Everything that a training run file asks for. Bad data fails before weights are loaded.
+    """Run training, evaluation and prediction of a run file. Bad data fails before weights are loaded.
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
@@ -53,7 +53,7 @@ def train(run: TrainRun) -> "RunResult":
         warn(str(warning))
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
     resume_from = starting_point(run, output_dir)
-    starts_anew = resume_from is None and run.training["overwrite_output_dir"]
+    from_scratch = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
@@ -69,7 +69,7 @@ def train(run: TrainRun) -> "RunResult":
         text,
         args,
         padding_reason=policy.padding_reason,
-        superseded=checkpoints_in(output_dir) if starts_anew else (),
+        superseded=checkpoints_in(output_dir) if from_scratch else (),
         processor=processor,
     )
     with settings_of(run.fp8):
@@ -78,15 +78,15 @@ def train(run: TrainRun) -> "RunResult":
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
-    """The checkpoint to continue from, if any. Creates `output_dir`; raises before anything heavy starts."""
+    """The checkpoint to resume from, if any. Creates `output_dir`; raises before anything expensive starts."""
     from luthier.core.files import require_apart, require_writable
     from luthier.training.checkpoints import checkpoints_in, resume_point
 
-    asked, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
-    resume_from = resume_point(output_dir, asked, overwrite) if run.trains else None
+    requested, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+    resume_from = resume_point(output_dir, requested, overwrite) if run.trains else None
     if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
         raise InvalidInput(
-            "fsdp: shares weights between the processes of torchrun, and this is one process alone"
+            "fsdp: shards weights over the processes of torchrun, and this is a single process"
             " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
         )
     if run.trains and resume_from is None:
@@ -98,7 +98,7 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
 
 
 def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine", output_dir: Path) -> Policy:
-    """Raises `OutputError` if its weights will not fit on the disk of `output_dir`."""
+    """Load the model. Raises `OutputError` if its weights will not fit on the disk of `output_dir`."""
     from luthier.core.files import require_space
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.backends import load_for_inference, load_for_training
@@ -124,7 +124,7 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
 
 
 def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
-    """The ledger and the first row, before the weights are loaded."""
+    """Log the ledger and the first row, before the weights are loaded."""
     from luthier.inspection.terminal import sequences_of, without_colors
 
     for line in data.ledger.summary():
@@ -134,7 +134,7 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     for first in firsts:
         for title, sequence in sequences_of(first)[:2]:
             what = f"first row, {title}" if title else "first row"
-            info(f"{what} (learned between ⟦ and ⟧): {without_colors(sequence, text.tokenizer)}")
+            info(f"{what} (labelled tokens between ⟦ and ⟧): {without_colors(sequence, text.tokenizer)}")
 
 
 def carry_out(
@@ -145,7 +145,7 @@ def carry_out(
     resume_from: Path | None,
     unavailable: Mapping[str, str],
 ) -> "RunResult":
-    """Train, evaluate, predict, as far as the run asks for it; each leaves its results in `output_dir`.
+    """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
 
     `unavailable`: from `load_policy`.
     """
@@ -194,7 +194,7 @@ def carry_out(
 def facts_of(
     run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
 ) -> dict[str, Any]:
-    """For the manifest: what the weights were made of, and on what."""
+    """For the manifest: seed, data, model and settings that the weights were trained with."""
     from luthier.model.loading.loaded import resolved_settings
     from luthier.model.modules import unwrap
 
@@ -208,7 +208,7 @@ def facts_of(
 
 
 def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
-    """What was read of a stream, which is known at the end only."""
+    """Save and log the ledger of a stream, which is known only at the end."""
     from luthier.data.ledger import LEDGER_FILE
     from luthier.training.report import write_json
 
@@ -221,12 +221,12 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
 
 
 def resume_hint(run: TrainRun, output_dir: Path) -> str:
-    """What a person whose run was stopped wants to know."""
-    from luthier.training.checkpoints import last_whole_checkpoint
+    """How to resume a run that was stopped."""
+    from luthier.training.checkpoints import last_complete_checkpoint
 
-    checkpoint = last_whole_checkpoint(output_dir)
+    checkpoint = last_complete_checkpoint(output_dir)
     if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
-        how = f"with resume_from_checkpoint: {checkpoint} it goes on from there"
+        how = f"set resume_from_checkpoint: {checkpoint} to resume"
     else:
-        how = "the same command goes on from there"
+        how = "run the same command to resume"
     return f"stopped: {checkpoint} is saved -> {how}"

@@ -52,7 +52,7 @@ def test_one_step_or_one_sentence(values, optim):
             luthier.train(values)
         return
     if optim in NEEDS_ACCELERATOR and not torch.cuda.is_available():
-        with pytest.raises(InvalidInput, match=f"optim: {optim}: its library computes on an accelerator only"):
+        with pytest.raises(InvalidInput, match=f"optim: {optim}: its library needs an accelerator"):
             luthier.train({**values, "model_name_or_path": "no/weights-are-asked-for"})
         return
     # RAdam takes no step before it can tell the variance, which is at the sixth.

@@ -155,7 +155,7 @@ def test_a_half_written_newer_checkpoint_is_passed_over(world, whole_run, tmp_pa
     else:
         (broken / missing).unlink()
     result = luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
-    assert f"{broken} was not written to its end" in capsys.readouterr().err
+    assert f"{broken} is incomplete" in capsys.readouterr().err
     assert_same_end(folder, result, whole, whole_losses)
 
 
@@ -183,7 +183,10 @@ def test_a_checkpoint_of_weights_only_is_gone_on_from_with_a_warning(world, tmp_
     values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out"), "save_only_model": True}
     luthier.train({**values, "max_steps": 4})
     assert len(losses(luthier.train(values))) == STEPS
-    assert "holds weights only (save_only_model), so optimizer and learning rate start anew" in capsys.readouterr().err
+    assert (
+        "holds weights only (save_only_model), so optimizer and learning rate schedule restart"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
@@ -194,9 +197,9 @@ def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
     broken = tmp_path / "checkpoint-3"
     shutil.copytree(whole / "checkpoint-4", broken)
     (broken / "trainer_state.json").unlink()
-    with pytest.raises(OutputError, match="not whole"):
+    with pytest.raises(OutputError, match="incomplete"):
         luthier.train({**values, "resume_from_checkpoint": str(broken)})
-    with pytest.raises(OutputError, match="holds no whole checkpoint"):
+    with pytest.raises(OutputError, match="has no complete checkpoint"):
         luthier.train({**values, "resume_from_checkpoint": True})
 
 
@@ -223,7 +226,7 @@ def test_what_is_tied_or_never_saved_and_the_value_head_are_not_missed():
     check_filled(model, ["positions.weight"], [])
     with pytest.raises(RunFailed, match=r"has no body\.weight and 1 more weights"):
         check_filled(model, ["body.weight", "head.weight"], [])
-    with pytest.raises(RunFailed, match=r"has, and the model has not, gate\.weight ->"):
+    with pytest.raises(RunFailed, match=r"has an unexpected weight gate\.weight ->"):
         check_filled(model, [], ["gate.weight"])
 
 

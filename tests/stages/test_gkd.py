@@ -196,7 +196,7 @@ def test_the_draw_depends_on_the_seed_and_the_number_alone():
 
     def draws(seed, share):
         rollouts = rollouts_of(STAGE.rollout(GkdConfig(gkd_lambda=share)), seed)
-        return [rollouts.is_own(number) for number in range(1000)]
+        return [rollouts.is_sampled(number) for number in range(1000)]
 
     assert draws(42, 0.3) == draws(42, 0.3) != draws(43, 0.3)
     assert sum(draws(42, 0.3)) == pytest.approx(300, abs=60)

@@ -24,7 +24,7 @@ def test_the_clipped_loss_by_hand():
 def test_the_value_loss_and_the_divergence_by_hand():
     """V 2, V_old 1, R 1, reach 0.2: 1/2 max(1, 0.04); and with R 3: 1/2 max(1, 1.8^2)."""
     losses = policy_loss.clipped_value_loss(
-        torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0]), reach=0.2
+        torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0]), clip_range=0.2
     )
     assert losses.tolist() == pytest.approx([0.5, 1.62])
     kl = policy_loss.reference_kl(torch.tensor([0.0, 0.0]), torch.tensor([math.log(2), 0.0]))

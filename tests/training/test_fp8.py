@@ -68,14 +68,14 @@ def test_the_best_library_that_is_there_is_taken(monkeypatch):
 
 
 def test_a_machine_without_8_bit_floating_point_says_so(tmp_path):
-    with pytest.raises(InvalidInput, match="needs a GPU of NVIDIA or AMD, and this machine computes on its cpu"):
+    with pytest.raises(InvalidInput, match="needs an NVIDIA or AMD GPU, and this machine uses its cpu"):
         training_arguments(load_train(RUN | {"output_dir": str(tmp_path)}), CPU)
 
 
 def test_an_older_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert fp8.reason_against(dataclasses.replace(CPU, device="cuda")) == (
-        "8-bit floating point needs compute capability 8.9 (Ada, Hopper), not 8.0"
+        "FP8 training needs compute capability 8.9 (Ada, Hopper) or later, not 8.0"
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert not fp8.reason_against(dataclasses.replace(CPU, device="cuda"))

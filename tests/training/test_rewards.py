@@ -36,9 +36,9 @@ def test_a_function_gets_what_it_has_parameters_for():
         ([1.0], "gave 1 scores for 2 answers"),
         ("ab", "gave a str"),
         (None, "gave a NoneType"),
-        ([1.0, math.nan], "its score of answer 1 is nan"),
-        ([math.inf, 1.0], "its score of answer 0 is inf"),
-        ([1.0, "good"], "its score of answer 1 is 'good'"),
+        ([1.0, math.nan], "the score of answer 1 is nan"),
+        ([math.inf, 1.0], "the score of answer 0 is inf"),
+        ([1.0, "good"], "the score of answer 1 is 'good'"),
     ],
 )
 def test_scores_that_are_none_are_one_error_with_the_name(scores, words):

@@ -131,7 +131,7 @@ def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path
     monkeypatch.setattr(Rollouts, "_columns", lambda *args: asked.append(1) or real(*args))
     found = trained(tmp_path / "unasked")
     assert not asked
-    monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "asks_policy": True}))
+    monkeypatch.setattr("luthier.stages.grpo.Rollout", lambda **plan: Rollout(**{**plan, "needs_policy_logps": True}))
     expected = trained(tmp_path / "asked")
     assert asked
     start = load_file(Path(values["model_name_or_path"], "model.safetensors"))
@@ -291,7 +291,7 @@ def test_a_server_scores_and_is_combined_with_a_function(values, endpoint, monke
         (404, "status 404"),
         ({"score": []}, 'has no "scores"'),
         ({"scores": [1.0]}, "gave 1 scores for 8 answers"),
-        ({"scores": [None] * 8}, "its score of answer 0 is None"),
+        ({"scores": [None] * 8}, "the score of answer 0 is None"),
     ],
 )
 def test_a_server_that_is_wrong_is_one_clear_error(values, endpoint, reply, reason):
@@ -313,9 +313,9 @@ def test_a_server_that_is_gone_or_slow_is_one_clear_error():
     ("function", "reason"),
     [
         ("raises", "raised KeyError: 'no such thing'"),
-        ("nan", "its score of answer 1 is nan, not a finite number; prompt .*Say the number"),
-        ("short", "it gave 1 scores for 8 answers"),
-        ("word", "it gave a str"),
+        ("nan", "the score of answer 1 is nan, not a finite number; prompt .*Say the number"),
+        ("short", "it returned 1 scores for 8 answers"),
+        ("word", "it returned a str"),
     ],
 )
 def test_a_function_that_is_wrong_is_one_clear_error(values, function, reason):

@@ -157,7 +157,7 @@ def test_going_on_with_other_rows_is_told(world, tmp_path, capsys):
     capsys.readouterr()
     luthier.train({**values, "buffer_size": 9, "dataloader_num_workers": 1})
     said = capsys.readouterr().err
-    assert "goes on with another number of processes or workers and another order of rows" in said
+    assert "resuming with another number of processes or workers and another row order" in said
 
 
 @pytest.mark.thorough

@@ -307,14 +307,14 @@ def test_an_adapter_that_is_lost_is_noticed_and_nothing_is_written(llama_folder,
     first, second = (adapter(llama_folder, tmp_path / name, seed) for seed, name in enumerate(["a", "b"]))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(RunFailed, match=r"merge check: the export does not answer as base and adapters do \(mean KL"):
+    with pytest.raises(RunFailed, match=r"merge check: the export differs from base and adapters \(mean KL"):
         exported(llama_folder, tmp_path / "out", first, second)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
 def test_the_check_can_be_tightened_and_left_out(llama_folder, tmp_path):
     lora = adapter(llama_folder, tmp_path / "lora")
-    with pytest.raises(RunFailed, match=r"allowed are 1e-09 nats\), so it is not kept"):
+    with pytest.raises(RunFailed, match=r"the limit is 1e-09 nats\), so it is not kept"):
         exported(llama_folder, tmp_path / "out", lora, infer_dtype="bfloat16", export_max_kl=1e-9)
     folder = exported(llama_folder, tmp_path / "out", lora, infer_dtype="bfloat16", export_check=False)
     assert not (folder / "merge_check.json").exists()

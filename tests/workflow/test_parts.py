@@ -62,4 +62,6 @@ def test_packs_that_must_be_isolated_cannot_be_padded(said):
     with pytest.raises(ModelError, match=r"neat_packing: .* because"):
         report_padding("because", is_packed=True, must_isolate=True)
     report_padding("because", is_packed=True, must_isolate=False)
-    assert said[0] == "rows are padded: because" and "packing: the samples of a row see each other" in said[1]
+    assert (
+        said[0] == "rows are padded: because" and "packing: this model attends across the samples of a row" in said[1]
+    )

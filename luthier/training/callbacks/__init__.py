@@ -1,4 +1,4 @@
-"""Callbacks: the log, the progress line, trackers, profilers. Each other file here is one of them."""
+"""Callbacks: the log, the progress line, trackers, profilers. Each file in this folder is one of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
-    """Those that the keys of the run ask for."""
+    """The callbacks that the run's keys request."""
     output_dir = Path(run.training["output_dir"])
-    log = TrainerLog(output_dir / "trainer_log.jsonl", starts_anew=run.training["overwrite_output_dir"])
+    log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=run.training["overwrite_output_dir"])
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
     if run.finetuning.early_stopping_steps is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
@@ -36,9 +36,9 @@ def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
 
 
 def _trackers_of(run: "TrainRun") -> list[TrainerCallback]:
-    """Those of `report_to`; with the keys of SwanLab its own callback takes the place of the plain one."""
-    asked = run.training["report_to"]
+    """The trackers of `report_to`. With `use_swanlab`, SwanLab's own callback replaces that of transformers."""
+    report_to = run.training["report_to"]
     if not run.swanlab.use_swanlab:
-        return trackers(asked)
-    others = [name for name in ([asked] if isinstance(asked, str) else asked or ()) if name != "swanlab"]
+        return trackers(report_to)
+    others = [name for name in ([report_to] if isinstance(report_to, str) else report_to or ()) if name != "swanlab"]
     return [*trackers(others), *swanlab_callbacks(run.swanlab, run.training["run_name"])]

@@ -10,7 +10,7 @@ from luthier.core.log import warn
 
 
 class StopOnSignal(TrainerCallback):
-    """While open as a context, turns a signal into a clean stop; `was_interrupted` tells afterwards."""
+    """Context manager that turns a signal into a clean stop and then sets `was_interrupted`."""
 
     def __init__(self) -> None:
         self.was_interrupted = False
@@ -29,7 +29,7 @@ class StopOnSignal(TrainerCallback):
         if self.was_interrupted:
             raise KeyboardInterrupt
         self.was_interrupted = True
-        warn("stopping: this step is finished and a checkpoint is saved; press Ctrl-C again to stop at once")
+        warn("stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.was_interrupted:

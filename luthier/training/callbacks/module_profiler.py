@@ -1,4 +1,4 @@
-"""How long the forward and backward passes of modules take, told at each log."""
+"""Profiler of the forward and backward times of modules, logged at each logging step."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 MAX_LINES = 30
-"""Modules that a log names, those that took longest."""
+"""The slowest modules that a log lists."""
 
 
 class ModuleProfiler(TrainerCallback):
-    """Times the modules whose full names fit one of `patterns`, e.g. `*.mlp`, `model.layers.0.*`.
+    """Times the modules whose full names match one of `patterns`, e.g. `*.mlp`, `model.layers.0.*`.
 
-    On an accelerator the times are those of the device. The forward pass of a checkpointed layer counts as often as it
-    runs. A module whose inputs need no gradient has no backward time of its own.
+    On an accelerator these are device times. With gradient checkpointing every forward pass is counted. A module whose
+    inputs need no gradient has no backward time.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class ModuleProfiler(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.spans:
-            info("\n".join([f"modules up to step {state.global_step}", *self.lines()]))
+            info("\n".join([f"module times up to step {state.global_step}", *self.lines()]))
             self.spans = {}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class ModuleProfiler(TrainerCallback):
         self.handles = []
 
     def attach(self, model: "nn.Module") -> None:
-        """Raises `InvalidInput` if no module fits."""
+        """Raises `InvalidInput` if no module matches."""
         for name, module in unwrap(model).named_modules():
             if any(fnmatchcase(name, pattern) for pattern in self.patterns):
                 self.handles += [
@@ -59,7 +59,7 @@ class ModuleProfiler(TrainerCallback):
                 ]
         if not self.handles:
             raise InvalidInput(
-                f"profile_modules: {', '.join(self.patterns)}: fits no module of {type(unwrap(model)).__name__}"
+                f"profile_modules: {', '.join(self.patterns)}: matches no module of {type(unwrap(model)).__name__}"
                 " -> use patterns of full names, e.g. '*.mlp'"
             )
 
@@ -71,7 +71,7 @@ class ModuleProfiler(TrainerCallback):
             self.spans.setdefault(key, []).append((self.open[key].pop(), _now()))
 
     def lines(self) -> Iterator[str]:
-        """One per module: milliseconds of all its passes since the log before, and their number."""
+        """One per module: total milliseconds and number of its passes since the last log."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times: dict[str, dict[str, tuple[float, int]]] = {}

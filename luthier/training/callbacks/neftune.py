@@ -1,8 +1,8 @@
-"""NEFTune (https://arxiv.org/abs/2310.05914): noise on the embeddings while training.
+"""NEFTune (https://arxiv.org/abs/2310.05914): noise on the embeddings during training.
 
     x~ = x + alpha / sqrt(L d) * eps,    eps uniform in [-1, 1], for a sequence of L tokens and embeddings of size d
 
-L is the length of each sequence by itself, so the noise does not depend on what it is batched or packed with.
+L is the length of each single sequence, so the noise does not depend on what it is batched or packed with.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NeftuneNoise(TrainerCallback):
-    """On from the beginning to the end of training, whenever the embeddings are in training mode."""
+    """Adds noise during training, whenever the embeddings are in training mode."""
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha

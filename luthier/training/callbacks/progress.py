@@ -13,7 +13,7 @@ class ProgressBar(TrainerCallback):
     """Shown by the main process only."""
 
     def __init__(self, headline: Sequence[str] = ()) -> None:
-        """`headline`: the metrics of the stage that are shown beside the loss."""
+        """`headline`: metrics of the stage that are shown next to the loss."""
         self.headline = headline
         self.console = Console(stderr=True)
         self.bar: Progress | None = None

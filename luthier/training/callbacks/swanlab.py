@@ -1,4 +1,4 @@
-"""SwanLab with the keys of the run file: its own callback for transformers, its log-in and its messages to Lark."""
+"""SwanLab, set up from the run file: its callback for transformers, the login and messages to Lark."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from luthier.core.log import is_main_process
 from luthier.core.versions import is_installed
 
 PUBLIC_FILE = "swanlab_public_config.json"
-"""Beside the model: where the run is found in SwanLab."""
+"""Where to find the run in SwanLab; written to the output folder."""
 
 
 def swanlab_callbacks(keys: SwanlabConfig, run_name: str | None) -> list[TrainerCallback]:
-    """Logs in if a key is given. `run_name`: used if `swanlab_run_name` is not given.
+    """Logs in if an API key is given. `run_name` is used without `swanlab_run_name`.
 
-    Raises `MissingExtra` without the library, `RunFailed` if the account does not let us in.
+    Raises `MissingExtra` without the library, `RunFailed` if the login fails.
     """
     if not is_installed("swanlab"):
         raise MissingExtra(f"use_swanlab: true needs the library swanlab: pip install '{MINIMUM}'")
@@ -52,13 +52,13 @@ def log_in(api_key: str) -> None:
     except (ApiError, AuthenticationError, OSError) as fault:
         reason = str(fault).replace(api_key, "***")
         raise RunFailed(
-            f"swanlab_api_key: SwanLab did not let us in ({reason}) -> check the key and the network, or set"
+            f"swanlab_api_key: login to SwanLab failed ({reason}) -> check the key and the network, or set"
             " swanlab_mode: local"
         ) from fault
 
 
 class PublicFile(TrainerCallback):
-    """Follows the callback of SwanLab, which has begun the run by then."""
+    """Writes `PUBLIC_FILE`. Must run after SwanLab's callback, which starts the run."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:

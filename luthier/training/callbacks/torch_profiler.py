@@ -1,4 +1,4 @@
-"""Traces of some steps with torch.profiler, one file per trace, for Perfetto, chrome://tracing or TensorBoard."""
+"""torch.profiler traces of some steps, one file per trace, for Perfetto, chrome://tracing or TensorBoard."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TorchProfiler(TrainerCallback):
-    """Every process writes into a folder of its own, `rank_N`."""
+    """Every process writes to its own folder, `rank_N`."""
 
     def __init__(self, config: "ProfilerConfig", folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -56,4 +56,4 @@ class TorchProfiler(TrainerCallback):
         if not self.num_traces:
             config = self.config
             needed = config.profiler_wait_steps + config.profiler_warmup_steps + config.profiler_active_steps
-            warn(f"enable_torch_profiler: the run was over before the {needed} steps that a trace takes")
+            warn(f"enable_torch_profiler: the run ended before the {needed} steps that a trace needs")

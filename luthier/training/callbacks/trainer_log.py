@@ -1,4 +1,4 @@
-"""trainer_log.jsonl: one JSON object per logged step, under the names that users' scripts and the web page read."""
+"""trainer_log.jsonl: one JSON object per logged step, with the names that users' scripts and the web page read."""
 
 import json
 import time
@@ -26,9 +26,9 @@ TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_s
 class TrainerLog(TrainerCallback):
     """Appends to the log on the main process."""
 
-    def __init__(self, path: Path, *, starts_anew: bool) -> None:
-        """A run that goes on from a checkpoint keeps the lines up to there; with `starts_anew` the log is new."""
-        self.path, self.starts_anew = path, starts_anew
+    def __init__(self, path: Path, *, overwrites: bool) -> None:
+        """A resumed run keeps the lines up to its checkpoint; with `overwrites` the log starts empty."""
+        self.path, self.overwrites = path, overwrites
         self.start_seconds = 0.0
         self.start_step = 0
         self.has_failed = False
@@ -38,7 +38,7 @@ class TrainerLog(TrainerCallback):
         self.start_step = state.global_step
         if not state.is_world_process_zero or not self.path.exists():
             return
-        if self.starts_anew or state.global_step == 0:
+        if self.overwrites or state.global_step == 0:
             self.path.unlink()
             return
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -61,18 +61,18 @@ class TrainerLog(TrainerCallback):
         self._append(json.dumps(line) + "\n")
 
     def _append(self, line: str) -> None:
-        """A log that cannot be written is no reason to lose what has been learned; the next checkpoint decides."""
+        """Only warns if the log cannot be written: the run should not be lost for that."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as fault:
             if not self.has_failed:
-                warn(f"{self.path}: cannot be written ({fault.strerror}); training goes on without it")
+                warn(f"{self.path}: cannot be written ({fault.strerror}); training continues without it")
             self.has_failed = True
 
 
 def _is_until(line: str, step: int) -> bool:
-    """Whether this is a whole line of a step up to `step`; a process that was killed may leave half a line."""
+    """Whether this is a complete line of a step up to `step`; a killed process may leave a partial line."""
     try:
         written = json.loads(line) if line.endswith("\n") else None
     except ValueError:

@@ -1,6 +1,6 @@
-"""What an optimizer of luthier's own is. Each other file here is one; its switch, e.g. `use_muon`, turns it on.
+"""Luthier's own optimizers. Each file in this folder is one; its switch, e.g. `use_muon`, turns it on.
 
-Without any of them the optimizer is that of `optim`, which transformers builds.
+Without a switch transformers builds the optimizer of `optim`.
 """
 
 import os
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")
-"""The values of `optim` that mean AdamW in the number type of the weights."""
+"""The values of `optim` that are AdamW in the dtype of the weights."""
 DEFAULT_MAX_GRAD_NORM = 1.0
-"""What transformers clips to if nobody asks for it; `run.yaml` holds it, so it is no wish of the user."""
+"""The default of transformers. It is written to `run.yaml`, so it does not count as set by the user."""
 ANY_BASE = (*ADAMW, "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
-"""The values of `optim` that can step on stand-ins for the weights."""
+"""The values of `optim` that can step on proxy parameters instead of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     name: str
     switch: str
-    """The key that turns it on with any value but false and null."""
+    """The key that turns it on with any value except false and null."""
     config: type
-    """The YAML keys that only this optimizer understands; `switch` is one of them."""
+    """The YAML keys that only this optimizer reads; `switch` is one of them."""
     build: "Callable[[nn.Module, TrainingArguments, Any], TorchOptimizer]"
-    """(model, args, config) -> the optimizer of the parameters that learn."""
+    """(model, args, config) -> the optimizer of the trainable parameters."""
     check: Rules
     """Rules between keys that concern this optimizer; checked before torch is imported."""
 
 
 def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOptimizer] | None":
-    """(model, args) -> the optimizer that a switch of the run asks for; None leaves it to `optim`."""
+    """(model, args) -> the optimizer that is switched on in this run; None: the optimizer of `optim`."""
     for name, config in run.optimizers.items():
         return partial(OPTIMIZERS.get(name).build, config=config)
     return None

@@ -1,4 +1,4 @@
-"""The steps of Adam-mini; the equations stand in `luthier.training.optimizers.adam_mini`."""
+"""The steps of Adam-mini; the equations are in `luthier.training.optimizers.adam_mini`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -39,7 +39,7 @@ class AdamMini(Optimizer):
 
 
 def in_blocks(values: torch.Tensor, block: str | int) -> torch.Tensor:
-    """In the shape (blocks, weights in each)."""
+    """Reshaped to (blocks, weights per block)."""
     if block == "whole":
         return values.reshape(1, -1)
     assert isinstance(block, int)

@@ -34,7 +34,7 @@ class Apollo(Optimizer):
         by_channel: bool,
         scales_first: bool,
     ) -> None:
-        """`numbers`: those of the weights, so that each draws random projections of its own from `seed`."""
+        """`numbers`: index of each weight; with `seed` it seeds the weight's random projections."""
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "projected": False}
         super().__init__(list(groups), defaults)
         self.numbers, self.seed = numbers, seed

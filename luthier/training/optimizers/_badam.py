@@ -1,4 +1,4 @@
-"""The steps of BAdam; what it is stands in `luthier.training.optimizers.badam`."""
+"""The steps of BAdam; the method is described in `luthier.training.optimizers.badam`."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ from torch.optim import Optimizer
 from luthier.training.optimizers._seeds import seed_from
 
 Picks = Mapping[torch.nn.Parameter, torch.Tensor | None]
-"""Weight -> the flat indices of it that learn, or None for all of it. A weight that is not named rests."""
+"""Weight -> its trained flat indices, or None for the whole weight. Weights that are not listed are frozen."""
 
 MIN_SHARED_SIZE = 100
-"""A weight of up to so many numbers learns as a whole in ratio mode."""
+"""In ratio mode, weights of up to this many elements are trained as a whole."""
 
 
 class BlockCoordinateDescent(Optimizer):
-    """Another optimizer steps on one part of the weights for a while; then a fresh one takes the next part.
+    """An inner optimizer trains one part of the weights for a while; then a new one trains the next part.
 
-    What is not float32, or learns only in part, has a float32 stand-in for as long as it learns.
+    A weight that is not float32, or is trained only in part, has a float32 proxy while it is trained.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class BlockCoordinateDescent(Optimizer):
         switch_interval: int,
         report: Callable[[int], None],
     ) -> None:
-        """`part_of`: turn -> number of the part; `picks`: number -> the part; `switch_interval`: steps, -1 for ever.
+        """`part_of`: turn -> index of the part; `picks`: index -> the part; `switch_interval`: in steps, -1 for never.
 
-        `report` is told the number of each new part.
+        `report` is called with the index of each new part.
         """
         super().__init__(list(groups), {"lr": lr, "weight_decay": 0.0})
         self.build_inner, self.part_of, self.picks, self.report = build_inner, part_of, picks, report
@@ -47,7 +47,7 @@ class BlockCoordinateDescent(Optimizer):
         return 0 if self.switch_interval < 0 else self.num_steps // self.switch_interval
 
     def _begin(self, part: int) -> None:
-        """A part learns from here on: its gradients are computed, and no others."""
+        """Switch to training `part`: only its gradients are computed."""
         self.part, picks = part, self.picks(part)
         self.indices = picks
         self.stand_ins: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
@@ -114,7 +114,7 @@ def _stand_in(weight: torch.nn.Parameter, index: torch.Tensor | None) -> torch.n
 
 
 def block_order(num_blocks: int, mode: str, start: int | None, seed: int) -> Callable[[int], int]:
-    """Turn -> block. A random order takes every block once in each round; `start` comes before all."""
+    """Turn -> block. A random order visits every block once per round; `start` comes first."""
     if mode == "fixed":
         return lambda turn: start or 0
     if mode == "ascending":
@@ -126,8 +126,8 @@ def block_order(num_blocks: int, mode: str, start: int | None, seed: int) -> Cal
     def shuffled(turn: int) -> int:
         if start is not None and turn == 0:
             return start
-        round_number, place = divmod(turn if start is None else turn - 1, num_blocks)
-        return random.Random(seed_from(seed, round_number)).sample(range(num_blocks), num_blocks)[place]
+        round_number, index = divmod(turn if start is None else turn - 1, num_blocks)
+        return random.Random(seed_from(seed, round_number)).sample(range(num_blocks), num_blocks)[index]
 
     return shuffled
 
@@ -135,7 +135,7 @@ def block_order(num_blocks: int, mode: str, start: int | None, seed: int) -> Cal
 def share_of(
     weights: Sequence[torch.nn.Parameter], ratio: float, *, adjacent: bool, seed: int
 ) -> Callable[[int], Picks]:
-    """Turn -> a share `ratio` of each weight, at random: a run of neighbors, or entries anywhere."""
+    """Turn -> a random share `ratio` of each weight: adjacent entries, or entries anywhere."""
 
     def picks(turn: int) -> Picks:
         found: dict[torch.nn.Parameter, torch.Tensor | None] = {}

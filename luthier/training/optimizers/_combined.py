@@ -1,7 +1,7 @@
-"""Several optimizers as one, and an optimizer for each parameter that steps while gradients are still being computed.
+"""Several optimizers as one, and fused backward: one optimizer per parameter that steps during the backward pass.
 
-The second is fused backward (LOMO, https://arxiv.org/abs/2306.09782): the gradient of a parameter is used and freed as
-soon as it is there, so at no time does the model have all of its gradients.
+Fused backward (LOMO, https://arxiv.org/abs/2306.09782): the gradient of a parameter is used and freed as soon as it is
+computed, so the gradients of the whole model are never in memory together.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 class CombinedOptimizer(Optimizer):
-    """Optimizers of different parameters; a schedule sees the groups of all of them."""
+    """Optimizers of different parameters; a learning rate schedule sees the groups of all of them."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -34,10 +34,10 @@ class CombinedOptimizer(Optimizer):
 def step_in_backward(
     groups: Sequence[dict[str, Any]], build: Callable[[list[dict[str, Any]]], Optimizer]
 ) -> CombinedOptimizer:
-    """One optimizer per parameter, which steps as soon as the gradient is there and frees it.
+    """One optimizer per parameter, which steps as soon as the gradient is computed and then frees it.
 
-    The `step` of the whole finds no gradient and does nothing. What looks at all gradients at once, such as clipping
-    them to a common norm, finds none either.
+    The `step` of the combined optimizer finds no gradients and does nothing. Anything that needs all gradients at
+    once, such as clipping by the global norm, finds none either.
     """
     parts = []
     for group in groups:

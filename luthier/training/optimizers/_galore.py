@@ -1,4 +1,4 @@
-"""The steps of GaLore; the equations stand in `luthier.training.optimizers.galore`."""
+"""The steps of GaLore; the equations are in `luthier.training.optimizers.galore`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,9 +10,9 @@ from luthier.training.optimizers._low_rank import low_shape, project, project_ba
 
 
 class GaLore(Optimizer):
-    """Another optimizer steps on small stand-ins, which are zero before each step; what they became is projected back.
+    """An inner optimizer steps on low-rank proxies, which are zero before each step; their values are projected back.
 
-    A group with `projected` has stand-ins; the weights of other groups are given to `build_inner` themselves.
+    Groups with `projected` have proxies; the weights of other groups are passed to `build_inner` themselves.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class GaLore(Optimizer):
 
 
 def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Loads the state as it was saved: torch rounds all of it to the number type of the weights, which loses digits.
+    """Load the state in the dtype that it was saved in: torch casts it to the dtype of the weights.
 
-    Adafactor keeps float32 beside weights of 16 bits.
+    Adafactor, for example, keeps float32 state for 16-bit weights.
     """
     optimizer.load_state_dict(state_dict)
     for saved_group, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):

@@ -1,4 +1,4 @@
-"""Parameters in groups: each kind of weight apart, and in each kind what decays apart from what does not."""
+"""Parameter groups: one per kind of weight, each split by whether weight decay applies."""
 
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 NOT_DECAYING = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
-"""Names of weights that do not decay, as in transformers."""
+"""Names of weights without weight decay, as in transformers."""
 
 
 def parameter_groups(
     model: "nn.Module", weight_decay: float, kind_of: "Callable[[str, nn.Parameter], Hashable]" = lambda name, p: None
 ) -> dict[Any, list[dict[str, Any]]]:
-    """Kind -> its one or two groups of the parameters that learn; only the first decays if there are two."""
+    """Kind -> one or two groups of its trainable parameters. Of two, only the first has weight decay."""
     from torch import nn
     from transformers.trainer_pt_utils import get_parameter_names
 
@@ -28,15 +28,15 @@ def parameter_groups(
     return {
         kind: [
             {"params": members, "weight_decay": weight_decay if decays else 0.0}
-            for decays, members in halves.items()
+            for decays, members in by_decay.items()
             if members
         ]
-        for kind, halves in found.items()
+        for kind, by_decay in found.items()
     }
 
 
 def base_optimizer(model: "nn.Module", args: "TrainingArguments") -> "Callable[[list[dict[str, Any]]], Optimizer]":
-    """Groups -> the optimizer that `optim` names, with the keys that it reads."""
+    """Groups -> the optimizer of `optim`, with its keys from `args`."""
     from transformers import Trainer
 
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Projections of gradients to a low rank, and the weights whose gradients are projected.
+"""Low-rank projections of gradients, and the weights whose gradients are projected.
 
-m rows and n columns of a weight, r rank. A gradient G (m, n) becomes P^T G Q^T, and what an optimizer makes of it
-comes back as P X Q. With one side only, the other factor is left out: P (m, r) gives (r, n), Q (r, n) gives (m, r).
+m rows and n columns of a weight, r rank. A gradient G (m, n) is projected to P^T G Q^T, and the optimizer's update X
+is projected back to P X Q. With one side the other factor is left out: P (m, r) gives (r, n), Q (r, n) gives (m, r).
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def low_shape(shape: Sequence[int], rank: int, sides: tuple[bool, bool]) -> tupl
 
 
 def singular_vectors(gradient: "Tensor", rank: int, sides: tuple[bool, bool]) -> "tuple[Tensor | None, Tensor | None]":
-    """P and Q from the SVD of a gradient, in its number type: the first r left and right singular vectors."""
+    """P and Q from the SVD of a gradient, in its dtype: the first r left and right singular vectors."""
     left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
     dtype = gradient.dtype
     return (
@@ -46,12 +46,12 @@ def singular_vectors(gradient: "Tensor", rank: int, sides: tuple[bool, bool]) ->
 def random_vectors(
     gradient: "Tensor", rank: int, sides: tuple[bool, bool], seed: int
 ) -> "tuple[Tensor | None, Tensor | None]":
-    """P or Q of independent normal numbers of variance 1 / r, which keep lengths on average."""
+    """P or Q with independent normal entries of variance 1 / r, which preserves norms on average."""
     generator = torch.Generator(gradient.device).manual_seed(seed)
     rank = min(rank, *gradient.shape)
     shape = (gradient.shape[0], rank) if sides[0] else (rank, gradient.shape[1])
-    drawn = torch.randn(shape, generator=generator, device=gradient.device) / rank**0.5
-    return (drawn.to(gradient.dtype), None) if sides[0] else (None, drawn.to(gradient.dtype))
+    random = torch.randn(shape, generator=generator, device=gradient.device) / rank**0.5
+    return (random.to(gradient.dtype), None) if sides[0] else (None, random.to(gradient.dtype))
 
 
 def project(gradient: "Tensor", left: "Tensor | None", right: "Tensor | None") -> "Tensor":
@@ -65,9 +65,9 @@ def project_back(low: "Tensor", left: "Tensor | None", right: "Tensor | None") -
 
 
 def projected_weights(model: "nn.Module", wanted: Sequence[str], key: str) -> "set[Tensor]":
-    """The weights that learn of the linear layers that `wanted` names, or of all but the output head with `all`.
+    """The trainable weights of the linear layers in `wanted`, or with `all` of all except the output head.
 
-    A name fits a layer if it is one part of the layer's full name, so `mlp` is all linear layers inside the MLPs.
+    A name matches a layer if it is one part of the layer's full name, so `mlp` means all linear layers in the MLPs.
     Raises `ModelError` for a name that no module has.
     """
     from transformers.pytorch_utils import Conv1D

@@ -1,4 +1,4 @@
-"""Seeds of random choices that can be drawn again after a checkpoint, since they follow from numbers that are known."""
+"""Seeds derived from known numbers, so that random choices can be repeated after resuming from a checkpoint."""
 
 import random
 

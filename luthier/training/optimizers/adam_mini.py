@@ -1,11 +1,11 @@
-"""Adam-mini (https://arxiv.org/abs/2406.16793): AdamW with one second moment for each block b of weights.
+"""Adam-mini (https://arxiv.org/abs/2406.16793): AdamW with one second moment per block b of weights.
 
     m <- b1 m + (1 - b1) g        v_b <- b2 v_b + (1 - b2) mean(g_b^2)
     w <- w - eta wd w             w_b <- w_b - eta (m / (1 - b1^t)) / (sqrt(v_b / (1 - b2^t)) + eps)
 
-The blocks are those in which the Hessian of a transformer is dense: one for each head of a query or key matrix, one
-for each output neuron (a row) of every other matrix, which in embeddings and output heads is one for each token, and
-one for all of a bias or a norm. So the state is about half that of AdamW.
+The blocks follow the dense blocks of a transformer's Hessian: one per head of a query or key matrix, one per output
+neuron (a row) of every other matrix, so one per token in embeddings and output heads, and one for a whole bias or norm.
+The optimizer state is about half that of AdamW.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: AdamMiniConfig)
 
 
 def head_size_of(model: "nn.Module") -> int:
-    """Rows of a query or key matrix that make up one head."""
+    """Rows of a query or key matrix per head."""
     from luthier.model.modules import unwrap
 
     text = unwrap(model).config.get_text_config()
@@ -58,7 +58,7 @@ def head_size_of(model: "nn.Module") -> int:
 
 
 def block_shape(name: str, shape: tuple[int, ...], head_size: int) -> str | int:
-    """How many rows make a block of the weight; `whole` if all of it is one."""
+    """Rows per block of the weight; `whole` if the whole weight is one block."""
     if len(shape) < 2:
         return "whole"
     is_query_or_key = any(part in QUERY_KEY_NAMES for part in name.split("."))

@@ -1,11 +1,11 @@
-"""APOLLO (https://arxiv.org/abs/2412.05270): SGD whose gradient is scaled as AdamW would have scaled it.
+"""APOLLO (https://arxiv.org/abs/2412.05270): SGD with gradients scaled as AdamW would scale them.
 
     R = P^T G        R~ = AdamW(R)        s_j = |R~[:, j]| / |R[:, j]|        W <- W - eta * sqrt(scale) * G diag(s)
 
 for a weight W of m rows and n columns, with a random P (m, r) of variance 1 / r, or the first singular vectors of G.
-Each channel j has a factor, or all of the matrix one (`apollo_scale_type: tensor`; APOLLO-Mini is that with rank 1).
-An update is never longer than 1.01 times the one before it. Only the moments of R are kept: r n numbers for m n. The
-square root follows the authors' own library, so a scale from there means the same here.
+Each channel j has its own factor, or the whole matrix has one (`apollo_scale_type: tensor`; with rank 1 this is
+APOLLO-Mini). The norm of an update is at most 1.01 times that of the previous one. Only the moments of R are kept: r n
+numbers instead of m n. The square root follows the authors' library, so a scale means the same here as there.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApolloConfig:
     use_apollo: bool = False
-    """Scale gradients by what a low-rank optimizer would do (https://arxiv.org/abs/2412.05270)."""
+    """Scale gradients as a low-rank AdamW would (https://arxiv.org/abs/2412.05270)."""
     apollo_target: tuple[str, ...] = ("all",)
-    """Parts of the names of linear layers whose gradients are scaled so, or `all` but the output head."""
+    """Parts of the names of linear layers whose gradients are scaled; `all`: every layer except the output head."""
     apollo_rank: int = 16
     """Rank of the projection."""
     apollo_update_interval: int = 200
-    """Steps between two computations of the projection."""
+    """Steps between updates of the projection."""
     apollo_scale: float = 32.0
     """The update is multiplied by the square root of this."""
     apollo_proj: Literal["svd", "random"] = "random"
@@ -47,11 +47,11 @@ class ApolloConfig:
     apollo_proj_type: Literal["std", "right", "left"] = "std"
     """Side that is projected: the shorter, the columns or the rows."""
     apollo_scale_type: Literal["channel", "tensor"] = "channel"
-    """Whether each channel, or the whole matrix, has one scale."""
+    """Whether each channel or the whole matrix has its own scale."""
     apollo_layerwise: bool = False
-    """Update each parameter as soon as its gradient is there, and free the gradient."""
+    """Update each parameter as soon as its gradient is computed, and free the gradient."""
     apollo_scale_front: bool = False
-    """Multiply by the scale before the length of the update is limited, not after."""
+    """Apply the scale before the norm of the update is limited, not after."""
 
 
 RULES = Rules(

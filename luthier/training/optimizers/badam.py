@@ -1,10 +1,10 @@
-"""BAdam (https://arxiv.org/abs/2404.02827): block coordinate descent, with some steps of Adam on each block.
+"""BAdam (https://arxiv.org/abs/2404.02827): block coordinate descent with some steps of Adam on each block.
 
     for each block i in turn:  m, v <- 0;  K times:  theta_i <- theta_i - eta * Adam(dL / d theta_i)
 
-Layer mode: a block is a layer of the model. Embeddings, the output head and what stands between layers and head stay
-as they are. Only the block that learns has gradients, moments and, where the model is in 16 bits, a float32 copy.
-Ratio mode: a random share of each weight learns, embeddings excepted; gradients are computed for all of it.
+Layer mode: a block is a layer of the model. Embeddings, the output head and the norm before it are frozen. Only the
+trained block has gradients, moments and, if the model is in 16 bits, a float32 copy.
+Ratio mode: a random share of each weight except embeddings is trained; gradients are computed for the whole weight.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class BadamConfig:
     use_badam: bool = False
     """Train one block of the model at a time (https://arxiv.org/abs/2404.02827)."""
     badam_mode: Literal["layer", "ratio"] = "layer"
-    """Blocks are layers, or a share of the weights."""
+    """What a block is: a layer, or a random share of all weights."""
     badam_start_block: int | None = None
     """The first block to train, counted from 0; unset takes the first of the order."""
     badam_switch_mode: Literal["ascending", "descending", "random", "fixed"] | None = "ascending"
@@ -47,7 +47,7 @@ class BadamConfig:
     badam_update_ratio: float = 0.05
     """Share of the weights to train, with `badam_mode: ratio`."""
     badam_mask_mode: Literal["adjacent", "scatter"] = "adjacent"
-    """Whether those weights lie together or apart."""
+    """Whether these weights are adjacent or scattered."""
     badam_verbose: int = 0
     """What is logged: 0 nothing, 1 each new block, 2 its weights too."""
 
@@ -58,7 +58,7 @@ def _is_no_interval(run: Any) -> bool:
 
 
 OF_MODE = {"layer": ("badam_start_block", "badam_switch_mode"), "ratio": ("badam_update_ratio", "badam_mask_mode")}
-"""Mode -> the keys that it alone reads."""
+"""Mode -> the keys that only it reads."""
 
 RULES = Rules(
     (
@@ -101,11 +101,11 @@ RULES = Rules(
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: BadamConfig) -> "TorchOptimizer":
-    """Raises `InvalidInput` if there is no block of the number `badam_start_block`."""
+    """Raises `InvalidInput` if there is no block `badam_start_block`."""
     from luthier.training.optimizers._badam import BlockCoordinateDescent
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups
 
-    assert config.badam_switch_interval is not None, "the rules ask for it"
+    assert config.badam_switch_interval is not None, "the rules require an interval"
     names = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
     blocks = blocks_of(model)
     is_layer_mode = config.badam_mode == "layer"
@@ -116,11 +116,11 @@ def build(model: "nn.Module", args: "TrainingArguments", config: BadamConfig) ->
 
     def report(part: int) -> None:
         if config.badam_verbose:
-            learning = "".join(f"\n  {names[weight]}" for weight in picks(part)) if config.badam_verbose > 1 else ""
-            info(f"BAdam: block {part} learns{learning}")
+            weights = "".join(f"\n  {names[weight]}" for weight in picks(part)) if config.badam_verbose > 1 else ""
+            info(f"BAdam: training block {part}{weights}")
 
     return BlockCoordinateDescent(
-        [group for halves in parameter_groups(model, args.weight_decay).values() for group in halves],
+        [group for groups in parameter_groups(model, args.weight_decay).values() for group in groups],
         base_optimizer(model, args),
         part_of,
         picks,
@@ -131,7 +131,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: BadamConfig) ->
 
 
 def blocks_of(model: "nn.Module") -> "list[list[nn.Parameter]]":
-    """The weights that learn of each layer that has any."""
+    """The trainable weights of each layer, without layers that have none."""
     from luthier.model.modules import layer_list
 
     _, layers = layer_list(model)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def blocks_of(model: "nn.Module") -> "list[list[nn.Parameter]]":
 def layers_in_turn(
     blocks: "list[list[nn.Parameter]]", config: BadamConfig, seed: int
 ) -> "tuple[Callable[[int], int], Callable[[int], Picks]]":
-    """Turn -> number of the layer that learns; number -> its weights."""
+    """(turn -> index of the trained layer, index -> its weights)."""
     from luthier.training.optimizers._badam import block_order
 
     start = config.badam_start_block
@@ -155,7 +155,7 @@ def layers_in_turn(
 def shares(
     names: "Mapping[nn.Parameter, str]", config: BadamConfig, seed: int
 ) -> "tuple[Callable[[int], int], Callable[[int], Picks]]":
-    """Each turn takes another share of every weight but the embeddings."""
+    """Each turn trains another share of every weight except embeddings."""
     from luthier.training.optimizers._badam import share_of
 
     weights = [weight for weight, name in names.items() if "embed" not in name]

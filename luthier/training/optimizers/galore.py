@@ -1,10 +1,10 @@
-"""GaLore (https://arxiv.org/abs/2403.03507): the optimizer sees the gradient in a subspace of low rank.
+"""GaLore (https://arxiv.org/abs/2403.03507): the optimizer works on gradients projected to a low-rank subspace.
 
     R = P^T G          N = optimizer(R)          W <- W - eta * scale * P N
 
-for a weight W of m rows and n columns, where P holds the first r left singular vectors of a gradient and is computed
-again every `galore_update_interval` steps (or Q from the right, or both; `galore_proj_type`). Its moments then have
-r n numbers in the place of m n. They are kept when P changes, as the paper does.
+for a weight W of m rows and n columns. P holds the first r left singular vectors of a gradient and is recomputed every
+`galore_update_interval` steps (or Q from the right, or both; `galore_proj_type`). The moments then have r n numbers
+instead of m n. As in the paper, they are kept when P changes.
 """
 
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaloreConfig:
     use_galore: bool = False
-    """Project gradients to a low rank before the optimizer sees them (https://arxiv.org/abs/2403.03507)."""
+    """Project gradients to a low rank before the optimizer step (https://arxiv.org/abs/2403.03507)."""
     galore_target: tuple[str, ...] = ("all",)
-    """Parts of the names of linear layers whose gradients are projected, or `all` but the output head."""
+    """Parts of the names of linear layers whose gradients are projected; `all`: every layer except the output head."""
     galore_rank: int = 16
     """Rank of the projection."""
     galore_update_interval: int = 200
-    """Steps between two computations of the projection."""
+    """Steps between updates of the projection."""
     galore_scale: float = 2.0
     """Factor on the projected update."""
     galore_proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
     """Side that is projected: the shorter, the longer, the columns, the rows, or both."""
     galore_layerwise: bool = False
-    """Update each parameter as soon as its gradient is there, and free the gradient."""
+    """Update each parameter as soon as its gradient is computed, and free the gradient."""
 
 
 RULES = Rules(
@@ -64,7 +64,7 @@ RULES = Rules(
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: GaloreConfig) -> "TorchOptimizer":
-    """Around the optimizer of `optim`. Raises `ModelError` for a target that no module has."""
+    """Wraps the optimizer of `optim`. Raises `ModelError` for a target that no module has."""
     from luthier.training.optimizers._combined import step_in_backward
     from luthier.training.optimizers._galore import GaLore
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups

@@ -1,8 +1,8 @@
-"""LoRA+ (https://arxiv.org/abs/2402.12354): with an update B A, B learns faster than A.
+"""LoRA+ (https://arxiv.org/abs/2402.12354): of the update B A, B has a higher learning rate than A.
 
     A <- A - eta * G_A        B <- B - lambda * eta * G_B
 
-With one rate for both, A learns next to nothing as a model gets wide; the paper advises a lambda of about 16.
+With one rate for both, feature learning is inefficient in wide models; the paper recommends a lambda of about 16.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ RULES = Rules(
 
 
 def build(model: "nn.Module", args: "TrainingArguments", config: LoraPlusConfig) -> "TorchOptimizer":
-    """The optimizer of `optim` with a learning rate for each kind of weight."""
+    """The optimizer of `optim` with one learning rate per kind of weight."""
     from luthier.training.optimizers._groups import base_optimizer, parameter_groups
 
     assert config.loraplus_lr_ratio is not None, "the switch is on"
@@ -58,7 +58,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: LoraPlusConfig)
 
 
 def kind_of(name: str, weight: "nn.Parameter") -> str:
-    """What is trained in full beside the adapter counts as A. FSDP may have made any weight flat."""
+    """Weights trained in full next to the adapter count as A. FSDP may have flattened any weight."""
     if "lora_embedding_" in name:
         return "embedding"
     return "B" if "lora_B" in name or (weight.ndim == 1 and "lora_A" not in name) else "A"

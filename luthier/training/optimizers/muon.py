@@ -1,9 +1,9 @@
-"""Muon (https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/2502.16982), as torch has it.
+"""Muon (https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/2502.16982), as implemented in torch.
 
     B <- mu B + G        O = NewtonSchulz(G + mu B), about U V^T of its SVD        W <- W - 0.2 eta sqrt(max(m, n)) O
 
-for each hidden weight W of shape (m, n). The factor gives an update the size that AdamW's has, so learning rates and
-weight decays for AdamW can be kept. Embeddings, the output head, biases and norms are left to AdamW.
+for each hidden weight W of shape (m, n). The factor matches the update size of AdamW, so its learning rates and weight
+decays can be kept. Embeddings, the output head, biases and norms are trained with AdamW.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MuonConfig:
     use_muon: bool = False
-    """Make the update of each matrix orthogonal (https://arxiv.org/abs/2502.16982)."""
+    """Orthogonalize the update of each matrix (https://arxiv.org/abs/2502.16982)."""
 
 
 RULES = Rules((only_optimizer("use_muon"), *requires_whole_weights("use_muon"), requires_optim("use_muon", ADAMW)))
@@ -36,7 +36,7 @@ def build(model: "nn.Module", args: "TrainingArguments", config: MuonConfig) -> 
     groups = parameter_groups(model, args.weight_decay, is_hidden_matrix)
     parts: list[TorchOptimizer] = []
     if True in groups:
-        # Each group names its weight decay; torch's own default would be 0.1.
+        # Each group sets its weight decay; torch's default would be 0.1.
         parts.append(torch.optim.Muon(groups[True], lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"))
     if False in groups:
         parts.append(base_optimizer(model, args)(groups[False]))

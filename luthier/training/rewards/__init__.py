@@ -1,6 +1,6 @@
-"""What a reward is: it takes the answers of one rollout (of one process) and gives one finite number for each.
+"""Rewards: each takes this process's answers of a rollout and returns one finite number per answer.
 
-Each other file here is one kind: Python functions of the user, a reward model, a server.
+Each file in this folder is one kind: the user's Python functions, a reward model, a server.
 """
 
 import math
@@ -19,16 +19,16 @@ class Answered:
 
     prompt_ids: list[int]
     answer_ids: list[int]
-    """The token that ended it included."""
+    """Stop token included."""
     prompt: str
-    """Without special tokens, as the answer is."""
+    """Without special tokens, like `answer`."""
     answer: str
     given: str
-    """The answer that the data give, or empty."""
+    """The answer of the dataset, or empty."""
     text: str
     """Prompt and answer with their special tokens."""
     stopped: bool
-    """Whether it came to its end, and was not cut off at `max_new_tokens`."""
+    """Whether it ended with a stop token rather than at `max_new_tokens`."""
 
 
 class Reward(Protocol):
@@ -39,17 +39,17 @@ class Reward(Protocol):
 
 
 def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
-    """One finite number for each answer. Raises `RunFailed` that names `who` and the row."""
+    """One finite number per answer. Raises `RunFailed` that names `who` and the answer."""
     if isinstance(scores, torch.Tensor):
         scores = scores.tolist()
     if not isinstance(scores, Sequence) or isinstance(scores, str):
-        raise RunFailed(f"{who}: it gave a {type(scores).__name__} -> return a list with one number for each answer")
+        raise RunFailed(f"{who}: it returned a {type(scores).__name__} -> return a list with one number per answer")
     if len(scores) != len(answers):
-        raise RunFailed(f"{who}: it gave {len(scores)} scores for {len(answers)} answers -> return one for each")
+        raise RunFailed(f"{who}: it returned {len(scores)} scores for {len(answers)} answers -> return one per answer")
     for number, (score, answered) in enumerate(zip(scores, answers, strict=True)):
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise RunFailed(
-                f"{who}: its score of answer {number} is {score!r}, not a finite number; prompt"
+                f"{who}: the score of answer {number} is {score!r}, not a finite number; prompt"
                 f" {answered.prompt[-80:]!r}, answer {answered.answer[:80]!r}"
             )
     return [float(score) for score in scores]
@@ -63,7 +63,7 @@ class WeightedRewards:
     weights: Sequence[float]
 
     def __call__(self, answers: Sequence[Answered]) -> tuple[list[float], dict[str, list[float]]]:
-        """The sum for each answer, and the scores of each reward if there are several."""
+        """The weighted sum per answer, and the scores of each reward if there are several."""
         each = {reward.name: reward(answers) for reward in self.rewards}
         columns = zip(*each.values(), strict=True)
         sums = [sum(w * s for w, s in zip(self.weights, scores, strict=True)) for scores in columns]

@@ -1,4 +1,4 @@
-"""`reward_funcs`: Python functions of the user that score answers."""
+"""`reward_funcs`: the user's Python functions that score answers."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from luthier.training.rewards import Answered, checked
 
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
-    """`reward_funcs`: called with those of `prompts`, `completions`, `answers` that it has parameters for."""
+    """Called with those of `prompts`, `completions` and `answers` that it has parameters for."""
 
     name: str
     function: Callable[..., Any]
@@ -29,7 +29,7 @@ class FunctionReward:
         parameters = inspect.signature(self.function).parameters
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}
-        with ThreadPoolExecutor(max_workers=1) as thread:  # whatever the function raises, it is told as one error
+        with ThreadPoolExecutor(max_workers=1) as thread:  # captures any exception of the function
             result = thread.submit(lambda: self.function(**taken))
             fault = result.exception()
         if fault is not None:
@@ -47,7 +47,7 @@ def load_function(name: str) -> FunctionReward:
     key = f"reward_funcs: {name}"
     if path.suffix == ".py":
         if not path.is_file():
-            raise InvalidInput(f"{key}: there is no file {path} -> correct the path (it counts from {Path.cwd()})")
+            raise InvalidInput(f"{key}: there is no file {path} -> correct the path (relative to {Path.cwd()})")
         spec = importlib.util.spec_from_file_location(f"luthier_reward_{path.stem}", path)
         assert spec is not None and spec.loader is not None, "a .py file has a loader"
         module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""`reward_model`: a model that was trained with stage: rm scores answers on this machine."""
+"""`reward_model`: a model trained with stage: rm scores answers on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A reward model of its own beside the policy: it takes the memory of another model of its size."""
+    """A reward model, held in memory next to the policy."""
 
     name: str
     model: "nn.Module"
     closing_ids: tuple[int, ...]
-    """What the chat format writes behind the token that ends an answer, as the reward model was trained."""
+    """What the chat format writes after the stop token, as in the reward model's training."""
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         scores = []

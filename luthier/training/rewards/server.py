@@ -26,7 +26,7 @@ class RewardServer:
         body = json.dumps({"model": "model", "messages": [answered.text for answered in answers]}).encode()
         content = self._ask(who, body)
         if not isinstance(content, Mapping) or "scores" not in content:
-            raise RunFailed(f'{who}: the answer has no "scores": {str(content)[:200]} -> check the address')
+            raise RunFailed(f'{who}: the response has no "scores": {str(content)[:200]} -> check the address')
         return checked(who, content["scores"], answers)
 
     def _ask(self, who: str, body: bytes) -> Any:
@@ -48,4 +48,4 @@ class RewardServer:
             if attempt < NUM_ATTEMPTS:
                 warn(f"{who}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")
                 time.sleep(self.pause_seconds * attempt)
-        raise RunFailed(f"{who}: no scores ({reason}); what was saved before stays -> check the server")
+        raise RunFailed(f"{who}: no scores ({reason}); earlier checkpoints are kept -> check the server")

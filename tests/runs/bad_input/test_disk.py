@@ -30,7 +30,7 @@ def test_full_while_saving_a_checkpoint(person, small_disk, size):
     out = small_disk(size) / "out"
     said = person.trains(output_dir=str(out), **STEPWISE).complaint(1)
     assert said.startswith(f"luthier: cannot save to {out}/checkpoint-2: ")
-    assert f"the last whole checkpoint is {out}/checkpoint-1 {REMEDY}" in said
+    assert f"the last complete checkpoint is {out}/checkpoint-1 {REMEDY}" in said
     assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-1"]
     assert person.types("verify", str(out / "checkpoint-1")).status == 0
 
@@ -55,7 +55,7 @@ def test_too_small_for_the_weights_from_the_start(person, small_disk):
 def test_full_while_saving_the_final_weights(person, small_disk, size):
     out = small_disk(size) / "out"
     said = person.trains(output_dir=str(out)).complaint(1)
-    assert f"cannot save to {out}: No space left on device; no checkpoint had been saved before {REMEDY}" in said
+    assert f"cannot save to {out}: No space left on device; no checkpoint was saved before {REMEDY}" in said
     assert not [path for path in out.iterdir() if path.name not in ("data_report.json", "trainer_log.jsonl")]
 
 
@@ -71,7 +71,7 @@ def test_full_while_saving_the_final_weights_beside_a_checkpoint_and_older_weigh
 def test_full_after_the_weights_are_saved(person, small_disk):
     out = small_disk(508) / "out"
     said = person.trains(output_dir=str(out)).complaint(1)
-    assert f"{out}: the weights are saved, but not all that describes them (No space left on device)" in said
+    assert f"{out}: the weights are saved, but not all files that describe them (No space left on device)" in said
     chat = person.run_file(f"model_name_or_path: {out}\ntemplate: chatml\nmax_new_tokens: 2\n")
     assert person.types("chat", chat, "--once", "hi").status == 0
 
@@ -99,7 +99,7 @@ def test_a_folder_that_is_a_disk_of_its_own(person, small_disk):
 def test_files_that_may_not_grow_large(person):
     with largest_file(300_000):
         said = person.trains(**STEPWISE).complaint(1)
-    assert f"cannot save to {person.out}/checkpoint-1: File too large; no checkpoint had been saved before" in said
+    assert f"cannot save to {person.out}/checkpoint-1: File too large; no checkpoint was saved before" in said
     assert not list(person.out.glob("*checkpoint*"))
     with largest_file(600_000):  # enough for the weights, too little for the optimizer
         said = person.trains(**STEPWISE).complaint(1)

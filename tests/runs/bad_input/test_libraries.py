@@ -70,5 +70,5 @@ def test_fsdp_in_one_process(person):
 
 def test_a_hub_that_is_not_in_reach(person, monkeypatch):
     said = person.trains(push_to_hub=True).complaint(1)
-    assert "push_to_hub: the repository cannot be made (" in said
+    assert "push_to_hub: the repository cannot be created (" in said
     assert "leave push_to_hub out" in said

@@ -93,14 +93,16 @@ def test_resuming_from_what_is_no_whole_checkpoint(person, finished, asked):
     assert f"resume_from_checkpoint: {person.out / asked}: " in said
     hints = {
         "checkpoint-9": "there is no such folder -> choose one of checkpoint-2, checkpoint-4",
-        "checkpoint-4": "the checkpoint is not whole -> choose an earlier one",
+        "checkpoint-4": "the checkpoint is incomplete -> choose an earlier one",
         ".": f"did you mean {person.out}/checkpoint-2?",
     }
     assert hints[asked] in said
 
 
 def test_resuming_where_nothing_was_saved(person):
-    assert "holds no whole checkpoint -> leave it out to start anew" in person.is_refused(resume_from_checkpoint=True)
+    assert "has no complete checkpoint -> leave it out to start from scratch" in person.is_refused(
+        resume_from_checkpoint=True
+    )
 
 
 def test_resuming_into_a_folder_with_other_weights(person, finished):
@@ -116,7 +118,7 @@ def test_resuming_from_a_checkpoint_of_another_kind_of_run(person, finished, cha
     copied(finished, person)
     before = (person.out / "checkpoint-4" / "manifest.json").read_text()
     said = person.trains(**{**LORA, **changes}).complaint(2)
-    assert f"{person.out}/checkpoint-4: this checkpoint does not fit the run (" in said
+    assert f"{person.out}/checkpoint-4: this checkpoint does not match the run (" in said
     assert (person.out / "checkpoint-4" / "manifest.json").read_text() == before
     assert person.types("verify", str(person.out / "checkpoint-4")).status == 0
 
@@ -126,7 +128,7 @@ def test_a_torn_checkpoint_is_passed_over(person, finished):
     (person.out / "checkpoint-4" / "optimizer.pt").write_bytes(b"torn")
     outcome = person.trains(**LORA)
     assert outcome.status == 0
-    assert f"{person.out}/checkpoint-4 was not written to its end and is not used" in outcome.err
+    assert f"{person.out}/checkpoint-4 is incomplete and is not used" in outcome.err
     assert f"resuming from {person.out}/checkpoint-2" in outcome.err
     steps = [json.loads(line)["current_steps"] for line in (person.out / "trainer_log.jsonl").read_text().splitlines()]
     assert steps[:6] == [1, 2, 3, 4, 5, 6]

@@ -178,7 +178,7 @@ def test_a_name_that_a_file_has_in_another_way_is_believed(line, tmp_path):
 def test_what_was_saved_before_a_function_failed_stays(person, rewards):
     keys = {**GRPO, "reward_funcs": f"{rewards}:fails_at_the_third", "max_steps": 5}
     said = person.trains(**keys, save_strategy="steps", save_steps=1).complaint(1)
-    assert f"reward_funcs: {rewards}:fails_at_the_third: its score of answer 0 is nan, not a finite number" in said
+    assert f"reward_funcs: {rewards}:fails_at_the_third: the score of answer 0 is nan, not a finite number" in said
     assert sorted(path.name for path in person.out.glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
     for step in (1, 2):
         assert person.types("verify", str(person.out / f"checkpoint-{step}")).status == 0
@@ -206,7 +206,7 @@ def test_a_server_that_is_slow():
     server.shutdown()
     assert time.monotonic() - start < 3
     assert str(caught.value) == (
-        f"reward_model: {address}: no scores (timed out); what was saved before stays -> check the server"
+        f"reward_model: {address}: no scores (timed out); earlier checkpoints are kept -> check the server"
     )
 
 

@@ -72,7 +72,7 @@ def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, n
     assert "Traceback" not in err
     (checkpoint,) = person.out.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert f"stopped: {checkpoint} is saved -> the same command goes on from there" in err
+    assert f"stopped: {checkpoint} is saved -> run the same command to resume" in err
     assert person.types("verify", str(checkpoint)).status == 0
     assert not list(person.out.glob("*.safetensors")), "nothing that looks like a finished model"
     outcome = person.trains(max_steps=step + 2)

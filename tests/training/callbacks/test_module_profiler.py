@@ -34,7 +34,7 @@ def test_passes_of_modules_are_told_at_each_log(values, capsys, checkpointing):
     capsys.readouterr()
     result = luthier.train({**values, **keys})
     said = capsys.readouterr().err
-    assert "modules up to step 2" in said and "modules up to step 4" in said
+    assert "module times up to step 2" in said and "module times up to step 4" in said
     num_forward = 4 if checkpointing else 2  # a checkpointed layer runs again in the backward pass
     for name in ("model.layers.0.mlp", "model.layers.1.mlp"):
         (line, _) = [line for line in said.splitlines() if f"{name}: forward" in line]
@@ -58,5 +58,5 @@ def test_the_times_are_those_of_the_passes():
 
 
 def test_patterns_that_fit_no_module(values):
-    with pytest.raises(InvalidInput, match=r"profile_modules: \*\.mpl: fits no module of LlamaForCausalLM"):
+    with pytest.raises(InvalidInput, match=r"profile_modules: \*\.mpl: matches no module of LlamaForCausalLM"):
         luthier.train({**values, "profile_modules": "*.mpl"})

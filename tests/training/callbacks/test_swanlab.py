@@ -71,6 +71,6 @@ def test_an_account_that_does_not_let_us_in_is_one_error(library, monkeypatch):
         raise library.exceptions.AuthenticationError(f"no such key: {api_key}")
 
     monkeypatch.setattr(library, "login", refuse)
-    with pytest.raises(RunFailed, match=r"swanlab_api_key: SwanLab did not let us in .*local") as caught:
+    with pytest.raises(RunFailed, match=r"swanlab_api_key: login to SwanLab failed .*local") as caught:
         callbacks_of(load_train(RUN | {"swanlab_api_key": KEY}), STAGES.get("sft"))
     assert KEY not in str(caught.value)

@@ -43,7 +43,7 @@ def test_a_trace_each_second_step_in_a_folder_of_ones_own(values, tmp_path):
 
 def test_a_run_that_is_too_short_for_a_trace_says_so(values, capsys):
     luthier.train({**values, "max_steps": 1, "enable_torch_profiler": True, "profiler_active_steps": 5})
-    assert "the run was over before the 7 steps that a trace takes" in capsys.readouterr().err
+    assert "the run ended before the 7 steps that a trace needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

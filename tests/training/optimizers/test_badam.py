@@ -146,7 +146,7 @@ def test_what_is_said(tmp_path, capsys):
     set_up()
     built("badam", tiny_model(), arguments(tmp_path), use_badam=True, badam_verbose=2, badam_start_block=1)
     said = capsys.readouterr().err
-    assert "BAdam: block 1 learns" in said and "model.layers.1.mlp.up_proj.weight" in said
+    assert "BAdam: training block 1" in said and "model.layers.1.mlp.up_proj.weight" in said
 
 
 @pytest.mark.parametrize(

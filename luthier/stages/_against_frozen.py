@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Compare = Callable[["Tensor", "Tensor", slice], "tuple[Tensor, Tensor]"]
-"""(logits of the policy (c, V), of the other (c, V), which of the K targets) -> loss and divergence, (c,) each."""
+"""(policy logits (c, V), frozen model's logits (c, V), slice of the K targets) -> loss and divergence, (c,) each."""
 
 
-def loss_beside(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
-    """The sum over the learned tokens of what `compare` makes of the policy and the frozen model `name`.
+def loss_against_frozen(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
+    """The loss that `compare` computes from the policy and the frozen model `name`, summed over the labelled tokens.
 
-    The metric `<name>_kl` is the mean of the divergences. V is the smaller of the two vocabularies: embeddings may be
-    padded to different sizes, and what lies beyond the shorter one is no token.
+    The metric `<name>_kl` is the mean divergence. V is the smaller of the two vocabularies: embeddings may be padded
+    to different sizes, and the extra rows are not tokens.
     """
     from luthier.model.heads.objective import predictions_at, summed_objective
 
     inputs, positions = model_inputs(batch), batch["positions"]
-    other = models.frozen[name]
-    with other.running() as network:
-        given = predictions_at(network, other.head, inputs, positions)
+    frozen = models.frozen[name]
+    with frozen.running() as network:
+        target = predictions_at(network, frozen.head, inputs, positions)
     own = predictions_at(models.policy, models.head, inputs, positions)
-    vocab_size = min(own.vocab_size, given.vocab_size)
+    vocab_size = min(own.vocab_size, target.vocab_size)
     weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.hidden_or_logits.dtype).float()
 
     def objective(logits: "Tensor", part: slice) -> "Tensor":
         nonlocal kl
-        values, apart = compare(logits[:, :vocab_size], given.logits(part)[:, :vocab_size], part)
-        kl = kl + apart.detach().sum()
+        values, divergence = compare(logits[:, :vocab_size], target.logits(part)[:, :vocab_size], part)
+        kl = kl + divergence.detach().sum()
         return values if weights is None else values * weights[part]
 
     output = LossOutput(summed_objective(own, objective), {f"{name}_kl": (kl, positions.numel())})
