@@ -1,10 +1,11 @@
-"""The parts of a model that sees or hears: towers that turn media into vectors, a projector, and the language model.
+"""The parts of a multimodal model: encoders that turn images, videos and audio into vectors, a projector, and the
+language model.
 
 Which weight belongs where is read off the model, not looked up by its name:
 
-- a tower is what runs on one of the config's vision or audio configs;
+- an encoder is what runs on one of the config's vision or audio configs;
 - the language model is what runs on its text config, and the output head;
-- the projector is everything else, and what merges patches at the end of a tower (`...Merger`).
+- the projector is everything else, and what merges patches at the end of an encoder (`...Merger`).
 """
 
 import re
@@ -99,7 +100,7 @@ def frozen_parts(
     freeze_multi_modal_projector: bool,
     freeze_language_model: bool,
 ) -> tuple[str, ...]:
-    """Names of the modules and weights that the three keys keep from learning."""
+    """Names of the modules and weights that the three keys freeze."""
     parts = find_parts(model)
     chosen = (
         (freeze_vision_tower, parts.towers),
@@ -110,14 +111,14 @@ def frozen_parts(
 
 
 def freeze_parts(model: "nn.Module", frozen: Sequence[str]) -> None:
-    """Raises `ModelError` if nothing is left that learns."""
+    """Raises `ModelError` if no trainable parameter is left."""
     for name, weight in model.named_parameters():
         if in_parts(name, frozen):
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ModelError(
-            "freeze_vision_tower, freeze_multi_modal_projector and freeze_language_model together leave nothing that "
-            "learns -> set one of them to false"
+            "freeze_vision_tower, freeze_multi_modal_projector and freeze_language_model together leave no trainable "
+            "parameter -> set one of them to false"
         )
 
 

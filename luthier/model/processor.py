@@ -1,4 +1,4 @@
-"""The processor of a model that sees or hears: loaded with the limits of a run, and saved beside the weights.
+"""The processor of a multimodal model: loaded with the limits of a run, and saved beside the weights.
 
 Where a run gives no limits its files travel unchanged; together with the tokenizer beside them they are what
 `AutoProcessor` loads. Otherwise they carry the limits.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WHOLE, _PICTURES, _FILMS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR_FILES = (_WHOLE, _PICTURES, _FILMS)
-"""The whole as transformers 5 writes it, and its parts as earlier versions do (that of sound under the second name)."""
+"""The whole as transformers 5 writes it, and its parts as earlier versions do (that of audio under the second name)."""
 _LIBRARIES = {"torchvision": ("torchvision", r"\btorchvision\b"), "pillow": ("PIL", r"\b(pil|pillow)\b")}
 """Library -> its module, and how transformers calls it where it lacks it."""
 _SENSES = re.compile("vision|visual|audio|speech|image|video")
@@ -73,7 +73,7 @@ def load_processor(
             warn(f"{key}: has no effect: nothing in the processor of this model ({kind}) reads it")
         if key in outcome.unsaved:
             warn(
-                f"{key}: {kind} of transformers sets it anew with each call, whatever its files say -> a program that"
+                f"{key}: {kind} of transformers sets it again with each call, whatever its files say -> a program that"
                 " loads the saved model has to give it with the call"
             )
     for note in outcome.notes:
@@ -127,16 +127,16 @@ def _source(keys: "ModelConfig") -> ModelSource:
 
 
 def text_only_problems(run: "Run") -> Iterator[Problem]:
-    """Limits of pictures, films and sound given to a local model that is known to read text only."""
+    """Limits of images, videos and audio given to a local model that is known to read text only."""
     name = run.model.model_name_or_path
     changed = [key for key in given_limits(run) if key in run.changed]
     if changed and name and not is_hub_id(name) and reads_text_only(ModelSource(name)):
         for key in changed:
-            yield Problem(key, _TEXT_ONLY, "leave it out, or take a model that sees or hears")
+            yield Problem(key, _TEXT_ONLY, "leave it out, or take a multimodal model")
 
 
 def reads_text_only(source: ModelSource) -> bool:
-    """Whether a GGUF file or a model folder holds neither a processor nor a config of a part that sees or hears.
+    """Whether a GGUF file or a model folder holds neither a processor nor a config of an encoder of images or audio.
 
     False where that is not to be known: the model comes with code of its own, or there is none.
     """
@@ -177,7 +177,7 @@ def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcess
 def _write_changes(fitted: FittedProcessor, folder: Path) -> None:
     """The whole in the layout of transformers 5, and the limits in the files of earlier versions that lie there.
 
-    Where these have one file for pictures and films, the latter get their own, as the limits of the two differ.
+    Where these have one file for images and videos, the latter get their own, as the limits of the two differ.
     """
     fitted.processor.to_json_file(folder / _WHOLE)
     for name, sense, part in parts_of(fitted.processor):
@@ -191,7 +191,7 @@ def _write_changes(fitted: FittedProcessor, folder: Path) -> None:
 def _change_file(file: Path, values: Mapping[str, Any]) -> None:
     content = {**json.loads(file.read_text(encoding="utf-8")), **values}
     size = values.get("size", {})
-    # The names of these before they were in `size`, which they go before.
+    # The names of these before they were in `size`; they take precedence over it.
     for former, ends in (
         ("min_pixels", ("min_pixels", "shortest_edge")),
         ("max_pixels", ("max_pixels", "longest_edge")),
@@ -204,7 +204,7 @@ def _change_file(file: Path, values: Mapping[str, Any]) -> None:
 
 @cache
 def _say_missing(source: str) -> None:
-    warn(f"{source} has no files of a processor, so none are saved with the weights, and pictures cannot be read")
+    warn(f"{source} has no files of a processor, so none are saved with the weights, and images cannot be read")
 
 
 def _find(source: str, access: HubAccess = NO_ACCESS) -> tuple[Path, ...]:
