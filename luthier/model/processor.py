@@ -1,7 +1,7 @@
-"""The processor of a multimodal model: loaded with the limits of a run, and saved beside the weights.
+"""The processor of a multimodal model: loaded with the limits of a run, and saved together with the weights.
 
-Where a run gives no limits its files travel unchanged; together with the tokenizer beside them they are what
-`AutoProcessor` loads. Otherwise they carry the limits.
+Without limits its files are copied unchanged. With limits the saved files contain them. `AutoProcessor` loads them
+together with the tokenizer.
 """
 
 import json
@@ -56,7 +56,7 @@ def load_processor(
     """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts, and what was set:
     name of a part -> attribute -> value.
 
-    A key that nothing in it reads is warned of by name. Raises `ModelError` where it cannot be loaded or a limit
+    A warning names each key that nothing in it reads. Raises `ModelError` where it cannot be loaded or a limit
     contradicts it, and `MissingExtra` without a library that it needs.
     """
     from transformers import AutoProcessor
@@ -83,7 +83,7 @@ def load_processor(
 
 @contextmanager
 def _libraries_available(name: str) -> Iterator[None]:
-    """Around loading: that transformers lacks a library becomes `MissingExtra`."""
+    """Around loading: a library that transformers misses becomes `MissingExtra`."""
     try:
         yield
     except (ImportError, ValueError) as fault:
@@ -138,7 +138,7 @@ def text_only_problems(run: "Run") -> Iterator[Problem]:
 def reads_text_only(source: ModelSource) -> bool:
     """Whether a GGUF file or a model folder holds neither a processor nor a config of an encoder of images or audio.
 
-    False where that is not to be known: the model comes with code of its own, or there is none.
+    False where that cannot be known: the model comes with its own code, or there is no model.
     """
     try:
         files = source.files
@@ -159,7 +159,7 @@ def _has_senses(config: Mapping[str, Any]) -> bool:
 def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor | None = None) -> None:
     """Put the processor of `fitted`, or else of the checkpoint that `model` was loaded from, into `folder`.
 
-    Without `fitted`, nothing is looked for where the config of the model has no parts, as that of a model of text.
+    Without `fitted`, nothing is copied for a config without parts, which is that of a text model.
     """
     source = model.config._name_or_path
     if fitted is None and not (model.config.sub_configs and source):

@@ -1,6 +1,6 @@
 """Limits of images, videos and audio, set on the parts of a processor of transformers.
 
-Which attribute of which part carries a limit is read off the part, not looked up by the name of the model:
+Which attribute of which part holds a limit is found from the part, not from the name of the model:
 
 - an area in pixels is `min_pixels` and `max_pixels`, as attributes or in `size`, or it is `shortest_edge` and
   `longest_edge` in `size` where these count pixels of the whole image (Qwen2-VL) and not along an edge (DETR);
@@ -29,7 +29,7 @@ _FRAME_LIMITS = ("max_frames", "max_num_frames")
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the limits."""
+    """Which limits were set, and what a log line must say."""
 
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name of a part -> attribute -> value, as JSON holds it."""
@@ -112,7 +112,7 @@ def _frames(part: Any, limits: Mapping[str, Any], outcome: Outcome) -> Iterator[
 
 
 def _area(part: Any, key: str, num_pixels: int, outcome: Outcome, *, is_upper: bool) -> dict[str, Any]:
-    """Attribute -> value that makes `num_pixels` a limit of one image or frame; empty if the part has no such."""
+    """Attribute -> value that makes `num_pixels` a limit of one image or frame; empty if the part has none."""
     ends = _ends_of(part)
     attribute = ("min_pixels", "max_pixels")[is_upper]
     own = isinstance(getattr(part, attribute, None), int)
@@ -199,7 +199,7 @@ def _set(
 
 
 def _take_over(processor: Any, sense: str, attribute: str, value: Any, key: str, outcome: Outcome) -> None:
-    """What the class of the processor hands to the part with each call gives way on this processor."""
+    """A value that the class of the processor passes to the part with each call is replaced on this processor."""
     handed = getattr(processor, _HANDED_BY[sense], {})
     if attribute in handed:
         if handed[attribute] != value:

@@ -101,7 +101,7 @@ def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
 
 
 def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
-    """The plain model inside `draft` goes, and the quantized one comes in its place. Raises `RunFailed`."""
+    """Replace the plain model inside `draft` by the quantized one. Raises `RunFailed`."""
     from luthier.model.quantization._gptq import quantize_folder
 
     keys, plain = run.export, draft / PLAIN
