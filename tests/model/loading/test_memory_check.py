@@ -92,8 +92,8 @@ def test_trainable_weights_stay_in_memory(four_layers, small_memory):
 
 def test_several_devices_take_what_they_can(llama_folder):
     source = ModelSource(str(llama_folder))
-    assert placement(source, torch.float32, "auto", "there", has_few_bits=False) == {
+    assert placement(source, torch.float32, "auto", "there", is_low_bit=False) == {
         "device_map": "auto",
         "offload_folder": "there",
     }
-    assert placement(source, torch.float32, None, "there", has_few_bits=True) == {}
+    assert placement(source, torch.float32, None, "there", is_low_bit=True) == {}
