@@ -1,10 +1,10 @@
-"""Which attention code a model runs, and attention over several samples that lie behind one another in one row.
+"""Which attention kernel a model runs, and attention over several samples concatenated in one row.
 
 Letters: H heads, T tokens of the row, n tokens of one sample, D head size.
 
-A row of several samples needs no padding, but token t may only look at tokens of its own sample. A mask for that has
-T x T entries. FlashAttention takes the boundaries of the samples instead; where it is missing, `per_sample_attention`
-does the same with PyTorch's own kernels: one call per sample, n x n and never a mask.
+Samples are concatenated without padding, so a token must attend to its own sample only. A mask for that has T x T
+entries. FlashAttention takes the boundaries of the samples instead. Where it is missing, `per_sample_attention` does
+the same with the kernels of PyTorch: one call per sample, n x n scores and no mask.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _FLEX = "flex_attention"
 _ASKED = {"disabled": "eager", "sdpa": "sdpa", "flex": _FLEX, **_FLASH}
 _ISOLATING = (*_FLASH.values(), _FLEX, SHIFTED)
-"""Implementations that keep samples apart by themselves."""
+"""Implementations that do not attend across samples, given their boundaries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Attention:
     """As transformers calls it: `sdpa`, `eager`, `flash_attention_2`, `flash_attention_3`, `flex_attention`, or the
     kernel of a hub repository that the class of the model names as the one it needs."""
     reason: str = ""
-    """Why it is not what was asked for; empty if it is."""
+    """Why it is not what was requested; empty if it is."""
 
 
 def resolve_attention(
@@ -50,8 +50,8 @@ def resolve_attention(
 ) -> Attention:
     """What `flash_attn: asked` becomes: `auto`, `disabled`, `sdpa`, `fa2`, `fa3` or `flex`.
 
-    What the machine or the model lacks is replaced by the best they have. `model_class` is None for remote code, which
-    is believed to know every implementation.
+    What the machine or the model does not support is replaced by the best that they do. `model_class` is None for
+    remote code, which is assumed to support every implementation.
     """
     wanted = _ASKED.get(asked, "sdpa")
     lack = _reason_against(wanted, config, model_class, dtype, machine)
@@ -64,7 +64,7 @@ def resolve_attention(
 def _reason_against(
     wanted: str, config: "PreTrainedConfig", model_class: "type | None", dtype: "torch.dtype", machine: Machine
 ) -> str:
-    """What keeps `wanted` from running, or the empty text."""
+    """Why `wanted` cannot run, or the empty string."""
     if wanted == "eager":
         return ""
     if wanted == "sdpa":
@@ -88,7 +88,7 @@ def _reason_against_flex(config: "PreTrainedConfig", model_class: "type | None",
     if model_class is not None and not model_class._supports_flex_attn:  # type: ignore[attr-defined]
         return f"{model_class.__name__} has no FlexAttention"
     if getattr(config.get_text_config(), "attention_dropout", 0):
-        return "this model drops attention weights while it trains, which FlexAttention cannot do"
+        return "this model uses attention dropout, which FlexAttention does not have"
     return ""
 
 
@@ -209,9 +209,9 @@ def per_sample_mask(
 
 
 def isolate_samples(model: "nn.Module") -> None:
-    """Make `model` keep apart the samples of a row, given their boundaries as `cu_seq_lens_q` beside `position_ids`.
+    """Make `model` attend within samples only, given their boundaries as `cu_seq_lens_q` together with `position_ids`.
 
-    Only for models of which `isolates_samples` says that they can. Some kernels do it by themselves.
+    Only for models that `isolates_samples` approves. Some kernels do it already.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -225,8 +225,8 @@ def isolate_samples(model: "nn.Module") -> None:
 def isolates_samples(model: "nn.Module") -> str | None:
     """None if `isolate_samples` works for this model, else the reason why its rows have to be padded.
 
-    What the classes tell is asked first; then it is tried: the logits of a sample behind another one must be those of
-    the sample alone.
+    The class and the config are checked first. Then the model is tried: the logits of a sample must be the same after
+    another sample as alone.
     """
     base = unwrap(model)
     layer_types = set(getattr(base.config, "layer_types", None) or ())

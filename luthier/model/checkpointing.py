@@ -4,7 +4,7 @@ https://arxiv.org/abs/1604.06174. Blocks below the first trainable parameter nee
 nor computed again: with the last two layers training, the backward pass ends there.
 
 Two ways to another balance of time and memory: `checkpoint_every: n` computes only every n-th block again and keeps the
-activations of the others; `use_unsloth_gc` moves the kept inputs into main memory while the forward pass goes on.
+activations of the others; `use_unsloth_gc` copies the saved inputs to main memory during the forward pass.
 """
 
 import contextlib

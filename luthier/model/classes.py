@@ -1,4 +1,4 @@
-"""Which class of transformers a config is the model of: one that writes, or one that scores (a reward model).
+"""Which class of transformers a config belongs to: a language model, or one that scores (a reward model).
 
 A config says so itself, in `architectures`: a reward model is a `...ForSequenceClassification` with one label. An
 adapter that was trained as one says it too, by its task.
@@ -63,7 +63,7 @@ def model_class(config: "PreTrainedConfig") -> type | None:
 
 
 def gives_scores(config: "PreTrainedConfig") -> bool:
-    """Whether its model gives a number for a text instead of words."""
+    """Whether it is the config of a reward model."""
     return names_scorer(config.architectures)
 
 
@@ -73,7 +73,7 @@ def names_scorer(architectures: "Iterable[str] | None") -> bool:
 
 
 def make_scorer(config: "PreTrainedConfig") -> None:
-    """Turn the config of a model that writes into that of one that scores, with the same backbone.
+    """Turn the config of a language model into that of a reward model with the same backbone.
 
     Raises `ModelError` for an architecture of which transformers has no class that scores.
     """
@@ -96,15 +96,15 @@ def adapter_gives_scores(folder: "Path") -> bool:
 
 
 def require_kind(name: str, config: "PreTrainedConfig", *, scores: bool) -> None:
-    """Raises `ModelError` if the model is a reward model and words are asked of it, or the other way round."""
+    """Raises `ModelError` if a language model is wanted and this is a reward model, or the other way round."""
     if gives_scores(config) and not scores:
         raise ModelError(
-            f"{name}: this is a reward model: it gives a text a score and writes no words"
+            f"{name}: this is a reward model: it scores a text and generates none"
             " -> name the model it was trained from, or use this one with stage: rm or as reward_model"
         )
     if scores and not gives_scores(config):
         raise ModelError(
-            f"{name}: this model writes words and has no layer that scores"
+            f"{name}: this model is a language model without a reward head"
             " -> train it with stage: rm first, or give the adapter of such a run beside it"
         )
 

@@ -1,4 +1,4 @@
-"""Dropout switched off for a whole training run, with the model otherwise as it trains (gradient checkpointing)."""
+"""Dropout switched off for a whole training run; the model stays in training mode for gradient checkpointing."""
 
 from typing import TYPE_CHECKING
 

@@ -28,7 +28,7 @@ def training_dtype(
 
 
 def warn_slow_format(dtype: "torch.dtype", machine: Machine) -> None:
-    """Say it where bfloat16 would take several times as long as float32, as on a CPU without instructions for it."""
+    """Warn where bfloat16 would take several times as long as float32, as on a CPU without instructions for it."""
     import torch
 
     if dtype == torch.bfloat16 and machine.device == "cpu" and not machine.bf16:
@@ -58,7 +58,7 @@ def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machi
 
 
 def autocast_of_training(model: "nn.Module") -> "torch.autocast":
-    """What a model of mixed formats computes in while it trains, for trying it out outside the trainer.
+    """The autocast of training, for a trial of the model outside the trainer.
 
     Norms, adapters or whole layers may be float32 in a 16-bit model, which only computes under autocast then.
     """
@@ -72,7 +72,7 @@ def autocast_of_training(model: "nn.Module") -> "torch.autocast":
 
 
 def upcast_trainable(model: "nn.Module") -> None:
-    """Parameters that learn are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa."""
+    """Trainable parameters are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa."""
     import torch
 
     for weight in model.parameters():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def sequence_lengths(inputs: Mapping[str, Any]) -> "Tensor":
     """(B, T) numbers of tokens, 0 at padding. `inputs`: what a model's `forward` takes (`luthier.data.collate`).
 
-    Sequences that lie behind one another in one row are told apart by `cu_seq_lens_q`, padding by `attention_mask`.
+    `cu_seq_lens_q` has the boundaries of sequences concatenated in one row, `attention_mask` marks padding.
     """
     import torch
 

@@ -1,11 +1,11 @@
-"""Block expansion: copies of blocks that at first hand through what they get (LLaMA Pro).
+"""Block expansion (LLaMA Pro): inserted copies of blocks that are the identity at first.
 
 https://arxiv.org/abs/2401.02415, section 3.1: after every L / N blocks a copy of the last one is inserted, with its
 output projections set to zero, so x + Attention(x) = x and x + MLP(x) = x. Training then changes the copies only.
 
-Which weights these are is not looked up by name. In the copy, everything is zero at first; weights get their values
-back one by one, in the order in which the block uses them, and keep them as long as the block still hands through what
-it gets. What is left at zero writes the outputs, and each of these weights, once changed, changes what the block does.
+The output projections are not looked up by name. In the copy everything is zero at first. Weights get their values back
+one by one, in the order in which the block uses them, as long as the block stays the identity. What is left at zero are
+the output projections: each of them, once changed, changes the output of the block.
 """
 
 import copy
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 NUM_TOKENS = 64
-"""Of the text on which a block is tried."""
+"""Length of the text on which a block is tried."""
 
 
 def expand_blocks(model: "PreTrainedModel", num_blocks: int) -> list[int]:
     """Insert `num_blocks` blocks into `model`, evenly, and write them into its config. Returns their places.
 
     The model is to be saved and loaded again before it computes. Raises `ModelError` for a number that does not divide
-    that of the layers, and for blocks that do more than add to what they get.
+    that of the layers, and for blocks that do more than add to their input.
     """
     require_dense(model.config, "luthier expand")
     name, layers = layer_list(model)
@@ -81,30 +81,30 @@ def _calls(model: "PreTrainedModel", layers: "nn.ModuleList") -> list[tuple[tupl
 
 
 def _silence(block: "nn.Module", call: tuple[tuple[Any, ...], dict[str, Any]], where: str) -> None:
-    """Set to zero what must be zero for the block to hand through what it gets. Raises `ModelError` if nothing does."""
+    """Set weights to zero so that the block is the identity. Raises `ModelError` if even all zeros do not suffice."""
     import torch
 
     args, kwargs = call
 
-    def hands_through() -> bool:
+    def is_identity() -> bool:
         given = args[0] if args else kwargs["hidden_states"]
         with torch.no_grad():
             out = block(*args, **kwargs)
         return torch.equal(out[0] if isinstance(out, tuple) else out, given)
 
-    weights = _in_order_of_use(block, hands_through)
+    weights = _in_order_of_use(block, is_identity)
     kept = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:
             weight.zero_()
-        if not hands_through():
+        if not is_identity():
             raise ModelError(
-                f"{where}: this block changes what it gets even if all its weights are zero, so a copy of"
-                " it cannot start as one that changes nothing"
+                f"{where}: this block changes its input even if all its weights are zero, so a copy of"
+                " it cannot start as the identity"
             )
         for weight, value in zip(weights, kept, strict=True):
             weight.copy_(value)
-            if not hands_through():
+            if not is_identity():
                 weight.zero_()
 
 

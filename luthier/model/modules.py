@@ -72,9 +72,9 @@ def layer_list(model: "PreTrainedModel") -> "tuple[str, ModuleList]":
     """The blocks of the language model: the list of modules that is as long as its config says, and its name."""
     from torch.nn import ModuleList
 
-    towers = find_parts(model).towers
+    encoders = find_parts(model).encoders
     num_layers = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, ModuleList) and len(module) == num_layers and not in_parts(name, towers):
+        if isinstance(module, ModuleList) and len(module) == num_layers and not in_parts(name, encoders):
             return name, module
     raise ModelError(f"{type(model).__name__} has no list of {num_layers} layers to choose from")

@@ -1,10 +1,11 @@
-"""The parts of a model that sees or hears: towers that turn media into vectors, a projector, and the language model.
+"""The parts of a multimodal model: encoders that turn images, videos and audio into vectors, a projector, and the
+language model.
 
-Which weight belongs where is read off the model, not looked up by its name:
+The part of a weight is found from the structure of the model, not from its name:
 
-- a tower is what runs on one of the config's vision or audio configs;
-- the language model is what runs on its text config, and the output head;
-- the projector is everything else, and what merges patches at the end of a tower (`...Merger`).
+- an encoder is built from one of the config's vision or audio configs;
+- the language model is built from its text config, and includes the output head;
+- the projector is everything else, and what merges patches at the end of an encoder (`...Merger`).
 """
 
 import re
@@ -25,31 +26,33 @@ _SENSES = re.compile("vision|audio|speech|image|video")
 class Parts:
     """Names of modules and of single weights; together they hold every weight of the model once."""
 
-    towers: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Whether the model reads more than text."""
-        return bool(self.towers or self.projector)
+        """Whether the model is multimodal."""
+        return bool(self.encoders or self.projector)
 
 
 def find_parts(model: "PreTrainedModel") -> Parts:
-    """The parts of `model`; empty ones for a model that reads text only."""
+    """The parts of `model`; empty ones for a text model."""
     config = model.config
     text = config.get_text_config()
     senses = {type(sub) for name, sub in _sub_configs(config) if _SENSES.search(name)}
     if not senses or type(text) in senses:
         return Parts()
-    towers = tuple(_topmost(model, senses, type(config)))
+    encoders = tuple(_topmost(model, senses, type(config)))
     has_own_text = text is not config
     language = tuple(_topmost(model, {type(text)}, type(config))) if has_own_text else ()
     head = model.get_output_embeddings()
     language += tuple(name for name, module in model.named_modules() if module is head and not in_parts(name, language))
-    mergers = tuple(name for tower in towers for name in _mergers(model.get_submodule(tower), tower))
-    towers = tuple(part for tower in towers for part in _without(model.get_submodule(tower), tower, mergers))
-    rest = tuple(_without(model, "", (*towers, *mergers, *language)))
-    return Parts(towers, (*mergers, *rest), language) if has_own_text else Parts(towers, mergers, (*language, *rest))
+    mergers = tuple(name for encoder in encoders for name in _mergers(model.get_submodule(encoder), encoder))
+    encoders = tuple(part for encoder in encoders for part in _without(model.get_submodule(encoder), encoder, mergers))
+    rest = tuple(_without(model, "", (*encoders, *mergers, *language)))
+    return (
+        Parts(encoders, (*mergers, *rest), language) if has_own_text else Parts(encoders, mergers, (*language, *rest))
+    )
 
 
 def _sub_configs(config: "PreTrainedConfig") -> "Iterator[tuple[str, PreTrainedConfig]]":
@@ -60,7 +63,7 @@ def _sub_configs(config: "PreTrainedConfig") -> "Iterator[tuple[str, PreTrainedC
 
 
 def _topmost(model: "nn.Module", configs: set[type], whole: type) -> Iterator[str]:
-    """Names of the modules that run on one of `configs`, but not of what they consist of."""
+    """Names of the outermost modules that are built from one of `configs`."""
     found: list[str] = []
     for name, module in model.named_modules():
         kind = type(getattr(module, "config", None))
@@ -69,10 +72,10 @@ def _topmost(model: "nn.Module", configs: set[type], whole: type) -> Iterator[st
             yield name
 
 
-def _mergers(tower: "nn.Module", name: str) -> Iterator[str]:
+def _mergers(encoder: "nn.Module", name: str) -> Iterator[str]:
     from torch.nn import ModuleList
 
-    for child_name, child in tower.named_children():
+    for child_name, child in encoder.named_children():
         kinds = child if isinstance(child, ModuleList) else [child]
         if len(kinds) and all("Merger" in type(module).__name__ for module in kinds):
             yield f"{name}.{child_name}"
@@ -99,10 +102,10 @@ def frozen_parts(
     freeze_multi_modal_projector: bool,
     freeze_language_model: bool,
 ) -> tuple[str, ...]:
-    """Names of the modules and weights that the three keys keep from learning."""
+    """Names of the modules and weights that the three keys freeze."""
     parts = find_parts(model)
     chosen = (
-        (freeze_vision_tower, parts.towers),
+        (freeze_vision_tower, parts.encoders),
         (freeze_multi_modal_projector, parts.projector),
         (freeze_language_model, parts.language),
     )
@@ -110,14 +113,14 @@ def frozen_parts(
 
 
 def freeze_parts(model: "nn.Module", frozen: Sequence[str]) -> None:
-    """Raises `ModelError` if nothing is left that learns."""
+    """Raises `ModelError` if no trainable parameter is left."""
     for name, weight in model.named_parameters():
         if in_parts(name, frozen):
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ModelError(
-            "freeze_vision_tower, freeze_multi_modal_projector and freeze_language_model together leave nothing that "
-            "learns -> set one of them to false"
+            "freeze_vision_tower, freeze_multi_modal_projector and freeze_language_model together leave no trainable "
+            "parameter -> set one of them to false"
         )
 
 

@@ -1,7 +1,7 @@
-"""The processor of a model that sees or hears: loaded with the limits of a run, and saved beside the weights.
+"""The processor of a multimodal model: loaded with the limits of a run, and saved together with the weights.
 
-Where a run gives no limits its files travel unchanged; together with the tokenizer beside them they are what
-`AutoProcessor` loads. Otherwise they carry the limits.
+Without limits its files are copied unchanged. With limits the saved files contain them. `AutoProcessor` loads them
+together with the tokenizer.
 """
 
 import json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WHOLE, _PICTURES, _FILMS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
 PROCESSOR_FILES = (_WHOLE, _PICTURES, _FILMS)
-"""The whole as transformers 5 writes it, and its parts as earlier versions do (that of sound under the second name)."""
+"""The whole as transformers 5 writes it, and its parts as earlier versions do (that of audio under the second name)."""
 _LIBRARIES = {"torchvision": ("torchvision", r"\btorchvision\b"), "pillow": ("PIL", r"\b(pil|pillow)\b")}
 """Library -> its module, and how transformers calls it where it lacks it."""
 _SENSES = re.compile("vision|visual|audio|speech|image|video")
@@ -56,7 +56,7 @@ def load_processor(
     """The processor of a folder or hub id with `limits` (key of a run -> value) set on its parts, and what was set:
     name of a part -> attribute -> value.
 
-    A key that nothing in it reads is warned of by name. Raises `ModelError` where it cannot be loaded or a limit
+    A warning names each key that nothing in it reads. Raises `ModelError` where it cannot be loaded or a limit
     contradicts it, and `MissingExtra` without a library that it needs.
     """
     from transformers import AutoProcessor
@@ -73,7 +73,7 @@ def load_processor(
             warn(f"{key}: has no effect: nothing in the processor of this model ({kind}) reads it")
         if key in outcome.unsaved:
             warn(
-                f"{key}: {kind} of transformers sets it anew with each call, whatever its files say -> a program that"
+                f"{key}: {kind} of transformers sets it again with each call, whatever its files say -> a program that"
                 " loads the saved model has to give it with the call"
             )
     for note in outcome.notes:
@@ -83,7 +83,7 @@ def load_processor(
 
 @contextmanager
 def _libraries_available(name: str) -> Iterator[None]:
-    """Around loading: that transformers lacks a library becomes `MissingExtra`."""
+    """Around loading: a library that transformers misses becomes `MissingExtra`."""
     try:
         yield
     except (ImportError, ValueError) as fault:
@@ -127,18 +127,18 @@ def _source(keys: "ModelConfig") -> ModelSource:
 
 
 def text_only_problems(run: "Run") -> Iterator[Problem]:
-    """Limits of pictures, films and sound given to a local model that is known to read text only."""
+    """Limits of images, videos and audio given to a local model that is known to read text only."""
     name = run.model.model_name_or_path
     changed = [key for key in given_limits(run) if key in run.changed]
     if changed and name and not is_hub_id(name) and reads_text_only(ModelSource(name)):
         for key in changed:
-            yield Problem(key, _TEXT_ONLY, "leave it out, or take a model that sees or hears")
+            yield Problem(key, _TEXT_ONLY, "leave it out, or take a multimodal model")
 
 
 def reads_text_only(source: ModelSource) -> bool:
-    """Whether a GGUF file or a model folder holds neither a processor nor a config of a part that sees or hears.
+    """Whether a GGUF file or a model folder holds neither a processor nor a config of an encoder of images or audio.
 
-    False where that is not to be known: the model comes with code of its own, or there is none.
+    False where that cannot be known: the model comes with its own code, or there is no model.
     """
     try:
         files = source.files
@@ -159,7 +159,7 @@ def _has_senses(config: Mapping[str, Any]) -> bool:
 def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor | None = None) -> None:
     """Put the processor of `fitted`, or else of the checkpoint that `model` was loaded from, into `folder`.
 
-    Without `fitted`, nothing is looked for where the config of the model has no parts, as that of a model of text.
+    Without `fitted`, nothing is copied for a config without parts, which is that of a text model.
     """
     source = model.config._name_or_path
     if fitted is None and not (model.config.sub_configs and source):
@@ -177,7 +177,7 @@ def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcess
 def _write_changes(fitted: FittedProcessor, folder: Path) -> None:
     """The whole in the layout of transformers 5, and the limits in the files of earlier versions that lie there.
 
-    Where these have one file for pictures and films, the latter get their own, as the limits of the two differ.
+    Where these have one file for images and videos, the latter get their own, as the limits of the two differ.
     """
     fitted.processor.to_json_file(folder / _WHOLE)
     for name, sense, part in parts_of(fitted.processor):
@@ -191,7 +191,7 @@ def _write_changes(fitted: FittedProcessor, folder: Path) -> None:
 def _change_file(file: Path, values: Mapping[str, Any]) -> None:
     content = {**json.loads(file.read_text(encoding="utf-8")), **values}
     size = values.get("size", {})
-    # The names of these before they were in `size`, which they go before.
+    # The names of these before they were in `size`; they take precedence over it.
     for former, ends in (
         ("min_pixels", ("min_pixels", "shortest_edge")),
         ("max_pixels", ("max_pixels", "longest_edge")),
@@ -204,7 +204,7 @@ def _change_file(file: Path, values: Mapping[str, Any]) -> None:
 
 @cache
 def _say_missing(source: str) -> None:
-    warn(f"{source} has no files of a processor, so none are saved with the weights, and pictures cannot be read")
+    warn(f"{source} has no files of a processor, so none are saved with the weights, and images cannot be read")
 
 
 def _find(source: str, access: HubAccess = NO_ACCESS) -> tuple[Path, ...]:

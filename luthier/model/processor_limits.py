@@ -1,14 +1,14 @@
-"""Limits of pictures, films and sound, set on the parts of a processor of transformers.
+"""Limits of images, videos and audio, set on the parts of a processor of transformers.
 
-Which attribute of which part carries a limit is read off the part, not looked up by the name of the model:
+Which attribute of which part holds a limit is found from the part, not from the name of the model:
 
 - an area in pixels is `min_pixels` and `max_pixels`, as attributes or in `size`, or it is `shortest_edge` and
-  `longest_edge` in `size` where these count pixels of the whole picture (Qwen2-VL) and not along an edge (DETR);
-- where the function that chooses the size counts frames too (Qwen3-VL, GLM-4V), the same numbers mean a whole film;
+  `longest_edge` in `size` where these count pixels of the whole image (Qwen2-VL) and not along an edge (DETR);
+- where the function that chooses the size counts frames too (Qwen3-VL, GLM-4V), the same numbers mean a whole video;
 - frames are `fps` and `max_frames`, or the fixed `num_frames`, as far as `sample_frames` takes them.
 
-A class may hand values to its parts with each call (`images_kwargs` and the like of `ProcessorMixin`). They go before
-those of the part and are no part of the saved files, so both are set, and it is told.
+A class may pass values to its parts with each call (`images_kwargs` and the like of `ProcessorMixin`). They take
+precedence over those of the part and are not saved, so both are set, and a log line says so.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from luthier.config.keys.processor import ProcessorConfig
 from luthier.core.errors import ModelError
 
 _LONGEST_EDGE = 2**15
-"""No picture is longer, in pixels; no model allows fewer pixels in all."""
+"""No image is longer, in pixels; no model allows fewer pixels in all."""
 _HANDED_BY = {"image": "images_kwargs", "video": "videos_kwargs", "audio": "audio_kwargs"}
 _AREAS = {"image": ("image_min_pixels", "image_max_pixels"), "video": ("video_min_pixels", "video_max_pixels")}
 _FRAME_LIMITS = ("max_frames", "max_num_frames")
@@ -29,7 +29,7 @@ _FRAME_LIMITS = ("max_frames", "max_num_frames")
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the limits."""
+    """Which limits were set, and what a log line must say."""
 
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name of a part -> attribute -> value, as JSON holds it."""
@@ -78,7 +78,7 @@ def parts_of(processor: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _wanted(part: Any, sense: str, limits: Mapping[str, Any], outcome: Outcome) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, attribute -> value) of what a part for pictures or films reads."""
+    """(key, attribute -> value) of what a part for images or videos reads."""
     if sense == "image":
         for key, attribute in (("image_do_pan_and_scan", "do_pan_and_scan"), ("crop_to_patches", "crop_to_patches")):
             if key in limits and hasattr(part, attribute):
@@ -108,11 +108,11 @@ def _frames(part: Any, limits: Mapping[str, Any], outcome: Outcome) -> Iterator[
     if most is not None:
         yield "video_maxlen", {most: limits["video_maxlen"]}
         if not getattr(part, "do_sample_frames", False):
-            outcome.notes.append("video_maxlen: this processor takes all frames of a film unless video_fps is given")
+            outcome.notes.append("video_maxlen: this processor takes all frames of a video unless video_fps is given")
 
 
 def _area(part: Any, key: str, num_pixels: int, outcome: Outcome, *, is_upper: bool) -> dict[str, Any]:
-    """Attribute -> value that makes `num_pixels` a limit of one picture or frame; empty if the part has no such."""
+    """Attribute -> value that makes `num_pixels` a limit of one image or frame; empty if the part has none."""
     ends = _ends_of(part)
     attribute = ("min_pixels", "max_pixels")[is_upper]
     own = isinstance(getattr(part, attribute, None), int)
@@ -121,7 +121,7 @@ def _area(part: Any, key: str, num_pixels: int, outcome: Outcome, *, is_upper: b
     factor = _num_frames(part, is_upper=is_upper) if _counts_frames(part) else 1
     if factor > 1 and key.startswith("video"):
         outcome.notes.append(
-            f"{key}: this processor limits whole films, so {num_pixels:,} pixels times {factor} frames are its limit"
+            f"{key}: this processor limits whole videos, so {num_pixels:,} pixels times {factor} frames are its limit"
         )
     values: dict[str, Any] = {attribute: num_pixels * factor} if own else {}
     if ends is not None:
@@ -156,7 +156,7 @@ def _counts_frames(part: Any) -> bool:
 
 
 def _num_frames(part: Any, *, is_upper: bool) -> int:
-    """The most frames that a film has for this part, or the fewest. A picture is a film of `temporal_patch_size`."""
+    """The most frames of a video for this part, or the fewest. An image is a video of `temporal_patch_size`."""
     least: int = getattr(part, "temporal_patch_size", None) or 1
     if not hasattr(part, "sample_frames"):
         return least
@@ -171,7 +171,7 @@ def _most_frames(part: Any) -> int | None:
 
 
 def _sampling(part: Any) -> Mapping[str, inspect.Parameter]:
-    """What the function that chooses frames of a film takes."""
+    """What the function that samples frames of a video takes."""
     sampler = getattr(part, "sample_frames", None)
     return inspect.signature(sampler).parameters if sampler is not None else {}
 
@@ -199,7 +199,7 @@ def _set(
 
 
 def _take_over(processor: Any, sense: str, attribute: str, value: Any, key: str, outcome: Outcome) -> None:
-    """What the class of the processor hands to the part with each call gives way on this processor."""
+    """A value that the class of the processor passes to the part with each call is replaced on this processor."""
     handed = getattr(processor, _HANDED_BY[sense], {})
     if attribute in handed:
         if handed[attribute] != value:
@@ -220,7 +220,5 @@ def _set_sampling_rate(processor: Any, name: str, part: Any, limits: Mapping[str
     made = type(part).from_dict({**before, "sampling_rate": limits[key]})
     setattr(processor, name, made)
     outcome.changes[name] = {k: v for k, v in made.to_dict().items() if k not in before or before[k] != v}
-    outcome.notes.append(
-        f"{key}: the model has learned from sound of {present:,} samples a second, not {limits[key]:,}"
-    )
+    outcome.notes.append(f"{key}: the model was trained on audio of {present:,} samples a second, not {limits[key]:,}")
     _take_over(processor, "audio", "sampling_rate", limits[key], key, outcome)

@@ -37,7 +37,7 @@ def num_bytes(model: "nn.Module") -> int:
 
 
 def num_saved_bytes(model: "nn.Module") -> int:
-    """What training will save of a model: of one with an adapter, only the weights that learn."""
+    """Bytes that training will save: of a model with an adapter, only the trainable parameters."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):

@@ -1,7 +1,7 @@
-"""The tokenizer: loaded from wherever the model is, then fitted to the chat format.
+"""The tokenizer: loaded from the files of the model, then fitted to the chat format.
 
-Fitting means: an end token and a padding token exist, what ends an answer in the chat format is one token, and the
-tokens that the user adds are there.
+After fitting it has an end token and a padding token, one token that ends an answer in the chat format, and the tokens
+that the user adds.
 """
 
 from collections.abc import Iterable, Mapping

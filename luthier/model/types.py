@@ -1,4 +1,4 @@
-"""What travels from loading to training: weights, and what is known of them."""
+"""What loading passes on to training: models and facts about them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model whose right weights learn, and how it came to be as it is."""
+    """A model with `requires_grad` set, and how it was loaded."""
 
     model: "nn.Module"
     """The transformers model, or the peft model around it."""
     dtype: "torch.dtype"
-    """What the weights were loaded in; trainable ones may be float32 beside it."""
+    """Number format of the weights; trainable ones may be float32."""
     attention: "Attention"
     num_trainable: int
     num_parameters: int
     padding_reason: str | None
-    """None if rows may lie behind one another in one row without padding, else why they may not."""
+    """None if rows can be concatenated without padding, else the reason why not."""

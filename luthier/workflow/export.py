@@ -101,7 +101,7 @@ def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
 
 
 def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size: int, dtype: "torch.dtype") -> None:
-    """The plain model inside `draft` goes, and the quantized one comes in its place. Raises `RunFailed`."""
+    """Replace the plain model inside `draft` by the quantized one. Raises `RunFailed`."""
     from luthier.model.quantization._gptq import quantize_folder
 
     keys, plain = run.export, draft / PLAIN
@@ -136,7 +136,7 @@ def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
         return
     model.generation_config.eos_token_id = list(dict.fromkeys((*text.fitted.stop_token_ids, *end_ids(model))))
     model.generation_config.pad_token_id = text.tokenizer.pad_token_id
-    model.generation_config._from_model_config = False  # transformers 4 would derive it anew from config.json
+    model.generation_config._from_model_config = False  # transformers 4 would derive it again from config.json
 
 
 def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes_words: bool) -> Path | None:
@@ -179,7 +179,7 @@ def check_export(
     own, formats = run.export.export_max_kl, [str(dtype).removeprefix("torch.")]
     allowed: float | None = allowed_mean_kl(*formats) if own is None else own
     if run.export.export_quantization_bit is not None:
-        allowed = own  # what few bits may cost is for the user to say
+        allowed = own  # how much low-bit weights may cost is for the user to decide
     how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     how["device_map"] = "auto" if run.export.export_device == "auto" else None
     facts = check_written(draft, reference, allowed_mean_kl=allowed, **how)

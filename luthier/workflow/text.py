@@ -43,7 +43,7 @@ def tokenizer_source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
 
 def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = True) -> TextSide:
     """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
-    `for_model` false: rows are only looked at, so tokens that the model has no room for are a warning.
+    `for_model` false: rows are only inspected, so tokens without a row in the embedding are a warning.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template

@@ -164,7 +164,7 @@ def test_flex_attention_is_chosen_by_what_the_class_of_the_model_says():
         )
 
     assert choose("gemma2").implementation == "flex_attention"
-    assert "drops attention weights" in choose("llama", attention_dropout=0.1).reason
+    assert "uses attention dropout" in choose("llama", attention_dropout=0.1).reason
     assert "has no FlexAttention" in choose("bloom").reason
 
 

@@ -101,7 +101,7 @@ def learning(model) -> set[str]:
     names = [name.removeprefix("base_model.model.") for name, w in model.named_parameters() if w.requires_grad]
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = find_parts(base)
-    groups = {"towers": parts.towers, "projector": parts.projector, "language": parts.language}
+    groups = {"encoders": parts.encoders, "projector": parts.projector, "language": parts.language}
     return {group for group, prefixes in groups.items() if any(in_parts(name, prefixes) for name in names)}
 
 
@@ -110,12 +110,12 @@ def test_every_weight_belongs_to_one_part(family):
     model = build(family)
     parts = find_parts(model)
     for name, _ in model.named_parameters():
-        assert sum(in_parts(name, group) for group in (parts.towers, parts.projector, parts.language)) == 1, name
-    assert all("vision" in name or "visual" in name or "tower" in name for name in parts.towers)
+        assert sum(in_parts(name, group) for group in (parts.encoders, parts.projector, parts.language)) == 1, name
+    assert all("vision" in name or "visual" in name or "tower" in name for name in parts.encoders)
     assert all("language" in name or "text_model" in name or name == "lm_head" for name in parts.language)
     words = ("project", "merger", "connector", "newline")
     assert all(any(word in name for word in words) for name in parts.projector)
-    assert parts.towers and parts.projector and parts.language
+    assert parts.encoders and parts.projector and parts.language
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,13 +140,13 @@ def test_with_the_defaults_the_language_model_learns_from_text(family, kind):
 @pytest.mark.parametrize(
     ("kind", "flags", "expected"),
     [
-        ("full", (False, False, False), {"towers", "projector", "language"}),
-        ("full", (False, True, False), {"towers", "language"}),
+        ("full", (False, False, False), {"encoders", "projector", "language"}),
+        ("full", (False, True, False), {"encoders", "language"}),
         ("full", (True, False, True), {"projector"}),
         ("freeze", (True, False, False), {"projector", "language"}),
         ("freeze", (True, False, True), {"projector"}),
-        ("lora", (False, False, False), {"towers", "language"}),
-        ("lora", (False, True, True), {"towers"}),
+        ("lora", (False, False, False), {"encoders", "language"}),
+        ("lora", (False, True, True), {"encoders"}),
         ("lora", (True, True, False), {"language"}),
     ],
 )
@@ -170,7 +170,7 @@ def test_named_targets_are_those_outside_the_frozen_parts():
 
 def test_nothing_left_to_learn_is_an_error():
     model = build("llava")
-    with pytest.raises(ModelError, match="leave nothing that learns"):
+    with pytest.raises(ModelError, match="leave no trainable parameter"):
         adapt(model, "full", frozen_parts(model, **dict.fromkeys(FLAGS, True)))
 
 
@@ -204,7 +204,7 @@ def test_of_a_model_that_speaks_the_part_that_reads_and_writes_is_loaded(tmp_pat
     model = load_model(ModelSource(str(tmp_path / "whole")), dtype=torch.float32)
     for (name, weight), expected in zip(model.named_parameters(), whole.thinker.parameters(), strict=True):
         assert torch.equal(weight, expected), name
-    assert "model.audio_tower" in find_parts(model).towers
+    assert "model.audio_tower" in find_parts(model).encoders
     model.save_pretrained(tmp_path / "part")
     again = load_model(ModelSource(str(tmp_path / "part")), dtype=torch.float32)
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)

@@ -98,7 +98,7 @@ def test_pan_and_scan_adds_pieces_of_a_long_picture(tmp_path, said):
     assert num_pictures(AutoProcessor.from_pretrained(folder)) == 1
     processor, changes = load_processor(ModelSource(str(folder)), {"image_do_pan_and_scan": True})
     assert num_pictures(processor) == 3
-    assert [line for line in said if "image_do_pan_and_scan: Gemma3Processor of transformers sets it anew" in line]
+    assert [line for line in said if "image_do_pan_and_scan: Gemma3Processor of transformers sets it again" in line]
     assert changes == {"image_processor": {"do_pan_and_scan": True}}
     assert num_pictures(AutoProcessor.from_pretrained(folder)) == 1, "the class is left as it was"
 
@@ -124,7 +124,7 @@ def test_another_sampling_rate_makes_the_filters_anew(tmp_path, said):
     assert np.array_equal(made.mel_filters, expected.mel_filters)
     assert not np.array_equal(made.mel_filters, extractor.mel_filters)
     assert made.to_dict() == expected.to_dict() and made.n_samples == 30 * 8000
-    assert any("learned from sound of 16,000 samples a second, not 8,000" in line for line in said)
+    assert any("trained on audio of 16,000 samples a second, not 8,000" in line for line in said)
     assert not load_processor(ModelSource(str(folder)), {"audio_sampling_rate": 16_000})[1]
 
 
@@ -182,7 +182,7 @@ def test_pictures_and_films_of_qwen2_vl(qwen, said):
     assert film(processor, 32, 224, video_metadata=[metadata]) == [5, 8, 8]
     assert not said
     load_processor(ModelSource(folder), {"video_maxlen": 10})
-    assert said == ["video_maxlen: this processor takes all frames of a film unless video_fps is given"]
+    assert said == ["video_maxlen: this processor takes all frames of a video unless video_fps is given"]
 
 
 def test_films_of_qwen3_vl_have_one_limit_for_all_frames(qwen, said):
@@ -192,7 +192,7 @@ def test_films_of_qwen3_vl_have_one_limit_for_all_frames(qwen, said):
     assert processor.video_processor.size["longest_edge"] == 8 * 16_384
     assert processor.video_processor.size["shortest_edge"] == 4 * 1024
     assert film(processor, 8, 256, do_sample_frames=False) == [4, 8, 8]
-    assert any("whole films, so 16,384 pixels times 8 frames" in line for line in said)
+    assert any("whole videos, so 16,384 pixels times 8 frames" in line for line in said)
 
 
 def test_tiles_of_internvl(tmp_path, said):
@@ -204,7 +204,7 @@ def test_tiles_of_internvl(tmp_path, said):
     for limits, num_tiles in (({}, 4), ({"crop_to_patches": True}, 4), ({"crop_to_patches": False}, 1)):
         processor = load_processor(ModelSource(folder), limits)[0]
         assert len(processor(text="<context>", images=picture(384, 1152))["pixel_values"]) == num_tiles
-    assert len(said) == 1 and "InternVLProcessor of transformers sets it anew with each call" in said[0]
+    assert len(said) == 1 and "InternVLProcessor of transformers sets it again with each call" in said[0]
 
 
 def test_sound_in_films_of_qwen_omni():

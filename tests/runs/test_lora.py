@@ -108,7 +108,7 @@ def test_an_adapter_goes_on_learning(values, first_adapter, capsys):
     """Where it stopped: the first loss is that of base and adapter, and rank and targets stay those of the adapter."""
     keys = {"adapter_name_or_path": str(first_adapter), "lora_rank": 2, "dataset": "numbers"}
     result = luthier.train({**values, **keys})
-    assert "goes on learning as it is (LORA, r 8, lora_alpha 16)" in capsys.readouterr().err
+    assert "is trained further as it is (LORA, r 8, lora_alpha 16)" in capsys.readouterr().err
     start = luthier.train({**values, "max_steps": 1, "output_dir": values["output_dir"] + "-fresh"})
     assert losses(result)[0] < losses(start)[0] - 0.1
     assert json.loads(Path(values["output_dir"], "adapter_config.json").read_text())["r"] == 8

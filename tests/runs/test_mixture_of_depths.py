@@ -96,7 +96,7 @@ def test_a_dense_model_cannot_be_loaded_as_one(world):
         ({"shift_attn": True}, "leave one of the two out"),
         ({"flash_attn": "disabled"}, "which plain attention does not"),
         ({"moe_aux_loss_coef": 0.1}, "counts every token in every block"),
-        ({"fsdp": "full_shard"}, "FSDP and ZeRO-3 share out its weights"),
+        ({"fsdp": "full_shard"}, "FSDP and ZeRO-3 shard its weights"),
         (
             {"do_train": False, "do_predict": True, "predict_with_generate": True, "val_size": 2},
             "only training convert",

@@ -160,7 +160,7 @@ def test_chat_puts_the_adapter_beside_the_quantized_weights(example, world, said
     keys = [f"model_name_or_path={world['model_name_or_path']}", "adapter_name_or_path=output_qlora_model"]
     keys += ["quantization_bit=4", "template=chatml", "max_new_tokens=4", "finetuning_type=lora"]
     assert main(["chat", *keys, "--once", "hi"]) in (0, None)
-    assert "adapter output_qlora_model put beside the quantized weights" in said
+    assert "adapter output_qlora_model attached to the quantized weights" in said
     assert capsys.readouterr().out
 
 

@@ -173,7 +173,7 @@ def test_what_is_saved_scores_the_same_in_plain_libraries_and_after_export(value
     torch.testing.assert_close(load_file(folder / "value_head.safetensors"), head)
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
 
-    with pytest.raises(ModelError, match="this is a reward model: it gives a text a score and writes no words"):
+    with pytest.raises(ModelError, match="this is a reward model: it scores a text and generates none"):
         luthier.chat(words)
     again = {**values, **words, "do_train": False, "do_predict": True, "eval_dataset": "pairs", "dataset": None}
     again |= {"output_dir": str(tmp_path / "again")}
@@ -216,7 +216,7 @@ def test_an_adapter_that_writes_is_merged_or_refused(values, tmp_path):
     sft = {**values, "stage": "sft", "dataset": "numbers", "finetuning_type": "lora", "max_steps": 1}
     luthier.train({**sft, "output_dir": str(tmp_path / "sft")})
     keys = {**values, "finetuning_type": "lora", "adapter_name_or_path": str(tmp_path / "sft"), "max_steps": 1}
-    with pytest.raises(ModelError, match="was trained to write and has no layer that scores -> set create_new_adapter"):
+    with pytest.raises(ModelError, match="belongs to a language model without a reward head -> set create_new_adapter"):
         luthier.train(keys)
     luthier.train({**keys, "create_new_adapter": True})
     # And the other way round: nothing is trained to write on a reward model.
@@ -250,7 +250,7 @@ def test_an_architecture_without_a_class_that_scores_is_refused(values, tmp_path
 
 def test_scores_are_asked_of_what_has_them(values):
     keys = {"do_train": False, "do_eval": True, "eval_dataset": "pairs", "dataset": None}
-    with pytest.raises(ModelError, match="this model writes words and has no layer that scores"):
+    with pytest.raises(ModelError, match="this model is a language model without a reward head"):
         luthier.train({**values, **keys})
 
 

@@ -348,7 +348,7 @@ def test_a_reward_model_of_another_vocabulary_or_kind_is_refused(values, tmp_pat
     tokenizer.add_tokens(["<extra>"])
     tokenizer.save_pretrained(other)
     own = {**PPO, "reward_model_type": "full", "reward_funcs": None}
-    with pytest.raises(ModelError, match="writes words and has no layer that scores"):
+    with pytest.raises(ModelError, match="is a language model without a reward head"):
         luthier.train({**values, **own, "reward_model": str(other)})
 
 

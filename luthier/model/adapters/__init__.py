@@ -1,4 +1,4 @@
-"""What an adapter method is: which weights of a model learn. Each other file here is one `finetuning_type`."""
+"""What an adapter method is: which parameters of a model are trained. Each other file here is one `finetuning_type`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Adapter:
     See `luthier.model.loading.load.load_for_training`.
     """
     adds_weights: bool = False
-    """Whether what learns are new weights beside the model, saved as an adapter; else the model itself is saved."""
+    """Whether new weights are trained and saved as an adapter; else the model itself is trained and saved."""
     trains_everything: bool = False
     """Whether all parameters are trained, except for the frozen parts of a multimodal model."""
     finish: "Callable[[Any, Path], None]" = lambda config, folder: None

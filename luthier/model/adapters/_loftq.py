@@ -1,4 +1,4 @@
-"""LoftQ: LoRA that starts by making good what quantization took from a weight (https://arxiv.org/abs/2310.08659).
+"""LoftQ: LoRA that starts by compensating the error of quantization (https://arxiv.org/abs/2310.08659).
 
 With Q the quantized weight, s B A is the best product of rank r for W - Q: algorithm 1 with one round, so Q is what any
 program makes of W, and the adapter can be loaded on it anywhere. It belongs to Q and not to W, so how Q was made stands
@@ -60,7 +60,7 @@ def start_from_quantization_error(adapted: "PeftModel", original: "PreTrainedMod
         before, after = before + float(lost.square().sum()), after + float(left_over.square().sum())
     vars(adapted)[_RECORD] = description_of(adapted.get_base_model())
     share = 1 - (after / before) ** 0.5 if before else 0.0
-    info(f"loftq_init: the adapter starts by making good {share:.1%} of the error of quantization")
+    info(f"loftq_init: the adapter starts by compensating {share:.1%} of the error of quantization")
 
 
 _RECORD = "base_of_loftq"
@@ -98,7 +98,7 @@ def require_base(adapted: "PeftModel", base: "PreTrainedModel", name: str, folde
     if here is None or keys_in(here) != keys_in(record):
         words = ", ".join(f"{key}: {value}" for key, value in keys_in(record).items()).replace("True", "true")
         raise ModelError(
-            f"adapter_name_or_path: {name}: was trained with loftq_init, so it makes good the error of quantized"
+            f"adapter_name_or_path: {name}: was trained with loftq_init, so it compensates the error of quantized"
             f" weights ({words}), and is wrong on others -> give these keys, and this adapter first; `luthier export`"
             " with them merges it into the weights as quantized"
         )

@@ -1,4 +1,4 @@
-"""Adapters that exist already: put on a model, checked against it, and merged into its weights."""
+"""Existing adapters: attached to a model, checked against it, and merged into its weights."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def attach_unmerged(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrain
         )
     for name in given.names:
         model = unwrap(attach_adapter(model, name, given, is_trainable=False))
-        info(f"adapter {name} put beside the quantized weights")
+        info(f"adapter {name} attached to the quantized weights")
     return model
 
 
@@ -114,17 +114,17 @@ def attach_adapter(
 
 
 def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
-    """Merge all adapters but the last, which goes on learning as what its own config says it is."""
+    """Merge all adapters but the last, which is trained further as its own config says."""
     model = merge_adapters(model, given.names[:-1], given)
     if gives_scores(model.config) and not adapter_gives_scores(adapter_path(given.names[-1], given)):
         raise ModelError(
-            f"adapter_name_or_path: {given.names[-1]}: this adapter was trained to write and has no layer that scores"
+            f"adapter_name_or_path: {given.names[-1]}: this adapter belongs to a language model without a reward head"
             " -> set create_new_adapter: true, which merges it into the model and starts a new one"
         )
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
     info(
-        f"adapter {given.names[-1]} goes on learning as it is ({describe_adapter(adapted)}); the run file's keys for a"
-        " new adapter are not read (create_new_adapter: true would start one)"
+        f"adapter {given.names[-1]} is trained further as it is ({describe_adapter(adapted)}); the run file's keys for"
+        " a new adapter are not read (create_new_adapter: true would start one)"
     )
     return adapted
 

@@ -76,12 +76,12 @@ NEW_ADAPTER_RULES = (
 def common_settings(
     model: "PreTrainedModel", additional_target: Sequence[str], *, train_embeddings: bool
 ) -> dict[str, Any]:
-    """What every method of peft is told: the task, and the modules that learn as a whole beside the adapter.
+    """Settings of every method of peft: the task, and the modules that are trained in full together with the adapter.
 
     peft adds the score layer of a reward model to these.
 
-    `train_embeddings`: the vocabulary has grown, so the embeddings learn unless `additional_target` says what does.
-    Raises `ModelError` for names that no module has.
+    `train_embeddings`: the vocabulary has grown, so the embeddings are trained unless `additional_target` names
+    other modules. Raises `ModelError` for names that no module has.
     """
     import peft
 
@@ -89,9 +89,9 @@ def common_settings(
     embeddings = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
     if train_embeddings and not saved:
         saved = embeddings
-        info(f"the vocabulary may have grown, so the embeddings learn as a whole too: {', '.join(saved)}")
+        info(f"the vocabulary may have grown, so the embeddings are trained in full too: {', '.join(saved)}")
     elif train_embeddings and embeddings[0] not in {name.rpartition(".")[2] for name in saved}:
-        warn(f"additional_target: {', '.join(saved)}: new rows of the embedding do not learn -> add {embeddings[0]}")
+        warn(f"additional_target: {', '.join(saved)}: new rows of the embedding are not trained -> add {embeddings[0]}")
     writes = peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM
     return {
         "task_type": peft.TaskType[SCORE_TASK] if gives_scores(model.config) else writes,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What peft is told, as ends of names."""
+    """Suffixes of names, as peft takes them."""
 
     modules: tuple[str, ...] = ()
     """Layers."""
@@ -31,13 +31,13 @@ class Targets:
 def find_targets(model: "PreTrainedModel", wanted: Sequence[str], key: str, frozen: Sequence[str] = ()) -> Targets:
     """The targets for `key`: names, or `all` for every linear layer and every expert, but not the output head.
 
-    Nor does `all` take the layers of Mamba blocks whose weights fused kernels read by themselves.
+    `all` also leaves out the layers of Mamba blocks whose weights fused kernels read directly.
 
-    Of a model that reads more than text, the parts in `frozen` get no adapter, and under `all` neither does the
+    Of a multimodal model, the parts in `frozen` get no adapter, and under `all` neither does the
     projector. Raises `ModelError` for a name that nothing ends in.
     """
     senses = find_parts(model)
-    closed = (*senses.towers, *senses.projector, *frozen)
+    closed = (*senses.encoders, *senses.projector, *frozen)
     experts = tuple(dict.fromkeys(_ending(n, 2) for n in expert_parameters(model) if not in_parts(n, closed)))
     if "all" in wanted:
         return _told_apart(model, _all_linear(model, (*senses.projector, *frozen)), experts)
@@ -117,7 +117,7 @@ def _is_linear(model: "nn.Module", word: str) -> bool:
 
 
 def _told_apart(model: "PreTrainedModel", modules: Sequence[str], parameters: Sequence[str]) -> Targets:
-    """Layers that have the name of an expert of long ago, when these were layers, are named by their weight.
+    """Layers with a name that experts had when they were layers, before transformers 5, are named by their weight.
 
     peft reads `gate_proj` in a mixture as that of the experts, and would leave out a dense layer of the same name.
     """

@@ -67,7 +67,7 @@ def apply(
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
 
-    A score layer always learns. Raises `ModelError` for names that no module has, or if nothing learns.
+    A score layer is always trained. Raises `ModelError` for names that no module has, or if nothing is trainable.
     """
     name, layers = layer_list(model)
     choose = inserted_layers if config.use_llama_pro else layers_to_train
@@ -107,5 +107,5 @@ ADAPTER = Adapter(name="freeze", config=FreezeConfig, apply=apply, check=RULES)
 def layers_to_train(num_layers: int, wanted: int) -> range:
     """The last `wanted` layers, or the first -`wanted`."""
     if abs(wanted) > num_layers:
-        warn(f"freeze_trainable_layers: {wanted}: this model has {num_layers} layers, and all of them learn")
+        warn(f"freeze_trainable_layers: {wanted}: this model has {num_layers} layers, and all of them are trained")
     return range(max(0, num_layers - wanted), num_layers) if wanted > 0 else range(min(-wanted, num_layers))

@@ -203,7 +203,7 @@ def settings_for(
 
 
 def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]) -> Targets:
-    """What `lora_target` names, less what the method cannot be put on; that is said."""
+    """What `lora_target` names, without the weights that the method cannot adapt, and a log line says so."""
     targets = find_targets(model, config.lora_target, "lora_target", frozen)
     if config.use_llama_pro:
         targets = targets_inside(model, targets, inserted_blocks(model, config.freeze_trainable_layers))

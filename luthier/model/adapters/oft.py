@@ -82,7 +82,7 @@ def apply(
     frozen: Sequence[str] = (),
     original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PeftModel":
-    """Freeze the model and put a trainable rotation before each target. `given` is dealt with as LoRA does.
+    """Freeze the model and put a trainable rotation before each target. `given` adapters are handled as by LoRA.
 
     Raises `ModelError` for names that no module has, layers that peft cannot rotate and adapters that do not fit.
     """
@@ -117,7 +117,7 @@ def apply(
 
 
 def _tell_sizes(adapted: "PeftModel", config: OftConfig) -> None:
-    """Where a layer's width is no multiple of what was asked for, peft takes the nearest size that divides it."""
+    """Where the width of a layer is not a multiple of the requested size, peft takes the nearest divisor."""
     from peft.tuners.oft import OFTLayer
 
     key, asked = ("oft_rank", config.oft_rank) if config.oft_rank else ("oft_block_size", config.oft_block_size)

@@ -1,9 +1,9 @@
 """`use_unsloth`: a model that the library unsloth loads, adapts and computes with kernels of its own. It needs a GPU.
 
-The library replaces forward functions of transformers as it is imported and as it loads, so it is brought in before
+The library replaces forward functions of transformers as it is imported and as it loads, so it is imported before
 any model class of transformers is; configs and tokenizers may be there already. What it puts in their place
 
-- knows nothing of rows that lie behind one another in our way, so rows are padded;
+- does not support rows that are concatenated without padding, so rows are padded;
 - computes logits at all positions, whatever `logits_to_keep` says; `luthier.model.heads.output_head` finds out by a
   trial;
 - cuts off what is longer than `max_seq_length`, and stretches positions if that is longer than the model's window.

@@ -1,8 +1,8 @@
 """aqlm 1.1 on CPUs: codebooks of 256 vectors are multiplied by a kernel that is wrong, forwards and backwards.
 
-Forwards, its threads add to one vector without waiting for each other, so that sums are lost, other ones each time.
-Backwards, the codes lie the other way round, since that kernel wanted them so, and the shapes do not fit any more.
-Codebooks of other sizes are unpacked into a weight and multiplied, which is right; that is done here for all.
+Forward, its threads add to one vector without synchronization, so sums are lost at random. Backward, the codes are
+transposed for that kernel, and the shapes do not match. Codebooks of other sizes are dequantized and multiplied, which
+is correct; here that is done for all.
 https://github.com/Vahe1994/AQLM/blob/main/inference_lib/src/aqlm/inference_kernels/numba_kernel.py
 
 w = s (c_1[code_1] + c_2[code_2] + ...), a vector of `in_group_size` weights of one output at a time.

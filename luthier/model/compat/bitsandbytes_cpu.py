@@ -1,8 +1,8 @@
-"""bitsandbytes 0.50 on CPUs: two things that a pass does to a layer, and that training must not meet.
+"""bitsandbytes 0.50 on CPUs: two side effects of a forward pass that break training.
 
 With AVX-512 BF16, `Linear4bit` re-packs its weight for generation when it is first called in evaluation mode, and never
-packs it back. From then on it computes in bfloat16 whatever it is asked for, and gives its input no gradient: training
-goes on, and learns next to nothing.
+packs it back. From then on it computes in bfloat16, whatever the compute dtype, and its input gets no gradient:
+training continues, and the loss hardly falls.
 https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py `Linear4bit.forward`
 
 `Linear8bitLt` takes the scales away from its weight at the first pass; peft, which moves a weight on the CPU to another

@@ -1,4 +1,4 @@
-"""transformers 5.23 reads the header of a GGUF file anew for the tokenizer, for each look at the config and for the
+"""transformers 5.23 reads the header of a GGUF file again for the tokenizer, for each look at the config and for the
 weights (3 s each for 49,000 tokens), and builds the table of tensor names once per sub-module (6 s for 30 layers).
 
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_gguf_pytorch_utils.py

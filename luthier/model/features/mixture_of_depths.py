@@ -15,9 +15,9 @@ network to foresee the choice, or a loss that pulls the scores of the chosen abo
 keeps a running mean of the score that divided the chosen from the others while it trained, and outside training a token
 passes if its own score is above that. This adds no loss, so it goes with every way to train, and sees the past only.
 
-The chosen tokens of all texts of a batch lie behind one another in one row, (1, K, D), and attention keeps texts apart
-(`luthier.model.attention`). So rows that are concatenated and rows that are padded take the same way, and the gradient
-checkpoint of a block keeps K tokens. Keys and values of a block belong to its chosen tokens only: there is no cache.
+The chosen tokens of all texts of a batch are concatenated in one row, (1, K, D), and attention stays within each text
+(`luthier.model.attention`). So concatenated and padded rows take the same path, and the gradient checkpoint of a block
+keeps K tokens. Keys and values of a block belong to its chosen tokens only: there is no cache.
 """
 
 import inspect
@@ -131,9 +131,7 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
         for router in routers:
             router.weight.zero_()
     if not torch.allclose(_probe(model), dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max())):
-        raise _cannot(
-            model, "computes something else when its tokens lie behind one another in one row", "leave it out"
-        )
+        raise _cannot(model, "computes something else when its tokens are concatenated in one row", "leave it out")
     for router in routers:
         router.start()
 
@@ -156,7 +154,7 @@ def routed_model_class(config: "PreTrainedConfig") -> Any:
 
 
 def prepare(model: "PreTrainedModel") -> None:
-    """What a loaded mixture of depths needs to compute: attention that keeps texts apart, and no cache."""
+    """What a loaded mixture of depths needs to compute: attention within each text, and no cache."""
     isolate_samples(model)
     model.config.use_cache = False
     if model.can_generate():
@@ -171,7 +169,7 @@ def register() -> None:
 
 
 def _reason_against(model: "PreTrainedModel") -> str:
-    """What keeps a model from being converted, or the empty text."""
+    """Why a model cannot be converted, or the empty string."""
     config = model.config
     if config.is_encoder_decoder or config.sub_configs:
         return "is not a plain decoder of text"
@@ -180,7 +178,7 @@ def _reason_against(model: "PreTrainedModel") -> str:
         return "has sliding windows, which would count the tokens that pass and not those of the text"
     reason = isolates_samples(model)
     if reason is not None:
-        return f"cannot keep texts apart that lie behind one another: {reason}"
+        return f"attends across texts that are concatenated: {reason}"
     layers = layer_list(model)[1]
     names = list(inspect.signature(type(layers[0]).forward).parameters)
     return "" if len(layers) > 1 and names[1] == "hidden_states" else "has no second block of the usual form"

@@ -7,7 +7,7 @@ heads groups begin at 0, G, 2 G, ...; for the other half they are shifted by G /
 the next one in the next layer. The paper's code rolls the row for that, and its last shifted group holds the end and
 the beginning of the text; here these two halves are groups of their own, so no token sees what comes after it.
 
-While the model does not train, it attends to everything: that is what it is trained for.
+Outside training it is full attention: that is what the model is trained for.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,8 @@
 B rows, T tokens, K labelled positions, H hidden size, V vocabulary.
 
 The logits of a batch are its largest tensor: (B, T, V) in float32 is 800 MB for 4 x 1024 tokens and 50,000 words, and
-most of it belongs to prompt tokens that nobody learns. So the head runs on the K labelled positions only, in chunks,
-and each chunk's gradient is taken at once, while its logits are still there.
+most of it belongs to prompt tokens, which have no label. So the head runs on the K labelled positions only, in chunks,
+and the gradient of each chunk is computed while its logits exist.
 """
 
 import inspect
@@ -32,17 +32,17 @@ class OutputHead:
     linear: "nn.Linear | None"
     """The head if logits are exactly its output; None if the model does more (soft caps, scales, adapters)."""
     takes_positions: bool
-    """Whether `forward` knows `logits_to_keep` and so can leave out the positions nobody learns."""
+    """Whether `forward` takes `logits_to_keep`, so that positions without a label can be left out."""
     score: "nn.Module | None" = None
     """The layer that scores every token, if the model is a reward model."""
     value: "nn.Module | None" = None
-    """The layer that says what the rest of an answer is worth, if the policy learns that."""
+    """The value head, if the policy has one."""
     router: RouterLoss | None = None
-    """What balances the experts (`moe_aux_loss_coef`), if that is asked for."""
+    """The balance loss of experts (`moe_aux_loss_coef`), if requested."""
 
 
 def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> OutputHead:
-    """Find out by trying: the logits of two tokens are compared with the head applied to what the model fed it.
+    """Found by a trial: the logits of two tokens are compared with the head applied to its own input.
 
     `model` is the bare model or a peft model, not yet wrapped for distributed training.
     Raises `ModelError` if a router loss is asked of a model that has none.
@@ -70,7 +70,7 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
 
 
 def _keeps_positions(model: "nn.Module") -> bool:
-    """Whether `logits_to_keep` is obeyed where it is a list of positions. What unsloth puts in its place does not."""
+    """Whether `forward` accepts a list of positions as `logits_to_keep`. That of unsloth does not."""
     import torch
 
     base, was_training = unwrap(model), model.training
@@ -84,7 +84,7 @@ def _keeps_positions(model: "nn.Module") -> bool:
 
 @contextmanager
 def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
-    """While open, the head hands its input through, so the model returns hidden states where it returns logits."""
+    """While open, the head is the identity, so the model returns hidden states in the place of logits."""
     linear.forward = lambda input: input  # type: ignore[method-assign]
     try:
         yield
@@ -106,7 +106,7 @@ def summed_loss(
     """Cross-entropy summed over the labelled positions, and the most likely tokens there.
 
     inputs: what `forward` takes (input_ids of shape (B, T), masks, position ids).
-    positions: (K,) indices into the flattened B x T positions whose next token is learned.
+    positions: (K,) indices into the flattened B x T positions whose next token has a label.
     targets: (K,) the token ids to be predicted there.
     label_smoothing: share of a target spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567, sec. 7).
     weights: (K,) how much each target counts; all 1 if not given.

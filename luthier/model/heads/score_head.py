@@ -1,8 +1,8 @@
-"""Reward models: the score of a text is what the score layer makes of its last token.
+"""Reward models: the score of a text is the output of the score layer at its last token.
 
 B sequences, N tokens of a batch, H hidden size. The model is transformers' sequence classifier with one label, so what
 is saved loads there as it is. It picks the last token by looking for padding; here every position is scored (N x H
-products, next to nothing) and the caller knows where sequences end, so that rows may lie behind one another.
+products, next to nothing) and the caller knows where sequences end, so rows can be concatenated without padding.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SCORE_LAYER = "score"
 VALUE_HEAD_FILE = "value_head.safetensors"
 """A copy of the score layer under the names that other programs read beside an adapter or a model."""
 VALUE_HEAD = "value_head"
-"""The layer that learns beside the policy in ppo (`luthier.model.heads.value_head`)."""
+"""The layer that is trained together with the policy in ppo (`luthier.model.heads.value_head`)."""
 VALUE_HEAD_NAMES = ("v_head.summary.weight", "v_head.summary.bias")
 
 
@@ -61,7 +61,7 @@ def position_scores(model: "nn.Module", inputs: Mapping[str, Any], layer: "nn.Mo
 
 
 def fit_scorer(model: "PreTrainedModel", pad_token_id: int) -> None:
-    """The config of a reward model knows the padding, by which transformers finds the last token of a text."""
+    """Set the padding token in the config of a reward model; transformers needs it to find the last token of a text."""
     if gives_scores(model.config):
         model.config.pad_token_id = pad_token_id
 
@@ -94,7 +94,7 @@ def without_value_head(model: "nn.Module", state_dict: "dict[str, Any] | None") 
 
 
 def _weights(layer: "nn.Module") -> "tuple[Tensor, Tensor | None]":
-    """Of the layer, or of its copy that learns beside an adapter."""
+    """Of the layer, or of its trained copy in the adapter."""
     from peft.utils import ModulesToSaveWrapper
 
     while isinstance(layer, ModulesToSaveWrapper):

@@ -1,7 +1,7 @@
-"""The value head of ppo: what the rest of an answer is expected to be worth, from the hidden state at each token.
+"""The value head of ppo: the expected return of an answer, from the hidden state at each token.
 
-A linear layer H -> 1 on what the output head is given. It starts at 0, learns beside the policy and is saved apart from
-it, so that the model and the adapter stay as plain libraries know them. K positions, H hidden size.
+A linear layer H -> 1 on the input of the output head. It starts at 0, is trained together with the policy and is saved
+separately, so that other libraries can load the model and the adapter. K positions, H hidden size.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def logps_and_values(
 
 
 class _Caught:
-    """What the output head was given, where a model's answer has its logits."""
+    """The input of the output head, in the place of the logits."""
 
     def __init__(self, logits: "Tensor") -> None:
         self.logits = logits

@@ -159,10 +159,10 @@ def _texts(num_rows: int, num_tokens: int, mask: Tensor | None, bounds: Tensor |
 
 
 def _for_chosen(given: Mapping[str, Any], rows: Sequence[int], places: Tensor, counts: Sequence[int]) -> dict[str, Any]:
-    """What a block is called with, for the tokens at `places` only, which lie behind one another; `counts` per text."""
+    """The arguments of a block for the tokens at `places` only, concatenated without padding; `counts` per text."""
 
     def pick(value: Any) -> Any:
-        """Of what is given for each token, (B or 1, T, ...), that of the chosen ones."""
+        """The rows of the chosen tokens in a tensor of shape (B or 1, T, ...)."""
         if isinstance(value, (tuple, list)):
             return type(value)(pick(each) for each in value)
         if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[1] != rows[1]:

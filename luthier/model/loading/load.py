@@ -38,7 +38,7 @@ def load_model(
     """The model in `dtype`, in evaluation mode.
 
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
-    `quantization`: keep the linear layers in few bits, and compute in `dtype`.
+    `quantization`: low-bit linear layers that compute in `dtype`.
     `starts_score`: the score layer of a reward model starts at random if it is not among the weights.
     A GGUF file is de-quantized, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
@@ -58,8 +58,8 @@ def load_model(
         common |= {"gguf_file": files.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     kind = routed_model_class(config) if is_routed(config) else auto
     is_packed = prequantized_format_of(config) is not None
-    has_few_bits = quantization is not None or is_packed
-    common |= placement(source, dtype, device_map, offload_folder, has_few_bits=has_few_bits)
+    is_low_bit = quantization is not None or is_packed
+    common |= placement(source, dtype, device_map, offload_folder, is_low_bit=is_low_bit)
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(files.gguf_file))
     said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would

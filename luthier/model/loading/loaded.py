@@ -1,4 +1,4 @@
-"""What is looked at once the weights are in place: did they fill the model, and can it do what it is asked to?"""
+"""Checks once the weights are in place: did they fill the model, and can it be trained?"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,11 @@ def check_found(source: ModelFiles, found: Mapping[str, Any], *, starts_score: b
 
 
 def require_causal(model: "PreTrainedModel") -> None:
-    """Raises `ModelError` for a model with an encoder, which would read the answer that the decoder is to learn."""
+    """Raises `ModelError` for a model with an encoder, which would read the answer that the decoder is trained on."""
     if model.config.is_encoder_decoder:
         raise ModelError(
-            f"{model.name_or_path}: this model has an encoder and a decoder, and rows of prompt and answer are learned "
-            "by a decoder alone -> take a causal language model; chat and export work with this one"
+            f"{model.name_or_path}: this model has an encoder and a decoder, and rows of prompt and answer train "
+            "a decoder alone -> take a causal language model; chat and export work with this one"
         )
 
 
@@ -50,7 +50,7 @@ def repair_generation_config(model: "PreTrainedModel") -> None:
 
 
 def resolved_settings(model: "PreTrainedModel") -> dict[str, str]:
-    """What a run that leaves some choices open has computed with, for the manifest."""
+    """What `auto` became in this run, for the manifest."""
     facts = {"attention": model.config._attn_implementation, "dtype": str(model.dtype).removeprefix("torch.")}
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kind = parameters.get("full_attention", parameters).get("rope_type", "default")

@@ -1,4 +1,4 @@
-"""Do the weights of a model fit into memory? Read off the headers of its files, before a byte of them is loaded.
+"""Do the weights of a model fit into memory? Computed from the headers of its files, before they are loaded.
 
 Only what is clearly impossible is an error: weights that are alone larger than the memory that is free. Training needs
 several times as much, and what it needs depends on the batch.
@@ -58,17 +58,17 @@ def enough_memory(remedy: str) -> Iterator[None]:
 
 
 def placement(
-    source: ModelSource, dtype: "torch.dtype", device_map: Any, offload_folder: str | None, *, has_few_bits: bool
+    source: ModelSource, dtype: "torch.dtype", device_map: Any, offload_folder: str | None, *, is_low_bit: bool
 ) -> dict[str, Any]:
     """Where the weights go, as arguments of `from_pretrained`.
 
     With a `device_map` they are spread over devices and memory, and what is left over is read from `offload_folder`
     when it is needed. Without one they stay in memory; if that is too small, they are spread over memory and disk where
-    there is an `offload_folder`. `has_few_bits`: their size is not that of `dtype`. Raises as `check_memory` does.
+    there is an `offload_folder`. `is_low_bit`: their size is not that of `dtype`. Raises as `check_memory` does.
     """
     if device_map is not None:
         return {"device_map": device_map, "offload_folder": offload_folder}
-    if has_few_bits:
+    if is_low_bit:
         return {}
     if offload_folder is None:
         check_memory(source, dtype)

@@ -19,26 +19,26 @@ def count_parameters(model: "nn.Module") -> tuple[int, int]:
     """(trainable, all); a tied weight counts once."""
     packed = {id(weight): 0 for _, layer in quantized_layers(model) for weight in layer.parameters(recurse=False)}
     sizes = [(packed.get(id(weight), weight.numel()), weight.requires_grad) for weight in model.parameters()]
-    in_few_bits = sum(num_weights(layer) for _, layer in quantized_layers(model))
-    return sum(size for size, learns in sizes if learns), in_few_bits + sum(size for size, _ in sizes)
+    num_low_bit = sum(num_weights(layer) for _, layer in quantized_layers(model))
+    return sum(size for size, is_trained in sizes if is_trained), num_low_bit + sum(size for size, _ in sizes)
 
 
 def describe_parameters(model: "nn.Module") -> Iterator[str]:
     """One line per parameter, for `print_param_status`."""
     for name, weight in model.named_parameters():
-        state = "learns" if weight.requires_grad else "frozen"
+        state = "trainable" if weight.requires_grad else "frozen"
         yield f"{name}: {tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')} on {weight.device}, {state}"
 
 
 def report_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int]:
-    """Say how many learn, and each parameter with `one_by_one`. Returns (trainable, all).
+    """Log how many are trainable, and each parameter with `one_by_one`. Returns (trainable, all).
 
-    Raises `ModelError` if none learns.
+    Raises `ModelError` if none is trainable.
     """
     trainable, total = count_parameters(model)
     if not trainable:
         raise ModelError(
-            "finetuning_type: with these keys no parameter learns"
+            "finetuning_type: with these keys no parameter is trainable"
             " -> choose other layers or modules, or another size of the adapter"
         )
     info(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.4%})")
@@ -48,7 +48,7 @@ def report_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int
 
 
 def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:
-    """Names of what the freeze keys keep from learning; said once."""
+    """Names of what the freeze keys freeze; a log line names them."""
     frozen = frozen_parts(
         base,
         freeze_vision_tower=keys.freeze_vision_tower,
@@ -56,5 +56,5 @@ def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[
         freeze_language_model=keys.freeze_language_model,
     )
     if frozen:
-        info(f"parts that do not learn: {', '.join(frozen)}")
+        info(f"frozen parts: {', '.join(frozen)}")
     return frozen

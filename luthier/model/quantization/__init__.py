@@ -1,7 +1,7 @@
-"""What a way to quantize while loading is. Each other file here is one `quantization_method`.
+"""What a method to quantize while loading is. Each other file here is one `quantization_method`.
 
-A linear layer keeps its weight in few bits and brings it back to the compute dtype for each multiplication. Embeddings,
-normalization and the output head stay as they are.
+A linear layer keeps its weight in a low-bit format and converts it to the compute dtype for each multiplication.
+Embeddings, normalization and the output head stay as they are.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Quantizer:
     check: Rules
     """Rules between keys that concern this method; checked before torch is imported."""
     reading: "Callable[[QuantizationConfig, torch.dtype, bool], Any] | None" = None
-    """(keys, compute dtype, shared out between processes) -> the config by which transformers quantizes tensor after
+    """(keys, compute dtype, sharded between processes) -> the config by which transformers quantizes tensor after
     tensor while it reads them; None if it cannot."""
     linear: "Callable[[nn.Linear, QuantizationConfig, torch.dtype, torch.device], nn.Module | None] | None" = None
     """(layer, keys, compute dtype, device) -> the quantized layer, None for one that this method cannot take.

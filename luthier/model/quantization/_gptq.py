@@ -2,7 +2,7 @@
 
 Frantar et al., https://arxiv.org/abs/2210.17323: with X, the inputs of a layer on calibration texts, the rounded
 weights W' are to minimize || W X - W' X ||^2 (equation 1). Columns are rounded one after the other, and the error of
-each is made good in those that are not rounded yet, by the inverse of the Hessian 2 X X^T (equations 2 and 3).
+each is compensated in those that are not rounded yet, by the inverse of the Hessian 2 X X^T (equations 2 and 3).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Linear layers of few bits: how they come into a model, how they are told from others, what they weigh.
+"""Low-bit linear layers: how they are put into a model, how they are recognized, how much memory they take.
 
 Quantized while reading: transformers quantizes tensor after tensor, so the original never is in memory as a whole.
 Quantized in memory: layer after layer is replaced, and the original of each is freed, for what transformers cannot
@@ -45,7 +45,7 @@ class Quantization:
     device: str
     """Where the quantized weights lie, e.g. `cuda:1`."""
     sharded: bool = False
-    """FSDP or ZeRO-3 will share the weights out between processes."""
+    """FSDP or ZeRO-3 will shard the weights."""
 
     def options(self, dtype: "torch.dtype", checkpoint: "torch.dtype | None", is_gguf: bool) -> dict[str, Any]:
         """For `from_pretrained`. What is quantized in memory is read as it was saved, so it is mapped from the file."""

@@ -1,8 +1,8 @@
-"""Checkpoints whose weights were quantized before they were saved: which kinds there are, and what each asks for.
+"""Checkpoints whose weights were quantized before they were saved: the formats, and what each needs.
 
-A kind is read from `quantization_config` in config.json, before any weight is loaded. Two ways lead on from there.
+The format is read from `quantization_config` in config.json, before any weight is loaded. There are two kinds.
 FP8, MXFP4 and, to be trained, exported or adapted, compressed-tensors are unpacked while they are read, and are plain
-models from then on. The others stay as they are: an adapter learns beside them, and nothing can be merged into them.
+models from then on. The others stay as they are: an adapter can be trained on them, but not merged into them.
 """
 
 import json
@@ -114,11 +114,11 @@ def training_problems(packing: PrequantizedFormat, run: "TrainRun") -> Iterator[
         return
     state = f"the weights of this model are quantized ({packing.words})"
     if not ADAPTERS.get(run.finetuning_type).adds_weights:
-        reason = f"{state} and cannot learn, only an adapter beside them"
+        reason = f"{state} and cannot be trained, only an adapter on them"
         yield Problem("finetuning_type", reason, "set finetuning_type: lora, or give the original model")
     if shards_weights(run):
         key = "fsdp" if run.training["fsdp"] else "deepspeed"
-        yield Problem(key, f"{state} and cannot be shared out between processes", "leave it out, or use ZeRO-2")
+        yield Problem(key, f"{state} and cannot be sharded between processes", "leave it out, or use ZeRO-2")
     adapters = run.model.adapter_name_or_path
     starts_anew = bool(adapters) and bool(run.given.get("create_new_adapter"))
     if len(adapters) > 1 or starts_anew:

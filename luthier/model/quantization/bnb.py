@@ -32,7 +32,7 @@ RULES = Rules(
 
 
 def reading(keys: "QuantizationConfig", dtype: "torch.dtype", sharded: bool) -> Any:
-    """As transformers wants it. FSDP and ZeRO-3 share out tensors of one dtype only: there the bits are kept in it."""
+    """For `from_pretrained`. FSDP and ZeRO-3 shard tensors of one dtype only, so the bits are stored in that dtype."""
     import torch
     from transformers import BitsAndBytesConfig
 

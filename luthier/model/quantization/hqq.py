@@ -2,7 +2,7 @@
 
 w = (q - z) s in groups of 32 weights of one output (axis 1); z is found by minimizing the error under a norm that
 forgives outliers. These are the groups of GGUF's 4-bit formats, so what comes from such a file is hardly rounded again.
-transformers 5 no longer quantizes with HQQ, so the layers of the library are put in here.
+transformers 5 no longer quantizes with HQQ, so its layers are inserted here.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -84,7 +84,7 @@ def test_an_adapter_goes_on_as_what_its_file_says(rotated, said, kind):
     )
     assert {name.split(".")[-3] for name, weight in model.named_parameters() if weight.requires_grad} == {"oft_R"}
     torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
-    assert any("goes on learning as it is (OFT, oft_block_size 32)" in text for text in said)
+    assert any("is trained further as it is (OFT, oft_block_size 32)" in text for text in said)
 
 
 def test_a_lora_adapter_given_to_oft_stays_lora(tmp_path, said):

@@ -275,9 +275,9 @@ def test_blocks_are_found_by_structure(name):
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("bloom", {"n_layer": 2, "n_head": 4}, "cannot keep texts apart"),
+        ("bloom", {"n_layer": 2, "n_head": 4}, "attends across texts"),
         ("gemma2", {"head_dim": 16}, "sliding windows"),
-        ("mamba", {"state_size": 4}, "cannot keep texts apart"),
+        ("mamba", {"state_size": 4}, "attends across texts"),
         ("llama", {"num_hidden_layers": 1}, "no second block"),
     ],
 )

@@ -83,17 +83,17 @@ def test_it_is_asked_for_by_the_key(four_layers, small_memory):
         asked(four_layers)
 
 
-def test_what_learns_stays_in_memory(four_layers, small_memory):
+def test_trainable_weights_stay_in_memory(four_layers, small_memory):
     with pytest.raises(ModelError, match="are free -> load it in 16 bits"):
         load_model(ModelSource(str(four_layers)), dtype=torch.float32)
     run = load_train({"model_name_or_path": "x", "dataset": "x", "output_dir": "x", "offload_folder": "there"})
-    assert any("weights that learn stay in memory" in warning.reason for warning in run.warnings)
+    assert any("trainable weights stay in memory" in warning.reason for warning in run.warnings)
 
 
 def test_several_devices_take_what_they_can(llama_folder):
     source = ModelSource(str(llama_folder))
-    assert placement(source, torch.float32, "auto", "there", has_few_bits=False) == {
+    assert placement(source, torch.float32, "auto", "there", is_low_bit=False) == {
         "device_map": "auto",
         "offload_folder": "there",
     }
-    assert placement(source, torch.float32, None, "there", has_few_bits=True) == {}
+    assert placement(source, torch.float32, None, "there", is_low_bit=True) == {}
