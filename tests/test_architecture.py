@@ -180,9 +180,9 @@ def test_listing_registries_imports_no_variant():
 
 def test_every_key_has_a_help_text():
     from luthier.config.describe import help_of
-    from luthier.config.key_table import catalogue
+    from luthier.config.key_table import catalog
 
-    missing = [name for name, keys in catalogue().items() if not all(help_of(key) for key in keys)]
+    missing = [name for name, keys in catalog().items() if not all(help_of(key) for key in keys)]
     assert not missing
 
 

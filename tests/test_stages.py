@@ -94,7 +94,7 @@ ROWS = [
 
 @pytest.mark.parametrize("stage", ["sft", "pt"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.25])
-def test_the_loss_is_a_sum_over_the_labelled_tokens(model, stage, smoothing):
+def test_the_loss_is_a_sum_over_the_labeled_tokens(model, stage, smoothing):
     value = STAGES.get(stage)
     config = {"sft": SftConfig, "pt": PtConfig}[stage](label_smoothing_factor=smoothing)
     batch = pad_rows(ROWS, pad_token_id=256)

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from luthier.config.decode import describe_type
-from luthier.config.key_table import TRAINING, Key, catalogue
+from luthier.config.key_table import TRAINING, Key, catalog
 from luthier.config.masking import masked
 from luthier.config.rules.engine import Rule
 from luthier.config.rules.table import all_rules
@@ -95,7 +95,7 @@ def rules_about(name: str) -> Iterator[str]:
             text = _in_words(rule)
             owners.setdefault(text, set()).add(owner)
             commands.setdefault(text, set()).add(command)
-    readers = {command for key in catalogue()[name] for command in key.section.commands}
+    readers = {command for key in catalog()[name] for command in key.section.commands}
     for text, variants in owners.items():
         weight, text_of_rule = text.split(": ", 1)
         where = "" if "" in variants else f" for {' or '.join(sorted(variants))}"
@@ -112,10 +112,10 @@ def _in_words(rule: Rule) -> str:
 
 def explain(name: str) -> str:
     """All about one key. Raises `UnknownVariant` with the nearest name."""
-    if name not in catalogue():
-        hint = did_you_mean(name, catalogue())
+    if name not in catalog():
+        hint = did_you_mean(name, catalog())
         raise UnknownVariant(f"{name}: unknown key" + (f"; {hint}" if hint else ""))
-    keys = catalogue()[name]
+    keys = catalog()[name]
     lines = [name, *(f"  {text}" for text in dict.fromkeys(help_of(key) for key in keys))]
     first = keys[0]
     lines.append(f"  type      {describe_type(first.type, first.choices)}")
@@ -129,7 +129,7 @@ def explain(name: str) -> str:
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a run file. A value may always be text with an interpolation in it."""
     properties: dict[str, Any] = {}
-    for name, keys in catalogue().items():
+    for name, keys in catalog().items():
         key = keys[0]
         entry: dict[str, Any] = {"description": help_of(key)}
         if key.status not in ("supported", "renamed"):

@@ -152,7 +152,7 @@ def _declared_keys(section: Section) -> Iterator[Key]:
 
 
 @cache
-def catalogue() -> Mapping[str, tuple[Key, ...]]:
+def catalog() -> Mapping[str, tuple[Key, ...]]:
     """Name -> the key as each of its owners declares it, the owner that this version has first."""
     found: dict[str, list[Key]] = {}
     for section in sections():

@@ -25,7 +25,7 @@ from luthier.config.key_table import (
     REGISTRIES,
     SWANLAB,
     Key,
-    catalogue,
+    catalog,
     feature_sections,
     keys_of,
     later_variants,
@@ -86,7 +86,7 @@ def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
 
 def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> Written:
     """What the user wrote, with interpolations resolved. Raises `ConfigError` if it cannot be read at all."""
-    written = read(source, overrides, catalogue().__contains__)
+    written = read(source, overrides, catalog().__contains__)
     interpolate(written, os.environ)
     return written
 
@@ -153,10 +153,10 @@ class Draft:
     def _decode(self) -> None:
         """Fill `given`; unknown keys and values of the wrong type are problems."""
         for name, entry in self.written.entries.items():
-            if name not in catalogue():
+            if name not in catalog():
                 self._unknown(name)
                 continue
-            key = catalogue()[name][0]
+            key = catalog()[name][0]
             if key.is_variant and entry.value in later_variants(name):
                 self._later_variant(name, str(entry.value))
                 continue
@@ -174,7 +174,7 @@ class Draft:
                     self._blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
-        close = nearest(name, catalogue())
+        close = nearest(name, catalog())
         remedy = question(close) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
             self._warn(name, "unknown key, not read", remedy)
@@ -189,7 +189,7 @@ class Draft:
 
     def _value(self, name: str) -> Any:
         """What was given for a key, or its default."""
-        return self.given[name] if name in self.given else catalogue()[name][0].default
+        return self.given[name] if name in self.given else catalog()[name][0].default
 
     def _judge(self) -> None:
         """Refused values become problems; keys without effect and keys that nobody reads become warnings.
@@ -199,7 +199,7 @@ class Draft:
         switches = {section.key for section in sections() if section.key}
         values = {name: self._value(name) for name in switches}
         for name in self.given:
-            keys = catalogue()[name]
+            keys = catalog()[name]
             readers = [
                 key for key in keys if key.section.reads(self.command, values, os.environ) or self._is_switch(key)
             ]
@@ -227,7 +227,7 @@ class Draft:
             self._warn(key.name, key.reason)
 
     def _build(self) -> Run:
-        """The run, with defaults in the place of what could not be decoded."""
+        """The run, with defaults for what could not be decoded."""
         stage, finetuning_type = self._value("stage"), self._value("finetuning_type")
         common = {
             "source": self.written.source,
@@ -242,7 +242,7 @@ class Draft:
             "generating": self._section(GENERATING),
             "adapter": self._section(self._variant_section("finetuning_type", finetuning_type)),
             "given": MappingProxyType(dict(self.given)),
-            "changed": frozenset(n for n, value in self.given.items() if value != catalogue()[n][0].default),
+            "changed": frozenset(n for n, value in self.given.items() if value != catalog()[n][0].default),
         }
         if self.command == "train":
             method = self._section(self._variant_section("stage", stage))
@@ -283,7 +283,7 @@ class Draft:
     def _training(self) -> TrainingKeys:
         given: dict[str, Any] = {}
         for name, value in self.given.items():
-            for key in catalogue()[name]:
+            for key in catalog()[name]:
                 if key.section.config is TrainingKeys or name in OWN_DEFAULTS:
                     given[name] = value
                 elif key.section.config is LegacyTrainingConfig and key.current:

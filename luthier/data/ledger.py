@@ -62,11 +62,11 @@ class Ledger:
         for name, account in self.accounts.items():
             drawn = " drawn so far" if self.is_streamed else ""
             line = f"data {name}: {account.rows_in} rows{drawn} = {account.kept} kept + {account.num_dropped} dropped"
-            line += f"; {account.tokens} tokens, {account.labelled_tokens} of them learned"
+            line += f"; {account.tokens} tokens, {account.labeled_tokens} of them learned"
             if account.truncated:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"
-                    f" {account.lost_labelled_tokens} of them learned, {account.lost_terminators} terminators)"
+                    f" {account.lost_labeled_tokens} of them learned, {account.lost_terminators} terminators)"
                 )
             if account.rewritten:
                 line += (

@@ -11,7 +11,7 @@ from luthier.core.errors import DataError, MissingExtra
 from luthier.core.kinds import CHECKS
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.maker import Drawn, Labelled, RowMaker
+from luthier.data.rows.maker import Drawn, Labeled, RowMaker
 from luthier.data.sources.catalog import load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.inspection.doctor import Check, CheckContext, Finding, Place, Sample, Split
@@ -82,7 +82,7 @@ class Examination:
                 faults.append(error)
             else:
                 drawn = (Drawn(row, spec, DatasetAccount()) for row in _up_to_fault(rows, faults))
-                yield from (_sample(item, split) for item in maker.labelled(drawn))
+                yield from (_sample(item, split) for item in maker.labeled(drawn))
             for fault in faults:
                 yield Finding(UNREADABLE, "error", name, split, None, str(fault), "fix it: the run stops here")
 
@@ -95,7 +95,7 @@ def _up_to_fault(rows: "Iterator[Row]", faults: list[DataError]) -> "Iterator[Ro
         faults.append(error)
 
 
-def _sample(item: Labelled, split: Split) -> Sample:
+def _sample(item: Labeled, split: Split) -> Sample:
     row = item.drawn.row
     place = Place(row.file, row.number, row.place)
     return Sample(item.drawn.spec.name, split, place, item.example, item.refusal, item.rows)

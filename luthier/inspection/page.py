@@ -105,9 +105,9 @@ def _ledger(ledger: "Ledger") -> str:
             account.num_dropped,
             account.truncated,
             account.tokens,
-            account.labelled_tokens,
+            account.labeled_tokens,
             account.lost_tokens,
-            account.lost_labelled_tokens,
+            account.lost_labeled_tokens,
             account.lost_terminators,
         )
         for name, account in ledger.accounts.items()

@@ -145,7 +145,7 @@ def reads_text_only(source: ModelSource) -> bool:
         if files.gguf_file:
             return True
         config = source.config
-    except ModelError:  # which is told where the model is looked at
+    except ModelError:  # reported where the model is checked
         return False
     is_plain = "auto_map" not in config and not any((Path(files.name) / file).is_file() for file in PROCESSOR_FILES)
     return is_plain and not _has_senses(config)

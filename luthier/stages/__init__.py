@@ -106,7 +106,7 @@ class Stage:
     frozen_models: "Callable[[TrainRun], tuple[FrozenModelSpec, ...]]" = no_frozen_models
     """The frozen models that the loss compares the policy with."""
     units: Callable[[Mapping[str, Any]], float]
-    """How many units (labelled tokens, pairs, ...) the loss of this batch sums over."""
+    """How many units (labeled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
     """(models, batch, config, *, state, training) -> LossOutput."""
     statistics: StepStatistics | None = None

@@ -16,7 +16,7 @@ Compare = Callable[["Tensor", "Tensor", slice], "tuple[Tensor, Tensor]"]
 
 
 def loss_against_frozen(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
-    """The loss that `compare` computes from the policy and the frozen model `name`, summed over the labelled tokens.
+    """The loss that `compare` computes from the policy and the frozen model `name`, summed over the labeled tokens.
 
     The metric `<name>_kl` is the mean divergence. V is the smaller of the two vocabularies: embeddings may be padded
     to different sizes, and the extra rows are not tokens.

@@ -3,7 +3,7 @@
     sum_t [ - sg(p_t) log p_t + alpha KL(R_t || P_t) ]
 
 with P the policy, R the reference, p_t the probability of the target token and sg the stop-gradient
-(https://arxiv.org/abs/2509.23753). The sum is over the labelled tokens.
+(https://arxiv.org/abs/2509.23753). The sum is over the labeled tokens.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def anchored_loss(models: Models, batch: Mapping[str, Any], *, alpha: float) -> LossOutput:
-    """Summed over the labelled tokens; the metric `reference_kl` is KL(R || P)."""
+    """Summed over the labeled tokens; the metric `reference_kl` is KL(R || P)."""
     targets = batch["targets"]
 
     def compare(own: "Tensor", reference: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":

@@ -1,4 +1,4 @@
-"""What pt and sft share: next-token cross-entropy over the labelled tokens of a batch."""
+"""What pt and sft share: next-token cross-entropy over the labeled tokens of a batch."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def count_targets(batch: Mapping[str, Any]) -> float:
-    """The number of labelled tokens of this batch, or the sum of their weights where rows have weights."""
+    """The number of labeled tokens of this batch, or the sum of their weights where rows have weights."""
     return float(batch["weights"].sum()) if "weights" in batch else batch["targets"].numel()
 
 
@@ -26,7 +26,7 @@ def next_token_loss(
     weigh: "Weigh | None" = None,
     with_accuracy: bool = False,
 ) -> LossOutput:
-    """-sum_t w_t log p(x_t | x_<t) over the labelled tokens; `with_accuracy` adds the mean token accuracy of the rows.
+    """-sum_t w_t log p(x_t | x_<t) over the labeled tokens; `with_accuracy` adds the mean token accuracy of the rows.
 
     w_t is the weight in the row (1 if it has none) times that of `weigh`.
     """

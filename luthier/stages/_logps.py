@@ -1,6 +1,6 @@
 """Log-probabilities of the sequences of a batch, for the stages that compare answers.
 
-B sequences, K labelled tokens in total.
+B sequences, K labeled tokens in total.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SequenceLogps:
-    """Log-probabilities of the labelled tokens of every sequence."""
+    """Log-probabilities of the labeled tokens of every sequence."""
 
     tokens: "Tensor"
     """(K,) log p(x_t | x_<t), in the order of `batch["targets"]`."""
     sums: "Tensor"
     """(B,) summed over each sequence."""
     lengths: "Tensor"
-    """(B,) number of labelled tokens; 0 for a filler sequence."""
+    """(B,) number of labeled tokens; 0 for a filler sequence."""
     mean_logits: "Tensor"
     """(B,) the mean logit over the vocabulary, averaged over these tokens, without gradients."""
 
 
 def sequence_logps(models: Models, batch: Mapping[str, Any]) -> SequenceLogps:
-    """The policy's log-probabilities of the labelled tokens of the batch."""
+    """The policy's log-probabilities of the labeled tokens of the batch."""
     from luthier.model.heads.output_head import token_logps
 
     tokens, mean_logits = token_logps(
@@ -46,7 +46,7 @@ def summed_by_sequence(values: "Tensor", batch: Mapping[str, Any]) -> "Tensor":
 
 
 def num_targets(batch: Mapping[str, Any]) -> "Tensor":
-    """(B,) number of labelled tokens of each sequence."""
+    """(B,) number of labeled tokens of each sequence."""
     import torch
 
     return torch.bincount(batch["target_rows"], minlength=batch["ends"].numel())

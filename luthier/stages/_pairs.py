@@ -25,7 +25,7 @@ def halves(values: "Tensor") -> ChosenRejected:
 
 
 def not_filler(batch: Mapping[str, Any]) -> "Tensor":
-    """(P,) false for filler pairs, which have no labelled tokens."""
+    """(P,) false for filler pairs, which have no labeled tokens."""
     return num_targets(batch).chunk(2)[0] > 0
 
 

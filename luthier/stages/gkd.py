@@ -132,7 +132,7 @@ def rollout(config: GkdConfig) -> Rollout | None:
 def loss(
     models: Models, batch: Mapping[str, Any], config: GkdConfig, *, state: StageState, training: bool
 ) -> LossOutput:
-    """Summed over the labelled tokens; the metric `teacher_kl` is KL(P || Q) at temperature 1."""
+    """Summed over the labeled tokens; the metric `teacher_kl` is KL(P || Q) at temperature 1."""
     temperature = config.gkd_temperature
 
     def compare(own: "Tensor", teacher: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":

@@ -54,7 +54,7 @@ def loss(
 
 
 def perplexity(means: Mapping[str, float]) -> Mapping[str, float]:
-    """exp(loss) of an evaluation. Every token is labelled, so this is the perplexity of the text."""
+    """exp(loss) of an evaluation. Every token is labeled, so this is the perplexity of the text."""
     return {"perplexity": math.exp(means["loss"])} if "loss" in means else {}
 
 

@@ -72,7 +72,7 @@ class Rollouts:
     args: "TrainingArguments"
     collate: Collate
     prompts: "datasets.Dataset"
-    """Rows of `input_ids`: the prompt and then the answer of the dataset, which alone is labelled."""
+    """Rows of `input_ids`: the prompt and then the answer of the dataset, which alone is labeled."""
     generate: Generate
     decode: Decode
     rewards: WeightedRewards | None

@@ -9,7 +9,7 @@ from luthier.config.source import Written
 from luthier.core.errors import Problem
 from luthier.core.registry import did_you_mean
 from luthier.model.processor import text_only_problems
-from luthier.workflow.named import named_problems
+from luthier.workflow.frozen_model_checks import frozen_model_problems
 from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
 
 
@@ -26,7 +26,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     draft.add((), text_only_problems(run))
     missing = [*source_problems(run), *quantizer_problems(run)]
     if isinstance(run, TrainRun):
-        missing += [*library_problems(run), *named_problems(run)]
+        missing += [*library_problems(run), *frozen_model_problems(run)]
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
 

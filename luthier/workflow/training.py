@@ -134,7 +134,7 @@ def report_data(run: TrainRun, data: "PreparedData", text: TextSide) -> None:
     for first in firsts:
         for title, sequence in sequences_of(first)[:2]:
             what = f"first row, {title}" if title else "first row"
-            info(f"{what} (labelled tokens between ⟦ and ⟧): {without_colors(sequence, text.tokenizer)}")
+            info(f"{what} (labeled tokens between ⟦ and ⟧): {without_colors(sequence, text.tokenizer)}")
 
 
 def carry_out(

@@ -9,7 +9,7 @@ import pytest
 
 import luthier
 from luthier.config import describe, reference
-from luthier.config.key_table import catalogue, keys_of, sections
+from luthier.config.key_table import catalog, keys_of, sections
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig, training_arguments_kwargs
 from luthier.config.keys.training import TABLE, TrainingKeys, training_table
@@ -50,7 +50,7 @@ def test_the_list_of_reference_keys_is_whole():
 @pytest.mark.parametrize("name", REFERENCE_KEYS)
 def test_every_key_of_the_reference_is_known_and_explained(name):
     text = describe.explain(name)
-    key = catalogue()[name][0]
+    key = catalog()[name][0]
     assert text.startswith(f"{name}\n  ") and len(describe.help_of(key)) > 10
     assert key.is_required == (name == "model_name_or_path")
 
@@ -59,11 +59,11 @@ def test_no_key_is_there_without_being_asked_for():
     legacy = {field.name for field in dataclasses.fields(LegacyTrainingConfig)}
     former_ray = {"ray_run_name", "ray_storage_path", "placement_strategy", "resources_per_worker"}
     smoothing = {"label_smoothing_factor"}
-    assert set(catalogue()) == {*REFERENCE_KEYS, *training_table(), *legacy, *OWN_KEYS, *former_ray, *smoothing}
+    assert set(catalog()) == {*REFERENCE_KEYS, *training_table(), *legacy, *OWN_KEYS, *former_ray, *smoothing}
 
 
 def test_every_key_of_the_command_line_is_explained():
-    for name, keys in catalogue().items():
+    for name, keys in catalog().items():
         for key in keys:
             assert describe.help_of(key).endswith(".") or "." in describe.help_of(key), name
             assert key.status in ("supported", "no_effect", "refused", "renamed", "later")
@@ -73,14 +73,14 @@ def test_every_key_of_the_command_line_is_explained():
 
 
 def test_owners_of_one_key_agree_on_its_type():
-    for name, keys in catalogue().items():
+    for name, keys in catalog().items():
         assert len({str(key.type) for key in keys}) == 1, name
 
 
 def test_defaults_are_of_their_type():
     from luthier.config.decode import decode
 
-    for keys in catalogue().values():
+    for keys in catalog().values():
         for key in keys:
             if not key.is_required:
                 default = key.default
@@ -89,7 +89,7 @@ def test_defaults_are_of_their_type():
 
 def test_a_section_that_waits_for_a_key_waits_for_a_known_one():
     for section in sections():
-        assert not section.key or section.key in catalogue(), section.name
+        assert not section.key or section.key in catalog(), section.name
 
 
 def test_types_are_objects_and_not_text():
@@ -145,7 +145,7 @@ def test_the_check_of_the_key_reference_can_fail(monkeypatch, tmp_path, capsys):
 def test_the_schema_describes_every_key():
     schema = describe.schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema" and not schema["additionalProperties"]
-    assert set(schema["properties"]) == set(catalogue())
+    assert set(schema["properties"]) == set(catalog())
     json.dumps(schema)
     assert schema["properties"]["lora_rank"] == {
         "description": "Rank r of the update B A.",

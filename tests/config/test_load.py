@@ -123,7 +123,7 @@ def test_every_remedy_for_a_method_is_a_run_file_that_works():
     """What follows `set` is read as keys of a run file."""
     import re
 
-    from luthier.config.key_table import catalogue
+    from luthier.config.key_table import catalog
 
     more = {
         "per_device_train_batch_size": 8,
@@ -132,7 +132,7 @@ def test_every_remedy_for_a_method_is_a_run_file_that_works():
         "teacher_model": "t",
     }
     for name in ("stage", "finetuning_type"):
-        remedies = catalogue()[name][0].remedies
+        remedies = catalog()[name][0].remedies
         assert remedies
         for wrong, remedy in remedies.items():
             assert problems_of(load_train, {**BASE, name: wrong})[name].remedy == remedy

@@ -2,12 +2,12 @@
 
 import pytest
 
-from luthier.config.key_table import catalogue
+from luthier.config.key_table import catalog
 from luthier.core.kinds import ADAPTERS, FORMATS, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import did_you_mean, nearest
 from luthier.data.templates import template_names
 
-KEYS = tuple(catalogue())
+KEYS = tuple(catalog())
 NAMES = {
     "keys": KEYS,
     "templates": template_names(),

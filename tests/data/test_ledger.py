@@ -119,13 +119,13 @@ def test_rows_and_tokens_add_up(folder, stage, on_overlong, packing, streaming, 
         for label in row[f"{part}labels"]
     ]
     if not packing and not ledger.leftover_tokens:
-        assert sum(label >= 0 for label in labels) == account.labelled_tokens
+        assert sum(label >= 0 for label in labels) == account.labeled_tokens
     if on_overlong == "truncate" and STAGES.get(stage).rows.has_targets:  # prompts that wait for an answer are not cut
         whole = data_of(loaded(stage, folder, cutoff_len=NO_LIMIT, packing=False)).ledger
         (unlimited,) = whole.accounts.values()
         assert account.kept == unlimited.kept and unlimited.lost_tokens == 0
         assert account.tokens + account.lost_tokens == unlimited.tokens
-        assert account.labelled_tokens + account.lost_labelled_tokens == unlimited.labelled_tokens
+        assert account.labeled_tokens + account.lost_labeled_tokens == unlimited.labeled_tokens
     assert ledger_of(json.loads(json.dumps(ledger.to_json()))) == ledger
 
 

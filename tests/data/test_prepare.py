@@ -73,8 +73,8 @@ def test_overlong_rows_are_truncated_and_counted(dataset):
     assert account.lost_tokens == num_tokens[1] - CUTOFF
     assert account.lost_terminators == 1
     learned = [sum(label != IGNORE_INDEX for label in labels) for labels in data.train["labels"]]
-    assert account.labelled_tokens == sum(learned)
-    assert account.lost_labelled_tokens == len("long" * 20) + 2 - learned[1]
+    assert account.labeled_tokens == sum(learned)
+    assert account.lost_labeled_tokens == len("long" * 20) + 2 - learned[1]
     assert any("1 rows truncated" in line for line in data.ledger.summary())
 
 

@@ -195,7 +195,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def plain_loss(model: Any) -> float:
-    """Cross-entropy of the labelled tokens, each row on its own, through nothing but the model's logits."""
+    """Cross-entropy of the labeled tokens, each row on its own, through nothing but the model's logits."""
     total = 0.0
     for row in ROWS:
         with torch.no_grad():

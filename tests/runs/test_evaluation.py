@@ -32,7 +32,7 @@ def values(world, tmp_path) -> dict[str, Any]:
 
 
 def by_hand(values: dict[str, Any], folder: str | None = None) -> dict[str, tuple[float, float]]:
-    """Set -> (sum of token losses / number of labelled tokens, mean over rows of the share of tokens guessed right)."""
+    """Set -> (sum of token losses / number of labeled tokens, mean over rows of the share of tokens guessed right)."""
     from transformers import AutoModelForCausalLM
 
     run = load_train(values)

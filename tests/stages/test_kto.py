@@ -215,12 +215,12 @@ def test_the_ledger_adds_up(world, rule):
     assert account.rows_in == len(FEEDBACK) == account.kept + account.num_dropped
     assert len(rows) == account.kept
     assert account.tokens == sum(map(len, rows["input_ids"]))
-    assert account.labelled_tokens == sum(label != -100 for labels in rows["labels"] for label in labels)
+    assert account.labeled_tokens == sum(label != -100 for labels in rows["labels"] for label in labels)
     assert (account.truncated > 0) == (rule == "truncate") and (account.num_dropped > 0) == (rule == "drop")
     whole = rows_of(world)[1]["feedback"]
     if rule == "truncate":
         assert account.tokens + account.lost_tokens == whole.tokens
-        assert account.labelled_tokens + account.lost_labelled_tokens == whole.labelled_tokens
+        assert account.labeled_tokens + account.lost_labeled_tokens == whole.labeled_tokens
 
 
 def dataset(tmp_path: Path, rows: list[Any]) -> dict[str, Any]:

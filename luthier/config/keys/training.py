@@ -71,7 +71,7 @@ _FULFILLED: dict[str, Any] = {
 """Values that ask for what happens anyway."""
 _LIGER = {
     "status": "refused",
-    "reason": "brings a fused loss over all positions, and the loss here is computed at labelled positions only",
+    "reason": "brings a fused loss over all positions, and the loss here is computed at labeled positions only",
     "remedy": "set enable_liger_kernel: true, which takes the other kernels of the library",
 }
 NOTES: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ class DatasetAccount:
     kept: int = 0
     truncated: int = 0
     tokens: int = 0
-    labelled_tokens: int = 0
+    labeled_tokens: int = 0
     lost_tokens: int = 0
-    lost_labelled_tokens: int = 0
+    lost_labeled_tokens: int = 0
     lost_terminators: int = 0
     rewritten: int = 0
     """Conversations that became several rows, because the model's own chat template rewrites history."""

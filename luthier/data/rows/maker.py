@@ -1,6 +1,6 @@
-"""The rows of datasets: read, aligned to an example, tokenized and labelled, with an account of every one.
+"""The rows of datasets: read, aligned to an example, tokenized and labeled, with an account of every one.
 
-Training, streaming and the doctor make rows here. `labelled` makes the rows of an example, whatever is wrong with it;
+Training, streaming and the doctor make rows here. `labeled` makes the rows of an example, whatever is wrong with it;
 `made` gives those that training uses.
 """
 
@@ -45,7 +45,7 @@ class Drawn:
 
 
 @dataclass(slots=True)
-class Labelled:
+class Labeled:
     """The rows of an example, before `on_overlong` is applied."""
 
     drawn: Drawn
@@ -97,7 +97,7 @@ class RowMaker:
 
     def made(self, source: Iterable[Drawn]) -> Iterator[tuple[Drawn, Any, list[Parts]]]:
         """The same for rows of several datasets in any order: (source row, example, rows) of each usable one."""
-        for item in self.labelled(source):
+        for item in self.labeled(source):
             account = item.drawn.account
             account.rows_in += 1
             try:
@@ -111,10 +111,10 @@ class RowMaker:
                 account.rewritten_into += len(item.written)
             for part in chain.from_iterable(rows):
                 account.tokens += len(part.input_ids)
-                account.labelled_tokens += part.num_labels
+                account.labeled_tokens += part.num_labels
             yield item.drawn, item.example, rows
 
-    def labelled(self, source: Iterable[Drawn]) -> Iterator[Labelled]:
+    def labeled(self, source: Iterable[Drawn]) -> Iterator[Labeled]:
         """Every row of the source in order, usable or not."""
         for batch, ids in ahead(self._batches(source), self._tokenized):
             turns = iter(ids)
@@ -127,8 +127,8 @@ class RowMaker:
                         item.refusal = error
                 yield item
 
-    def _batches(self, source: Iterable[Drawn]) -> Iterator[list[Labelled]]:
-        batch: list[Labelled] = []
+    def _batches(self, source: Iterable[Drawn]) -> Iterator[list[Labeled]]:
+        batch: list[Labeled] = []
         room = MAX_BATCH_CHARACTERS
         for drawn in source:
             batch.append(self._written(drawn))
@@ -139,8 +139,8 @@ class RowMaker:
         if batch:
             yield batch
 
-    def _written(self, drawn: Drawn) -> Labelled:
-        item = Labelled(drawn)
+    def _written(self, drawn: Drawn) -> Labeled:
+        item = Labeled(drawn)
         try:
             item.example = read_example(drawn.row, drawn.spec)
             require_taken(item.example, drawn.spec, self.plan.examples)
@@ -149,10 +149,10 @@ class RowMaker:
             item.refusal = error
         return item
 
-    def _tokenized(self, batch: list[Labelled]) -> list[list[TurnIds]]:
+    def _tokenized(self, batch: list[Labeled]) -> list[list[TurnIds]]:
         return turn_ids(self.encoding.encoder, [part for item in batch for row in item.written for part in row])
 
-    def _kept(self, item: Labelled, account: DatasetAccount) -> list[Parts]:
+    def _kept(self, item: Labeled, account: DatasetAccount) -> list[Parts]:
         """The rows of an example within `cutoff_len`, after applying `on_overlong`."""
         if item.refusal is not None:
             raise item.refusal
@@ -178,11 +178,11 @@ class RowMaker:
         kept = _with_targets(item.rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
         account.truncated += 1
         account.lost_tokens += sum(part.lost_tokens for part in overlong)
-        account.lost_labelled_tokens += sum(part.lost_labels for part in overlong)
+        account.lost_labeled_tokens += sum(part.lost_labels for part in overlong)
         account.lost_terminators += sum(part.lost_terminator for part in overlong)
         return kept
 
-    def _encoded(self, item: Labelled, encoding: Encoding) -> list[Parts]:
+    def _encoded(self, item: Labeled, encoding: Encoding) -> list[Parts]:
         return encoded_rows(self.plan, item.example, item.written, item.turns, encoding, self.settings)
 
 

@@ -208,9 +208,9 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
                 reason = f"ranking data need a column for {key!r}"
                 yield ("columns",) if columns else (), reason, f'add "{key}": "<its name in the data>" to `columns`'
         if named.get("kto_tag"):
-            yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single judgements"
+            yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single ratings"
     elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
-        yield ("columns",), "names a `kto_tag` but no `response` that it judges", 'add "response"'
+        yield ("columns",), "names a `kto_tag` but no `response` that it rates", 'add "response"'
     if columns is not None and FORMATS.get(formatting).has_roles and not named.get("messages"):
         yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
     if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):

@@ -183,7 +183,7 @@ def apply(
 def settings_for(
     model: "PreTrainedModel", config: LoraConfig, *, train_embeddings: bool, frozen: Sequence[str]
 ) -> "peft.LoraConfig":
-    """What peft is told of a fresh adapter on `model`. Raises `ModelError` for names that no module has."""
+    """The settings of peft for a new adapter on `model`. Raises `ModelError` for names that no module has."""
     import peft
 
     common = common_settings(model, config.additional_target, train_embeddings=train_embeddings)

@@ -59,7 +59,7 @@ def import_unsloth(machine: Machine) -> Any:
         raise ModelError(
             f"use_unsloth: its kernels need a GPU of NVIDIA, AMD or Intel, and this machine computes on its"
             f" {'CPU' if machine.device == 'cpu' else machine.device} -> leave it out; rows are not padded then, and"
-            " logits computed at labelled positions only"
+            " logits computed at labeled positions only"
         )
     if not is_installed("unsloth"):
         raise MissingExtra(f"use_unsloth needs the library `unsloth`, which is not installed: {INSTALL}")

@@ -1,7 +1,7 @@
 """Fused norms, rotary embeddings and gated layers of the library liger-kernel: `enable_liger_kernel`.
 
 https://arxiv.org/abs/2410.10989. Its fused loss is not used: `luthier.model.heads.output_head` computes logits at the
-labelled positions only, which saves more memory.
+labeled positions only, which saves more memory.
 """
 
 from dataclasses import dataclass

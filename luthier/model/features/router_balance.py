@@ -5,7 +5,7 @@ expert i gets and P_i the mean probability the router gives it, the loss is N su
 experts get the same. The model computes it beside its logits; here it is switched on and handed to the loss of a stage.
 
 It is a mean over the tokens of one forward pass. So that an optimizer step does not depend on how it is cut into
-batches more than it must, each batch counts by its number of labelled tokens: with one batch per step the total is what
+batches more than it must, each batch counts by its number of labeled tokens: with one batch per step the total is what
 transformers computes, cross-entropy + coefficient x balance.
 """
 

@@ -165,7 +165,7 @@ def check_source(source: ModelSource, *, weights: bool = True) -> None:
 def check_hub(name: str, access: HubAccess) -> None:
     """A name that is no folder is in the cache, or the hub can be reached. Raises `ModelError`.
 
-    Asked first, since the hub's library tries again and again for half a minute before it gives up.
+    Runs first, since the hub's library tries again and again for half a minute before it gives up.
     """
     from urllib.parse import urlsplit
     from urllib.request import getproxies

@@ -1,6 +1,6 @@
-"""Losses of whole distributions at the labelled positions, with the logits of one chunk of positions at a time.
+"""Losses of whole distributions at the labeled positions, with the logits of one chunk of positions at a time.
 
-K labelled positions, H hidden size, V vocabulary, c positions of a chunk.
+K labeled positions, H hidden size, V vocabulary, c positions of a chunk.
 """
 
 from collections.abc import Mapping

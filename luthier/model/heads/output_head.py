@@ -1,9 +1,9 @@
-"""From hidden states to the loss at the labelled positions, without ever holding the logits of all positions.
+"""From hidden states to the loss at the labeled positions, without ever holding the logits of all positions.
 
-B rows, T tokens, K labelled positions, H hidden size, V vocabulary.
+B rows, T tokens, K labeled positions, H hidden size, V vocabulary.
 
 The logits of a batch are its largest tensor: (B, T, V) in float32 is 800 MB for 4 x 1024 tokens and 50,000 words, and
-most of it belongs to prompt tokens, which have no label. So the head runs on the K labelled positions only, in chunks,
+most of it belongs to prompt tokens, which have no label. So the head runs on the K labeled positions only, in chunks,
 and the gradient of each chunk is computed while its logits exist.
 """
 
@@ -84,7 +84,7 @@ def _keeps_positions(model: "nn.Module") -> bool:
 
 @contextmanager
 def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
-    """While open, the head is the identity, so the model returns hidden states in the place of logits."""
+    """While open, the head is the identity, so the model returns hidden states instead of logits."""
     linear.forward = lambda input: input  # type: ignore[method-assign]
     try:
         yield
@@ -103,7 +103,7 @@ def summed_loss(
     weights: "Tensor | None" = None,
     weigh: "Weigh | None" = None,
 ) -> "tuple[Tensor, Tensor]":
-    """Cross-entropy summed over the labelled positions, and the most likely tokens there.
+    """Cross-entropy summed over the labeled positions, and the most likely tokens there.
 
     inputs: what `forward` takes (input_ids of shape (B, T), masks, position ids).
     positions: (K,) indices into the flattened B x T positions whose next token has a label.
@@ -140,7 +140,7 @@ def token_logps(
     *,
     temperature: float = 1.0,
 ) -> "tuple[Tensor, Tensor]":
-    """log p(target) at the labelled positions, (K,) with gradients, and the mean logit there, (K,) without.
+    """log p(target) at the labeled positions, (K,) with gradients, and the mean logit there, (K,) without.
 
     inputs, positions and targets as in `summed_loss`; logits are divided by `temperature`.
     """

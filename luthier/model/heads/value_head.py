@@ -74,7 +74,7 @@ def logps_and_values(
 
 
 class _Caught:
-    """The input of the output head, in the place of the logits."""
+    """The input of the output head, instead of the logits."""
 
     def __init__(self, logits: "Tensor") -> None:
         self.logits = logits

@@ -35,7 +35,7 @@ class BaseModel:
 
 
 def purpose_of(run: "Run", machine: Machine, training: Training | None = None) -> Purpose:
-    """Raises `ModelError` for an adapter that cannot be had."""
+    """Raises `ModelError` for an adapter that is unavailable."""
     given = given_adapters(run.model)
     folder = adapter_path(given.names[-1], given) if given else None
     name = run.model.model_name_or_path

@@ -61,7 +61,7 @@ def load_frozen_model(
 
 @contextmanager
 def _under(key: str) -> Iterator[None]:
-    """What is wrong with the model is told under the key that names it."""
+    """Reports what is wrong with the model under the key that names it."""
     try:
         yield
     except ModelError as fault:

@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.config import describe
-from luthier.config.key_table import catalogue
+from luthier.config.key_table import catalog
 from luthier.config.load import Draft, read_source
 from luthier.config.rules.engine import Rule
 from luthier.config.rules.table import COMMAND_RULES, VARIANTS, all_rules, broken_rules
@@ -53,7 +53,7 @@ def test_every_rule_is_explained():
 
 
 def test_every_rule_speaks_of_keys_that_exist():
-    assert {key for rule, *_ in all_rules() if not rule.file for key in rule.keys} <= catalogue().keys()
+    assert {key for rule, *_ in all_rules() if not rule.file for key in rule.keys} <= catalog().keys()
 
 
 def test_every_variant_with_rules_is_in_the_table():

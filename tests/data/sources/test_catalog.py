@@ -150,11 +150,11 @@ FAULTS = [
             "ranking": True,
             "columns": {"prompt": "q", "chosen": "c", "rejected": "r", "kto_tag": "k"},
         },
-        "d.columns.kto_tag: 'k': excludes `ranking` -> a dataset is either ranked pairs or single judgements",
+        "d.columns.kto_tag: 'k': excludes `ranking` -> a dataset is either ranked pairs or single ratings",
     ),
     (
         {"file_name": "d.json", "columns": {"prompt": "q", "kto_tag": "k"}},
-        'd.columns: names a `kto_tag` but no `response` that it judges -> add "response"',
+        'd.columns: names a `kto_tag` but no `response` that it rates -> add "response"',
     ),
     (
         {"file_name": "d.json", "formatting": "openai", "columns": {"tools": "tools"}},

@@ -164,7 +164,7 @@ class TestLoading:
         assert not model.training and model.config.use_cache
 
     def test_the_loss_is_that_of_the_model(self, calls, llama_folder, tmp_path):
-        """Of a padded batch: the sum of -log p of the labelled tokens, whether the head is linear or not."""
+        """Of a padded batch: the sum of -log p of the labeled tokens, whether the head is linear or not."""
         loaded = loaded_for_training(llama_folder, tmp_path, lora_target="q_proj")
         model = loaded.model.float().eval()
         head = inspect_head(model)

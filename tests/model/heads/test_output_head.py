@@ -1,4 +1,4 @@
-"""The loss at labelled positions equals the textbook one, value and gradients, however the logits are cut."""
+"""The loss at labeled positions equals the textbook one, value and gradients, however the logits are cut."""
 
 import pytest
 import torch

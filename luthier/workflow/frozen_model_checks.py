@@ -16,7 +16,7 @@ from luthier.model.classes import adapter_gives_scores, names_scorer
 from luthier.model.files.sources import ModelSource, check_adapter_source, check_source, is_hub_id
 
 
-def named_problems(run: TrainRun) -> Iterator[Problem]:
+def frozen_model_problems(run: TrainRun) -> Iterator[Problem]:
     """Problems with the folders and files that the keys of the stage name. Names on a hub are not checked.
 
     A key that names a model has a second key for its adapters, e.g. `ref_model` and `ref_model_adapters`; a reward
