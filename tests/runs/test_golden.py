@@ -66,7 +66,7 @@ SOME = ("sft_full", *(name for name in RUNS if name.endswith("_lora")))
 
 
 @pytest.mark.parametrize("name", representatives(RUNS, *SOME))
-def test_the_losses_are_those_written_down(world, tmp_path, name):
+def test_losses_equal_the_golden_losses(world, tmp_path, name):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
