@@ -1,4 +1,4 @@
-"""Six steps give the losses of plain transformers.Trainer over the same ids, however a step was cut."""
+"""Six steps give the losses of plain transformers.Trainer over the same ids, for any split into micro-batches."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Evaluation: losses and accuracies equal those worked out row by row, and what depends on them happens."""
+"""Evaluation: losses and accuracies equal those computed row by row, and decisions that depend on them."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""LoRA runs: which modules learn, how many parameters, adapters that go on, are merged or are followed by new ones."""
+"""LoRA runs: trained modules, parameter counts, adapters that are trained further, merged or followed by new ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A mixture of depths from a dense model to an answer: trained, stopped, gone on with, adapted, exported, asked."""
+"""A mixture of depths from a dense model to an answer: trained, stopped, resumed, adapted, exported, prompted."""
 
 import json
 from pathlib import Path

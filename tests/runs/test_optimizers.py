@@ -1,4 +1,4 @@
-"""Whole runs with each optimizer: they learn, the schedule acts, and going on equals never stopping."""
+"""Whole runs with each optimizer: the loss falls, the schedule acts, and a resumed run equals an uninterrupted one."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Adapters on quantized models: they learn what they would on the same weights unpacked, and live on afterwards."""
+"""Adapters on quantized models: trained as on the same weights dequantized, and usable afterwards."""
 
 import json
 from pathlib import Path

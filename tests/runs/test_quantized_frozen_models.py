@@ -1,4 +1,4 @@
-"""Reference models that are loaded with fewer bits."""
+"""Quantized reference models."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends with the weights and losses of one that never stopped, bit for bit."""
+"""A resumed run ends with the weights and losses of an uninterrupted one, bit for bit."""
 
 import shutil
 from pathlib import Path
@@ -66,7 +66,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole_run(world, tmp_path_factory):
-    """Runs of `STEPS` steps that were never stopped, each made once: kind -> (folder, losses)."""
+    """Uninterrupted runs of `STEPS` steps, each made once: kind -> (folder, losses)."""
     made: dict[str, tuple[Path, list[float]]] = {}
 
     def make(kind: str) -> tuple[Path, list[float]]:
@@ -92,7 +92,7 @@ def assert_same_end(folder: Path, result: Any, whole: Path, whole_losses: list[f
 
 
 def stopped_at(step: int, whole: Path, folder: Path) -> Path:
-    """What a run that was stopped right after a checkpoint leaves behind."""
+    """The output folder of a run that was stopped right after a checkpoint."""
     folder.mkdir()
     shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
     shutil.copy(whole / "trainer_log.jsonl", folder)
@@ -168,7 +168,7 @@ def test_a_finished_run_started_again_changes_nothing(world, whole_run, tmp_path
 
 
 def test_the_log_of_a_resumed_run_continues_from_the_checkpoint(world, whole_run, tmp_path):
-    """The lines after the checkpoint are written anew and not twice."""
+    """The lines after the checkpoint are written again, not twice."""
     import json
 
     whole, _ = whole_run("sft lora")
@@ -204,7 +204,7 @@ def test_checkpoints_that_cannot_be_resumed_from_are_named(world, whole_run, tmp
 
 
 def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
-    """Two of its three blocks would go on, and the third would start anew."""
+    """Two of its three blocks would be resumed, and the third would be untrained."""
     whole, _ = whole_run("sft full")
     deeper = tiny_llama(tmp_path / "deeper", num_hidden_layers=3, max_position_embeddings=1024)
     keys = {**world, **KINDS["sft full"], "model_name_or_path": str(deeper), "output_dir": str(tmp_path / "out")}

@@ -1,4 +1,4 @@
-"""Stage dpo: which keys go together, which reference a run has, what its log says."""
+"""Stage dpo: incompatible keys, the reference of a run, the log."""
 
 import json
 from pathlib import Path

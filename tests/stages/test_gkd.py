@@ -1,4 +1,4 @@
-"""Distillation and the pull of ASFT: divergences by hand, gradients by autograd, a student that follows its teacher."""
+"""Distillation and the KL penalty of ASFT: divergences by hand, autograd gradients, a student near its teacher."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_the_initial_policy_does_not_change():
 
 
 def test_asft_is_dft_plus_a_kl_penalty():
-    """sum_t [- sg(p_t) log p_t + alpha KL(R_t || P_t)], by autograd on plain logits; without the pull it is DFT."""
+    """sum_t [- sg(p_t) log p_t + alpha KL(R_t || P_t)], by autograd on plain logits; without the penalty it is DFT."""
     policy, reference = isolated(model_of(4)), isolated(model_of(5))
     batch = concatenate_rows(ROWS)
     positions, targets = batch["positions"], batch["targets"]
@@ -232,7 +232,7 @@ def test_rows_with_weights_of_their_own_are_dropped(world, tmp_path):
 
 
 def test_asft_keeps_the_model_near_its_start(world, tmp_path):
-    """At the first step the reference is the model itself; after some steps a strong pull has kept it nearer."""
+    """At the first step the reference is the model itself; after some steps a strong penalty has kept it nearer."""
     keys = {key: value for key, value in world.items() if key != "teacher_model"}
     apart = {}
     for alpha in (0.0, 5.0):

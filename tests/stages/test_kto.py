@@ -1,4 +1,4 @@
-"""Stage kto: the loss by hand and against TRL, which keys go together, what its rows and its log say."""
+"""Stage kto: the loss by hand and against TRL, incompatible keys, rows and log."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Reward modelling: the loss by hand, the score at the last token, and what a run leaves for other programs."""
+"""Reward modeling: the loss by hand, the score at the last token, and what a run leaves for other programs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is said of a run's number format before training, by the machine that it takes place on."""
+"""Warnings and errors about a run's dtype, by machine."""
 
 import pytest
 

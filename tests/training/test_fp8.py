@@ -1,4 +1,4 @@
-"""Products in 8-bit floating point: what keeps them from running, and that accelerate is told what the keys say."""
+"""FP8 training: what prevents it, and the settings that accelerate gets from the keys."""
 
 import dataclasses
 import os

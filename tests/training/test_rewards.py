@@ -1,4 +1,4 @@
-"""Functions and servers that score answers: what they are given, and what their scores must be."""
+"""Functions and servers that score answers: their arguments, and which scores are valid."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Learning from the model's own answers: whole runs of ppo and grpo on a tiny model."""
+"""Training on sampled answers: whole runs of ppo and grpo on a tiny model."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def test_the_first_pass_has_the_ratio_one(values):
 
 @pytest.mark.parametrize("loss_type", representatives(["grpo", "gspo", "rloo"], "grpo"))
 def test_answers_used_once_need_no_extra_forward_pass(values, tmp_path, monkeypatch, loss_type):
-    """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
+    """They were sampled from the current policy: computing its log-probabilities first gives the same weights."""
     keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
     keys |= {"reward_funcs": "tests.small_world:small_letters"}
 
@@ -181,7 +181,7 @@ def rollouts_of(plan: Rollout, seed: int = 1, **args: int) -> Rollouts:
 
 @pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])
 def test_a_step_uses_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
-    """Each step of each rollout asks those that follow, once; each process asks its part of every step."""
+    """Each step uses the next prompts once; each process uses its part of every step."""
     plan, seen = Rollout(num_generations=num_generations, num_batches=num_batches), []
     for number in range(3):
         for world_size in (1, 2, 4):
@@ -203,7 +203,7 @@ def test_a_step_uses_the_same_prompts_on_any_number_of_processes(num_generations
 
 
 def test_every_answer_has_its_own_seed():
-    """They depend on the seed of the run and on the number of the answer in it, not on who asks."""
+    """They depend on the seed of the run and the number of the answer in it, not on the process."""
     plan = Rollout(num_generations=4)
     seeds = rollouts_of(plan).answer_seeds(range(50))
     assert len(set(seeds)) == 200 and not set(seeds) & set(rollouts_of(plan, seed=2).answer_seeds(range(50)))

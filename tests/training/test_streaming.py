@@ -1,4 +1,4 @@
-"""Runs on streamed rows: what is learned, going on bit for bit, several processes, and the account of the rows."""
+"""Runs on streamed rows: labels, resuming bit for bit, several processes, and the ledger of the rows."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def assert_equal_ends(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize("kind", representatives(KINDS, "sft", "two datasets"))
 def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind):
-    """Steps 5 to 8 read on in the second pass of 24 rows; the account goes on as well."""
+    """Steps 5 to 8 continue into the second pass of 24 rows; so does the ledger."""
     values = {**world, **KINDS[kind]}
     whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
     folder = tmp_path / "out"
@@ -103,7 +103,7 @@ def test_the_ledger_counts_the_rows_of_the_trained_steps(world, tmp_path):
     rows = json.loads(Path(values["dataset_dir"], "numbers.json").read_text())[:20]
     account = report(tmp_path / "out")["datasets"]["numbers"]
     assert account["rows_in"] == account["kept"] == 20
-    around = len("|user\n|\n|assistant\n|\n")  # a bar stands for a special token
+    around = len("|user\n|\n|assistant\n|\n")  # a bar marks a special token
     assert account["tokens"] == sum(around + len(row["instruction"]) + len(row["output"]) for row in rows)
     assert main(["verify", str(tmp_path / "out")]) == 0
 

@@ -50,7 +50,7 @@ def test_output_dir_is_the_folder_of_the_model(person, model, changes):
 
 
 def test_output_dir_whose_checkpoint_is_read(person, finished):
-    """Starting anew would remove the checkpoint that the run starts from."""
+    """Starting from scratch would remove the checkpoint that the run starts from."""
     copied(finished, person)
     source = str(person.out / "checkpoint-2")
     said = person.is_refused(**LORA, adapter_name_or_path=source, overwrite_output_dir=True)

@@ -1,4 +1,4 @@
-"""BAdam: each block steps as AdamW does on it alone, and nothing else has gradients or state."""
+"""BAdam: each block steps as with AdamW alone, and nothing else has gradients or state."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def learning(model: Any) -> set[str]:
 
 
 def test_blocks_step_in_turn_each_with_fresh_moments(tmp_path):
-    """Two steps for layer 0, two for layer 1, one for layer 0 again, against AdamW made anew for each turn."""
+    """Two steps for layer 0, two for layer 1, one for layer 0 again, against a new AdamW for each turn."""
     model, by_hand = tiny_model(), tiny_model()
     args = arguments(tmp_path, weight_decay=0.1)
     optimizer = built("badam", model, args, use_badam=True, badam_switch_interval=2)

@@ -22,7 +22,7 @@ PROJECTS: dict[str, dict[str, str]] = {
 
 
 def by_hand(weight: torch.Tensor, gradients: list[torch.Tensor], side: str, *, rank: int, scale: float, decay: float):
-    """W <- W (1 - lr decay) - lr scale P Adam(P^T G Q^T) Q, with P and Q taken anew at every second step."""
+    """W <- W (1 - lr decay) - lr scale P Adam(P^T G Q^T) Q, with P and Q recomputed at every second step."""
     eye_rows, eye_columns = torch.eye(weight.shape[0]), torch.eye(weight.shape[1])
     mean = square = torch.zeros(())
     for step, gradient in enumerate(gradients, start=1):

@@ -1,4 +1,4 @@
-"""LoRA+: the groups are those of peft, and B learns faster by the factor."""
+"""LoRA+: the groups are those of peft, and the learning rate of B is multiplied by the factor."""
 
 from collections import Counter
 from typing import Any
