@@ -6,7 +6,7 @@ from luthier.workflow.text import load_text_side
 from tests.small_world import small_world
 
 
-def test_the_tokenizer_of_an_adapter_goes_before_that_of_the_model(tmp_path):
+def test_the_tokenizer_of_an_adapter_takes_precedence_over_that_of_the_model(tmp_path):
     world = small_world(tmp_path)
     trained = {
         **world,

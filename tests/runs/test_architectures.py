@@ -231,7 +231,7 @@ SOME = ("cohere2_moe", "deepseek_v3", "gpt2", "gpt_oss", "llama", "mamba2", "phi
 
 
 @pytest.mark.parametrize("name", representatives(ARCHITECTURES, *SOME))
-def test_lora_on_everything_learns_is_saved_and_merged(name, tmp_path):
+def test_lora_on_all_layers_is_trained_saved_and_merged(name, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path / "base")
     concatenates = isolates_samples(model) is None
@@ -266,7 +266,7 @@ def num_targets(model: Any) -> int:
 
 
 @pytest.mark.parametrize("name", representatives(ARCHITECTURES, *SOME))
-def test_freeze_learns_and_is_saved(name, tmp_path):
+def test_freeze_is_trained_and_saved(name, tmp_path):
     model = build(name)
     concatenates = name not in PADDED
     freeze = FreezeConfig(freeze_trainable_layers=1)

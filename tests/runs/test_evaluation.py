@@ -1,4 +1,4 @@
-"""Evaluation: losses and accuracies equal those worked out row by row, and what depends on them happens."""
+"""Evaluation: losses and accuracies equal those computed row by row, and decisions that depend on them."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_loss_and_accuracy_do_not_depend_on_the_batch_size(values, batch_size, p
 
 
 @pytest.mark.parametrize("packing", [None, True])
-def test_rows_that_fill_up_the_last_batch_of_several_processes_count_for_nothing(values, packing):
+def test_filler_rows_of_the_last_batch_of_several_processes_do_not_count(values, packing):
     keys = {**values, **EVALUATES, "packing": packing}
     run = load_train(keys)
     rows = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding).eval[""]
@@ -185,7 +185,7 @@ def test_training_stops_early_when_nothing_improves(values, keys):
 @pytest.mark.parametrize(
     "keys", [{"early_stopping_steps": 2}, {"load_best_model_at_end": True, "save_strategy": "steps"}]
 )
-def test_which_of_several_losses_is_the_best_must_be_said(values, keys):
+def test_with_several_losses_the_best_metric_must_be_named(values, keys):
     several = {**WORSENS, "eval_on_each_dataset": True, "eval_dataset": "numbers,tools", "cutoff_len": 300}
     with pytest.raises(ConfigError, match=r"metric_for_best_model.*eval_<name of the set>_loss"):
         luthier.train({**values, **several, **keys})

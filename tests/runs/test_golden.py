@@ -1,8 +1,8 @@
-"""Twenty steps of every stage give the losses written down in `golden/`, with all weights learning and with LoRA.
+"""Twenty steps of every stage give the losses in `golden/`, with full training and with LoRA.
 
-On the kind of machine that they were made on the numbers are equal bit for bit, on another to 1e-5; where answers are
-drawn, a draw may tip there by rounding, so the first rollout alone is compared. Whoever changes the numbers on purpose
-writes them anew with `LUTHIER_WRITE_GOLDEN=1 python -m pytest tests/runs/test_golden.py` and says why.
+On the kind of machine that wrote them the numbers are equal bit for bit, on another one to 1e-5. Where answers are
+sampled, the sampled token can differ by rounding, so only the first rollout is compared. To change the numbers on
+purpose, run `LUTHIER_WRITE_GOLDEN=1 python -m pytest tests/runs/test_golden.py` and say why.
 """
 
 import json
@@ -66,7 +66,7 @@ SOME = ("sft_full", *(name for name in RUNS if name.endswith("_lora")))
 
 
 @pytest.mark.parametrize("name", representatives(RUNS, *SOME))
-def test_the_losses_are_those_written_down(world, tmp_path, name):
+def test_losses_equal_the_golden_losses(world, tmp_path, name):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

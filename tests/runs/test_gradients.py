@@ -86,7 +86,7 @@ def samples(rows: Any) -> list[dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize("name", representatives(STAGE_KEYS, "sft", "sft with packing"))
-def test_gradients_do_not_depend_on_how_a_step_was_cut(world, name):
+def test_gradients_do_not_depend_on_the_micro_batches(world, name):
     values = {**world, **STAGE_KEYS[name]}
     by_hand = single_row_gradients(values)
     assert max(gradient.abs().max() for gradient in by_hand.values()) > 1e-3
@@ -123,22 +123,22 @@ def another_model(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("name", representatives(OTHER_LOSSES, "sft with weights of messages, packed"))
-def test_gradients_of_other_losses_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
+def test_gradients_of_other_losses_do_not_depend_on_the_micro_batches(world, another_model, name):
     values = {**world, **OTHER_LOSSES[name]}
     values |= {"ref_model": another_model, "infer_dtype": "float32"} if "asft" in name else {}
     values |= {"teacher_model": another_model} if name == "gkd" else {}
-    assert_independent_of_the_cut(values, (True,) if values.get("packing") else (False, True))
+    assert_independent_of_micro_batches(values, (True,) if values.get("packing") else (False, True))
 
 
 @pytest.mark.parametrize("name", representatives(PREFERENCE_KEYS, "dpo"))
-def test_gradients_of_preferences_do_not_depend_on_how_a_step_was_cut(world, another_model, name):
+def test_gradients_of_preferences_do_not_depend_on_the_micro_batches(world, another_model, name):
     """The step of single rows is the measure: what a loss has to know of the whole step, no batch of one row shows."""
     values = {**world, "stage": name.split()[0], **PREFERENCE_KEYS[name]}
     values |= {} if "orpo" in name else {"ref_model": another_model}
-    assert_independent_of_the_cut(values, (False, True))
+    assert_independent_of_micro_batches(values, (False, True))
 
 
-def assert_independent_of_the_cut(values: dict[str, Any], layouts: tuple[bool, ...]) -> None:
+def assert_independent_of_micro_batches(values: dict[str, Any], layouts: tuple[bool, ...]) -> None:
     expected: dict[str, torch.Tensor] = {}
     for concatenates in layouts:
         for batch, accumulation in CUTS:

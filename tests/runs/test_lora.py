@@ -1,4 +1,4 @@
-"""LoRA runs: which modules learn, how many parameters, adapters that go on, are merged or are followed by new ones."""
+"""LoRA runs: trained modules, parameter counts, adapters that are trained further, merged or followed by new ones."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def second_adapter(world, tmp_path_factory) -> Path:
         ("down_proj", 1, ("down_proj",)),
     ],
 )
-def test_the_named_modules_learn_and_nothing_else(values, target, rank, names):
+def test_only_the_named_modules_are_trained(values, target, rank, names):
     luthier.train({**values, "lora_target": target, "lora_rank": rank})
     saved = load_file(Path(values["output_dir"], "adapter_model.safetensors"))
     assert {name.split(".")[-3] for name in saved} == set(names)
@@ -104,7 +104,7 @@ def logits_of(values: dict[str, Any], *adapters: Path) -> torch.Tensor:
         return model(torch.arange(40)[None]).logits
 
 
-def test_an_adapter_goes_on_learning(values, first_adapter, capsys):
+def test_an_adapter_is_trained_further(values, first_adapter, capsys):
     """Where it stopped: the first loss is that of base and adapter, and rank and targets stay those of the adapter."""
     keys = {"adapter_name_or_path": str(first_adapter), "lora_rank": 2, "dataset": "numbers"}
     result = luthier.train({**values, **keys})
@@ -131,7 +131,7 @@ def test_a_new_adapter_starts_on_top_of_merged_ones(values, first_adapter, secon
     assert (together - logits_of(values, first_adapter, second_adapter)).abs().max() == 0
 
 
-def test_of_several_adapters_the_last_learns(values, first_adapter, second_adapter):
+def test_of_several_adapters_the_last_is_trained(values, first_adapter, second_adapter):
     keys = {"adapter_name_or_path": f"{first_adapter},{second_adapter}", "learning_rate": 0.0, "max_steps": 1}
     result = luthier.train({**values, **keys})
     saved = load_file(Path(values["output_dir"], "adapter_model.safetensors"))
@@ -149,7 +149,7 @@ def test_variants_of_lora_train_and_load_again(values, key):
     assert torch.isfinite(logits_of(values, Path(values["output_dir"]))).all()
 
 
-def test_modules_beside_the_adapter_are_trained_and_saved_with_it(values):
+def test_additional_modules_are_trained_and_saved_with_the_adapter(values):
     luthier.train({**values, "additional_target": "embed_tokens,lm_head"})
     saved = load_file(Path(values["output_dir"], "adapter_model.safetensors"))
     base = base_model(values)

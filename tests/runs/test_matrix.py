@@ -85,7 +85,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def should_learn(name: str, stage: str, way: str) -> bool:
+def trainable_names(name: str, stage: str, way: str) -> bool:
     """Written down from what each way of learning is, not asked of the model."""
     if name.startswith("value_head."):
         return stage == "ppo"
@@ -98,7 +98,7 @@ def should_learn(name: str, stage: str, way: str) -> bool:
     return (".oft_R." if "oft" in way else ".lora_") in name
 
 
-def test_no_stage_and_no_way_of_learning_is_left_out():
+def test_all_stages_and_training_methods_are_covered():
     assert set(STAGE_KEYS) == set(STAGES.names)
     assert {keys["finetuning_type"] for keys in WAYS.values()} == set(ADAPTERS.names)
     assert {stage for stage, _ in SOME} == set(STAGES.names) and {way for _, way in SOME} >= set(WAYS)
@@ -107,7 +107,7 @@ def test_no_stage_and_no_way_of_learning_is_left_out():
 @pytest.mark.parametrize(
     ("stage", "way"), representatives(PAIRS, *SOME), ids=[f"{stage} {way}" for stage, way in PAIRS]
 )
-def test_what_should_learn_learns_alone_and_is_saved(world, witness, tmp_path, stage, way):
+def test_only_trainable_parameters_change_and_are_saved(world, witness, tmp_path, stage, way):
     keys = {**WAYS, **OTHER_WAYS}[way]
     if "quantization_bit" in keys:
         pytest.importorskip(keys.get("quantization_method", "bitsandbytes"))
@@ -116,7 +116,7 @@ def test_what_should_learn_learns_alone_and_is_saved(world, witness, tmp_path, s
     after = weights(witness.policy)
     assert after.keys() == witness.before.keys()
     changed = {name for name, weight in after.items() if not torch.equal(weight, witness.before[name])}
-    assert changed == {name for name in after if should_learn(name, stage, way)}
+    assert changed == {name for name in after if trainable_names(name, stage, way)}
     assert_everything_is_adapted(changed, way)
     assert_saved_as_trained(world, keys, witness.policy, out, stage)
 

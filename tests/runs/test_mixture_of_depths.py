@@ -1,4 +1,4 @@
-"""A mixture of depths from a dense model to an answer: trained, stopped, gone on with, adapted, exported, asked."""
+"""A mixture of depths from a dense model to an answer: trained, stopped, resumed, adapted, exported, prompted."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def routed(world) -> tuple[Path, Any]:
     return Path(world["output_dir"]), result
 
 
-def test_a_converted_model_learns_and_is_saved_as_what_it_is(routed):
+def test_a_converted_model_is_trained_and_saved_as_routed(routed):
     folder, result = routed
     values = losses(result)
     assert values[-1] < 0.8 * values[0]
@@ -41,7 +41,7 @@ def test_a_converted_model_learns_and_is_saved_as_what_it_is(routed):
         assert weights[f"model.layers.{index}.depth_router.weight"].shape == (64,)
 
 
-def test_a_run_that_goes_on_is_one_that_never_stopped(world, routed, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(world, routed, tmp_path):
     keys = world | {"mixture_of_depths": "convert", "output_dir": str(tmp_path), "overwrite_output_dir": False}
     keys |= {"save_strategy": "steps", "save_steps": 6}
     luthier.train(keys | {"max_steps": 6, "lr_scheduler_type": "constant"})
@@ -103,7 +103,7 @@ def test_a_dense_model_cannot_be_loaded_as_one(world):
         ),
     ],
 )
-def test_what_it_does_not_go_together_with(world, keys, words):
+def test_incompatible_keys_are_refused(world, keys, words):
     with pytest.raises(ConfigError, match=words):
         load_train(world | {"mixture_of_depths": "convert"} | keys)
 

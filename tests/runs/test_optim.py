@@ -74,7 +74,7 @@ def test_one_step_or_one_sentence(values, optim):
         ({"optim": "lomo", "gradient_accumulation_steps": 2}, "optim: 'lomo': applies each gradient as soon as"),
     ],
 )
-def test_what_an_optimizer_needs_beside_its_library(values, monkeypatch, keys, text):
+def test_requirements_of_an_optimizer_besides_its_library(values, monkeypatch, keys, text):
     monkeypatch.setattr("luthier.config.rules.optim.is_installed", lambda module: True)
     with pytest.raises(ConfigError) as caught:
         load_train({**values, **keys})
@@ -136,7 +136,7 @@ def test_what_a_schedule_needs(values, schedule, text):
     assert f"lr_scheduler_type: '{schedule}': {text}" in str(caught.value)
 
 
-def test_a_warm_up_that_a_schedule_does_not_have_is_said(values):
+def test_a_warm_up_that_a_schedule_does_not_have_is_a_warning(values):
     (warning,) = load_train({**values, "warmup_ratio": 0.1}).warnings
     assert "warmup_ratio: 0.1: has no effect: this schedule has no warm-up" in str(warning)
 

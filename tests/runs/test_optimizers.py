@@ -1,4 +1,4 @@
-"""Whole runs with each optimizer: they learn, the schedule acts, and going on equals never stopping."""
+"""Whole runs with each optimizer: the loss falls, the schedule acts, and a resumed run equals an uninterrupted one."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "name", representatives(RUNS, "loraplus", "muon", "adam_mini", "galore", "apollo layerwise", "badam")
 )
-def test_a_run_learns_and_goes_on_bit_for_bit(world, tmp_path, name):
+def test_a_run_learns_and_resumes_bit_for_bit(world, tmp_path, name):
     whole, part = tmp_path / "whole", tmp_path / "part"
     values = {**world, **RUNS[name]}
     result = luthier.train({**values, "output_dir": str(whole)})

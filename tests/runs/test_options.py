@@ -207,7 +207,7 @@ def test_only_the_newest_checkpoints_are_kept(values):
     assert kept == {"checkpoint-3", "checkpoint-4"}
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(values):
+def test_the_best_and_the_newest_checkpoint_are_kept(values):
     keys = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "max_steps": 4, "learning_rate": 5.0}
     keys |= {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": "numbers", "load_best_model_at_end": True}
     result = luthier.train({**values, **keys})
@@ -230,7 +230,7 @@ def test_tokens_per_second_are_reported(values):
     assert speed > 0.9 * num_tokens / result.metrics["train"]["train_runtime"]  # the start does not count
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(values):
+def test_a_non_finite_loss_stops_the_run(values):
     """It is looked at after every step, whenever it is logged, and the rows of the batch are named."""
     wild = {"learning_rate": 1e30, "max_grad_norm": 0, "optim": "sgd", "max_steps": 6, "logging_steps": 6}
     with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step [23]; no checkpoint was") as failure:

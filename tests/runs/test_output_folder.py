@@ -172,7 +172,7 @@ def test_run_yaml_repeats_the_run(run_of, tmp_path, finetuning_type):
     assert read_json(folder / "manifest.json")["data"] == read_json(again / "manifest.json")["data"]
 
 
-def test_run_yaml_says_what_was_in_effect(world, tmp_path):
+def test_run_yaml_has_the_keys_in_effect(world, tmp_path):
     """A null that is not the default stays, defaults that decide the numbers are written out, secrets are not."""
     values = {**world, "output_dir": str(tmp_path / "out"), "enable_thinking": None, "hf_hub_token": "hf_secret"}
     luthier.train({**values, "max_steps": 1, "eval_strategy": "no", "do_eval": False, "plot_loss": False})

@@ -54,7 +54,7 @@ def test_two_processes_are_one_run(world, tmp_path):
     evaluation = json.loads((folder / "eval_results.json").read_text())
     assert evaluation["eval_loss"] == pytest.approx(alone.metrics["eval"]["eval_loss"], abs=1e-5)
     assert evaluation["eval_accuracy"] == pytest.approx(alone.metrics["eval"]["eval_accuracy"], abs=1e-5)
-    assert_told_and_written_once(done, folder, tmp_path / "alone")
+    assert_logged_and_written_once(done, folder, tmp_path / "alone")
 
 
 ANSWERS = {
@@ -155,7 +155,7 @@ def start_two(run_file: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
-def assert_told_and_written_once(done: "subprocess.CompletedProcess[str]", folder: Path, alone: Path) -> None:
+def assert_logged_and_written_once(done: "subprocess.CompletedProcess[str]", folder: Path, alone: Path) -> None:
     assert done.stdout.count(f"saved: {folder}") == 1
     assert done.stdout.count("train_loss:") == 1
     assert done.stderr.count("trainable parameters") == 1

@@ -1,4 +1,4 @@
-"""Adapters on quantized models: they learn what they would on the same weights unpacked, and live on afterwards."""
+"""Adapters on quantized models: trained as on the same weights dequantized, and usable afterwards."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def unpack(layer: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("method", "bits"), representatives(METHODS, ("bnb", 4), ("hqq", 4)))
-def test_the_losses_are_those_of_lora_on_the_unpacked_weights(world, tmp_path, method, bits):
+def test_losses_equal_those_of_lora_on_dequantized_weights(world, tmp_path, method, bits):
     """8 bits multiply in whole numbers, so their gradients are near those of the unpacked weights, not equal."""
     from transformers import AutoModelForCausalLM
 
@@ -130,14 +130,14 @@ def example(world, tmp_path_factory):
     return folder
 
 
-def test_exactly_the_two_named_projections_learn(example, world):
+def test_only_the_two_named_projections_are_trained(example, world):
     """2 layers, rank 8: q is 64 -> 64, v is 64 -> 32."""
     weights = load_file(example / "output_qlora_model" / "adapter_model.safetensors")
     assert {name.split(".")[-3] for name in weights} == {"q_proj", "v_proj"}
     assert sum(weight.numel() for weight in weights.values()) == 2 * 8 * ((64 + 64) + (64 + 32))
 
 
-def test_the_share_that_learns_is_told_of_the_whole_model(world, tmp_path, said):
+def test_the_trainable_share_is_that_of_the_whole_model(world, tmp_path, said):
     luthier.train({**world, "max_steps": 1, "output_dir": str(tmp_path / "out")})
     from transformers import AutoModelForCausalLM
 
@@ -146,7 +146,7 @@ def test_the_share_that_learns_is_told_of_the_whole_model(world, tmp_path, said)
 
 
 @pytest.mark.parametrize("attention", ["fa2", "fa3"])
-def test_attention_that_the_machine_lacks_is_replaced_and_told_once(world, tmp_path, said, attention):
+def test_unavailable_attention_is_replaced_and_reported_once(world, tmp_path, said, attention):
     luthier.train({**world, "max_steps": 1, "flash_attn": attention, "output_dir": str(tmp_path / "out")})
     lines = [line for line in said if "FlashAttention" in line]
     why = f"FlashAttention-{attention[-1]} needs a GPU and this machine has none: sdpa attention runs instead"
@@ -155,7 +155,7 @@ def test_attention_that_the_machine_lacks_is_replaced_and_told_once(world, tmp_p
     assert "sdpa" in manifest["computed_with"]["attention"] or "luthier" in manifest["computed_with"]["attention"]
 
 
-def test_chat_puts_the_adapter_beside_the_quantized_weights(example, world, said, capsys, monkeypatch):
+def test_chat_attaches_the_adapter_to_the_quantized_weights(example, world, said, capsys, monkeypatch):
     monkeypatch.chdir(example)
     keys = [f"model_name_or_path={world['model_name_or_path']}", "adapter_name_or_path=output_qlora_model"]
     keys += ["quantization_bit=4", "template=chatml", "max_new_tokens=4", "finetuning_type=lora"]
@@ -201,7 +201,7 @@ def test_an_export_merges_into_the_original_weights(example, world, tmp_path):
         assert torch.allclose(merged[name], weight, atol=1e-6), name
 
 
-def test_an_adapter_goes_on_learning_on_the_quantized_model(example, world, tmp_path):
+def test_an_adapter_is_trained_further_on_the_quantized_model(example, world, tmp_path):
     adapter = str(example / "output_qlora_model")
     keys = {**world, "adapter_name_or_path": adapter, "max_steps": 2, "output_dir": str(tmp_path / "more")}
     first = losses(luthier.train({**keys, "learning_rate": 1e-2}))

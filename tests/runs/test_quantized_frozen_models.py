@@ -1,4 +1,4 @@
-"""Reference models that are loaded with fewer bits."""
+"""Quantized reference models."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_dpo_with_a_reference_of_4_bits(world, tmp_path):
     assert 1e-5 < abs(margins[4]) < 1
 
 
-def test_a_loss_that_asks_a_reference_of_8_bits_at_every_step(world, tmp_path):
+def test_a_loss_that_runs_an_8_bit_reference_at_every_step(world, tmp_path):
     pytest.importorskip("bitsandbytes")
     run = {**world, "use_asft_loss": True, "ref_model": world["model_name_or_path"], "max_steps": 2, "logging_steps": 1}
     luthier.train({**run, "ref_model_quantization_bit": 8, "output_dir": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends with the weights and losses of one that never stopped, bit for bit."""
+"""A resumed run ends with the weights and losses of an uninterrupted one, bit for bit."""
 
 import shutil
 from pathlib import Path
@@ -66,7 +66,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole_run(world, tmp_path_factory):
-    """Runs of `STEPS` steps that were never stopped, each made once: kind -> (folder, losses)."""
+    """Uninterrupted runs of `STEPS` steps, each made once: kind -> (folder, losses)."""
     made: dict[str, tuple[Path, list[float]]] = {}
 
     def make(kind: str) -> tuple[Path, list[float]]:
@@ -92,7 +92,7 @@ def assert_same_end(folder: Path, result: Any, whole: Path, whole_losses: list[f
 
 
 def stopped_at(step: int, whole: Path, folder: Path) -> Path:
-    """What a run that was stopped right after a checkpoint leaves behind."""
+    """The output folder of a run that was stopped right after a checkpoint."""
     folder.mkdir()
     shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
     shutil.copy(whole / "trainer_log.jsonl", folder)
@@ -102,7 +102,7 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "kind", representatives(KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa")
 )
-def test_going_on_from_output_dir_equals_never_stopping(world, whole_run, tmp_path, kind):
+def test_resuming_from_output_dir_equals_an_uninterrupted_run(world, whole_run, tmp_path, kind):
     if "quantization_bit" in KINDS[kind]:
         pytest.importorskip(KINDS[kind].get("quantization_method", "bitsandbytes"))
     whole, whole_losses = whole_run(kind)
@@ -121,7 +121,7 @@ def test_two_runs_with_a_longer_second_one(world, tmp_path):
     assert_same_end(tmp_path / "out", result, tmp_path / "whole", losses(whole))
 
 
-def test_going_on_in_the_midst_of_an_epoch_with_accumulation(world, tmp_path):
+def test_resuming_within_an_epoch_with_accumulation(world, tmp_path):
     """Five steps of 2 x 2 rows are four rows short of the epoch's end."""
     values = {
         **world,
@@ -167,8 +167,8 @@ def test_a_finished_run_started_again_changes_nothing(world, whole_run, tmp_path
     assert_same_end(folder, result, whole, whole_losses)
 
 
-def test_the_log_of_a_resumed_run_goes_on_where_the_checkpoint_was(world, whole_run, tmp_path):
-    """The lines after the checkpoint are written anew and not twice."""
+def test_the_log_of_a_resumed_run_continues_from_the_checkpoint(world, whole_run, tmp_path):
+    """The lines after the checkpoint are written again, not twice."""
     import json
 
     whole, _ = whole_run("sft lora")
@@ -179,7 +179,7 @@ def test_the_log_of_a_resumed_run_goes_on_where_the_checkpoint_was(world, whole_
         assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
 
 
-def test_a_checkpoint_of_weights_only_is_gone_on_from_with_a_warning(world, tmp_path, capsys):
+def test_resuming_from_a_weights_only_checkpoint_is_a_warning(world, tmp_path, capsys):
     values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out"), "save_only_model": True}
     luthier.train({**values, "max_steps": 4})
     assert len(losses(luthier.train(values))) == STEPS
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_weights_only_is_gone_on_from_with_a_warning(world, tmp_
     )
 
 
-def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
+def test_checkpoints_that_cannot_be_resumed_from_are_named(world, whole_run, tmp_path):
     whole, _ = whole_run("sft lora")
     values = {**world, **KINDS["sft lora"], "output_dir": str(tmp_path / "out")}
     with pytest.raises(OutputError, match="no such folder"):
@@ -204,7 +204,7 @@ def test_what_cannot_be_resumed_from_is_said(world, whole_run, tmp_path):
 
 
 def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
-    """Two of its three blocks would go on, and the third would start anew."""
+    """Two of its three blocks would be resumed, and the third would be untrained."""
     whole, _ = whole_run("sft full")
     deeper = tiny_llama(tmp_path / "deeper", num_hidden_layers=3, max_position_embeddings=1024)
     keys = {**world, **KINDS["sft full"], "model_name_or_path": str(deeper), "output_dir": str(tmp_path / "out")}
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
         luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
 
 
-def test_what_is_tied_or_never_saved_and_the_value_head_are_not_missed():
+def test_tied_and_never_saved_weights_and_the_value_head_are_not_missing():
     model = torch.nn.Module()
     model.body, model.head, model.value_head = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
     model.head.weight = model.body.weight
@@ -230,7 +230,7 @@ def test_what_is_tied_or_never_saved_and_the_value_head_are_not_missed():
         check_filled(model, [], ["gate.weight"])
 
 
-def test_finished_weights_without_a_checkpoint_are_not_written_over(world, whole_run, tmp_path):
+def test_finished_weights_without_a_checkpoint_are_not_overwritten(world, whole_run, tmp_path):
     whole, _ = whole_run("sft lora")
     folder = tmp_path / "out"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -240,7 +240,7 @@ def test_finished_weights_without_a_checkpoint_are_not_written_over(world, whole
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_adapters_of_stacked_experts_go_on_too(world, tmp_path):
+def test_adapters_of_stacked_experts_resume_too(world, tmp_path):
     from transformers import Qwen3MoeConfig
 
     from tests.tiny import TINY_LLAMA, save_tiny

@@ -1,4 +1,4 @@
-"""Stage dpo: which keys go together, which reference a run has, what its log says."""
+"""Stage dpo: incompatible keys, the reference of a run, the log."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_go_together_is_refused_with_the_reason(name):
+def test_incompatible_keys_are_refused_with_the_reason(name):
     keys, words = REFUSED[name]
     found = problems_of({**DPO, **keys})
     assert set(found) <= {*keys, "pref_loss"} and words in " ".join(found.values())
@@ -70,12 +70,12 @@ WARNED = {
 
 
 @pytest.mark.parametrize("key", WARNED)
-def test_a_key_that_does_not_act_is_warned_of(key):
+def test_a_key_without_effect_is_a_warning(key):
     (warning,) = load_train({**DPO, **WARNED[key]}).warnings
     assert warning.key in (key, "lora_dropout") and warning.remedy
 
 
-def test_an_evaluation_without_a_reference_is_warned_of():
+def test_an_evaluation_without_a_reference_is_a_warning():
     keys = {**DPO, "do_train": False, "do_eval": True, **EVAL}
     assert [w.key for w in load_train(keys).warnings] == ["ref_model"]
     assert not load_train({**keys, "ref_model": "r"}).warnings
@@ -97,7 +97,7 @@ def first_rewards(result: Any) -> list[float]:
     return [first[f"rewards/{side}"] for side in ("chosen", "rejected")]
 
 
-def test_the_reference_is_the_model_as_training_begins(world, tmp_path):
+def test_the_reference_is_the_model_at_the_start_of_training(world, tmp_path):
     """So the first margin is exactly 0, whatever dropout the model has, and its loss ln 2."""
     result = run(world, tmp_path / "full")
     assert first_rewards(result) == [0.0, 0.0]
@@ -150,7 +150,7 @@ def answer_logp(model: Any, row: dict[str, str], side: str) -> float:
     return sum(logps[place, token].item() for place, token in zip(places, answer, strict=True))
 
 
-def test_a_run_that_goes_on_has_the_reference_of_its_start(world, tmp_path):
+def test_a_resumed_run_keeps_the_reference_of_its_start(world, tmp_path):
     keys = {"save_strategy": "steps", "save_steps": 2, "overwrite_output_dir": False}
     whole = run(world, tmp_path / "whole", **keys, max_steps=4)
     point = str(tmp_path / "whole" / "checkpoint-2")
@@ -192,7 +192,7 @@ BAD_REFERENCE = {
 
 
 @pytest.mark.parametrize("name", BAD_REFERENCE)
-def test_a_reference_that_does_not_fit_is_one_clear_error(world, tmp_path, name):
+def test_a_reference_that_does_not_match_is_one_clear_error(world, tmp_path, name):
     keys, words = BAD_REFERENCE[name]
     if keys["ref_model"] == "small":
         keys = {
@@ -212,7 +212,7 @@ def dataset(world: dict[str, Any], tmp_path: Path, rows: list[Any]) -> dict[str,
     return {"dataset": "bad", "dataset_dir": str(tmp_path)}
 
 
-def test_pairs_that_teach_nothing_are_dropped_by_row(world, tmp_path):
+def test_pairs_without_a_difference_are_dropped_by_row(world, tmp_path):
     rows = [PAIRS[0], {**PAIRS[1], "rejected": PAIRS[1]["chosen"]}, {**PAIRS[2], "chosen": " "}, PAIRS[3]]
     run(world, tmp_path / "out", **dataset(world, tmp_path, rows), max_steps=1)
     account = json.loads((tmp_path / "out" / "data_report.json").read_text())["datasets"]["bad"]

@@ -1,4 +1,4 @@
-"""Distillation and the pull of ASFT: divergences by hand, gradients by autograd, a student that follows its teacher."""
+"""Distillation and the KL penalty of ASFT: divergences by hand, autograd gradients, a student near its teacher."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary)
         assert output.metrics["teacher_kl"][1] == STAGE.units(batch) == 4
 
 
-def test_the_policy_at_its_start_stays_what_it_was():
+def test_the_initial_policy_does_not_change():
     """Also its output head, which is asked after the weights have gone back to their place."""
     policy = isolated(model_of(3))
     start = InitialPolicy.of(policy, inspect_head(policy))
@@ -89,8 +89,8 @@ def test_the_policy_at_its_start_stays_what_it_was():
     torch.testing.assert_close(policy.eval()(**inputs, use_cache=False).logits, after)
 
 
-def test_asft_is_dft_and_a_pull():
-    """sum_t [- sg(p_t) log p_t + alpha KL(R_t || P_t)], by autograd on plain logits; without the pull it is DFT."""
+def test_asft_is_dft_plus_a_kl_penalty():
+    """sum_t [- sg(p_t) log p_t + alpha KL(R_t || P_t)], by autograd on plain logits; without the penalty it is DFT."""
     policy, reference = isolated(model_of(4)), isolated(model_of(5))
     batch = concatenate_rows(ROWS)
     positions, targets = batch["positions"], batch["targets"]
@@ -147,7 +147,7 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_student_comes_nearer_to_its_teacher(world, tmp_path, method):
+def test_the_student_approaches_its_teacher(world, tmp_path, method):
     run = {**world, "stage": "gkd", "finetuning_type": method, "output_dir": str(tmp_path), "max_steps": 12}
     run |= {"learning_rate": 1e-2, "logging_steps": 1, "gkd_beta": 0.0, "lr_scheduler_type": "constant"}
     luthier.train(run)
@@ -163,7 +163,7 @@ def log_of(folder):
     return [entry for entry in log if "loss" in entry]
 
 
-def test_the_student_learns_from_its_own_answers_and_is_evaluated_on_given_ones(world, tmp_path):
+def test_the_student_is_trained_on_sampled_answers_and_evaluated_on_those_of_the_dataset(world, tmp_path):
     run = {**world, "stage": "gkd", "finetuning_type": "full", "output_dir": str(tmp_path), "max_steps": 12}
     run |= {"learning_rate": 1e-2, "logging_steps": 1, "gkd_lambda": 1.0, "lr_scheduler_type": "constant"}
     run |= {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "gkd_beta": 0.0}
@@ -177,7 +177,7 @@ def test_the_student_learns_from_its_own_answers_and_is_evaluated_on_given_ones(
     assert evaluation["eval_teacher_kl"] < alone.metrics["eval"]["eval_teacher_kl"]
 
 
-def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_path):
+def test_the_share_of_sampled_answers_is_gkd_lambda(world, tmp_path):
     """At a share near 0 the steps are those of given answers, here one answer to each prompt; at a half, half are."""
     run = {**world, "stage": "gkd", "dataset": "numbers", "max_new_tokens": 6, "logging_steps": 1, "max_steps": 8}
     found = {}
@@ -191,7 +191,7 @@ def test_own_answers_take_the_place_of_given_ones_as_often_as_asked(world, tmp_p
     assert [bool(draw) for draw in draws] == ["answer_tokens" in entry for entry in found[0.5]]
 
 
-def test_the_draw_depends_on_the_seed_and_the_number_alone():
+def test_the_choice_depends_only_on_the_seed_and_the_number():
     from tests.training.test_rollouts import rollouts_of
 
     def draws(seed, share):
@@ -231,8 +231,8 @@ def test_rows_with_weights_of_their_own_are_dropped(world, tmp_path):
     assert account["kept"] == 2 and 'a message carries "loss"' in str(account["dropped"])
 
 
-def test_asft_holds_the_model_where_it_began(world, tmp_path):
-    """At the first step the reference is the model itself; after some steps a strong pull has kept it nearer."""
+def test_asft_keeps_the_model_near_its_start(world, tmp_path):
+    """At the first step the reference is the model itself; after some steps a strong penalty has kept it nearer."""
     keys = {key: value for key, value in world.items() if key != "teacher_model"}
     apart = {}
     for alpha in (0.0, 5.0):

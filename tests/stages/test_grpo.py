@@ -42,7 +42,7 @@ def test_what_an_optimizer_step_is_divided_by(loss_type):
     assert (weights, units) == expected
 
 
-def test_rloo_takes_the_divergence_off_the_score():
+def test_rloo_subtracts_the_kl_from_the_score():
     """KL of the answers is 0.2 and 0.1, so with beta 10 the scores are -1 and 2, and the advantages -3 and 3."""
     config = GrpoConfig(num_generations=2, loss_type="rloo", grpo_beta=10.0)
     targets = group_targets(experience(reference=0.1), config, state={}, totals=alone, max_new_tokens=8)

@@ -1,4 +1,4 @@
-"""Stage kto: the loss by hand and against TRL, which keys go together, what its rows and its log say."""
+"""Stage kto: the loss by hand and against TRL, incompatible keys, rows and log."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_by_hand(model):
         assert found.total.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_divergence_is_the_mean_over_the_strangers_and_at_least_zero(model):
+def test_the_kl_is_the_mean_over_the_mismatched_pairs_and_at_least_zero(model):
     """Shifts 1, 1, -1/2, 1 of one unit: 5/8; the other way round it would be negative."""
     for shift, expected in ((1.0, 0.625), (-1.0, 0.0)):
         state = state_of(model, batch_of(reference_of(model, shift)), KtoConfig())
@@ -150,7 +150,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_go_together_is_refused_with_the_reason(name):
+def test_incompatible_keys_are_refused_with_the_reason(name):
     keys, words = REFUSED[name]
     with pytest.raises(ConfigError) as caught:
         load_train({**KTO, **keys})
@@ -158,7 +158,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(name):
     assert words in str(caught.value)
 
 
-def test_dropout_that_does_not_act_is_warned_of():
+def test_dropout_without_effect_is_a_warning():
     (warning,) = load_train({**KTO, "finetuning_type": "lora", "lora_dropout": 0.1}).warnings
     assert warning.key == "lora_dropout" and "without dropout" in warning.reason
 
@@ -232,7 +232,7 @@ def dataset(tmp_path: Path, rows: list[Any]) -> dict[str, Any]:
     return {"dataset": "bad", "dataset_dir": str(tmp_path)}
 
 
-def test_an_overlong_row_stops_the_run_if_asked(world, tmp_path):
+def test_an_overlong_row_stops_the_run_with_on_overlong_error(world, tmp_path):
     with pytest.raises(LuthierError, match=r"row 6: 55 tokens, but cutoff_len is 53"):
         run(world, tmp_path, cutoff_len=53, on_overlong="error")
 
@@ -251,7 +251,7 @@ def test_rows_of_one_prompt_are_refused(world, tmp_path):
         run(world, tmp_path / "out", **dataset(tmp_path, rows))
 
 
-def test_rows_without_a_judgement_are_refused_and_judged_ones_are_for_kto_only(world, tmp_path):
+def test_rows_without_a_kto_tag_are_refused_and_rows_with_one_are_for_kto_only(world, tmp_path):
     with pytest.raises(LuthierError, match="the row is a Dialogue, and this stage takes Feedback"):
         run(world, tmp_path / "a", dataset="numbers")
     with pytest.raises(LuthierError, match="the row is a Feedback, and this stage takes Preference"):

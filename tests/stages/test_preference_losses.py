@@ -199,7 +199,7 @@ def test_bco_compares_with_the_mean_reward_of_all_steps_so_far(model):
     assert_equal_with_gradients(model, ours(model, config, **state).total, expected)
 
 
-def test_the_sigmoid_loss_takes_a_share_of_the_pairs_the_other_way_round(model):
+def test_label_smoothing_flips_a_share_of_the_pairs(model):
     """TRL 1.16 leaves the share out of this loss, so the formula stands here once more."""
     chosen, rejected = (0.3 * ratio for ratio in ratios(model))
     right, wrong = (-torch.log(torch.sigmoid(margin)) for margin in (chosen - rejected, rejected - chosen))
@@ -226,7 +226,7 @@ def test_tokens_beyond_the_shorter_answer_count_ld_alpha_times(model):
     assert float(ours(model, DpoConfig(ld_alpha=1.0)).metrics[metric][0]) == pytest.approx(logps.sum().item(), abs=1e-9)
 
 
-def test_pairs_that_only_fill_a_batch_up_count_for_nothing(model):
+def test_filler_pairs_have_no_weight(model):
     filler = {"input_ids": [5, 6, 7, 8], "labels": [-100] * 4}
     rows = [*ROWS[:NUM_PAIRS], filler, *ROWS[NUM_PAIRS:], filler]
     zero = torch.zeros(1, dtype=torch.float64)

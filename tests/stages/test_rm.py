@@ -182,7 +182,7 @@ def test_what_is_saved_scores_the_same_in_plain_libraries_and_after_export(value
         assert 0 <= metrics["predict_accuracy"] <= 1 and "predict_rewards/margins" in metrics
 
 
-def test_a_score_layer_learns_by_every_method_and_no_adapter_is_put_on_it(values):
+def test_the_score_layer_is_trained_by_every_method_and_gets_no_adapter(values):
     luthier.train({**values, "finetuning_type": "lora"})
     saved = load_file(Path(values["output_dir"], "adapter_model.safetensors"))
     assert "base_model.model.score.weight" in saved and not any("score.lora" in name for name in saved)
@@ -193,7 +193,7 @@ def test_a_score_layer_learns_by_every_method_and_no_adapter_is_put_on_it(values
     }
 
 
-def test_batches_of_any_cut_make_the_same_step(values):
+def test_a_step_does_not_depend_on_its_micro_batches(values):
     def run(batch: int, accumulation: int) -> list[float]:
         keys = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
         return losses(luthier.train({**values, **keys, "learning_rate": 1e-3}))
@@ -212,7 +212,7 @@ def test_the_best_model_is_loaded_at_the_end(values):
     assert result.metrics["eval"]["eval_accuracy"] == best
 
 
-def test_an_adapter_that_writes_is_merged_or_refused(values, tmp_path):
+def test_a_language_model_adapter_is_merged_or_refused(values, tmp_path):
     sft = {**values, "stage": "sft", "dataset": "numbers", "finetuning_type": "lora", "max_steps": 1}
     luthier.train({**sft, "output_dir": str(tmp_path / "sft")})
     keys = {**values, "finetuning_type": "lora", "adapter_name_or_path": str(tmp_path / "sft"), "max_steps": 1}
@@ -225,14 +225,14 @@ def test_an_adapter_that_writes_is_merged_or_refused(values, tmp_path):
         luthier.train(reward)
 
 
-def test_a_reward_model_goes_on_learning(values, tmp_path):
+def test_a_reward_model_is_trained_further(values, tmp_path):
     keys = {**values, "finetuning_type": "lora"}
     first = losses(luthier.train(keys))
     second = luthier.train({**keys, "adapter_name_or_path": values["output_dir"], "output_dir": str(tmp_path / "b")})
     assert losses(second)[0] < first[0]
 
 
-def test_an_architecture_without_a_class_that_scores_is_refused(values, tmp_path):
+def test_an_architecture_without_a_reward_head_is_refused(values, tmp_path):
     from transformers import GPT2Config, Olmo2Config
 
     from tests.tiny import save_tiny
@@ -248,20 +248,20 @@ def test_an_architecture_without_a_class_that_scores_is_refused(values, tmp_path
         assert "transformers has no class for a reward model of the type olmo2" in str(error)
 
 
-def test_scores_are_asked_of_what_has_them(values):
+def test_only_reward_models_give_scores(values):
     keys = {"do_train": False, "do_eval": True, "eval_dataset": "pairs", "dataset": None}
     with pytest.raises(ModelError, match="this model is a language model without a reward head"):
         luthier.train({**values, **keys})
 
 
 @pytest.mark.parametrize("key", ["packing", "neat_packing", "predict_with_generate", "on_overlong"])
-def test_keys_that_do_not_go_with_pairs_are_refused(key):
+def test_keys_that_are_incompatible_with_pairs_are_refused(key):
     values = {"model_name_or_path": "m", "dataset": "d", "do_train": True, "output_dir": "o", "stage": "rm"}
     load_train(values)
     with pytest.raises(ConfigError, match=key):
         load_train({**values, key: "split" if key == "on_overlong" else True, "val_size": 0.1})
 
 
-def test_rows_of_another_kind_are_said(values, capsys):
+def test_rows_of_another_kind_are_named(values, capsys):
     assert main(["train", *(f"{key}={value}" for key, value in {**values, "dataset": "numbers"}.items())]) == 2
     assert "numbers: is not ranking data, which stage rm needs" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""DFT and EAFT: each token counts by what the model thinks of it, and no gradient goes through that weight."""
+"""DFT and EAFT: token weights from the model's own prediction, without a gradient through them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is said of a run's number format before training, by the machine that it takes place on."""
+"""Warnings and errors about a run's dtype, by machine."""
 
 import pytest
 
@@ -22,6 +22,6 @@ CPU = Machine(device="cpu", num_accelerators=0, bf16=True, fp16=False, **SIZES)
         ({"do_train": False, "do_eval": True, "val_size": 0.1}, GPU, 0),
     ],
 )
-def test_a_run_in_float32_on_an_accelerator_is_told(tmp_path, said, keys, machine, count):
+def test_a_run_in_float32_on_an_accelerator_is_a_warning(tmp_path, said, keys, machine, count):
     training_arguments(load_train({**BASE, "output_dir": str(tmp_path), **keys}), machine)
     assert sum("neither bf16 nor fp16 is set" in text for text in said) == count

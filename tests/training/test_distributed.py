@@ -42,5 +42,5 @@ def test_sums_add_up_by_name_without_their_graph():
     assert over_processes({}, CPU) == {}
 
 
-def test_what_is_no_tensor_stays_in_the_batch():
+def test_values_that_are_not_tensors_stay_in_the_batch():
     assert batch_by_batch([{"a": torch.ones(1), "b": 3}], CPU, lambda batch: batch["b"]) == [3]

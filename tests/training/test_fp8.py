@@ -1,4 +1,4 @@
-"""Products in 8-bit floating point: what keeps them from running, and that accelerate is told what the keys say."""
+"""FP8 training: what prevents it, and the settings that accelerate gets from the keys."""
 
 import dataclasses
 import os
@@ -31,13 +31,13 @@ CPU = dataclasses.replace(detect(), device="cpu", num_accelerators=0)
         ({"fp8_backend": "apex"}, "fp8_backend"),
     ],
 )
-def test_what_it_does_not_go_together_with(keys, words):
+def test_incompatible_keys_are_refused(keys, words):
     with pytest.raises(ConfigError, match=words):
         load_train(RUN | keys)
 
 
 @pytest.mark.parametrize(("keys", "words"), [({"fp8": False}, "only by fp8: true"), ({}, "shards no weights")])
-def test_an_exchange_in_8_bits_that_does_not_happen_is_told(keys, words):
+def test_an_fp8_all_gather_without_fsdp_is_a_warning(keys, words):
     warnings = load_train(RUN | {"fp8_enable_fsdp_float8_all_gather": True} | keys).warnings
     assert any(words in warning.reason for warning in warnings if warning.key.startswith("fp8_enable"))
 
@@ -60,19 +60,19 @@ def test_a_missing_library_is_a_problem_before_anything_is_loaded(monkeypatch, b
         training_arguments(run, CPU)
 
 
-def test_the_best_library_that_is_there_is_taken(monkeypatch):
+def test_the_best_installed_library_is_used(monkeypatch):
     monkeypatch.setattr("luthier.config.keys.fp8.is_installed", lambda module: module != "torchao")
     assert [fp8.installed_backend(Fp8Config(fp8_backend=name)) for name in ("auto", "torchao", "te")] == [
         *("te", None, "te")
     ]
 
 
-def test_a_machine_without_8_bit_floating_point_says_so(tmp_path):
+def test_a_machine_without_fp8_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="needs an NVIDIA or AMD GPU, and this machine uses its cpu"):
         training_arguments(load_train(RUN | {"output_dir": str(tmp_path)}), CPU)
 
 
-def test_an_older_gpu_says_so(monkeypatch):
+def test_an_older_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert fp8.reason_against(dataclasses.replace(CPU, device="cuda")) == (
         "FP8 training needs compute capability 8.9 (Ada, Hopper) or later, not 8.0"
@@ -96,7 +96,7 @@ def test_accelerate_gets_the_keys(monkeypatch, tmp_path, gathers):
     assert [os.environ.get(name) for name in names] == ["NO", None]
 
 
-def test_a_run_multiplies_in_8_bits_and_saves_an_ordinary_model(monkeypatch, tmp_path):
+def test_an_fp8_run_saves_an_ordinary_model(monkeypatch, tmp_path):
     """torchao has products in 8 bits for CPUs, too, slow ones, so the whole way can be gone here."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     from torchao.float8.float8_linear import Float8Linear

@@ -56,7 +56,7 @@ def test_utilization_counts_what_training_computes(monkeypatch):
     assert gauge() == {"mfu": pytest.approx(done / 2.0 / 1e9)}
 
 
-def test_models_whose_weights_do_not_tell_the_cost():
+def test_models_whose_cost_does_not_follow_from_their_weights():
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}

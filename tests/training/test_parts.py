@@ -1,4 +1,4 @@
-"""What a trainer is made of, where it is more than a value handed on."""
+"""The parts of a trainer that are computed."""
 
 from types import SimpleNamespace
 

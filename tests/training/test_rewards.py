@@ -1,4 +1,4 @@
-"""Functions and servers that score answers: what they are given, and what their scores must be."""
+"""Functions and servers that score answers: their arguments, and which scores are valid."""
 
 import math
 from typing import Any
@@ -33,9 +33,9 @@ def test_a_function_gets_what_it_has_parameters_for():
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ([1.0], "gave 1 scores for 2 answers"),
-        ("ab", "gave a str"),
-        (None, "gave a NoneType"),
+        ([1.0], "returned 1 scores for 2 answers"),
+        ("ab", "returned a str"),
+        (None, "returned a NoneType"),
         ([1.0, math.nan], "the score of answer 1 is nan"),
         ([math.inf, 1.0], "the score of answer 0 is inf"),
         ([1.0, "good"], "the score of answer 1 is 'good'"),
@@ -51,7 +51,7 @@ def test_a_tensor_is_as_good_as_a_list():
     assert checked("x", torch.tensor([0.5, 2.0]), ANSWERS) == [0.5, 2.0]
 
 
-def test_whatever_a_function_raises_is_told_with_the_call_that_shows_it():
+def test_an_exception_of_a_function_is_reported_with_the_call_that_reproduces_it():
     def breaks(completions):
         raise KeyError("missing")
 
@@ -59,7 +59,7 @@ def test_whatever_a_function_raises_is_told_with_the_call_that_shows_it():
         FunctionReward("breaks", breaks)(ANSWERS)
 
 
-def test_the_sum_is_weighted_and_each_reward_is_kept_beside_it():
+def test_the_weighted_sum_and_the_score_of_each_reward():
     one, two = (FunctionReward(name, lambda completions, n=n: [n] * 2) for name, n in (("one", 1), ("two", 10)))
     sums, each = WeightedRewards([one, two], [2.0, 0.5])(ANSWERS)
     assert sums == [7.0, 7.0] and each == {"one": [1.0, 1.0], "two": [10.0, 10.0]}

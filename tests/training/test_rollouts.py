@@ -1,4 +1,4 @@
-"""Learning from the model's own answers: whole runs of ppo and grpo on a tiny model."""
+"""Training on sampled answers: whole runs of ppo and grpo on a tiny model."""
 
 import json
 import shutil
@@ -117,8 +117,8 @@ def test_the_first_pass_has_the_ratio_one(values):
 
 
 @pytest.mark.parametrize("loss_type", representatives(["grpo", "gspo", "rloo"], "grpo"))
-def test_answers_that_are_learned_from_once_need_no_pass_before(values, tmp_path, monkeypatch, loss_type):
-    """The policy that learns is the one that wrote them: asking it first gives the same weights, one pass later."""
+def test_answers_used_once_need_no_extra_forward_pass(values, tmp_path, monkeypatch, loss_type):
+    """They were sampled from the current policy: computing its log-probabilities first gives the same weights."""
     keys = {**values, **GRPO, "loss_type": loss_type, "max_steps": 3, "finetuning_type": "full", "learning_rate": 1e-3}
     keys |= {"reward_funcs": "tests.small_world:small_letters"}
 
@@ -147,7 +147,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("stage", representatives(CUT, "grpo"))
-def test_batches_of_any_cut_make_the_same_step(values, tmp_path, stage):
+def test_a_step_does_not_depend_on_its_micro_batches(values, tmp_path, stage):
     if stage == "gkd":
         values["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
 
@@ -180,8 +180,8 @@ def rollouts_of(plan: Rollout, seed: int = 1, **args: int) -> Rollouts:
 
 
 @pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])
-def test_a_step_asks_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
-    """Each step of each rollout asks those that follow, once; each process asks its part of every step."""
+def test_a_step_uses_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
+    """Each step uses the next prompts once; each process uses its part of every step."""
     plan, seen = Rollout(num_generations=num_generations, num_batches=num_batches), []
     for number in range(3):
         for world_size in (1, 2, 4):
@@ -202,8 +202,8 @@ def test_a_step_asks_the_same_prompts_on_any_number_of_processes(num_generations
     ]
 
 
-def test_every_answer_has_random_numbers_of_its_own():
-    """They depend on the seed of the run and on the number of the answer in it, not on who asks."""
+def test_every_answer_has_its_own_seed():
+    """They depend on the seed of the run and the number of the answer in it, not on the process."""
     plan = Rollout(num_generations=4)
     seeds = rollouts_of(plan).answer_seeds(range(50))
     assert len(set(seeds)) == 200 and not set(seeds) & set(rollouts_of(plan, seed=2).answer_seeds(range(50)))
@@ -211,7 +211,7 @@ def test_every_answer_has_random_numbers_of_its_own():
 
 
 @pytest.mark.parametrize("kind", representatives(RESUMED, "grpo lora", "ppo full", "ppo inside a rollout"))
-def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(values, tmp_path, kind):
     """Step 4 of 8 lies inside a rollout for some of these, and at its end for others."""
     if "quantization_bit" in RESUMED[kind]:
         pytest.importorskip("bitsandbytes")
@@ -228,7 +228,7 @@ def test_going_on_equals_never_stopping_bit_for_bit(values, tmp_path, kind):
             assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_reward_model_scores_as_it_does_alone(values, reward_adapter):
+def test_rewards_are_those_of_the_reward_model(values, reward_adapter):
     """An adapter on the same base, and base and adapter as a model of its own, give the same rewards."""
     keys = {**values, **PPO, "reward_funcs": None, "max_steps": 2, "learning_rate": 1e-4}
     lora = {"reward_model": str(reward_adapter)}
@@ -290,11 +290,11 @@ def test_a_server_scores_and_is_combined_with_a_function(values, endpoint, monke
     [
         (404, "status 404"),
         ({"score": []}, 'has no "scores"'),
-        ({"scores": [1.0]}, "gave 1 scores for 8 answers"),
+        ({"scores": [1.0]}, "returned 1 scores for 8 answers"),
         ({"scores": [None] * 8}, "the score of answer 0 is None"),
     ],
 )
-def test_a_server_that_is_wrong_is_one_clear_error(values, endpoint, reply, reason):
+def test_a_bad_response_of_a_server_is_one_clear_error(values, endpoint, reply, reason):
     Endpoint.replies = [reply]
     own = {"reward_model": endpoint, "reward_model_type": "api", "reward_funcs": None}
     with pytest.raises(RunFailed, match=reason) as caught:
@@ -318,14 +318,14 @@ def test_a_server_that_is_gone_or_slow_is_one_clear_error():
         ("word", "it returned a str"),
     ],
 )
-def test_a_function_that_is_wrong_is_one_clear_error(values, function, reason):
+def test_a_bad_function_is_one_clear_error(values, function, reason):
     name = values["reward_funcs"].replace("letters", function)
     with pytest.raises(RunFailed, match=reason) as caught:
         luthier.train({**values, **GRPO, "reward_funcs": name})
     assert name in str(caught.value)
 
 
-def test_functions_are_given_what_they_ask_for_and_are_weighted(values):
+def test_functions_get_their_parameters_and_are_weighted(values):
     names = f"{values['reward_funcs']},{values['reward_funcs'].replace('letters', 'digits')}"
     luthier.train({**values, **GRPO, "reward_funcs": names, "reward_weights": "1.0,-2.0", "max_steps": 1})
     (line,) = log_of(values)
@@ -364,7 +364,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_does_not_go_together_is_refused(values, key):
+def test_incompatible_keys_are_refused(values, key):
     from luthier.config.load import load_train
 
     load_train({**values, **PPO})

@@ -1,4 +1,4 @@
-"""Runs on streamed rows: what is learned, going on bit for bit, several processes, and the account of the rows."""
+"""Runs on streamed rows: labels, resuming bit for bit, several processes, and the ledger of the rows."""
 
 import json
 import os
@@ -62,8 +62,8 @@ def assert_equal_ends(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", representatives(KINDS, "sft", "two datasets"))
-def test_going_on_equals_never_stopping(world, tmp_path, kind):
-    """Steps 5 to 8 read on in the second pass of 24 rows; the account goes on as well."""
+def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind):
+    """Steps 5 to 8 continue into the second pass of 24 rows; so does the ledger."""
     values = {**world, **KINDS[kind]}
     whole = luthier.train({**values, "output_dir": str(tmp_path / "whole")})
     folder = tmp_path / "out"
@@ -79,7 +79,7 @@ def test_going_on_equals_never_stopping(world, tmp_path, kind):
 
 
 @pytest.mark.thorough
-def test_a_killed_run_goes_on_with_the_same_rows(world, tmp_path):
+def test_a_killed_run_resumes_with_the_same_rows(world, tmp_path):
     values = {**world, "save_steps": 1, "max_steps": 30, "save_total_limit": 2}
     luthier.train({**values, "output_dir": str(tmp_path / "whole")})
     run_file = tmp_path / "run.yaml"
@@ -96,14 +96,14 @@ def test_a_killed_run_goes_on_with_the_same_rows(world, tmp_path):
     assert_equal_ends(tmp_path / "out", tmp_path / "whole")
 
 
-def test_the_account_is_that_of_the_trained_steps(world, tmp_path):
+def test_the_ledger_counts_the_rows_of_the_trained_steps(world, tmp_path):
     """Whatever was read ahead: 5 steps of 4 rows without a buffer are the first 20 rows."""
     values = {**world, "max_steps": 5, "disable_shuffling": True, "output_dir": str(tmp_path / "out")}
     luthier.train(values)
     rows = json.loads(Path(values["dataset_dir"], "numbers.json").read_text())[:20]
     account = report(tmp_path / "out")["datasets"]["numbers"]
     assert account["rows_in"] == account["kept"] == 20
-    around = len("|user\n|\n|assistant\n|\n")  # a bar stands for a special token
+    around = len("|user\n|\n|assistant\n|\n")  # a bar marks a special token
     assert account["tokens"] == sum(around + len(row["instruction"]) + len(row["output"]) for row in rows)
     assert main(["verify", str(tmp_path / "out")]) == 0
 
@@ -151,7 +151,7 @@ def test_a_file_that_breaks_off_stops_the_run_with_the_place(world, tmp_path, nu
     assert "Traceback" not in str(fault.value)
 
 
-def test_going_on_with_other_rows_is_told(world, tmp_path, capsys):
+def test_resuming_with_other_rows_is_a_warning(world, tmp_path, capsys):
     values = {**world, "output_dir": str(tmp_path / "out")}
     luthier.train({**values, "max_steps": 4})
     capsys.readouterr()

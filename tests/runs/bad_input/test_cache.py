@@ -12,7 +12,7 @@ def cache(person, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["rows.arrow", "account.json", "sizes.json"])
-def test_a_torn_entry_is_made_anew(person, cache, name):
+def test_a_torn_entry_is_rebuilt(person, cache, name):
     path = person.run_file()
     said = person.types("data", path)
     assert said.status == 0

@@ -93,7 +93,7 @@ def test_unreadable_file_of_another_kind(person, name, content, reason):
     assert reason in person.is_refused(**person.dataset(content, {"file_name": name}, name=name))
 
 
-def test_truncated_last_line_is_dropped_and_told(person):
+def test_truncated_last_line_is_dropped_and_reported(person):
     """A file of one object a line loses one row only; the account says which."""
     content = "\n".join([json.dumps(ROW)] * 4) + '\n{"instruction": "a", "outp'
     outcome = person.trains(**person.dataset(content, {"file_name": "rows.jsonl"}, name="rows.jsonl"), max_steps=1)
@@ -132,7 +132,7 @@ def test_roles_out_of_order(person, roles, reason):
     assert reason in said
 
 
-def test_a_few_bad_rows_are_dropped_and_told(person):
+def test_a_few_bad_rows_are_dropped_and_reported(person):
     rows = [talk("human", "gpt")] * 8 + [talk("gpt", "human")] * 2
     outcome = person.trains(**person.dataset(json.dumps(rows), TALKS), max_steps=1)
     assert outcome.status == 0

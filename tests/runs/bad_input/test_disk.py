@@ -35,7 +35,7 @@ def test_full_while_saving_a_checkpoint(person, small_disk, size):
     assert person.types("verify", str(out / "checkpoint-1")).status == 0
 
 
-def test_going_on_when_there_is_space_again(person, small_disk):
+def test_resuming_when_there_is_space_again(person, small_disk):
     out = small_disk(2000) / "out"
     person.trains(output_dir=str(out), **STEPWISE).complaint(1)
     outcome = person.trains(output_dir=str(out), **{**STEPWISE, "max_steps": 3, "save_strategy": "no"})

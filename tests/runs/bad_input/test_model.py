@@ -166,7 +166,7 @@ def test_adapter_of_another_rank_than_its_config_says(person, adapter, rank):
     assert "copy or download the adapter's files again" in said
 
 
-def test_adapter_of_another_rank_than_the_run_file_says_goes_on_as_it_is(person, adapter):
+def test_adapter_of_another_rank_than_the_run_file_keeps_its_rank(person, adapter):
     outcome = person.trains(adapter_name_or_path=adapter, finetuning_type="lora", lora_rank=4, max_steps=1)
     assert outcome.status == 0
     assert f"adapter {adapter} is trained further as it is (LORA, r 8, lora_alpha 16); the run file" in outcome.err
@@ -274,7 +274,7 @@ def test_config_of_another_model(person, model, changes, reason):
     assert reason in is_refused_everywhere(person, model_name_or_path=change_config(model, **changes))
 
 
-def test_weights_without_a_place_are_told(person, model, said):
+def test_unexpected_weights_are_reported(person, model, said):
     assert person.trains(model_name_or_path=change_config(model, num_hidden_layers=1)).status == 0
     assert any("9 tensors of its files have no place in the model (model.layers.1" in text for text in said)
 

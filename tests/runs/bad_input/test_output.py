@@ -50,7 +50,7 @@ def test_output_dir_is_the_folder_of_the_model(person, model, changes):
 
 
 def test_output_dir_whose_checkpoint_is_read(person, finished):
-    """Starting anew would remove the checkpoint that the run starts from."""
+    """Starting from scratch would remove the checkpoint that the run starts from."""
     copied(finished, person)
     source = str(person.out / "checkpoint-2")
     said = person.is_refused(**LORA, adapter_name_or_path=source, overwrite_output_dir=True)
@@ -85,7 +85,7 @@ def test_export_dir_that_is_taken(person, model):
 
 
 @pytest.mark.parametrize("asked", ["checkpoint-9", "checkpoint-4", "."])
-def test_resuming_from_what_is_no_whole_checkpoint(person, finished, asked):
+def test_resuming_from_an_incomplete_checkpoint(person, finished, asked):
     copied(finished, person)
     weights = person.out / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -135,7 +135,7 @@ def test_a_torn_checkpoint_is_passed_over(person, finished):
     assert person.types("verify", str(person.out / "checkpoint-4")).status == 0, "written anew"
 
 
-def test_a_weight_that_is_no_number_replaces_nothing(person, finished):
+def test_a_non_finite_weight_is_not_saved(person, finished):
     """The loss is logged rarely, and looked at after every step."""
     copied(finished, person)
     weights = (person.out / "adapter_model.safetensors").read_bytes()
@@ -147,7 +147,7 @@ def test_a_weight_that_is_no_number_replaces_nothing(person, finished):
         assert person.types("verify", str(person.out / f"checkpoint-{step}")).status == 0
 
 
-def test_a_loss_that_is_no_number_stops_the_run(person):
+def test_a_non_finite_loss_stops_the_run(person):
     said = person.trains(learning_rate=1e30, max_steps=6).complaint(1)
     assert "the loss became nan at step" in said
     assert not list(person.out.glob("*.safetensors"))

@@ -151,7 +151,7 @@ def rewards(person) -> Path:
     return path
 
 
-def test_a_function_that_is_not_there_is_told_before_its_file_is_run(person, rewards):
+def test_a_missing_function_is_reported_before_its_file_is_run(person, rewards):
     said = person.is_refused(**GRPO, reward_funcs=f"{rewards}:leters")
     assert f"{rewards} has no function leters -> correct the name; it has letters, fails_at_the_third" in said
     said = person.is_refused(**GRPO, reward_funcs=f"{rewards}x.py:letters")
@@ -175,7 +175,7 @@ def test_a_name_that_a_file_has_in_another_way_is_believed(line, tmp_path):
     assert (_reason_against(str(tmp_path / "f.py"), "other") is None) == line.endswith("*")
 
 
-def test_what_was_saved_before_a_function_failed_stays(person, rewards):
+def test_checkpoints_saved_before_a_function_fails_are_kept(person, rewards):
     keys = {**GRPO, "reward_funcs": f"{rewards}:fails_at_the_third", "max_steps": 5}
     said = person.trains(**keys, save_strategy="steps", save_steps=1).complaint(1)
     assert f"reward_funcs: {rewards}:fails_at_the_third: the score of answer 0 is nan, not a finite number" in said
@@ -210,7 +210,7 @@ def test_a_server_that_is_slow():
     )
 
 
-def test_attention_that_is_not_here_is_replaced_and_told_once_and_in_the_report(person):
+def test_unavailable_attention_is_replaced_and_reported_once_and_in_the_manifest(person):
     from luthier.core.machine import detect
 
     if detect().device != "cpu":
@@ -263,7 +263,7 @@ def test_qlora_trains_the_two_named_projections_and_nothing_else(person):
         ),
     ],
 )
-def test_nothing_that_learns(person, keys, words):
+def test_no_trainable_parameters(person, keys, words):
     assert words in person.trains(**keys).complaint(2)
 
 

@@ -62,7 +62,7 @@ def start(person) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("number", representatives([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
-def test_a_signal_saves_a_checkpoint_that_training_goes_on_from(person, start, number):
+def test_a_signal_saves_a_checkpoint_to_resume_from(person, start, number):
     training = start(**ENDLESS)
     training.says("step 3/")
     training.gets(number)

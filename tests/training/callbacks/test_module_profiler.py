@@ -24,7 +24,7 @@ def values(world, tmp_path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_passes_of_modules_are_told_at_each_log(values, capsys, checkpointing):
+def test_module_times_are_logged(values, capsys, checkpointing):
     keys = {
         "profile_modules": "model.layers.*.mlp",
         "logging_steps": 2,
@@ -57,6 +57,6 @@ def test_the_times_are_those_of_the_passes():
     assert line.startswith("  slow: forward ") and 50 <= float(line.split()[2]) < 200
 
 
-def test_patterns_that_fit_no_module(values):
+def test_patterns_that_match_no_module(values):
     with pytest.raises(InvalidInput, match=r"profile_modules: \*\.mpl: matches no module of LlamaForCausalLM"):
         luthier.train({**values, "profile_modules": "*.mpl"})

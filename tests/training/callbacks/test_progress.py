@@ -8,7 +8,7 @@ from luthier.training.callbacks.progress import numbers_of
 LOGS = {"loss": 0.5, "learning_rate": 1e-4, "throughput": 512.4, "reward": 0.8125, "other": 3.0}
 
 
-def test_the_headline_stands_beside_the_loss():
+def test_the_headline_is_shown_next_to_the_loss():
     assert numbers_of(LOGS, ("reward",)) == "loss 0.5000  reward 0.8125  lr 1.00e-04  512 tokens/s"
     assert numbers_of(LOGS) == "loss 0.5000  lr 1.00e-04  512 tokens/s"
 

@@ -27,7 +27,7 @@ def test_the_library_is_a_problem_if_it_is_missing(monkeypatch):
         callbacks_of(load_train(RUN), STAGES.get("sft"))
 
 
-def test_keys_that_are_not_read_are_told():
+def test_keys_without_effect_are_a_warning():
     local = load_train(RUN | {"swanlab_mode": "local", "swanlab_api_key": KEY})
     (warning,) = [warning for warning in local.warnings if warning.key == "swanlab_api_key"]
     assert "local records need no account" in warning.reason and KEY not in str(warning)
@@ -35,7 +35,7 @@ def test_keys_that_are_not_read_are_told():
     assert any("only by use_swanlab: true" in warning.reason for warning in off.warnings)
 
 
-def test_a_secret_without_an_address_is_an_error_that_does_not_tell_it():
+def test_a_secret_without_an_address_is_an_error_that_hides_it():
     with pytest.raises(ConfigError, match="there is no address to send them to") as caught:
         load_train(RUN | {"swanlab_lark_secret": KEY})
     assert KEY not in str(caught.value)
@@ -66,7 +66,7 @@ def test_a_run_is_recorded_with_its_keys_and_its_secrets_stay_secret(library, tm
     assert not any(KEY.encode() in content for content in written)
 
 
-def test_an_account_that_does_not_let_us_in_is_one_error(library, monkeypatch):
+def test_a_failed_login_is_one_error(library, monkeypatch):
     def refuse(api_key):
         raise library.exceptions.AuthenticationError(f"no such key: {api_key}")
 

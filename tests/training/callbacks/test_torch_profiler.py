@@ -22,7 +22,7 @@ def values(world, tmp_path) -> dict[str, Any]:
     return {**world, "output_dir": str(tmp_path / "out")}
 
 
-def test_one_trace_of_the_step_that_is_asked_for(values):
+def test_one_trace_of_the_requested_step(values):
     keys = {"enable_torch_profiler": True, "profiler_with_stack": False, "profiler_warmup_steps": 0}
     luthier.train({**values, **keys})
     (path,) = Path(values["output_dir"], "profiler", "rank_0").glob("*.json")
@@ -33,7 +33,7 @@ def test_one_trace_of_the_step_that_is_asked_for(values):
     assert operation["args"]["Input Dims"]
 
 
-def test_a_trace_each_second_step_in_a_folder_of_ones_own(values, tmp_path):
+def test_a_trace_every_second_step_in_the_given_folder(values, tmp_path):
     keys = {"enable_torch_profiler": True, "profiler_with_stack": False, "profiler_record_shapes": False}
     keys |= {"profiler_wait_steps": 0, "profiler_repeat": 0, "profiler_profile_memory": False}
     luthier.train({**values, **keys, "profiler_output_dir": str(tmp_path / "traces")})

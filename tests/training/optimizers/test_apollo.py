@@ -94,7 +94,7 @@ def test_it_resumes(tmp_path, dtype, layerwise):
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(keys, text):
+def test_incompatible_keys_are_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "use_apollo": True, "finetuning_type": "full", **keys})
     assert text in str(caught.value)

@@ -1,4 +1,4 @@
-"""BAdam: each block steps as AdamW does on it alone, and nothing else has gradients or state."""
+"""BAdam: each block steps as with AdamW alone, and nothing else has gradients or state."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def learning(model: Any) -> set[str]:
 
 
 def test_blocks_step_in_turn_each_with_fresh_moments(tmp_path):
-    """Two steps for layer 0, two for layer 1, one for layer 0 again, against AdamW made anew for each turn."""
+    """Two steps for layer 0, two for layer 1, one for layer 0 again, against a new AdamW for each turn."""
     model, by_hand = tiny_model(), tiny_model()
     args = arguments(tmp_path, weight_decay=0.1)
     optimizer = built("badam", model, args, use_badam=True, badam_switch_interval=2)
@@ -75,7 +75,7 @@ def test_a_block_that_stays_keeps_its_moments(tmp_path, keys):
     assert {int(state["step"]) for state in optimizer.inner.state.values()} == {3}
 
 
-def test_sixteen_bits_are_learned_in_a_float32_copy(tmp_path):
+def test_sixteen_bit_weights_are_trained_in_a_float32_copy(tmp_path):
     """Steps of 1e-4 of a weight of 1 are lost in bfloat16, and add up in the copy."""
     model = tiny_model(torch.bfloat16)
     weight = model.get_parameter("model.layers.0.input_layernorm.weight")
@@ -133,16 +133,16 @@ def test_ratio_one_is_adamw_on_all_but_the_embeddings(tmp_path):
 @pytest.mark.parametrize(
     "keys", [{"badam_switch_mode": "random"}, {"badam_mode": "ratio", "badam_mask_mode": "scatter"}], ids=str
 )
-def test_it_resumes_in_the_midst_of_a_block(tmp_path, dtype, keys):
+def test_it_resumes_within_a_block(tmp_path, dtype, keys):
     assert_resumes("badam", tmp_path, dtype=dtype, use_badam=True, badam_switch_interval=3, **keys)
 
 
-def test_a_start_block_that_is_not_there(tmp_path):
+def test_a_missing_start_block_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="badam_start_block: 2: this model has the blocks 0 to 1"):
         built("badam", tiny_model(), arguments(tmp_path), use_badam=True, badam_start_block=2)
 
 
-def test_what_is_said(tmp_path, capsys):
+def test_log_output(tmp_path, capsys):
     set_up()
     built("badam", tiny_model(), arguments(tmp_path), use_badam=True, badam_verbose=2, badam_start_block=1)
     said = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_what_is_said(tmp_path, capsys):
         ({"badam_start_block": -1}, "badam_start_block: -1: must be at least 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(keys, text):
+def test_incompatible_keys_are_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "use_badam": True, "finetuning_type": "full", **keys})
     assert text in str(caught.value)

@@ -22,7 +22,7 @@ PROJECTS: dict[str, dict[str, str]] = {
 
 
 def by_hand(weight: torch.Tensor, gradients: list[torch.Tensor], side: str, *, rank: int, scale: float, decay: float):
-    """W <- W (1 - lr decay) - lr scale P Adam(P^T G Q^T) Q, with P and Q taken anew at every second step."""
+    """W <- W (1 - lr decay) - lr scale P Adam(P^T G Q^T) Q, with P and Q recomputed at every second step."""
     eye_rows, eye_columns = torch.eye(weight.shape[0]), torch.eye(weight.shape[1])
     mean = square = torch.zeros(())
     for step, gradient in enumerate(gradients, start=1):
@@ -53,7 +53,7 @@ def test_three_steps_by_hand(tmp_path, proj_type):
         assert torch.allclose(model.get_parameter(name), expected, atol=1e-5)
 
 
-def test_what_is_not_projected_steps_as_adamw_does(tmp_path):
+def test_unprojected_weights_step_as_in_adamw(tmp_path):
     model, plain = tiny_model(), tiny_model()
     optimizer = built("galore", model, arguments(tmp_path), use_galore=True, galore_target=("mlp",))
     adamw = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0)
@@ -92,7 +92,7 @@ def test_it_resumes(tmp_path, dtype, optim, layerwise):
     assert_resumes("galore", tmp_path, dtype=dtype, args=arguments(tmp_path, optim=optim, weight_decay=0.1), **keys)
 
 
-def test_each_weight_by_itself_gives_the_same_and_frees_its_gradient(tmp_path):
+def test_layerwise_steps_give_the_same_and_free_gradients(tmp_path):
     """Through a real backward pass, with no bound on the norm of the gradient."""
     together, apart = tiny_model(), tiny_model()
     ids = torch.arange(48).view(2, 24)
@@ -126,7 +126,7 @@ def test_each_weight_by_itself_gives_the_same_and_frees_its_gradient(tmp_path):
         ({"galore_layerwise": True, "fp16": True}, "galore_layerwise: true: applies gradients before"),
     ],
 )
-def test_what_does_not_go_together_is_refused(keys, text):
+def test_incompatible_keys_are_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "use_galore": True, "finetuning_type": "full", **keys})
     assert text in str(caught.value)

@@ -1,4 +1,4 @@
-"""LoRA+: the groups are those of peft, and B learns faster by the factor."""
+"""LoRA+: the groups are those of peft, and the learning rate of B is multiplied by the factor."""
 
 from collections import Counter
 from typing import Any
@@ -52,12 +52,12 @@ def test_weight_decay_spares_norms(tmp_path):
         ({"use_muon": True}, "use_muon: true: another optimizer is switched on too"),
     ],
 )
-def test_what_does_not_go_together_is_refused(keys, text):
+def test_incompatible_keys_are_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "loraplus_lr_ratio": 16, **keys})
     assert text in str(caught.value)
 
 
-def test_processes_may_share_the_weights_out():
+def test_weights_may_be_sharded():
     run = load_train({**RUN, "loraplus_lr_ratio": 16, "fsdp": "full_shard"})
     assert run.optimizers["loraplus"].loraplus_lr_ratio == 16

@@ -61,7 +61,7 @@ def test_a_schedule_reaches_every_part(tmp_path):
         ({"deepspeed": "ds.json"}, "use_muon: true: needs whole weights, and deepspeed gives each process a part"),
     ],
 )
-def test_what_does_not_go_together_is_refused(keys, text):
+def test_incompatible_keys_are_refused(keys, text):
     with pytest.raises(ConfigError) as caught:
         load_train({**RUN, "use_muon": True, "finetuning_type": "full", **keys})
     assert text in str(caught.value)
