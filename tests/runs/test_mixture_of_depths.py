@@ -90,11 +90,14 @@ def test_a_dense_model_cannot_be_loaded_as_one(world):
     ("keys", "words"),
     [
         ({"finetuning_type": "lora"}, "an adapter holds no routers -> set finetuning_type: full"),
-        ({"finetuning_type": "freeze"}, "fresh routers must learn together with the blocks"),
+        ({"finetuning_type": "freeze"}, "routers must be trained together with the blocks"),
         ({"stage": "dpo"}, "defined for the loss of pt and sft only"),
-        ({"quantization_bit": 4, "finetuning_type": "lora", "mixture_of_depths": "load"}, "have to learn"),
+        (
+            {"quantization_bit": 4, "finetuning_type": "lora", "mixture_of_depths": "load"},
+            "must be trained, and quantized",
+        ),
         ({"shift_attn": True}, "leave one of the two out"),
-        ({"flash_attn": "disabled"}, "which plain attention does not"),
+        ({"flash_attn": "disabled"}, "does not attend across samples, and plain attention does"),
         ({"moe_aux_loss_coef": 0.1}, "counts every token in every block"),
         ({"fsdp": "full_shard"}, "FSDP and ZeRO-3 shard its weights"),
         (
