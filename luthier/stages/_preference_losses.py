@@ -130,7 +130,8 @@ def apo_zero(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
 
 
 def apo_down(d_w: "Tensor", d_l: "Tensor", *, beta: float) -> "Tensor":
-    """s(beta d_w) + 1 - s(beta (d_w - d_l)): lowers both, rejected answers more (APO, https://arxiv.org/abs/2408.06266).
+    """s(beta d_w) + 1 - s(beta (d_w - d_l)): lowers both, rejected answers more (APO,
+    https://arxiv.org/abs/2408.06266).
 
     For a policy that is already better than the chosen answers.
     """

@@ -119,7 +119,7 @@ def round_weights(model: "PreTrainedModel", how: "Quantization | None", record: 
     quantize = how.quantizer.linear
     if quantize is None:
         raise ModelError(
-            f"quantization_method: {how.quantizer.name}: what it makes of weights cannot be turned back into plain weights, so"
+            f"quantization_method: {how.quantizer.name}: its weights cannot be turned back into plain ones, so"
             " this adapter cannot be merged -> use model and adapter side by side"
         )
     for name in layers_to_quantize(model):

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftedAttentionConfig:
     shift_attn: bool = False
-    """Shifted sparse attention: attend within groups of a long text while training (https://arxiv.org/abs/2309.12307)."""
+    """Shifted sparse attention: attend within groups of a long text while training (https://arxiv.org/abs/2309.12307).
+    """
 
 
 RULES = Rules(

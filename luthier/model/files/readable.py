@@ -62,8 +62,8 @@ def _unusable(source: ModelFiles, part: str, fault: BaseException) -> ModelError
     reason = " ".join(line.strip() for line in (lines if lines[0].rstrip().endswith(":") else lines[:1]))
     if not source.is_local:
         return ModelError(
-            f"{source}: there is no folder of this name here, and its {part} cannot be fetched from the hub ({reason}) -> "
-            "give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
+            f"{source}: there is no folder of this name here, and its {part} cannot be fetched from the hub ({reason})"
+            " -> give the path of a folder or a .gguf file, or check the name, the network and hf_hub_token"
         )
     remedy = "make sure that the folder is complete; copy or download it again"
     for words, meaning, what_to_do in _CAUSES:

@@ -145,8 +145,8 @@ def prepare_prequantized(name: str, config: "PreTrainedConfig", *, unpacks: bool
     """Ready `config` for loading; True if the weights are quantized already.
 
     `unpacks`: the model is to be trained or exported, or gets an adapter. `quantizes`: the run asks for
-    `quantization_bit`, which then has no effect, as a log line says. Raises `ModelError` or `MissingExtra` for what cannot be
-    loaded here.
+    `quantization_bit`, which then has no effect, as a log line says. Raises `ModelError` or `MissingExtra` for what
+    cannot be loaded here.
     """
     found = prequantized_format_of(config)
     if found is None:
