@@ -3,30 +3,29 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.chat.encoder import TurnIds
 from luthier.data.packing.best_fit import Packs
-from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded, label_turns
-from luthier.data.rows.loss_weights import weighted_rows
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.tokenize import Written
 
 
 def settings(method: Any) -> RowSettings:
     return RowSettings(train_on_prompt=method.train_on_prompt, mask_history=method.mask_history)
 
 
-def write(example: Dialogue, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
+def write(example: Dialogue, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """Every turn of the conversation."""
     rows = encoding.written(example, keep_past_thinking=not settings.mask_history)
     return [(row,) for row in (rows[-1:] if settings.mask_history else rows)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded]:
     """The answers are targets; the prompts are not, unless `train_on_prompt`."""
     (turns,) = parts
     row = label_turns(
@@ -41,12 +40,14 @@ def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSetti
 
 def weigh(
     example: Dialogue,
-    written: Sequence[Written],
-    turns: Sequence[list[TurnIds]],
-    encoding: Encoding,
+    written: "Sequence[Written]",
+    turns: "Sequence[list[TurnIds]]",
+    encoding: "Encoding",
     settings: RowSettings,
 ) -> list[Encoded]:
     """What the messages themselves say takes precedence over `train_on_prompt` and `mask_history`."""
+    from luthier.data.rows.loss_weights import weighted_rows
+
     return weighted_rows(
         example,
         written,
@@ -57,7 +58,7 @@ def weigh(
     )
 
 
-def packer(run: "TrainRun", encoding: Encoding) -> Packs | None:
+def packer(run: "TrainRun", encoding: "Encoding") -> Packs | None:
     return Packs(run.data.cutoff_len) if run.data.packing or run.data.neat_packing else None
 
 

@@ -2,30 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
-from luthier.data.chat.encoder import TurnIds
 from luthier.data.plans import dialogues
-from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue
+
+if TYPE_CHECKING:
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.tokenize import Written
 
 
 def settings(method: Any) -> RowSettings:
     return replace(dialogues.settings(method), own_answers=method.gkd_lambda > 0)
 
 
-def write(example: Dialogue, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
+def write(example: Dialogue, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """Every turn of the conversation, or the last one, with a prompt as a server sends it."""
     if settings.own_answers:
         return [(encoding.written_apart(example),)]
     return dialogues.write(example, encoding, settings)
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded]:
     """A prompt that the student answers is never truncated: its end asks for the answer."""
     if not settings.own_answers:
         return dialogues.label(parts, encoding, settings)
@@ -41,9 +43,9 @@ def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSetti
 
 def weigh(
     example: Dialogue,
-    written: Sequence[Written],
-    turns: Sequence[list[TurnIds]],
-    encoding: Encoding,
+    written: "Sequence[Written]",
+    turns: "Sequence[list[TurnIds]]",
+    encoding: "Encoding",
     settings: RowSettings,
 ) -> list[Encoded]:
     if settings.own_answers:

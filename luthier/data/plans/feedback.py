@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
-from luthier.data.chat.encoder import TurnIds
 from luthier.data.packing.kl_pairs import MismatchedPairs
-from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded, label_answers
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Feedback
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.tokenize import Written
 
 
-def write(example: Feedback, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
+def write(example: Feedback, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """The last answer after the prompt that a server would send."""
     if example.liked and not example.messages[-1].content.strip():
         raise RowError("the liked answer is empty")
@@ -24,12 +24,12 @@ def write(example: Feedback, encoding: Encoding, settings: RowSettings) -> Seque
     return [(encoding.written_last(dialogue),)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded, ...]:
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded, ...]:
     ((answer,),) = parts
     return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
 
 
-def packer(run: "TrainRun", encoding: Encoding) -> MismatchedPairs:
+def packer(run: "TrainRun", encoding: "Encoding") -> MismatchedPairs:
     return MismatchedPairs(run.data.cutoff_len)
 
 

@@ -1,17 +1,20 @@
 """A better and a worse answer to the same prompt (rm, dpo)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
-from luthier.data.chat.encoder import TurnIds
-from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import Encoded, label_answers
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Preference
 
+if TYPE_CHECKING:
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.tokenize import Written
 
-def write(example: Preference, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written, Written]]:
+
+def write(example: Preference, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written, Written]]":
     """Both answers, each after the prompt that a server would send."""
     if example.chosen.content == example.rejected.content:
         raise RowError("the chosen and the rejected answer are the same")
@@ -24,7 +27,7 @@ def write(example: Preference, encoding: Encoding, settings: RowSettings) -> Seq
     return [(chosen, rejected)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded, ...]:
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded, ...]:
     """Both answers are targets, within one budget."""
     answers = [turn for (turn,) in parts]
     chosen, rejected = label_answers(answers, cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)

@@ -4,19 +4,23 @@ An answer in the data is kept as the labels of the row, for reward functions tha
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
-from luthier.data.chat.encoder import TurnIds
-from luthier.data.chat.render import Turn, render
-from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written
 from luthier.data.types import Dialogue, Prompt
 
+if TYPE_CHECKING:
+    from luthier.data.chat.encoder import TurnIds
+    from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.tokenize import Written
 
-def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings) -> Sequence[tuple[Written]]:
+
+def write(example: Dialogue | Prompt, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """The prompt as a server sends it, and the plain text of the reference answer, if there is one."""
+    from luthier.data.chat.render import Turn, render
+
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
     answer = () if is_open else (example.messages[-1].content,)
@@ -36,7 +40,7 @@ def write(example: Dialogue | Prompt, encoding: Encoding, settings: RowSettings)
     return [((Turn(turn.prompt, answer),),)]
 
 
-def label(parts: Sequence[list[TurnIds]], encoding: Encoding, settings: RowSettings) -> tuple[Encoded]:
+def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded]:
     """A prompt is never truncated: its end asks for the answer."""
     (((prompt, answer),),) = parts
     if encoding.cutoff_len is not None and len(prompt) > encoding.cutoff_len:

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from luthier.config.keys.hubs import Hub, hub_in_use
 from luthier.core.errors import ModelError
 from luthier.core.log import info
@@ -78,6 +76,8 @@ def fetched(name: str) -> str:
 
 @cache
 def _fetch(hub: Hub, name: str, access: HubAccess) -> str:
+    from filelock import FileLock  # would slow down every command
+
     client = require(hub.module, hub.extra, f"{name}: {hub.variable}, which asks for models of {hub.title},")
     # Not all of what a library raises is of one of Python's kinds.
     own = vars(importlib.import_module(hub.errors)).values() if hub.errors else ()
