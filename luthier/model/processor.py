@@ -93,13 +93,13 @@ def _libraries_available(name: str) -> Iterator[None]:
         raise
 
 
-def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
+def fit_processor(run: "TrainRun | ExportRun", source: ModelSource | None = None) -> FittedProcessor | None:
     """The processor that is saved with the weights of `run`; None for that of the model as it is, if it has one.
 
-    Raises as `load_processor`.
+    `source`: of the model, if it is located already. Raises as `load_processor`.
     """
     keys, limits = run.model, given_limits(run)
-    source = _source(keys)
+    source = _source(keys, source or model_source(keys))
     if not limits and source.name == keys.model_name_or_path:
         return None
     files = _find(source.name, source.access)
@@ -115,9 +115,8 @@ def fit_processor(run: "TrainRun | ExportRun") -> FittedProcessor | None:
     return FittedProcessor(files, *loaded)
 
 
-def _source(keys: "ModelConfig") -> ModelSource:
+def _source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
     """The last adapter, if a run with limits has saved a processor beside it; else the model."""
-    source = model_source(keys)
     if keys.adapter_name_or_path:
         last = local_path(keys.adapter_name_or_path[-1], source.access)
         folder = Path(last, keys.adapter_folder or "").expanduser()

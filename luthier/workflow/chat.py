@@ -26,6 +26,6 @@ def open_chat(run: "InferRun") -> "ChatSession":
     else:
         thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
         prompting = TemplatePrompting(text.template, text.encoding.encoder, thinking, keep_thoughts)
-    model = ENGINES.get(run.model.infer_backend).open(run, text.tokenizer, set(text.fitted.stop_token_ids))
+    model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating))

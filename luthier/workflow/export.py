@@ -13,6 +13,7 @@ from luthier.core.files import require_apart, require_writable, save_folder_atom
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.hubs import fetched
+from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.processor import fit_processor
 from luthier.model.quantization._prequantized import GPTQ_LIBRARIES
@@ -47,13 +48,14 @@ def export(run: "ExportRun") -> Path:
     assert run.export.export_dir, "the rules of the run ask for it"
     target = Path(run.export.export_dir).expanduser()
     check_target(target, run.model.model_name_or_path, run.model.adapter_name_or_path)
-    check_mergeable(run)
-    check_gguf(run)
-    check_quantizable(run)
-    text = load_text_side(run)
-    processor, samples = fit_processor(run), calibration(run, text)
+    source = model_source(run.model)
+    check_mergeable(run, source)
+    check_gguf(run, source)
+    check_quantizable(run, source)
+    text = load_text_side(run, source)
+    processor, samples = fit_processor(run, source), calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
-    model = load_for_export(run, before_merge=reference)
+    model = load_for_export(run, before_merge=reference, source=source)
     check_finite(model)
     if reference is not None and not reference.logits:
         reference(model)
@@ -204,16 +206,15 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
     require_writable("export_dir", target)
 
 
-def check_mergeable(run: "ExportRun") -> None:
+def check_mergeable(run: "ExportRun", source: ModelSource) -> None:
     """Adapters cannot be merged into weights that a quantizer packed. Raises `ModelError`."""
-    from luthier.model.files.sources import model_source
     from luthier.model.loading.config import load_config
     from luthier.model.quantization._prequantized import prequantized_format_of
 
     keys = run.model
     if not keys.adapter_name_or_path:
         return
-    config = load_config(model_source(keys))
+    config = load_config(source)
     found = prequantized_format_of(config)
     if found is not None and not found[1].unpacks:
         raise ModelError(
@@ -222,9 +223,8 @@ def check_mergeable(run: "ExportRun") -> None:
         )
 
 
-def check_quantizable(run: "ExportRun") -> None:
+def check_quantizable(run: "ExportRun", source: ModelSource) -> None:
     """Raises `MissingExtra` without the library, `ModelError` for weights that are quantized already."""
-    from luthier.model.files.sources import model_source
     from luthier.model.loading.config import load_config
     from luthier.model.quantization._prequantized import prequantized_format_of
 
@@ -234,7 +234,7 @@ def check_quantizable(run: "ExportRun") -> None:
     for module in GPTQ_LIBRARIES:
         if not is_installed(module):
             raise missing_extra(module, "gptq", "export_quantization_bit")
-    found = prequantized_format_of(load_config(model_source(keys)))
+    found = prequantized_format_of(load_config(source))
     if found is not None and not found[1].unpacks:
         raise ModelError(
             f"model_name_or_path: {keys.model_name_or_path}: its weights are quantized already ({found[1].words})"
@@ -242,15 +242,13 @@ def check_quantizable(run: "ExportRun") -> None:
         )
 
 
-def check_gguf(run: "ExportRun") -> None:
+def check_gguf(run: "ExportRun", source: ModelSource) -> None:
     """Raises `ModelError` for a model that GGUF has no layout for."""
     from luthier.model.files.gguf.writer import check_writable
-    from luthier.model.files.sources import model_source
     from luthier.model.loading.config import load_config
 
-    keys = run.model
     if run.export.export_gguf is not None:
-        check_writable(load_config(model_source(keys)))
+        check_writable(load_config(source))
 
 
 def check_finite(model: "PreTrainedModel") -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
+    source: ModelSource
+    """Of the model, whose tokenizer this is."""
     fitted: "FittedTokenizer"
     template: Template
     encoding: Encoding
@@ -41,9 +43,12 @@ def tokenizer_source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
     return source
 
 
-def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = True) -> TextSide:
-    """`reads_chat` false: rows are plain text, so a chat format is not looked for where none is named.
-    `for_model` false: rows are only inspected, so tokens without a row in the embedding are a warning.
+def load_text_side(
+    run: "Run", source: ModelSource | None = None, *, reads_chat: bool = True, for_model: bool = True
+) -> TextSide:
+    """`source`: of the model, if it is located already. `reads_chat` false: rows are plain text, so a chat format is
+    not looked for where none is named. `for_model` false: rows are only inspected, so tokens without a row in the
+    embedding are a warning.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
@@ -52,7 +57,7 @@ def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = Tru
 
     silence_libraries()
     model, data = run.model, run.data
-    source = model_source(model)
+    source = source or model_source(model)
     check_source(source, weights=for_model and not model.train_from_scratch)
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
@@ -75,7 +80,7 @@ def load_text_side(run: "Run", *, reads_chat: bool = True, for_model: bool = Tru
     if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
         report_template(encoding, model.model_name_or_path, fitted.stop_token_ids)
     give_chat_template(tokenizer, template)
-    return TextSide(fitted, template, encoding)
+    return TextSide(source, fitted, template, encoding)
 
 
 def fit_to_format(

@@ -59,7 +59,7 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
-    processor = fit_processor(run) if run.trains else None
+    processor = fit_processor(run, text.source) if run.trains else None
     policy = load_policy(run, stage, text, machine, output_dir)
     parts = make_parts(
         run,
@@ -108,13 +108,13 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
     unavailable: dict[str, str] = {}
     scores = stage.head == "score"
     if run.trains:
-        loaded = load_for_training(run, text.fitted, machine, scores=scores)
+        loaded = load_for_training(run, text.fitted, machine, source=text.source, scores=scores)
         if loaded.attention.reason:
             unavailable["flash_attn"] = loaded.attention.reason
         model, padding_reason = loaded.model, loaded.padding_reason
         require_space("output_dir", output_dir, num_saved_bytes(model))
     else:
-        model = load_for_inference(run, machine, scores=scores)
+        model = load_for_inference(run, machine, source=text.source, scores=scores)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)

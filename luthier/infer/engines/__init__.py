@@ -8,6 +8,7 @@ from luthier.infer.types import Answer, Settings
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
+    from luthier.model.files.sources import ModelSource
 
 
 class Generating(Protocol):
@@ -27,5 +28,5 @@ class Generating(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     name: str
-    open: "Callable[[InferRun, Any, Collection[int]], Generating]"
-    """(run, tokenizer, stop ids) -> the loaded model."""
+    open: "Callable[[InferRun, ModelSource, Any, Collection[int]], Generating]"
+    """(run, source of its model, tokenizer, stop ids) -> the loaded model."""

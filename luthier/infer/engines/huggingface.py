@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from luthier.config.runs import InferRun
+    from luthier.model.files.sources import ModelSource
 
 
 class HuggingFaceModel:
@@ -154,13 +155,13 @@ def _streamer(ready: "SimpleQueue[int | None]") -> Any:
     return NewTokens()
 
 
-def open_model(run: "InferRun", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
+def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
     """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
     from luthier.infer.decoding import end_ids
     from luthier.model.backends import load_for_inference
     from luthier.model.embeddings import fit_embeddings
 
-    model = load_for_inference(run)
+    model = load_for_inference(run, source=source)
     if fit_embeddings(model, tokenizer):
         warn("the tokenizer has tokens that the model was never trained on; their embeddings are close to the mean")
     all_ends = {*stop_ids, *end_ids(model)}

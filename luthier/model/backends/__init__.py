@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import BACKENDS
 from luthier.core.machine import Machine, detect
+from luthier.model.files.sources import ModelSource, model_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,10 +28,10 @@ class Backend:
     """Whether a run asks for it."""
     prepare_arguments: "Callable[[Any, TrainRun, Machine], None]" = lambda args, run, machine: None
     """(TrainingArguments, run, machine): what the library needs to know before a model is loaded."""
-    load_for_training: "Callable[[TrainRun, FittedTokenizer, Machine, bool], LoadedModel]"
-    """(run, tokenizer, machine, scores) -> the model, with its trainable parameters settled."""
-    load_for_inference: "Callable[[InferRun | TrainRun, Machine, bool], PreTrainedModel]"
-    """(run, machine, scores) -> the model with its adapters, in evaluation mode."""
+    load_for_training: "Callable[[TrainRun, ModelSource, FittedTokenizer, Machine, bool], LoadedModel]"
+    """(run, source, tokenizer, machine, scores) -> the model, with its trainable parameters settled."""
+    load_for_inference: "Callable[[InferRun | TrainRun, ModelSource, Machine, bool], PreTrainedModel]"
+    """(run, source, machine, scores) -> the model with its adapters, in evaluation mode."""
 
 
 def backend_of(run: "Run") -> Backend:
@@ -40,14 +41,27 @@ def backend_of(run: "Run") -> Backend:
 
 
 def load_for_training(
-    run: "TrainRun", fitted: "FittedTokenizer", machine: Machine | None = None, *, scores: bool = False
+    run: "TrainRun",
+    fitted: "FittedTokenizer",
+    machine: Machine | None = None,
+    *,
+    source: ModelSource | None = None,
+    scores: bool = False,
 ) -> "LoadedModel":
-    """The model of a training run. `scores`: load a reward model instead of a language model. Raises `ModelError`."""
-    return backend_of(run).load_for_training(run, fitted, machine or detect(), scores)
+    """The model of a training run. Raises `ModelError`.
+
+    `source`: of the model, if it is located already. `scores`: load a reward model instead of a language model.
+    """
+    source = source or model_source(run.model)
+    return backend_of(run).load_for_training(run, source, fitted, machine or detect(), scores)
 
 
 def load_for_inference(
-    run: "InferRun | TrainRun", machine: Machine | None = None, *, scores: bool = False
+    run: "InferRun | TrainRun",
+    machine: Machine | None = None,
+    *,
+    source: ModelSource | None = None,
+    scores: bool = False,
 ) -> "PreTrainedModel":
-    """The model of a run with its adapters, in evaluation mode. `scores` as in `load_for_training`."""
-    return backend_of(run).load_for_inference(run, machine or detect(), scores)
+    """The model of a run with its adapters, in evaluation mode. `source` and `scores` as in `load_for_training`."""
+    return backend_of(run).load_for_inference(run, source or model_source(run.model), machine or detect(), scores)

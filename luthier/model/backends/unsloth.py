@@ -33,7 +33,7 @@ from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import ModelFiles, ModelSource, check_source, model_source
+from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
 from luthier.model.loading.loaded import repair_generation_config, require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
@@ -66,13 +66,14 @@ def import_unsloth(machine: Machine) -> Any:
     return importlib.import_module("unsloth").FastLanguageModel
 
 
-def load_for_training(run: "TrainRun", fitted: "FittedTokenizer", machine: Machine, scores: bool) -> LoadedModel:
+def load_for_training(
+    run: "TrainRun", source: ModelSource, fitted: "FittedTokenizer", machine: Machine, scores: bool
+) -> LoadedModel:
     """Raises `ModelError`."""
     import torch
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
     fast = import_unsloth(machine)
-    source = model_source(keys)
     config = load_config(source)
     torch.manual_seed(run.training["seed"])
     bf16, fp16 = run.training["bf16"], run.training["fp16"]
@@ -106,11 +107,12 @@ def load_for_training(run: "TrainRun", fitted: "FittedTokenizer", machine: Machi
     return LoadedModel(model, dtype, Attention("unsloth"), trainable, total, PADDING_REASON)
 
 
-def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: bool) -> "PreTrainedModel":
+def load_for_inference(
+    run: "InferRun | TrainRun", source: ModelSource, machine: Machine, scores: bool
+) -> "PreTrainedModel":
     """The model, its one adapter beside its weights, in unsloth's way of generating text. Raises `ModelError`."""
     fast = import_unsloth(machine)
     keys = run.model
-    source = model_source(keys)
     config = load_config(source)
     require_kind(keys.model_name_or_path, config, scores=False)
     dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)

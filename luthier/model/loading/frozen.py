@@ -38,8 +38,9 @@ def load_frozen_model(
     token ids in another way than the policy.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
+    located = model_source(keys)
     with _under(key):
-        own = load_tokenizer(model_source(keys), use_fast=keys.use_fast_tokenizer)
+        own = load_tokenizer(located, use_fast=keys.use_fast_tokenizer)
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
     if difference:
         raise ModelError(
@@ -49,7 +50,9 @@ def load_frozen_model(
     choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
     quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
     with _under(key):
-        model = load_merged(replace(run, model=keys), machine, choose_dtype, quantization=quantization, scores=scores)
+        model = load_merged(
+            replace(run, model=keys), located, machine, choose_dtype, quantization=quantization, scores=scores
+        )
     num_known, num_tokens = num_rows(model), len(fitted.tokenizer)
     if num_known < num_tokens:
         raise ModelError(

@@ -9,7 +9,7 @@ from luthier.model.adapters._loftq import read_record, round_weights
 from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_adapters, merge_adapters
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
-from luthier.model.files.sources import model_source
+from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.loading.base import load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 
 
-def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: bool = False) -> "PreTrainedModel":
+def load_for_inference(
+    run: "InferRun | TrainRun", source: ModelSource, machine: Machine, scores: bool = False
+) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
 
     Into quantized weights nothing can be merged, so there the one adapter stays separate.
@@ -32,6 +34,7 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: boo
     may_offload = machine.num_accelerators > 0 or "offload_folder" in run.given
     return load_merged(
         run,
+        source,
         machine,
         partial(inference_dtype, run.model.infer_dtype, machine=machine),
         device_map="auto" if machine.num_accelerators else None,
@@ -42,12 +45,16 @@ def load_for_inference(run: "InferRun | TrainRun", machine: Machine, scores: boo
 
 
 def load_for_export(
-    run: "ExportRun", machine: Machine | None = None, before_merge: "Callable[[PeftModel], None] | None" = None
+    run: "ExportRun",
+    machine: Machine | None = None,
+    before_merge: "Callable[[PeftModel], None] | None" = None,
+    *,
+    source: ModelSource | None = None,
 ) -> "PreTrainedModel":
     """The model with all adapters of the run merged, in the number format it is to be saved in.
 
     `infer_dtype: auto` keeps that of the checkpoint, whatever this machine computes best. `before_merge` is called with
-    the model and each adapter before that adapter is merged.
+    the model and each adapter before that adapter is merged. `source`: of the model, if it is located already.
     """
     machine = machine or detect()
 
@@ -58,6 +65,7 @@ def load_for_export(
 
     return load_merged(
         run,
+        source or model_source(run.model),
         machine,
         choose_dtype,
         device_map="auto" if run.export.export_device == "auto" else None,
@@ -70,6 +78,7 @@ def load_for_export(
 
 def load_merged(
     run: "Run",
+    source: ModelSource,
     machine: Machine,
     choose_dtype: "Callable[..., torch.dtype]",
     *,
@@ -86,7 +95,7 @@ def load_merged(
     `choose_dtype`, `unpacks`: see `load_base`. `offload_folder`: see `placement`. `scores`: whether a reward model is
     wanted, None for either kind. `rounding`: an adapter of LoftQ is merged into what these keys make of the weights.
     """
-    source, given = model_source(run.model), given_adapters(run.model)
+    given = given_adapters(run.model)
     config = load_config(source)
     purpose = purpose_of(run, machine)
     model = load_base(

@@ -12,7 +12,7 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
 from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
 from luthier.model.features import Training
-from luthier.model.files.sources import ModelSource, model_source
+from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.loading.base import load_base, purpose_of
 from luthier.model.loading.config import load_config
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def load_for_training(
-    run: "TrainRun", fitted: "FittedTokenizer", machine: Machine, scores: bool = False
+    run: "TrainRun", source: ModelSource, fitted: "FittedTokenizer", machine: Machine, scores: bool = False
 ) -> LoadedModel:
     """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
 
@@ -44,7 +44,6 @@ def load_for_training(
 
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
-    source = model_source(keys)
     config = load_config(source)
     require_trainable(run, config)
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
