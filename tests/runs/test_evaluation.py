@@ -193,7 +193,9 @@ def test_with_several_losses_the_best_metric_must_be_named(values, keys):
 
 def test_a_metric_that_no_evaluation_gives_is_named(values):
     keys = {**WORSENS, "early_stopping_steps": 2, "metric_for_best_model": "eval_accuracy"}
-    with pytest.raises(RunFailed, match=r"metric_for_best_model: eval_accuracy: evaluation gives .*eval_loss"):
+    with pytest.raises(
+        RunFailed, match=r"metric_for_best_model: eval_accuracy: is not an evaluation metric -> use one of .*eval_loss"
+    ):
         luthier.train({**values, **keys})
 
 

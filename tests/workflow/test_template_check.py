@@ -132,7 +132,7 @@ def test_what_generation_config_calls_an_end_is_a_stop(folder, capsys):
     ("template", "words", "message"),
     [
         (None, (), "has no chat template of its own"),
-        (CHATML, ("smolm2",), "did you mean 'smollm2'?"),
+        (CHATML, ("smolm2",), "did you mean 'smollm2' or 'smollm'?"),
         (CHATML, ("auto", "--data", "absent.yaml"), "absent.yaml"),
         (CHATML, ("auto", "--rows", "0"), "--rows 0"),
     ],

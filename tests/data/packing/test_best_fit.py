@@ -141,7 +141,7 @@ def test_a_model_that_cannot_keep_samples_apart(tmp_path, llama_folder, monkeypa
     import luthier
 
     monkeypatch.setattr("luthier.model.attention.isolates_samples", unable("it has an encoder"))
-    monkeypatch.setattr("luthier.model.loading.load.isolates_samples", unable("it has an encoder"), raising=False)
+    monkeypatch.setattr("luthier.model.loading.training.isolates_samples", unable("it has an encoder"))
     values = {
         "model_name_or_path": str(llama_folder), "dataset_dir": str(EXAMPLES), "template": "chatml",
         "dataset": "identity", "cutoff_len": 512, "do_train": True, "finetuning_type": "lora", "max_steps": 1,
@@ -150,6 +150,6 @@ def test_a_model_that_cannot_keep_samples_apart(tmp_path, llama_folder, monkeypa
     with pytest.raises(ModelError, match=r"neat_packing.*it has an encoder"):
         luthier.train({**values, "output_dir": str(tmp_path / "neat"), "neat_packing": True})
     luthier.train({**values, "output_dir": str(tmp_path / "plain"), "packing": True})
-    assert any("see each other" in line for line in said)
+    assert any("attends across the samples of a row" in line for line in said)
     report = json.loads((tmp_path / "plain" / "data_report.json").read_text())
     assert report["samples"]["train"] > 0

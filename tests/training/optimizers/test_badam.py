@@ -168,5 +168,5 @@ def test_incompatible_keys_are_refused(keys, text):
 
 def test_processes_would_train_different_blocks(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="use_badam: true: each process would train a block by itself"):
+    with pytest.raises(ConfigError, match="use_badam: true: each process would train its own block"):
         load_train({**RUN, "use_badam": True, "finetuning_type": "full", "badam_mode": "ratio"})
