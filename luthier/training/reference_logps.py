@@ -68,6 +68,8 @@ class ReferenceScorer:
 
     model: "nn.Module"
     collate: Collate
+    concatenates: bool
+    """What `collate` does; otherwise it pads."""
     args: "TrainingArguments"
     cache: "Cache"
 
@@ -77,8 +79,10 @@ class ReferenceScorer:
         return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
     def _with_reference(self, rows: "datasets.Dataset", digest: str) -> RowsWithReference:
-        precision = (self.args.bf16, self.args.fp16)
-        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), precision)
+        # How rows are batched changes the rounding, and equal runs have equal bits, whatever the cache holds.
+        batches = (self.concatenates, self.args.eval_batch_size, self.args.world_size)
+        how = (self.args.bf16, self.args.fp16, *batches)
+        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), how)
         assert key is not None, "all parts of the key are known"
         values = None
         if not all(gather_object([self.cache.holds(key)])):

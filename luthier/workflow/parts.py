@@ -99,7 +99,6 @@ def rows_of(
     concatenates: bool,
 ) -> tuple[Any, Mapping[str, Any]]:
     """(training rows, evaluation rows by name), with reference log-probabilities if the loss needs them."""
-
     train_rows: Any = data.train
     global_batch = args.world_size * args.eval_batch_size
     eval_rows: Mapping[str, Any] = data.eval
@@ -110,7 +109,7 @@ def rows_of(
         return train_rows, eval_rows
     model, concatenates = reference
     own_collate = collate if model is policy else collator(text.tokenizer.pad_token_id, concatenates)
-    scorer = ReferenceScorer(model, own_collate, args, cache_of(run.data))
+    scorer = ReferenceScorer(model, own_collate, concatenates, args, cache_of(run.data))
     if train_rows is not None:
         train_rows = scorer.add_to({"train": train_rows})["train"]
     return train_rows, scorer.add_to(eval_rows)

@@ -1,11 +1,17 @@
 """Under what the log-probabilities of a reference are kept: whatever changes what it computes, and nothing else."""
 
+from types import SimpleNamespace
+
+import datasets
 import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from luthier.training.reference_logps import weights_digest
+from luthier.data.cache.store import Cache
+from luthier.model.attention import isolate_samples
+from luthier.training.parts import collator
+from luthier.training.reference_logps import LOGPS_FILE, ReferenceScorer, weights_digest
 from tests.tiny import TINY_LLAMA
 
 
@@ -45,3 +51,23 @@ def test_a_changed_weight_is_another_model():
     with torch.no_grad():
         next(changed.parameters()).view(-1)[0] += 1
     assert weights_digest(changed) != weights_digest(model())
+
+
+def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
+    rows = datasets.Dataset.from_list(
+        [{f"{part}{name}": [5, 6, 7] for part in ("chosen_", "rejected_") for name in ("input_ids", "labels")}] * 3
+    )
+    found = []
+    for concatenates in (True, False):
+        policy = model().eval()
+        if concatenates:
+            isolate_samples(policy)
+        for size in (1, 2):
+            args = SimpleNamespace(bf16=False, fp16=False, eval_batch_size=size, world_size=1, process_index=0)
+            args.device = torch.device("cpu")
+            scorer = ReferenceScorer(policy, collator(0, concatenates), concatenates, args, Cache(tmp_path))
+            logps = scorer.add_to({"train": rows})["train"].logps
+            assert logps.shape == (3, 2)
+            torch.testing.assert_close(torch.tensor(logps), torch.tensor(logps[:1, :1]).expand(3, 2), atol=1e-5, rtol=0)
+            found.append(len(list(tmp_path.rglob(LOGPS_FILE))))
+    assert found == [1, 2, 3, 4]
