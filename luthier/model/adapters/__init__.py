@@ -19,7 +19,7 @@ class Adapter:
     `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
     new weights stay in bfloat16; `frozen`: the parts of a multimodal model that stay frozen; `original`: loads the
     model once more, with the weights as they are in its files.
-    See `luthier.model.loading.load.load_for_training`.
+    See `luthier.model.loading.training.load_for_training`.
     """
     adds_weights: bool = False
     """Whether new weights are trained and saved as an adapter; else the model itself is trained and saved."""
