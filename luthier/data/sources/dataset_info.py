@@ -98,6 +98,16 @@ _TYPES: Mapping[str, type] = {
     "tags": dict,
 }
 _TYPE_WORDS = {str: "text", bool: "true or false", int: "a whole number", dict: "an object"}
+_NO_EFFECT: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("file_sha1", "dataset_sha1", "file_sha256", "file_md5"), "the rows are read without comparing hashes"
+    ),
+    **dict.fromkeys(("description", "homepage", "citation", "license", "version"), "it only tells about the data"),
+    **dict.fromkeys(("comment", "comments", "note", "notes"), "it is a comment"),
+}
+"""Key that older description files and the cards of hub repositories hold -> why it changes nothing."""
+_COMMENT_MARKS = ("_", "#", "//", "$")
+"""A key that begins with one of these is a comment, as JSON has no others."""
 _CLOUDS = ("s3://", "gs://", "gcs://", "hf://")
 
 Fault = tuple[tuple[str, ...], str, str]
@@ -158,6 +168,8 @@ def _value_at(entry: Any, path: tuple[str, ...]) -> Any:
 def _type_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
     for key, value in entry.items():
         wanted = _TYPES.get(key)
+        if _no_effect(key):
+            continue
         if wanted is None:
             yield (key,), "unknown key of a dataset description", _did_you_mean(key, _TYPES)
         elif value is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
@@ -168,10 +180,21 @@ def _type_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
         members = entry.get(group)
         names = [f.name for f in fields(known)]
         for key, value in members.items() if isinstance(members, Mapping) else ():
+            if _is_comment(key):
+                continue
             if key not in names:
                 yield (group, key), f"unknown key of {group!r}", _did_you_mean(key, names)
             elif not isinstance(value, str | None):
                 yield (group, key), "must be text (a name that the data use)", ""
+
+
+def _is_comment(key: str) -> bool:
+    return key.startswith(_COMMENT_MARKS)
+
+
+def _no_effect(key: str) -> str:
+    """Why a key of a description is accepted and changes nothing; empty for all others."""
+    return _NO_EFFECT["comment"] if _is_comment(key) else _NO_EFFECT.get(key, "")
 
 
 def _did_you_mean(name: str, known: Any) -> str:
@@ -223,9 +246,15 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _unread_keys(entry: Mapping[str, Any]) -> Iterator[Fault]:
-    """Known keys that are not read for this description."""
+    """Keys that are accepted and not read for this description."""
     formatting = entry.get("formatting") or "alpaca"
     reader = _winning_key(entry)
+    for key in entry:
+        if why := _no_effect(key):
+            yield (key,), f"has no effect: {why}", ""
+    for group in ("columns", "tags"):
+        for key in filter(_is_comment, entry.get(group) or {}):
+            yield (group, key), f"has no effect: {_no_effect(key)}", ""
     for key in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name"):
         hub_mirror = reader.endswith("hub_url") and key.endswith("hub_url")
         if entry.get(key) and key != reader and not hub_mirror:

@@ -15,6 +15,7 @@ from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue, Feedback, Preference, Prompt
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "data"
+TAG_NAMES = ("role_tag", "content_tag", "user_tag", "assistant_tag")
 ALPACA_ROWS = [{"instruction": "q", "input": "", "output": "a"}]
 
 
@@ -222,6 +223,35 @@ class TestFaultyDescriptions:
     def test_known_keys_that_nothing_reads_are_warnings(self, folder, entry, warning):
         dataset_dir = folder({"d": entry}, d=ALPACA_ROWS)
         assert any(warning in text for text in warnings_of(dataset_dir, "d"))
+
+    @pytest.mark.parametrize(
+        "key",
+        ["file_sha1", "dataset_sha1", "description", "license", "comment", "notes", "_comment", "//", "#1", "$schema"],
+    )
+    @pytest.mark.parametrize("value", ["x", 1, None, ["x"], {"x": 1}])
+    def test_keys_without_effect_are_accepted_and_named(self, folder, key, value):
+        dataset_dir = folder({"d": {"file_name": "d.json", key: value}}, d=ALPACA_ROWS)
+        assert errors_of(dataset_dir, "d") == []
+        (warning,) = warnings_of(dataset_dir, "d")
+        assert warning.startswith(f"dataset_info.json:4: d.{key}: ") and "has no effect: " in warning
+        assert [row.data for row in read_rows(load_catalog(dataset_dir).get("d"), seed=0)] == ALPACA_ROWS
+
+    @pytest.mark.parametrize("group", ["columns", "tags"])
+    def test_comments_among_columns_and_tags_are_accepted_and_named(self, folder, group):
+        given = {"columns": {"messages": "m"}, "tags": dict(zip(TAG_NAMES, "rcua", strict=True))}
+        given[group]["_comment"] = "x"
+        entry = {"file_name": "d.json", "formatting": "sharegpt", **given}
+        row = {"m": [{"r": "u", "c": "q"}, {"r": "a", "c": "a"}]}
+        dataset_dir = folder({"d": entry}, d=[row])
+        assert errors_of(dataset_dir, "d") == []
+        (warning,) = warnings_of(dataset_dir, "d")
+        assert f"d.{group}._comment: 'x': has no effect: it is a comment" in warning
+
+    @pytest.mark.parametrize("key", ["file_sha", "licence_", "coment", "file_names", "Comment", "sha1_file"])
+    def test_keys_that_are_only_like_one_without_effect_are_errors(self, folder, key):
+        dataset_dir = folder({"d": {"file_name": "d.json", key: "x"}}, d=ALPACA_ROWS)
+        (error,) = errors_of(dataset_dir, "d")
+        assert "unknown key of a dataset description" in error
 
     @pytest.mark.parametrize(
         ("text", "reason"),
