@@ -115,10 +115,22 @@ class TestAlpaca:
             (user("q"),), assistant("g"), assistant("b")
         )
 
-    @pytest.mark.parametrize(("tag", "liked"), [(True, True), (False, False), ("true", True), ("False", False)])
+    @pytest.mark.parametrize(
+        ("tag", "liked"),
+        [
+            *[(tag, True) for tag in (True, 1, 1.0, "true", "True", " TRUE ", "1", "1.0")],
+            *[(tag, False) for tag in (False, 0, 0.0, -0.0, "false", "False", "0", "0.0 ")],
+        ],
+    )
     def test_feedback(self, tag, liked):
         row = {"instruction": "q", "output": "a", "liked": tag}
         assert read(row, ALPACA_KTO) == Feedback((user("q"), assistant("a")), liked)
+        assert read({**said(("human", "q"), ("gpt", "a")), "liked": tag}, SHAREGPT_KTO).liked is liked
+
+    @pytest.mark.parametrize("tag", [2, -1, 0.5, float("nan"), "yes", "", "2", "01", [], [1], {}, {"a": 1}, None])
+    def test_other_ratings_are_refused(self, tag):
+        with pytest.raises(RowError, match=r"^column 'liked' is .*, not true, false, 1 or 0$"):
+            read({"instruction": "q", "output": "a", "liked": tag}, ALPACA_KTO)
 
     @pytest.mark.parametrize("description", [spec(), spec(columns=columns(prompt="instruction"))])
     def test_no_answer_is_a_prompt(self, description):
@@ -149,9 +161,11 @@ class TestSharegpt:
         row = {**said(("human", "q"), ("gpt", "a")), "liked": False}
         assert read(row, SHAREGPT_KTO) == Feedback((user("q"), assistant("a")), liked=False)
 
-    @pytest.mark.parametrize("tools", ["", "[]", None])
+    @pytest.mark.parametrize("tools", ["", " \n", "[]", " [ ]", "null", " null\n", None, []])
     def test_no_tools(self, tools):
         assert read({**said(("human", "q"), ("gpt", "a")), "tools": tools}, SHAREGPT).tools == ""
+        assert read({"instruction": "q", "output": "a", "tools": tools}, ALPACA).tools == ""
+        assert read({**chat(U, A), "tools": tools}, OPENAI).tools == ""
 
     @pytest.mark.parametrize(
         "tools",
@@ -299,13 +313,13 @@ BROKEN = [
     (ALPACA_KTO, {"instruction": "q", "output": "a"}, "column 'liked' is missing"),
     (
         ALPACA_KTO,
-        {"instruction": "q", "output": "a", "liked": 1},
-        "column 'liked' is a number, not true or false",
+        {"instruction": "q", "output": "a", "liked": -1},
+        "column 'liked' is a number, not true, false, 1 or 0",
     ),
     (
         ALPACA_KTO,
         {"instruction": "q", "output": "a", "liked": "yes"},
-        "column 'liked' is text, not true or false",
+        "column 'liked' is text, not true, false, 1 or 0",
     ),
     (ALPACA_KTO, {"instruction": "q", "output": None, "liked": True}, "column 'output' is null, not text"),
     # sharegpt
@@ -375,7 +389,11 @@ BROKEN = [
         {**said(("human", "q")), "good": {"from": "gpt"}, "bad": {}},
         "the message in column 'good' has no 'value'",
     ),
-    (SHAREGPT_KTO, {**said(("human", "q"), ("gpt", "a")), "liked": None}, "column 'liked' is null, not true or false"),
+    (
+        SHAREGPT_KTO,
+        {**said(("human", "q"), ("gpt", "a")), "liked": None},
+        "column 'liked' is null, not true, false, 1 or 0",
+    ),
     # openai
     (OPENAI, chat(U, {"role": "assistant", "content": None}), "'content' of message 2 is null, not text"),
     (OPENAI, chat({"role": "user", "content": [{"type": "text"}]}), "'content' of message 1 is a list, not text"),

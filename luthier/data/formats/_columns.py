@@ -17,6 +17,17 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (Mapping, "an object"),
     ((list, tuple), "a list"),
 )
+_FLAGS: Mapping[bool | float | str, bool] = {
+    True: True,
+    "true": True,
+    "1": True,
+    "1.0": True,
+    False: False,
+    "false": False,
+    "0": False,
+    "0.0": False,
+}
+"""Value of a boolean column, text in small letters -> what it means. 1 and 1.0 are equal to True, 0 and 0.0 to False."""
 
 
 def kind(value: Any) -> str:
@@ -45,26 +56,28 @@ def present(row: Row, column: str) -> Any:
 
 
 def flag(row: Row, column: str) -> bool:
-    """A boolean column. csv files have it as text."""
+    """A boolean column. Tables have it as 0 and 1 too, and csv files have all of these as text."""
     value = present(row, column)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    if not isinstance(value, bool):
-        raise RowError(f"column {column!r} is {kind(value)}, not true or false")
-    return value
+    word = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(word, (bool, int, float, str)) or word not in _FLAGS:
+        raise RowError(f"column {column!r} is {kind(value)}, not true, false, 1 or 0")
+    return _FLAGS[word]
 
 
 def tools_text(row: Row, column: str | None) -> str:
-    """The list of tools as JSON text; empty when there are none. Takes JSON text, a list or a single tool."""
+    """The list of tools as JSON text; empty when there are none. Takes JSON text, a list or a single tool.
+
+    Null, an empty list, blank text, and JSON text of null or of an empty list say that there are none.
+    """
     value = row.get(column) if column else None
-    if value is None or value == "":
-        return ""
     tools = value
     if isinstance(value, str):
         try:
-            tools = json.loads(value)
+            tools = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError) as error:
             raise ToolFault(f"column {column!r} is not JSON: {error}") from error
+    if tools is None:
+        return ""
     if isinstance(tools, Mapping):
         tools = [tools]
         value = tools
