@@ -6,13 +6,14 @@ luthier train --stage sft --do_train --learning_rate 1e-4
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from luthier.config import lookalikes
 from luthier.config.decode import Loader, Misfit, Text, parse_value
 from luthier.core.errors import ConfigError, Problem
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 COMMAND_LINE = "command line"
 MAPPING = "the given mapping"
 SUFFIXES = (".yaml", ".yml", ".json")
+_PLAIN = "write the common character of the keyboard"
+_QUOTED = "remove it, or write the value in quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,16 @@ def _read_yaml(path: Path, text: str) -> Written:
         if node is None:
             raise unreadable(path, "holds no keys")
         if not isinstance(node, yaml.MappingNode):
-            raise unreadable(path, "must be a mapping of keys to values", "write lines of the form `key: value`")
-        written = Written(str(path), problems=list(_repeated_keys(node, str(path))))
+            lines, remedy = text.splitlines(), "write lines of the form `key: value`"
+            fault = _lookalike(path, lines, 0, len(lines))
+            raise fault or unreadable(path, "must be a mapping of keys to values", remedy)
+        odd = list(_odd_characters(node, str(path)))
+        written = Written(str(path), problems=[*_repeated_keys(node, str(path)), *odd])
+        unclear = {problem.key for problem in odd}
         loader.flatten_mapping(node)
         for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and lookalikes.without_spaces(key.value) in unclear:
+                continue
             if isinstance(key, yaml.ScalarNode):
                 entry = Entry(loader.construct_object(value, deep=True), str(path), key.start_mark.line + 1)
                 written.entries[key.value] = entry
@@ -109,13 +118,53 @@ def _read_yaml(path: Path, text: str) -> Written:
                     Problem("run file", "a key must be text", file=str(path), line=key.start_mark.line + 1)
                 )
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise unreadable(path, f"is not valid YAML: {error.problem}", line=line) from None
+        raise _invalid_yaml(path, text, error) from None
     except ConfigError:  # ours, and a ValueError too
         raise
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         raise unreadable(path, f"is not valid YAML: {error}") from None
     return written
+
+
+def _invalid_yaml(path: Path, text: str, error: yaml.MarkedYAMLError) -> ConfigError:
+    """The error with the line where the fault is, which may be above the line where the parser noticed it."""
+    if error.problem_mark is None:
+        return unreadable(path, f"is not valid YAML: {error.problem}")
+    lines, last = text.splitlines(), error.problem_mark.line
+    is_list = "flow" in (error.context or "")
+    is_above = error.context == "while scanning a simple key" or error.problem == "found unexpected end of stream"
+    first = error.context_mark.line if error.context_mark and (is_list or is_above) else last
+    before = (number for number in range(first - 1, -1, -1) if lines[number].strip())
+    if fault := _lookalike(path, lines, next(before, first), last, is_list=is_list):
+        return fault
+    return unreadable(path, f"is not valid YAML: {error.problem}", line=(first if is_above else last) + 1)
+
+
+def _lookalike(path: Path, lines: Sequence[str], first: int, last: int, *, is_list: bool = False) -> ConfigError | None:
+    """An error that names a character which only looks like a mark of YAML, in one of the lines, counted from 0."""
+    for number, line in enumerate(lines[first : last + 1], start=first + 1):
+        if character := lookalikes.in_line(line, is_list=is_list):
+            reason = f"is not valid YAML: here stands {lookalikes.named(character)}"
+            return unreadable(path, reason, _PLAIN, line=number)
+    return None
+
+
+def _odd_characters(node: yaml.Node, file: str, prefix: str = "") -> Iterator[Problem]:
+    """Keys and values without quotes that hold characters which only look like common ones, at any depth."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name, line = prefix + lookalikes.without_spaces(key.value), key.start_mark.line + 1
+        if not key.style and (character := lookalikes.in_key(key.value)):
+            reason = f"the key holds {lookalikes.named(character)}"
+            yield Problem(name, reason, _PLAIN, file=file, line=line)
+        for item in value.value if isinstance(value, yaml.SequenceNode) else (value,):
+            if isinstance(item, yaml.ScalarNode) and not item.style and (found := lookalikes.around(item.value)):
+                reason = f"the value begins or ends with {lookalikes.named(found)}"
+                yield Problem(name, reason, _QUOTED, file=file, line=item.start_mark.line + 1)
+        yield from _odd_characters(value, file, f"{name}.")
 
 
 def _repeated_keys(node: yaml.Node, file: str, prefix: str = "") -> list[Problem]:
@@ -141,6 +190,9 @@ def _read_json(path: Path, text: str) -> Written:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
+        if character := lookalikes.in_key(text[error.pos : error.pos + 1]):
+            reason = f"is not valid JSON: here stands {lookalikes.named(character)}"
+            raise unreadable(path, reason, _PLAIN, error.lineno) from None
         raise unreadable(path, f"is not valid JSON: {error.msg}", line=error.lineno) from None
     if not isinstance(value, dict):
         raise unreadable(path, "must be an object of keys and values")
