@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.decode import Misfit, decode
+from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
     DATA,
@@ -174,12 +175,14 @@ class Draft:
                     self._blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
-        close = nearest(name, catalog())
-        remedy = question(close) or "see docs/reference/keys.md"
+        former = remedy_of(name)
+        close = named_in(former) or nearest(name, catalog())
+        kind = "key of a former version" if former else "unknown key"
+        remedy = former or question(close) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
-            self._warn(name, "unknown key, not read", remedy)
+            self._warn(name, f"{kind}, not read", remedy)
         else:
-            self._blame(name, "unknown key", remedy)
+            self._blame(name, kind, remedy)
             self.unknown.update(key for key in close[:1] if key not in self.written.entries)
 
     def _later_variant(self, name: str, value: str) -> None:

@@ -27,7 +27,7 @@ _FLAGS: Mapping[bool | float | str, bool] = {
     "0": False,
     "0.0": False,
 }
-"""Value of a boolean column, text in small letters -> what it means. 1 and 1.0 are equal to True, 0 and 0.0 to False."""
+"""Value of a boolean column, text in small letters -> what it means. 1 and 1.0 equal True, 0 and 0.0 False."""
 
 
 def kind(value: Any) -> str:
