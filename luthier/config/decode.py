@@ -14,6 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 BOOL_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NULL_WORDS = ("null", "Null", "NULL", "~")
+"""The words of YAML for nothing."""
+WORDS_LIKE_NULL = frozenset({"none", "null", "~", "nil", "nan", ".nan"})
+"""Words, in small letters, that mean nothing in other languages, or would without quotes. They are texts in YAML."""
 PARSED_KINDS = (bool, int, float, dict, tuple, str)
 """The order in which the members of a union are tried, so that text is the last resort."""
 
@@ -60,11 +64,16 @@ def describe_type(expected: Any, choices: tuple[str, ...] = ()) -> str:
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(expected, "mapping")
 
 
+def is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, Text) and value in NULL_WORDS)
+
+
 def decode(value: Any, expected: Any, choices: tuple[str, ...] = ()) -> Any:
     """`value` as the annotation `expected`, text being one of `choices` if there are any. Raises `Misfit`."""
     members = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
-    if type(None) in members and (value is None or (isinstance(value, Text) and value == "null")):
+    if type(None) in members and is_null(value):
         return None
+    _refuse_word_like_null(value, expected, members, choices)
     members = tuple(m for m in members if m is not type(None))
     if len(members) == 1:
         return _decode_one(value, members[0], choices)
@@ -81,6 +90,18 @@ def decode(value: Any, expected: Any, choices: tuple[str, ...] = ()) -> Any:
                 if not (kind is tuple and str in members and isinstance(value, str) and "," not in value):
                     return decoded
     raise Misfit(f"must be {describe_type(expected, choices)}")
+
+
+def _refuse_word_like_null(value: Any, expected: Any, members: tuple[Any, ...], choices: tuple[str, ...]) -> None:
+    """Refuse `None`, `nan` and the like, of which no text, list or path is meant to consist."""
+    if not isinstance(value, str) or value.strip().lower() not in WORDS_LIKE_NULL or choices:
+        return
+    if any(value in get_args(member) for member in members if get_origin(member) is Literal):
+        return
+    may_be_null = type(None) in members or any(get_origin(member) is tuple for member in members)
+    if may_be_null or str in members:
+        remedy = "write null without quotes, or leave the key out" if may_be_null else "write the text that is meant"
+        raise Misfit(f"must be {describe_type(expected)}, not the word {value.strip()}", remedy)
 
 
 def _decode_one(value: Any, expected: Any, choices: tuple[str, ...]) -> Any:

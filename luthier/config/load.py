@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.decode import Misfit, decode
+from luthier.config.decode import Misfit, decode, is_null
 from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
@@ -161,7 +161,7 @@ class Draft:
             if key.is_variant and entry.value in later_variants(name):
                 self._later_variant(name, str(entry.value))
                 continue
-            if isinstance(key.default, tuple) and (entry.value is None or entry.value == "null"):
+            if isinstance(key.default, tuple) and is_null(entry.value):
                 self.given[name] = key.default
                 continue
             try:

@@ -152,6 +152,48 @@ def test_paths_of_python_are_text():
     assert run.training["output_dir"] == str(Path("a") / "b")
 
 
+WORDS_LIKE_NULL = ["None", "none", "NONE", "nil", "nan", "NaN"]
+TEXT_KEYS = [
+    *(
+        "default_system",
+        "tokenized_path",
+        "template",
+        "run_name",
+        "cache_dir",
+        "hub_token",
+        "dataset_dir",
+    ),
+    *("eval_dataset", "adapter_name_or_path", "additional_target", "max_samples", "enable_thinking"),
+]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("key", TEXT_KEYS)
+@pytest.mark.parametrize("word", WORDS_LIKE_NULL)
+def test_other_words_for_nothing_are_refused(route, key, word, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        ROUTES[route](tmp_path, key, json.dumps(word) if route == "json" else word)
+    (problem,) = (problem for problem in caught.value.problems if problem.key == key)
+    assert problem.reason.endswith(f", not the word {word}")
+    assert problem.remedy.startswith("write null" if key != "dataset_dir" else "write the text")
+
+
+@pytest.mark.parametrize("key", ["default_system", "tokenized_path", "eval_dataset", "max_samples"])
+@pytest.mark.parametrize("word", ["null", "Null", "NULL", "~"])
+def test_every_spelling_of_null_is_nothing_in_yaml_and_on_the_command_line(key, word, tmp_path):
+    for route in (by_yaml, by_override, by_flag):
+        assert route(tmp_path, key, word).given[key] in (None, ())
+    for quoted in (by_yaml, by_json):
+        with pytest.raises(ConfigError, match="write null without quotes"):
+            quoted(tmp_path, key, json.dumps(word))
+
+
+def test_none_is_a_word_where_it_is_a_choice_and_part_of_a_text(tmp_path):
+    assert by_yaml(tmp_path, "report_to", "none").training["report_to"] == ("none",)
+    assert by_yaml(tmp_path, "default_system", "None of this is secret.").data.default_system.startswith("None of")
+    assert by_yaml(tmp_path, "tokenized_path", "./None").data.tokenized_path == "./None"
+
+
 def test_nan_is_no_number(tmp_path):
     with pytest.raises(ConfigError, match="learning_rate: nan: must be a number"):
         by_yaml(tmp_path, "learning_rate", ".nan")
@@ -162,7 +204,8 @@ def test_nan_is_no_number(tmp_path):
     [
         (Text("7"), int | None, 7),
         (Text("null"), int | None, None),
-        (Text("null"), str, "null"),
+        (Text("NULL"), int | None, None),
+        (Text("~"), str | None, None),
         (Text("true"), bool | str, True),
         (Text("all"), bool | str, "all"),
         (Text("a,b"), tuple[str, ...] | str | None, ("a", "b")),
@@ -190,6 +233,9 @@ def test_decode(value, expected, result):
         ({1: 2}, dict[str, Any]),
         ("z", Literal["x", "y"]),
         (Text(""), int),
+        (Text("null"), str),
+        (["a", "None"], tuple[str, ...]),
+        ("a,nan", tuple[str, ...]),
         (True, int | float),
         ([True], tuple[float, ...]),
     ],
