@@ -150,3 +150,21 @@ def test_tokens_without_room_in_the_embedding_are_a_warning(tmp_path, capsys):
     assert "the embedding of the model has 261 rows" in captured.err
     assert main(["train", str(run_file)]) == 2
     assert "resize_vocab: true" in capsys.readouterr().err
+
+
+NEEDS_MODEL_BESIDE = [
+    ("ppo", "reward_model: is missing"),
+    ("grpo", "reward_model: is missing"),
+    ("gkd", "teacher_model: is missing"),
+]
+"""Stage -> what a run of it lacks while the reward or the teacher is not named."""
+
+
+@pytest.mark.parametrize(("stage", "reason"), NEEDS_MODEL_BESIDE)
+def test_looking_at_rows_needs_no_reward_and_no_teacher(shown, tmp_path, capsys, stage, reason):
+    keys = {"stage": stage, "per_device_train_batch_size": 8}
+    status, out, err = shown("--json", "--limit", "0", **keys)
+    assert status == 0 and len(objects(out)) == 24, err
+    assert shown("--doctor", **keys)[0] == 0
+    assert main(["check", str(tmp_path / "run.yaml")]) != 0
+    assert reason in "".join(capsys.readouterr())
