@@ -9,6 +9,8 @@ from luthier.data.rows.account import DatasetAccount
 LEDGER_FILE = "data_report.json"
 MAX_SHOWN_ROWS = 3
 """Rows named per reason in the terminal."""
+MAX_SHOWN_REASONS = 10
+"""Reasons per dataset in the terminal; the report has all."""
 
 
 @dataclass(slots=True)
@@ -47,13 +49,16 @@ class Ledger:
         return found
 
     def reasons(self) -> list[str]:
-        """One line per dataset and reason for dropping rows, with the first of these rows."""
+        """One line per dataset and kind of reason for dropping rows, with the first of these rows."""
         lines = []
         for name, account in self.accounts.items():
-            for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1]):
+            by_count = sorted(account.dropped.items(), key=lambda item: -item[1])
+            for reason, count in by_count[:MAX_SHOWN_REASONS]:
                 rows = account.dropped_rows[reason][:MAX_SHOWN_ROWS]
                 more = f" and {count - len(rows)} more" if count > len(rows) else ""
                 lines.append(f"{name}: {count} dropped: {reason} ({'; '.join(rows)}{more})")
+            if rest := by_count[MAX_SHOWN_REASONS:]:
+                lines.append(f"{name}: {sum(count for _, count in rest)} dropped for {len(rest)} other reasons")
         return lines
 
     def summary(self) -> list[str]:
