@@ -1,9 +1,11 @@
 """The accounts of all datasets of a run. Saved as data_report.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from luthier.core.errors import DataError
 from luthier.data.rows.account import DatasetAccount
 
 LEDGER_FILE = "data_report.json"
@@ -60,6 +62,17 @@ class Ledger:
             if rest := by_count[MAX_SHOWN_REASONS:]:
                 lines.append(f"{name}: {sum(count for _, count in rest)} dropped for {len(rest)} other reasons")
         return lines
+
+    @contextmanager
+    def told_with_errors(self) -> Iterator[None]:
+        """Wraps a later step: its `DataError` also tells which rows were dropped before, which may be its cause."""
+        try:
+            yield
+        except DataError as error:
+            reasons = self.reasons()
+            if not reasons:
+                raise
+            raise DataError("\n  ".join([str(error), *reasons])) from error
 
     def summary(self) -> list[str]:
         """Lines to print before training starts."""

@@ -24,11 +24,11 @@ def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
     output_dir = Path(run.training["output_dir"])
     log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=run.training["overwrite_output_dir"])
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
-    stops_early = run.finetuning.early_stopping_steps is not None
+    patience = run.finetuning.early_stopping_steps
     if run.finetuning.plot_loss and run.training["logging_strategy"] != "no":
-        callbacks.append(PlotEnds(stops_early=stops_early))
-    if stops_early:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
+        callbacks.append(PlotEnds(stops_early=patience is not None))
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     if run.profiler.enable_torch_profiler:
         folder = run.profiler.profiler_output_dir or output_dir / "profiler"
         callbacks.append(TorchProfiler(run.profiler, Path(folder)))
