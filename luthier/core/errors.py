@@ -11,9 +11,13 @@ LuthierError                exit status 1
   RunFailed                 the run itself went wrong (disk full, loss not finite, ...)
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+_NUMBERED = re.compile(r"\b(message|tool|call|part|item|pair|line|column|char) \d+")
+"""A place inside a row."""
 
 
 class LuthierError(Exception):
@@ -53,7 +57,22 @@ class UnknownVariant(InvalidInput):
 
 
 class RowError(ValueError):
-    """One row of a dataset cannot be used; the text is the reason. Counted by the ledger, never shown as a crash."""
+    """One row of a dataset cannot be used; the text is the reason. Counted by the ledger, never shown as a crash.
+
+    `quoted`: the parts of the text that come from the row, in order. They are no part of the kind of the reason.
+    """
+
+    def __init__(self, reason: str, *quoted: str) -> None:
+        super().__init__(reason)
+        self.quoted = quoted
+
+    @property
+    def kind(self) -> str:
+        """The reason without what differs from row to row: quoted data, and the numbers of messages and positions."""
+        kind = str(self)
+        for part in reversed(self.quoted):
+            kind = "…".join(kind.rsplit(part, 1))
+        return _NUMBERED.sub(r"\1 …", kind)
 
 
 class RoleFault(RowError):

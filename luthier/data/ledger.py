@@ -1,14 +1,18 @@
 """The accounts of all datasets of a run. Saved as data_report.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from luthier.core.errors import DataError
 from luthier.data.rows.account import DatasetAccount
 
 LEDGER_FILE = "data_report.json"
 MAX_SHOWN_ROWS = 3
 """Rows named per reason in the terminal."""
+MAX_SHOWN_REASONS = 10
+"""Reasons per dataset in the terminal; the report has all."""
 
 
 @dataclass(slots=True)
@@ -47,14 +51,28 @@ class Ledger:
         return found
 
     def reasons(self) -> list[str]:
-        """One line per dataset and reason for dropping rows, with the first of these rows."""
+        """One line per dataset and kind of reason for dropping rows, with the first of these rows."""
         lines = []
         for name, account in self.accounts.items():
-            for reason, count in sorted(account.dropped.items(), key=lambda item: -item[1]):
+            by_count = sorted(account.dropped.items(), key=lambda item: -item[1])
+            for reason, count in by_count[:MAX_SHOWN_REASONS]:
                 rows = account.dropped_rows[reason][:MAX_SHOWN_ROWS]
                 more = f" and {count - len(rows)} more" if count > len(rows) else ""
                 lines.append(f"{name}: {count} dropped: {reason} ({'; '.join(rows)}{more})")
+            if rest := by_count[MAX_SHOWN_REASONS:]:
+                lines.append(f"{name}: {sum(count for _, count in rest)} dropped for {len(rest)} other reasons")
         return lines
+
+    @contextmanager
+    def told_with_errors(self) -> Iterator[None]:
+        """Wraps a later step: its `DataError` also tells which rows were dropped before, which may be its cause."""
+        try:
+            yield
+        except DataError as error:
+            reasons = self.reasons()
+            if not reasons:
+                raise
+            raise DataError("\n  ".join([str(error), *reasons])) from error
 
     def summary(self) -> list[str]:
         """Lines to print before training starts."""

@@ -23,7 +23,8 @@ def require_usable(media: Media, spec: "DatasetSpec") -> None:
         for path in paths:
             if _is_local(path, spec) and not os.path.isfile(path):
                 folder = spec.media_dir or "."
-                raise MediaFault(f"column {column!r} names {path!r}, which is not a file (media_dir is {folder})")
+                reason = f"column {column!r} names {path!r}, which is not a file (media_dir is {folder})"
+                raise MediaFault(reason, repr(path))
     if media != Media():
         raise RowError("the row has images, videos or audio, and this version reads text only")
 

@@ -121,6 +121,11 @@ def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedD
     # Texts that are cut into blocks later are not truncated first.
     limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
     builder = _Builder(run, plan, limited, packer)
+    with builder.ledger.told_with_errors():
+        return _built(builder, data, generates=generates)
+
+
+def _built(builder: "_Builder", data: "DataConfig", *, generates: bool) -> PreparedData:
     train: datasets.Dataset | StreamedRows | None = None
     evals: dict[str, _Table] = {}
     if data.dataset and data.streaming:
@@ -195,7 +200,8 @@ class _Builder:
         """Writes the rows of a dataset, its prompts if requested, and its account."""
         account = DatasetAccount()
         source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-        self._write_rows(self.maker.rows(source, spec, account), folder, with_prompts)
+        with Ledger({spec.name: account}).told_with_errors():
+            self._write_rows(self.maker.rows(source, spec, account), folder, with_prompts)
         if not account.kept:
             lines = Ledger({spec.name: account}).reasons() or ["it has no rows"]
             raise DataError("\n  ".join([f"dataset {spec.name!r} has no usable row", *lines]))

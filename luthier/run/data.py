@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import DataError, InvalidInput
 from luthier.core.kinds import STAGES
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ def main(argv: list[str]) -> int:
 
     from luthier.config.load import load_train, read_source
     from luthier.config.runs import TrainRun
-    from luthier.data.prepare import prepare
     from luthier.workflow.preflight import load_checked
     from luthier.workflow.text import load_text_side
 
@@ -40,11 +39,16 @@ def main(argv: list[str]) -> int:
         return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
     run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
-    stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat, for_model=False)
-    data = prepare(run, stage.rows, text.encoding)
-    if data.streamed is not None and options.split == "train":
-        data = _first_rows(data, data.streamed, options)
+    text = load_text_side(run, reads_chat=STAGES.get(run.stage).rows.reads_chat, for_model=False)
+    stops: DataError | None = None
+    try:
+        data = _prepared(run, text, options)
+    except DataError as error:
+        if run.data.on_overlong != "error":
+            raise
+        # The other rows are shown, but not saved as those of this run.
+        stops = error
+        data = _prepared(replace(run, data=replace(run.data, on_overlong="drop", tokenized_path=None)), text, options)
     if options.html is not None:
         _write_page(options, run, data, text)
     elif options.json:
@@ -54,7 +58,9 @@ def main(argv: list[str]) -> int:
         _print_rows(options, data, text)
     for line in data.ledger.summary():
         print(line, file=sys.stderr)
-    return 0
+    if stops is not None:
+        print(f"luthier: training stops here: {stops}", file=sys.stderr)
+    return 0 if stops is None else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="with --doctor: exit status 1 if there are errors or warnings"
     )
     return parser
+
+
+def _prepared(run: "TrainRun", text: "TextSide", options: argparse.Namespace) -> "PreparedData":
+    from luthier.data.prepare import prepare
+
+    data = prepare(run, STAGES.get(run.stage).rows, text.encoding)
+    if data.streamed is not None and options.split == "train":
+        return _first_rows(data, data.streamed, options)
+    return data
 
 
 def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":

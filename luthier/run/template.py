@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,10 @@ _KEYS = {"id", "system", "tools", "messages", "enable_thinking"}
 
 
 def main(argv: list[str]) -> int:
-    """Return 0, or 1 if `check` found a difference. Raises for an unknown format or an unusable file."""
+    """Return 0, or 1 if `check` found a difference or `render` a conversation that cannot be written.
+
+    Raises for an unknown format or an unusable file.
+    """
     parser = argparse.ArgumentParser(prog="luthier template", description=__doc__)
     words = parser.add_subparsers(dest="word", metavar="list | show | render | check", required=True)
     words.add_parser("list", help="list all formats with kind, tool syntax and file")
@@ -38,12 +42,7 @@ def main(argv: list[str]) -> int:
     elif asked.word == "show":
         print(show(get_template(asked.name)), end="")
     elif asked.word == "render":
-        template = get_template(asked.name)
-        for conversation in read_conversations(asked.file):
-            try:
-                print(json.dumps(render_conversation(template, conversation), ensure_ascii=False))
-            except RowError as error:
-                raise DataError(f"{asked.file}: conversation {conversation['id']!r}: {error}") from error
+        return _render(get_template(asked.name), asked.file)
     else:
         from luthier.workflow.template_check import check
 
@@ -56,6 +55,24 @@ def _list() -> None:
     for name in template_names():
         template = get_template(name)
         print(f"{name:{width}}  {template.kind:15}  tools: {template.tool_syntax:9}  {family_of(name)}.toml")
+
+
+def _render(template: Template, file: Path) -> int:
+    """Prints the conversations that can be written and names the others on stderr. Returns 1 if there are such."""
+    status = 0
+    for number, conversation in enumerate(read_conversations(file), start=1):
+        name = f"conversation {number}"
+        try:
+            if problem := _problem(conversation):
+                raise RowError(problem)
+            name = f"conversation {conversation['id']!r}"
+            line = json.dumps(render_conversation(template, conversation), ensure_ascii=False)
+            line.encode()  # not possible with half of a surrogate pair
+            print(line)
+        except (RowError, UnicodeEncodeError) as error:
+            print(f"luthier: {file}: {name}: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def show(template: Template) -> str:
@@ -96,8 +113,8 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
     }
 
 
-def read_conversations(file: Path) -> list[dict[str, Any]]:
-    """The conversations of a JSON file. Raises `DataError` if it is missing, not JSON, or not a list of them."""
+def read_conversations(file: Path) -> list[Any]:
+    """The items of a JSON file, not checked. Raises `DataError` if it is missing, not JSON, or not a list."""
     try:
         text = file.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -110,9 +127,6 @@ def read_conversations(file: Path) -> list[dict[str, Any]]:
         raise DataError(f"{file}: not JSON: {error}") from error
     if not isinstance(conversations, list):
         raise DataError(f"{file}: holds {type(conversations).__name__}, not a list of conversations")
-    for number, conversation in enumerate(conversations, start=1):
-        if problem := _problem(conversation):
-            raise DataError(f"{file}: conversation {number}: {problem}")
     return conversations
 
 

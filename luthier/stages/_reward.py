@@ -32,6 +32,7 @@ ROLLOUT_RULES = (
         "name an adapter of stage: rm, a model (reward_model_type: full), a server (reward_model_type: api), or a"
         " function, e.g. reward_funcs: rewards.py:ends_well",
         lambda run: not run.method.reward_funcs and run.method.reward_model is None,
+        for_rows=False,
     ),
     Rule(
         ("reward_funcs",),

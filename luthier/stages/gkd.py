@@ -101,6 +101,7 @@ RULES = Rules(
             "is missing, and this stage needs a teacher",
             "name a model with the same tokenizer",
             not_(is_set("method", "teacher_model")),
+            for_rows=False,
         ),
         within("method", "gkd_beta", 0, 1, or_high=True),
         above("method", "gkd_temperature", 0),

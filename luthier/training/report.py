@@ -89,7 +89,8 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
         figure.savefig(path, dpi=100)
         paths.append(path)
     if not paths:
-        warn("plot_loss: no metric was logged at two or more steps, so there is nothing to plot -> lower logging_steps")
+        why = "no metric was logged at two or more steps, so there is nothing to plot"
+        warn(f"plot_loss: {why} -> train for more steps, or log them (logging_strategy)")
     for path in paths:
         info(f"plot: {path}")
     return paths

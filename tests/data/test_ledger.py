@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from luthier.config.load import load_train
-from luthier.core.errors import ConfigError
+from luthier.core.errors import ConfigError, RowError
 from luthier.core.kinds import STAGES
 from luthier.data import types
 from luthier.data.chat.encoder import Encoder
@@ -132,9 +132,9 @@ def test_rows_and_tokens_add_up(folder, stage, on_overlong, packing, streaming, 
 def test_accounts_are_added_and_taken():
     first, second = DatasetAccount(rows_in=3, kept=1, tokens=9), DatasetAccount(rows_in=25, kept=0)
     for number in range(2):
-        first.drop(f"f, row {number}", "bad")
+        first.drop(f"f, row {number}", RowError("bad"))
     for number in range(25):
-        second.drop(f"g, row {number}", "bad")
+        second.drop(f"g, row {number}", RowError("bad"))
     ledger = Ledger({"d": first}, {"train": 1}, 5)
     ledger.add(Ledger({"d": second, "e": DatasetAccount(rows_in=1, kept=1)}, {"train": 2, "eval": 1}, 6))
     taken = ledger.taken()
@@ -143,3 +143,49 @@ def test_accounts_are_added_and_taken():
     assert len(taken.accounts["d"].dropped_rows["bad"]) == 20
     assert (taken.samples, taken.leftover_tokens) == ({"train": 3, "eval": 1}, 11)
     assert ledger.rows_in == 0 and ledger.taken() == Ledger()
+
+
+CALL = '{"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": %s}]}'
+ONE_FAULT: dict[str, tuple[str, dict[str, Any]]] = {
+    "no call": (CALL.replace("%s", '"not json {n}"'), {"formatting": "sharegpt"}),
+    "no object of a call": (CALL.replace("%s", '"[{n}]"'), {"formatting": "sharegpt"}),
+    "role": ('{"conversations": [{"from": "speaker {n}", "value": "q"}]}', {"formatting": "sharegpt"}),
+    "end": (CALL.replace("function_call", "who {n}").replace("%s", '"a"'), {"formatting": "sharegpt"}),
+    "tools": (
+        '{"instruction": "q", "output": "a", "tools": "%s["}',
+        {"columns": {"prompt": "instruction", "response": "output", "tools": "tools"}},
+    ),
+    "image": (
+        '{"instruction": "q", "output": "a", "images": ["no/{n}.png"]}',
+        {"columns": {"prompt": "instruction", "response": "output", "images": "images"}},
+    ),
+    "no row": ('"text {n}"', {}),
+    "no JSON": ('{"instruction": %s"q" "output"}', {}),
+    "key twice": ('{"key {n}": 1, "key {n}": 2}', {}),
+}
+"""A line of a file and its description; {n} is the number of the row, %s as many spaces."""
+
+
+@pytest.mark.parametrize("fault", ONE_FAULT)
+def test_many_rows_with_one_fault_are_one_line(tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    line, description = ONE_FAULT[fault]
+    lines = [line.replace("{n}", str(n)).replace("%s", " " * n) for n in range(40)]
+    good = {"instruction": "q", "output": "a", "conversations": [{"from": "human", "value": "q"}]}
+    good["conversations"].append({"from": "gpt", "value": "a"})
+    (tmp_path / "d.jsonl").write_text("\n".join([*lines, json.dumps(good)]))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": "d.jsonl", **description}}))
+    keys = {"model_name_or_path": "m", "dataset_dir": str(tmp_path), "dataset": "d", "template": "qwen"}
+    data = data_of(load_train({**keys, "stage": "sft", "do_train": True, "output_dir": "o"}))
+    (account,) = data.ledger.accounts.values()
+    assert list(account.dropped.values()) == [40] and account.kept == 1
+    (reason,) = data.ledger.reasons()
+    assert "row 1" in reason and "row 3" in reason and "and 37 more" in reason
+
+
+def test_reasons_beyond_the_tenth_are_one_line():
+    account = DatasetAccount()
+    for number in range(25):
+        account.drop(f"f, row {number}", RowError(f"fault {number}"))
+    lines = Ledger({"d": account}).reasons()
+    assert len(lines) == 11 and lines[-1] == "d: 15 dropped for 15 other reasons"

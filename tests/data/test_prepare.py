@@ -280,3 +280,42 @@ def test_the_fingerprint_is_that_of_the_rows(dataset):
     values = dataset([SHORT, LONG])
     assert prepared(values).fingerprint == prepared({**values, "learning_rate": 1.0}).fingerprint
     assert prepared(values).fingerprint != prepared({**values, "cutoff_len": CUTOFF}).fingerprint
+
+
+NO_ANSWER = {"instruction": "no answer"}
+LATER_FAULTS: dict[str, tuple[list[Any], dict[str, Any], str]] = {
+    "val_size": ([NO_ANSWER, SHORT], {"val_size": 1}, "leaves none to train on"),
+    "val_size of a stream": (
+        [NO_ANSWER, SHORT],
+        {"val_size": 5, "streaming": True, "max_steps": 1, "buffer_size": 9},
+        "only 1 usable ones",
+    ),
+    "overlong": ([NO_ANSWER, SHORT, LONG], {"on_overlong": "error", "cutoff_len": CUTOFF}, "but cutoff_len is"),
+    "blocks": ([{"instruction": 7}, SHORT], {"stage": "pt", "cutoff_len": 5000}, "too few for one block"),
+}
+"""Rows of which the first is dropped, keys, and the error that follows."""
+
+
+@pytest.mark.parametrize("fault", LATER_FAULTS)
+def test_an_error_after_dropped_rows_tells_of_them(dataset, fault):
+    rows, keys, reason = LATER_FAULTS[fault]
+    with pytest.raises(DataError, match=reason) as caught:
+        prepared(dataset(rows, **keys))
+    first, *others = str(caught.value).splitlines()
+    assert reason in first and len(others) == 1
+    assert "rows: 1 dropped: " in others[0] and "rows.json, row 1" in others[0]
+
+
+def test_an_error_without_dropped_rows_is_as_it_was(dataset):
+    with pytest.raises(DataError) as caught:
+        prepared(dataset([SHORT], val_size=1))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_dropped_row_of_one_dataset_is_told_with_the_error_of_another(dataset):
+    dataset([NO_ANSWER, SHORT], "first")
+    values = dataset([NO_ANSWER], "second", dataset="first,second")
+    with pytest.raises(
+        DataError, match=r"dataset 'second' has no usable row\n  second: 1 dropped.*\n  first: 1 dropped"
+    ):
+        prepared(values)

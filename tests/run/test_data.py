@@ -150,3 +150,35 @@ def test_tokens_without_room_in_the_embedding_are_a_warning(tmp_path, capsys):
     assert "the embedding of the model has 261 rows" in captured.err
     assert main(["train", str(run_file)]) == 2
     assert "resize_vocab: true" in capsys.readouterr().err
+
+
+NEEDS_MODEL_BESIDE = [
+    ("ppo", "reward_model: is missing"),
+    ("grpo", "reward_model: is missing"),
+    ("gkd", "teacher_model: is missing"),
+]
+"""Stage -> what a run of it lacks while the reward or the teacher is not named."""
+
+
+@pytest.mark.parametrize(("stage", "reason"), NEEDS_MODEL_BESIDE)
+def test_looking_at_rows_needs_no_reward_and_no_teacher(shown, tmp_path, capsys, stage, reason):
+    keys = {"stage": stage, "per_device_train_batch_size": 8}
+    status, out, err = shown("--json", "--limit", "0", **keys)
+    assert status == 0 and len(objects(out)) == 24, err
+    assert shown("--doctor", **keys)[0] == 0
+    assert main(["check", str(tmp_path / "run.yaml")]) != 0
+    assert reason in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_stops_training_does_not_hide_the_others(world, shown, tmp_path, streaming):
+    answers = ["a", "a" * 500, "b", "c" * 500]
+    path = add_dataset(world, "long", [{"instruction": "q", "output": answer} for answer in answers])
+    changes = {"dataset": "long", "on_overlong": "error", "cutoff_len": 100, "streaming": streaming, "max_steps": 1}
+    saved = {} if streaming else {"tokenized_path": str(tmp_path / "saved")}
+    status, out, err = shown("--json", "--limit", "0", **changes, **saved)
+    assert status == 1 and len(objects(out)) == 2, err
+    assert f"luthier: training stops here: {path}, row 2: " in err and f"{path}, row 4" in err
+    assert not (tmp_path / "saved").exists()
+    whole = shown("--json", "--limit", "0", **{**changes, "cutoff_len": 1000})
+    assert whole[0] == 0 and len(objects(whole[1])) == 4

@@ -1,6 +1,7 @@
 """`luthier template`: render, list and show."""
 
 import json
+import re
 
 import pytest
 
@@ -31,6 +32,24 @@ def test_command_lists_and_shows(capsys):
         (b"[", "not JSON"),
         (b"\xff", "not UTF-8"),
         (b"{}", "holds dict"),
+    ],
+)
+def test_command_names_what_is_wrong_with_a_file(tmp_path, content, reason):
+    file = tmp_path / "chats.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        command.main(["render", "qwen3", str(file)])
+    assert str(file) in str(caught.value)
+
+
+GOOD = {"id": "good", "messages": [{"role": "user", "content": "q"}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (rb'[{"id": "a", "messages": [{"role": "user", "content": "\ud83d"}]}]', "conversation 'a': .*surrogates"),
         (b"[1]", "conversation 1: not an object"),
         (b'[{"id": "a", "messages": [], "sytem": ""}]', "unknown key 'sytem'; did you mean 'system'"),
         (b'[{"id": "a"}]', "'messages' is missing"),
@@ -43,13 +62,13 @@ def test_command_lists_and_shows(capsys):
         (b'[{"id": "a", "enable_thinking": 1, "messages": [{"role": "user", "content": ""}]}]', "true, false or null"),
     ],
 )
-def test_command_names_what_is_wrong_with_a_file(tmp_path, content, reason):
+def test_a_conversation_that_cannot_be_written_does_not_hide_the_others(tmp_path, capsys, content, reason):
     file = tmp_path / "chats.json"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(DataError, match=reason) as caught:
-        command.main(["render", "qwen3", str(file)])
-    assert str(file) in str(caught.value)
+    file.write_text(json.dumps([*json.loads(content), GOOD]))
+    assert command.main(["render", "qwen3", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["conversation"] for line in out.splitlines()] == ["good"]
+    assert re.search(reason, err) and str(file) in err and len(err.splitlines()) == 1
 
 
 def test_command_names_what_is_wrong_with_a_name():

@@ -187,6 +187,21 @@ def test_run_yaml_has_the_keys_in_effect(world, tmp_path):
     assert again.finetuning == dataclasses.replace(first.finetuning, plot_loss=False)
 
 
+def test_the_plot_has_two_ends_whatever_logging_steps_is(world, tmp_path):
+    keys = {"max_steps": 4, "eval_strategy": "no", "do_eval": False, "save_strategy": "no"}
+    found = {}
+    for plots in (True, False):
+        values = {**world, **keys, "plot_loss": plots, "output_dir": str(tmp_path / f"{plots}"), "logging_steps": 500}
+        found[plots] = luthier.train(values)
+    logged = [logs for logs in found[True].log_history if "loss" in logs]
+    assert [logs["step"] for logs in logged] == [1, 4]
+    assert (tmp_path / "True" / "training_loss.png").exists()
+    assert losses(found[False]) == [] and not (tmp_path / "False" / "training_loss.png").exists()
+    means = [read_json(tmp_path / name / "train_results.json")["train_loss"] for name in ("True", "False")]
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
+    assert (logged[0]["loss"] + 3 * logged[1]["loss"]) / 4 == pytest.approx(means[0], rel=1e-3)
+
+
 PLAIN_CODE = """
 import sys, torch
 from peft import PeftModel

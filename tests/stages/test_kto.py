@@ -256,3 +256,9 @@ def test_rows_without_a_kto_tag_are_refused_and_rows_with_one_are_for_kto_only(w
         run(world, tmp_path / "a", dataset="numbers")
     with pytest.raises(LuthierError, match="the row is a Feedback, and this stage takes Preference"):
         run(world, tmp_path / "b", stage="dpo")
+
+
+def test_rows_dropped_before_are_told_with_the_refusal(world, tmp_path):
+    rows = [FEEDBACK[0], {**FEEDBACK[3], "good": "maybe"}]
+    with pytest.raises(LuthierError, match=r"the same prompt[^\n]*\n  bad: 1 dropped: column 'good' is [^\n]*row 2"):
+        run(world, tmp_path / "out", **dataset(tmp_path, rows), max_steps=1)

@@ -21,6 +21,8 @@ ALWAYS = ["TrainerLog", "ProgressBar"]
             {"early_stopping_steps": 3, "val_size": 0.1, "eval_strategy": "steps", "eval_steps": 5},
             ["EarlyStoppingCallback"],
         ),
+        ({"plot_loss": True}, ["PlotEnds"]),
+        ({"plot_loss": True, "logging_strategy": "no"}, []),
         ({"report_to": "tensorboard"}, ["TensorBoardCallback"]),
     ],
 )

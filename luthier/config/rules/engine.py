@@ -35,6 +35,8 @@ class Rule:
     only_warns: bool = False
     commands: tuple[str, ...] = RUN_COMMANDS
     """The commands that the rule is for, of those that read the group it stands in."""
+    for_rows: bool = True
+    """Whether it also applies to `luthier data`, which shows rows and neither trains nor writes."""
     file: str = ""
     """Where the first key stands, if it is not a key of the run file, e.g. `environment`."""
 

@@ -78,16 +78,18 @@ def broken_rules(
 ) -> Iterator[Rule]:
     """The rules that a run of `command` breaks.
 
-    `writes` false: the run is only inspected, so it needs no output folder. `unknown`: keys whose value cannot be told,
-    as it is misspelt; rules about them, and the rules of variants that they choose, are left out.
+    `writes` false: only the rows of the run are inspected, so it needs no output folder, and no reward or teacher.
+    `unknown`: keys whose value cannot be told, as it is misspelt; rules about them, and the rules of variants that they
+    choose, are left out.
     """
-    groups = [group for group in COMMAND_RULES[command] if writes or group is not OUTPUT_RULES]
+    groups = list(COMMAND_RULES[command])
     for registry, chosen in VARIANTS[command]:
         if registry.key not in unknown:
             groups += [registry.get(name).check for name in chosen(run)]
     for group in groups:
         for rule in group:
-            if command in rule.commands and not any(key in unknown for key in rule.keys) and rule.broken(run):
+            applies = command in rule.commands and (writes or rule.for_rows)
+            if applies and not any(key in unknown for key in rule.keys) and rule.broken(run):
                 yield rule
 
 

@@ -17,10 +17,10 @@ OUTPUT_RULES = Rules(
             "is missing",
             "say which folder to write to, e.g. output_dir: saves/first",
             all_of(not_(is_set("training", "output_dir")), not_(_has_no_task)),
+            for_rows=False,
         ),
     )
 )
-"""For commands that write; `luthier data` writes no model."""
 
 TASK_RULES = Rules(
     (

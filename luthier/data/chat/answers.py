@@ -48,7 +48,8 @@ def take_apart(
         return Answer(enclosed.sub("", content), calls)
     thought = between(thinking_tags).search(content)
     if thought is None:
-        raise ToolFault(f"a function message is not JSON of a call: {content[:80]!r}")
+        shown = repr(content[:80])
+        raise ToolFault(f"a function message is not JSON of a call: {shown}", shown)
     return Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
 
 
@@ -87,4 +88,5 @@ def _call(value: Any) -> ToolCall:
             return ToolCall(name, arguments)
         case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):
             return ToolCall(name, _json(text))
-    raise ToolFault(f"a call is not an object with name and arguments: {json.dumps(value, ensure_ascii=False)[:80]}")
+    shown = json.dumps(value, ensure_ascii=False)[:80]
+    raise ToolFault(f"a call is not an object with name and arguments: {shown}", shown)

@@ -9,6 +9,7 @@ A row is tokenized once, as a whole, and then split into prompts and answers: a 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from luthier.data.types import Dialogue, Message
 
 _COMPARED_CHARACTERS = 20
 """The end of an answer that must appear in its rendering."""
+_QUOTED = re.compile(r"\b\d+\b|'[^']*'|\"[^\"]*\"|`[^`]*`")
+"""What the message of a template may quote from a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,11 @@ class ModelChatTemplate:
         system = system or self.default_system
         head = [{"role": "system", "content": system}] if system else []
         listed_tools = openai_tools(tools)
+        written = self._openai_messages(messages)
         try:
             text = str(
                 self.encoder.tokenizer.apply_chat_template(
-                    [*head, *self._openai_messages(messages)],
+                    [*head, *written],
                     tools=listed_tools,
                     add_generation_prompt=asks,
                     tokenize=False,
@@ -98,7 +102,8 @@ class ModelChatTemplate:
                 )
             )
         except (TemplateError, TypeError, ValueError) as fault:
-            raise RowError(f"the model's own chat template refuses the conversation: {fault}") from fault
+            quoted = _QUOTED.findall(str(fault))
+            raise RowError(f"the model's own chat template refuses the conversation: {fault}", *quoted) from fault
         if any(str(tool["function"].get("name")) not in text for tool in listed_tools or ()):
             raise RowError("the model's own chat template does not render tools")
         return text

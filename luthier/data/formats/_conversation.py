@@ -95,7 +95,8 @@ def _span(item: Any, num_characters: int, place: str) -> Span:
     if not all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (start, end)):
         raise RowError(f"{place}: start and end must be whole numbers")
     if not 0 <= start < end <= num_characters:
-        raise RowError(f"{place}: {start} to {end} is no part of a text of {num_characters} characters")
+        reason = f"{place}: {start} to {end} is no part of a text of {num_characters} characters"
+        raise RowError(reason, f"{start} to {end}", str(num_characters))
     return Span(start, end, _weight(weight, place))
 
 
@@ -103,7 +104,7 @@ def _weight(value: Any, place: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise RowError(f"{place} is {kind(value)}, not a number")
     if not 0 <= value <= 1:
-        raise RowError(f"{place} is {value}, not from 0 to 1")
+        raise RowError(f"{place} is {value}, not from 0 to 1", str(value))
     return float(value)
 
 
@@ -151,7 +152,8 @@ def _in_order(spoken: Sequence[Spoken], tags: Tags) -> list[Message]:
     for index, one in enumerate(spoken):
         expected = ANSWERING if index % 2 else ASKING
         if one.role not in expected:
-            raise RoleFault(f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected")
+            reason = f"{one.place} has role {one.tag!r} where {_names(expected, tags)} is expected"
+            raise RoleFault(reason, *_unknown(one))
         messages.append(Message(one.role, one.content, one.loss))
     return messages
 
@@ -161,9 +163,8 @@ def _require_end(spoken: Sequence[Spoken], expected: tuple[Role, ...], tags: Tag
         raise RoleFault("there is only a system message")
     if spoken[-1].role not in expected:
         last = spoken[-1]
-        raise RoleFault(
-            f"the conversation ends with {last.place} of role {last.tag!r}, not with {_names(expected, tags)}"
-        )
+        reason = f"the conversation ends with {last.place} of role {last.tag!r}, not with {_names(expected, tags)}"
+        raise RoleFault(reason, *_unknown(last))
 
 
 def _answer(
@@ -174,8 +175,14 @@ def _answer(
         raise RowError(f"column {column!r} is {kind(value)}, not a message")
     answer = speak(value, tags, f"the message in column {column!r}")
     if answer.role not in ANSWERING:
-        raise RoleFault(f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected")
+        reason = f"{answer.place} has role {answer.tag!r} where {_names(ANSWERING, tags)} is expected"
+        raise RoleFault(reason, *_unknown(answer))
     return Message(answer.role, answer.content, answer.loss)
+
+
+def _unknown(one: Spoken) -> tuple[str, ...]:
+    """The role as the row has it, if it is none of the format: it may be another one in each row."""
+    return () if one.role is not None else (repr(one.tag),)
 
 
 def _names(roles: Sequence[Role], tags: Tags) -> str:

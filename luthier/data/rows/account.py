@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 
+from luthier.core.errors import RowError
+
 MAX_LISTED_ROWS = 20
 """Rows named per reason in the report; the count is always complete."""
+MAX_QUOTED_CHARS = 120
+"""Of each piece of data that a reason quotes."""
 
 
 @dataclass(slots=True)
@@ -25,15 +29,17 @@ class DatasetAccount:
     split_into: int = 0
     """Rows that overlong ones were split into (`on_overlong: split`)."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason -> number of rows."""
+    """Kind of reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> the first rows that were dropped for it."""
+    """Kind of reason -> the first rows that were dropped for it, each with the data that its reason quotes."""
 
-    def drop(self, place: str, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        rows = self.dropped_rows.setdefault(reason, [])
+    def drop(self, place: str, refusal: RowError) -> None:
+        kind = refusal.kind
+        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+        rows = self.dropped_rows.setdefault(kind, [])
         if len(rows) < MAX_LISTED_ROWS:
-            rows.append(place)
+            quoted = ", ".join(part[:MAX_QUOTED_CHARS] for part in refusal.quoted)
+            rows.append(f"{place}: {quoted}" if quoted else place)
 
     @property
     def num_dropped(self) -> int:

@@ -103,7 +103,7 @@ class RowMaker:
             try:
                 rows = self._kept(item, account)
             except RowError as error:
-                account.drop(item.drawn.row.place, str(error))
+                account.drop(item.drawn.row.place, error)
                 continue
             account.kept += 1
             if len(item.written) > 1:

@@ -8,6 +8,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from luthier.training.arguments import trackers
 from luthier.training.callbacks.module_profiler import ModuleProfiler
 from luthier.training.callbacks.neftune import NeftuneNoise
+from luthier.training.callbacks.plot_ends import PlotEnds
 from luthier.training.callbacks.progress import ProgressBar
 from luthier.training.callbacks.swanlab import swanlab_callbacks
 from luthier.training.callbacks.torch_profiler import TorchProfiler
@@ -23,8 +24,11 @@ def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
     output_dir = Path(run.training["output_dir"])
     log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=run.training["overwrite_output_dir"])
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
-    if run.finetuning.early_stopping_steps is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=run.finetuning.early_stopping_steps))
+    patience = run.finetuning.early_stopping_steps
+    if run.finetuning.plot_loss and run.training["logging_strategy"] != "no":
+        callbacks.append(PlotEnds(stops_early=patience is not None))
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     if run.profiler.enable_torch_profiler:
         folder = run.profiler.profiler_output_dir or output_dir / "profiler"
         callbacks.append(TorchProfiler(run.profiler, Path(folder)))

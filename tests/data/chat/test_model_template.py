@@ -186,7 +186,11 @@ def test_without_calls_in_the_program_no_syntax_is_found():
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{"), "not JSON"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{}"), "not a list of objects"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools='[{"type": "function"}]'), "holds no function"),
-        ("qwen3", Dialogue((Message("user", "?"), Message("function", "no call"))), "not JSON of a call"),
+        (
+            "qwen3",
+            Dialogue((Message("user", "?"), Message("function", "no call"))),
+            "^a function message is not JSON of a call",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_a_reason_to_drop_the_row(name, dialogue, reason):

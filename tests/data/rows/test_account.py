@@ -1,18 +1,19 @@
 """The account of a dataset: counts add up, and every reason names its first rows."""
 
-from luthier.data.rows.account import MAX_LISTED_ROWS, DatasetAccount
+from luthier.core.errors import RowError
+from luthier.data.rows.account import MAX_LISTED_ROWS, MAX_QUOTED_CHARS, DatasetAccount
 
 
 def account_of(file: str, num_rows: int, **counts: int) -> DatasetAccount:
     account = DatasetAccount(**counts)
     for number in range(num_rows):
-        account.drop(f"{file}, row {number}", "bad")
+        account.drop(f"{file}, row {number}", RowError("bad"))
     return account
 
 
 def test_dropped_rows_are_all_counted_and_the_first_are_named():
     account = account_of("f", MAX_LISTED_ROWS + 5)
-    account.drop("f, row 99", "worse")
+    account.drop("f, row 99", RowError("worse"))
     assert account.dropped == {"bad": MAX_LISTED_ROWS + 5, "worse": 1} and account.num_dropped == MAX_LISTED_ROWS + 6
     assert account.dropped_rows["bad"] == [f"f, row {number}" for number in range(MAX_LISTED_ROWS)]
 
@@ -30,3 +31,25 @@ def test_what_is_taken_is_no_longer_counted():
     taken = account.taken()
     assert taken == account_of("f", 2, rows_in=3, kept=1)
     assert account == DatasetAccount()
+
+
+def test_data_quoted_in_a_reason_do_not_split_it():
+    account = DatasetAccount()
+    for number in range(2000):
+        account.drop(f"f, row {number}", RowError(f"message {number} calls {number!r}, not a tool", repr(number)))
+    assert account.dropped == {"message … calls …, not a tool": 2000}
+    (rows,) = account.dropped_rows.values()
+    assert rows[:2] == ["f, row 0: 0", "f, row 1: 1"] and len(rows) == MAX_LISTED_ROWS
+
+
+def test_long_data_are_cut():
+    account = DatasetAccount()
+    account.drop("f, row 1", RowError("bad: " + "x" * 500, "x" * 500))
+    assert account.dropped_rows == {"bad: …": ["f, row 1: " + "x" * MAX_QUOTED_CHARS]}
+
+
+def test_other_words_are_other_reasons():
+    account = DatasetAccount()
+    account.drop("f, row 1", RowError("column 'a' is missing"))
+    account.drop("f, row 2", RowError("column 'b' is missing"))
+    assert account.dropped == {"column 'a' is missing": 1, "column 'b' is missing": 1}

@@ -9,13 +9,13 @@ from luthier.core.errors import RowError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a dataset. Exactly one of `data` and `reason` is given."""
+    """One row of a dataset. Exactly one of `data` and `refusal` is given."""
 
     file: str
     number: int
     """1-based, counted within its file."""
     data: Mapping[str, Any] | None = None
-    reason: str = ""
+    refusal: RowError | None = None
     """Why the row cannot be used."""
     line: int | None = None
     """1-based line in the file, where rows are lines."""
@@ -23,8 +23,14 @@ class Row:
     def usable(self) -> Mapping[str, Any]:
         """The data. Raises `RowError` with the reason of a row that has none."""
         if self.data is None:
-            raise RowError(self.reason)
+            assert self.refusal is not None, "one of the two is given"
+            raise self.refusal
         return self.data
+
+    @property
+    def reason(self) -> str:
+        """The text of `refusal`; empty for a row with data."""
+        return "" if self.refusal is None else str(self.refusal)
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, RowError
 from luthier.data.sources.readers import DataFile, Row, text
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -19,7 +19,7 @@ _CUT_MARGIN = 16
 _SHOWN = 40
 
 
-class _RepeatedKey(ValueError):
+class _RepeatedKey(RowError):
     pass
 
 
@@ -28,7 +28,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKey(f"the key {repeated!r} appears twice in one object")
+        raise _RepeatedKey(f"the key {repeated!r} appears twice in one object", repr(repeated))
     return found
 
 
@@ -72,37 +72,38 @@ def _line_rows(file: DataFile) -> Iterator[Row]:
             line = line.strip(" \t\r\n")
             if line:
                 number += 1
-                data, reason = _parse_line(line)
-                yield Row(file.name, number, data, reason, line_number)
+                data, refusal = _parse_line(line)
+                yield Row(file.name, number, data, refusal, line_number)
 
 
-def _parse_line(line: str) -> tuple[dict[str, Any] | None, str]:
+def _parse_line(line: str) -> tuple[dict[str, Any] | None, RowError | None]:
     try:
         value = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        return None, f"not JSON: {error.msg} (column {error.pos + 1})"
+        return None, RowError(f"not JSON: {error.msg} (column {error.pos + 1})")
     except (ValueError, RecursionError) as error:
         return None, _refusal(error)
     return _checked(value, _SURROGATE.search(line) is not None)
 
 
-def _refusal(error: ValueError | RecursionError) -> str:
+def _refusal(error: ValueError | RecursionError) -> RowError:
     if isinstance(error, RecursionError):
-        return "the JSON is nested too deep to be read"
-    return str(error) if isinstance(error, _RepeatedKey) else "a number has too many digits"
+        return RowError("the JSON is nested too deep to be read")
+    return error if isinstance(error, _RepeatedKey) else RowError("a number has too many digits")
 
 
-def _checked(value: Any, has_surrogate_escape: bool) -> tuple[dict[str, Any] | None, str]:
-    """(row, "") or (None, reason)."""
+def _checked(value: Any, has_surrogate_escape: bool) -> tuple[dict[str, Any] | None, RowError | None]:
+    """(row, None) or (None, why it cannot be used)."""
     if not isinstance(value, dict):
-        return None, f"a row is an object, not {json.dumps(value)[:_SHOWN]}"
+        shown = json.dumps(value)[:_SHOWN]
+        return None, RowError(f"a row is an object, not {shown}", shown)
     if has_surrogate_escape:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
-            return None, f"holds half of a surrogate pair ({half}), which is no character"
-    return value, ""
+            return None, RowError(f"holds half of a surrogate pair ({half}), which is no character", half)
+    return value, None
 
 
 def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
@@ -111,8 +112,8 @@ def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
     mark = window.peek()
     while mark != "]":
         number += 1
-        data, reason = _array_value(file, window, number)
-        yield Row(file.name, number, data, reason)
+        data, refusal = _array_value(file, window, number)
+        yield Row(file.name, number, data, refusal)
         mark = window.peek()
         if mark == ",":
             window.skip(1)
@@ -129,9 +130,9 @@ def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
         raise DataError(f"{file.name}: {window.place()}: text after the end of the list of rows")
 
 
-def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[str, Any] | None, str]:
+def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[str, Any] | None, RowError | None]:
     """The value at the position of the window, which moves past it."""
-    reason = ""
+    refusal: RowError | None = None
     decoder = _DECODER
     while True:
         try:
@@ -148,7 +149,7 @@ def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[s
         except RecursionError as error:
             raise DataError(f"{file.name}: {window.place()}: row {number} is nested too deep to be read") from error
         except ValueError as error:
-            reason, decoder = _refusal(error), _LENIENT
+            refusal, decoder = _refusal(error), _LENIENT
             continue
         num_characters = end - window.position
         # A number may continue after the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
@@ -156,7 +157,7 @@ def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[s
             continue
         has_surrogate_escape = window.search(_SURROGATE, num_characters)
         window.skip(num_characters)
-        return (None, reason) if reason else _checked(value, has_surrogate_escape)
+        return (None, refusal) if refusal else _checked(value, has_surrogate_escape)
 
 
 def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Iterator
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, RowError
 from luthier.data.sources.readers import DataFile, Row, text
 
 _LONGEST_CELL = min(sys.maxsize, 2**31 - 1)  # the limit is a C long, which has 32 bits on Windows
@@ -26,7 +26,7 @@ def read_csv(file: DataFile) -> Iterator[Row]:
                     reason = f"the file ends inside the quoted cell that begins in line {line}"
                     raise DataError(f"{file.name}: {reason} -> a closing quote is missing") from error
                 number += 1
-                yield Row(file.name, number, reason=f"not CSV: {error}", line=line)
+                yield Row(file.name, number, refusal=RowError(f"not CSV: {error}"), line=line)
                 continue
             if cells is None:
                 return
@@ -35,7 +35,7 @@ def read_csv(file: DataFile) -> Iterator[Row]:
             number += 1
             if len(cells) != len(header):
                 reason = f"has {len(cells)} cells where the header has {len(header)}"
-                yield Row(file.name, number, reason=reason, line=line)
+                yield Row(file.name, number, refusal=RowError(reason), line=line)
             else:
                 data = {name: cell or None for name, cell in zip(header, cells, strict=True)}
                 yield Row(file.name, number, data, line=line)
