@@ -9,6 +9,7 @@ from luthier.model.adapters._loftq import save_record
 from luthier.model.adapters._pissa import is_pissa, save_as_lora
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER
 from luthier.model.heads.score_head import VALUE_HEAD_FILE
+from luthier.model.loading.loaded import as_it_came
 from luthier.model.processor import FittedProcessor, copy_processor
 
 if TYPE_CHECKING:
@@ -69,14 +70,15 @@ def write_model(
     The tokenizer pads on the left, as generation wants it. Where the disk fails it raises what the
     libraries raise, which `luthier.core.files.DiskFaults` knows.
     """
-    use_cache, padding_side = model.config.use_cache, tokenizer.padding_side
-    model.config.use_cache, tokenizer.padding_side = True, "left"
+    padding_side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
     try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        with as_it_came(model):
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
         copy_processor(model, folder, processor)
     finally:
-        model.config.use_cache, tokenizer.padding_side = use_cache, padding_side
+        tokenizer.padding_side = padding_side
 
 
 def copy_value_head(sources: Iterable[str], target: Path) -> Path | None:

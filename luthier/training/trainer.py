@@ -37,6 +37,7 @@ from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.features.rope_scaling import save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
+from luthier.model.loading.loaded import as_it_came
 from luthier.model.processor import PROCESSOR_FILES, copy_processor
 from luthier.model.save import WEIGHT_FILES, save_adapter
 from luthier.stages import StageState, StepStatistics, Sums
@@ -296,7 +297,8 @@ class StageTrainer(Trainer):
             Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
             save_value_head(Path(output_dir or self.output_dir), self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            super()._save(output_dir, without_value_head(self.policy, state_dict))
+            with as_it_came(unwrap(self.policy)):
+                super()._save(output_dir, without_value_head(self.policy, state_dict))
         elif self.args.should_save:
             folder = output_dir or self.output_dir
             save_adapter(self.model, Path(folder), state_dict)

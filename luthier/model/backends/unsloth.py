@@ -35,7 +35,7 @@ from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainabl
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
-from luthier.model.loading.loaded import repair_generation_config, require_causal
+from luthier.model.loading.loaded import keep_use_cache, repair_generation_config, require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
 from luthier.model.types import LoadedModel
@@ -180,6 +180,7 @@ def _load(
     if base is not model:
         model.peft_config["default"].base_model_name_or_path = keys.model_name_or_path
     repair_generation_config(base)
+    keep_use_cache(base)
     return model
 
 

@@ -9,7 +9,7 @@ from luthier.model.features.mixture_of_depths import add_routers, prepare, route
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
-from luthier.model.loading.loaded import check_found, repair_generation_config
+from luthier.model.loading.loaded import check_found, keep_use_cache, repair_generation_config
 from luthier.model.loading.memory_check import placement
 from luthier.model.quantization._layers import Quantization
 from luthier.model.quantization._prequantized import (
@@ -75,6 +75,7 @@ def load_model(
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = source.name
     repair_generation_config(model)
+    keep_use_cache(model)
     if is_routed(config):
         prepare(model)
     return model
@@ -85,6 +86,7 @@ def _with_random_weights(
 ) -> "PreTrainedModel":
     with readable(files, "config"):
         model: PreTrainedModel = auto.from_config(config, **common)
+    keep_use_cache(model)
     if is_routed(config):
         add_routers(model)
     return model.eval()

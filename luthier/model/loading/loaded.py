@@ -1,15 +1,16 @@
 """Checks once the weights are in place: did they fill the model, and can it be trained?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.core.log import warn
+from luthier.core.log import quiet, warn
 from luthier.model.files.sources import ModelFiles
 from luthier.model.heads.score_head import SCORE_LAYER
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def check_found(source: ModelFiles, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
@@ -40,13 +41,79 @@ def require_causal(model: "PreTrainedModel") -> None:
 
 
 def repair_generation_config(model: "PreTrainedModel") -> None:
-    """Sampling settings without sampling mean that sampling was meant; transformers refuses to save them otherwise."""
+    """Makes the generation settings ones that transformers saves; it refuses those that contradict each other.
+
+    Settings of sampling without `do_sample` mean that sampling was meant. What transformers still refuses is left out,
+    with a warning: it would have no effect on an answer.
+    """
     generation = model.generation_config if model.can_generate() else None
-    if generation is None or generation.do_sample:
+    if generation is None:
         return
-    settings = ((generation.temperature, 1.0), (generation.top_p, 1.0), (generation.typical_p, 1.0))
-    if any(value is not None and value != neutral for value, neutral in settings):
-        generation.do_sample = True
+    kind = type(generation)
+    defaults = vars(kind())
+    given = {
+        name: value
+        for name, value in vars(generation).items()
+        if not name.startswith("_") and (name not in defaults or value != defaults[name])
+    }
+    if _is_valid(kind, given):
+        return
+    choices = (_valid_part(kind, given), _valid_part(kind, {**given, "do_sample": True}))
+    kept = max(choices, key=lambda settings: len(settings.keys() - {"do_sample"}))
+    dropped = sorted(given.keys() - kept.keys())
+    for name in dropped:
+        if name in defaults:
+            setattr(generation, name, defaults[name])
+        else:
+            delattr(generation, name)
+    generation.do_sample = kept.get("do_sample", generation.do_sample)
+    if dropped:
+        told = ", ".join(f"{name}: {given[name]!r}" for name in dropped)
+        warn(f"generation_config.json: without effect beside its other settings and left out of what is saved: {told}")
+
+
+def _valid_part(kind: "type[GenerationConfig]", given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that transformers accepts together, in their order; one may become valid through a later one."""
+    kept: dict[str, Any] = {}
+    is_growing = True
+    while is_growing:
+        more = [name for name in given if name not in kept]
+        for name in more:
+            if _is_valid(kind, {**kept, name: given[name]}):
+                kept[name] = given[name]
+        is_growing = any(name in kept for name in more)
+    return kept
+
+
+def _is_valid(kind: "type[GenerationConfig]", settings: Mapping[str, Any]) -> bool:
+    try:
+        with quiet("transformers.generation.configuration_utils"):
+            kind(**settings).validate(strict=True)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def keep_use_cache(model: "PreTrainedModel") -> None:
+    """Notes `use_cache` of the config that the model came with, since training and inference set their own."""
+    model.config_use_cache = vars(model.config).get("use_cache")  # type: ignore[assignment]
+
+
+@contextmanager
+def as_it_came(model: "PreTrainedModel") -> Iterator[None]:
+    """While the model is saved: `use_cache` as in the config it came with, and valid generation settings."""
+    repair_generation_config(model)
+    config = model.config
+    current = vars(config).pop("use_cache", None)
+    wanted = getattr(model, "config_use_cache", current)
+    if wanted is not None:
+        config.use_cache = wanted
+    try:
+        yield
+    finally:
+        vars(config).pop("use_cache", None)
+        if current is not None:
+            config.use_cache = current
 
 
 def resolved_settings(model: "PreTrainedModel") -> dict[str, str]:

@@ -1,8 +1,33 @@
 """What is checked and recorded once weights are in place."""
 
-from transformers import AutoModelForCausalLM
+import json
 
-from luthier.model.loading.loaded import resolved_settings
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from luthier.model.files.sources import ModelSource
+from luthier.model.loading.load import load_model
+from luthier.model.loading.loaded import as_it_came, keep_use_cache, repair_generation_config, resolved_settings
+from tests.tiny import tiny_llama
+
+SAMPLING = {
+    "temperature": 0.6,
+    "top_k": 20,
+    "top_p": 0.8,
+    "min_p": 0.1,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 3e-4,
+    "eta_cutoff": 3e-4,
+    "num_return_sequences": 2,
+}
+WITHOUT_EFFECT = {
+    "early_stopping": True,
+    "length_penalty": 0.5,
+    "output_scores": True,
+    "output_attentions": True,
+    "pad_token_id": -1,
+}
 
 
 def test_the_manifest_gets_what_open_choices_became(llama_folder):
@@ -10,3 +35,63 @@ def test_the_manifest_gets_what_open_choices_became(llama_folder):
     assert resolved_settings(model) == {"attention": "sdpa", "dtype": "float32"}
     model.config.rope_parameters["rope_type"] = "yarn"
     assert resolved_settings(model)["rope"] == "yarn"
+
+
+def saved_with(model, folder, **settings):
+    """What stands in generation_config.json after the model had these settings and was saved."""
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    with as_it_came(model):
+        model.save_pretrained(folder)
+    return json.loads((folder / "generation_config.json").read_text())
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_a_setting_of_sampling_means_that_sampling_was_meant(llama_folder, tmp_path, caplog, name):
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
+    saved = saved_with(model, tmp_path, **{name: SAMPLING[name], "max_new_tokens": 7})
+    assert (saved[name], saved["do_sample"], saved["max_new_tokens"]) == (SAMPLING[name], True, 7)
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_a_setting_without_effect_is_left_out_and_named(llama_folder, tmp_path, caplog, name):
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
+    saved = saved_with(model, tmp_path, **{name: WITHOUT_EFFECT[name], "max_new_tokens": 7})
+    assert name not in saved and saved["max_new_tokens"] == 7
+    assert "do_sample" not in saved
+    assert f"left out of what is saved: {name}: {WITHOUT_EFFECT[name]!r}" in caplog.text
+
+
+def test_all_of_them_together_can_be_saved(tmp_path):
+    folder = tiny_llama(tmp_path / "base")
+    sampling = {name: value for name, value in SAMPLING.items() if name != "num_return_sequences"}  # never loads
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **sampling, **WITHOUT_EFFECT}))
+    saved = saved_with(load_model(ModelSource(str(folder)), dtype=torch.float32), tmp_path)
+    assert saved["do_sample"] is True
+    assert {name: saved[name] for name in sampling} == sampling
+    assert not WITHOUT_EFFECT.keys() & saved.keys()
+
+
+def test_valid_settings_stay(llama_folder):
+    model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
+    given = {"num_beams": 4, "early_stopping": True, "return_dict_in_generate": True, "output_scores": True}
+    model.generation_config = GenerationConfig(**given, repetition_penalty=1.1)
+    before = model.generation_config.to_dict()
+    repair_generation_config(model)
+    assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("came", [True, False, None])
+def test_the_config_is_saved_with_the_use_cache_it_came_with(llama_folder, tmp_path, came):
+    model = AutoModelForCausalLM.from_pretrained(llama_folder)
+    if came is None:
+        del model.config.use_cache
+    else:
+        model.config.use_cache = came
+    keep_use_cache(model)
+    model.config.use_cache = in_use = not came
+    with as_it_came(model):
+        model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()).get("use_cache") is came
+    assert model.config.use_cache is in_use
