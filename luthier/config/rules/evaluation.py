@@ -30,6 +30,22 @@ def _saves_what_it_evaluates(run: Any) -> bool:
     return evaluates != "no" and saves in (evaluates, "best")
 
 
+def _saves_the_best_only(run: Any) -> bool:
+    return bool(run.trains and run.training["save_strategy"] == "best")
+
+
+def _saves_between_evaluations(run: Any) -> bool:
+    """As transformers refuses it when its arguments are built. Steps below 1 are a share of all steps."""
+    keys = run.training
+    evaluates, saves = keys["eval_steps"] or keys["logging_steps"], keys["save_steps"]
+    if not keys["load_best_model_at_end"] or (keys["eval_strategy"], keys["save_strategy"]) != ("steps", "steps"):
+        return False
+    if evaluates <= 0 or saves <= 0 or saves % evaluates == 0:
+        return False  # numbers of 0 and below break rules of their own
+    both_are_shares = evaluates < 1 and saves < 1
+    return not both_are_shares or (saves * 1_000_000) % (evaluates * 1_000_000) != 0
+
+
 def _does_not_name_the_set(run: Any) -> bool:
     """The best of several evaluations is needed, and the metric does not say of which dataset."""
     needs_best = run.training["load_best_model_at_end"] or run.training["save_strategy"] == "best"
@@ -51,6 +67,18 @@ EVALUATION_RULES = Rules(
             "the best model is known only if it is evaluated whenever it is saved",
             "give eval_strategy and save_strategy the same value",
             all_of(is_set("training", "load_best_model_at_end"), not_(_saves_what_it_evaluates)),
+        ),
+        Rule(
+            ("save_steps", "eval_steps", "load_best_model_at_end"),
+            "the best model is known only if it is evaluated whenever it is saved",
+            "make save_steps a multiple of eval_steps (both numbers of steps, or both shares below 1)",
+            _saves_between_evaluations,
+        ),
+        Rule(
+            ("save_strategy", "eval_strategy"),
+            "best saves after an evaluation, and there are none while training, so nothing would be saved",
+            "set eval_strategy: steps or epoch, or save_strategy: steps or epoch",
+            all_of(_saves_the_best_only, not_(evaluates_while_training)),
         ),
         Rule(
             ("early_stopping_steps", "eval_strategy"),

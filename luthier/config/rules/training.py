@@ -3,11 +3,19 @@
 from dataclasses import asdict
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_set, warning, within
+from luthier.config.rules.engine import Condition, Rule, Rules, above, all_of, at_least, is_set, warning, within
 
 
 def _smooths_labels(run: Any) -> bool:
     return "label_smoothing_factor" in asdict(run.method)
+
+
+def _is_a_broken_number_of_steps(key: str, strategy: str) -> Condition:
+    def is_broken(run: Any) -> bool:
+        steps = run.training[key]
+        return run.training[strategy] == "steps" and steps is not None and steps > 1 and steps != int(steps)
+
+    return is_broken
 
 
 TRAINING_RULES = Rules(
@@ -55,6 +63,28 @@ TRAINING_RULES = Rules(
             "training", "logging_steps", 0, if_training=("logging_strategy", "steps"), remedy="or logging_strategy: no"
         ),
         above("training", "save_steps", 0, if_training=("save_strategy", "steps"), remedy="or save_strategy: no"),
+        *(
+            Rule(
+                (key, strategy),
+                "must be a whole number of steps, or a share of them below 1",
+                "",
+                _is_a_broken_number_of_steps(key, strategy),
+            )
+            for key, strategy in (
+                ("logging_steps", "logging_strategy"),
+                ("save_steps", "save_strategy"),
+                ("eval_steps", "eval_strategy"),
+            )
+        ),
+        at_least("training", "torch_empty_cache_steps", 1),
+        Rule(
+            ("dataloader_prefetch_factor", "dataloader_num_workers"),
+            "is for processes that prepare batches, and there are none",
+            "set dataloader_num_workers: 1 or more, or leave it out",
+            lambda run: (
+                run.training["dataloader_prefetch_factor"] is not None and run.training["dataloader_num_workers"] == 0
+            ),
+        ),
         within("training", "seed", 0, 2**32 - 1, or_high=True),
         within("training", "data_seed", 0, 2**32 - 1, or_high=True),
         at_least("training", "learning_rate", 0),

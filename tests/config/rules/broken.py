@@ -37,6 +37,7 @@ def cases(base: dict[str, Any], *changes: dict[str, Any], command: str = "train"
 
 NO_TASK = {"dataset": "", "do_train": False}
 NOT_TRAINING = {"do_train": False, "do_eval": True, "val_size": 0.1}
+BEST = {"val_size": 0.1, "load_best_model_at_end": True, "eval_strategy": "steps"}
 ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
 FSDP = {"fsdp": "full_shard"}
 FULL = {"finetuning_type": "full"}
@@ -194,6 +195,13 @@ DATA = [
         *({key: True} for key in ("do_eval", "do_predict", "predict_with_generate")),
         {"eval_strategy": "steps"},
         {"load_best_model_at_end": True},
+        {**BEST, "eval_steps": 2, "save_steps": 3},
+        {"save_strategy": "best"},
+        {"logging_steps": 2.5},
+        {"save_steps": 2.5},
+        {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 2.5},
+        {"torch_empty_cache_steps": 0},
+        {"dataloader_prefetch_factor": 2},
         {"early_stopping_steps": 3},
         {"early_stopping_steps": 0},
         {"metric_for_best_model": "blue"},
