@@ -79,6 +79,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     raise OutputError(f"{path}: is not a manifest: it holds no `files` with their size_bytes and sha256")
 
 
+def renew_manifest(folder: str | os.PathLike[str]) -> Path:
+    """Takes in what has been added to a finished folder; the facts stay those of its manifest."""
+    earlier = read_manifest(folder)
+    facts = {name: value for name, value in earlier.items() if name not in ("format", "created", "versions", "files")}
+    return write_manifest(folder, **facts)
+
+
 def _is_record(value: Any) -> bool:
     match value:
         case {"size_bytes": int(), "sha256": str()}:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.masking import is_secret, masked
-from luthier.core.errors import RunFailed
+from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, write_atomically
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
-from luthier.core.manifest import write_manifest
+from luthier.core.manifest import read_manifest, write_manifest
 from luthier.core.versions import require
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.training.trainer import StageTrainer
 
+TRAINER_STATE = "trainer_state.json"
 SMOOTHED_SHARE = 0.1
 """The smoothed line of a plot averages over about this share of the points."""
 
@@ -35,6 +36,27 @@ def forget_results(output_dir: Path) -> None:
     for pattern in RESULTS:
         for path in output_dir.glob(pattern):
             path.unlink()
+
+
+def describes_step(output_dir: Path, step: int) -> bool:
+    """Whether a finished run that ended at this step left its weights there and all that describes them."""
+    try:
+        files = read_manifest(output_dir)["files"]
+        state = json.loads((output_dir / TRAINER_STATE).read_text(encoding="utf-8"))
+        return state["global_step"] == step and all((output_dir / name).is_file() for name in files)
+    except (OutputError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def nothing_trained(output_dir: Path, checkpoint: Path | None, data_fingerprint: str) -> str:
+    """The warning of a run that found itself finished. `data_fingerprint`: of the rows that this run has read."""
+    text = f"nothing was trained: {checkpoint} is the last step of a run that is finished"
+    if read_manifest(output_dir).get("data") != data_fingerprint:
+        text += ", and it was trained or evaluated on other data than this run names"
+    return (
+        f"{text}; the files that describe the weights stay those of that run"
+        " -> set overwrite_output_dir: true or another output_dir to train anew"
+    )
 
 
 @contextmanager

@@ -149,18 +149,18 @@ def carry_out(
 
     `unavailable`: from `load_policy`.
     """
-    from luthier.training.fit import RunResult, fit
-    from luthier.training.report import describing, finish_training, forget_results, save_metrics, write_json
+    from luthier.core.manifest import renew_manifest
+    from luthier.training.fit import RunResult
+    from luthier.training.report import describing, finish_training, forget_results, save_metrics
     from luthier.workflow.predict import predict, predict_rows
 
     output_dir = Path(run.training["output_dir"])
     metrics: dict[str, Mapping[str, float]] = {}
-    if trainer.is_world_process_zero():
-        write_json(output_dir / "data_report.json", data.ledger.to_json())
-    if run.trains:
-        training, was_interrupted = fit(trainer, resume_from)
-        if trainer.parts.reading is not None:
-            report_stream(trainer, output_dir)
+    was_finished = False
+    if not run.trains:
+        write_data_report(trainer, data, output_dir)
+    else:
+        training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from)
         if training:
             metrics["train"] = training
             if run.finetuning.include_effective_tokens_per_second:
@@ -169,8 +169,9 @@ def carry_out(
         if was_interrupted:
             info(resume_hint(run, output_dir))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
-        trainer.save_final()
-        if trainer.is_world_process_zero():
+        if not was_finished:
+            trainer.save_final()
+        if not was_finished and trainer.is_world_process_zero():
             ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
         if training and trainer.is_world_process_zero():
             forget_results(output_dir)
@@ -185,10 +186,46 @@ def carry_out(
         with describing(output_dir):
             for split, values in metrics.items():
                 save_metrics(output_dir, split, values)
-            if run.trains:
+            if was_finished:
+                renew_manifest(output_dir)
+            elif run.trains:
                 facts = facts_of(run, trainer, data, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     return RunResult(output_dir, metrics, trainer.state.log_history)
+
+
+def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> None:
+    from luthier.data.ledger import LEDGER_FILE
+    from luthier.training.report import write_json
+
+    if trainer.is_world_process_zero():
+        write_json(output_dir / LEDGER_FILE, data.ledger.to_json())
+
+
+def fit_and_report_data(
+    trainer: "StageTrainer", data: "PreparedData", output_dir: Path, resume_from: Path | None
+) -> tuple[dict[str, float], bool, bool]:
+    """Returns the training metrics, whether a signal stopped it, and whether a run here had finished before.
+
+    Of a finished run nothing is trained, so the weights and all that describes them stay.
+    """
+    from luthier.core.files import write_atomically
+    from luthier.data.ledger import LEDGER_FILE
+    from luthier.training.fit import fit
+    from luthier.training.report import describes_step, nothing_trained
+
+    report = output_dir / LEDGER_FILE
+    earlier = report.read_text(encoding="utf-8") if report.is_file() else None
+    write_data_report(trainer, data, output_dir)
+    training, was_interrupted = fit(trainer, resume_from)
+    was_finished = not training and not was_interrupted and describes_step(output_dir, trainer.state.global_step)
+    if was_finished:
+        warn(nothing_trained(output_dir, resume_from, data.fingerprint))
+        if trainer.is_world_process_zero() and earlier is not None:
+            write_atomically(report, earlier)
+    elif trainer.parts.reading is not None:
+        report_stream(trainer, output_dir)
+    return training, was_interrupted, was_finished
 
 
 def facts_of(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
+from luthier.core.manifest import read_manifest, verify_folder
 from luthier.training.checkpoints import check_filled
 from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
@@ -165,6 +166,49 @@ def test_a_finished_run_started_again_changes_nothing(world, whole_run, tmp_path
     shutil.copytree(whole, folder)
     result = luthier.train({**world, **KINDS["sft full"], "output_dir": str(folder)})
     assert_same_end(folder, result, whole, whole_losses)
+
+
+DESCRIPTIONS = ("README.md", "run.yaml", "data_report.json", "trainer_state.json")
+
+
+def test_a_finished_run_started_again_with_other_data_says_that_nothing_was_trained(world, whole_run, tmp_path, said):
+    """The files that describe the weights stay those of the run that trained them; new results are covered too."""
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder)}
+    luthier.train({**keys, "dataset": "tools", "eval_dataset": "numbers", "do_eval": True, "learning_rate": 0.5})
+    (warning,) = (text for text in said if "nothing was trained" in text)
+    assert "on other data" in warning and "overwrite_output_dir" in warning
+    assert {name: (folder / name).read_bytes() for name in DESCRIPTIONS} == {
+        name: (whole / name).read_bytes() for name in DESCRIPTIONS
+    }
+    manifest = read_manifest(folder)
+    assert manifest["data"] == read_manifest(whole)["data"]
+    assert "eval_results.json" in manifest["files"] and verify_folder(folder) == []
+
+
+def test_a_finished_run_started_again_does_not_speak_of_other_data(world, whole_run, tmp_path, said):
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
+    (warning,) = (text for text in said if "nothing was trained" in text)
+    assert "other data" not in warning
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "trainer_state.json", "adapter_model.safetensors"])
+def test_a_run_killed_before_its_end_is_described_when_it_is_started_again(world, whole_run, tmp_path, said, lost):
+    """It has its last checkpoint, but the files that describe it are not all there yet."""
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    for name in (lost, "README.md"):
+        (folder / name).unlink()
+    luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder)})
+    assert not any("nothing was trained" in text for text in said)
+    assert "fine-tuned by sft (lora)" in (folder / "README.md").read_text()
+    assert verify_folder(folder) == []
 
 
 def test_the_log_of_a_resumed_run_continues_from_the_checkpoint(world, whole_run, tmp_path):
