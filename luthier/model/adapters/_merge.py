@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
@@ -17,7 +17,7 @@ from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
     from luthier.config.keys.model import ModelConfig
@@ -93,6 +93,7 @@ def attach_adapter(
             f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
             " -> update peft, or copy or download the adapter again"
         ) from fault
+    _require_mergeable(name, config)
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
     _make_room(model, shapes)
@@ -153,6 +154,19 @@ def adapter_path(name: str, given: GivenAdapters) -> Path:
             ) from fault
     check_adapter_source(str(path), given.folder)
     return path / given.folder if given.folder else path
+
+
+def _require_mergeable(name: str, config: "PeftConfig") -> None:
+    """Raises `ModelError` for methods that change no weight, such as prompt tuning."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    kind: Any = config.peft_type
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+        method = str(getattr(kind, "value", kind)).replace("_", " ").lower()
+        raise ModelError(
+            f"adapter_name_or_path: {name}: this is an adapter of {method}, which changes no weights, so it can be"
+            " neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in plain peft"
+        )
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

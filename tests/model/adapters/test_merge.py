@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 
@@ -110,3 +111,14 @@ def test_an_adapter_loads_in_plain_peft(two_adapters):
     assert json.loads((folder.parent / "first" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     plain = AutoPeftModelForCausalLM.from_pretrained(first, dtype=torch.float32)
     torch.testing.assert_close(logits(plain), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_an_adapter_that_changes_no_weights_is_refused_with_its_kind(tmp_path, kind, is_trainable):
+    folder = tiny_llama(tmp_path / "base")
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    peft.get_peft_model(fresh(folder), config).save_pretrained(tmp_path / "prompt")
+    method = config.peft_type.value.replace("_", " ").lower()
+    with pytest.raises(ModelError, match=f"adapter of {method}, which changes no weights.* -> give"):
+        attach_adapter(fresh(folder), str(tmp_path / "prompt"), GivenAdapters(), is_trainable=is_trainable)
