@@ -313,16 +313,18 @@ class StageTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self._superseded = [folder for folder in self._superseded if folder.name != name]
         with saving(self.output_dir, name, self.args.should_save):
-            # Every process writes its random state here: after the old folder is removed, before the manifest is made.
+            # Every process writes here: after the old folder is removed, before the manifest is made.
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            folder = Path(self.output_dir, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            # Our own files first: with trainer_state.json, the last file of transformers, a checkpoint is complete.
             if self.stage_state and self.args.should_save:
-                Path(self.output_dir, name, STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
+                (folder / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
             if self.parts.reading is not None:
-                output_dir = Path(self.output_dir)
-                self.parts.reading.save(output_dir / name, output_dir, writes=self.args.should_save)
+                self.parts.reading.save(folder, Path(self.output_dir), writes=self.args.should_save)
             if self.parts.rollouts is not None:
-                self.parts.rollouts.save(Path(self.output_dir, name), self.state.global_step)
+                self.parts.rollouts.save(folder, self.state.global_step)
+            super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 

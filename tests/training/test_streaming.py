@@ -78,6 +78,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind):
     assert all(a["rows_in"] == a["kept"] + sum(a["dropped"].values()) for a in counted["datasets"].values())
 
 
+def test_the_state_of_the_stream_is_saved_before_a_checkpoint_counts_as_complete(world, tmp_path, monkeypatch):
+    """A run may be killed after any file: trainer_state.json, which makes a checkpoint complete, comes after ours."""
+    from transformers import TrainerState
+
+    seen, save = [], TrainerState.save_to_json
+
+    def observed(state: TrainerState, path: str) -> None:
+        if Path(path).parent.name.startswith("checkpoint-"):
+            seen.append((Path(path).parent / "stream_state.json").is_file())
+        save(state, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", observed)
+    luthier.train({**world, "save_steps": 4, "max_steps": 8, "output_dir": str(tmp_path / "out")})
+    assert seen == [True, True]
+
+
 @pytest.mark.thorough
 def test_a_killed_run_resumes_with_the_same_rows(world, tmp_path):
     values = {**world, "save_steps": 1, "max_steps": 30, "save_total_limit": 2}
