@@ -18,6 +18,7 @@ import pytest
 
 from luthier.core.log import LOGGER
 from tests import tiny
+from tests.working_folder import folder  # noqa: F401  # a fixture, which tests ask for by name
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,5 @@
 """The command line from outside: exit statuses, what goes to stdout and stderr, and what is never imported."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import luthier
 from luthier import cli
 from luthier.core.errors import RunFailed
+from tests.working_folder import RUN, write
 
 ROOT = Path(luthier.__file__).parents[1]
 HEAVY = (
@@ -25,33 +25,6 @@ HEAVY = (
     "accelerate",
     "huggingface_hub",
 )
-RUN = {
-    "model_name_or_path": "m",
-    "stage": "sft",
-    "do_train": True,
-    "dataset": "d",
-    "template": "qwen",
-    "output_dir": "o",
-}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working folder with one dataset in `data`."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset_info.json").write_text('{"d": {"file_name": "d.json"}}', encoding="utf-8")
-    rows = [{"instruction": "Who are you?", "input": "", "output": "An assistant."}]
-    (tmp_path / "data" / "d.json").write_text(json.dumps(rows), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    for name in ("ALLOW_EXTRA_ARGS", "LUTHIER_DEBUG", "USE_RAY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-def write(folder: Path, name: str = "run.yaml", **keys) -> str:
-    path = folder / name
-    path.write_text(json.dumps({**RUN, **keys}), encoding="utf-8")
-    return str(path)
 
 
 def luthier_process(*words, cwd=None, **environment):

@@ -55,7 +55,7 @@ def nothing_trained(output_dir: Path, checkpoint: Path | None, data_fingerprint:
         text += ", and it was trained or evaluated on other data than this run names"
     return (
         f"{text}; the files that describe the weights stay those of that run"
-        " -> set overwrite_output_dir: true or another output_dir to train anew"
+        " -> set overwrite_output_dir: true or another output_dir to train from scratch"
     )
 
 

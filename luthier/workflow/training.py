@@ -209,6 +209,8 @@ def fit_and_report_data(
 
     Of a finished run nothing is trained, so the weights and all that describes them stay.
     """
+    from accelerate.utils import gather_object
+
     from luthier.core.files import write_atomically
     from luthier.data.ledger import LEDGER_FILE
     from luthier.training.fit import fit
@@ -218,11 +220,14 @@ def fit_and_report_data(
     earlier = report.read_text(encoding="utf-8") if report.is_file() else None
     write_data_report(trainer, data, output_dir)
     training, was_interrupted = fit(trainer, resume_from)
-    was_finished = not training and not was_interrupted and describes_step(output_dir, trainer.state.global_step)
+    # The first process decides for all, since they save together and may not share a disk.
+    (was_finished, *_) = gather_object([describes_step(output_dir, trainer.state.global_step)])
+    was_finished = was_finished and not training and not was_interrupted
     if was_finished:
-        warn(nothing_trained(output_dir, resume_from, data.fingerprint))
-        if trainer.is_world_process_zero() and earlier is not None:
-            write_atomically(report, earlier)
+        if trainer.is_world_process_zero():
+            warn(nothing_trained(output_dir, resume_from, data.fingerprint))
+            if earlier is not None:
+                write_atomically(report, earlier)
     elif trainer.parts.reading is not None:
         report_stream(trainer, output_dir)
     return training, was_interrupted, was_finished

@@ -89,7 +89,7 @@ KT_RULES = Rules(
         ),
         _with_kt.refuses(
             ("adapter_name_or_path", "use_kt"),
-            "KTransformers goes on with one adapter, in a folder of this machine",
+            "KTransformers continues one adapter, in a folder of this machine",
             "name one such folder",
             _adapter_is_elsewhere,
         ),

@@ -1,4 +1,4 @@
-"""Splits an answer into text and tool calls, whichever way the data write the calls."""
+"""Splits an answer into text and tool calls, however the data write the calls."""
 
 import json
 import re

@@ -5,7 +5,7 @@ the square root of LoRA's scale s; what the layer keeps is the rest, W - s B A (
 
 The rest is not saved. A saved PiSSA adapter would need it, so what is saved is the plain LoRA adapter of rank 2 r that
 does the same to W, with A_0 and B_0 for the start: W - s B_0 A_0 + s B A = W + s [B, -B_0] [A; A_0]. From it
-both pairs can be read back, so training goes on from it, and anything that loads LoRA loads it.
+both pairs can be read back, so training resumes from it, and anything that loads LoRA loads it.
 
 Shapes: W (out, in), A (r, in), B (out, r).
 """

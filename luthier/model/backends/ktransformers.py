@@ -55,7 +55,7 @@ def settings_for(run: TrainRun) -> dict[str, Any]:
 
 
 def adapter_folder(run: TrainRun) -> str | None:
-    """Where the experts' part of the adapter is that training goes on with."""
+    """The folder with the experts' part of the adapter that training continues."""
     names = run.model.adapter_name_or_path
     return str(Path(names[0], run.model.adapter_folder or "").expanduser()) if names else None
 
