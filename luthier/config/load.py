@@ -122,7 +122,7 @@ class Draft:
         self.warnings: list[Problem] = []
         self.given: dict[str, Any] = {}
         self.unknown = {problem.key for problem in written.problems if problem.key not in written.entries}
-        """Keys whose value cannot be told. The run holds their defaults, from which nothing may be concluded."""
+        """Keys whose value is unknown. The run holds their defaults, from which nothing may be concluded."""
         self._decode()
         self._judge()
         self.run = self._build()
@@ -130,7 +130,7 @@ class Draft:
         self._apply_rules(writes)
 
     def add(self, problems: Iterable[Problem], warnings: Iterable[Problem]) -> None:
-        """Add what was found wrong with the values. Keys whose value cannot be told are left out."""
+        """Add what was found wrong with the values. Keys whose value is unknown are left out."""
         self.problems += [locate(problem, self.written) for problem in problems if problem.key not in self.unknown]
         self.warnings += [locate(problem, self.written) for problem in warnings if problem.key not in self.unknown]
 
@@ -197,7 +197,7 @@ class Draft:
     def _judge(self) -> None:
         """Refused values become problems; keys without effect and keys that nobody reads become warnings.
 
-        Who reads a key cannot be told if the key that decides it has an unknown value.
+        It is unknown who reads a key if the key that decides it has an unknown value.
         """
         switches = {section.key for section in sections() if section.key}
         values = {name: self._value(name) for name in switches}

@@ -1,6 +1,6 @@
 """Characters that look like the marks of YAML and JSON and are others: a full-width colon, a no-break space, ...
 
-Input methods and web pages put them into run files, where they cannot be told by eye. So messages name them.
+Input methods and web pages put them into run files, where they look the same to the eye. So messages name them.
 """
 
 import re

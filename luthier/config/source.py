@@ -144,7 +144,7 @@ def _lookalike(path: Path, lines: Sequence[str], first: int, last: int, *, is_li
     """An error that names a character which only looks like a mark of YAML, in one of the lines, counted from 0."""
     for number, line in enumerate(lines[first : last + 1], start=first + 1):
         if character := lookalikes.in_line(line, is_list=is_list):
-            reason = f"is not valid YAML: here stands {lookalikes.named(character)}"
+            reason = f"is not valid YAML: this line has {lookalikes.named(character)}"
             return unreadable(path, reason, _PLAIN, line=number)
     return None
 
@@ -191,7 +191,7 @@ def _read_json(path: Path, text: str) -> Written:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if character := lookalikes.in_key(text[error.pos : error.pos + 1]):
-            reason = f"is not valid JSON: here stands {lookalikes.named(character)}"
+            reason = f"is not valid JSON: this line has {lookalikes.named(character)}"
             raise unreadable(path, reason, _PLAIN, error.lineno) from None
         raise unreadable(path, f"is not valid JSON: {error.msg}", line=error.lineno) from None
     if not isinstance(value, dict):

@@ -64,7 +64,7 @@ class Ledger:
         return lines
 
     @contextmanager
-    def told_with_errors(self) -> Iterator[None]:
+    def explaining_errors(self) -> Iterator[None]:
         """Wraps a later step: its `DataError` also tells which rows were dropped before, which may be its cause."""
         try:
             yield

@@ -121,7 +121,7 @@ def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedD
     # Texts that are cut into blocks later are not truncated first.
     limited = encoding.unlimited() if packer is not None and packer.cuts_rows else encoding
     builder = _Builder(run, plan, limited, packer)
-    with builder.ledger.told_with_errors():
+    with builder.ledger.explaining_errors():
         return _built(builder, data, generates=generates)
 
 
@@ -200,7 +200,7 @@ class _Builder:
         """Writes the rows of a dataset, its prompts if requested, and its account."""
         account = DatasetAccount()
         source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-        with Ledger({spec.name: account}).told_with_errors():
+        with Ledger({spec.name: account}).explaining_errors():
             self._write_rows(self.maker.rows(source, spec, account), folder, with_prompts)
         if not account.kept:
             lines = Ledger({spec.name: account}).reasons() or ["it has no rows"]

@@ -34,7 +34,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
 def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) in what the keys point to: the chat format, and the datasets of a training run.
 
-    `unknown`: keys whose value cannot be told; what depends on them is not checked. `others`: also report what is wrong
+    `unknown`: keys whose value is unknown; what depends on them is not checked. `others`: also report what is wrong
     with datasets that this run does not use.
     """
     problems: list[Problem] = []

@@ -79,7 +79,7 @@ def test_another_comma_in_a_mapping_is_named(tmp_path):
 )
 def test_json(tmp_path, text, line):
     problem = fault(tmp_path, [text], name="run.json")
-    assert problem.line == line and "is not valid JSON: here stands a" in problem.reason
+    assert problem.line == line and "is not valid JSON: this line has a" in problem.reason
 
 
 def test_a_value_that_is_not_told_is_not_shown(tmp_path):
@@ -117,4 +117,4 @@ def test_texts_may_hold_any_character(tmp_path, text, value):
 )
 def test_the_line_of_a_fault_that_the_parser_notices_later(tmp_path, text, line):
     problem = fault(tmp_path, text.splitlines())
-    assert problem.line == line and "here stands" not in problem.reason
+    assert problem.line == line and "this line has" not in problem.reason

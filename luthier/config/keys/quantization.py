@@ -40,7 +40,7 @@ def shards_weights(run: Any) -> bool:
 
 
 def zero_stage(run: Any) -> int | None:
-    """The ZeRO stage of the DeepSpeed config of a training run, a file or a mapping; None if it cannot be told."""
+    """The ZeRO stage of the DeepSpeed config of a training run, a file or a mapping; None if it is unknown."""
     deepspeed = run.training["deepspeed"]
     try:
         config = json.loads(Path(deepspeed).read_bytes()) if isinstance(deepspeed, str) else deepspeed

@@ -79,7 +79,7 @@ def broken_rules(
     """The rules that a run of `command` breaks.
 
     `writes` false: only the rows of the run are inspected, so it needs no output folder, and no reward or teacher.
-    `unknown`: keys whose value cannot be told, as it is misspelt; rules about them, and the rules of variants that they
+    `unknown`: keys whose value is unknown, e.g. misspelt; rules about them, and the rules of variants that they
     choose, are left out.
     """
     groups = list(COMMAND_RULES[command])
