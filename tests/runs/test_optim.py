@@ -27,11 +27,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 1, "lr_scheduler_type": "constant"}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 def library_of(optim: str) -> str | None:
     return next((module for module, (values, _) in LIBRARIES.items() if optim in values), None)
 

@@ -24,11 +24,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 3}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 @pytest.fixture(scope="module")
 def plain_losses(world) -> list[float]:
     return losses(luthier.train(world))

@@ -29,11 +29,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**values, "stage": "rm", "dataset": "pairs", "max_steps": 4, "lora_rank": 4}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 @pytest.fixture(scope="module")
 def scorer(llama_folder) -> Any:
     """A tiny reward model with a score layer that is no noise only."""

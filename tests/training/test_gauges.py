@@ -21,11 +21,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 4, "lr_scheduler_type": "constant"}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 def test_operations_per_token_by_hand():
     """A layer has 2 x 64 x 64 (q, o) + 2 x 32 x 64 (k, v) + 3 x 64 x 128 weights and two norms; the head 320 x 64."""
     layer, norms, head = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128, 5 * 64, 320 * 64

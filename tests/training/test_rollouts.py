@@ -63,11 +63,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 GRPO = {"stage": "grpo", "num_generations": 4}
 LEARNS = {"finetuning_type": "full", "learning_rate": 3e-3, "per_device_train_batch_size": 64}
 PPO = {"stage": "ppo", "ppo_epochs": 2}

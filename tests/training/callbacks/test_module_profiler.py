@@ -18,11 +18,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 4, "lr_scheduler_type": "constant"}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_module_times_are_logged(values, capsys, checkpointing):
     keys = {

@@ -17,11 +17,6 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 4, "lr_scheduler_type": "constant"}
 
 
-@pytest.fixture
-def values(world, tmp_path) -> dict[str, Any]:
-    return {**world, "output_dir": str(tmp_path / "out")}
-
-
 def test_one_trace_of_the_requested_step(values):
     keys = {"enable_torch_profiler": True, "profiler_with_stack": False, "profiler_warmup_steps": 0}
     luthier.train({**values, **keys})
