@@ -1,7 +1,7 @@
 """Canonical examples: every dataset format produces these types, and every training stage consumes them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["user", "assistant", "function", "observation"]
 """`function` is an assistant message that calls tools (JSON of the calls); `observation` is the result of a call."""
@@ -12,13 +12,41 @@ LOSS_KEY = "loss"
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+    """As the data give it; empty if they give none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What one call returned."""
+
+    content: str
+    call_id: str = ""
+    """The id of the call that it answers; empty if the data give none."""
+    name: str = ""
+    """The name of the tool; empty if the data give none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message. The system text is not a message: it belongs to the whole conversation."""
 
     role: Role
     content: str
+    """For a function message without `calls` the JSON of its calls, else the text beside them. For an observation with
+    several `results` their texts, joined as the named formats write them."""
     loss: "float | tuple[Span, ...] | None" = None
-    """The weight of its tokens in the loss, 0 to 1; None: the keys of the run decide. Spans weight characters."""
+    """The weight of its tokens in the loss, 0 to 1; None: the keys of the run decide. Spans weight characters of
+    `content`."""
+    thought: str = ""
+    """What the data give apart from the content, under a key such as `reasoning_content`; without thinking tags."""
+    calls: tuple[ToolCall, ...] = ()
+    """The calls of a function message, if the data give them as objects (`tool_calls`) and not as text."""
+    results: tuple[ToolResult, ...] = ()
+    """The results in an observation, if the data give each as a message of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +72,8 @@ class Dialogue:
     """A conversation to train on: user/observation at even positions, assistant/function at odd ones, even length."""
 
     messages: tuple[Message, ...]
-    system: str = ""
+    system: str | None = None
+    """None if the data give none, so that the default of the chat format applies; an empty text stays empty."""
     tools: str = ""
     """The list of tools as JSON text, or empty."""
     media: Media = field(default_factory=Media)
@@ -55,7 +84,7 @@ class Prompt:
     """A conversation that ends with a question (odd length), or a plain text as its single user message (pt)."""
 
     messages: tuple[Message, ...]
-    system: str = ""
+    system: str | None = None
     tools: str = ""
     media: Media = field(default_factory=Media)
 
@@ -67,7 +96,7 @@ class Preference:
     prompt: tuple[Message, ...]
     chosen: Message
     rejected: Message
-    system: str = ""
+    system: str | None = None
     tools: str = ""
     media: Media = field(default_factory=Media)
 
@@ -78,7 +107,7 @@ class Feedback:
 
     messages: tuple[Message, ...]
     liked: bool
-    system: str = ""
+    system: str | None = None
     tools: str = ""
     media: Media = field(default_factory=Media)
 

@@ -3,15 +3,14 @@
 import json
 
 from luthier.core.errors import InvalidInput
-from luthier.data.tools import ToolCall
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 
 
 class Conversation:
     """Alternating questions and answers: call `ask`, then `answered`, or `unanswered` to take the question back."""
 
-    def __init__(self, prompting: Prompting, system: str = "", tools: str = "") -> None:
+    def __init__(self, prompting: Prompting, system: str | None = None, tools: str = "") -> None:
         self.prompting, self.system = prompting, system
         self.tools = read_tools(tools) if tools else ""
         self.history: tuple[Message, ...] = ()

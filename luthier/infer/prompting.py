@@ -17,8 +17,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
 from luthier.data.templates import Template
-from luthier.data.tools import ToolCall
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 
 ReadAnswer = tuple[Message, list[ToolCall]]
 """An answer as it goes into the history, and its tool calls."""
@@ -31,7 +30,7 @@ class Prompting(Protocol):
     def description(self) -> str:
         """A name for messages to the user."""
 
-    def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], system: str | None, tools: str) -> list[int]:
         """The ids up to where the answer to the last message begins. `tools` is JSON text or empty.
 
         Raises `InvalidInput` if the format cannot write the conversation.
@@ -52,7 +51,7 @@ class TemplatePrompting:
     def description(self) -> str:
         return f"the chat format {self.template.name}"
 
-    def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], system: str | None, tools: str) -> list[int]:
         try:
             (turn,) = render(
                 self.template,
@@ -94,7 +93,7 @@ class ModelTemplatePrompting:
     def description(self) -> str:
         return "the model's own chat template"
 
-    def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], system: str | None, tools: str) -> list[int]:
         try:
             return self.model_template.prompt_ids(messages, system, tools)
         except RowError as fault:

@@ -8,7 +8,7 @@ from luthier.infer.engines import Generating
 from luthier.infer.types import Answer, Settings
 
 if TYPE_CHECKING:
-    from luthier.data.tools import ToolCall
+    from luthier.data.types import ToolCall
 
 
 class ChatSession:

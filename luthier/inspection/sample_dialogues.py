@@ -13,7 +13,7 @@ class Sample:
     enable_thinking: bool | None = True
 
 
-def _talk(*contents: str, system: str = "") -> Dialogue:
+def _talk(*contents: str, system: str | None = None) -> Dialogue:
     roles = ("user", "assistant")
     return Dialogue(tuple(Message(roles[i % 2], text) for i, text in enumerate(contents)), system)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from luthier.core.log import info, warn
 from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from luthier.data.tools import ToolCall
+    from luthier.data.types import ToolCall
     from luthier.infer.session import ChatSession
 
 HELP = """\

@@ -214,7 +214,7 @@ class TestOpenai:
     def test_system_text_is_not_touched(self):
         system = {"role": "system", "content": "Be brief."}
         assert read(chat(system, U, A), OPENAI).system == "Be brief."
-        assert read(chat(U, A), OPENAI).system == ""
+        assert read(chat(U, A), OPENAI).system is None
 
     def test_natural_names_need_no_description(self):
         row = {**chat(U, {"role": "assistant", "tool_calls": [call()]}, T, A), "tools": [TOOL]}

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.tools import ToolCall
+from luthier.data.types import ToolCall
 
 NAMES = TOOL_SYNTAXES.names
 TAGGED = ("glm4_moe", "minimax2", "qwen3_5", "seed_oss")

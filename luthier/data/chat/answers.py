@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.core.errors import ToolFault
-from luthier.data.tools import ToolCall
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 
 CALL_WORDS = ("<tool_call>", "</tool_call>")
 """The tags around calls in data that are not written for one chat format."""

@@ -48,7 +48,7 @@ class ModelChatTemplate:
     enable_thinking: bool | None = True
     """None: on for answers with a thought, off for answers without one and for prompts without an answer."""
     preserve_thinking: bool = False
-    default_system: str = ""
+    default_system: str | None = None
     """For conversations without a system text; if empty, the template's own default."""
 
     def asked(self, dialogue: Dialogue) -> list[RenderedAnswer]:
@@ -78,11 +78,11 @@ class ModelChatTemplate:
         answer = self._asked(dialogue, len(dialogue.messages) - 1)
         return Turn((answer.prompt,), (answer.answer,))
 
-    def prompt_ids(self, messages: Sequence[Message], system: str, tools: str) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], system: str | None, tools: str) -> list[int]:
         """The ids of a conversation that ends with a question. Raises `RowError` for one that the template refuses."""
         return self.encoder.text(self.text(messages, system, tools, asks=True, thinks=self.enable_thinking is True))
 
-    def text(self, messages: Sequence[Message], system: str, tools: str, *, asks: bool, thinks: bool) -> str:
+    def text(self, messages: Sequence[Message], system: str | None, tools: str, *, asks: bool, thinks: bool) -> str:
         """The rendered text. `asks`: with the generation prompt. `thinks`: the value of `enable_thinking`."""
         from jinja2 import TemplateError
 

@@ -32,7 +32,7 @@ def render(
     template: Template,
     messages: tuple[Message, ...],
     *,
-    system: str = "",
+    system: str | None = None,
     tools: str = "",
     enable_thinking: bool | None = True,
     preserve_thinking: bool = False,
@@ -118,7 +118,7 @@ def _slot(template: Template, message: Message) -> Slot:
     return template.observation if message.role == "observation" else template.user
 
 
-def _opening(template: Template, message: Message, system: str, tools: str, today: date | None) -> Slot:
+def _opening(template: Template, message: Message, system: str | None, tools: str, today: date | None) -> Slot:
     """Prefix, system text with the tools, and first message."""
     words = system or template.default_system
     if tools:

@@ -16,8 +16,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Template, get_template, with_options
-from luthier.data.tools import ToolCall
-from luthier.data.types import Dialogue, Message
+from luthier.data.types import Dialogue, Message, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -128,7 +128,7 @@ def to_example(
 ) -> Example:
     """`speak` reads one message object; it is called for `chosen` and `rejected`, which are not in the list."""
     columns = spec.columns
-    system = optional_text(row, columns.system)
+    system = optional_text(row, columns.system) or None
     if spoken[0].role == "system":
         if spoken[0].loss:
             raise RowError(f"{spoken[0].place}: the system text is never a target, so its 'loss' must be 0")

@@ -20,7 +20,7 @@ def read(row: Mapping[str, Any], spec: DatasetSpec) -> Example:
     parts = (optional_text(row, columns.prompt), optional_text(row, columns.query))
     prompt = "\n".join(part for part in parts if part)
     messages = (*_history(row, columns.history), Message("user", prompt))
-    system, tools = optional_text(row, columns.system), tools_text(row, columns.tools)
+    system, tools = optional_text(row, columns.system) or None, tools_text(row, columns.tools)
     if spec.ranking:
         assert columns.chosen is not None and columns.rejected is not None, "the catalog refuses ranking without them"
         chosen, rejected = _answer(row, columns.chosen), _answer(row, columns.rejected)

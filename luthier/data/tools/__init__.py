@@ -14,13 +14,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
 
+from luthier.data.types import ToolCall
+
 Tool = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    name: str
-    arguments: dict[str, Any]
 
 
 class Parse(Protocol):

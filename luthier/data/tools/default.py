@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, dump
+from luthier.data.types import ToolCall
 
 _CALL = re.compile(r"Action:[ \t]*(\S[^\n]*?)[ \t]*\nAction Input:\s*")
 

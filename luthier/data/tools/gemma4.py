@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, dump
+from luthier.data.types import ToolCall
 
 _QUOTE = '<|"|>'
 _CALL = re.compile(r"<\|tool_call>\s*call:([^{\s]+)(?=\{)")

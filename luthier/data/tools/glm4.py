@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from datetime import date
 
 from luthier.core.errors import RowError
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump, loads
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, loads
+from luthier.data.types import ToolCall
 
 _NAME = re.compile(r"[\w.-]+")
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, dump, read_tagged, value_text, wrapped
+from luthier.data.tools import Tool, ToolSyntax, dump, read_tagged, value_text, wrapped
+from luthier.data.types import ToolCall
 
 _OPENING = re.compile(r"<tool_call>\s*([^<\s]+)\s*")
 _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, dump
+from luthier.data.types import ToolCall
 
 _NAME = re.compile(r"\s*([^\s(\[\]{},\"']+)\s*\(\s*")
 _KEY = re.compile(r"([^\W\d]\w*)\s*=\s*")

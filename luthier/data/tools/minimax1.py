@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, calls_from, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, calls_from, dump
+from luthier.data.types import ToolCall
 
 
 def describe(tools: Sequence[Tool], today: date) -> str:

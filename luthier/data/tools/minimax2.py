@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump, read_tagged, value_text
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_tagged, value_text
+from luthier.data.types import ToolCall
 
 _OPENING = re.compile(r'<invoke name="([^"]*)">\s*')
 _ARGUMENT = re.compile(r'<parameter name="([^"]*)">(.*?)</parameter>\s*', re.DOTALL)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, calls_from, dump, loads, wrapped
+from luthier.data.tools import Tool, ToolSyntax, calls_from, dump, loads, wrapped
+from luthier.data.types import ToolCall
 
 
 def describe(tools: Sequence[Tool], today: date) -> str:

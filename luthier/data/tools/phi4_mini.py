@@ -7,7 +7,8 @@ model's published chat template has the tools; its tokenizer has the tokens for 
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, calls_from, dump, spans
+from luthier.data.tools import Tool, ToolSyntax, bare, calls_from, dump, spans
+from luthier.data.types import ToolCall
 
 
 def describe(tools: Sequence[Tool], today: date) -> str:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, bare, dump, read_tagged, value_text
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_tagged, value_text
+from luthier.data.types import ToolCall
 
 _OPENING = re.compile(r"<tool_call>\s*<function=([^>\n]+)>\s*")
 _ARGUMENT = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\s*", re.DOTALL)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolCall, ToolSyntax, dump, read_tagged, value_text
+from luthier.data.tools import Tool, ToolSyntax, dump, read_tagged, value_text
+from luthier.data.types import ToolCall
 
 _OPENING = re.compile(r"<seed:tool_call>\s*<function=([^>\n]+)>\s*")
 _ARGUMENT = re.compile(r"<parameter=([^>\n]+)>(.*?)</parameter>\s*", re.DOTALL)

@@ -30,7 +30,7 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
 
 def _texts(example: Example) -> Iterator[tuple[str, str, bool]]:
     """(name, text, whether the model is trained to write it)."""
-    yield "the system text", example.system, False
+    yield "the system text", example.system or "", False
     yield "the list of tools", example.tools, False
     messages: tuple[Message, ...] = example.prompt if isinstance(example, Preference) else example.messages
     for number, message in enumerate(messages, start=1):
