@@ -1,6 +1,7 @@
-"""The settings of an answer, and the answer."""
+"""The settings of an answer, the pieces in which it arrives, and the answer."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from luthier.config.keys.generate import GeneratingConfig
@@ -10,10 +11,30 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(GeneratingConfig):
-    """How to choose the next tokens: the keys of the run file, and the seed."""
+    """How to choose the next tokens of one answer: the keys of the run file, and what a caller may add."""
 
     seed: int | None = None
     """Seed of one answer; None uses the random state of the process."""
+    min_p: float = 0.0
+    """Leaves out tokens with less than this share of the probability of the most likely token."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the answer already has (OpenAI's formula, -2 to 2)."""
+    frequency_penalty: float = 0.0
+    """The same, times the number of times that the answer has it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens."""
+    stop: tuple[str, ...] = ()
+    """The answer ends where one of these begins in its text."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, beside those of the model."""
+    ignore_eos: bool = False
+    """Whether the model's own end tokens are ordinary tokens."""
+    num_logprobs: int | None = None
+    """How many alternatives are reported with each token; 0 for the token alone, None for no log-probabilities."""
+    prompt_logprobs: bool = False
+    """Whether the tokens of the prompt are scored too. Needs `num_logprobs`."""
+    grammar: str | None = None
+    """A Lark grammar or a JSON schema of llguidance, from `luthier.infer.grammar`, that the answer must follow."""
 
     @classmethod
     def of(cls, generating: GeneratingConfig, seed: int | None = None) -> "Settings":
@@ -32,6 +53,26 @@ class Settings(GeneratingConfig):
         return room if num_positions is None else min(room, num_positions - num_prompt_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of an answer or a prompt."""
+
+    id: int
+    logprob: float | None = None
+    """The natural logarithm of its probability, from the raw logits in float32. None if it was not asked for, and for
+    the first token of a prompt."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens at its place with their log-probabilities, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an answer gained: text in whole characters, and the tokens since the last piece. Text may be empty."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     text: str
@@ -39,4 +80,8 @@ class Answer:
     num_new_tokens: int
     """Generated tokens, including the one that ended the answer."""
     finish_reason: FinishReason
-    """`stop`: the answer ended in an eos token or a stop word of the template; `length`: it was cut off."""
+    """`stop`: the answer ended in an end token or at a stop string; `length`: it was cut off."""
+    tokens: tuple[Token, ...] = ()
+    """The generated tokens, including the one that ended the answer."""
+    prompt_tokens: tuple[Token, ...] = ()
+    """Those of the prompt, if `prompt_logprobs` asks for them."""

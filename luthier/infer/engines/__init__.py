@@ -1,18 +1,44 @@
 """An inference engine turns prompt ids into text. Each other file in this folder is one `infer_backend`."""
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier.infer.types import Answer, Settings
+from luthier.infer.types import Answer, Piece, Settings
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
     from luthier.model.files.sources import ModelSource
 
+Delivery = Piece | Answer | Exception
+"""What arrives for a prompt: pieces, and last the answer or the error that ended it."""
+
+
+class Ticket(Protocol):
+    """One prompt that is answered."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Waits for each piece. Raises the error that ended the answer. Only without `deliver`."""
+
+    @property
+    def answer(self) -> Answer:
+        """After the last piece."""
+
+    def cancel(self) -> None:
+        """Ends the answer within one step; nothing is delivered any more. Does nothing after the end."""
+
 
 class Generating(Protocol):
-    """A loaded model that answers, one prompt at a time."""
+    """A loaded model that answers many prompts at once."""
+
+    def submit(
+        self, prompt_ids: Sequence[int], settings: Settings, deliver: "Callable[[Delivery], None] | None" = None
+    ) -> Ticket:
+        """Asks for an answer and returns at once.
+
+        `deliver` is called in the thread of the model for each piece and last for the answer or the error; it must
+        return at once and not raise. Raises `InvalidInput` if the prompt leaves no room for an answer.
+        """
 
     def stream(self, prompt_ids: Sequence[int], settings: Settings) -> Generator[str, None, Answer]:
         """Yields text as it is generated, in whole characters and without the stop token; returns the whole answer.
@@ -23,6 +49,9 @@ class Generating(Protocol):
 
     def generate(self, prompt_ids: Sequence[int], settings: Settings) -> Answer:
         """The whole answer at once."""
+
+    def close(self) -> None:
+        """Ends all answers and the thread of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
