@@ -2,7 +2,10 @@
 
 B answers, V vocabulary. transformers samples a whole batch from one random stream, so another batch size or another
 process gives other answers. Here each answer has its own stream, and a token is sampled by inverting the distribution
-function: the first v with P(1) + ... + P(v) > u, u uniform in [0, 1). Answers to the same prompt share its prefill.
+function: the first v with P(1) + ... + P(v) > u, u uniform in [0, 1).
+
+`chosen_token` chooses for one answer with its own settings. `PerAnswerSampler` samples inside `generate`, where all
+answers of a batch have the same settings; answers to the same prompt share its prefill.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from luthier.infer.cache import can_be_shared
+from luthier.infer.types import Settings
 from luthier.model.classes import CACHE_NAMES
 
 BY_ROW = frozenset({"attention_mask", "position_ids", "token_type_ids"})
@@ -36,6 +40,33 @@ def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
     # The probabilities sum to 1 only up to rounding. A token of probability 0 is never found.
     found = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)
     return found.squeeze(-1)
+
+
+def chosen_token(scores: Tensor, settings: Settings, number: float) -> int:
+    """The next token of one answer: the most likely one, or sampled from the (V,) logits with the uniform `number`.
+
+    The candidates are those of transformers' temperature, top-k, top-p and min-p, in this order. They are cut down
+    before they are sorted, since sorting a vocabulary takes longer than a small model.
+    """
+    if settings.is_greedy:
+        return int(scores.argmax())
+    values = scores / settings.temperature
+    ids: Tensor | None = None
+    if 0 < settings.top_k < len(values):
+        values, ids = values.topk(settings.top_k)
+    if settings.top_p < 1 or settings.min_p > 0:
+        if ids is None:
+            values, ids = values.sort(descending=True)
+        probabilities = values.softmax(-1)
+        kept = probabilities.cumsum(-1) - probabilities < settings.top_p
+        kept &= probabilities >= settings.min_p * probabilities[0]
+        kept[0] = True
+        values, ids = values[kept], ids[kept]
+    if ids is not None:  # in the order of the vocabulary, so that two nearly equal logits may change places
+        ids, order = ids.sort()
+        values = values[order]
+    place = int(sample_tokens(values[None], torch.tensor([number], dtype=torch.float64, device=values.device)))
+    return place if ids is None else int(ids[place])
 
 
 class PerAnswerSampler(LogitsProcessor):
@@ -107,8 +138,5 @@ def prompts_read_once(model: Any, group_size: int) -> Iterator[None]:
 
 
 def _can_be_shared(cache: Any, given: dict[str, Any]) -> bool:
-    layers = getattr(cache, "layers", None) or [None]
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers) and all(
-        name in BY_ROW and value.dim() == 2 for name, value in tensors.items()
-    )
+    return can_be_shared(cache) and all(name in BY_ROW and value.dim() == 2 for name, value in tensors.items())

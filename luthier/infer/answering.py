@@ -1,0 +1,190 @@
+"""The thread that owns a model, and the answers that callers in other threads wait for."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from luthier.core.files import size
+from luthier.core.log import info
+from luthier.infer.alone import answer_alone
+from luthier.infer.batching import ROW_FAULTS, RowBatch, can_batch
+from luthier.infer.grammar import Grammars
+from luthier.infer.row import Row
+from luthier.infer.types import Answer, Piece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.infer.engines import Delivery
+
+SHARE_FOR_CACHE = 0.8
+"""Of the memory that is free once the model is loaded; the rest is for what is computed."""
+
+
+class QueuedTicket:
+    """An answer that one other thread waits for."""
+
+    def __init__(self) -> None:
+        self._arrived: SimpleQueue[Delivery] = SimpleQueue()
+        self._row: Row | None = None
+        self._answer: Answer | None = None
+
+    def deliver(self, item: "Delivery") -> None:
+        self._arrived.put(item)
+
+    def belongs_to(self, row: Row) -> None:
+        self._row = row
+
+    def pieces(self) -> Iterator[Piece]:
+        while True:
+            item = self._arrived.get()
+            if isinstance(item, Piece):
+                yield item
+            elif isinstance(item, Answer):
+                self._answer = item
+                return
+            else:
+                raise item
+
+    @property
+    def answer(self) -> Answer:
+        assert self._answer is not None, "the answer is known after the last piece"
+        return self._answer
+
+    def cancel(self) -> None:
+        assert self._row is not None
+        self._row.is_canceled = True
+
+
+class AnswerThread:
+    """Answers rows in the order in which they come, up to `max_rows` of them together.
+
+    The thread works while there is a row and ends with the last one, so a program that is done need not end it.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        stop_ids: frozenset[int],
+        *,
+        max_rows: int,
+        use_cache: bool = True,
+        free_bytes: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`free_bytes`: the memory that is free, asked for when the first prompt has been read; None if unknown."""
+        self.model, self.tokenizer, self.max_rows, self.use_cache = model, tokenizer, max_rows, use_cache
+        self._grammars = Grammars(tokenizer, stop_ids)
+        self._batch = RowBatch(model, tokenizer, stop_ids, self._grammars) if use_cache and can_batch(model) else None
+        self._waiting: deque[Row] = deque()
+        self._is_working = False
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._free_bytes = free_bytes
+        self._max_tokens: int | None = None
+        self._has_told = False
+
+    @property
+    def num_running(self) -> int:
+        return len(self._batch.rows) if self._batch is not None else int(self._is_working)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, row: Row) -> None:
+        with self._lock:
+            self._waiting.append(row)
+            if self._is_working:
+                return
+            self._is_working = True
+        self._pool.submit(self._work).add_done_callback(self._stopped)
+
+    def close(self) -> None:
+        """Cancel every row and wait for the thread."""
+        with self._lock:
+            rows = [*self._waiting, *(self._batch.rows if self._batch is not None else ())]
+        for row in rows:
+            row.is_canceled = True
+        self._pool.shutdown()
+
+    def _work(self) -> None:
+        self._tell_once()
+        while self._has_work():
+            newcomer = self._next()
+            if newcomer is not None and self._goes_alone(newcomer):
+                self._answer_alone(newcomer)
+                continue
+            assert self._batch is not None
+            try:
+                if newcomer is not None:
+                    self._batch.add(newcomer)
+                self._note_memory()
+                self._batch.step()
+            except ROW_FAULTS as fault:  # of the model, such as memory that is refused: it concerns all rows
+                for row in self._batch.clear():
+                    row.fail(fault)
+
+    def _has_work(self) -> bool:
+        """Whether there is a row; if there is none, the thread ends."""
+        with self._lock:
+            self._is_working = bool(self._waiting or (self._batch is not None and self._batch.rows))
+            return self._is_working
+
+    def _next(self) -> Row | None:
+        """The next row that may begin now. Canceled ones are dropped."""
+        with self._lock:
+            while self._waiting and self._waiting[0].is_canceled:
+                self._waiting.popleft()
+            return self._waiting.popleft() if self._waiting and self._fits(self._waiting[0]) else None
+
+    def _goes_alone(self, row: Row) -> bool:
+        return self._batch is None or row.settings.num_beams > 1
+
+    def _fits(self, row: Row) -> bool:
+        """Whether a row may begin beside those that run: there must be a place, and memory for it."""
+        running = self._batch.rows if self._batch is not None else []
+        if not running:
+            return True
+        if self._goes_alone(row) or running[0].settings.num_beams > 1 or len(running) >= self.max_rows:
+            return False
+        longest = max(len(one.prompt_ids) + one.num_new_tokens for one in (row, *running))
+        return self._max_tokens is None or longest * (len(running) + 1) <= self._max_tokens
+
+    def _answer_alone(self, row: Row) -> None:
+        try:
+            answer_alone(self.model, self.tokenizer, self._grammars, row, use_cache=self.use_cache)
+        except ROW_FAULTS as fault:
+            row.fail(fault)
+
+    def _note_memory(self) -> None:
+        """Once the size of a token is known, work out how many fit."""
+        assert self._batch is not None
+        free, per_token = self._free_bytes(), self._batch.bytes_per_token
+        if self._max_tokens is not None or free is None or not per_token:
+            return
+        self._max_tokens = max(int(free * SHARE_FOR_CACHE) // per_token, 1)
+        info(
+            f"batch: up to {self.max_rows} answers at once, with {self._max_tokens:,} tokens together"
+            f" ({size(per_token)} each)"
+        )
+
+    def _tell_once(self) -> None:
+        if self._batch is None and not self._has_told:
+            info("batch: this model answers one prompt at a time")
+        self._has_told = True
+
+    def _stopped(self, work: "Future[None]") -> None:
+        """Deliver what ended the thread, if it was not the end of the work."""
+        fault = work.exception()
+        if fault is None:
+            return
+        with self._lock:
+            rows = [*self._waiting, *(self._batch.clear() if self._batch is not None else ())]
+            self._waiting.clear()
+            self._is_working = False
+        for row in rows:
+            row.fail(fault if isinstance(fault, Exception) else RuntimeError(str(fault)))

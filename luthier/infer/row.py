@@ -1,0 +1,182 @@
+"""One answer in the making: which token it takes next, what of its text is final, and when it ends.
+
+V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luthier.infer.decoding import TextStream
+from luthier.infer.sampling import chosen_token
+from luthier.infer.stops import StopStrings
+from luthier.infer.types import Answer, Piece, Settings, Token
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+    from luthier.infer.engines import Delivery
+    from luthier.infer.grammar import Matcher
+
+
+class Chooser:
+    """Chooses the tokens of one answer from logits. With a seed they depend on nothing else."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        settings: Settings,
+        processors: "LogitsProcessorList",
+        matcher: "Matcher | None" = None,
+    ) -> None:
+        """`processors`: what the model's generation_config.json and the repetition penalty add."""
+        self.settings, self.matcher = settings, matcher
+        self._ids, self._processors = list(prompt_ids), processors
+        self._counts: Counter[int] = Counter()
+        self._generator = torch.Generator()
+        seed = int(torch.randint(2**62, ())) if settings.seed is None else settings.seed
+        self._generator.manual_seed(seed % 2**63)
+        penalized = bool(settings.presence_penalty or settings.frequency_penalty or settings.logit_bias)
+        self.takes_largest = settings.is_greedy and not penalized and not processors and matcher is None
+        """Whether the next token is always that of the largest logit."""
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, given the (V,) logits in float32."""
+        token_id = int(logits.argmax()) if self.takes_largest else self._choose(logits)
+        self.add(token_id)
+        return token_id
+
+    def add(self, token_id: int) -> None:
+        """Note a token that was chosen."""
+        self._ids.append(token_id)
+        self._counts[token_id] += 1
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
+
+    def _choose(self, logits: Tensor) -> int:
+        scores, settings = logits.clone(), self.settings
+        if settings.presence_penalty or settings.frequency_penalty:
+            seen = torch.tensor(list(self._counts), dtype=torch.long, device=scores.device)
+            counts = torch.tensor(list(self._counts.values()), dtype=scores.dtype, device=scores.device)
+            scores[seen] -= settings.presence_penalty + settings.frequency_penalty * counts
+        for token_id, bias in settings.logit_bias.items():
+            scores[token_id] += bias
+        if self._processors:
+            ids = torch.tensor([self._ids], device=scores.device)
+            scores = self._processors(ids, scores[None])[0]  # type: ignore[arg-type]
+        if self.matcher is not None:
+            scores = self.matcher.mask(scores)
+        number = 0.0 if settings.is_greedy else float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        return chosen_token(scores, settings, number)
+
+
+class Row:
+    """One answer in the making."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        settings: Settings,
+        *,
+        num_new_tokens: int,
+        stop_ids: Collection[int],
+        tokenizer: "PreTrainedTokenizerBase",
+        deliver: "Callable[[Delivery], None]",
+    ) -> None:
+        """`num_new_tokens`: the most that the answer may have. `stop_ids`: of the model."""
+        self.prompt_ids, self.settings, self.num_new_tokens = list(prompt_ids), settings, num_new_tokens
+        self.stop_ids = frozenset(settings.stop_token_ids) | (
+            frozenset() if settings.ignore_eos else frozenset(stop_ids)
+        )
+        self.is_canceled = False
+        self.prompt_tokens: tuple[Token, ...] = ()
+        self.chooser: Chooser | None = None
+        self._text = TextStream(tokenizer, settings.skip_special_tokens)
+        self._stops = StopStrings(settings.stop)
+        self._deliver = deliver
+        self._written: list[str] = []
+        self._tokens: list[Token] = []
+        self._num_delivered = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt and the answer so far."""
+        return len(self.prompt_ids) + len(self._tokens)
+
+    @property
+    def last_id(self) -> int:
+        return self._tokens[-1].id
+
+    def take(self, logits: Tensor, largest: int | None = None) -> bool:
+        """Choose a token from the (V,) logits, or take the given `largest`. Returns whether the answer has ended."""
+        assert self.chooser is not None
+        if largest is None:
+            logits = logits.float()
+            token_id = self.chooser.choose(logits)
+        else:
+            token_id = largest
+            self.chooser.add(token_id)
+        return self.push(scored(token_id, logits, self.settings.num_logprobs))
+
+    def push(self, token: Token) -> bool:
+        """Add a token. Returns whether the answer has ended."""
+        self._tokens.append(token)
+        stopped = token.id in self.stop_ids
+        text = "" if stopped else self._text.push(token.id)
+        if text:
+            self._write(self._stops.push(text))
+        if stopped or self._stops.found or len(self._tokens) >= self.num_new_tokens:
+            self._end(stopped)
+            return True
+        return False
+
+    def fail(self, fault: Exception) -> None:
+        """End with an error."""
+        if not self.is_canceled:
+            self._deliver(fault)
+
+    def end(self) -> None:
+        """End here, as if the limit were reached."""
+        self._end(stopped=False)
+
+    def _end(self, stopped: bool) -> None:
+        found = self._stops.found
+        if not found:
+            rest = self._text.finish()
+            text = self._stops.push(rest) if rest else ""
+            found = self._stops.found
+            self._write(text if found else text + self._stops.finish(), is_last=True)
+        else:
+            self._write("", is_last=True)
+        answer = Answer(
+            text="".join(self._written),
+            num_prompt_tokens=len(self.prompt_ids),
+            num_new_tokens=len(self._tokens),
+            finish_reason="stop" if stopped or found else "length",
+            tokens=tuple(self._tokens),
+            prompt_tokens=self.prompt_tokens,
+        )
+        if not self.is_canceled:
+            self._deliver(answer)
+
+    def _write(self, text: str, is_last: bool = False) -> None:
+        """Deliver text that is final, with the tokens since the last piece."""
+        tokens = tuple(self._tokens[self._num_delivered :])
+        if self.is_canceled or not (text or (is_last and tokens)):
+            return
+        self._written.append(text)
+        self._num_delivered = len(self._tokens)
+        self._deliver(Piece(text, tokens))
+
+
+def scored(token_id: int, logits: Tensor, num_logprobs: int | None) -> Token:
+    """The token with the log-probabilities that were asked for, from the raw (V,) logits."""
+    if num_logprobs is None:
+        return Token(token_id)
+    logprobs = logits.float().log_softmax(-1)
+    best: Any = logprobs.topk(min(num_logprobs, len(logprobs)))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Token(token_id, float(logprobs[token_id]), top)
