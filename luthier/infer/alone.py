@@ -102,5 +102,5 @@ def answer_alone(
             **options,
         )
 
-    with torch.inference_mode():
+    with torch.no_grad():
         generate(**given, custom_generate=sample)

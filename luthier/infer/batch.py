@@ -1,16 +1,23 @@
-"""Answers to many prompts in batches, for `predict_with_generate` and rollouts.
+"""Answers to many prompts, for `predict_with_generate` and rollouts.
 
-Prompts are padded on the left, since the last prompt token must be in the last column. They are sorted by length, so
-that a batch needs little padding; answers come back in the order of the prompts.
+Predictions share a batch in which an ended answer makes place for the next prompt (`luthier.infer.batching`). Rollouts
+and beam search go through `generate` in batches of a fixed size. There prompts are padded on the left, since the last
+prompt token must be in the last column, and sorted by length, so that a batch needs little padding. Answers come back
+in the order of the prompts.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from luthier.infer.types import Settings
+from luthier.infer.types import Answer, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.infer.engines import Delivery
+    from luthier.infer.row import Row
 
 
 def generate_answers(
@@ -27,12 +34,17 @@ def generate_answers(
     """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
     A prompt that fills the context gets an empty answer. Whenever an answer is yielded, the model's train/eval mode and
-    the random state are as before, so an evaluation during training does not change the training. Each batch has its
-    own seed, so the answers can be reproduced.
+    the random state are as before, so an evaluation during training does not change the training. Without `seeds` each
+    answer is sampled from the seed of the settings plus its number, so the answers can be reproduced.
 
     `seeds`: one per prompt. Its answer is then sampled from this seed whatever else is in the batch, up to rounding:
     if a sum differs in the last bit, the sampled token can differ. Beam search uses the first seed only.
     """
+    from luthier.infer.batching import can_batch
+
+    if seeds is None and settings.num_beams == 1 and can_batch(model):
+        yield from _in_one_batch(model, tokenizer, prompts, settings, frozenset(stop_ids), batch_size, keeps_stop)
+        return
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     waiting: dict[int, list[int]] = {}
     next_index = 0
@@ -54,6 +66,76 @@ def generate_answers(
         while next_index in waiting:
             yield waiting.pop(next_index)
             next_index += 1
+
+
+def _in_one_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    stop_ids: frozenset[int],
+    batch_size: int,
+    keeps_stop: bool,
+) -> Iterator[list[int]]:
+    """The answers of a batch in which up to `batch_size` rows come and go."""
+    from luthier.infer.batching import RowBatch
+
+    batch = RowBatch(model, tokenizer, stop_ids)
+    answers: dict[int, list[int]] = {}
+    next_prompt = 0
+    for index in range(len(prompts)):
+        with _as_at_rest(model):
+            while index not in answers:
+                if next_prompt < len(prompts) and len(batch.rows) < batch_size:
+                    batch.add(_row(model, tokenizer, prompts[next_prompt], settings, stop_ids, next_prompt, answers))
+                    next_prompt += 1
+                else:
+                    batch.step()
+        answer = answers.pop(index)
+        yield answer[:-1] if answer and answer[-1] in stop_ids and not keeps_stop else answer
+
+
+def _row(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Sequence[int],
+    settings: Settings,
+    stop_ids: frozenset[int],
+    number: int,
+    answers: dict[int, list[int]],
+) -> "Row":
+    """A row that puts its answer into `answers` under its number."""
+    from luthier.infer.decoding import num_positions
+    from luthier.infer.row import Row
+
+    def deliver(item: "Delivery") -> None:
+        if isinstance(item, Answer):
+            answers[number] = [token.id for token in item.tokens]
+        elif isinstance(item, Exception):
+            raise item
+
+    return Row(
+        prompt,
+        replace(settings, seed=(settings.seed or 0) + number),
+        num_new_tokens=max(settings.num_new_tokens(len(prompt), num_positions(model)), 0),
+        stop_ids=stop_ids,
+        tokenizer=tokenizer,
+        deliver=deliver,
+    )
+
+
+@contextmanager
+def _as_at_rest(model: "PreTrainedModel") -> Iterator[None]:
+    """A context in which the model is in evaluation mode; afterwards its mode and the random state are as before."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _generate_batch(
@@ -97,19 +179,12 @@ def _generate_batch(
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
         size = group_size([prompts[index] for index in with_room])
         options["custom_generate"] = PerAnswerSampler(numbers, width, size).sample
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seeds[0])
-            generate: Any = model.generate
-            output = generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                **options,
-            )
-    finally:
-        model.train(was_training)
+    with _as_at_rest(model):
+        torch.manual_seed(seeds[0])
+        generate: Any = model.generate
+        output = generate(
+            input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), **options
+        )
     for index, row in zip(with_room, output[:, width:].tolist(), strict=True):
         answers[index] = _until_stop(row[: budgets[index]], stop_ids)
     return answers

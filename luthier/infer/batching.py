@@ -74,7 +74,7 @@ class RowBatch:
     def add(self, row: Row) -> None:
         """Read the prompt of a row and choose its first token. A fault ends this row only."""
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self._add(row)
         except ROW_FAULTS as fault:
             row.fail(fault)
@@ -84,7 +84,7 @@ class RowBatch:
         self._keep([index for index, row in enumerate(self.rows) if not row.is_canceled])
         if not self.rows:
             return
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = self._forward(torch.tensor([[row.last_id] for row in self.rows]), self._lengths)[:, -1]
             self._lengths = [length + 1 for length in self._lengths]
             largest = logits.argmax(-1).tolist()

@@ -1,0 +1,105 @@
+"""Tokens per second of answers to one caller and to eight, against `generate()` and `generate_batch()` of transformers.
+
+    python benchmarks/bench_generate.py [--model PATH] [--callers 8] [--prompt 64] [--answer 64]
+
+Greedy, float32, on the CPU. Also: how long a newcomer waits for its first token while the others are answered.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from luthier.core.log import silence_libraries
+from luthier.infer.engines.huggingface import HuggingFaceModel
+from luthier.infer.types import Settings
+from luthier.model.files.sources import ModelSource
+from luthier.model.loading.load import load_model
+from luthier.model.tokenizer import load_tokenizer
+
+MODEL = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.gguf"
+
+
+def prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(100, vocab_size, (count, length), generator=generator).tolist()
+
+
+def rate(work: Callable[[], None], num_tokens: int) -> float:
+    """Tokens per second, after a warm-up."""
+    work()
+    start = time.perf_counter()
+    work()
+    return num_tokens / (time.perf_counter() - start)
+
+
+def loop(model: PreTrainedModel, asked: list[list[int]], config: GenerationConfig) -> None:
+    for ids in asked:
+        given = torch.tensor([ids])
+        model.generate(given, attention_mask=torch.ones_like(given), generation_config=config)
+
+
+def together(engine: HuggingFaceModel, asked: list[list[int]], settings: Settings) -> None:
+    for ticket in [engine.submit(ids, settings) for ids in asked]:
+        for _ in ticket.pieces():
+            pass
+
+
+def first_token(engine: HuggingFaceModel, asked: list[list[int]], settings: Settings) -> tuple[float, float]:
+    """Seconds to the first token of a newcomer: alone, and while the others are answered."""
+
+    def wait(ids: list[int]) -> float:
+        start = time.perf_counter()
+        ticket = engine.submit(ids, settings)
+        next(ticket.pieces())
+        seconds = time.perf_counter() - start
+        ticket.cancel()
+        return seconds
+
+    alone = min(wait(asked[-1]) for _ in range(3))
+    others = Thread(target=together, args=(engine, asked[:-1], settings))
+    others.start()
+    time.sleep(1)
+    beside = wait(asked[-1])
+    others.join()
+    return alone, beside
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--answer", type=int, default=64)
+    options = parser.parse_args()
+    silence_libraries()
+    source = ModelSource(options.model)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype=torch.float32).eval()
+    asked = prompts(options.callers, options.prompt, model.config.vocab_size)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=options.answer, min_new_tokens=options.answer, pad_token_id=0
+    )
+    settings = Settings(do_sample=False, max_new_tokens=options.answer, ignore_eos=True)
+    engine = HuggingFaceModel(model, tokenizer, [], max_rows=options.callers)
+    tokens = options.answer * options.callers
+    print(f"{options.model}: {options.callers} prompts of {options.prompt} tokens, answers of {options.answer}")
+    one = rate(lambda: loop(model, asked[:1], config), options.answer)
+    print(f"generate(), one prompt:      {one:7.1f} tokens/s")
+    print(f"generate(), in a loop:       {rate(lambda: loop(model, asked, config), tokens):7.1f} tokens/s")
+    ours = rate(lambda: together(engine, asked[:1], settings), options.answer)
+    print(f"luthier, one caller:         {ours:7.1f} tokens/s ({ours / one:.2f} x generate)")
+    many = rate(lambda: together(engine, asked, settings), tokens)
+    print(f"luthier, {options.callers} callers:          {many:7.1f} tokens/s ({many / ours:.2f} x one caller)")
+    alone, beside = first_token(engine, asked, settings)
+    print(f"first token of a newcomer:   {1000 * alone:.0f} ms alone, {1000 * beside:.0f} ms beside the others")
+    paged = rate(lambda: model.generate_batch(asked, generation_config=config, progress_bar=False), tokens)
+    print(f"generate_batch(), together:  {paged:7.1f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
