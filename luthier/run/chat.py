@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +16,20 @@ from luthier.core.registry import did_you_mean
 if TYPE_CHECKING:
     from luthier.data.types import ToolCall
     from luthier.infer.session import ChatSession
+    from luthier.infer.types import Answer
 
 HELP = """\
-clear          forget the conversation
-exit           leave (so does the end of input)
+/clear         forget the conversation (so does `clear`)
+/retry         answer the last question again
 /system TEXT   set the system text; without TEXT remove it
 /tools FILE    give the model the tools in a JSON file; without FILE remove them
+/save FILE     add the conversation to FILE (.jsonl) as a row of training data, format openai
 /help          this list
+exit           leave (so does the end of input)
+A line that ends with \\ goes on in the next line. A line \"\"\" begins a text of several lines, and another one
+ends it.
 Ctrl-C stops an answer. A line that begins with a space is sent unchanged."""
-COMMANDS = ("/system", "/tools", "/help")
+QUOTES = '"""'
 
 
 def main(argv: list[str]) -> int:
@@ -60,12 +67,17 @@ def split_once(argv: list[str]) -> tuple[list[str], str | None]:
     return words, question
 
 
-def print_answer(session: "ChatSession", question: str) -> None:
+def print_answer(session: "ChatSession", question: str) -> "Answer":
     """Stream an answer to stdout. Ctrl-C stops the answer and then raises `KeyboardInterrupt`."""
+    pieces = session.stream(question)
     try:
-        for piece in session.stream(question):
-            print(piece, end="", flush=True)
+        while True:
+            try:
+                print(next(pieces), end="", flush=True)
+            except StopIteration as done:
+                return done.value
     finally:
+        pieces.close()
         print(flush=True)
 
 
@@ -79,8 +91,11 @@ class Terminal:
         self.session = session
         self.is_interactive = sys.stdin.isatty()
         self._commands: dict[str, Callable[[str], None]] = {
+            "/clear": self._clear,
+            "/retry": self._retry,
             "/system": self._set_system,
             "/tools": self._set_tools,
+            "/save": self._save,
             "/help": lambda _: print(HELP),
         }
 
@@ -90,7 +105,7 @@ class Terminal:
             with contextlib.suppress(ImportError):  # not on every system; gives `input` line editing and a history
                 importlib.import_module("readline")
             info("`clear` forgets the conversation, `exit` leaves, `/help` lists more")
-        while (line := self._read_line()) is not None and line.strip() != "exit":
+        while (line := self._read_text()) is not None and line.strip() != "exit":
             try:
                 self._handle(line)
             except LuthierError as error:
@@ -98,10 +113,24 @@ class Terminal:
             except KeyboardInterrupt:
                 info("(stopped)")
 
-    def _read_line(self) -> str | None:
-        who = "Tool: " if self.session.conversation.awaits_tool_result else "User: "
+    def _read_text(self) -> str | None:
+        """One line, or several that belong together; None at the end of input."""
+        line = self._read_line("\nTool: " if self.session.conversation.awaits_tool_result else "\nUser: ")
+        if line is None:
+            return None
+        lines = [line]
+        if line.strip() == QUOTES:
+            lines = []
+            while (line := self._read_line("... ")) is not None and line.strip() != QUOTES:
+                lines.append(line)
+            return " " + "\n".join(lines)  # the space: it is sent unchanged
+        while lines[-1].endswith("\\") and (line := self._read_line("... ")) is not None:
+            lines = [*lines[:-1], lines[-1].removesuffix("\\"), line]
+        return "\n".join(lines)
+
+    def _read_line(self, prompt: str) -> str | None:
         try:
-            line = input(f"\n{who}")
+            line = input(prompt)
         except EOFError:
             print()
             return None
@@ -114,8 +143,7 @@ class Terminal:
         if not line.strip():
             return
         if line.strip() == "clear":
-            self.session.clear()
-            info("The conversation is forgotten.")
+            self._clear("")
         elif command in self._commands:
             self._commands[command](rest.strip())
         elif command.startswith("/") and (hint := did_you_mean(command, self._commands)):
@@ -125,12 +153,34 @@ class Terminal:
 
     def _answer(self, question: str) -> None:
         print("Assistant: ", end="", flush=True)
-        print_answer(self.session, question)
+        start = time.monotonic()
+        answer = print_answer(self.session, question)
         for call in self.session.tool_calls:
             print(describe_call(call))
+        if self.is_interactive:
+            rate = answer.num_new_tokens / max(time.monotonic() - start, 1e-9)
+            info(f"({answer.num_new_tokens} tokens, {rate:.1f} tokens/s)")
+
+    def _clear(self, _: str) -> None:
+        self.session.clear()
+        info("The conversation is forgotten.")
+
+    def _retry(self, _: str) -> None:
+        self._answer(self.session.conversation.take_back())
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise InvalidInput("/save: the file is missing: /save conversations.jsonl")
+        row = json.dumps(self.session.conversation.as_row(), ensure_ascii=False)
+        try:
+            with Path(name).expanduser().open("a", encoding="utf-8") as file:
+                file.write(row + "\n")
+        except OSError as fault:
+            raise InvalidInput(f"{name}: cannot be written ({fault})") from fault
+        info(f"{name}: one row added, to be read with `formatting: openai` in dataset_info.json")
 
     def _set_system(self, text: str) -> None:
-        self.session.conversation.system = text
+        self.session.conversation.system = text or None
         info("The system text is set." if text else "The system text is removed.")
 
     def _set_tools(self, name: str) -> None:

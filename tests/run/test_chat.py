@@ -1,6 +1,7 @@
 """`luthier chat`: the transcript of a piped conversation, the commands, one answer with --once, and every bad input."""
 
 import io
+import json
 
 import pytest
 
@@ -91,7 +92,63 @@ def test_a_line_that_only_looks_like_a_command_is_a_question(talk):
 
 def test_help_lists_the_commands(talk):
     out, _, _ = talk("/help\n")
-    assert all(word in out for word in ("clear", "exit", "/system", "/tools", "Ctrl-C"))
+    words = ("/clear", "exit", "/system", "/tools", "/retry", "/save", 'A line """', "ends with \\ goes on", "Ctrl-C")
+    assert all(word in out for word in words)
+
+
+def test_retry_asks_the_last_question_again(talk):
+    out, _, session = talk("Hi\nAnd?\n/retry\n", "Hello.", "One.", "Two.")
+    assert session.model.prompts[1] == session.model.prompts[2]
+    assert [message.content for message in session.conversation.history] == ["Hi", "Hello.", "And?", "Two."]
+    assert out.endswith("Assistant: Two.\n\nUser: \n")
+
+
+def test_retry_gives_a_result_to_the_same_call_again(talk, tmp_path):
+    (tmp_path / "tools.json").write_text(TOOLS)
+    _, _, session = talk(f"/tools {tmp_path}/tools.json\nRain?\nyes\n/retry\n", CALL, "It rains.", "Rain.")
+    assert [message.role for message in session.conversation.history] == [
+        "user",
+        "function",
+        "observation",
+        "assistant",
+    ]
+    assert session.model.prompts[1] == session.model.prompts[2]
+
+
+def test_a_saved_conversation_is_a_row_of_training_data(talk, tmp_path):
+    from luthier.data.formats.openai import read
+    from tests.data.test_formats import spec
+
+    (tmp_path / "tools.json").write_text(TOOLS)
+    file = tmp_path / "rows.jsonl"
+    typed = f"/system Be kind.\n/tools {tmp_path}/tools.json\nRain?\nyes\n/save {file}\n/clear\nHi\n/save {file}\n"
+    talk(typed, CALL, "It rains.", "Hello.")
+    first, second = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    example = read(first, spec("openai"))
+    assert [message.role for message in example.messages] == ["user", "function", "observation", "assistant"]
+    assert example.system == "Be kind." and json.loads(example.tools) == json.loads(TOOLS)
+    assert "Oslo" in json.dumps(first["messages"][2]["tool_calls"])
+    assert [message["content"] for message in second["messages"]] == ["Be kind.", "Hi", "Hello."]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("/save", "the file is missing"), ("/retry", "no answer yet"), ("/save x", "nothing to save")],
+)
+def test_what_cannot_be_saved_or_retried_is_said(talk, command, message):
+    _, err, _ = talk(command + "\n")
+    assert message in err
+
+
+def test_a_file_that_cannot_be_written_is_said(talk, tmp_path):
+    _, err, _ = talk(f"Hi\n/save {tmp_path}/absent/rows.jsonl\n", "Hello.")
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("typed", ["one\\\ntwo\\\nthree\n", '"""\none\ntwo\nthree\n"""\n'])
+def test_a_question_may_have_several_lines(talk, typed):
+    _, _, session = talk(typed, "Yes.")
+    assert session.model.prompts == ["user: one\ntwo\nthree"]
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_chat(talk):
