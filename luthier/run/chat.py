@@ -130,7 +130,7 @@ class Terminal:
             print(describe_call(call))
 
     def _set_system(self, text: str) -> None:
-        self.session.conversation.system = text
+        self.session.conversation.system = text or None
         info("The system text is set." if text else "The system text is removed.")
 
     def _set_tools(self, name: str) -> None:

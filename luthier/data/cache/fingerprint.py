@@ -32,7 +32,7 @@ ROW_CODE = (
     *("data/sources", "data/formats", "data/templates", "data/tools", "data/rows", "data/plans"),
     *(
         f"data/chat/{name}.py"
-        for name in ("__init__", "answers", "continuation", "encoder", "model_template", "render")
+        for name in ("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "render")
     ),
     *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/types.py"),
 )

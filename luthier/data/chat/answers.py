@@ -28,12 +28,13 @@ def take_apart(
     thinking_tags: tuple[str, str] = THINKING_TAGS,
     call_words: Sequence[tuple[str, str]] = (CALL_WORDS,),
 ) -> Answer:
-    """Splits a message. A function message is JSON of one or more calls: bare, after a thought, or between call tags.
+    """Splits a message; a thought that the data give apart (`Message.thought`) is no part of the text.
 
+    A function message whose calls are text is JSON of one or more calls: bare, after a thought, or between call tags.
     Raises `ToolFault` for one that is none of these.
     """
-    if message.role != "function":
-        return Answer(message.content, [])
+    if message.role != "function" or message.calls:
+        return Answer(message.content, list(message.calls))
     content = message.content
     value = _json(content)
     if value is not None:
@@ -45,11 +46,12 @@ def take_apart(
             continue
         calls = [call for text in inner for call in _calls(_json(text))]
         return Answer(enclosed.sub("", content), calls)
-    thought = between(thinking_tags).search(content)
-    if thought is None:
-        shown = repr(content[:80])
-        raise ToolFault(f"a function message is not JSON of a call: {shown}", shown)
-    return Answer(thought[0], _calls(_json(content.replace(thought[0], "", 1))))
+    for tags in (thinking_tags, THINKING_TAGS):
+        thought, rest = split_thought(content, tags)
+        if thought is not None:
+            return Answer(content.removesuffix(rest), _calls(_json(rest)))
+    shown = repr(content[:80])
+    raise ToolFault(f"a function message is not JSON of a call: {shown}", shown)
 
 
 def between(words: tuple[str, str]) -> re.Pattern[str]:
@@ -57,12 +59,36 @@ def between(words: tuple[str, str]) -> re.Pattern[str]:
     return re.compile(f"{re.escape(words[0])}(.*?){re.escape(words[1])}", re.DOTALL)
 
 
+def split_thought(text: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> tuple[str | None, str]:
+    """(the thought that an answer begins with, the text after it); (None, the text) for an answer without one.
+
+    Tags further on are quoted: they are words of the answer. Whitespace around the tags and at the ends of the thought
+    belongs to neither part.
+    """
+    opening, closing = (tag.strip() for tag in thinking_tags)
+    begun = text.lstrip()
+    thought, found, rest = begun.removeprefix(opening).partition(closing)
+    if not begun.startswith(opening) or not found:
+        return None, text
+    return thought.strip(), rest.lstrip("\n")
+
+
 def without_thought(text: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> str:
-    return between(thinking_tags).sub("", text).lstrip("\n")
+    return split_thought(text, thinking_tags)[1]
 
 
 def has_thought(text: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> bool:
-    return any(word.strip() in text for word in thinking_tags)
+    """Whether an answer begins with a thought, whose opening tag may stand in the prompt already."""
+    opening, closing = (tag.strip() for tag in thinking_tags)
+    if text.lstrip().startswith(opening):
+        return True
+    before, found, _ = text.partition(closing)
+    return bool(found) and opening not in before
+
+
+def thought_of(message: Message, thinking_tags: tuple[str, str] = THINKING_TAGS) -> str:
+    """The thought of an answer, given apart or at the beginning of its text; empty if it has none."""
+    return message.thought or split_thought(message.content, thinking_tags)[0] or ""
 
 
 def _json(text: str) -> Any:

@@ -45,7 +45,10 @@ def render(
     `train` gives one turn for each pair. `infer` gives exactly one turn: its prompt holds everything up to the last
     answer, which is empty if the conversation ends with a question.
 
-    The thinking options matter for reasoning formats only. `enable_thinking`: with True, answers without a thought
+    A thought that the data give apart is written in front of the answer, between the format's tags. `enable_thinking`
+    False leaves it out.
+
+    All else about thinking matters for reasoning formats only. `enable_thinking`: with True, answers without a thought
     begin with an empty one, which is a target; with None, the empty one is part of the prompt; with False it is too,
     and thoughts are removed. Earlier answers lose their thoughts in `infer`, and in `train` without
     `keep_past_thinking`, unless `preserve_thinking` is set. `today` is for tool syntaxes with a date. Raises `RowError`
@@ -54,6 +57,10 @@ def render(
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
     call_words = (template.tool_call_words, CALL_WORDS)
     answers = [take_apart(message, template.thinking_tags, call_words) for message in messages[1::2]]
+    for message, answer in zip(messages[1::2], answers, strict=True):
+        if message.thought and enable_thinking is not False:
+            opening, closing = template.thinking_tags
+            answer.text = opening + message.thought.strip("\n") + closing + answer.text.lstrip("\n")
     pending = len(messages) % 2 == 1
     prompts = [list(_opening(template, messages[0], system, tools, today))]
     prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
@@ -120,7 +127,7 @@ def _slot(template: Template, message: Message) -> Slot:
 
 def _opening(template: Template, message: Message, system: str | None, tools: str, today: date | None) -> Slot:
     """Prefix, system text with the tools, and first message."""
-    words = system or template.default_system
+    words = template.default_system if system is None else system
     if tools:
         words += _describe(template.tool_syntax, tools, today or date.today())
     head = _head(template.system, words) if words else ()

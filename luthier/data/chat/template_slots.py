@@ -178,7 +178,7 @@ def _prove(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
     for system in ("", "Be brief."):
         opening = (("system", system),) if system else ()
         expected = _text(tokenizer, *opening, *talk, asks=True)
-        (turn,) = render(template, messages, system=system, purpose="infer")
+        (turn,) = render(template, messages, system=system or None, purpose="infer")
         found = as_text(turn.prompt, tokenizer.bos_token or "", tokenizer.eos_token or "")
         if found != expected:
             raise _MoreThanSlots("it treats a longer conversation in another way")

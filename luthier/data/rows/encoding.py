@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.encoder import Encoder, TurnIds
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import Turn, render
@@ -54,6 +55,7 @@ class Encoding:
             purpose="train",
             keep_past_thinking=keep_past_thinking,
         )
+        self._require_complete(dialogue, turns if keep_past_thinking else turns[-1:])
         return [turns]
 
     def written_last(self, dialogue: Dialogue) -> Written:
@@ -67,7 +69,7 @@ class Encoding:
         return self._last(dialogue) if self.model_template is None else (self.model_template.last_turn(dialogue),)
 
     def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
-        return render(
+        turns = render(
             self.template,
             dialogue.messages,
             system=dialogue.system,
@@ -76,6 +78,20 @@ class Encoding:
             preserve_thinking=self.preserve_thinking,
             purpose="infer",
         )
+        self._require_complete(dialogue, turns)
+        return turns
+
+    def _require_complete(self, dialogue: Dialogue, learned: Sequence[Turn]) -> None:
+        """Raises `RowError` if one of the last answers, of which `learned` are the turns, is not written in full."""
+        answers = dialogue.messages[1::2]
+        for message, turn in zip(answers[len(answers) - len(learned) :], learned, strict=True):
+            require_complete(
+                message,
+                "".join(piece for piece in turn.answer if isinstance(piece, str)),
+                thoughts_dropped=self.enable_thinking is False,
+                thinking_tags=self.template.thinking_tags,
+                tool_call_words=self.template.tool_call_words,
+            )
 
     @property
     def closing_eos(self) -> int | None:
