@@ -91,6 +91,9 @@ class Ledger:
                     f"; {account.rewritten} conversations became {account.rewritten_into} rows, since the model's own"
                     " chat template writes earlier answers in another way than the last one"
                 )
+            if account.thoughts_left_out:
+                thoughts = "thought" if account.thoughts_left_out == 1 else "thoughts"
+                line += f"; {account.thoughts_left_out} {thoughts} left out, since enable_thinking is false"
             if account.split_into:
                 line += f"; overlong rows cut into {account.split_into}"
             lines.append(line)

@@ -34,7 +34,7 @@ ROW_CODE = (
         f"data/chat/{name}.py"
         for name in ("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "render")
     ),
-    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/types.py"),
+    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
 )
 """The files and folders of the package that decide the ids, and no others: after a change of a loss, the doctor or the
 eviction, cached rows are still valid."""

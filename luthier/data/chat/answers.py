@@ -91,6 +91,16 @@ def thought_of(message: Message, thinking_tags: tuple[str, str] = THINKING_TAGS)
     return message.thought or split_thought(message.content, thinking_tags)[0] or ""
 
 
+def flat_text(message: Message, *, with_thought: bool = False) -> str:
+    """A message as one text: calls that the data give as objects are JSON behind the text, between tags."""
+    text = message.content
+    if message.calls:
+        listed = [{"name": call.name, "arguments": call.arguments} for call in message.calls]
+        calls = json.dumps(listed, ensure_ascii=False)
+        text = f"{text}\n{CALL_WORDS[0]}{calls}{CALL_WORDS[1]}" if text else calls
+    return f"{message.thought}\n{text}" if with_thought and message.thought else text
+
+
 def _json(text: str) -> Any:
     """The value of a JSON text, None if it is not JSON."""
     try:

@@ -5,12 +5,12 @@ as JSON, in Python's spelling, or as bare text.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
-from luthier.data.chat.answers import CALL_WORDS, THINKING_TAGS, split_thought, take_apart
-from luthier.data.types import Message
+from luthier.data.chat.answers import CALL_WORDS, THINKING_TAGS, split_thought, take_apart, thought_of
+from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Prompt
 
 _SHOWN_CHARS = 60
 _TAKEN = "\0"
@@ -43,11 +43,30 @@ def require_complete(
     for call in answer.calls:
         place = left.find(call.name, at)
         if place < 0:
-            raise ToolFault(f"the chat format does not write the call of {call.name!r}", repr(call.name))
+            raise ToolFault(f"the chat format does not write the call of {call.name!r} (tool_calls)", repr(call.name))
         at = place + len(call.name)
         for leaf in _leaves(call.arguments):
             if not any(spelling in left for spelling in _spellings(leaf)):
                 raise _lost(f"an argument of the call of {call.name!r}", str(leaf), repr(call.name))
+
+
+def learned_answers(example: Example, only_last: bool = False) -> tuple[Message, ...]:
+    """The answers that a row teaches. `only_last`: of a dialogue, the last one alone."""
+    match example:
+        case Dialogue(messages=messages):
+            return messages[-1:] if only_last else messages[1::2]
+        case Preference(chosen=chosen, rejected=rejected):
+            return (chosen, rejected)
+        case Feedback(messages=messages):
+            return messages[-1:]
+        case Prompt():
+            return ()
+
+
+def num_left_out(answers: Sequence[Message], rendered: str, thinking_tags: tuple[str, str] = THINKING_TAGS) -> int:
+    """How many of the answers lose their thought: it stands nowhere in `rendered`, which has all of them."""
+    thoughts = (thought_of(answer, thinking_tags) or thought_of(answer) for answer in answers)
+    return sum(thought.strip() not in rendered for thought in thoughts)
 
 
 def _lost(what: str, text: str, *quoted: str) -> RowError:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
+from luthier.data.chat.answers import flat_text
 from luthier.data.packing.kl_pairs import MismatchedPairs
 from luthier.data.rows.labels import Encoded, label_answers
 from luthier.data.rows.row_plan import RowPlan, RowSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def write(example: Feedback, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """The last answer after the prompt that a server would send."""
-    if example.liked and not example.messages[-1].content.strip():
+    if example.liked and not flat_text(example.messages[-1], with_thought=True).strip():
         raise RowError("the liked answer is empty")
     dialogue = Dialogue(example.messages, example.system, example.tools, example.media)
     return [(encoding.written_last(dialogue),)]

@@ -28,6 +28,8 @@ class DatasetAccount:
     """The number of these rows."""
     split_into: int = 0
     """Rows that overlong ones were split into (`on_overlong: split`)."""
+    thoughts_left_out: int = 0
+    """Thoughts of answers that are not learned, since `enable_thinking` is false."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Kind of reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from luthier.core.registry import did_you_mean
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Tags
 from luthier.data.sources.read import READERS, column_names, data_files
 from luthier.data.sources.readers import DataFile, Row
-from luthier.data.types import LOSS_KEY
+from luthier.data.training_keys import training_keys
 
 NUM_FIRST_ROWS = 10
 _MEANT_BY_NAME = {
@@ -158,18 +158,14 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
 
 
 def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
-    """Reports loss weights of messages, under the key of this or of other tools, if they are not read."""
+    """Reports what messages say about their loss, under the key of this or of other tools, if it is not read."""
     if not FORMATS.get(spec.formatting).has_roles:
         return
-    carried = {
-        key for row in rows for message in _messages(row, spec) for key in (LOSS_KEY, "weight") if key in message
-    }
-    for key in sorted(carried):
-        if key == LOSS_KEY and reads_loss:
-            continue
+    if reads_loss:
+        return
+    for key in sorted({key for row in rows for message in _messages(row, spec) for key in training_keys(message)}):
         reason = f"messages carry {key!r}, which is not read: every answer counts in full"
-        remedy = "use stage: sft, or leave out the rows that should not count"
-        yield _problem(spec, (), reason, f"call it {LOSS_KEY!r}" if key != LOSS_KEY and reads_loss else remedy)
+        yield _problem(spec, (), reason, "use stage: sft, or leave out the rows that should not count")
 
 
 def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str, Any]]:

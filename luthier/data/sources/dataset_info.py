@@ -234,7 +234,8 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single ratings"
     elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
         yield ("columns",), "names a `kto_tag` but no `response` that it rates", 'add "response"'
-    if columns is not None and FORMATS.get(formatting).has_roles and not named.get("messages"):
+    has_conversation = named.get("messages") or entry.get("ranking")  # whole conversations may be the answers
+    if columns is not None and FORMATS.get(formatting).has_roles and not has_conversation:
         yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
     if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):
         yield ("columns",), "names no `prompt` column, and giving `columns` clears the defaults", 'add "prompt"'

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.core.errors import RowError
-from luthier.data.chat.completeness import require_complete
-from luthier.data.types import Message, ToolCall
+from luthier.data.chat.completeness import learned_answers, num_left_out, require_complete
+from luthier.data.types import Dialogue, Feedback, Message, Preference, Prompt, ToolCall
 
 THOUGHT = Message("assistant", "It is 6.", thought="two times three")
 INLINE = Message("assistant", "<think>\ntwo times three\n</think>\n\nIt is 6.")
@@ -115,3 +115,27 @@ def test_arguments_of_every_kind_are_found_as_json(arguments):
         require_complete(message, whole)
         require_complete(message, json.dumps(whole, ensure_ascii=in_ascii))
     require_complete(message, f"f {arguments}")
+
+
+U, A, B = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b")
+
+
+@pytest.mark.parametrize(
+    ("example", "every", "last"),
+    [
+        (Dialogue((U, A, U, B)), (A, B), (B,)),
+        (Feedback((U, A, U, B), liked=True), (B,), (B,)),
+        (Preference((U, A, U), A, B), (A, B), (A, B)),
+        (Prompt((U, A, U)), (), ()),
+    ],
+)
+def test_the_answers_that_a_row_teaches(example, every, last):
+    assert learned_answers(example) == every and learned_answers(example, only_last=True) == last
+
+
+def test_thoughts_that_stand_nowhere_are_counted():
+    other_tags = Message("assistant", "<seed:think>so</seed:think>6")
+    answers = (THOUGHT, INLINE, A, other_tags)
+    assert num_left_out(answers, "It is 6. a 6", ("<seed:think>", "</seed:think>")) == 3
+    assert num_left_out(answers, "two times three It is 6. a 6") == 0
+    assert num_left_out(answers, "<seed:think>so</seed:think>6") == 2

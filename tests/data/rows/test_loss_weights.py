@@ -159,7 +159,7 @@ def test_spans_fall_on_the_characters_they_name(data):
 BAD = {
     "a word": ("much", "'loss' of message 2 is text, not a number"),
     "above 1": (1.5, "'loss' of message 2 is 1.5, not from 0 to 1"),
-    "a truth value": (True, "'loss' of message 2 is a boolean, not a number"),
+    "no number": (float("nan"), "'loss' of message 2 is nan, not from 0 to 1"),
     "not three": ([[0, 1]], "part 1 of 'loss' of message 2 is a list, not [start, end, number]"),
     "halves": ([[0.5, 1, 1]], "part 1 of 'loss' of message 2: start and end must be whole numbers"),
     "beyond the end": ([[0, 9, 1]], "part 1 of 'loss' of message 2: 0 to 9 is no part of a text of 2 characters"),

@@ -426,7 +426,7 @@ class TestDataThatDoNotFit:
 
     @pytest.mark.parametrize(
         ("key", "stage", "remedy"),
-        [("weight", "sft", "call it 'loss'"), ("weight", "pt", "use stage: sft"), ("loss", "pt", "use stage: sft")],
+        [(key, "pt", "use stage: sft") for key in ("weight", "loss", "train")],
     )
     def test_weights_of_messages_are_not_ignored_silently(self, folder, key, stage, remedy):
         row = talk("human", "gpt")
@@ -435,9 +435,10 @@ class TestDataThatDoNotFit:
         (warning,) = warnings_of(dataset_dir, "d", stage=stage)
         assert f"messages carry {key!r}, which is not read" in warning and remedy in warning
 
-    def test_a_stage_that_reads_the_weights_of_messages_does_not_warn_of_them(self, folder):
+    @pytest.mark.parametrize(("key", "value"), [("loss", 0.5), ("weight", 0), ("train", False)])
+    def test_a_stage_that_reads_the_weights_of_messages_does_not_warn_of_them(self, folder, key, value):
         row = talk("human", "gpt")
-        row["conversations"][1]["loss"] = 0.5
+        row["conversations"][1][key] = value
         dataset_dir = folder({"d": {"file_name": "d.json", "formatting": "sharegpt"}}, d=[row])
         assert check(dataset_dir, "d") == ([], [])
 
