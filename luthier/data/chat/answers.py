@@ -13,6 +13,11 @@ CALL_WORDS = ("<tool_call>", "</tool_call>")
 """The tags around calls in data that are not written for one chat format."""
 THINKING_TAGS = ("<think>", "</think>")
 """The tags around thoughts in data that are not written for one chat format."""
+MAX_LEVELS = 100
+"""Of lists and objects inside each other in a JSON value."""
+_TOO_DEEP = f"it is nested more than {MAX_LEVELS} levels deep"
+_SURROGATE = "\\ud"
+"""The beginning of a surrogate in JSON text."""
 
 
 @dataclass(slots=True)
@@ -101,10 +106,39 @@ def flat_text(message: Message, *, with_thought: bool = False) -> str:
     return f"{message.thought}\n{text}" if with_thought and message.thought else text
 
 
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Raises `ValueError`, also for one that no tokenizer or syntax could write."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    require_shallow(value)
+    if _SURROGATE in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("it holds an unpaired surrogate") from error
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def require_shallow(value: Any, levels: int = MAX_LEVELS) -> None:
+    """Raises `ValueError` for a value with more than `levels` of lists and objects inside each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if inner and not levels:
+        raise ValueError(_TOO_DEEP)
+    for item in inner:
+        if isinstance(item, (dict, list)):
+            require_shallow(item, levels - 1)
+
+
 def _json(text: str) -> Any:
     """The value of a JSON text, None if it is not JSON."""
     try:
-        return json.loads(text)
+        return read_json(text)
     except ValueError:
         return None
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from luthier.core.errors import ToolFault
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, take_apart, without_thought
+from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, split_thought, take_apart, without_thought
 from luthier.data.templates import Piece, Slot, Special, Template, Token
 from luthier.data.tools import ToolSyntax
 from luthier.data.types import Message
@@ -45,8 +45,9 @@ def render(
     `train` gives one turn for each pair. `infer` gives exactly one turn: its prompt holds everything up to the last
     answer, which is empty if the conversation ends with a question.
 
-    A thought that the data give apart is written in front of the answer, between the format's tags. `enable_thinking`
-    False leaves it out.
+    What the data give apart is written as data without keys for it have it: a thought stands in front of the answer,
+    between the format's tags, and calls stand on a new line behind the text. `enable_thinking` False leaves such a
+    thought out.
 
     All else about thinking matters for reasoning formats only. `enable_thinking`: with True, answers without a thought
     begin with an empty one, which is a target; with None, the empty one is part of the prompt; with False it is too,
@@ -58,6 +59,8 @@ def render(
     call_words = (template.tool_call_words, CALL_WORDS)
     answers = [take_apart(message, template.thinking_tags, call_words) for message in messages[1::2]]
     for message, answer in zip(messages[1::2], answers, strict=True):
+        if message.calls and split_thought(answer.text, template.thinking_tags)[1]:
+            answer.text += "\n"
         if message.thought and enable_thinking is not False:
             opening, closing = template.thinking_tags
             answer.text = opening + message.thought.strip("\n") + closing + answer.text.lstrip("\n")

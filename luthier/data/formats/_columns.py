@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
+from luthier.data.chat.answers import read_json, require_shallow
 from luthier.data.media import media_path
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
@@ -69,16 +70,19 @@ def parsed_json(value: Any, what: str, fault: type[RowError], are: str = "is") -
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error:
+        return read_json(value) if value.strip() else None
+    except ValueError as error:
         raise fault(f"{what} {are} not JSON: {error}") from error
 
 
 def json_text(value: Any, what: str, are: str = "is") -> str:
     """A value as JSON text. Raises `ToolFault` for one that JSON does not have, such as a date or NaN."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        require_shallow(value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()  # refuses unpaired surrogates
+        return text
+    except (TypeError, ValueError) as error:
         raise ToolFault(f"{what} {are} no JSON value: {error}") from error
 
 

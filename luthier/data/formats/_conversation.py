@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.core.errors import RoleFault, RowError
 from luthier.core.registry import did_you_mean
-from luthier.data.chat.answers import take_apart, thought_of
+from luthier.data.chat.answers import split_thought, take_apart, thought_of
 from luthier.data.formats._columns import (
     flag,
     kind,
@@ -72,8 +72,9 @@ class Reader:
         """The first message of the row, which shows the names of its keys; empty if it has none."""
         columns = self.spec.columns
         names = (columns.messages, *((columns.chosen, columns.rejected) if self.spec.ranking else ()))
-        for value in (self.row.get(name) for name in names if name is not None):
-            listed = parsed_json(value, "a column", RowError) if _is_json(value) else value
+        for name in names:
+            value = self.row.get(name) if name is not None else None
+            listed = parsed_json(value, f"column {name!r}", RowError) if _is_json(value) else value
             first = listed[:1] if isinstance(listed, list) else [listed]
             if first and isinstance(first[0], Mapping):
                 return first[0]
@@ -229,7 +230,10 @@ def _with_calls(first: Spoken, second: Spoken) -> Spoken:
     if thought_of(second.message):
         raise RowError(f"{second.place} has a thought behind the beginning of its answer, {first.place}")
     before, after = take_apart(first.message), take_apart(second.message)
-    text = "\n".join(part for part in (before.text, after.text) if part)
+    beside = before.text
+    if first.is_call and not first.calls and split_thought(beside)[1]:
+        beside = beside.removesuffix("\n")  # of the line before the calls, which formats begin themselves
+    text = "\n".join(part for part in (beside, after.text.strip("\n")) if part)
     return replace(first, role="function", content=text, calls=(*before.calls, *after.calls), is_call=True)
 
 

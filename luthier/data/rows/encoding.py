@@ -55,7 +55,7 @@ class Encoding:
             purpose="train",
             keep_past_thinking=keep_past_thinking,
         )
-        self._require_complete(dialogue, turns if keep_past_thinking else turns[-1:])
+        self._require_complete(dialogue, turns, only_last=not keep_past_thinking)
         return [turns]
 
     def written_last(self, dialogue: Dialogue) -> Written:
@@ -81,10 +81,16 @@ class Encoding:
         self._require_complete(dialogue, turns)
         return turns
 
-    def _require_complete(self, dialogue: Dialogue, learned: Sequence[Turn]) -> None:
-        """Raises `RowError` if one of the last answers, of which `learned` are the turns, is not written in full."""
+    def _require_complete(self, dialogue: Dialogue, turns: Sequence[Turn], only_last: bool = False) -> None:
+        """Raises `RowError` if an answer is not written in full. The turns are all, or the last one.
+
+        `only_last`: earlier answers are learned, and must be written in full, only if they say so themselves.
+        """
         answers = dialogue.messages[1::2]
-        for message, turn in zip(answers[len(answers) - len(learned) :], learned, strict=True):
+        answers = answers[len(answers) - len(turns) :]
+        for number, (message, turn) in enumerate(zip(answers, turns, strict=True), start=1):
+            if only_last and number < len(turns) and not message.loss:
+                continue
             require_complete(
                 message,
                 "".join(piece for piece in turn.answer if isinstance(piece, str)),

@@ -315,7 +315,7 @@ def test_calls_given_as_objects_are_written_like_those_in_json_text(name):
     calls = (ToolCall("f", {"city": "Zürich"}, "id1"), ToolCall("g", {}, "id2"))
     calls = calls[:1] if template.call_syntax == "glm4" else calls
     text = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
-    for beside in ("", "I look."):
-        as_objects = (Message("user", "a"), Message("function", beside, calls=calls))
-        as_text = (Message("user", "a"), Message("function", f"{beside}<tool_call>{text}</tool_call>"))
+    for content, before in (("", ""), ("I look.", "I look.\n"), ("I look.\n", "I look.\n\n")):
+        as_objects = (Message("user", "a"), Message("function", content, calls=calls))
+        as_text = (Message("user", "a"), Message("function", f"{before}<tool_call>{text}</tool_call>"))
         assert render(template, as_objects, purpose="train") == render(template, as_text, purpose="train")
