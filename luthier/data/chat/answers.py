@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.core.errors import ToolFault
@@ -151,8 +151,10 @@ def _calls(value: Any) -> list[ToolCall]:
 
 
 def _call(value: Any) -> ToolCall:
-    """`arguments` may be JSON text, as OpenAI's API has it."""
+    """A call, bare or as the `function` of an object, as in OpenAI's API, where `arguments` are JSON text."""
     match value:
+        case {"function": dict(function)} if "name" not in value:
+            return replace(_call(function), id=value["id"] if isinstance(value.get("id"), str) else "")
         case {"name": str(name), "arguments": dict(arguments)}:
             return ToolCall(name, arguments)
         case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):

@@ -56,14 +56,7 @@ def render(
     for invalid calls or tools.
     """
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
-    call_words = (template.tool_call_words, CALL_WORDS)
-    answers = [take_apart(message, template.thinking_tags, call_words) for message in messages[1::2]]
-    for message, answer in zip(messages[1::2], answers, strict=True):
-        if message.calls and split_thought(answer.text, template.thinking_tags)[1]:
-            answer.text += "\n"
-        if message.thought and enable_thinking is not False:
-            opening, closing = template.thinking_tags
-            answer.text = opening + message.thought.strip("\n") + closing + answer.text.lstrip("\n")
+    answers = [_in_one_text(template, message, enable_thinking) for message in messages[1::2]]
     pending = len(messages) % 2 == 1
     prompts = [list(_opening(template, messages[0], system, tools, today))]
     prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
@@ -89,6 +82,17 @@ def render(
     last = () if pending else filled.pop()
     history = [piece for prompt, answer in zip(prompts, filled, strict=False) for piece in (*prompt, *answer)]
     return (Turn((*history, *prompts[-1]), last),)
+
+
+def _in_one_text(template: Template, message: Message, enable_thinking: bool | None) -> Answer:
+    """An answer with the thought that the data give apart in its text."""
+    answer = take_apart(message, template.thinking_tags, (template.tool_call_words, CALL_WORDS))
+    if message.calls and split_thought(answer.text, template.thinking_tags)[1]:
+        answer.text += "\n"
+    if message.thought and enable_thinking is not False:
+        opening, closing = template.thinking_tags
+        answer.text = opening + message.thought.strip("\n") + closing + answer.text.lstrip("\n")
+    return answer
 
 
 def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -> str:
