@@ -154,10 +154,15 @@ def _call(value: Any) -> ToolCall:
     """A call, bare or as the `function` of an object, as in OpenAI's API, where `arguments` are JSON text."""
     match value:
         case {"function": dict(function)} if "name" not in value:
-            return replace(_call(function), id=value["id"] if isinstance(value.get("id"), str) else "")
+            return replace(_call(function), id=_id(value))
         case {"name": str(name), "arguments": dict(arguments)}:
-            return ToolCall(name, arguments)
+            return ToolCall(name, arguments, _id(value))
         case {"name": str(name), "arguments": str(text)} if isinstance(_json(text), dict):
-            return ToolCall(name, _json(text))
+            return ToolCall(name, _json(text), _id(value))
     shown = json.dumps(value, ensure_ascii=False)[:80]
     raise ToolFault(f"a call is not an object with name and arguments: {shown}", shown)
+
+
+def _id(value: dict[str, Any]) -> str:
+    given = value.get("id")
+    return given if isinstance(given, str) else ""

@@ -18,6 +18,7 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Values of `type` of the parts of a content."""
 
 
@@ -118,13 +119,19 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
 
 
 def _are_parts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, Mapping) and "type" in part for part in value)
+    """Whether a value is a list of parts, and not any other list of objects."""
+    known = (*_TEXT_PARTS, *_THOUGHT_PARTS, *_MEDIA_PARTS)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(part, Mapping) and part.get("type") in known for part in value)
+    )
 
 
 def _result(message: Mapping[str, Any], key: str, place: str) -> str:
     """The text of a tool's result; a value that is neither text nor a list of parts is written as JSON."""
     value = message.get(key)
-    if value is None or isinstance(value, str) or (value and _are_parts(value)):
+    if value is None or isinstance(value, str) or _are_parts(value):
         return _text(message, key, place)[0]
     return json_text(value, f"{key!r} of {place}")
 

@@ -83,6 +83,12 @@ def test_calls_in_text(content, text, tags):
     assert (found.text, found.calls) == (text, [ToolCall("f", {"x": 1})])
 
 
+def test_ids_in_the_text_of_calls_are_kept():
+    listed = [{**CALL, "id": "a"}, {"id": "b", "function": CALL}, {**CALL, "id": None}, CALL]
+    found = take_apart(Message("function", json.dumps(listed)))
+    assert [call.id for call in found.calls] == ["a", "b", "", ""]
+
+
 def test_calls_as_objects_keep_their_text_and_ids():
     calls = (ToolCall("f", {"x": 1}, "id1"), ToolCall("g", {}, "id2"))
     found = take_apart(Message("function", "I <tool_call> look.", calls=calls, thought="so"))

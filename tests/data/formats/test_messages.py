@@ -132,7 +132,7 @@ class TestCalls:
         for answer in answers({"content": "a", "tool_calls": nothing, "function_call": nothing}):
             assert answer == Message("assistant", "a")
 
-    @pytest.mark.parametrize("value", [FUNCTION, [FUNCTION], [{"function": FUNCTION}]])
+    @pytest.mark.parametrize("value", [FUNCTION, [FUNCTION], [{"type": "function", "function": FUNCTION}]])
     def test_a_call_that_is_an_object(self, value):
         row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": value}]}
         assert read(row, SHAREGPT).messages[1] == Message("function", "", calls=(LOOK,))
@@ -197,6 +197,8 @@ class TestResults:
             ([1, "a"], '[1, "a"]'),
             (["a", "b"], '["a", "b"]'),
             ([], "[]"),
+            ([{"type": "bistro", "text": "x"}], '[{"type": "bistro", "text": "x"}]'),
+            ({"type": "text", "text": "x"}, '{"type": "text", "text": "x"}'),
             (3, "3"),
             (2.5, "2.5"),
             (True, "true"),
