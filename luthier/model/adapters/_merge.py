@@ -65,15 +65,19 @@ def merge_adapters(
 
 
 def attach_unmerged(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
-    """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
-    if len(given.names) > 1:
+    """The model with its last adapter in place, not merged, and those before it merged.
+
+    Raises `ModelError` for several adapters on a quantized model.
+    """
+    if len(given.names) > 1 and is_quantized(model):
         raise ModelError(
             "adapter_name_or_path: several adapters cannot be put on a quantized model, since all but one would have to"
             " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
         )
-    for name in given.names:
+    model = merge_adapters(model, given.names[:-1], given)
+    for name in given.names[-1:]:
         model = unwrap(attach_adapter(model, name, given, is_trainable=False))
-        info(f"adapter {name} attached to the quantized weights")
+        info(f"adapter {name} attached to the {'quantized ' if is_quantized(model) else ''}weights")
     return model
 
 

@@ -67,7 +67,8 @@ def apply(
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
 
-    With new rows the embedding and the head are trained too. A score layer is always trained. Raises `ModelError` for names that no module has, or if nothing is trainable.
+    A score layer is always trained, and so are the embedding and the head if there are `new_tokens`. Raises
+    `ModelError` for names that no module has, or if nothing is trainable.
     """
     rows = new_tokens.give_rows(model) if new_tokens else NewRows()
     name, layers = layer_list(model)
