@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
-from luthier.core.log import info, warn
+from luthier.core.log import info
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.hubs import fetched
 from luthier.model.files.sources import ModelSource, model_source
@@ -129,10 +129,9 @@ def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     """Rows for all tokens, and the ends of an answer, as the chat format has them."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.embeddings import fit_embeddings
+    from luthier.model.embeddings import add_missing_rows
 
-    if fit_embeddings(model, text.tokenizer):
-        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    add_missing_rows(model, text.tokenizer, text.source)
     if not model.can_generate():
         fit_scorer(model, text.tokenizer.pad_token_id)
         return

@@ -103,6 +103,7 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.backends import load_for_inference, load_for_training
     from luthier.model.dropout import switch_dropout_off
+    from luthier.model.embeddings import add_missing_rows
     from luthier.model.save import num_saved_bytes
 
     unavailable: dict[str, str] = {}
@@ -115,6 +116,7 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
         require_space("output_dir", output_dir, num_saved_bytes(model))
     else:
         model = load_for_inference(run, machine, source=text.source, scores=scores)
+        add_missing_rows(model, text.tokenizer, text.source)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)

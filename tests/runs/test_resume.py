@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sft dora": {"use_dora": True, "use_rslora": True, "finetuning_type": "lora"},
     "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
     "sft lora on hqq": {**WAYS["lora"], "quantization_bit": 4, "quantization_method": "hqq"},
+    "sft new rows": {"template": "llama3", "finetuning_type": "lora"},
+    "sft new rows in full": {"add_special_tokens": "<a>", "finetuning_type": "oft", "oft_block_size": 16},
     "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
     "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
 }
@@ -101,7 +103,10 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", representatives(KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa")
+    "kind",
+    representatives(
+        KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa", "sft new rows"
+    ),
 )
 def test_resuming_from_output_dir_equals_an_uninterrupted_run(world, whole_run, tmp_path, kind):
     if "quantization_bit" in KINDS[kind]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.adapters._loftq import require_base
+from luthier.model.adapters._new_rows import with_new_rows
+from luthier.model.adapters._ties import settle_ties, untie_adapted
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
-from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
+from luthier.model.embeddings import NewTokens, embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
 from luthier.model.files.sources import check_adapter_source, local_path
 from luthier.model.modules import unwrap
@@ -54,22 +56,28 @@ def merge_adapters(
         adapted = attach_adapter(model, name, given, is_trainable=False)
         if before_merge is not None:
             before_merge(adapted)
+        untie_adapted(adapted)
         model = adapted.merge_and_unload()
+        settle_ties(model)
         forget_description(model)
         info(f"adapter {name} merged into the model")
     return model
 
 
 def attach_unmerged(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
-    """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
-    if len(given.names) > 1:
+    """The model with its last adapter in place, not merged, and those before it merged.
+
+    Raises `ModelError` for several adapters on a quantized model.
+    """
+    if len(given.names) > 1 and is_quantized(model):
         raise ModelError(
             "adapter_name_or_path: several adapters cannot be put on a quantized model, since all but one would have to"
             " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
         )
-    for name in given.names:
+    model = merge_adapters(model, given.names[:-1], given)
+    for name in given.names[-1:]:
         model = unwrap(attach_adapter(model, name, given, is_trainable=False))
-        info(f"adapter {name} attached to the quantized weights")
+        info(f"adapter {name} attached to the {'quantized ' if is_quantized(model) else ''}weights")
     return model
 
 
@@ -96,7 +104,7 @@ def attach_adapter(
     _require_mergeable(name, config)
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
-    _make_room(model, shapes)
+    _make_room(model, shapes, config)
     base, used = config.base_model_name_or_path or "", model.config._name_or_path
     try:
         with warnings.catch_warnings():
@@ -114,8 +122,13 @@ def attach_adapter(
     return adapted
 
 
-def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
-    """Merge all adapters but the last, which is trained further as its own config says."""
+def continue_adapter(
+    model: "PreTrainedModel", given: GivenAdapters, new_tokens: NewTokens | None = None, *, pure_bf16: bool
+) -> "PeftModel":
+    """Merge all adapters but the last, which is trained further as its own config says.
+
+    The rows of `new_tokens` are trained and saved with it from now on.
+    """
     model = merge_adapters(model, given.names[:-1], given)
     if gives_scores(model.config) and not adapter_gives_scores(adapter_path(given.names[-1], given)):
         raise ModelError(
@@ -123,6 +136,9 @@ def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf1
             " -> set create_new_adapter: true, which merges it into the model and starts a new one"
         )
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    if new_tokens is not None and (new_tokens.added or len(new_tokens.tokenizer) > num_rows(model)):
+        adapted = with_new_rows(adapted, new_tokens, pure_bf16=pure_bf16)
+        require_base(adapted, unwrap(adapted), given.names[-1], adapter_path(given.names[-1], given))
     info(
         f"adapter {given.names[-1]} is trained further as it is ({describe_adapter(adapted)}); the run file's keys for"
         " a new adapter are not read (create_new_adapter: true would start one)"
@@ -176,12 +192,16 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in load_peft_weights(str(path), device="cpu").items()}
 
 
-def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]]) -> None:
+def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]], config: "PeftConfig") -> None:
     """An adapter trained with `resize_vocab` carries an embedding of more rows than the model it started from."""
-    rows = [shapes[key] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
-    if rows and rows[0][0] > num_rows(model):
-        info(f"the embedding grows from {num_rows(model):,} to {rows[0][0]:,} rows, as the adapter was trained")
-        grow_embeddings(model, rows[0][0])
+    rows = [shapes[key][0] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
+    single = vars(config).get("trainable_token_indices") or []
+    for indices in single.values() if isinstance(single, dict) else [single]:
+        rows.append(max(indices, default=-1) + 1)
+    wanted = max(rows, default=0)
+    if wanted > num_rows(model):
+        info(f"the embedding grows from {num_rows(model):,} to {wanted:,} rows, as the adapter was trained")
+        grow_embeddings(model, wanted)
 
 
 def _first_difference(fault: str) -> str:

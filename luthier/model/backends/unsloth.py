@@ -32,6 +32,7 @@ from luthier.model.attention import Attention
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
+from luthier.model.embeddings import NewRows
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
@@ -98,7 +99,8 @@ def load_for_training(
     )
     require_causal(unwrap(model))
     if not is_full and not keys.adapter_name_or_path:
-        model = _adapt(fast, model, run, use_gradient_checkpointing=recomputes, random_state=seed)
+        has_new = bool(fitted.added_tokens)
+        model = _adapt(fast, model, run, has_new, use_gradient_checkpointing=recomputes, random_state=seed)
     if not pure_bf16:
         upcast_trainable(model)
     unwrap(model).config.use_cache = False
@@ -207,9 +209,10 @@ def _as_unsloth_reads(keys: "ModelConfig", source: ModelFiles) -> Iterator[str]:
     info(f"adapter {given.names[0]} put beside the weights by unsloth")
 
 
-def _adapt(fast: Any, model: Any, run: "TrainRun", **how: Any) -> Any:
+def _adapt(fast: Any, model: Any, run: "TrainRun", has_new: bool, **how: Any) -> Any:
+    """`has_new`: there are tokens that the model has never seen. unsloth trains no single rows."""
     frozen = parts_to_freeze(model, run.finetuning)
-    settings = lora.settings_for(model, run.adapter, train_embeddings=False, frozen=frozen)
+    settings = lora.settings_for(model, run.adapter, rows=NewRows(is_whole=has_new), frozen=frozen)
     return fast.get_peft_model(
         model,
         r=settings.r,

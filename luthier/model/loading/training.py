@@ -11,6 +11,7 @@ from luthier.model.attention import SHIFTED, Attention, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
 from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
+from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
@@ -46,7 +47,7 @@ def load_for_training(
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     config = load_config(source)
     require_trainable(run, config)
-    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
+    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len))
     loaded = load_base(
         run,
         source,
@@ -76,7 +77,7 @@ def load_for_training(
         base,
         run.adapter,
         given=given_adapters(keys),
-        train_embeddings=run.features.new_tokens.may_grow,
+        new_tokens=new_tokens_of(run, fitted),
         pure_bf16=run.finetuning.pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
         original=partial(load_original, source, base),
@@ -92,6 +93,19 @@ def load_for_training(
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
+    """Single rows of sharded weights cannot be trained, so there all are."""
+    keys = run.features.new_tokens
+    return NewTokens(
+        fitted.tokenizer,
+        fitted.added_tokens,
+        fitted.descriptions,
+        keys.init_special_tokens,
+        run.training["seed"],
+        trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
+    )
 
 
 def prepare_for_training(
