@@ -10,7 +10,7 @@ from luthier.model.adapters._pissa import is_pissa, save_as_lora
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER
 from luthier.model.heads.score_head import VALUE_HEAD_FILE
 from luthier.model.loading.loaded import as_it_came
-from luthier.model.processor import FittedProcessor, copy_processor
+from luthier.model.processor import AS_IT_IS, FittedProcessor, copy_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ def write_model(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_shard_size: str = "5GB",
-    processor: FittedProcessor | None = None,
+    processor: FittedProcessor = AS_IT_IS,
 ) -> None:
     """Weights in files of at most `max_shard_size`, config, generation config, tokenizer and chat template.
 

@@ -4,7 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def export(run: "ExportRun") -> Path:
         if samples:
             quantize(draft, run, samples, group_size, dtype)
         gguf = write_extra_files(draft, run, text, writes_words=writes_words)
-        checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
+        checks = check_export(draft, gguf, run, source, reference, dtype=dtype, attn_implementation=attention)
         write_manifest(
             draft,
             model=run.model.model_name_or_path,
@@ -155,7 +155,7 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
         from luthier.model.files.gguf.writer import gguf_name, write_gguf
 
         gguf = draft / gguf_name(number_format)
-        write_gguf(draft, gguf, number_format)
+        write_gguf(draft, gguf, number_format, trust_remote_code=run.model.trust_remote_code)
     if text.template.kind != "program" and writes_words:
         own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
         source = f"./{gguf.name}" if gguf else "."
@@ -167,12 +167,16 @@ def check_export(
     draft: Path,
     gguf: Path | None,
     run: "ExportRun",
+    source: ModelSource,
     reference: "Reference | None",
     *,
     dtype: "torch.dtype",
     attn_implementation: str,
 ) -> dict[str, Any]:
-    """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for."""
+    """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for.
+
+    `source`: of the model that was exported.
+    """
     from luthier.model.adapters._merge_check import allowed_mean_kl
     from luthier.workflow.merge_check import FILE_NAME, check_written
 
@@ -184,12 +188,12 @@ def check_export(
         allowed = own  # how much low-bit weights may cost is for the user to decide
     how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     how["device_map"] = "auto" if run.export.export_device == "auto" else None
-    facts = check_written(draft, reference, allowed_mean_kl=allowed, **how)
+    facts = check_written(replace(source, name=str(draft)), reference, allowed_mean_kl=allowed, **how)
     if reference.merges:
         facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
     if gguf is not None:
         allowed = allowed_mean_kl(*formats, str(run.export.export_gguf)) if own is None else own
-        facts["gguf"] = check_written(gguf, reference, allowed_mean_kl=allowed, **how)
+        facts["gguf"] = check_written(replace(source, name=str(gguf)), reference, allowed_mean_kl=allowed, **how)
     write_atomically(draft / FILE_NAME, json.dumps(facts, indent=2) + "\n")
     return facts
 
