@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.quantization import LOFTQ_FILE
 from luthier.model.adapters._loftq import save_record
 from luthier.model.adapters._pissa import is_pissa, save_as_lora
+from luthier.model.adapters._series import save_series
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER
 from luthier.model.heads.score_head import VALUE_HEAD_FILE
 from luthier.model.loading.loaded import as_it_came
@@ -27,6 +29,7 @@ WEIGHT_FILES = (
     "pytorch_model*.bin*",
     "adapter_*",
     BESIDE_ADAPTER,
+    LOFTQ_FILE,
     *VALUE_HEAD_FILES,
 )
 """What an earlier model or adapter left in the folder and must not be taken for a part of this one."""
@@ -54,6 +57,7 @@ def save_adapter(model: "PeftModel", folder: Path, state: "Mapping[str, Any] | N
     else:
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
     save_record(model, folder)
+    save_series(model, folder)
 
 
 def write_model(

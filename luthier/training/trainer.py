@@ -35,6 +35,7 @@ from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
+from luthier.model.adapters._series import check_resumed
 from luthier.model.features.rope_scaling import save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.loading.loaded import as_it_came
@@ -261,6 +262,7 @@ class StageTrainer(Trainer):
     # -- saving and resuming ---------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        check_resumed(self.policy, Path(resume_from_checkpoint))
         with checkpoint_mismatch(resume_from_checkpoint):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))

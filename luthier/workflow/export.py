@@ -39,7 +39,9 @@ def export(run: "ExportRun") -> Path:
     if the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
+    from luthier.model.adapters._merge import given_adapters, series_beneath
     from luthier.model.adapters._merge_check import Reference
+    from luthier.model.adapters._series import MERGED, as_json
     from luthier.model.loading.merged import load_for_export
     from luthier.model.quantization._gptq import group_size_for
     from luthier.workflow.merge_check import sample_prompts
@@ -52,6 +54,7 @@ def export(run: "ExportRun") -> Path:
     check_mergeable(run, source)
     check_gguf(run, source)
     check_quantizable(run, source)
+    series = series_beneath(given_adapters(run.model), source, creates_new=True)
     text = load_text_side(run, source)
     processor, samples = fit_processor(run, source), calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
@@ -79,6 +82,7 @@ def export(run: "ExportRun") -> Path:
             draft,
             model=run.model.model_name_or_path,
             adapters=list(run.model.adapter_name_or_path),
+            **({MERGED: as_json(series)} if series else {}),
             dtype=str(dtype).removeprefix("torch."),
             template=run.data.template,
             **({"gptq_bits": run.export.export_quantization_bit} if samples else {}),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.model.adapters._loftq import require_base
+from luthier.model.adapters._series import AS_ADAPTERS, Series, beneath, check_series, merged_into
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
-from luthier.model.files.sources import check_adapter_source, local_path
+from luthier.model.files.sources import ModelSource, check_adapter_source, local_path
 from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
@@ -222,6 +223,21 @@ def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: s
         if keys:
             reason = f"it {words} {len(keys)} places such as {min(keys)}"
             raise _does_not_fit(name, base, used, reason)
+
+
+def check_given(given: GivenAdapters, source: ModelSource, line: Callable[[str], str] = AS_ADAPTERS) -> None:
+    """Each adapter is put on what it was trained on. `source`, `line`: see `check_series`. Raises `ModelError`."""
+    check_series(given.names, [adapter_path(name, given) for name in given.names], source, line)
+
+
+def series_beneath(given: GivenAdapters, source: ModelSource, *, creates_new: bool) -> Series:
+    """What the adapter that is trained will be on: all adapters before it, after those that an export merged.
+
+    `creates_new`: it is not the last one given. Raises `ModelError` as `check_given` does.
+    """
+    check_given(given, source)
+    names = given.names if creates_new else given.names[:-1]
+    return (*merged_into(source), *beneath(names, [adapter_path(name, given) for name in names]))
 
 
 def given_adapters(keys: "ModelConfig") -> GivenAdapters:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The first that is there is read."""
 QMODEL_FILE = "qmodel.pt"
 """What the library HQQ writes itself."""
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
@@ -214,10 +216,10 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, access: H
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
     if "peft_type" not in read_json(config):
         raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
-    weights = path / "adapter_model.safetensors"
+    weights, former = (path / name for name in ADAPTER_WEIGHTS)
     if weights.is_file():
         read_safetensors_header(weights)
-    elif not (path / "adapter_model.bin").is_file():
+    elif not former.is_file():
         raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from luthier.config.keys.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
-from luthier.model.adapters._merge import given_adapters
+from luthier.model.adapters._merge import given_adapters, series_beneath
+from luthier.model.adapters._series import Series, note_beneath
 from luthier.model.attention import SHIFTED, Attention, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
@@ -45,6 +46,7 @@ def load_for_training(
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     config = load_config(source)
+    beneath = _beneath(run, source)
     require_trainable(run, config)
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
     loaded = load_base(
@@ -82,7 +84,7 @@ def load_for_training(
         original=partial(load_original, source, base),
     )
     prepare_for_training(
-        model,
+        note_beneath(model, beneath),
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
@@ -92,6 +94,13 @@ def load_for_training(
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def _beneath(run: "TrainRun", source: ModelSource) -> Series:
+    """The adapters that a new or continued one will be on. Raises `ModelError` as `series_beneath` does."""
+    if not ADAPTERS.get(run.finetuning_type).adds_weights:
+        return ()
+    return series_beneath(given_adapters(run.model), source, creates_new=run.adapter.create_new_adapter)
 
 
 def prepare_for_training(
