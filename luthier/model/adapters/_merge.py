@@ -1,20 +1,23 @@
 """Existing adapters: attached to a model, checked against it, and merged into its weights."""
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.adapters._continued import differences, warn_of_targets
 from luthier.model.adapters._loftq import require_base
 from luthier.model.adapters._series import AS_ADAPTERS, Series, beneath, check_series, merged_into
+from luthier.model.adapters._targets import find_targets
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
-from luthier.model.files.sources import ModelSource, check_adapter_source, local_path
-from luthier.model.modules import unwrap
+from luthier.model.files.sources import ModelSource, check_adapter_source, is_hub_id, local_path
+from luthier.model.modules import linear_layers, unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ class GivenAdapters:
     folder: str | None = None
     """Sub-folder of each that holds the adapter (`adapter_folder`)."""
     access: HubAccess = NO_ACCESS
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What the run file says of an adapter (`_continued.written_for`), for one that is trained further."""
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -123,12 +128,33 @@ def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf1
             f"adapter_name_or_path: {given.names[-1]}: this adapter belongs to a language model without a reward head"
             " -> set create_new_adapter: true, which merges it into the model and starts a new one"
         )
+    everything = _all_layers(model) if given.written else ()
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    _warn_of_settings(adapted, everything, given)
     info(
         f"adapter {given.names[-1]} is trained further as it is ({describe_adapter(adapted)}); the run file's keys for"
         " a new adapter are not read (create_new_adapter: true would start one)"
     )
     return adapted
+
+
+def _all_layers(model: "PreTrainedModel") -> list[str]:
+    """The full names of the layers that `all` means."""
+    ends = find_targets(model, ("all",), "lora_target").modules
+    return [name for name, _ in linear_layers(model) if any(name == end or name.endswith(f".{end}") for end in ends)]
+
+
+def _warn_of_settings(adapted: "PeftModel", everything: Sequence[str], given: GivenAdapters) -> None:
+    """What the run file says otherwise; of an adapter on this machine most of it was said before the run began."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = given.names[-1]
+    if is_hub_id(name):
+        config = json.loads((adapter_path(name, given) / "adapter_config.json").read_text("utf-8"))
+        for problem in differences(given.written, config, name):
+            warn(str(problem))
+    on = [layer for layer, module in unwrap(adapted).named_modules() if isinstance(module, BaseTunerLayer)]
+    warn_of_targets(given.written, everything, on, name)
 
 
 def describe_adapter(adapted: "PeftModel") -> str:

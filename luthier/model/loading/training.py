@@ -1,11 +1,13 @@
 """From a training run to a model whose trainable parameters are settled."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.config.keys.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
+from luthier.model.adapters._continued import written_for
 from luthier.model.adapters._merge import given_adapters, series_beneath
 from luthier.model.adapters._series import Series, note_beneath
 from luthier.model.attention import SHIFTED, Attention, isolates_samples
@@ -77,7 +79,7 @@ def load_for_training(
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
-        given=given_adapters(keys),
+        given=replace(given_adapters(keys), written=written_for(run)),
         train_embeddings=run.features.new_tokens.may_grow,
         pure_bf16=run.finetuning.pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
