@@ -12,12 +12,13 @@ from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
+from luthier.model.adapters._series import MERGED, as_json
 from luthier.model.files.hubs import fetched
 from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.processor import fit_processor
 from luthier.model.quantization._prequantized import GPTQ_LIBRARIES
-from luthier.model.save import copy_value_head, num_bytes, write_model
+from luthier.model.save import copy_value_head, incomplete, num_bytes, write_model
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import ExportRun
     from luthier.model.adapters._merge_check import Reference
+    from luthier.model.adapters._series import Series
     from luthier.workflow.text import TextSide
 
 PLAIN = "unquantized"
@@ -35,13 +37,13 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.
 def export(run: "ExportRun") -> Path:
     """Merge, write, compare, describe, and upload if asked to. Returns the folder, which is whole or not there at all.
 
-    Raises `OutputError` for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed`
-    if the disk is full, the written model answers differently or the upload fails.
+    If a config or the tokenizer cannot be saved, the folder holds the weights and what could be. Raises `OutputError`
+    for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed` if not everything is
+    saved, the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
     from luthier.model.adapters._merge import given_adapters, series_beneath
     from luthier.model.adapters._merge_check import Reference
-    from luthier.model.adapters._series import MERGED, as_json
     from luthier.model.loading.merged import load_for_export
     from luthier.model.quantization._gptq import group_size_for
     from luthier.workflow.merge_check import sample_prompts
@@ -70,27 +72,30 @@ def export(run: "ExportRun") -> Path:
     ) as draft:
         plain = draft / PLAIN if samples else draft
         shards = f"{run.export.export_size}GB"
-        write_model(plain, model, text.tokenizer, max_shard_size=shards, processor=processor)
+        unsaved = write_model(plain, model, text.tokenizer, max_shard_size=shards, processor=processor)
         dtype, writes_words = model.dtype, model.can_generate()
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
-        if samples:
-            quantize(draft, run, samples, group_size, dtype)
-        gguf = write_extra_files(draft, run, text, writes_words=writes_words)
-        checks = check_export(draft, gguf, run, source, reference, dtype=dtype, attn_implementation=attention)
-        write_manifest(
-            draft,
-            model=run.model.model_name_or_path,
-            adapters=list(run.model.adapter_name_or_path),
-            **({MERGED: as_json(series)} if series else {}),
-            dtype=str(dtype).removeprefix("torch."),
-            template=run.data.template,
-            **({"gptq_bits": run.export.export_quantization_bit} if samples else {}),
-            **({"merge_check": checks} if checks else {}),
-        )
+        if not unsaved:
+            if samples:
+                quantize(draft, run, samples, group_size, dtype)
+            gguf = write_extra_files(draft, run, text, writes_words=writes_words)
+            checks = check_export(draft, gguf, run, source, reference, dtype=dtype, attn_implementation=attention)
+            write_manifest(draft, **facts_of(run, series, dtype, checks))
+    if unsaved:
+        raise incomplete(target, unsaved, run.model.model_name_or_path)
     if run.export.export_hub_model_id:
         upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
     return target
+
+
+def facts_of(run: "ExportRun", series: "Series", dtype: "torch.dtype", checks: dict[str, Any]) -> dict[str, Any]:
+    """For the manifest. `series`: all adapters that are merged now."""
+    facts: dict[str, Any] = {"model": run.model.model_name_or_path, "adapters": list(run.model.adapter_name_or_path)}
+    facts |= {MERGED: as_json(series)} if series else {}
+    facts |= {"dtype": str(dtype).removeprefix("torch."), "template": run.data.template}
+    bits = run.export.export_quantization_bit
+    return {**facts, **({"gptq_bits": bits} if bits is not None else {}), **({"merge_check": checks} if checks else {})}
 
 
 def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
