@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,18 @@ from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
-from luthier.model.features.rope_scaling import save_beside_adapter
+from luthier.model.adapters._series import check_resumed
+from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
-from luthier.model.loading.loaded import as_it_came
-from luthier.model.processor import PROCESSOR_FILES, copy_processor
-from luthier.model.save import WEIGHT_FILES, save_adapter
+from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.save import (
+    WEIGHT_FILES,
+    incomplete,
+    raise_disk_fault,
+    save_adapter,
+    save_beside_weights,
+    save_weights,
+)
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import check_filled, checkpoint_mismatch, saving
@@ -81,6 +89,7 @@ class StageTrainer(Trainer):
         self.stage_state: StageState = {}
         self.num_trained_tokens = 0
         self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
+        self.unsaved: dict[str, Exception] = {}
         self._superseded = list(parts.superseded)
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
@@ -261,6 +270,7 @@ class StageTrainer(Trainer):
     # -- saving and resuming ---------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        check_resumed(self.policy, Path(resume_from_checkpoint))
         with checkpoint_mismatch(resume_from_checkpoint):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))
@@ -289,24 +299,23 @@ class StageTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in transformers, but peft does not query the hub for a changed vocabulary of the base model.
+        """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
 
-        It need not: a trainable embedding is among the adapter's `modules_to_save`.
+        peft does not query the hub for a changed vocabulary of the base model. It need not: a trainable embedding is
+        among the adapter's `modules_to_save`.
         """
-        if self.args.should_save:
-            Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
-            save_value_head(Path(output_dir or self.output_dir), self.policy, state_dict)
+        folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
+        more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_value_head(folder, self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            with as_it_came(unwrap(self.policy)):
-                super()._save(output_dir, without_value_head(self.policy, state_dict))
-        elif self.args.should_save:
-            folder = output_dir or self.output_dir
-            save_adapter(self.model, Path(folder), state_dict)
-            save_beside_adapter(Path(folder), unwrap(self.model).config)
-            self.parts.tokenizer.save_pretrained(folder)
-            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
-        if self.args.should_save:
-            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir), self.parts.processor)
+            save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
+        elif writes:
+            save_adapter(self.model, folder, state_dict)
+            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
+        if writes:
+            self.unsaved = save_beside_weights(self.policy, self.parts.tokenizer, folder, self.parts.processor, more)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         self.watch.require_finite_weights(self.policy, self.state.global_step)
@@ -325,6 +334,7 @@ class StageTrainer(Trainer):
             if self.parts.rollouts is not None:
                 self.parts.rollouts.save(folder, self.state.global_step)
             super()._save_checkpoint(model, trial)
+            raise_disk_fault(self.unsaved)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 
@@ -341,6 +351,8 @@ class StageTrainer(Trainer):
             else:
                 self.save_model()
         self._remove_superseded()
+        if self.unsaved:
+            raise incomplete(Path(self.output_dir), self.unsaved, str(unwrap(self.policy).name_or_path))
 
     def _remove_superseded(self) -> None:
         if self.args.should_save:

@@ -8,6 +8,7 @@ from luthier.config.runs import Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import Problem
 from luthier.core.registry import did_you_mean
+from luthier.model.adapters._continued import local_problems
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
 from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
@@ -27,6 +28,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     missing = [*source_problems(run), *quantizer_problems(run)]
     if isinstance(run, TrainRun):
         missing += [*library_problems(run), *frozen_model_problems(run)]
+        draft.add((), local_problems(run))
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
 

@@ -11,7 +11,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
 from luthier.model.loading.memory_check import enough_memory
-from luthier.model.processor import fit_processor
+from luthier.model.processor import AS_IT_IS, fit_processor
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train(run: TrainRun) -> "RunResult":
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
-    processor = fit_processor(run, text.source) if run.trains else None
+    processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     policy = load_policy(run, stage, text, machine, output_dir)
     parts = make_parts(
         run,

@@ -1,21 +1,25 @@
 """Existing adapters: attached to a model, checked against it, and merged into its weights."""
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.adapters._continued import differences, warn_of_targets
 from luthier.model.adapters._loftq import require_base
 from luthier.model.adapters._new_rows import with_new_rows
+from luthier.model.adapters._series import AS_ADAPTERS, Series, beneath, check_series, merged_into
+from luthier.model.adapters._targets import find_targets
 from luthier.model.adapters._ties import settle_ties, untie_adapted
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import NewTokens, embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
-from luthier.model.files.sources import check_adapter_source, local_path
-from luthier.model.modules import unwrap
+from luthier.model.files.sources import ModelSource, check_adapter_source, is_hub_id, local_path
+from luthier.model.modules import linear_layers, unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ class GivenAdapters:
     folder: str | None = None
     """Sub-folder of each that holds the adapter (`adapter_folder`)."""
     access: HubAccess = NO_ACCESS
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What the run file says of an adapter (`_continued.written_for`), for one that is trained further."""
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -135,7 +141,9 @@ def continue_adapter(
             f"adapter_name_or_path: {given.names[-1]}: this adapter belongs to a language model without a reward head"
             " -> set create_new_adapter: true, which merges it into the model and starts a new one"
         )
+    everything = _all_layers(model) if given.written else ()
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    _warn_of_settings(adapted, everything, given)
     if new_tokens is not None and (new_tokens.added or len(new_tokens.tokenizer) > num_rows(model)):
         adapted = with_new_rows(adapted, new_tokens, pure_bf16=pure_bf16)
         require_base(adapted, unwrap(adapted), given.names[-1], adapter_path(given.names[-1], given))
@@ -144,6 +152,25 @@ def continue_adapter(
         " a new adapter are not read (create_new_adapter: true would start one)"
     )
     return adapted
+
+
+def _all_layers(model: "PreTrainedModel") -> list[str]:
+    """The full names of the layers that `all` means."""
+    ends = find_targets(model, ("all",), "lora_target").modules
+    return [name for name, _ in linear_layers(model) if any(name == end or name.endswith(f".{end}") for end in ends)]
+
+
+def _warn_of_settings(adapted: "PeftModel", everything: Sequence[str], given: GivenAdapters) -> None:
+    """What the run file says otherwise; of an adapter on this machine most of it was said before the run began."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = given.names[-1]
+    if is_hub_id(name):
+        config = json.loads((adapter_path(name, given) / "adapter_config.json").read_text("utf-8"))
+        for problem in differences(given.written, config, name):
+            warn(str(problem))
+    on = [layer for layer, module in unwrap(adapted).named_modules() if isinstance(module, BaseTunerLayer)]
+    warn_of_targets(given.written, everything, on, name)
 
 
 def describe_adapter(adapted: "PeftModel") -> str:
@@ -242,6 +269,21 @@ def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: s
         if keys:
             reason = f"it {words} {len(keys)} places such as {min(keys)}"
             raise _does_not_fit(name, base, used, reason)
+
+
+def check_given(given: GivenAdapters, source: ModelSource, line: Callable[[str], str] = AS_ADAPTERS) -> None:
+    """Each adapter is put on what it was trained on. `source`, `line`: see `check_series`. Raises `ModelError`."""
+    check_series(given.names, [adapter_path(name, given) for name in given.names], source, line)
+
+
+def series_beneath(given: GivenAdapters, source: ModelSource, *, creates_new: bool) -> Series:
+    """What the adapter that is trained will be on: all adapters before it, after those that an export merged.
+
+    `creates_new`: it is not the last one given. Raises `ModelError` as `check_given` does.
+    """
+    check_given(given, source)
+    names = given.names if creates_new else given.names[:-1]
+    return (*merged_into(source), *beneath(names, [adapter_path(name, given) for name in names]))
 
 
 def given_adapters(keys: "ModelConfig") -> GivenAdapters:

@@ -146,7 +146,7 @@ RULES = Rules(
                     not_(is_set("adapter", "create_new_adapter")),
                 ),
             )
-            for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")
+            for key in ("pissa_init", "loftq_init", "use_llama_pro")
         ),
     )
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The first that is there is read."""
 QMODEL_FILE = "qmodel.pt"
 """What the library HQQ writes itself."""
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
@@ -212,16 +214,17 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, access: H
         checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
         hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
-    if "peft_type" not in _read_json(config):
+    if "peft_type" not in read_json(config):
         raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
-    weights = path / "adapter_model.safetensors"
+    weights, former = (path / name for name in ADAPTER_WEIGHTS)
     if weights.is_file():
         read_safetensors_header(weights)
-    elif not (path / "adapter_model.bin").is_file():
+    elif not former.is_file():
         raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object of a model's files. Raises `ModelError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
@@ -234,7 +237,7 @@ def _read_json(path: Path) -> dict:
 @permission_errors()
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises `ModelError`."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def _check_config(source: ModelSource) -> None:
@@ -265,7 +268,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file."""
-    content = _read_json(index).get("weight_map")
+    content = read_json(index).get("weight_map")
     if not isinstance(content, dict) or not all(isinstance(file, str) for file in content.values()):
         raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
     return content

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from luthier.config.runs import TrainRun
 from luthier.core.machine import Machine, detect
 from luthier.model.adapters._loftq import read_record, round_weights
-from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_adapters, merge_adapters
+from luthier.model.adapters._merge import adapter_path, attach_unmerged, check_given, given_adapters, merge_adapters
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
 from luthier.model.files.sources import ModelSource, model_source
@@ -102,6 +102,7 @@ def load_merged(
     """
     given = given_adapters(run.model)
     config = load_config(source)
+    check_given(given, source)
     purpose = purpose_of(run, machine)
     model = load_base(
         run,

@@ -1,12 +1,15 @@
 """From a training run to a model whose trainable parameters are settled."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.config.keys.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
-from luthier.model.adapters._merge import given_adapters
+from luthier.model.adapters._continued import written_for
+from luthier.model.adapters._merge import given_adapters, series_beneath
+from luthier.model.adapters._series import Series, note_beneath
 from luthier.model.attention import SHIFTED, Attention, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
@@ -46,6 +49,7 @@ def load_for_training(
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     config = load_config(source)
+    beneath = _beneath(run, source)
     require_trainable(run, config)
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len))
     loaded = load_base(
@@ -76,14 +80,14 @@ def load_for_training(
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
-        given=given_adapters(keys),
+        given=replace(given_adapters(keys), written=written_for(run)),
         new_tokens=new_tokens_of(run, fitted),
         pure_bf16=run.finetuning.pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
         original=partial(load_original, source, base),
     )
     prepare_for_training(
-        model,
+        note_beneath(model, beneath),
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
@@ -106,6 +110,13 @@ def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
         run.training["seed"],
         trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
     )
+
+
+def _beneath(run: "TrainRun", source: ModelSource) -> Series:
+    """The adapters that a new or continued one will be on. Raises `ModelError` as `series_beneath` does."""
+    if not ADAPTERS.get(run.finetuning_type).adds_weights:
+        return ()
+    return series_beneath(given_adapters(run.model), source, creates_new=run.adapter.create_new_adapter)
 
 
 def prepare_for_training(

@@ -276,7 +276,7 @@ ADAPTERS = [
         {"pissa_convert": True},
         {"loftq_init": True},
         {"use_dora": True, "loftq_init": True},
-        *({"adapter_name_or_path": "a", key: True} for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")),
+        *({"adapter_name_or_path": "a", key: True} for key in ("pissa_init", "loftq_init", "use_llama_pro")),
     ),
     *cases(
         {"finetuning_type": "oft"},
