@@ -47,6 +47,7 @@ from luthier.training import checkpoints
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
+from luthier.training.hub import creating_repository, upload_result
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -200,15 +201,8 @@ class StageTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
-
-        try:
+        with creating_repository():
             super().init_hf_repo(token, private)
-        except (OSError, ValueError, HTTPError) as fault:
-            raise RunFailed(
-                f"push_to_hub: the repository cannot be created ({str(fault).splitlines()[0]})"
-                " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
-            ) from fault
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -375,12 +369,19 @@ class StageTrainer(Trainer):
         with checkpoints.saving(output_dir):
             if self.args.should_save:
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
-                    self.save_model(str(folder))
+                    self.save_model(str(folder), _internal_call=True)
                 self._remove_superseded(output_dir)
                 if best is not None and self.args.save_total_limit == 1 and checkpoints.is_whole(Path(best)):
                     checkpoints.rotate(Path(best), 1, None)
             else:
-                self.save_model()
+                self.save_model(_internal_call=True)
+
+    def upload(self) -> None:
+        """With `push_to_hub`: upload the result, which is complete in `output_dir`."""
+        if self.args.push_to_hub and self.is_world_process_zero():
+            assert self.hub_model_id is not None, "init_hf_repo has set it"
+            self._finish_current_push()
+            upload_result(Path(self.output_dir), self.hub_model_id, self.args.hub_token, self.args.hub_revision)
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""

@@ -198,6 +198,8 @@ def carry_out(
             elif run.trains:
                 facts = facts_of(run, trainer, data, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+    if run.trains:
+        trainer.upload()
     return RunResult(output_dir, metrics, trainer.state.log_history)
 
 
