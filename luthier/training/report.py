@@ -14,12 +14,12 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.manifest import read_manifest, write_manifest
 from luthier.core.versions import require
+from luthier.training.checkpoints import TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.training.trainer import StageTrainer
 
-TRAINER_STATE = "trainer_state.json"
 SMOOTHED_SHARE = 0.1
 """The smoothed line of a plot averages over about this share of the points."""
 

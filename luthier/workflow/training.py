@@ -41,10 +41,12 @@ def train(run: TrainRun) -> "RunResult":
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
+    from accelerate.utils import gather_object
+
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
     from luthier.training.arguments import training_arguments
-    from luthier.training.checkpoints import checkpoints_in
+    from luthier.training.checkpoints import checkpoints_in, require_one_start, tidy
     from luthier.training.fp8 import settings_of
     from luthier.training.trainer import StageTrainer
     from luthier.workflow.parts import make_parts
@@ -56,6 +58,7 @@ def train(run: TrainRun) -> "RunResult":
     from_scratch = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
+    require_one_start(resume_from, gather_object([str(resume_from)]))
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     report_data(run, data, text)
@@ -74,15 +77,19 @@ def train(run: TrainRun) -> "RunResult":
     )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
-    return carry_out(run, trainer, data, text, resume_from, policy.unavailable)
+    result = carry_out(run, trainer, data, text, resume_from, policy.unavailable)
+    if args.local_process_index == 0:
+        tidy(output_dir)
+    return result
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     """The checkpoint to resume from, if any. Creates `output_dir`; raises before anything expensive starts."""
     from luthier.core.files import require_apart, require_writable
-    from luthier.training.checkpoints import checkpoints_in, resume_point
+    from luthier.training.checkpoints import checkpoints_in, resume_point, tidy
 
     requested, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+    tidy(output_dir)
     resume_from = resume_point(output_dir, requested, overwrite) if run.trains else None
     if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
         raise InvalidInput(
@@ -169,7 +176,7 @@ def carry_out(
                 per_device = training["train_tokens_per_second"] / trainer.args.world_size
                 metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
         if was_interrupted:
-            info(resume_hint(run, output_dir))
+            info(resume_hint(run, output_dir, trainer.state.global_step))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         if not was_finished:
             trainer.save_final()
@@ -193,6 +200,8 @@ def carry_out(
             elif run.trains:
                 facts = facts_of(run, trainer, data, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+    if run.trains:
+        trainer.upload()
     return RunResult(output_dir, metrics, trainer.state.log_history)
 
 
@@ -264,11 +273,11 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
             info(line)
 
 
-def resume_hint(run: TrainRun, output_dir: Path) -> str:
-    """How to resume a run that was stopped."""
-    from luthier.training.checkpoints import last_complete_checkpoint
+def resume_hint(run: TrainRun, output_dir: Path, step: int) -> str:
+    """How to resume a run that was stopped after `step`."""
+    from luthier.training.checkpoints import newest_whole
 
-    checkpoint = last_complete_checkpoint(output_dir)
+    checkpoint = newest_whole(output_dir, until_step=step)
     if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
         how = f"set resume_from_checkpoint: {checkpoint} to resume"
     else:
