@@ -6,7 +6,8 @@ not on the file, and the first row of a big file is read quickly.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from luthier.core.errors import DataError, RowError
@@ -37,8 +38,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _LENIENT = json.JSONDecoder(parse_int=str, strict=False)
 
 
-def read_json(file: DataFile) -> Iterator[Row]:
-    """Rows of a .json or .jsonl file. Raises `DataError` where the rest of the file cannot be read."""
+def read_json(file: DataFile, columns: Collection[str] = ()) -> Iterator[Row]:
+    """Rows of a .json or .jsonl file. Raises `DataError` where the rest of the file cannot be read.
+
+    `columns`: those that a row may have. They tell a file with one row from an object that holds the list of rows.
+    """
     with file.open() as stream:
         window = _Window(text.chunks(file, stream))
         first = window.peek()
@@ -46,23 +50,68 @@ def read_json(file: DataFile) -> Iterator[Row]:
             yield from _array_rows(file, window)
             return
     if file.kind == "json" and first == "{":
-        _refuse_spread_object(file)
+        _refuse_spread_object(file, columns)
     elif file.kind == "json" and first:
         raise DataError(f"{file.name}: a JSON file of rows begins with '[' (or '{{' on every line), not with {first!r}")
-    yield from _line_rows(file)
+    rows = _line_rows(file)
+    head = list(islice(rows, 2))
+    if len(head) == 1 and head[0].data is not None and not head[0].data.keys() & columns:
+        _refuse_wrapped(file, [key for key, value in head[0].data.items() if _is_list_of_objects(value)])
+    yield from chain(head, rows)
 
 
-def _refuse_spread_object(file: DataFile) -> None:
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _refuse_wrapped(file: DataFile, keys: Sequence[str]) -> None:
+    """For a file that is one object, with the rows in a list under one of these keys."""
+    if len(keys) == 1:
+        raise DataError(
+            f"{file.name}: the top level is an object with the rows under its key {keys[0]!r}, and a file of rows is "
+            f"the list alone -> save that list as the file"
+        )
+    if keys:
+        raise DataError(
+            f"{file.name}: the top level is an object with lists of rows under the keys "
+            f"{', '.join(map(repr, keys))}, and a file of rows is one list -> save each list as a file"
+        )
+
+
+def _refuse_spread_object(file: DataFile, columns: Collection[str]) -> None:
     """A .json file with one object per line is fine; one object over several lines is not a list of rows."""
     with file.open() as stream:
         line = next(line for line in text.lines(file, stream) if line.strip())
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
+        with file.open() as stream:
+            window = _Window(text.chunks(file, stream))
+            _refuse_wrapped(file, [key for key in _keys_of_rows(window) if key not in columns])
         raise DataError(
             f"{file.name}: the top level is an object, not a list of rows -> write [ {{...}}, {{...}} ], "
             f"or one object a line (the first line alone is not JSON: {error.msg})"
         ) from error
+
+
+def _keys_of_rows(window: "_Window") -> Iterator[str]:
+    """The keys of the object at the top level whose values are lists of objects, as far as it is valid JSON."""
+    mark = window.peek()
+    while mark in ("{", ","):
+        window.skip(1)
+        if window.peek() != '"':
+            return
+        try:
+            key = window.value()
+            if window.peek() != ":":
+                return
+            window.skip(1)
+            window.peek()
+            if _is_list_of_objects(window.value()):
+                yield key
+        except (ValueError, RecursionError):
+            return
+        mark = window.peek()
 
 
 def _line_rows(file: DataFile) -> Iterator[Row]:
@@ -206,6 +255,19 @@ class _Window:
 
     def search(self, pattern: re.Pattern[str], num_characters: int) -> bool:
         return pattern.search(self.text, self.position, self.position + num_characters) is not None
+
+    def value(self) -> Any:
+        """The JSON value at the position, which moves past it. Raises `ValueError` if there is none."""
+        while True:
+            try:
+                found, end = _DECODER.raw_decode(self.text, self.position)
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+            else:
+                if end < len(self.text) or not self.more():
+                    self.position = end
+                    return found
 
     def peek(self) -> str:
         """Move to the next character that is not white space and return it; empty at the end."""
