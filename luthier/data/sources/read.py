@@ -53,9 +53,10 @@ def data_files(spec: DatasetSpec) -> list[DataFile]:
     if spec.source.kind == "cloud":
         from luthier.data.sources.readers.remote import cloud_files  # its imports would slow down every command
 
-        files = cloud_files(spec)
+        found = cloud_files(spec)
     else:
-        files = saved_files([data_file(path, partial(_opened, path)) for path in _local_paths(spec)])
+        found = [data_file(path, partial(_opened, path)) for path in _local_paths(spec)]
+    files = saved_files(found)
     for file in files:
         _require_known_kind(spec, file)
     kinds_found = {_SAME_KIND.get(file.kind, file.kind) for file in files}
@@ -152,8 +153,6 @@ def _why_absent(location: str) -> str:
     """(reason -> remedy) for a path that does not exist."""
     folder, name = os.path.split(location)
     siblings = sorted({*os.listdir(folder or ".")} - {"dataset_info.json"}) if os.path.isdir(folder or ".") else None
-    if "\\" in name and os.sep == "/":
-        return "no such file -> separate folders by `/`; a backslash separates them on Windows only"
     hint = did_you_mean(name, siblings or (), repr) or "correct `file_name`, or put the file there"
     return f"{'no such file' if siblings is not None else f'there is no folder {folder}'} -> {hint}"
 

@@ -169,6 +169,12 @@ BROKEN_FILES = [
     (
         "a.json",
         '{\n "data": [{"a": 1}]\n}\n',
+        "{path}: the top level is an object with the rows under its key 'data', and a file of rows is the list alone "
+        "-> save that list as the file",
+    ),
+    (
+        "a.json",
+        '{\n "instruction": "q",\n "output": "a"\n}\n',
         "{path}: the top level is an object, not a list of rows -> write [ {{...}}, {{...}} ], or one object a line "
         "(the first line alone is not JSON: Expecting property name enclosed in double quotes)",
     ),

@@ -56,7 +56,8 @@ def plain_row(row: Mapping[str, Any], columns: Collection[str], *, media: Collec
 def _cells(array: "pa.Array | pa.ChunkedArray", field: "pa.Field", *, as_json: bool) -> list[Cell]:
     import pyarrow as pa
 
-    convert = _converter(field.type) if as_json and (_is_json(field.type) or pa.types.is_nested(field.type)) else None
+    holds_others = field.type.num_fields or isinstance(field.type, (pa.BaseExtensionType, pa.DictionaryType))
+    convert = _converter(field.type) if as_json and holds_others else None
     try:
         values = array.to_pylist()
     except (pa.ArrowException, ValueError, ArithmeticError):  # one value that Python has no type for spoils them all
@@ -99,6 +100,8 @@ def _converter(kind: "pa.DataType") -> Convert:
         return _struct({kind.field(index).name: _converter(kind.field(index).type) for index in range(kind.num_fields)})
     if types.is_map(kind):
         return _map(_converter(kind.item_type))
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return _converter(kind.value_type)
     if types.is_nested(kind) and kind.num_fields == 1 and not types.is_union(kind):
         return _list(_converter(kind.field(0).type))
     return _any
