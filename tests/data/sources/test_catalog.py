@@ -289,6 +289,10 @@ class TestWhereTheCatalogIs:
         (tmp_path / "dataset_info.json").write_text("{}")
         with pytest.raises(DataError, match=r"is a file -> give the folder"):
             load_catalog(str(tmp_path / "dataset_info.json"))
+        with pytest.raises(
+            DataError, match=r"does not exist -> write it as .*/a/b: a backslash separates folders on W"
+        ):
+            load_catalog(str(tmp_path / "a\\b"))
         (error,), _ = check(str(tmp_path / "nowhere"), "d")
         assert error.key == "dataset_dir" and "does not exist" in error.reason
 
