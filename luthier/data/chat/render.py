@@ -122,7 +122,8 @@ def _opening(template: Template, message: Message, system: str | None, tools: st
     """Prefix, system text with the tools, and first message."""
     words = system or template.default_system
     if tools:
-        words += _describe(template.tool_syntax, tools, today or date.today())
+        described = _describe(template.tool_syntax, tools, today or date.today())
+        words += described.lstrip("\n") if template.strips_tools and not words else described
     head = _head(template.system, words) if words else ()
     content = message.content
     if template.kind == "llama2":
