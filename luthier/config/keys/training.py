@@ -150,8 +150,8 @@ class TrainingKeys(Mapping[str, Any]):
 
 
 def read_mapping(key: str, value: Any) -> Mapping[str, Any]:
-    """The mapping that a key gives, itself or as the name of a JSON file; empty for null. Raises `InvalidInput`."""
-    if value is None or isinstance(value, Mapping):
+    """The mapping that a key gives, itself or as the name of a JSON file; empty for nothing. Raises `InvalidInput`."""
+    if not value or isinstance(value, Mapping):
         return value or {}
     try:
         content = json.loads(Path(value).read_text(encoding="utf-8-sig"))

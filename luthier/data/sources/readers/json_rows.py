@@ -5,6 +5,7 @@ not on the file, and the first row of a big file is read quickly.
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -15,6 +16,8 @@ from luthier.data.sources.readers import DataFile, Row, text
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ODD_NUMBER = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
+"""What a number may look like that is none, or too large for a float."""
 _CUT_MARGIN = 16
 """An error this close to the end of the window may be due to the cut: JSON words and escapes are shorter."""
 _SHOWN = 40
@@ -47,13 +50,13 @@ def read_json(file: DataFile, columns: Collection[str] = ()) -> Iterator[Row]:
         window = _Window(text.chunks(file, stream))
         first = window.peek()
         if first == "[":
-            yield from _array_rows(file, window)
+            yield from _array_rows(file, window, columns)
             return
     if file.kind == "json" and first == "{":
         _refuse_spread_object(file, columns)
     elif file.kind == "json" and first:
         raise DataError(f"{file.name}: a JSON file of rows begins with '[' (or '{{' on every line), not with {first!r}")
-    rows = _line_rows(file)
+    rows = _line_rows(file, columns)
     head = list(islice(rows, 2))
     if len(head) == 1 and head[0].data is not None and not head[0].data.keys() & columns:
         _refuse_wrapped(file, [key for key, value in head[0].data.items() if _is_list_of_objects(value)])
@@ -114,25 +117,25 @@ def _keys_of_rows(window: "_Window") -> Iterator[str]:
         mark = window.peek()
 
 
-def _line_rows(file: DataFile) -> Iterator[Row]:
+def _line_rows(file: DataFile, columns: Collection[str]) -> Iterator[Row]:
     with file.open() as stream:
         number = 0
         for line_number, line in enumerate(text.lines(file, stream), start=1):
             line = line.strip(" \t\r\n")
             if line:
                 number += 1
-                data, refusal = _parse_line(line)
+                data, refusal = _parse_line(line, columns)
                 yield Row(file.name, number, data, refusal, line_number)
 
 
-def _parse_line(line: str) -> tuple[dict[str, Any] | None, RowError | None]:
+def _parse_line(line: str, columns: Collection[str]) -> tuple[dict[str, Any] | None, RowError | None]:
     try:
         value = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         return None, RowError(f"not JSON: {error.msg} (column {error.pos + 1})")
     except (ValueError, RecursionError) as error:
         return None, _refusal(error)
-    return _checked(value, _SURROGATE.search(line) is not None)
+    return _checked(value, columns, _SURROGATE.search(line) is not None, _ODD_NUMBER.search(line) is not None)
 
 
 def _refusal(error: ValueError | RecursionError) -> RowError:
@@ -141,7 +144,9 @@ def _refusal(error: ValueError | RecursionError) -> RowError:
     return error if isinstance(error, _RepeatedKey) else RowError("a number has too many digits")
 
 
-def _checked(value: Any, has_surrogate_escape: bool) -> tuple[dict[str, Any] | None, RowError | None]:
+def _checked(
+    value: Any, columns: Collection[str], has_surrogate_escape: bool, has_odd_number: bool
+) -> tuple[dict[str, Any] | None, RowError | None]:
     """(row, None) or (None, why it cannot be used)."""
     if not isinstance(value, dict):
         shown = json.dumps(value)[:_SHOWN]
@@ -152,16 +157,32 @@ def _checked(value: Any, has_surrogate_escape: bool) -> tuple[dict[str, Any] | N
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             return None, RowError(f"holds half of a surrogate pair ({half}), which is no character", half)
+    if has_odd_number:
+        try:
+            for name in columns or value:
+                _refuse_odd_numbers(value.get(name), name)
+        except RowError as refusal:
+            return None, refusal
     return value, None
 
 
-def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
+def _refuse_odd_numbers(value: Any, place: str) -> None:
+    """Refuse NaN and infinity inside lists and objects, which may become JSON text. Python reads and writes them."""
+    if isinstance(value, (dict, list)):
+        for name, member in value.items() if isinstance(value, dict) else enumerate(value):
+            inner = f"{place}.{name}" if isinstance(value, dict) else f"{place}[{name}]"
+            if isinstance(member, float) and not math.isfinite(member):
+                raise RowError(f"{inner} is {member}, which JSON has no form for", inner, str(member))
+            _refuse_odd_numbers(member, inner)
+
+
+def _array_rows(file: DataFile, window: "_Window", columns: Collection[str]) -> Iterator[Row]:
     window.skip(1)
     number = 0
     mark = window.peek()
     while mark != "]":
         number += 1
-        data, refusal = _array_value(file, window, number)
+        data, refusal = _array_value(file, window, number, columns)
         yield Row(file.name, number, data, refusal)
         mark = window.peek()
         if mark == ",":
@@ -179,7 +200,9 @@ def _array_rows(file: DataFile, window: "_Window") -> Iterator[Row]:
         raise DataError(f"{file.name}: {window.place()}: text after the end of the list of rows")
 
 
-def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[str, Any] | None, RowError | None]:
+def _array_value(
+    file: DataFile, window: "_Window", number: int, columns: Collection[str]
+) -> tuple[dict[str, Any] | None, RowError | None]:
     """The value at the position of the window, which moves past it."""
     refusal: RowError | None = None
     decoder = _DECODER
@@ -204,9 +227,9 @@ def _array_value(file: DataFile, window: "_Window", number: int) -> tuple[dict[s
         # A number may continue after the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
         if end + len("e-") >= len(window.text) and window.more():
             continue
-        has_surrogate_escape = window.search(_SURROGATE, num_characters)
+        found = window.search(_SURROGATE, num_characters), window.search(_ODD_NUMBER, num_characters)
         window.skip(num_characters)
-        return (None, refusal) if refusal else _checked(value, has_surrogate_escape)
+        return (None, refusal) if refusal else _checked(value, columns, *found)
 
 
 def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:

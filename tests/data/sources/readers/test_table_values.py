@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.core.errors import RowError
+from luthier.core.kinds import FORMATS
+from luthier.data.chat.render import as_text, render
+from luthier.data.sources.dataset_info import DatasetSpec, Source
 from luthier.data.sources.readers.table_values import plain_row, rows_of
+from luthier.data.templates import get_template
 
 REFUSED = object()
 
@@ -198,6 +202,61 @@ class TestEveryType:
 
     def test_an_empty_map_is_an_empty_object(self):
         assert read(pa.array([[]], pa.map_(pa.string(), pa.int64()))) == [{"c": {}}]
+
+
+class TestThroughAFormat:
+    """What a table holds in messages, calls and tools is written as its JSON, or the row has a reason."""
+
+    SPEC = DatasetSpec(name="d", source=Source("file", "d.parquet"), formatting="openai")
+
+    def conversation(self, arguments, *, tool=None, content="yes"):
+        function = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {"x": tool}}}
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": "q", "tool_calls": None},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "r", "tool_calls": None},
+            {"role": "assistant", "content": content, "tool_calls": None},
+        ]
+        return {"messages": messages, "tools": [{"type": "function", "function": function}]}
+
+    def learned(self, row):
+        """The text of the first prompt and of the learned parts."""
+        example = FORMATS.get("openai").read(row, self.SPEC)
+        turns = render(get_template("qwen3"), example.messages, tools=example.tools, purpose="train")
+        return as_text(turns[0].prompt), "".join(as_text(turn.answer) for turn in turns)
+
+    def table(self, kind, value):
+        """The row of a value, and one without it."""
+        call = pa.struct([("name", pa.string()), ("arguments", pa.struct([("x", kind), ("y", pa.string())]))])
+        message = pa.struct(
+            [
+                ("role", pa.string()),
+                ("content", pa.string()),
+                ("tool_calls", pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", call)]))),
+            ]
+        )
+        rows = [self.conversation({"x": value}), self.conversation({"y": "z"})]
+        messages = pa.array([row["messages"] for row in rows], pa.list_(message))
+        tools = pa.array([row["tools"] for row in rows])
+        return pa.table({"messages": messages, "tools": tools})
+
+    @settings(max_examples=150, deadline=None)
+    @given(CASES)
+    def test_arguments_of_any_type(self, case):
+        first, second = rows_of(self.table(case.kind, case.value), self.SPEC.column_names)
+        assert '"arguments": {"y": "z"}' in self.learned(second)[1]
+        if case.json is REFUSED:
+            assert isinstance(first, RowError)
+        else:
+            text = json.dumps({"x": case.json}, ensure_ascii=False, allow_nan=False)
+            assert f'"arguments": {text}' in self.learned(first)[1]
+
+    def test_null_is_written_nowhere(self):
+        rows = [self.conversation({"x": 1}, tool={"enum": ["a"]}), self.conversation({"y": 2}, tool={"type": "string"})]
+        read = list(rows_of(pa.Table.from_pylist(rows), self.SPEC.column_names))
+        assert "null" not in "".join(part for row in read for part in self.learned(row))
+        assert '"properties": {"x": {"enum": ["a"]}}' in self.learned(read[0])[0]
 
 
 class TestNulls:
