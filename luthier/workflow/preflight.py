@@ -1,18 +1,22 @@
 """Everything that can be checked before a run begins, without importing torch: its keys, and what they point to."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.fsdp import LAYERS, SMALLEST, fsdp_settings
 from luthier.config.keys.training import read_mapping
-from luthier.config.load import Draft
+from luthier.config.load import PATHS, Draft
 from luthier.config.runs import Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import InvalidInput, Problem
+from luthier.core.paths import windows_remedy
 from luthier.core.registry import did_you_mean
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
 from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
+
+MUST_EXIST = {"model_name_or_path", "dataset_dir", "deepspeed", "fsdp_config", "accelerator_config"}
+"""Paths whose absence is an error of its own."""
 
 
 def load_checked(command: str, written: Written, *, begins: bool, writes: bool = True) -> Run:
@@ -27,7 +31,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     draft.add(*content_problems(run, draft.unknown, others=not begins))
     if isinstance(run, TrainRun):
         draft.add(*settings_problems(run))
-    draft.add((), text_only_problems(run))
+    draft.add((), [*text_only_problems(run), *path_problems(run)])
     missing = [*source_problems(run), *quantizer_problems(run)]
     if isinstance(run, TrainRun):
         missing += [*library_problems(run), *frozen_model_problems(run)]
@@ -59,6 +63,14 @@ def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tup
         problems += problems_found
         warnings += warnings_found
     return problems, warnings
+
+
+def path_problems(run: Run) -> Iterator[Problem]:
+    """Paths of Windows in keys whose folders need not exist: here they would name one folder with a strange name."""
+    for key in sorted(PATHS & run.given.keys()):
+        value = run.given[key]
+        if isinstance(value, str) and key not in MUST_EXIST and (remedy := windows_remedy(value)):
+            yield Problem(key, "holds a backslash, which is part of the name here", remedy)
 
 
 def settings_problems(run: TrainRun) -> tuple[list[Problem], list[Problem]]:

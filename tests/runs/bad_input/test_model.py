@@ -107,6 +107,15 @@ def test_paths_of_windows(person):
     assert "there is no such adapter folder -> write it as saves/lora" in said
 
 
+def test_a_path_of_windows_for_a_folder_that_is_written(person):
+    done = person.types("check", person.run_file(output_dir="saves\\lora"))
+    assert done.status == 0
+    assert (
+        "output_dir: 'saves\\\\lora': holds a backslash, which is part of the name here -> write it as saves/lora"
+        in done.out
+    )
+
+
 def test_missing_tokenizer(person, model):
     for file in model.glob("*token*"):
         file.unlink()
