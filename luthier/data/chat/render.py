@@ -136,7 +136,8 @@ def _opening(template: Template, message: Message, system: str | None, tools: st
     """Prefix, system text with the tools, and first message."""
     words = template.default_system if system is None else system
     if tools:
-        words += _describe(template.tool_syntax, tools, today or date.today())
+        described = _describe(template.tool_syntax, tools, today or date.today())
+        words += described.lstrip("\n") if template.strips_tools and not words else described
     head = _head(template.system, words) if words else ()
     content = message.content
     if template.kind == "llama2":

@@ -105,6 +105,19 @@ def test_every_correction_is_of_a_known_format():
     assert all(name in template_names() and conversation in CONVERSATIONS for name, conversation in CORRECTED)
 
 
+def test_tools_without_a_system_text():
+    """MOSS-VL begins with them; other formats keep the blank line that follows a system text."""
+    tools = json.dumps([{"name": "f", "description": "", "parameters": {}}])
+
+    def prompt(name, **given):
+        (turn,) = render(get_template(name), (Message("user", "x"),), tools=tools, purpose="infer", **given)
+        return as_text(turn.prompt)
+
+    assert prompt("moss_vl").startswith("<|im_start|>system\n# Tools\n\nYou may call")
+    assert prompt("qwen3").startswith("<|im_start|>system\n\n\n# Tools\n\nYou may call")
+    assert prompt("moss_vl", system="s").startswith("<|im_start|>system\ns\n\n# Tools")
+
+
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>{}"), max_size=20)
 dialogues = st.lists(st.tuples(words, words), min_size=1, max_size=3).map(
     lambda pairs: tuple(m for user, answer in pairs for m in (Message("user", user), Message("assistant", answer)))
