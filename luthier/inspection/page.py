@@ -32,6 +32,7 @@ _ACCOUNT_HEADS = (
     "lost tokens",
     "lost learned",
     "lost ends",
+    "shortened prompts",
 )
 
 
@@ -109,6 +110,7 @@ def _ledger(ledger: "Ledger") -> str:
             account.lost_tokens,
             account.lost_labeled_tokens,
             account.lost_terminators,
+            account.shortened_prompts,
         )
         for name, account in ledger.accounts.items()
     ]
