@@ -84,7 +84,8 @@ class Ledger:
             if account.truncated:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"
-                    f" {account.lost_labeled_tokens} of them learned, {account.lost_terminators} terminators)"
+                    f" {account.lost_labeled_tokens} of them learned, {account.lost_terminators} terminators"
+                    f"{_shortened(account.shortened_prompts)})"
                 )
             if account.rewritten:
                 line += (
@@ -110,6 +111,11 @@ class Ledger:
             "leftover_tokens": self.leftover_tokens,
             "is_streamed": self.is_streamed,
         }
+
+
+def _shortened(num_prompts: int) -> str:
+    """What the summary adds about prompts that were cut."""
+    return f"; {num_prompts} prompts lost text before the marks that open the answer" if num_prompts else ""
 
 
 def ledger_of(saved: Mapping[str, Any]) -> Ledger:

@@ -33,6 +33,7 @@ _ACCOUNT_HEADS = (
     "lost learned",
     "lost ends",
     "thoughts left out",
+    "shortened prompts",
 )
 
 
@@ -111,6 +112,7 @@ def _ledger(ledger: "Ledger") -> str:
             account.lost_labeled_tokens,
             account.lost_terminators,
             account.thoughts_left_out,
+            account.shortened_prompts,
         )
         for name, account in ledger.accounts.items()
     ]

@@ -16,7 +16,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.program import run
 from luthier.data.chat.render import as_text, render
-from luthier.data.templates import Template, get_template, with_options
+from luthier.data.templates import Special, Template, get_template, with_options
 from luthier.data.types import Dialogue, Message, ToolCall
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def choose_template(
 
 
 def template_from_slots(tokenizer: "PreTrainedTokenizerBase") -> Template:
-    """The slots of the tokenizer's chat template; the format `empty` if it has none.
+    """The slots of the tokenizer's chat template. Without one, there are no marks, and each answer ends in the eos.
 
     A template that slots cannot express gives the kind `program`: only its stop word and its call syntax are known.
     """
     if not tokenizer.chat_template:
-        return replace(get_template("empty"), name="auto")
+        answer = (CONTENT, Special("eos"))
+        return replace(get_template("empty"), name="auto", assistant=answer, call_slots=answer)
     try:
         template = _read_off(tokenizer)
         _prove(template, tokenizer)

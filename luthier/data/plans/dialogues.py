@@ -33,6 +33,7 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowS
         train_on_prompt=settings.train_on_prompt,
         mask_history=settings.mask_history,
         eos_token_id=encoding.closing_eos,
+        num_marks=encoding.num_marks,
     )
     return (row,)
 

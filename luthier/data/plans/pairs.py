@@ -32,7 +32,12 @@ def write(example: Preference, encoding: "Encoding", settings: RowSettings) -> "
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded, ...]:
     """Both answers are targets, within one budget."""
     answers = [turn for (turn,) in parts]
-    chosen, rejected = label_answers(answers, cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
+    chosen, rejected = label_answers(
+        answers,
+        cutoff_len=encoding.cutoff_len,
+        eos_token_id=encoding.closing_eos,
+        num_marks=encoding.num_marks,
+    )
     if chosen.input_ids == rejected.input_ids:
         raise RowError(f"the two answers are the same up to cutoff_len {encoding.cutoff_len}")
     return chosen, rejected

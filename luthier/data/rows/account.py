@@ -22,6 +22,8 @@ class DatasetAccount:
     lost_tokens: int = 0
     lost_labeled_tokens: int = 0
     lost_terminators: int = 0
+    shortened_prompts: int = 0
+    """Prompts that lost text before the marks that open the answer."""
     rewritten: int = 0
     """Conversations that became several rows, because the model's own chat template rewrites history."""
     rewritten_into: int = 0

@@ -7,7 +7,8 @@ from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.encoder import Encoder, TurnIds
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import Turn, render
-from luthier.data.rows.labels import Encoded, split_budget
+from luthier.data.rows.closing_marks import closing_marks, num_closing_marks
+from luthier.data.rows.labels import Encoded, cut_turn
 from luthier.data.rows.tokenize import Written, turn_ids
 from luthier.data.templates import Template
 from luthier.data.types import Dialogue
@@ -105,6 +106,10 @@ class Encoding:
         """The end-of-text id, for formats that end the conversation with it instead of every answer."""
         return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
 
+    def num_marks(self, prompt: Sequence[int]) -> int:
+        """The number of tokens at the end of a prompt that are its closing marks."""
+        return num_closing_marks(prompt, closing_marks(self.encoder, self.template, self.model_template))
+
     @property
     def leading_bos(self) -> int | None:
         """The begin-of-text id, for tokenizers that add one."""
@@ -120,14 +125,13 @@ class Encoding:
 def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
     """For generation: `input_ids` is the prompt of the last answer, `labels` is that answer. They share one budget."""
     turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
-    return [_prompt_and_answer(*turn, encoding.cutoff_len) for (turn,) in turns]
+    return [_prompt_and_answer(*turn, encoding) for (turn,) in turns]
 
 
-def _prompt_and_answer(prompt: list[int], answer: list[int], cutoff_len: int | None) -> Encoded:
-    if cutoff_len is None:
+def _prompt_and_answer(prompt: list[int], answer: list[int], encoding: Encoding) -> Encoded:
+    if encoding.cutoff_len is None:
         return Encoded(prompt, answer)
-    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), cutoff_len)
-    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+    kept_prompt, kept_answer = cut_turn(prompt, answer, encoding.cutoff_len, encoding.num_marks)
     lost_labels = len(answer) - len(kept_answer)
     lost_tokens = len(prompt) - len(kept_prompt) + lost_labels
     return Encoded(kept_prompt, kept_answer, lost_tokens, lost_labels, lost_terminator=lost_labels > 0)

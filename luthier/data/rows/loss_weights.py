@@ -14,7 +14,7 @@ from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, NumMarks, label_turns
 from luthier.data.rows.tokenize import Written
 from luthier.data.templates import Piece
 from luthier.data.types import Dialogue, Message, Span
@@ -58,6 +58,7 @@ def weighted_rows(
                 cutoff_len=encoding.cutoff_len,
                 mask_history=mask_history,
                 eos_token_id=encoding.closing_eos,
+                num_marks=encoding.num_marks,
             )
         )
         last = first
@@ -219,6 +220,7 @@ def _within_budget(
     cutoff_len: int | None,
     mask_history: bool,
     eos_token_id: int | None,
+    num_marks: NumMarks,
 ) -> Encoded:
     """Truncates as `label_turns` does: it is called with token numbers instead of ids, and the result is looked up."""
     ids = [token for turn in turns for side in turn for token in side]
@@ -231,7 +233,13 @@ def _within_budget(
         at = end
     num_closing = 0 if eos_token_id is None else 1
     budget = None if cutoff_len is None else cutoff_len - num_closing
-    kept = label_turns(numbered, cutoff_len=budget, mask_history=mask_history).input_ids
+    row = label_turns(
+        numbered,
+        cutoff_len=budget,
+        mask_history=mask_history,
+        num_marks=lambda numbers: num_marks([ids[number] for number in numbers]),
+    )
+    kept = row.input_ids
     stays = set(kept)
     row_ids, row_weights = [ids[token] for token in kept], [all_weights[token] for token in kept]
     labels = [token if weight else IGNORE_INDEX for token, weight in zip(row_ids, row_weights, strict=True)]
@@ -245,7 +253,8 @@ def _within_budget(
             before = opening.get(token)
             if before is not None and before in stays and all_weights[before] and labels[place] == IGNORE_INDEX:
                 labels[place], row_weights[place] = eos_token_id, all_weights[before]
-        last = row_weights[-1] if row_weights else 1.0
+        in_answers = {token for _, answer in numbered for token in answer}
+        last = row_weights[-1] if kept and kept[-1] in in_answers else 0.0
         row_ids.append(eos_token_id)
         labels.append(eos_token_id if last else IGNORE_INDEX)
         row_weights.append(last)
@@ -256,5 +265,6 @@ def _within_budget(
         lost_tokens=len(ids) - len(kept),
         lost_labels=num_wanted - sum(all_weights[token] > 0 for token in kept),
         lost_terminator=cut,
+        shortened_prompts=row.shortened_prompts,
         weights=row_weights if set(row_weights) - {0.0, 1.0} else [],
     )

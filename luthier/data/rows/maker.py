@@ -182,6 +182,7 @@ class RowMaker:
         account.lost_tokens += sum(part.lost_tokens for part in overlong)
         account.lost_labeled_tokens += sum(part.lost_labels for part in overlong)
         account.lost_terminators += sum(part.lost_terminator for part in overlong)
+        account.shortened_prompts += sum(part.shortened_prompts for part in overlong)
         return kept
 
     def _num_thoughts_left_out(self, item: Labeled) -> int:

@@ -27,6 +27,7 @@ from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import plan
 from luthier.model.quantization._prequantized import require_trainable
+from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def load_for_training(
     base = loaded.model
     warn_slow_format(loaded.dtype, machine)
     fit_scorer(base, fitted.tokenizer.pad_token_id)
+    name_ends(base, fitted.stop_token_ids)
     require_causal(base)
     change_model(run, base, purpose)
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
