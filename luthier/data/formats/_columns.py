@@ -80,8 +80,10 @@ def json_text(value: Any, what: str, are: str = "is") -> str:
     try:
         require_shallow(value)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()  # refuses unpaired surrogates
+        text.encode()
         return text
+    except UnicodeEncodeError as error:
+        raise ToolFault(f"{what} {are} no JSON value: it holds an unpaired surrogate") from error
     except (TypeError, ValueError) as error:
         raise ToolFault(f"{what} {are} no JSON value: {error}") from error
 

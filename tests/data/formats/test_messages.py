@@ -144,7 +144,7 @@ class TestCalls:
         with pytest.raises(RowError, match="the arguments of tool call 1 of message 2 are text, not an object"):
             read(chat(U, {"role": "assistant", "tool_calls": [call(arguments=twice)]}), OPENAI)
 
-    @pytest.mark.parametrize("value", [float("nan"), datetime.date(2026, 1, 2), b"x", {1, 2}])
+    @pytest.mark.parametrize("value", [float("nan"), datetime.date(2026, 1, 2), b"x", {1, 2}, "\ud83d"])
     def test_arguments_without_json_are_refused(self, value):
         with pytest.raises(RowError, match="the arguments of tool call 1 of message 2 are no JSON value"):
             read(chat(U, {"role": "assistant", "tool_calls": [call(arguments={"x": [value]})]}), OPENAI)
