@@ -134,6 +134,6 @@ def fit_to_format(
         info(note)
     for warning in fitted.warnings:
         warn(warning)
-    if len(tokenizer) > num_rows and not keys.may_grow:
+    if len(tokenizer) > num_rows and not keys.may_grow and not run.model.adapter_name_or_path:
         warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
     return fitted

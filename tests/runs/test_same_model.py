@@ -47,6 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "a stop word, another part saved": {"template": "llama3", "additional_target": "norm"},
     "tokens, the embedding saved": {**TOKENS, "additional_target": "embed_tokens"},
     "a stop word, the head saved": {"template": "llama3", "additional_target": "lm_head"},
+    "the embedding saved": {"additional_target": "embed_tokens"},
     "a continued adapter": {"is_continued": True},
     "tokens for a continued adapter": {**TOKENS, "is_continued": True},
     "a stop word for a continued adapter": {"template": "llama3", "is_continued": True},
@@ -104,6 +105,7 @@ SOME = (
     ("oft", "tokens for a continued adapter", False),
     ("lora", "an adapter on the embedding", True),
     ("oft", "an adapter on the head", True),
+    ("oft", "the embedding saved", True),
     ("lora", "a stop word, a quantized base", False),
     ("lora", "scores, a stop word", False),
 )

@@ -48,11 +48,11 @@ NEW_ADAPTER_RULES = (
         "leave it out, or name them in adapter_name_or_path",
         all_of(_creates, not_(is_set("model", "adapter_name_or_path"))),
     ),
-    warning(
+    Rule(
         ("train_from_scratch", "finetuning_type"),
-        "the random weights stay frozen, and only an adapter on them is trained",
+        "only an adapter would be trained and saved, and the random weights that it belongs to would be lost",
         "set finetuning_type: full",
-        is_set("model", "train_from_scratch"),
+        all_of(is_set("model", "train_from_scratch"), not_(is_given("quantization", "quantization_bit"))),
     ),
     Rule(
         ("freeze_trainable_layers", "use_llama_pro"),

@@ -44,7 +44,8 @@ def add_rows(model: "PreTrainedModel", settings: "PeftConfig", rows: NewRows, ke
             left = []  # the one matrix is saved already
         if left and (rows.is_whole or not _takes_single_rows(model, settings)):
             endings = [name.rpartition(".")[2] for name in left]
-            info(f"the model has never seen some tokens, so this is trained in full too: {', '.join(endings)}")
+            why = "the vocabulary may have grown" if rows.is_whole else "the model has never seen some tokens"
+            info(f"{why}, so the embeddings are trained in full too: {', '.join(endings)}")
             keys.modules_to_save = [*saved, *endings]
             if isinstance(settings, peft.LoraConfig):
                 settings.trainable_token_indices = None
@@ -104,7 +105,8 @@ def _require_without_adapter(names: tuple[str, ...], targets: "Iterable[str] | s
     for name in names:
         if re.fullmatch(targets, name) if isinstance(targets, str) else _named(name, targets or ()):
             ending = name.rpartition(".")[2]
+            first = "set create_new_adapter: true, and " if key == "adapter_name_or_path" else ""
             raise ModelError(
                 f"{key}: {ending}: an adapter cannot be put on what is trained itself, be it for additional_target or"
-                f" for tokens that the model has never seen -> take {ending} out of lora_target"
+                f" for tokens that the model has never seen -> {first}leave {ending} out of lora_target"
             )

@@ -28,25 +28,25 @@ def untie_adapted(adapted: "PeftModel") -> None:
     source, target = _original(embedding), _original(head)
     if target.weight is source.weight:
         target.weight = torch.nn.Parameter(source.weight.detach().clone(), requires_grad=False)
+        _say_untied(base)
+        info("the output head of the model is its embedding; the adapter changes one of the two, so they are parted")
 
 
 def settle_ties(model: "PreTrainedModel") -> None:
-    """The config of a model, and what transformers saves of it, say whether its head is its embedding."""
-    embedding, head = _ends(model)
-    if head is None or (not model.config.tie_word_embeddings and not _text(model).tie_word_embeddings):
-        return
-    if head.weight is not embedding.weight:
-        model.config.tie_word_embeddings = _text(model).tie_word_embeddings = False
-        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-        info("the output head of the model was its embedding, and now each has weights of its own")
+    """After a merge: the config, and what transformers saves, say whether the head is the embedding.
+
+    An adapter may bring a matrix of its own for each.
+    """
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if head is not None and model.all_tied_weights_keys and head.weight is not embedding.weight:
+        _say_untied(model)
 
 
-def _ends(model: "PreTrainedModel") -> tuple[Any, Any]:
-    return model.get_input_embeddings(), model.get_output_embeddings()
-
-
-def _text(model: "PreTrainedModel") -> Any:
-    return model.config.get_text_config()
+def _say_untied(model: "PreTrainedModel") -> None:
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _original(module: "nn.Module") -> Any:

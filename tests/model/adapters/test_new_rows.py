@@ -60,10 +60,18 @@ def test_a_head_with_a_bias_is_saved_in_full():
 
 @pytest.mark.parametrize("target", [["q_proj", "lm_head"], ["model.embed_tokens"], r".*\.embed_tokens"])
 def test_no_adapter_is_put_on_what_is_trained_itself(target):
-    with pytest.raises(ModelError, match=r"lora_target: (embed_tokens|lm_head): .* -> take .* out of lora_target"):
+    with pytest.raises(ModelError, match=r"lora_target: (embed_tokens|lm_head): .* -> leave .* out of lora_target"):
         settings_with(SINGLE, target_modules=target)
     with pytest.raises(ModelError, match="lora_target"):
         settings_with(NewRows(), tied=True, target_modules=target, modules_to_save=["embed_tokens"])
+
+
+def test_an_adapter_on_the_embedding_gets_no_new_rows():
+    adapted = peft.get_peft_model(build(), peft.LoraConfig(target_modules=["embed_tokens"]))
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<a>"])
+    with pytest.raises(ModelError, match=r"^adapter_name_or_path: embed_tokens: .* -> set create_new_adapter: true"):
+        with_new_rows(adapted, NewTokens(tokenizer, ("<a>",)), pure_bf16=False)
 
 
 @pytest.mark.parametrize("tied", [False, True])
