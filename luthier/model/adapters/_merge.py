@@ -227,8 +227,9 @@ def _require_mergeable(name: str, config: "PeftConfig") -> None:
     kind: Any = config.peft_type
     if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
         raise ModelError(
-            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which changes no weights, so it can"
-            " be neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in plain peft"
+            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which changes no weights, so"
+            " it can be neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in"
+            " plain peft"
         )
 
 
