@@ -16,6 +16,7 @@ from luthier.core.manifest import verify_folder
 from luthier.model.files.hubs import hub_access
 from luthier.model.files.sources import ModelSource
 from luthier.model.processor import FittedProcessor, copy_processor, fit_processor
+from luthier.run.template import main
 from luthier.workflow.training import train
 from tests.small_world import small_world
 
@@ -134,3 +135,19 @@ def test_files_of_a_processor_are_fetched_as_the_model_was(monkeypatch, tmp_path
     model: Any = SimpleNamespace(config=config)
     copy_processor(model, tmp_path, fit_processor(run, ModelSource("org/sees", hub_access(run.model))))
     assert {(one["revision"], one["cache_dir"], one["token"]) for one in asked} == {("v2", str(tmp_path), "t")}
+
+
+def test_the_chat_format_of_a_tokenizer_with_code_is_checked(world, tmp_path, capsys):
+    keys = {name: value for name, value in world.items() if name != "trust_remote_code"}
+    file = tmp_path / "run.yaml"
+    model = world["model_name_or_path"]
+    (Path(model) / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    file.write_text(json.dumps({**keys, "output_dir": str(tmp_path / "out")}))
+    with pytest.raises(ModelError, match="Python code of its own"):
+        main(["check", model, "auto"])
+    assert main(["check", model, "auto", "--trust-remote-code", "--data", str(file), "--rows", "2"]) in (0, 1)
+    file.write_text(json.dumps({**world, "output_dir": str(tmp_path / "out")}))
+    assert main(["check", model, "auto", "--data", str(file), "--rows", "2"]) in (0, 1)
+    assert f"serving with the chat template of {model}" in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,8 @@ def merge_adapters(
         if before_merge is not None:
             before_merge(adapted)
         untie_adapted(adapted)
-        model = adapted.merge_and_unload()
+        with _possible(name, adapted.peft_config["default"], "merged"):
+            model = adapted.merge_and_unload()
         settle_ties(model)
         forget_description(model)
         info(f"adapter {name} merged into the model")
@@ -122,6 +124,7 @@ def attach_adapter(
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
     _check_names(adapted, path, name, base, used)
+    _try_out(adapted, name)
     require_base(adapted, model, name, path)
     if base and Path(base).name != Path(used).name:
         warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
@@ -199,16 +202,50 @@ def adapter_path(name: str, given: GivenAdapters) -> Path:
     return path / given.folder if given.folder else path
 
 
+def _try_out(adapted: "PeftModel", name: str) -> None:
+    """Raises `ModelError` for an adapter that needs more than token ids to compute, as some methods of peft do."""
+    import torch
+
+    config, base = adapted.peft_config["default"], unwrap(adapted)
+    if config.peft_type in ("LORA", "OFT") or base.config.is_encoder_decoder:
+        return
+    weight: Any = base.get_input_embeddings().weight
+    with _possible(name, config, "used"), torch.no_grad():
+        adapted(input_ids=torch.zeros(1, 1, dtype=torch.long, device=weight.device))
+
+
+@contextmanager
+def _possible(name: str, config: "PeftConfig", what: str) -> Iterator[None]:
+    """What peft raises for a method with which this cannot be done becomes a `ModelError`."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, RuntimeError) as fault:
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which cannot be {what} here"
+            f" ({reason}) -> give an adapter of LoRA or OFT, or use this one in plain peft"
+        ) from fault
+
+
+def _method(config: "PeftConfig") -> str:
+    kind: Any = config.peft_type
+    return str(getattr(kind, "value", kind)).replace("_", " ").lower()
+
+
 def _require_mergeable(name: str, config: "PeftConfig") -> None:
     """Raises `ModelError` for methods that change no weight, such as prompt tuning."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     kind: Any = config.peft_type
     if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
-        method = str(getattr(kind, "value", kind)).replace("_", " ").lower()
         raise ModelError(
-            f"adapter_name_or_path: {name}: this is an adapter of {method}, which changes no weights, so it can be"
-            " neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in plain peft"
+            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which changes no weights, so"
+            " it can be neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in"
+            " plain peft"
         )
 
 
