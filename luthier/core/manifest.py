@@ -145,7 +145,6 @@ def _for_each(work: Callable[[Item, Event], Result], items: Iterable[Item]) -> l
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
         try:
             return list(threads.map(lambda item: work(item, stop), items))
-        except BaseException:
+        finally:
             stop.set()
             threads.shutdown(wait=False, cancel_futures=True)
-            raise

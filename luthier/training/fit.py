@@ -38,7 +38,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
         if len(missing) == len(STATES):
             warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate schedule restart")
         elif missing:
-            warn(f"{resume_from} holds no state of these, so they start anew: {', '.join(missing)}")
+            warn(f"{resume_from} holds no state of these, so they restart: {', '.join(missing)}")
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         try:

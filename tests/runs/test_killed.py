@@ -251,13 +251,13 @@ def started(run_file: Path, num_processes: int) -> "subprocess.Popen[bytes]":
 )
 def test_a_run_that_is_killed_again_and_again(world, tmp_path, kind, limit, num_processes):
     """At random moments once it saves. A checkpoint that was there is followed by another whole one, never by none."""
-    keys = {**keys_of(world, kind), "max_steps": 40, "save_total_limit": limit}
+    keys = {**keys_of(world, kind), "max_steps": 16, "save_total_limit": limit}
     run_files = {name: tmp_path / f"{name}.yaml" for name in ("whole", "out")}
     for name, run_file in run_files.items():
         run_file.write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / name)}))
     assert started(run_files["whole"], num_processes).wait(300) == 0
     chance, out, reached = random.Random(limit), tmp_path / "out", 0
-    for _ in range(6):
+    for _ in range(4):
         process = started(run_files["out"], num_processes)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
