@@ -138,4 +138,5 @@ def _cause(encoding: Encoding, server: ModelChatTemplate, dialogue: Dialogue) ->
         sent = server.encoder.text(answer.prompt)
         if row.input_ids[: len(sent)] != sent:
             return ""
-    return ONLY_DEFAULT_SYSTEM
+    ours, theirs = default_systems(encoding, server)
+    return ONLY_DEFAULT_SYSTEM if ours != theirs else ""
