@@ -80,6 +80,13 @@ class PreparedData:
         return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
 
     @property
+    def train_fingerprint(self) -> str:
+        """The same of the training rows alone; of a stream, a hash of its files and their descriptions."""
+        if self.streamed is not None:
+            return self.streamed.source_fingerprint
+        return rows_digest(*([] if self.train is None else [cast("datasets.Dataset", self.train)]))
+
+    @property
     def streamed(self) -> "StreamedRows | None":
         """The training rows, if they are read while training."""
         is_table = self.train is None or hasattr(self.train, "__len__")

@@ -208,4 +208,5 @@ def _cause(encoding: Encoding, server: Server, dialogue: Dialogue) -> str:
         sent = server.ids(answer.prompt)
         if row.input_ids[: len(sent)] != sent:
             return ""
-    return ONLY_DEFAULT_SYSTEM
+    ours, theirs = default_systems(encoding, server)
+    return ONLY_DEFAULT_SYSTEM if ours != theirs else ""

@@ -104,7 +104,9 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
     inference.
     """
     messages = tuple(Message(message["role"], message["content"]) for message in conversation["messages"])
-    given = {key: conversation[key] for key in ("system", "tools", "enable_thinking") if key in conversation}
+    given = {key: conversation[key] for key in ("system", "enable_thinking") if key in conversation}
+    tools = conversation.get("tools", "")
+    given["tools"] = "" if tools.strip() in ("", "null") else tools
     pairs = messages[: len(messages) // 2 * 2]
     turns = render(template, pairs, purpose="train", **given) if pairs else ()
     (last,) = render(template, messages, purpose="infer", **given)

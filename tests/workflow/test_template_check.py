@@ -200,6 +200,17 @@ def test_a_format_that_writes_the_same_is_not_talked_about(tmp_path, said):
     assert not [line for line in said if "differs" in line]
 
 
+def test_no_default_system_text_is_blamed_where_both_have_none(tmp_path, said):
+    """The chat template writes empty system marks where no system text is given; the named format writes none."""
+    tokenizer = tokenizer_with("chatml")
+    tokenizer.chat_template = CHATML.replace("You are a kind assistant.", "")
+    model = tiny_llama(tmp_path / "model", tokenizer=tokenizer)
+    values = {"model_name_or_path": str(model), "template": "chatml", "dataset": "x", "output_dir": str(tmp_path)}
+    load_text_side(load_train(values))
+    (line,) = [line for line in said if "differs" in line]
+    assert "default system" not in line and "from token " in line and "there 'system" in line
+
+
 @pytest.mark.thorough
 def test_smollm2_differs_from_its_named_format_in_a_full_stop(smollm2_folder, capsys):
     text = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
