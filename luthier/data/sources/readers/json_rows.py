@@ -172,7 +172,7 @@ def _refuse_odd_numbers(value: Any, place: str) -> None:
         for name, member in value.items() if isinstance(value, dict) else enumerate(value):
             inner = f"{place}.{name}" if isinstance(value, dict) else f"{place}[{name}]"
             if isinstance(member, float) and not math.isfinite(member):
-                raise RowError(f"{inner} is {member}, which JSON has no form for", inner, str(member))
+                raise RowError(f"{member} has no form in JSON: {inner}", inner)
             _refuse_odd_numbers(member, inner)
 
 
