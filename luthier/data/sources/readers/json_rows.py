@@ -16,8 +16,6 @@ from luthier.data.sources.readers import DataFile, Row, text
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_ODD_NUMBER = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{300}")
-"""What a number may look like that is none, or too large for a float."""
 _CUT_MARGIN = 16
 """An error this close to the end of the window may be due to the cut: JSON words and escapes are shorter."""
 _SHOWN = 40
@@ -36,7 +34,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+class _Decoder(json.JSONDecoder):
+    """Decodes rows, of which a format may read `columns` (empty: any), and notes whether a number is not finite."""
+
+    def __init__(self, columns: Collection[str]) -> None:
+        super().__init__(object_pairs_hook=_object, parse_float=self._float, parse_constant=self._float)
+        self.columns, self.found_odd = columns, False
+
+    def _float(self, text: str) -> float:
+        number = float(text)  # also of NaN, Infinity and 1e999, which Python reads and writes
+        self.found_odd = self.found_odd or not math.isfinite(number)
+        return number
+
+
 # Finds the end of a value whose content the strict decoder refuses.
 _LENIENT = json.JSONDecoder(parse_int=str, strict=False)
 
@@ -50,13 +60,13 @@ def read_json(file: DataFile, columns: Collection[str] = ()) -> Iterator[Row]:
         window = _Window(text.chunks(file, stream))
         first = window.peek()
         if first == "[":
-            yield from _array_rows(file, window, columns)
+            yield from _array_rows(file, window, _Decoder(columns))
             return
     if file.kind == "json" and first == "{":
         _refuse_spread_object(file, columns)
     elif file.kind == "json" and first:
         raise DataError(f"{file.name}: a JSON file of rows begins with '[' (or '{{' on every line), not with {first!r}")
-    rows = _line_rows(file, columns)
+    rows = _line_rows(file, _Decoder(columns))
     head = list(islice(rows, 2))
     if len(head) == 1 and head[0].data is not None and not head[0].data.keys() & columns:
         _refuse_wrapped(file, [key for key, value in head[0].data.items() if _is_list_of_objects(value)])
@@ -117,25 +127,25 @@ def _keys_of_rows(window: "_Window") -> Iterator[str]:
         mark = window.peek()
 
 
-def _line_rows(file: DataFile, columns: Collection[str]) -> Iterator[Row]:
+def _line_rows(file: DataFile, decoder: _Decoder) -> Iterator[Row]:
     with file.open() as stream:
         number = 0
         for line_number, line in enumerate(text.lines(file, stream), start=1):
             line = line.strip(" \t\r\n")
             if line:
                 number += 1
-                data, refusal = _parse_line(line, columns)
+                data, refusal = _parse_line(line, decoder)
                 yield Row(file.name, number, data, refusal, line_number)
 
 
-def _parse_line(line: str, columns: Collection[str]) -> tuple[dict[str, Any] | None, RowError | None]:
+def _parse_line(line: str, decoder: _Decoder) -> tuple[dict[str, Any] | None, RowError | None]:
     try:
-        value = _DECODER.decode(line)
+        value = decoder.decode(line)
     except json.JSONDecodeError as error:
         return None, RowError(f"not JSON: {error.msg} (column {error.pos + 1})")
     except (ValueError, RecursionError) as error:
         return None, _refusal(error)
-    return _checked(value, columns, _SURROGATE.search(line) is not None, _ODD_NUMBER.search(line) is not None)
+    return _checked(value, decoder, _SURROGATE.search(line) is not None)
 
 
 def _refusal(error: ValueError | RecursionError) -> RowError:
@@ -145,7 +155,7 @@ def _refusal(error: ValueError | RecursionError) -> RowError:
 
 
 def _checked(
-    value: Any, columns: Collection[str], has_surrogate_escape: bool, has_odd_number: bool
+    value: Any, decoder: _Decoder, has_surrogate_escape: bool
 ) -> tuple[dict[str, Any] | None, RowError | None]:
     """(row, None) or (None, why it cannot be used)."""
     if not isinstance(value, dict):
@@ -157,9 +167,10 @@ def _checked(
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             return None, RowError(f"holds half of a surrogate pair ({half}), which is no character", half)
-    if has_odd_number:
+    if decoder.found_odd:
+        decoder.found_odd = False
         try:
-            for name in columns or value:
+            for name in decoder.columns or value:
                 _refuse_odd_numbers(value.get(name), name)
         except RowError as refusal:
             return None, refusal
@@ -172,17 +183,17 @@ def _refuse_odd_numbers(value: Any, place: str) -> None:
         for name, member in value.items() if isinstance(value, dict) else enumerate(value):
             inner = f"{place}.{name}" if isinstance(value, dict) else f"{place}[{name}]"
             if isinstance(member, float) and not math.isfinite(member):
-                raise RowError(f"{inner} is {member}, which JSON has no form for", inner, str(member))
+                raise RowError(f"{member} has no form in JSON: {inner}", inner)
             _refuse_odd_numbers(member, inner)
 
 
-def _array_rows(file: DataFile, window: "_Window", columns: Collection[str]) -> Iterator[Row]:
+def _array_rows(file: DataFile, window: "_Window", decoder: _Decoder) -> Iterator[Row]:
     window.skip(1)
     number = 0
     mark = window.peek()
     while mark != "]":
         number += 1
-        data, refusal = _array_value(file, window, number, columns)
+        data, refusal = _array_value(file, window, number, decoder)
         yield Row(file.name, number, data, refusal)
         mark = window.peek()
         if mark == ",":
@@ -201,11 +212,11 @@ def _array_rows(file: DataFile, window: "_Window", columns: Collection[str]) -> 
 
 
 def _array_value(
-    file: DataFile, window: "_Window", number: int, columns: Collection[str]
+    file: DataFile, window: "_Window", number: int, strict: _Decoder
 ) -> tuple[dict[str, Any] | None, RowError | None]:
     """The value at the position of the window, which moves past it."""
     refusal: RowError | None = None
-    decoder = _DECODER
+    decoder: json.JSONDecoder = strict
     while True:
         try:
             value, end = decoder.raw_decode(window.text, window.position)
@@ -227,9 +238,9 @@ def _array_value(
         # A number may continue after the window: `1` may be `12`, and `1e-` reads as 1 until a digit follows.
         if end + len("e-") >= len(window.text) and window.more():
             continue
-        found = window.search(_SURROGATE, num_characters), window.search(_ODD_NUMBER, num_characters)
+        has_surrogate_escape = window.search(_SURROGATE, num_characters)
         window.skip(num_characters)
-        return (None, refusal) if refusal else _checked(value, columns, *found)
+        return (None, refusal) if refusal else _checked(value, strict, has_surrogate_escape)
 
 
 def _cut_off(file: DataFile, number: int, window: "_Window") -> DataError:
@@ -283,7 +294,7 @@ class _Window:
         """The JSON value at the position, which moves past it. Raises `ValueError` if there is none."""
         while True:
             try:
-                found, end = _DECODER.raw_decode(self.text, self.position)
+                found, end = _LENIENT.raw_decode(self.text, self.position)
             except json.JSONDecodeError:
                 if not self.more():
                     raise

@@ -126,9 +126,9 @@ def _map(item: Convert) -> Convert:
         found: dict[str, Any] = {}
         for name, member in value:
             if not isinstance(name, str):
-                raise RowError(f"{place} has the key {name!r}, and keys in JSON are text", place, repr(name))
+                raise RowError(f"a key in JSON is text, not {name!r}: {place}", repr(name), place)
             if name in found:
-                raise RowError(f"{place} has the key {name!r} twice", place, repr(name))
+                raise RowError(f"the key {name!r} appears twice in one object: {place}", repr(name), place)
             found[name] = None if member is None else item(member, f"{place}.{name}")
         return found
 
@@ -137,14 +137,14 @@ def _map(item: Convert) -> Convert:
 
 def _parsed(value: Any, place: str) -> Any:
     def refuse(word: str) -> Any:
-        raise RowError(f"{place} is {word}, which JSON does not have", place, word)
+        raise RowError(f"{word} has no form in JSON: {place}", place)
 
     try:
         return json.loads(value, parse_constant=refuse)
     except RowError:
         raise
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{place} is not JSON: {error}", place, str(error)) from error
+        raise RowError(f"not JSON: {error}: {place}", str(error), place) from error
 
 
 def _any(value: Any, place: str) -> Any:
@@ -164,8 +164,8 @@ def _any(value: Any, place: str) -> Any:
             return {name: _any(member, f"{place}.{name}") for name, member in value.items() if member is not None}
         case list():
             return [_any(member, f"{place}[{index}]") for index, member in enumerate(value)]
-    shown = str(value) if isinstance(value, (float, Decimal)) else f"of type {type(value).__name__}"
-    raise RowError(f"{place} is {shown}, which JSON has no form for", place, shown)
+    shown = str(value) if isinstance(value, (float, Decimal)) else f"a value of type {type(value).__name__}"
+    raise RowError(f"{shown} has no form in JSON: {place}", place)
 
 
 def _number(value: Decimal, place: str) -> int | float:
@@ -174,5 +174,5 @@ def _number(value: Decimal, place: str) -> int | float:
         return int(value)
     number = float(value)
     if Decimal(repr(number)) != value:
-        raise RowError(f"{place} is {value}, which has more digits than a number in JSON keeps", place, str(value))
+        raise RowError(f"{value} has more digits than a number in JSON keeps: {place}", str(value), place)
     return number

@@ -158,7 +158,7 @@ class TestTablesOfHubs:
 
         rows = [{"messages": [{"role": "user", "arguments": {"x": value}}]} for value in (b"x", None)]
         first, second = self.read(monkeypatch, datasets.Dataset.from_list(rows))
-        assert first.reason == "messages[0].arguments.x is of type bytes, which JSON has no form for"
+        assert first.reason == "a value of type bytes has no form in JSON: messages[0].arguments.x"
         assert second.data == {"messages": [{"role": "user", "arguments": {}}]}
         assert [row.reason for row in self.read(monkeypatch, rows)] == [first.reason, ""]
 
