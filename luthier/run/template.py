@@ -104,7 +104,7 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
     inference.
     """
     messages = tuple(Message(message["role"], message["content"]) for message in conversation["messages"])
-    given = {key: conversation[key] for key in ("system", "enable_thinking") if key in conversation}
+    given: dict[str, Any] = {key: conversation[key] for key in ("system", "enable_thinking") if key in conversation}
     tools = conversation.get("tools", "")
     given["tools"] = "" if tools.strip() in ("", "null") else tools
     pairs = messages[: len(messages) // 2 * 2]

@@ -488,15 +488,6 @@ def test_a_template_that_counts_messages_is_rendered_answer_by_answer(template, 
     assert rows == ModelChatTemplate(Encoder(tokenizer)).rows(replace(LONG, system=None))
 
 
-def test_without_thoughts_a_conversation_is_one_row(run):
-    """Only the last answer has an empty thought, so the row is the rendering of the whole conversation."""
-    data = run([TWO_TURNS * 20])
-    (ids,) = data.train["input_ids"]
-    assert list(ids) == served("qwen3", plain(talk(*TWO_TURNS * 20)))
-    assert learned(data) == ["a1<|im_end|>\na2<|im_end|>\n" * 19 + f"a1<|im_end|>\n{EMPTY}a2<|im_end|>\n"]
-    assert data.ledger.accounts["rows"].rewritten == 0
-
-
 def test_mask_history_keeps_the_row_of_the_last_answer(run):
     assert learned(run([TWO_TURNS], mask_history=True)) == [f"{EMPTY}a2<|im_end|>\n"]
 
