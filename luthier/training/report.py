@@ -138,7 +138,7 @@ def model_card(
 ) -> str:
     """README.md of the output folder, with the metadata that model hubs read.
 
-    `trained_on`: the entries of `luthier.training.trained_on` if training went on with other rows.
+    `trained_on`: the entries of `luthier.training.trained_on` if training continued with other rows.
     """
     import yaml
 

@@ -1,7 +1,7 @@
-"""Which rows a checkpoint was trained on, so that no run goes on with others unnoticed.
+"""Which rows a checkpoint was trained on, so that no run continues with others unnoticed.
 
 Every trainer_state.json holds the list `stateful_callbacks.trained_on`: one entry for each set of rows, with the step
-from which on training used it. It has more than one entry only if a run was told to go on with other rows.
+from which on training used it. It has more than one entry only if a run was told to continue with other rows.
 """
 
 import json
@@ -51,10 +51,12 @@ class TrainedOn:
             return
         if not self.is_named and not (self.is_dated and self.differences == (OTHER_CONTENTS,)):
             raise self.refusal()
-        warn(f"{self._what}: training goes on with the rows of this run, and its manifest says so")
+        warn(f"{self._what}: training continues with the rows of this run, and its manifest says so")
 
     def refusal(self) -> OutputError:
-        others = "" if self.is_named else f", or resume_from_checkpoint: {self.checkpoint} to go on with the new rows"
+        others = (
+            "" if self.is_named else f", or resume_from_checkpoint: {self.checkpoint} to continue with the new rows"
+        )
         return OutputError(
             f"nothing was trained: {self._what} -> set overwrite_output_dir: true or another output_dir to train from"
             f" scratch{others}"
@@ -65,13 +67,13 @@ class TrainedOn:
         return f"{self.checkpoint} was trained on other data than this run names ({'; '.join(self.differences)})"
 
     def entries(self, step: int) -> list[dict[str, Any]]:
-        """What the next checkpoint says, if training goes on from `step` with the rows of this run."""
+        """What the next checkpoint says, if training continues at `step` with the rows of this run."""
         earlier = [dict(entry) for entry in self.earlier]
         return [*earlier, {**self.now, "from_step": step}] if self.differences or not earlier else earlier
 
 
 class NoteRows(TrainerCallback):
-    """Refuses to go on with other rows, and writes into the state of the trainer which rows it uses."""
+    """Refuses to continue with other rows, and writes into the state of the trainer which rows it uses."""
 
     def __init__(self, rows: TrainedOn) -> None:
         self.rows = rows

@@ -87,8 +87,7 @@ class StageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         assert args.output_dir is not None, "the rules require output_dir"
-        self.parts, self.stage, self.output_dir = parts, parts.stage, args.output_dir
-        self.policy = parts.models.policy
+        self.parts, self.stage, self.policy, self.output_dir = parts, parts.stage, parts.models.policy, args.output_dir
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.stage_state: StageState = {}
@@ -122,10 +121,9 @@ class StageTrainer(Trainer):
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
         self.num_trained_tokens += int(num_tokens)
-        if self.stage.statistics is not None:
-            self.stage_state = self._state_for(
-                self.stage.statistics, self.model_wrapped, batch_samples, self.stage_state
-            )
+        statistics = self.stage.statistics
+        if statistics is not None:
+            self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
@@ -359,9 +357,8 @@ class StageTrainer(Trainer):
 
     def _note_best(self, draft: Path) -> None:
         """Name the best checkpoint where it will be; transformers looked for it among the drafts."""
-        step = self.state.best_global_step
-        best = Path(self.output_dir, f"checkpoint-{step}")
-        if step and (best.name == draft.name or best.is_dir()):
+        best = Path(self.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and (best.name == draft.name or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(draft / TRAINER_STATE))

@@ -23,7 +23,7 @@ THOUGHTS = (
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A thought at the end of a prompt, which the answer goes on with."""
+    """A thought at the end of a prompt, which the answer continues."""
 
     start: int
     """Where it begins in the prompt."""

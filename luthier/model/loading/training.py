@@ -76,7 +76,6 @@ def load_for_training(
     require_causal(base)
     change_model(run, base, purpose)
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
-    padding_reason = _padding_reason(run, base)
     if keys.upcast_layernorm:
         upcast_norms(base)
     model = ADAPTERS.get(run.finetuning_type).apply(
@@ -98,7 +97,7 @@ def load_for_training(
         pure_bf16=run.finetuning.pure_bf16,
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
-    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, _padding_reason(run, base))
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
