@@ -106,7 +106,7 @@ def test_tools_that_the_format_cannot_describe_are_one_error():
 
 
 def test_the_models_own_template_writes_the_prompt(own):
-    prompt = own.decode(own_prompting(own, default_system="Be brief.").prompt_ids(HISTORY, "", ""))
+    prompt = own.decode(own_prompting(own, default_system="Be brief.").prompt_ids(HISTORY, None, ""))
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"

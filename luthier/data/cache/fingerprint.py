@@ -32,7 +32,10 @@ ROW_CODE = (
     *("data/sources", "data/formats", "data/templates", "data/tools", "data/rows", "data/plans"),
     *(
         f"data/chat/{name}.py"
-        for name in ("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "render")
+        for name in (
+            *("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "openai_messages"),
+            *("program", "render", "traits"),
+        )
     ),
     *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
 )

@@ -14,6 +14,7 @@ from luthier.core.errors import RowError
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.chat.program import run
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Template, get_template, with_options
 from luthier.data.types import Dialogue, Message, ToolCall
@@ -80,9 +81,8 @@ def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 
 def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ...]) -> str:
     """The syntax that can parse the calls of the template; `default` if none can."""
-    calls = [ToolCall("weather", {"city": "Rome"})]
-    written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
-    messages = (Message("user", "?"), Message("function", written))
+    calls = [ToolCall("weather", {"city": "Rome"}, "abcdefgh1")]
+    messages = (Message("user", "?"), Message("function", "", calls=tuple(calls)))
     try:
         (asked,) = ModelChatTemplate(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
     except RowError:
@@ -90,18 +90,23 @@ def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ..
     answer = asked.answer
     for end in (tokenizer.eos_token, *stop_words):
         answer = answer.partition(end)[0] if end else answer
-    reads = (name for name in TOOL_SYNTAXES.names if TOOL_SYNTAXES.get(name).parse(answer, [WEATHER]) == calls)
+    reads = (
+        name for name in TOOL_SYNTAXES.names if _parsed(name, answer) == [(call.name, call.arguments) for call in calls]
+    )
     return next(reads, "default")
+
+
+def _parsed(syntax: str, answer: str) -> list[tuple[str, Any]]:
+    calls = TOOL_SYNTAXES.get(syntax).parse(answer, [WEATHER])
+    return [(call.name, call.arguments) for call in calls or ()]
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
     """The rendering of a conversation. `asks`: with the generation prompt."""
-    from jinja2 import TemplateError
-
     listed = [{"role": role, "content": content} for role, content in messages]
     try:
-        return str(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=asks))
-    except (TemplateError, TypeError) as error:
+        return run(tokenizer, listed, asks=asks, switches={})
+    except RowError as error:
         raise _MoreThanSlots(f"it refuses {', '.join(role for role, _ in messages)}: {error}") from error
 
 

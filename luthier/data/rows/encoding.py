@@ -44,7 +44,7 @@ class Encoding:
         thoughts are kept.
         """
         if self.model_template is not None:
-            return self.model_template.rows(dialogue)
+            return self.model_template.rows(dialogue, only_last=not keep_past_thinking)
         turns = render(
             self.template,
             dialogue.messages,

@@ -5,7 +5,7 @@ number of a span is the weight of the tokens that begin in it. Everything else h
 prompts 0.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -108,10 +108,7 @@ class _Weigher:
                 spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
             else:
                 spans.append(Span(bounds[order], bounds[order + 1], even))
-        begins = self.encoding.encoder.begins(row.text)
-        weights = _by_character(begins, spans, 0.0)
-        cuts = [bisect_left(begins, bound) for bound in bounds]
-        sides = [weights[start:end] for start, end in pairwise(cuts)]
+        sides = [_by_character(begins, spans, 0.0) for begins in self.encoding.encoder.begins_of(row)]
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
