@@ -68,11 +68,12 @@ def without_empty_thought(words: str) -> str:
     return words
 
 
-def without_frame(words: str, end: str) -> str:
-    """The answer without what the template puts around every answer: an empty thought, or the end of one that the
+def without_frame(prompt: str, words: str, end: str) -> str:
+    """The answer without what the template puts around every answer: an empty thought, or the end of the one that the
     prompt opens, and `end`."""
+    opened = _opened(prompt)
     inner = without_empty_thought(words.removesuffix(end))
-    closed = re.match("|".join(rf"\s*{re.escape(closing)}" for _, closing in THOUGHTS), inner)
+    closed = re.match(rf"\s*{re.escape(opened.closing)}", inner) if opened and not opened.is_closed else None
     return inner[closed.end() :] if closed else inner
 
 

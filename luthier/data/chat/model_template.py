@@ -158,7 +158,7 @@ class ModelChatTemplate:
         traits = traits_of(self.encoder.tokenizer, has_tools=has_tools)
         drops = self._drops_thoughts(traits)
         words = self._continued(dialogue, index, message, prompt, thinks)
-        loss = _loss(message, without_frame(words, traits.end), drops)
+        loss = _loss(message, without_frame(prompt, words, traits.end), drops)
         if loss is None:
             return words
         for place in (self._with_inline_thought, self._put_in_place):
@@ -166,7 +166,7 @@ class ModelChatTemplate:
                 words = place(dialogue, index, prompt, thinks, drops)
             except RowError:
                 continue
-            if _loss(message, without_frame(words, traits.end), drops) is None:
+            if _loss(message, without_frame(prompt, words, traits.end), drops) is None:
                 return words
         raise loss
 
@@ -203,7 +203,7 @@ class ModelChatTemplate:
         before, found, after = words.partition(place) if place else (words, "", "")
         if found != place:
             raise RowError("the model's own chat template does not render the text of the answer")
-        if thought and thought not in without_frame(before, ""):
+        if thought and thought not in without_frame(prompt, before, ""):
             before = with_thought(prompt, before, thought, inline)
         return before + text * bool(place) + after
 
@@ -227,7 +227,8 @@ def _loss(message: Message, words: str, drops_thoughts: bool) -> RowError | None
         require_complete(message, words, thoughts_dropped=drops_thoughts)
     except RowError as fault:
         thought, inline, rest = _inline_thought(message.content)
-        if drops_thoughts or message.role == "function" or not thought or inline.lstrip().startswith(THINKING_TAGS[0]):
+        is_open = bool(thought) and not inline.lstrip().startswith(THINKING_TAGS[0])
+        if drops_thoughts or message.role == "function" or message.thought or not is_open:
             return fault
         return _loss(replace(message, content=rest, thought=thought), words, drops_thoughts)
     return None
