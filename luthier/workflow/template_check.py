@@ -22,6 +22,7 @@ from luthier.data.rows.maker import read_example, require_taken
 from luthier.data.types import Dialogue
 from luthier.inspection.agreement import Finding, compare, default_systems
 from luthier.inspection.sample_dialogues import SAMPLES, Sample
+from luthier.inspection.server import Server
 
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
@@ -33,7 +34,7 @@ class Sides:
     """The two sides of the comparison."""
 
     training: Encoding
-    server: ModelChatTemplate
+    server: Server
     stop_ids: tuple[int, ...]
     """Inference stops at these."""
 
@@ -71,11 +72,12 @@ def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides
     thinking, keeps, system = (
         (data.enable_thinking, data.preserve_thinking, data.default_system) if data else (True, False, None)
     )
-    server = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
+    server = Server(tokenizer, thinking, keeps, system)
     own = choose_template("auto", tokenizer)
     stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(model))
     if name == "auto":
-        return Sides(Encoding(server.encoder, own, None, thinking, keeps, server), server, stop_ids)
+        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
+        return Sides(Encoding(program.encoder, own, None, thinking, keeps, program), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)
     fitted = fit_tokenizer(
         load_tokenizer(ModelSource(model)),
@@ -126,7 +128,7 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
 
 
 def _head(model: str, name: str, sides: Sides) -> Iterator[str]:
-    tokenizer = sides.server.encoder.tokenizer
+    tokenizer = sides.server.tokenizer
     stops = ", ".join(repr(word) for word in tokenizer.convert_ids_to_tokens(list(dict.fromkeys(sides.stop_ids))))
     yield f"training with template {name}, serving with the chat template of {model}; inference stops at {stops}"
     ours, theirs = default_systems(sides.training, sides.server)

@@ -44,7 +44,8 @@ class Encoding:
         thoughts are kept.
         """
         if self.model_template is not None:
-            return self.model_template.rows(dialogue, only_last=not keep_past_thinking)
+            says_itself = any(message.loss for message in dialogue.messages[:-1])
+            return self.model_template.rows(dialogue, only_last=not keep_past_thinking and not says_itself)
         turns = render(
             self.template,
             dialogue.messages,

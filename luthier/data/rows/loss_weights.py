@@ -103,7 +103,7 @@ class _Weigher:
             message = self.dialogue.messages[2 * first + order]
             even = _even_weight(message, weight)
             if even is None:
-                start = self._place_in_text(2 * first + order, row.text)
+                start = self._place_in_text(2 * first + order, row.text, bounds[order], bounds[order + 1])
                 inner = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
                 spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
             else:
@@ -123,13 +123,26 @@ class _Weigher:
                 return order, _start(message, piece, mark, str(pieces[order]))
         raise _rewritten(message)
 
-    def _place_in_text(self, index: int, text: str) -> int:
-        """The same in a row that the model's own chat template rendered."""
+    def _place_in_text(self, index: int, text: str, begin: int, end: int) -> int:
+        """The same in a row that the model's own chat template rendered: between `begin` and `end`.
+
+        A text that stands there several times is located by what the template writes after it.
+        """
         assert self.encoding.model_template is not None, "the row was rendered by it"
         message = self.dialogue.messages[index]
+        if message.content and text.count(message.content, begin, end) == 1:
+            return text.index(message.content, begin, end)
         mark = _mark(message)
         marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
-        return _start(message, marked.whole, mark, text)
+        _, found, after = (marked.answer if index % 2 else marked.prompt).rpartition(mark)
+        end -= len(after)
+        if found and text.startswith(after, end):
+            content = message.content
+            for written in (content, content.lstrip(), content.rstrip(), content.strip()):
+                start = end - len(written)
+                if written and start >= begin and text.startswith(written, start):
+                    return start - content.index(written)
+        raise _rewritten(message)
 
     def _marked(self, index: int, mark: str) -> Dialogue:
         messages = list(self.dialogue.messages)
