@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.chat.openai_messages import openai_messages
+from luthier.data.chat.traits import Traits
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.types import Dialogue, Message, ToolCall, ToolResult
 from tests.trait_programs import MODELS, model_tokenizer
@@ -198,3 +200,73 @@ def test_rows_are_what_a_server_sends(name, data):
 @given(data=st.data())
 def test_many_rows_are_what_a_server_sends(name, data):
     check(name, data.draw(conversations(name)))
+
+
+IDS = Traits(needs_ids=True, writes_ids=True)
+CALLS = (ToolCall("weather", {"city": "Rome"}), ToolCall("weather", {"city": "Bern"}))
+WITH_CALLS = (
+    Message("user", "?"),
+    Message("function", "Look:", calls=CALLS),
+    Message("observation", "3\n5", results=(ToolResult("3"), ToolResult("5"))),
+    Message("assistant", "3 and 5."),
+)
+
+
+def ids_of(listed: list[dict[str, Any]]) -> tuple[list[str | None], list[str | None]]:
+    calls = [call.get("id") for message in listed for call in message.get("tool_calls", ())]
+    return calls, [message.get("tool_call_id") for message in listed if message["role"] == "tool"]
+
+
+def test_an_id_that_the_data_lack_is_never_learned():
+    with pytest.raises(RowError, match="writes the ids of calls, and the data give none"):
+        openai_messages(WITH_CALLS[:2], IDS, learns_last=True)
+
+
+def test_in_the_history_ids_are_invented_where_the_template_needs_them():
+    invented = ["call00000", "call00001"]
+    assert ids_of(openai_messages(WITH_CALLS, IDS, learns_last=True)) == (invented, invented)
+    assert ids_of(openai_messages(WITH_CALLS[:2], Traits(needs_ids=True), learns_last=True)) == (invented, [])
+    assert ids_of(openai_messages(WITH_CALLS, Traits())) == ([None, None], [None, None])
+
+
+def test_ids_of_the_data_are_kept_and_results_without_one_have_that_of_their_call():
+    calls = (ToolCall("f", {}, "a"), ToolCall("f", {}, "b"))
+    named = (WITH_CALLS[0], Message("function", "", calls=calls), *WITH_CALLS[2:])
+    for known in (Traits(), IDS):
+        assert ids_of(openai_messages(named, known)) == (["a", "b"], ["a", "b"])
+    results = (ToolResult("5", "b"), ToolResult("3", "a"))
+    swapped = (*named[:2], Message("observation", "5\n3", results=results))
+    assert ids_of(openai_messages(swapped, Traits())) == (["a", "b"], ["b", "a"])
+
+
+@pytest.mark.parametrize("content", ["beside\n<tool_call>{}</tool_call>", "beside\n<tool_call>\n{}\n</tool_call>\n"])
+def test_a_line_break_before_calls_in_a_text_is_no_part_of_the_text(content):
+    call = dump({"name": "weather", "arguments": {"city": "Rome"}})
+    message = Message("function", content.replace("{}", call))
+    (listed,) = openai_messages([message], Traits())
+    assert (listed["content"], len(listed["tool_calls"])) == ("beside", 1)
+    (listed,) = openai_messages([Message("function", "beside\n", calls=CALLS)], Traits())
+    assert listed["content"] == "beside\n"
+
+
+def test_results_have_the_names_that_the_data_give():
+    result = ToolResult("3", "a", "weather")
+    (listed,) = openai_messages([Message("observation", "3", results=(result,))], Traits())
+    assert listed == {"role": "tool", "content": "3", "tool_call_id": "a", "name": "weather"}
+
+
+@pytest.mark.parametrize(
+    ("traits", "drops", "message", "given"),
+    [
+        (Traits("reasoning"), False, Message("assistant", "a", thought="t"), {"content": "a", "reasoning": "t"}),
+        (Traits(), False, Message("assistant", "a", thought="t"), {"content": "a", "reasoning_content": "t"}),
+        (Traits("thinking"), False, Message("assistant", "<think>t</think>a"), {"content": "a", "thinking": "t"}),
+        (Traits("thinking", True), False, Message("assistant", "<think>t</think>a"), {"content": "<think>t</think>a"}),
+        (Traits(), False, Message("assistant", "<think>t</think>a"), {"content": "<think>t</think>a"}),
+        (Traits("thinking"), False, Message("assistant", "a <think>t</think>"), {"content": "a <think>t</think>"}),
+        (Traits("thinking"), True, Message("assistant", "a", thought="t"), {"content": "a"}),
+        (Traits(), True, Message("assistant", "<think>t</think>a"), {"content": "a"}),
+    ],
+)
+def test_thoughts_stand_where_the_template_reads_them(traits, drops, message, given):
+    assert openai_messages([message], traits, drops_thoughts=drops) == [{"role": "assistant", **given}]
