@@ -88,8 +88,10 @@ class Ledger:
                 )
             if account.rewritten:
                 line += (
-                    f"; {account.rewritten} conversations became {account.rewritten_into} rows, since the model's own"
-                    " chat template writes earlier answers in another way than the last one"
+                    f"; {account.rewritten} conversations became {account.rewritten_into} rows"
+                    f" ({account.rewritten_tokens} tokens, {account.rewritten_labeled_tokens} of them learned), since"
+                    " the model's own chat template writes earlier answers in another way than the last one"
+                    " (mask_history: true learns the last one alone, in one row)"
                 )
             if account.thoughts_left_out:
                 thoughts = "thought" if account.thoughts_left_out == 1 else "thoughts"

@@ -30,6 +30,8 @@ from luthier.data.chat.traits import Traits, traits_of
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message
 
+_MANY_MESSAGES = 16
+"""From this number on, it pays to look at each answer among its neighbours."""
 _PLACE = "WordsOfTheAnswer"
 """Stands for the text of an answer, to see where the template writes it."""
 
@@ -74,6 +76,9 @@ class ModelChatTemplate:
         `only_last`: only the row with the last answer. The others in it are history, which may be whatever the template
         makes of it.
         """
+        at_once = self._at_once(dialogue) if len(dialogue.messages) >= _MANY_MESSAGES else None
+        if at_once is not None:
+            return [_row(at_once)]
         groups: list[list[RenderedAnswer]] = []
         for answer in self._backwards(dialogue, only_last=only_last):
             as_history = answer.as_history(groups[-1][-1].prompt) if groups else None
@@ -87,12 +92,8 @@ class ModelChatTemplate:
 
     def asked_at(self, dialogue: Dialogue, index: int) -> RenderedAnswer:
         """The answer that is message `index`. Raises `RowError` if the template refuses it."""
-        message = dialogue.messages[index]
-        thinks = self.enable_thinking
-        if thinks is None:
-            thinks = bool(message.thought) or has_thought(text_and_calls(message)[0])
-        history = dialogue.messages[:index]
-        prompt = self.text(history, dialogue.system, dialogue.tools, asks=True, thinks=thinks)
+        thinks = self._thinks(dialogue.messages[index])
+        prompt = self._prompt(dialogue, index, thinks)
         return RenderedAnswer(prompt, prompt + self._answer(dialogue, index, prompt, thinks))
 
     def last_row(self, dialogue: Dialogue) -> TextWithSpans:
@@ -141,6 +142,44 @@ class ModelChatTemplate:
                 if only_last and index != last:
                     return
                 raise
+
+    def _at_once(self, dialogue: Dialogue) -> list[RenderedAnswer] | None:
+        """The answers of a conversation that is one row; None if it is not.
+
+        To render every prompt takes time that grows with the square of their number. So the prompt of the last answer
+        is put together from the text of each answer and of the question after it, as they are among their neighbours.
+        It must be what the template writes, and so must a few earlier prompts.
+        """
+        messages = dialogue.messages
+        answers: list[RenderedAnswer] = []
+        try:
+            last = self.asked_at(dialogue, len(messages) - 1)
+            text = self._prompt(dialogue, 1, self._thinks(messages[1]))
+            for index in range(1, len(messages) - 1, 2):
+                # A result of a tool follows its call, and the first message is a question of the user.
+                near = messages[:3] if index == 1 else (messages[0], *messages[index - 2 : index + 2])
+                asked = self.asked_at(replace(dialogue, messages=near[:-1]), len(near) - 2)
+                later = self._prompt(replace(dialogue, messages=near), len(near), self._thinks(messages[index + 2]))
+                kept = asked.as_history(later)
+                if kept is None or self._merges(kept, RenderedAnswer(later, later)):
+                    return None
+                answers.append(RenderedAnswer(text, text + kept.answer))
+                text += later[len(kept.prompt) :]
+            samples = (len(answers) // 3, 2 * len(answers) // 3, len(answers) - 1)
+            prompts = {n: self._prompt(dialogue, 2 * n + 1, self._thinks(messages[2 * n + 1])) for n in samples}
+        except RowError:  # answer by answer, it is found which one cannot be written
+            return None
+        is_one = text == last.prompt and all(answers[n].prompt == prompt for n, prompt in prompts.items())
+        return [*answers, last] if is_one else None
+
+    def _thinks(self, answer: Message) -> bool:
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        return bool(answer.thought) or has_thought(text_and_calls(answer)[0])
+
+    def _prompt(self, dialogue: Dialogue, end: int, thinks: bool) -> str:
+        """Of the answer after the first `end` messages."""
+        return self.text(dialogue.messages[:end], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
 
     def _merges(self, answer: RenderedAnswer, following: RenderedAnswer) -> bool:
         """Whether a token of the row spans the border between the answer and the text before or after it."""

@@ -26,6 +26,9 @@ class DatasetAccount:
     """Conversations that became several rows, because the model's own chat template rewrites history."""
     rewritten_into: int = 0
     """The number of these rows."""
+    rewritten_tokens: int = 0
+    """The tokens of these rows, which hold the history of each answer anew."""
+    rewritten_labeled_tokens: int = 0
     split_into: int = 0
     """Rows that overlong ones were split into (`on_overlong: split`)."""
     thoughts_left_out: int = 0

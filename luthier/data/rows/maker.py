@@ -108,12 +108,15 @@ class RowMaker:
                 continue
             account.kept += 1
             account.thoughts_left_out += self._num_thoughts_left_out(item)
+            parts = list(chain.from_iterable(rows))
+            num_tokens, num_labels = sum(len(p.input_ids) for p in parts), sum(p.num_labels for p in parts)
+            account.tokens += num_tokens
+            account.labeled_tokens += num_labels
             if len(item.written) > 1:
                 account.rewritten += 1
                 account.rewritten_into += len(item.written)
-            for part in chain.from_iterable(rows):
-                account.tokens += len(part.input_ids)
-                account.labeled_tokens += part.num_labels
+                account.rewritten_tokens += num_tokens
+                account.rewritten_labeled_tokens += num_labels
             yield item.drawn, item.example, rows
 
     def labeled(self, source: Iterable[Drawn]) -> Iterator[Labeled]:

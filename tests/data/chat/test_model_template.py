@@ -1,6 +1,7 @@
 """`template: auto`: every answer stands behind the very ids that a server sends, and labels cover the answers."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -395,8 +396,13 @@ def test_split_conversations_are_counted_and_said_once(run):
     assert learned(data) == [*split, f"{EMPTY}a<|im_end|>\n", *split]
     account = data.ledger.accounts["rows"]
     assert (account.rows_in, account.kept, account.rewritten, account.rewritten_into) == (3, 3, 2, 4)
-    (line,) = [line for line in data.ledger.summary() if "2 conversations became 4 rows" in line]
-    assert "chat template" in line
+    split_rows = [place for place, text in enumerate(learned(data)) if "<think>\nt" in text]
+    num_tokens = sum(len(data.train["input_ids"][place]) for place in split_rows)
+    num_learned = sum(len(TOKENIZERS["qwen3"].encode(learned(data)[place])) for place in split_rows)
+    assert (account.rewritten_tokens, account.rewritten_labeled_tokens) == (num_tokens, num_learned)
+    cost = f"2 conversations became 4 rows ({num_tokens} tokens, {num_learned} of them learned)"
+    (line,) = [line for line in data.ledger.summary() if cost in line]
+    assert "chat template" in line and "mask_history: true" in line
 
 
 def test_without_thoughts_a_conversation_is_one_row(run):
@@ -406,6 +412,80 @@ def test_without_thoughts_a_conversation_is_one_row(run):
     assert list(ids) == served("qwen3", plain(talk(*TWO_TURNS * 20)))
     assert learned(data) == ["a1<|im_end|>\na2<|im_end|>\n" * 19 + f"a1<|im_end|>\n{EMPTY}a2<|im_end|>\n"]
     assert data.ledger.accounts["rows"].rewritten == 0
+
+
+def test_only_answers_with_thoughts_need_rows_of_their_own(run):
+    """Where the second of five has one, answers one and two share a row, and so do the other three."""
+    data = run([["q1", "a1", *THOUGHTS[2:], "q3", "a3", "q4", "a4", "q5", "a5"]])
+    assert learned(data) == [
+        "a1<|im_end|>\n<think>\nt2\n</think>\n\na2<|im_end|>\n",
+        f"a3<|im_end|>\na4<|im_end|>\n{EMPTY}a5<|im_end|>\n",
+    ]
+
+
+def test_with_mask_history_an_earlier_answer_that_cannot_be_written_does_no_harm():
+    """Only an answer that is learned needs the id of its call."""
+    messages = (
+        Message("user", "Rain?"),
+        Message("function", CALL),
+        Message("observation", "no"),
+        Message("assistant", "No."),
+    )
+    dialogue, way = Dialogue(messages, tools=json.dumps([WEATHER])), program("mistral")
+    with pytest.raises(RowError, match="the data give none"):
+        way.rows(dialogue)
+    (row,) = way.rows(dialogue, only_last=True)
+    assert row == way.last_row(dialogue)
+
+
+LONG = talk(*[text for number in range(30) for text in (f"q{number}", f"a{number} ")], "q", "a", system="S")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Counts what the template renders, in messages."""
+    import luthier.data.chat.model_template as module
+
+    rendered: list[int] = []
+    real = module.run
+
+    def counting(tokenizer, messages, *rest, **options):
+        rendered.append(len(messages))
+        return real(tokenizer, messages, *rest, **options)
+
+    monkeypatch.setattr(module, "run", counting)
+    return rendered
+
+
+@pytest.mark.parametrize("name", KEEPS_HISTORY)
+def test_a_long_conversation_takes_few_renderings(name, runs, monkeypatch):
+    import luthier.data.chat.model_template as module
+
+    dialogue = replace(LONG, system=None) if name == "gemma" else LONG
+    rows, num_messages = program(name).rows(dialogue), sum(runs)
+    assert num_messages < 20 * len(dialogue.messages)
+    monkeypatch.setattr(module, "_MANY_MESSAGES", 1000)
+    runs.clear()
+    assert program(name).rows(dialogue) == rows
+    assert sum(runs) > 2 * num_messages
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role ~ loop.index ~ m.content }}</s>{% endfor %}",
+        "{% for m in messages[-5:] %}{{ m.role ~ m.content }}</s>{% endfor %}",
+        "{% for m in messages %}{{ m.role ~ m.content }}</s>{% if loop.index == 20 %}[reminder]{% endif %}{% endfor %}",
+        "{{ messages | length }}{% for m in messages %}{{ m.role ~ m.content }}</s>{% endfor %}",
+    ],
+)
+def test_a_template_that_counts_messages_is_rendered_answer_by_answer(template, monkeypatch):
+    import luthier.data.chat.model_template as module
+
+    tokenizer = merging_tokenizer(template + "{% if add_generation_prompt %}assistant{% endif %}")
+    rows = ModelChatTemplate(Encoder(tokenizer)).rows(replace(LONG, system=None))
+    monkeypatch.setattr(module, "_MANY_MESSAGES", 1000)
+    assert rows == ModelChatTemplate(Encoder(tokenizer)).rows(replace(LONG, system=None))
 
 
 def test_mask_history_keeps_the_row_of_the_last_answer(run):
