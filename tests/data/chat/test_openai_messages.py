@@ -216,7 +216,7 @@ NAMED = [name for name in template_names() if chat_template(get_template(name)) 
 @pytest.mark.parametrize("name", representatives(NAMED, "qwen3", "llama2", "chatml", "seed_oss"))
 @gate(20)
 def test_rows_of_a_model_saved_with_a_named_format_are_what_a_server_sends(name, data):
-    """Its chat template is made of the format, and has no tools. It reads thoughts between its own tags and in a key."""
+    """Its chat template is made of the format, without tools. Thoughts stand between its own tags or in a key."""
     template = get_template(name)
     model = Model("", moves_inline=template.reasons and template.thinking_tags[0].strip() != "<think>")
     check(merging_tokenizer(chat_template(template)), data.draw(conversations(model, has_tools=False)))
