@@ -21,7 +21,7 @@ from typing import Any
 from luthier.core.errors import RowError, ToolFault
 from luthier.data.chat.answers import THINKING_TAGS, has_thought, split_thought, without_thought
 from luthier.data.chat.completeness import require_complete
-from luthier.data.chat.continuation import continuation, with_thought, without_empty_thought, without_frame
+from luthier.data.chat.continuation import continuation, with_thought, without_frame
 from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.openai_messages import openai_messages, text_and_calls
 from luthier.data.chat.program import run
@@ -42,6 +42,8 @@ class RenderedAnswer:
 
     prompt: str
     whole: str
+    bare: str = ""
+    """`whole` without an empty thought that only the last answer has; empty if there is none."""
 
     @property
     def answer(self) -> str:
@@ -51,8 +53,7 @@ class RenderedAnswer:
         """The answer as it stands in a later prompt; None if that writes it, or the text before it, differently."""
         if later.startswith(self.whole):
             return self
-        bare = self.prompt + without_empty_thought(self.answer)
-        return RenderedAnswer(self.prompt, bare) if later.startswith(bare) else None
+        return RenderedAnswer(self.prompt, self.bare) if self.bare and later.startswith(self.bare) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,9 @@ class ModelChatTemplate:
         """The answer that is message `index`. Raises `RowError` if the template refuses it."""
         thinks = self._thinks(dialogue.messages[index])
         prompt = self._prompt(dialogue, index, thinks)
-        return RenderedAnswer(prompt, prompt + self._answer(dialogue, index, prompt, thinks))
+        words = self._answer(dialogue, index, prompt, thinks)
+        bare = words.removeprefix(self._traits(dialogue).lead)
+        return RenderedAnswer(prompt, prompt + words, prompt + bare if bare != words else "")
 
     def last_row(self, dialogue: Dialogue) -> TextWithSpans:
         """The last answer alone, with everything before it in its prompt."""
@@ -187,14 +190,16 @@ class ModelChatTemplate:
         after = following.prompt[len(answer.whole) :]
         return self.encoder.straddles(prompt, words) or self.encoder.straddles(answer.whole, after)
 
+    def _traits(self, dialogue: Dialogue) -> Traits:
+        return traits_of(self.encoder.tokenizer, has_tools=openai_tools(dialogue.tools) is not None)
+
     def _drops_thoughts(self, traits: Traits) -> bool:
         return self.enable_thinking is False and traits.knows_thoughts
 
     def _answer(self, dialogue: Dialogue, index: int, prompt: str, thinks: bool) -> str:
         """The text after the prompt, with all that the data give to be learned. Raises `RowError`."""
         message = dialogue.messages[index]
-        has_tools = openai_tools(dialogue.tools) is not None
-        traits = traits_of(self.encoder.tokenizer, has_tools=has_tools)
+        traits = self._traits(dialogue)
         drops = self._drops_thoughts(traits)
         words = self._continued(dialogue, index, message, prompt, thinks)
         loss = _loss(message, without_frame(prompt, words, traits.end), drops)

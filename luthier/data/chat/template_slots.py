@@ -17,6 +17,7 @@ from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.program import run
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Template, get_template, with_options
+from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message, ToolCall
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ def _parsed(syntax: str, answer: str) -> list[tuple[str, Any]]:
 def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
     """The rendering of a conversation. `asks`: with the generation prompt."""
     listed = [{"role": role, "content": content} for role, content in messages]
+    only_for_tools = isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template
     try:
-        return run(tokenizer, listed, asks=asks, switches={})
+        return run(tokenizer, listed, [wrapped(WEATHER)] if only_for_tools else None, asks=asks, switches={})
     except RowError as error:
         raise _MoreThanSlots(f"it refuses {', '.join(role for role, _ in messages)}: {error}") from error
 

@@ -41,7 +41,7 @@ class Traits:
     thought_key: str = ""
     """The key that the template reads thoughts from; empty if it reads none."""
     reads_inline: bool = False
-    """Whether `<think>` at the beginning of a text is rendered like the thought in that key."""
+    """Whether `<think>` at the beginning of a text is rendered like the thought in that key, up to whitespace."""
     knows_thoughts: bool = False
     """Whether thoughts have a place in the template at all."""
     switches: tuple[str, ...] = ()
@@ -54,6 +54,8 @@ class Traits:
     """Whether the id of a call is part of the answer."""
     end: str = ""
     """What it writes after an answer."""
+    lead: str = ""
+    """What it writes before the text of the last answer only: an empty thought."""
 
 
 def traits_of(tokenizer: "PreTrainedTokenizerBase", *, has_tools: bool) -> Traits:
@@ -61,7 +63,7 @@ def traits_of(tokenizer: "PreTrainedTokenizerBase", *, has_tools: bool) -> Trait
     return _traits(tokenizer, source(tokenizer, has_tools=has_tools), has_tools)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _traits(tokenizer: "PreTrainedTokenizerBase", chat_template: str, has_tools: bool) -> Traits:
     """`chat_template` is part of the key of the cache, since that of a tokenizer may be exchanged."""
     probe = _Probe(tokenizer, has_tools, _other_switches(chat_template))
@@ -77,6 +79,7 @@ def _traits(tokenizer: "PreTrainedTokenizerBase", chat_template: str, has_tools:
         needs_ids=needs_ids,
         writes_ids=writes_ids,
         end=probe.end(),
+        lead=probe.lead(),
     )
 
 
@@ -106,12 +109,19 @@ class _Probe:
 
     def reads_inline(self, key: str) -> bool:
         inline = f"<think>\n{_THOUGHT}\n</think>\n\n{_ANSWER}"
-        apart = self._text({"role": "assistant", "content": _ANSWER, key: _THOUGHT})
-        return apart == self._text({"role": "assistant", "content": inline})
+        apart = self._text({"role": "assistant", "content": _ANSWER, key: _THOUGHT}) or ""
+        within = self._text({"role": "assistant", "content": inline}) or ""
+        return "".join(apart.split()) == "".join(within.split())
 
     def end(self) -> str:
         _, found, end = (self._text({"role": "assistant", "content": _ANSWER}) or "").rpartition(_ANSWER)
         return end if found else ""
+
+    def lead(self) -> str:
+        answer = {"role": "assistant", "content": _ANSWER}
+        last, found, _ = (self._text(answer) or "").partition(_ANSWER)
+        earlier, found_earlier, _ = (self._text(answer, {"role": "user", "content": "Next4"}) or "").partition(_ANSWER)
+        return last.removeprefix(earlier) if found and found_earlier and last.startswith(earlier) else ""
 
     def wants_text_arguments(self) -> bool:
         """Whether objects make the template fail, or come out in Python's notation."""

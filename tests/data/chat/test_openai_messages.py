@@ -6,6 +6,7 @@ made of the same messages in luthier's types. Nothing of luthier makes the serve
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.jinja import chat_template
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.openai_messages import openai_messages
 from luthier.data.chat.traits import Traits
 from luthier.data.rows.tokenize import turn_ids
+from luthier.data.templates import get_template, template_names
 from luthier.data.types import Dialogue, Message, ToolCall, ToolResult
-from tests.trait_programs import MODELS, model_tokenizer
+from tests.matrix import representatives
+from tests.trait_programs import MODELS, Model, merging_tokenizer, model_tokenizer
 
 TOOLS = [
     {
@@ -66,9 +70,9 @@ class Drawn:
 
 
 @st.composite
-def conversations(draw: st.DrawFn, name: str) -> Drawn:
-    model = MODELS[name]
-    drawn = Drawn(draw(st.sampled_from([None, None, "", "Be brief."])), draw(st.sampled_from([None, TOOLS, TOOLS])))
+def conversations(draw: st.DrawFn, model: Model, has_tools: bool = True) -> Drawn:
+    tools = draw(st.sampled_from([None, TOOLS, TOOLS])) if has_tools else None
+    drawn = Drawn(draw(st.sampled_from([None, None, "", "Be brief."])), tools)
     thinks, keeps_inline = draw(st.booleans()), draw(st.booleans())
     num_calls = 0
     for _ in range(draw(st.integers(1, 3))):
@@ -165,7 +169,9 @@ def check_rendering(tokenizer: Any, drawn: Drawn, index: int, learned: str) -> N
     answer = whole.removeprefix(prompt)
     if not whole.startswith(prompt) or not is_complete(drawn.messages[index], answer):
         return
-    assert learned in (answer, re.sub(r"^<think>\s*</think>\n*", "", answer))
+    message = drawn.messages[index]
+    without_thought = not message.thought and not message.content.startswith("<think>")
+    assert learned == answer or (without_thought and answer.endswith(learned))
 
 
 def is_complete(message: Message, learned: str) -> bool:
@@ -176,30 +182,53 @@ def is_complete(message: Message, learned: str) -> bool:
     return not message.thought or message.thought in learned
 
 
-def check(name: str, drawn: Drawn) -> None:
-    tokenizer = model_tokenizer(name)
+def check(tokenizer: Any, drawn: Drawn, refuses: Sequence[str] = ()) -> None:
     program = ModelChatTemplate(Encoder(tokenizer))
     try:
         rows = turn_ids(program.encoder, program.rows(drawn.dialogue))
     except RowError as refusal:
-        assert any(reason in str(refusal) for reason in MODELS[name].refuses), refusal
+        assert any(reason in str(refusal) for reason in refuses), refusal
         return
     check_rows(tokenizer, drawn, rows)
 
 
+def gate(num_conversations: int) -> Any:
+    few = settings(max_examples=num_conversations, deadline=None, suppress_health_check=list(HealthCheck))
+    return lambda test: few(given(data=st.data())(test))
+
+
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
+@gate(25)
 def test_rows_are_what_a_server_sends(name, data):
-    check(name, data.draw(conversations(name)))
+    check(model_tokenizer(name), data.draw(conversations(MODELS[name])), MODELS[name].refuses)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
+@gate(400)
 def test_many_rows_are_what_a_server_sends(name, data):
-    check(name, data.draw(conversations(name)))
+    check(model_tokenizer(name), data.draw(conversations(MODELS[name])), MODELS[name].refuses)
+
+
+NAMED = [name for name in template_names() if chat_template(get_template(name)) is not None]
+
+
+@pytest.mark.parametrize("name", representatives(NAMED, "qwen3", "llama2", "chatml", "seed_oss"))
+@gate(20)
+def test_rows_of_a_model_saved_with_a_named_format_are_what_a_server_sends(name, data):
+    """Its chat template is made of the format, without tools. Thoughts stand between its own tags or in a key."""
+    template = get_template(name)
+    model = Model("", moves_inline=template.reasons and template.thinking_tags[0].strip() != "<think>")
+    check(merging_tokenizer(chat_template(template)), data.draw(conversations(model, has_tools=False)))
+
+
+@pytest.mark.thorough
+@gate(100)
+def test_rows_of_smollm2_are_what_a_server_sends(smollm2_folder, data):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    check(tokenizer, data.draw(conversations(Model(""), has_tools=False)))
 
 
 IDS = Traits(needs_ids=True, writes_ids=True)
