@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
-from luthier.core.manifest import read_manifest, verify_folder
+from luthier.core.manifest import read_manifest, verify_folder, write_manifest
 from luthier.training.checkpoints import check_filled
 from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
@@ -403,5 +403,6 @@ def test_a_checkpoint_of_an_earlier_version_does_not_say(world, whole_run, tmp_p
     state = json.loads(path.read_text())
     assert state["stateful_callbacks"].pop("trained_on")
     path.write_text(json.dumps(state))
-    (folder / "checkpoint-4" / "manifest.json").unlink()
-    luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"})
+    write_manifest(folder / "checkpoint-4")
+    result = luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"})
+    assert len(losses(result)) == STEPS and "trained_on" not in read_manifest(folder)
