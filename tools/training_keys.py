@@ -30,7 +30,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "parallelism_config": {"type": "dict | None"},
     "trackio_static_space_id": {"type": "bool | str | None"},
     # Files for older transformers say `fsdp: full_shard auto_wrap`, `fsdp: [full_shard]` or `fsdp: true`.
-    "fsdp": {"type": "bool | str | None"},
+    "fsdp": {"type": "bool | list | str | None"},
 }
 
 

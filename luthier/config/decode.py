@@ -18,6 +18,8 @@ NULL_WORDS = ("null", "Null", "NULL", "~")
 """The words of YAML for nothing."""
 WORDS_LIKE_NULL = frozenset({"none", "null", "~", "nil", "nan", ".nan"})
 """Words, in small letters, that mean nothing in other languages, or would without quotes. They are texts in YAML."""
+_REAL_WORDS = {("device", "none")}
+"""(name, text) inside mappings that means what it says: DeepSpeed calls it so to offload nothing."""
 PARSED_KINDS = (bool, int, float, dict, tuple, str)
 """The order in which the members of a union are tried, so that text is the last resort."""
 
@@ -46,6 +48,10 @@ class Misfit(ValueError):
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
         self.reason, self.remedy = reason, remedy
+
+
+class MisfitWithin(Misfit):
+    """The value has the type, and something in it is wrong."""
 
 
 def describe_type(expected: Any, choices: tuple[str, ...] = ()) -> str:
@@ -82,6 +88,8 @@ def decode(value: Any, expected: Any, choices: tuple[str, ...] = ()) -> Any:
             if member is kind or get_origin(member) is kind:
                 try:
                     decoded = _decode_one(value, member, choices)
+                except MisfitWithin:
+                    raise
                 except Misfit as misfit:
                     if kind is str and choices and isinstance(value, str):
                         raise misfit from None
@@ -186,8 +194,26 @@ def _mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_value(value)
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        _refuse_words_within(value, ())
         return dict(value)
     raise Misfit("must be a mapping, or JSON text of one")
+
+
+def _refuse_words_within(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse words like `None` and numbers like `.nan` inside a mapping, which YAML and JSON do not read as nothing."""
+    if isinstance(value, Mapping):
+        for name, member in value.items():
+            _refuse_words_within(member, (*path, str(name)))
+    elif isinstance(value, list | tuple):
+        for index, member in enumerate(value):
+            _refuse_words_within(member, (*path, str(index)))
+    elif isinstance(value, float) and math.isnan(value):
+        raise MisfitWithin(
+            f"holds nan at {'.'.join(path)}, which is no number", "write a number, or null without quotes"
+        )
+    elif isinstance(value, str) and value.strip().lower() in WORDS_LIKE_NULL and (path[-1], value) not in _REAL_WORDS:
+        reason = f"holds the word {value.strip()} at {'.'.join(path)}"
+        raise MisfitWithin(reason, "write null without quotes, or leave it out")
 
 
 def parse_value(text: str) -> Any:

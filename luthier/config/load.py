@@ -52,7 +52,7 @@ PATHS = frozenset(
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
         *("profiler_output_dir", "swanlab_logdir", "kt_weight_path", "kt_non_expert_weight_path"),
-        "kt_expert_checkpoint_path",
+        *("kt_expert_checkpoint_path", "fsdp_config", "accelerator_config"),
     }
 )
 """Keys whose values may begin with `~`, the home of the user."""

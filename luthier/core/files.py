@@ -4,6 +4,7 @@ The content is written to a temporary path on the same disk, then renamed. So a 
 half-written file and never damages what was there before.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from luthier.core.drafts import draft_name, remove_abandoned
 from luthier.core.errors import OutputError, RunFailed
 
 
@@ -125,9 +127,14 @@ def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:
 
 
 def _draft_of(folder: Path) -> Path:
-    """A new folder on the same disk as `folder`: inside it if it exists (it may be a mount point), else beside it."""
-    temporary = folder / f".{os.getpid()}.tmp" if folder.is_dir() else _neighbor(folder)
+    """A new folder on the same disk as `folder`: inside it if it exists (it may be a mount point), else beside it.
+
+    Drafts of `folder` that killed processes left are removed.
+    """
+    exists = folder.is_dir()
+    temporary = folder / draft_name() if exists else _neighbor(folder)
     try:
+        remove_abandoned(temporary.parent, "" if exists else folder.absolute().name)
         temporary.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -146,15 +153,29 @@ def _failed(folder: Path, reason: str) -> RunFailed:
 
 
 def _neighbor(path: Path) -> Path:
-    return path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.tmp")
+    return path.absolute().with_name(draft_name(path.absolute().name))
 
 
 def sync(folder: Path) -> None:
-    """Flush all files to disk. A full disk may not show before."""
-    for path in folder.rglob("*"):
+    """Flush all files and their names to disk. A full disk may not show before."""
+    for path in (folder, *folder.rglob("*")):
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_names(path)
+
+
+def sync_names(folder: Path) -> None:
+    """Flush which files are in `folder`, under which names, so that a rename outlives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.EBADF):  # network disks that have nothing to flush there
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _move(temporary: Path, folder: Path, replaces: Iterable[str]) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
-from luthier.data.sources.dataset_info import DatasetSpec, Source
-from luthier.data.sources.read import READERS, every_row
+from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source
+from luthier.data.sources.read import KINDS, column_names, data_files, every_row
+from luthier.data.sources.readers.compressed import split_extensions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,20 +27,26 @@ def read_texts(source: str, *, cache_dir: str | None = None, token: str | None =
         found = Source("file", path)
     elif "://" in source:
         found = Source("cloud", source)
-    elif path.rpartition(".")[2].lower() in READERS or path.count("/") > 1:
+    elif split_extensions(path)[0] in KINDS or path.count("/") > 1:
         raise DataError(f"{KEY}: {source}: there is no such file -> correct the path, or name a dataset of the hub")
     else:
         found = Source("hf_hub", source)
-    spec = DatasetSpec(name=KEY, source=found)
+    spec = DatasetSpec(name=KEY, source=found, columns=Columns(prompt="text"), columns_given=True)
     rows = [row.data for row in every_row(spec, cache_dir, HubTokens(hf_hub=token)) if row.data]
     texts = [text for row in rows if isinstance(text := row.get("text"), str) and text]
     if not texts:
-        columns = ", ".join(sorted({name for row in rows for name in row})) or "none"
+        columns = ", ".join(sorted({name for row in rows for name in row} | _header(spec)))
+        known = f" (its columns: {columns})" if columns else ""
         raise DataError(
-            f"{KEY}: {source}: no row has a text in the column `text` (its columns: {columns})"
-            " -> rename the column that holds the texts"
+            f"{KEY}: {source}: no row has a text in the column `text`{known} -> rename the column that holds the texts"
         )
     return texts
+
+
+def _header(spec: DatasetSpec) -> set[str]:
+    """The columns of a table, of whose rows only the texts are read; empty for a dataset of the hub."""
+    files = data_files(spec) if spec.source.kind in ("file", "cloud") else []
+    return set(column_names(files[0]) or ()) if files else set()
 
 
 def windows(

@@ -84,13 +84,19 @@ class Ledger:
             if account.truncated:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"
-                    f" {account.lost_labeled_tokens} of them learned, {account.lost_terminators} terminators)"
+                    f" {account.lost_labeled_tokens} of them learned, {account.lost_terminators} terminators"
+                    f"{_shortened(account.shortened_prompts)})"
                 )
             if account.rewritten:
                 line += (
-                    f"; {account.rewritten} conversations became {account.rewritten_into} rows, since the model's own"
-                    " chat template writes earlier answers in another way than the last one"
+                    f"; {account.rewritten} conversations became {account.rewritten_into} rows"
+                    f" ({account.rewritten_tokens} tokens, {account.rewritten_labeled_tokens} of them learned), since"
+                    " the model's own chat template writes earlier answers in another way than the last one"
+                    " (mask_history: true learns the last one alone, in one row)"
                 )
+            if account.thoughts_left_out:
+                thoughts = "thought" if account.thoughts_left_out == 1 else "thoughts"
+                line += f"; {account.thoughts_left_out} {thoughts} left out, since enable_thinking is false"
             if account.split_into:
                 line += f"; overlong rows cut into {account.split_into}"
             lines.append(line)
@@ -107,6 +113,11 @@ class Ledger:
             "leftover_tokens": self.leftover_tokens,
             "is_streamed": self.is_streamed,
         }
+
+
+def _shortened(num_prompts: int) -> str:
+    """What the summary adds about prompts that were cut."""
+    return f"; {num_prompts} prompts lost text before the marks that open the answer" if num_prompts else ""
 
 
 def ledger_of(saved: Mapping[str, Any]) -> Ledger:

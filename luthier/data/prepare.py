@@ -18,6 +18,14 @@ from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
+from luthier.data.cache.provenance import (
+    check_unrecorded,
+    file_hashes,
+    made_by,
+    read_record,
+    require_same_maker,
+    warn_of_kept_keys,
+)
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
 from luthier.data.ledger import Ledger
@@ -72,6 +80,13 @@ class PreparedData:
         return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
 
     @property
+    def train_fingerprint(self) -> str:
+        """The same of the training rows alone; of a stream, a hash of its files and their descriptions."""
+        if self.streamed is not None:
+            return self.streamed.source_fingerprint
+        return rows_digest(*([] if self.train is None else [cast("datasets.Dataset", self.train)]))
+
+    @property
     def streamed(self) -> "StreamedRows | None":
         """The training rows, if they are read while training."""
         is_table = self.train is None or hasattr(self.train, "__len__")
@@ -105,14 +120,31 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
     if holds_tokenized_rows(run.data):
         assert run.data.tokenized_path is not None, "the rows are read from there"
         info(f"data: using the tokenized rows in {run.data.tokenized_path}; other data keys are ignored")
-        packer = plan.packer(run, encoding)
-        columns = plan.columns if packer is None or packer.is_optional else packer.columns
-        return PreparedData(*load_tokenized(Path(run.data.tokenized_path), columns))
+        return _saved(run, plan, encoding, Path(run.data.tokenized_path))
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
-        save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger)
+        record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
+        save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger, record)
         info(f"data: tokenized rows saved to {run.data.tokenized_path}; the next run reads them from there")
     return data
+
+
+def _saved(run: "TrainRun", plan: "RowPlan", encoding: Encoding, folder: Path) -> PreparedData:
+    """The rows in a folder `tokenized_path`.
+
+    Raises `DataError` if another tokenizer, chat format or stage made them.
+    """
+    record = read_record(folder)
+    if record is not None:
+        require_same_maker(folder, record, made_by(run, plan, encoding))
+    packer = plan.packer(run, encoding)
+    columns = plan.columns if packer is None or packer.is_optional else packer.columns
+    train, evals, prompts, ledger = load_tokenized(folder, columns)
+    if record is None:
+        check_unrecorded(folder, [*([] if train is None else [train]), *evals.values(), *prompts.values()], encoding)
+    else:
+        warn_of_kept_keys(folder, record, run, cache_of(run.data).folder)
+    return PreparedData(train, evals, prompts, ledger)
 
 
 def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedData:

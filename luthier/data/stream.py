@@ -162,9 +162,17 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
     @property
     def fingerprint(self) -> str:
         """A hash of the descriptions, the file sizes and what decides the order; no row is read for it."""
+        return self._hash(self.order)
+
+    @property
+    def source_fingerprint(self) -> str:
+        """The same without the order."""
+        return self._hash()
+
+    def _hash(self, *more: Any) -> str:
         sizes = sorted(size for size, _ in self.stream.states.values())
         described = [replace(spec, file="", line=None) for spec in self.stream.specs]
-        return hashlib.sha256(repr((described, sizes, self.order)).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(repr((described, sizes, *more)).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def order(self) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.chat.answers import THINKING_TAGS, between
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
@@ -103,8 +102,20 @@ class ModelTemplatePrompting:
         calls = read_calls(self.call_syntax, text, tools)
         if not calls:
             return Message("assistant", text), []
-        thought = between(THINKING_TAGS).match(text)
-        return Message("function", (thought[0] if thought else "") + as_json(calls)), calls
+        beside = before_calls(self.call_syntax, text, tools, calls).rstrip("\n")
+        return Message("function", beside, calls=tuple(calls)), calls
+
+
+def before_calls(syntax: str, text: str, tools: str, calls: Sequence[ToolCall]) -> str:
+    """The text of an answer before its calls: the longest beginning without which they are still read."""
+    least, most = 0, len(text)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if read_calls(syntax, text[middle:], tools) == list(calls):
+            least = middle
+        else:
+            most = middle - 1
+    return text[:least]
 
 
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:

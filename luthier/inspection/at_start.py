@@ -1,10 +1,10 @@
 """At the start of a run: how its chat format differs from the model's own chat template."""
 
 from luthier.core.log import info, warn
-from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.rows.encoding import Encoding
 from luthier.inspection.agreement import ONLY_DEFAULT_SYSTEM, compare, default_systems
 from luthier.inspection.sample_dialogues import SHORT
+from luthier.inspection.server import Server
 
 
 def report_template(training: Encoding, model: str, stop_ids: tuple[int, ...]) -> None:
@@ -13,7 +13,7 @@ def report_template(training: Encoding, model: str, stop_ids: tuple[int, ...]) -
     Two short conversations show most differences; `luthier template check` shows all.
     """
     name = training.template.name
-    server = ModelChatTemplate(training.encoder, training.enable_thinking, training.preserve_thinking)
+    server = Server(training.encoder.tokenizer, training.enable_thinking, training.preserve_thinking)
     for sample in SHORT:
         finding = compare(training, server, sample.dialogue, stop_ids)
         if finding.status == "differs":

@@ -12,6 +12,7 @@ from typing import Any
 from zlib import crc32
 
 from luthier.core.versions import require
+from luthier.data.chat.answers import flat_text
 from luthier.data.types import Example, Preference
 from luthier.inspection.doctor import Place, Sample, Split
 
@@ -77,6 +78,7 @@ def _shingles(example: Example) -> Iterator[str]:
         messages = (*example.prompt, example.chosen, example.rejected)
     else:
         messages = example.messages
-    words = [word for message in messages for word in _WORD.findall(message.content.lower())]
+    texts = (flat_text(message, with_thought=True) for message in messages)
+    words = [word for text in texts for word in _WORD.findall(text.lower())]
     for start in range(max(len(words) - WORDS_PER_SHINGLE + 1, min(len(words), 1))):
         yield " ".join(words[start : start + WORDS_PER_SHINGLE])

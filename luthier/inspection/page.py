@@ -32,6 +32,8 @@ _ACCOUNT_HEADS = (
     "lost tokens",
     "lost learned",
     "lost ends",
+    "thoughts left out",
+    "shortened prompts",
 )
 
 
@@ -109,6 +111,8 @@ def _ledger(ledger: "Ledger") -> str:
             account.lost_tokens,
             account.lost_labeled_tokens,
             account.lost_terminators,
+            account.thoughts_left_out,
+            account.shortened_prompts,
         )
         for name, account in ledger.accounts.items()
     ]

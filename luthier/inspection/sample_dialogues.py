@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from luthier.data.types import Dialogue, Message
+from luthier.data.types import Dialogue, Message, ToolCall, ToolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,62 @@ _TOOLS = [
         },
     }
 ]
-_CALL = {"name": "get_weather", "arguments": {"city": "München", "days": 2}}
+
+
+def _calls(*cities: str, beside: str = "", thought: str = "") -> Message:
+    """Ids of nine letters and digits are accepted by every chat template."""
+    calls = (ToolCall("get_weather", {"city": city, "days": 2}, f"{city[:4].lower()}calls") for city in cities)
+    return Message("function", beside, thought=thought, calls=tuple(calls))
+
+
+def _results(**by_id: str) -> Message:
+    results = tuple(ToolResult(text, call_id) for call_id, text in by_id.items())
+    return Message("observation", "\n".join(by_id.values()), results=results)
+
+
 _WITH_TOOLS = Dialogue(
     (
-        Message("user", "Will it rain in München?"),
-        Message("function", json.dumps(_CALL, ensure_ascii=False)),
-        Message("observation", '{"rain": true}'),
+        Message("user", "Will it rain in Oslo?"),
+        _calls("Oslo"),
+        _results(oslocalls='{"rain": true}'),
         Message("assistant", "Yes, take an umbrella."),
     ),
     tools=json.dumps(_TOOLS),
+)
+_PARALLEL = Dialogue(
+    (
+        Message("user", "Rome or Bern?"),
+        _calls("Rome", "Bern"),
+        _results(romecalls="sunny", berncalls="rainy"),
+        Message("assistant", "Rome."),
+    ),
+    tools=json.dumps(_TOOLS),
+)
+_BESIDE = Dialogue(
+    (
+        Message("user", "How is Rome?"),
+        _calls("Rome", beside="Let me look."),
+        _results(romecalls="sunny"),
+        Message("assistant", "Sunny."),
+    ),
+    tools=json.dumps(_TOOLS),
+)
+_STEPS = Dialogue(
+    (
+        Message("user", "How is Rome?"),
+        _calls("Rome", thought="A call will tell."),
+        _results(romecalls="sunny"),
+        Message("assistant", "Sunny.", thought="It is sunny."),
+    ),
+    tools=json.dumps(_TOOLS),
+)
+_APART = Dialogue(
+    (
+        Message("user", "What is 2+2?"),
+        Message("assistant", "4", thought="Two and two."),
+        Message("user", "And 3+3?"),
+        Message("assistant", "6", thought="Three and three."),
+    )
 )
 _THOUGHTS = _talk(
     "What is 2+2?", _thought("Two and two.", "4"), "And 3+3?", _thought("Three and three.", "6"), system="Think first."
@@ -58,7 +105,14 @@ SAMPLES = (
     Sample("thinking on", _THOUGHTS),
     Sample("thinking off", _THOUGHTS, enable_thinking=False),
     Sample("no thoughts, thinking off", _talk("Hi", "Hello."), enable_thinking=False),
+    Sample("thoughts apart", _APART),
     Sample("tools", _WITH_TOOLS),
+    Sample("parallel calls", _PARALLEL),
+    Sample("text beside a call", _BESIDE),
+    Sample("thoughts and tools", _STEPS),
+    Sample("empty system", _talk("Hi", "Hello.", system="")),
+    Sample("line breaks first", _talk("Hi", "\nHello.", "And?", "\n\nBye.")),
+    Sample("quoted tags", _talk("Which tag?", "Write <think>so</think>, or <tool_call>, and go on.")),
     Sample("special characters", _talk("a\tb\\n \"c\" {{d}} <b>&amp;</b>\n\n```\nx = 'é'\n```", "🙂 naïve – 1\u00a0%")),
     Sample("blanks around", _talk("  two blanks before\n", "two blanks and a line behind  \n")),
     Sample("Chinese", _talk("你好,请介绍一下北京。", "北京是中国的首都。", "谢谢!", "不客气。")),

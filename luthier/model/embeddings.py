@@ -1,12 +1,20 @@
 """Rows of the input embedding and of the output head: counted, added and initialized.
 
-A new row starts as the mean of the known rows plus N(0, 1/sqrt(dim)) noise (`noise_init`), as the mean of the rows of
-the tokens that describe it (`desc_init`), or as the latter plus noise (`desc_init_w_noise`). The number of rows becomes
-a multiple of 64, a good size for matrix units.
+In training a new row starts as the mean of the known rows plus N(0, 1/sqrt(dim)) noise (`noise_init`), as the mean of
+the rows of the tokens that describe it (`desc_init`), or as the latter plus noise (`desc_init_w_noise`), and it is
+trained and saved. Where a row is still missing after that, it is the mean of the rows of the pieces that the model's
+own tokenizer cuts its token into, the same in every program. The number of rows becomes a multiple of 64, a good size
+for matrix units.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.core.errors import ModelError
+from luthier.core.log import warn
+from luthier.model.files.sources import ModelSource
+from luthier.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +25,48 @@ ROWS_MULTIPLE = 64
 
 
 Init = Literal["noise_init", "desc_init", "desc_init_w_noise"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """The rows that training has to learn: base models do not have them, or not with these values."""
+
+    ids: tuple[int, ...] = ()
+    """Of tokens that the model has never seen."""
+    is_whole: bool = False
+    """Whether all rows are trained and saved, since their number is or may be another one."""
+
+    def __bool__(self) -> bool:
+        return bool(self.ids) or self.is_whole
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """The tokens that a training run adds, and how their rows start."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    added: tuple[str, ...] = ()
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    """Added token -> what it means."""
+    init: Init = "noise_init"
+    seed: int = 0
+    trains_whole: bool = False
+    """Whether all rows are trained even if their number stays."""
+
+    def give_rows(self, model: "PreTrainedModel") -> NewRows:
+        """Every token gets a row. Returns the rows to be trained."""
+        rows_before = num_rows(model)
+        fit_embeddings(
+            model,
+            self.tokenizer,
+            added_tokens=self.added,
+            descriptions=self.descriptions,
+            init=self.init,
+            seed=self.seed,
+        )
+        vocabulary = self.tokenizer.get_vocab()
+        ids = {*(vocabulary[token] for token in self.added), *range(rows_before, num_rows(model))}
+        return NewRows(tuple(sorted(ids)), self.trains_whole or num_rows(model) > rows_before)
 
 
 def num_rows(model: "PreTrainedModel") -> int:
@@ -59,9 +109,51 @@ def fit_embeddings(
     return True
 
 
-def grow_embeddings(model: "PreTrainedModel", rows: int) -> None:
-    """Make room for the embedding of an adapter that was trained with more rows; its values come with the adapter."""
+def grow_embeddings(model: "PreTrainedModel", rows: int, pieces: Mapping[int, Sequence[int]] | None = None) -> None:
+    """More rows: each the mean of those of its `pieces`, or of all rows that were there.
+
+    `pieces`: new id -> known ids. An adapter that was trained with more rows brings values of its own.
+    """
+    import torch
+
+    rows_before = num_rows(model)
     model.resize_token_embeddings(rows, mean_resizing=False)
+    for weight in _weights(model):
+        with torch.no_grad():
+            known = weight[:rows_before].float()
+            weight[rows_before:] = known.mean(0).to(weight.dtype)
+            for row, ids in (pieces or {}).items():
+                weight[row] = known[list(ids)].mean(0).to(weight.dtype)
+
+
+def add_missing_rows(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", source: ModelSource) -> bool:
+    """Rows for tokens that were added and never trained, if there are any; a warning says so.
+
+    `source`: of the model, whose own tokenizer cuts the tokens into the pieces that their rows are the mean of.
+    Raises `ModelError` for an embedding with an adapter on it.
+    """
+    import torch
+
+    rows_before = num_rows(model)
+    missing = range(rows_before, len(tokenizer))
+    if not missing:
+        return False
+    if not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
+        raise ModelError(
+            f"the tokenizer has {len(missing)} tokens without a row, and the embedding has an adapter, so it cannot get"
+            " more rows -> leave out the tokens that training did not add"
+        )
+    own, pieces = load_tokenizer(source), {}
+    for index, token in zip(missing, tokenizer.convert_ids_to_tokens(list(missing)), strict=True):
+        known = [piece for piece in own.encode(token, add_special_tokens=False) if piece < rows_before]
+        if known:
+            pieces[index] = known
+    grow_embeddings(model, -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE, pieces)
+    warn(
+        f"the tokenizer has {len(missing)} tokens that this model and its adapters were never trained on; their"
+        " embeddings are the mean of those of their pieces"
+    )
+    return True
 
 
 def _weights(model: "PreTrainedModel") -> "list[Tensor]":

@@ -7,7 +7,7 @@ together with the tokenizer.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -20,7 +20,7 @@ from luthier.core.log import info, quiet, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, fetched
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import ModelFiles, ModelSource, is_hub_id, local_path, model_source
+from luthier.model.files.sources import ModelFiles, ModelSource, is_hub_id, local_path, model_source, read_json
 from luthier.model.processor_limits import parts_of, set_limits
 
 if TYPE_CHECKING:
@@ -42,12 +42,18 @@ _TEXT_ONLY = "has no effect: this model reads text only"
 class FittedProcessor:
     """What is saved with the weights of a run."""
 
-    files: tuple[Path, ...]
-    """Of the model, or of the adapter that has brought them; none for a model that reads text only."""
+    files: tuple[Path, ...] | None = None
+    """Of the adapter that has brought them, or of the model; None for those of the checkpoint as it is, if any."""
+    access: HubAccess = NO_ACCESS
+    """How the files of the checkpoint are fetched."""
     processor: Any = None
     """The `ProcessorMixin` with the limits set; None if there are none to set."""
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of a part -> attribute -> value that the run gave it."""
+
+
+AS_IT_IS = FittedProcessor()
+"""That of the checkpoint, from a public repository or a folder."""
 
 
 def load_processor(
@@ -93,26 +99,26 @@ def _libraries_available(name: str) -> Iterator[None]:
         raise
 
 
-def fit_processor(run: "TrainRun | ExportRun", source: ModelSource | None = None) -> FittedProcessor | None:
-    """The processor that is saved with the weights of `run`; None for that of the model as it is, if it has one.
+def fit_processor(run: "TrainRun | ExportRun", source: ModelSource | None = None) -> FittedProcessor:
+    """The processor that is saved with the weights of `run`.
 
     `source`: of the model, if it is located already. Raises as `load_processor`.
     """
     keys, limits = run.model, given_limits(run)
     source = _source(keys, source or model_source(keys))
     if not limits and source.name == keys.model_name_or_path:
-        return None
+        return FittedProcessor(access=source.access)
     files = _find(source.name, source.access)
     if not limits:
-        return FittedProcessor(files)
+        return FittedProcessor(files, source.access)
     if not files:
         told = {warning.key for warning in run.warnings}
         for key in limits:
             if key in run.changed and key not in told:
                 warn(f"{key}: {_TEXT_ONLY}, or its folder lacks the files of its processor")
-        return None
+        return FittedProcessor(access=source.access)
     loaded = load_processor(source, limits)
-    return FittedProcessor(files, *loaded)
+    return FittedProcessor(files, source.access, *loaded)
 
 
 def _source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
@@ -155,21 +161,21 @@ def _has_senses(config: Mapping[str, Any]) -> bool:
     return any(_SENSES.search(name) or _has_senses(part) for name, part in parts.items())
 
 
-def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor | None = None) -> None:
+def copy_processor(model: "PreTrainedModel", folder: Path, fitted: FittedProcessor = AS_IT_IS) -> None:
     """Put the processor of `fitted`, or else of the checkpoint that `model` was loaded from, into `folder`.
 
-    Without `fitted`, nothing is copied for a config without parts, which is that of a text model.
+    Without files of its own, nothing is copied for a config without parts, which is that of a text model.
     """
     source = model.config._name_or_path
-    if fitted is None and not (model.config.sub_configs and source):
+    if fitted.files is None and not (model.config.sub_configs and source):
         return
-    files = fitted.files if fitted is not None else _find(source)
+    files = fitted.files if fitted.files is not None else _find(source, fitted.access)
     for file in files:
         if file.parent.resolve() != folder.resolve():
             shutil.copyfile(file, folder / file.name)
     if not files:
         _say_missing(source)
-    if fitted is not None and fitted.changes:
+    if fitted.changes:
         _write_changes(fitted, folder)
 
 
@@ -206,11 +212,25 @@ def _say_missing(source: str) -> None:
     warn(f"{source} has no files of a processor, so none are saved with the weights, and images cannot be read")
 
 
-def _find(source: str, access: HubAccess = NO_ACCESS) -> tuple[Path, ...]:
-    """The files of a processor that a folder or a repository of the hub has."""
+def _find(source: str, access: HubAccess) -> tuple[Path, ...]:
+    """The files of a processor that a folder or a repository of the hub has, with the code that they name."""
     path = Path(fetched(source)).expanduser()
     if path.is_dir():
-        return tuple(path / name for name in PROCESSOR_FILES if (path / name).is_file())
+        files = tuple(path / name for name in PROCESSOR_FILES if (path / name).is_file())
+        return (*files, *(sorted(path.glob("*.py")) if _code_of(files) else ()))
+    files = _on_the_hub(source, PROCESSOR_FILES, access)
+    return (*files, *_on_the_hub(source, _code_of(files), access))
+
+
+def _code_of(files: Iterable[Path]) -> list[str]:
+    """The Python files of the processor that its configs name: `{"auto_map": {"AutoProcessor": "file.Class"}}`."""
+    maps = (read_json(file).get("auto_map", {}) for file in files)
+    names = {name for one in maps for name in one.values() if isinstance(name, str) and "--" not in name}
+    return sorted({f"{name.partition('.')[0]}.py" for name in names})
+
+
+def _on_the_hub(source: str, names: Iterable[str], access: HubAccess) -> tuple[Path, ...]:
+    """Those of the files that a repository has."""
     from transformers.utils.hub import cached_file
 
     found = (
@@ -222,6 +242,6 @@ def _find(source: str, access: HubAccess = NO_ACCESS) -> tuple[Path, ...]:
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )
-        for name in PROCESSOR_FILES
+        for name in names
     )
     return tuple(Path(file) for file in found if file)

@@ -4,7 +4,7 @@ After fitting it has an end token and a padding token, one token that ends an an
 that the user adds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,12 @@ class FittedTokenizer:
     """Generation stops at any of these; the end token comes first."""
     notes: tuple[str, ...] = ()
     """What was changed, for the log and the report."""
+    warnings: tuple[str, ...] = ()
+    """What was changed and may surprise."""
+
+
+DEFAULT_EOS = "<|endoftext|>"
+"""The end token of a tokenizer that has none, unless the chat format ends answers with another token it knows."""
 
 
 def load_tokenizer(
@@ -81,7 +87,9 @@ def fit_tokenizer(
     `min_length_tokens`: raise `model_max_length` to this, so that long rows cause no warning.
     Raises `ModelError` for an end token without room in the embedding.
     """
-    size_before, notes = len(tokenizer), []
+    notes: list[str] = []
+    warnings: list[str] = []
+    size_before = len(tokenizer)
     specials = list(new_special_tokens or add_special_tokens)
     tokenizer.add_tokens(list(add_tokens))
     if specials:
@@ -91,8 +99,9 @@ def fit_tokenizer(
         _set_eos(tokenizer, stops[0], vocab_size)
         notes.append(f"the end token is {stops[0]!r}, as the chat format says")
     elif tokenizer.eos_token is None:
-        _set_eos(tokenizer, "<|endoftext|>", vocab_size)
-        notes.append("the tokenizer has no end token: '<|endoftext|>' becomes it")
+        (warnings if _give_eos(tokenizer, stops, vocab_size) else notes).append(
+            f"the tokenizer has no end token (eos): {tokenizer.eos_token!r} becomes it"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"the tokenizer has no padding token: the end token {tokenizer.eos_token!r} serves as one")
@@ -101,7 +110,7 @@ def fit_tokenizer(
         if word in known or vocab_size is None or len(tokenizer) < vocab_size:
             _add_specials(tokenizer, [word])
         else:
-            notes.append(
+            warnings.append(
                 f"the stop word {word!r} is no token of this model and is left out -> resize_vocab: true adds it"
             )
     if min_length_tokens is not None and tokenizer.model_max_length < min_length_tokens:
@@ -110,11 +119,25 @@ def fit_tokenizer(
     if added:
         notes.append(f"{len(added)} tokens added: {', '.join(map(repr, added[:8]))}{', ...' if len(added) > 8 else ''}")
     stop_ids = stop_token_ids(tokenizer, stops)
-    return FittedTokenizer(tokenizer, added, dict(new_special_tokens or {}), stop_ids, tuple(notes))
+    return FittedTokenizer(tokenizer, added, dict(new_special_tokens or {}), stop_ids, tuple(notes), tuple(warnings))
 
 
 def _add_specials(tokenizer: "PreTrainedTokenizerBase", tokens: list[str]) -> None:
     tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+
+
+def _give_eos(tokenizer: "PreTrainedTokenizerBase", stop_words: Sequence[str], vocab_size: int | None) -> bool:
+    """Gives an end token to a tokenizer without one. Returns whether the model has never seen it."""
+    known = tokenizer.get_vocab()
+    token = next((word for word in (DEFAULT_EOS, *stop_words) if word in known), None)
+    if token is None and vocab_size is not None and len(tokenizer) >= vocab_size:
+        raise ModelError(
+            f"the tokenizer has no end token (eos_token), so no answer would end, and the embedding of {vocab_size:,}"
+            f" rows has no room for {DEFAULT_EOS!r} -> name the end token of the model as eos_token in its"
+            " tokenizer_config.json, choose a template whose stop word the model knows, or set resize_vocab: true"
+        )
+    tokenizer.add_special_tokens({"eos_token": token or DEFAULT_EOS})
+    return token is None
 
 
 def _set_eos(tokenizer: "PreTrainedTokenizerBase", token: str, vocab_size: int | None) -> None:
@@ -131,6 +154,19 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", stop_words: Iterable[st
     known = tokenizer.get_vocab()
     ids = [tokenizer.eos_token_id, *(known[word] for word in stop_words if word in known)]
     return tuple(dict.fromkeys(index for index in ids if index is not None))
+
+
+def name_ends(model: "PreTrainedModel", stop_ids: Iterable[int]) -> None:
+    """Add the ends of an answer to those that the generation settings of the model name, so that they are saved."""
+    if not model.can_generate():
+        return
+    generation = model.generation_config
+    named = generation.eos_token_id
+    own = [] if named is None else [named] if isinstance(named, int) else list(named)
+    ends = list(dict.fromkeys((*stop_ids, *own)))
+    if set(ends) != set(own):
+        generation.eos_token_id = ends
+        generation._from_model_config = False  # or transformers would derive it again from config.json
 
 
 def read_new_special_tokens(path: Path) -> dict[str, str]:

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="luthier data", usage="luthier data RUN [key=value ...] [options]", description=__doc__
     )
-    parser.add_argument("--limit", type=int, help=f"rows to show (default {DEFAULT_LIMIT}; 0 for all)")
+    parser.add_argument("--limit", type=int, help=f"rows to show, 0 for all (default {DEFAULT_LIMIT}, with --json all)")
     parser.add_argument("--split", choices=["train", "eval"], default="train", help="which rows (default train)")
     parser.add_argument("--row", type=int, help="show only the row with this number, counted from 0")
     parser.add_argument(
@@ -93,12 +93,18 @@ def _prepared(run: "TrainRun", text: "TextSide", options: argparse.Namespace) ->
 
 
 def _first_rows(data: "PreparedData", stream: "StreamedRows", options: argparse.Namespace) -> "PreparedData":
-    """The rows of the stream to show; with `--limit 0` those of one pass."""
-    limit = DEFAULT_LIMIT if options.limit is None else options.limit
-    wanted = limit or None if options.row is None else options.row + 1
+    """The rows of the stream to show; all are those of one pass."""
+    wanted = _limit(options) if options.row is None else options.row + 1
     rows, ledger = stream.first(wanted)
     data.ledger.add(ledger)
     return replace(data, train=cast("Any", rows))
+
+
+def _limit(options: argparse.Namespace) -> int | None:
+    """How many rows of each dataset to show; None for all."""
+    if options.limit is None:
+        return None if options.json and options.html is None else DEFAULT_LIMIT
+    return options.limit or None
 
 
 def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
@@ -111,12 +117,11 @@ def _sets(split: str, data: "PreparedData") -> Mapping[str, Any]:
 
 def _chosen(options: argparse.Namespace, data: "PreparedData") -> Iterator[tuple[str, int, dict[str, Any]]]:
     """(name of its dataset or split, number, row) for every requested row."""
-    limit = DEFAULT_LIMIT if options.limit is None else options.limit
     for name, rows in _sets(options.split, data).items():
         if options.row is not None and not 0 <= options.row < len(rows):
             raise InvalidInput(f"--row {options.row}: there are rows 0 to {len(rows) - 1}")
         chosen = range(len(rows)) if options.row is None else [options.row]
-        for index in islice(chosen, limit or None):
+        for index in islice(chosen, _limit(options)):
             yield name or options.split, index, rows[index]
 
 

@@ -43,7 +43,7 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
     from luthier.model.llama_pro import expand_blocks
     from luthier.model.loading.config import load_config
     from luthier.model.loading.load import load_model
-    from luthier.model.save import num_bytes, write_model
+    from luthier.model.save import incomplete, num_bytes, write_model
     from luthier.model.tokenizer import load_tokenizer
     from luthier.workflow.export import check_target
 
@@ -58,7 +58,8 @@ def expand(model_name: str, out: Path, num_blocks: int, *, trust_remote_code: bo
     places = expand_blocks(model, num_blocks)
     tokenizer = load_tokenizer(source)
     with save_folder_atomically(out, needed_bytes=num_bytes(model)) as draft:
-        write_model(draft, model, tokenizer)
+        if unsaved := write_model(draft, model, tokenizer):
+            raise incomplete(out, unsaved, model_name)
         num_layers = model.config.get_text_config().num_hidden_layers
         del model
         try:

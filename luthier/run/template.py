@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     )
     checker.add_argument("--rows", metavar="N", type=int, default=20, help="with --data: how many rows (default 20)")
     checker.add_argument("--json", action="store_true", help="print one JSON object")
+    checker.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model repository brings along"
+    )
     asked = parser.parse_args(argv)
     if asked.word == "list":
         _list()
@@ -46,7 +49,8 @@ def main(argv: list[str]) -> int:
     else:
         from luthier.workflow.template_check import check
 
-        return check(asked.model, asked.name, as_json=asked.json, run_file=asked.data, num_rows=asked.rows)
+        how = {"as_json": asked.json, "run_file": asked.data, "num_rows": asked.rows}
+        return check(asked.model, asked.name, **how, trust_remote_code=asked.trust_remote_code)
     return 0
 
 
@@ -100,7 +104,9 @@ def render_conversation(template: Template, conversation: dict[str, Any]) -> dic
     inference.
     """
     messages = tuple(Message(message["role"], message["content"]) for message in conversation["messages"])
-    given = {key: conversation[key] for key in ("system", "tools", "enable_thinking") if key in conversation}
+    given: dict[str, Any] = {key: conversation[key] for key in ("system", "enable_thinking") if key in conversation}
+    tools = conversation.get("tools", "")
+    given["tools"] = "" if tools.strip() in ("", "null") else tools
     pairs = messages[: len(messages) // 2 * 2]
     turns = render(template, pairs, purpose="train", **given) if pairs else ()
     (last,) = render(template, messages, purpose="infer", **given)

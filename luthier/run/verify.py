@@ -1,22 +1,40 @@
 """Compare a result of training, a checkpoint or an export with its manifest.json."""
 
 import argparse
+from pathlib import Path
 
-from luthier.core.manifest import read_manifest, verify_folder
+from luthier.core.errors import OutputError
+from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 
 
 def main(argv: list[str]) -> int:
     """Return 0 if all files are as recorded, else 1. Raises `OutputError` if there is no manifest."""
     parser = argparse.ArgumentParser(prog="luthier verify", description=__doc__)
     parser.add_argument("folder", metavar="DIR", help="a folder that luthier wrote")
-    folder = parser.parse_args(argv).folder
-    findings = verify_folder(folder)
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="make the manifest of a folder that another program wrote, from its files as they are now",
+    )
+    options = parser.parse_args(argv)
+    if options.record:
+        record(Path(options.folder))
+    findings = verify_folder(options.folder)
     for finding in findings:
         print(finding)
-    files = read_manifest(folder)["files"]
+    files = read_manifest(options.folder)["files"]
     if findings:
-        print(f"{folder}: {len(findings)} of {len(files)} files are not as recorded")
+        print(f"{options.folder}: {len(findings)} of {len(files)} files are not as recorded")
         return 1
     num_bytes = sum(recorded["size_bytes"] for recorded in files.values())
-    print(f"{folder}: OK, {len(files)} files, {num_bytes} bytes")
+    print(f"{options.folder}: OK, {len(files)} files, {num_bytes} bytes")
     return 0
+
+
+def record(folder: Path) -> None:
+    """Whether the files are whole is for the user to know. Raises `OutputError` if the folder has a manifest."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder")
+    if (folder / MANIFEST_NAME).exists():
+        raise OutputError(f"{folder}: has a {MANIFEST_NAME} already -> remove it to record the files as they are now")
+    write_manifest(folder)

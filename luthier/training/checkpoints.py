@@ -1,60 +1,206 @@
-"""Checkpoints: writing them atomically, finding the last complete one, protecting output_dir."""
+"""Checkpoints: writing them so that one is whole at every moment, choosing the one to resume from, removing old ones.
 
-import json
+A checkpoint is whole if and only if `luthier verify` accepts it: it has a manifest, and all files in it have their
+sha256. The order of a save, in which the process may be killed anywhere:
+
+    .checkpoints.PID.HOST.tmp/checkpoint-8/    every process writes its files here
+                                               files are flushed, then the manifest is written and flushed
+    checkpoint-8/                              the folder is renamed, and the rename is flushed
+    .checkpoint-4.PID.HOST.tmp                 only then are old checkpoints renamed, and removed
+"""
+
+import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.core.drafts import draft_name, remove_abandoned, runs_here, this_host
 from luthier.core.errors import OutputError, RunFailed
-from luthier.core.files import DiskFaults, sync
-from luthier.core.log import warn
-from luthier.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from luthier.core.files import DiskFaults, size, sync, sync_names
+from luthier.core.log import info, warn
+from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
 
 if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT_PREFIX = "checkpoint-"
+TRAINER_STATE = "trainer_state.json"
 WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin")
+STATES = {
+    "optimizer": ("optimizer*", "rank*-optimizer*", "global_step*"),
+    "learning rate schedule": ("scheduler.pt", "global_step*"),
+    "random numbers": ("rng_state*",),
+}
+"""What training continues from, and the files that hold it; DeepSpeed puts all of it into `global_stepN/`."""
+LONG_CHECK_BYTES = 2_000_000_000
+_SET_ASIDE = re.compile(r"\.(checkpoint-\d+)(?:\.(\d{1,9})\.(h[0-9a-f]{7}))?\.earlier")
+"""`.checkpoint-8.PID.HOST.earlier`; earlier versions wrote neither process nor host."""
+
+
+# -- writing -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def saving(output_dir: str, checkpoint: str | None, is_writer: bool) -> Iterator[None]:
-    """Wraps a save and adds the manifest of a checkpoint.
-
-    If a checkpoint cannot be completed (a full disk, a second Ctrl-C), it is removed and an earlier one of the same
-    name is restored. Raises `RunFailed` that names the last complete checkpoint.
-    """
-    folder = Path(output_dir, checkpoint) if checkpoint else Path(output_dir)
-    cleans_up = bool(checkpoint) and is_writer
-    earlier = folder.with_name(f".{folder.name}.earlier")
-    if cleans_up and folder.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        folder.replace(earlier)
-    is_saved = False
+def saving(folder: Path) -> Iterator[None]:
+    """Wraps a save to `folder`. Raises `RunFailed` that names the last whole checkpoint if the disk fails."""
     try:
         with DiskFaults():
             yield
-        if cleans_up:
-            sync(folder)
-            is_saved = True
-            write_manifest(folder)
     except OSError as error:
-        last = last_complete_checkpoint(Path(output_dir), exclude=folder)
+        output_dir = folder.parent if folder.name.startswith(CHECKPOINT_PREFIX) else folder
+        last = newest_whole(output_dir)
         kept = f"the last complete checkpoint is {last}" if last else "no checkpoint was saved before"
         raise RunFailed(
             f"cannot save to {folder}: {error.strerror or error}; {kept}"
             " -> free some space or choose another output_dir, then resume"
         ) from error
+
+
+@contextmanager
+def writing(draft: Path, folder: Path, *, is_writer: bool) -> Iterator[None]:
+    """Wraps writing a checkpoint to `draft`, an empty folder; when the block succeeds it becomes `folder`.
+
+    All processes that share the disk write to one draft, and its one writer moves it. `folder` is replaced only by a
+    whole checkpoint: if anything fails, or the process is killed, an earlier one of the same name is still there.
+    """
+    if is_writer:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    try:
+        yield
+        if is_writer:
+            sync(draft)
+            write_manifest(draft)
+            sync_names(draft)
+            stamps = _stamps(draft)
+            _move(draft, folder)
+            _known_whole[folder] = stamps
     finally:
-        if cleans_up and not is_saved:
-            shutil.rmtree(folder, ignore_errors=True)
-            if earlier.exists():
-                earlier.replace(folder)
-        elif cleans_up:
-            shutil.rmtree(earlier, ignore_errors=True)
+        if is_writer:
+            shutil.rmtree(draft.parent, ignore_errors=True)
+
+
+def _move(draft: Path, folder: Path) -> None:
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.{this_host()}.earlier")
+    if folder.exists():
+        folder.replace(aside)
+    try:
+        draft.replace(folder)
+    finally:
+        if aside.exists() and not folder.exists():
+            aside.replace(folder)
+    sync_names(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def tidy(output_dir: Path) -> None:
+    """Remove what processes that have ended left in `output_dir`.
+
+    After a kill between the two renames of a checkpoint that was to be replaced, the earlier one gets its name again.
+    Every process of a run may do this at the same time.
+    """
+    for aside in output_dir.glob(f".{CHECKPOINT_PREFIX}*.earlier"):
+        match = _SET_ASIDE.fullmatch(aside.name)
+        if match is None or (match[3] == this_host() and runs_here(int(match[2]))):
+            continue
+        folder = output_dir / match[1]
+        try:
+            if not folder.exists():
+                aside.replace(folder)
+            elif is_whole(folder):
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError:  # another process was faster
+            continue
+    remove_abandoned(output_dir)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint. It loses its name first, so what is left after a kill is not taken for a checkpoint."""
+    aside = folder.with_name(draft_name(folder.name))
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+    except FileNotFoundError:
+        return
+    except OSError as fault:
+        warn(f"{folder} cannot be removed ({fault.strerror or fault})")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def rotate(newest: Path, limit: int | None, best: Path | None) -> None:
+    """Remove the oldest whole checkpoints beside `newest`, which was just written, until `limit` are left.
+
+    `newest` and `best` stay in any case. The step tells the age: a copy or a removal that was cut short changes time
+    stamps. Checkpoints of later steps are of a run that has been resumed from an earlier step since, and go first.
+    """
+    if not limit or limit < 0:
+        return
+    whole = [folder for folder in checkpoints_in(newest.parent) if folder == newest or is_whole(folder)]
+    kept = {folder for folder in whole if folder == newest or (best is not None and folder.resolve() == best.resolve())}
+    oldest_first = sorted(whole, key=lambda folder: (step_of(folder) <= step_of(newest), step_of(folder)))
+    surplus = len(whole) - max(limit, len(kept))
+    for folder in [folder for folder in oldest_first if folder not in kept][: max(surplus, 0)]:
+        remove(folder)
+
+
+# -- which are whole ---------------------------------------------------------------------------------
+
+Stamps = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and time of the last change in nanoseconds of each file."""
+_known_whole: dict[Path, Stamps] = {}
+"""Checkpoints that this process has written or verified, as their files were then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a folder is not a whole checkpoint."""
+
+    state: str
+    """incomplete or damaged"""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.reason}"
+
+
+def fault_of(folder: Path) -> Fault | None:
+    """What keeps `folder` from being a whole checkpoint, in the words of `luthier verify`; reads all its files."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return Fault("incomplete", f"it has no {MANIFEST_NAME}")
+    try:
+        num_bytes = sum(recorded["size_bytes"] for recorded in read_manifest(folder)["files"].values())
+        if num_bytes > LONG_CHECK_BYTES:
+            info(f"verifying {folder} ({size(num_bytes)})")
+        stamps, findings = _stamps(folder), verify_folder(folder)
+    except OutputError as fault:
+        return Fault("damaged", str(fault))
+    if findings:
+        state = "damaged" if all(": changed" in finding for finding in findings) else "incomplete"
+        return Fault(state, findings[0] + (f", and {len(findings) - 1} more" if findings[1:] else ""))
+    if not (folder / TRAINER_STATE).is_file():
+        return Fault("incomplete", f"it has no {TRAINER_STATE}, so it is not a checkpoint of a training run")
+    _known_whole[folder] = stamps
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """As `fault_of`, but does not read files again that this process has written or verified and nobody has changed."""
+    return _known_whole.get(folder) == _stamps(folder) or fault_of(folder) is None
+
+
+def _stamps(folder: Path) -> Stamps:
+    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in files)
+
+
+def missing_states(folder: Path) -> list[str]:
+    """What training cannot continue from this checkpoint, in words: optimizer, learning rate schedule, ..."""
+    return [name for name, patterns in STATES.items() if not any(any(folder.glob(p)) for p in patterns)]
 
 
 @contextmanager
@@ -95,55 +241,53 @@ def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequenc
             )
 
 
+# -- which one to resume from ------------------------------------------------------------------------
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
-    """In any order, complete or not."""
+    """In any order, whole or not."""
     return [p for p in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if p.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
 
 
-def last_complete_checkpoint(output_dir: Path, *, exclude: Path | None = None) -> Path | None:
-    """The newest complete checkpoint other than `exclude`. Warns about newer incomplete ones."""
-    others = [folder for folder in checkpoints_in(output_dir) if folder != exclude]
-    for folder in sorted(others, key=step_of, reverse=True):
-        if is_complete(folder):
+def newest_whole(output_dir: Path, *, until_step: int | None = None) -> Path | None:
+    """The whole checkpoint of the latest step, up to `until_step`. Warns about later ones that are not whole."""
+    folders = [folder for folder in checkpoints_in(output_dir) if until_step is None or step_of(folder) <= until_step]
+    for folder in sorted(folders, key=step_of, reverse=True):
+        fault = fault_of(folder)
+        if fault is None:
             return folder
-        warn(f"{folder} is incomplete and is not used")
+        warn(f"{folder} is {fault.state} and is not used: {fault.reason}")
     return None
-
-
-def is_complete(folder: Path) -> bool:
-    """trainer_state.json, the last file of a checkpoint, exists; with a manifest, all files have the sizes in it."""
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        files = read_manifest(folder)["files"] if (folder / MANIFEST_NAME).exists() else {}
-    except (OSError, ValueError, OutputError):
-        return False
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == facts["size_bytes"]
-        for name, facts in files.items()
-    )
 
 
 def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool) -> Path | None:
     """The checkpoint to resume from: the requested one (`resume_from_checkpoint`), else the last one in `output_dir`.
 
     None means to start from scratch. Raises `OutputError` if this run would overwrite finished weights, or if the
-    requested checkpoint is missing or incomplete.
+    requested checkpoint is missing or not whole.
     """
     word = str(requested or "").lower()
     if word not in ("", "true", "false"):
         folder = Path(str(requested)).expanduser()
-        _require_complete(folder)
-        if not overwrite and folder.resolve().parent != output_dir.resolve():
+        _require_whole(folder)
+        is_elsewhere = folder.resolve().parent != output_dir.resolve()
+        if not overwrite and is_elsewhere:
             _require_no_weights(output_dir)
+        later = [] if is_elsewhere else [f for f in checkpoints_in(output_dir) if step_of(f) > step_of(folder)]
+        if later:
+            warn(
+                f"{output_dir} also holds later checkpoints ({_names(later)}), which a run without"
+                " resume_from_checkpoint would resume from -> choose another output_dir or remove them"
+            )
         return folder
     must_resume = word == "true"
     if overwrite and not must_resume:
         return None
-    checkpoint = last_complete_checkpoint(output_dir)
+    checkpoint = newest_whole(output_dir)
     if checkpoint is not None:
         return checkpoint
     if must_resume:
@@ -152,21 +296,51 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
             " -> leave it out to start from scratch"
         )
     _require_no_weights(output_dir)
+    if found := checkpoints_in(output_dir):
+        warn(
+            f"{output_dir} has no complete checkpoint ({_names(found)}), so training starts from scratch"
+            f" -> {_record_hint(found[0].with_name('checkpoint-N'))}"
+        )
     return None
 
 
-def _require_complete(folder: Path) -> None:
+def require_one_start(resume_from: Path | None, all_found: Iterable[str]) -> None:
+    """Raises `OutputError` if the processes of a run, which may not share a disk, would resume from other checkpoints.
+
+    `all_found`: `resume_from` of each process as text.
+    """
+    found = sorted(set(all_found))
+    if found != [str(resume_from)]:
+        raise OutputError(
+            f"the processes of this run found different checkpoints ({', '.join(found)})"
+            " -> use an output_dir that all machines share, or resume_from_checkpoint with one that all of them have"
+        )
+
+
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(folder.name for folder in sorted(folders, key=step_of))
+
+
+def _require_whole(folder: Path) -> None:
     key = f"resume_from_checkpoint: {folder}"
-    inner = last_complete_checkpoint(folder)
+    if not folder.is_dir():
+        names = _names(checkpoints_in(folder.parent))
+        raise OutputError(f"{key}: there is no such folder" + (f" -> choose one of {names}" if names else ""))
+    inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
-    if is_complete(folder):
+    fault = fault_of(folder)
+    if fault is None:
         return
-    if not folder.is_dir():
-        siblings = checkpoints_in(folder.parent)
-        names = ", ".join(path.name for path in sorted(siblings, key=step_of))
-        raise OutputError(f"{key}: there is no such folder" + (f" -> choose one of {names}" if names else ""))
-    raise OutputError(f"{key}: the checkpoint is incomplete -> choose an earlier one")
+    if not (folder / MANIFEST_NAME).is_file():
+        raise OutputError(
+            f"{key}: {fault.reason}: the checkpoint is incomplete -> choose an earlier one; {_record_hint(folder)}"
+        )
+    raise OutputError(f"{key}: {fault.reason}: the checkpoint is {fault.state} -> choose an earlier one")
+
+
+def _record_hint(folder: Path) -> str:
+    return f"if another program wrote it, `luthier verify --record {folder}` accepts its files as they are"
 
 
 def _require_no_weights(output_dir: Path) -> None:

@@ -9,6 +9,7 @@ from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.checkpoints import STATES, missing_states
 
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer
@@ -33,8 +34,11 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
     """
     if resume_from is not None:
         info(f"resuming from {resume_from}")
-        if not any(resume_from.glob("rng_state*")):
+        missing = missing_states(resume_from)
+        if len(missing) == len(STATES):
             warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate schedule restart")
+        elif missing:
+            warn(f"{resume_from} holds no state of these, so they restart: {', '.join(missing)}")
     with StopOnSignal() as stop:
         trainer.add_callback(stop)
         try:

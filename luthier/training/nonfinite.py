@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.core.errors import RunFailed
-from luthier.training.checkpoints import last_complete_checkpoint
+from luthier.training.checkpoints import newest_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ class NonFiniteWatch:
                 raise self.failure(f"the weight {name} is not finite", num_steps)
 
     def failure(self, what: str, num_steps: int, more: str = "") -> RunFailed:
-        last = last_complete_checkpoint(self._output_dir)
+        last = newest_whole(self._output_dir)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
         return RunFailed(
             f"{what} at step {num_steps}; {kept} -> lower learning_rate, or train in float32 or bf16{more}"

@@ -12,7 +12,7 @@ from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.heads.output_head import OutputHead, inspect_head
-from luthier.model.processor import FittedProcessor
+from luthier.model.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.stages import Stage
 from luthier.training.distributed import Collate
@@ -60,7 +60,7 @@ class TrainingParts:
     """Called after every evaluation."""
     superseded: Sequence[Path] = ()
     """Checkpoints of an earlier run, removed once this run has saved something."""
-    processor: FittedProcessor | None = None
+    processor: FittedProcessor = AS_IT_IS
     """Saved with the weights, see `copy_processor`."""
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.manifest import read_manifest, write_manifest
 from luthier.core.versions import require
+from luthier.training.checkpoints import TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.training.trainer import StageTrainer
 
-TRAINER_STATE = "trainer_state.json"
 SMOOTHED_SHARE = 0.1
 """The smoothed line of a plot averages over about this share of the points."""
 
@@ -129,8 +130,16 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return line
 
 
-def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """README.md of the output folder, with the metadata that model hubs read."""
+def model_card(
+    run: "TrainRun",
+    base_model: str,
+    metrics: Mapping[str, Mapping[str, float]],
+    trained_on: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """README.md of the output folder, with the metadata that model hubs read.
+
+    `trained_on`: the entries of `luthier.training.trained_on` if training continued with other rows.
+    """
     import yaml
 
     keys = (
@@ -146,6 +155,9 @@ def model_card(run: "TrainRun", base_model: str, metrics: Mapping[str, Mapping[s
     lines += [f"# {Path(run.training['output_dir']).name}", ""]
     sets = ", ".join(run.data.dataset) or "no dataset"
     lines += [f"`{base_model}`, fine-tuned by {run.stage} ({run.finetuning_type}) on {sets} with Luthier.", ""]
+    for before, after in pairwise(trained_on):
+        named = before["keys"].get("dataset") or "no name"
+        lines += [f"Up to step {after['from_step']} it was trained on other rows ({named}).", ""]
     lines += ["## Training", "", "| key | value |", "|---|---|"]
     lines += [f"| {key} | {run.training[key]} |" for key in keys]
     for split, values in metrics.items():
@@ -194,7 +206,7 @@ def finish_training(
 
     output_dir = Path(run.training["output_dir"])
     trainer.save_state()
-    write_atomically(output_dir / "README.md", model_card(run, base_model, metrics))
+    write_atomically(output_dir / "README.md", model_card(run, base_model, metrics, facts.get("trained_on", ())))
     text = yaml.safe_dump(resolved_run(run), allow_unicode=True, sort_keys=False)
     write_atomically(output_dir / "run.yaml", text)
     if run.finetuning.plot_loss:

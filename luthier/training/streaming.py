@@ -11,9 +11,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import write_atomically
 from luthier.core.log import info, warn
-from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
+from luthier.data.ledger import Ledger, ledger_of
 from luthier.data.stream import Streamed, StreamedRows
 from luthier.training.distributed import Collate
 
@@ -68,24 +67,26 @@ class StreamReading:
             whole.add(part)
         return whole
 
-    def save(self, checkpoint: Path, output_dir: Path, *, writes: bool) -> None:
-        """All processes must call this together; those with `writes` write the files."""
-        parts = gather_object([self.read])
-        if not writes:
-            return
+    def save(self, checkpoint: Path, *, writes: bool) -> Ledger:
+        """All processes must call this together; those with `writes` write the file. Returns the ledger of all."""
         read, whole = Ledger(), Ledger()
-        for part in parts:
+        for part in gather_object([self.read]):
             read.add(part)
         for part in (self.before, read):
             whole.add(part)
         state = {"read": read.to_json(), "shares": self._shares(), "order": repr(self.rows.order), "rows": self._rows()}
-        (checkpoint / STREAM_FILE).write_text(json.dumps(state), encoding="utf-8")
-        write_atomically(output_dir / LEDGER_FILE, json.dumps(whole.to_json(), indent=2))
+        if writes:
+            (checkpoint / STREAM_FILE).write_text(json.dumps(state), encoding="utf-8")
+        return whole
 
     def restore(self, checkpoint: Path) -> None:
         """Load the state of a checkpoint, and warn if settings changed that decide which rows come next."""
         path = checkpoint / STREAM_FILE
         if not path.is_file():
+            warn(
+                f"streaming: {checkpoint} is of a run that did not stream, so some rows may be repeated and others"
+                " skipped"
+            )
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         if self.args.process_index == 0:

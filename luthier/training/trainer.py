@@ -12,16 +12,17 @@ One optimizer step, from top to bottom of `StageTrainer`:
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
@@ -30,22 +31,34 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from luthier.core.drafts import draft_name, remove
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
+from luthier.data.ledger import LEDGER_FILE
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
-from luthier.model.features.rope_scaling import save_beside_adapter
+from luthier.model.adapters._series import check_resumed
+from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
-from luthier.model.loading.loaded import as_it_came
-from luthier.model.processor import PROCESSOR_FILES, copy_processor
-from luthier.model.save import WEIGHT_FILES, save_adapter
+from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.save import (
+    WEIGHT_FILES,
+    incomplete,
+    raise_disk_fault,
+    save_adapter,
+    save_beside_weights,
+    save_weights,
+)
 from luthier.stages import StageState, StepStatistics, Sums
+from luthier.training import checkpoints
 from luthier.training.arguments import accepted
-from luthier.training.checkpoints import check_filled, checkpoint_mismatch, saving
+from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
+from luthier.training.hub import creating_repository, upload_result
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
+from luthier.training.report import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,14 +87,15 @@ class StageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         assert args.output_dir is not None, "the rules require output_dir"
-        self.parts, self.stage, self.output_dir = parts, parts.stage, args.output_dir
-        self.policy = parts.models.policy
+        self.parts, self.stage, self.policy, self.output_dir = parts, parts.stage, parts.models.policy, args.output_dir
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.stage_state: StageState = {}
         self.num_trained_tokens = 0
         self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
+        self.unsaved: dict[str, Exception] = {}
         self._superseded = list(parts.superseded)
+        self._drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
 
@@ -107,10 +121,9 @@ class StageTrainer(Trainer):
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
         self.num_trained_tokens += int(num_tokens)
-        if self.stage.statistics is not None:
-            self.stage_state = self._state_for(
-                self.stage.statistics, self.model_wrapped, batch_samples, self.stage_state
-            )
+        statistics = self.stage.statistics
+        if statistics is not None:
+            self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
@@ -195,15 +208,8 @@ class StageTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
-
-        try:
+        with creating_repository():
             super().init_hf_repo(token, private)
-        except (OSError, ValueError, HTTPError) as fault:
-            raise RunFailed(
-                f"push_to_hub: the repository cannot be created ({str(fault).splitlines()[0]})"
-                " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
-            ) from fault
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -261,6 +267,7 @@ class StageTrainer(Trainer):
     # -- saving and resuming ---------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        check_resumed(self.policy, Path(resume_from_checkpoint))
         with checkpoint_mismatch(resume_from_checkpoint):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))
@@ -276,6 +283,12 @@ class StageTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
+        fault = checkpoints.fault_of(Path(best)) if best is not None else None
+        if fault is not None:
+            raise RunFailed(
+                f"load_best_model_at_end: the best checkpoint {best} is {fault}; the other checkpoints are kept"
+                " -> set load_best_model_at_end: false to keep the weights of the last step"
+            )
         if best is not None and is_pissa(self.policy):
             resume_pissa(self.policy, Path(best))
         else:
@@ -289,44 +302,69 @@ class StageTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in transformers, but peft does not query the hub for a changed vocabulary of the base model.
+        """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
 
-        It need not: a trainable embedding is among the adapter's `modules_to_save`.
+        peft does not query the hub for a changed vocabulary of the base model. It need not: a trainable embedding is
+        among the adapter's `modules_to_save`.
         """
-        if self.args.should_save:
-            Path(output_dir or self.output_dir).mkdir(parents=True, exist_ok=True)
-            save_value_head(Path(output_dir or self.output_dir), self.policy, state_dict)
+        folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
+        more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_value_head(folder, self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            with as_it_came(unwrap(self.policy)):
-                super()._save(output_dir, without_value_head(self.policy, state_dict))
-        elif self.args.should_save:
-            folder = output_dir or self.output_dir
-            save_adapter(self.model, Path(folder), state_dict)
-            save_beside_adapter(Path(folder), unwrap(self.model).config)
-            self.parts.tokenizer.save_pretrained(folder)
-            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))
-        if self.args.should_save:
-            copy_processor(unwrap(self.model), Path(output_dir or self.output_dir), self.parts.processor)
+            save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
+        elif writes:
+            save_adapter(self.model, folder, state_dict)
+            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
+        if writes:
+            self.unsaved = save_beside_weights(self.policy, self.parts.tokenizer, folder, self.parts.processor, more)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes checkpoints and would remove old ones: a folder that holds nothing but a draft."""
+        return str(self._drafts)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
         self.watch.require_finite_weights(self.policy, self.state.global_step)
-        name = f"checkpoint-{self.state.global_step}"
-        self._superseded = [folder for folder in self._superseded if folder.name != name]
-        with saving(self.output_dir, name, self.args.should_save):
-            # Every process writes here: after the old folder is removed, before the manifest is made.
-            self.accelerator.wait_for_everyone()
-            folder = Path(self.output_dir, name)
-            folder.mkdir(parents=True, exist_ok=True)
-            # Our own files first: with trainer_state.json, the last file of transformers, a checkpoint is complete.
-            if self.stage_state and self.args.should_save:
-                (folder / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
-            if self.parts.reading is not None:
-                self.parts.reading.save(folder, Path(self.output_dir), writes=self.args.should_save)
-            if self.parts.rollouts is not None:
-                self.parts.rollouts.save(folder, self.state.global_step)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-        self._remove_superseded()
+        writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        draft = self._drafts / folder.name
+        with checkpoints.saving(folder):
+            with checkpoints.writing(draft, folder, is_writer=writes):
+                # Every process writes here: after the writer has made the folder, before it makes the manifest.
+                self.accelerator.wait_for_everyone()
+                draft.mkdir(parents=True, exist_ok=True)
+                if self.stage_state and writes:
+                    (draft / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
+                ledger = self.parts.reading.save(draft, writes=writes) if self.parts.reading is not None else None
+                if self.parts.rollouts is not None:
+                    self.parts.rollouts.save(draft, self.state.global_step)
+                super()._save_checkpoint(model, trial)
+                raise_disk_fault(self.unsaved)
+                self._note_best(draft)
+                self.accelerator.wait_for_everyone()
+            if writes:
+                if ledger is not None:
+                    write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
+                self._remove_superseded(folder)
+                best = self.state.best_model_checkpoint
+                checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0:
+            remove(self._drafts)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder))
+
+    def _note_best(self, draft: Path) -> None:
+        """Name the best checkpoint where it will be; transformers looked for it among the drafts."""
+        best = Path(self.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and (best.name == draft.name or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(draft / TRAINER_STATE))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: transformers calls this for a draft. `_save_checkpoint` uploads what is whole."""
 
     def save_final(self) -> None:
         """Save the weights of the finished run to `output_dir`, replacing earlier ones.
@@ -334,16 +372,29 @@ class StageTrainer(Trainer):
         Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
         """
         self.watch.require_finite_weights(self.policy, self.state.global_step)
-        with saving(self.output_dir, None, self.args.should_save):
+        output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
+        with checkpoints.saving(output_dir):
             if self.args.should_save:
-                with save_folder_atomically(Path(self.output_dir), replaces=MODEL_FILES) as folder:
-                    self.save_model(str(folder))
+                with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
+                    self.save_model(str(folder), _internal_call=True)
+                self._remove_superseded(output_dir)
+                if best is not None and self.args.save_total_limit == 1 and checkpoints.is_whole(Path(best)):
+                    checkpoints.rotate(Path(best), 1, None)
             else:
-                self.save_model()
-        self._remove_superseded()
+                self.save_model(_internal_call=True)
+        if self.unsaved:
+            raise incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
 
-    def _remove_superseded(self) -> None:
-        if self.args.should_save:
-            for folder in self._superseded:
-                shutil.rmtree(folder, ignore_errors=True)
+    def upload(self) -> None:
+        """With `push_to_hub`: upload the result, which is complete in `output_dir`."""
+        if self.args.push_to_hub and self.is_world_process_zero():
+            assert self.hub_model_id is not None, "init_hf_repo has set it"
+            self._finish_current_push()
+            upload_result(Path(self.output_dir), self.hub_model_id, self.args.hub_token, self.args.hub_revision)
+
+    def _remove_superseded(self, saved: Path) -> None:
+        """`saved`: what this run has saved in their place."""
+        for folder in self._superseded:
+            if folder != saved:
+                checkpoints.remove(folder)
         self._superseded = []

@@ -4,20 +4,21 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
-from luthier.core.log import info, warn
+from luthier.core.log import info
 from luthier.core.versions import is_installed, missing_extra
+from luthier.model.adapters._series import MERGED, as_json
 from luthier.model.files.hubs import fetched
 from luthier.model.files.sources import ModelSource, model_source
 from luthier.model.heads.score_head import fit_scorer
 from luthier.model.processor import fit_processor
 from luthier.model.quantization._prequantized import GPTQ_LIBRARIES
-from luthier.model.save import copy_value_head, num_bytes, write_model
+from luthier.model.save import copy_value_head, incomplete, num_bytes, write_model
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import ExportRun
     from luthier.model.adapters._merge_check import Reference
+    from luthier.model.adapters._series import Series
     from luthier.workflow.text import TextSide
 
 PLAIN = "unquantized"
@@ -35,10 +37,12 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.*", "*.
 def export(run: "ExportRun") -> Path:
     """Merge, write, compare, describe, and upload if asked to. Returns the folder, which is whole or not there at all.
 
-    Raises `OutputError` for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed`
-    if the disk is full, the written model answers differently or the upload fails.
+    If a config or the tokenizer cannot be saved, the folder holds the weights and what could be. Raises `OutputError`
+    for a folder that must not be written to, `ModelError` for what cannot be merged, `RunFailed` if not everything is
+    saved, the disk is full, the written model answers differently or the upload fails.
     """
     from luthier.core.manifest import write_manifest
+    from luthier.model.adapters._merge import given_adapters, series_beneath
     from luthier.model.adapters._merge_check import Reference
     from luthier.model.loading.merged import load_for_export
     from luthier.model.quantization._gptq import group_size_for
@@ -52,6 +56,7 @@ def export(run: "ExportRun") -> Path:
     check_mergeable(run, source)
     check_gguf(run, source)
     check_quantizable(run, source)
+    series = series_beneath(given_adapters(run.model), source, creates_new=True)
     text = load_text_side(run, source)
     processor, samples = fit_processor(run, source), calibration(run, text)
     reference = Reference(sample_prompts(text.encoding)) if run.export.export_check else None
@@ -67,26 +72,30 @@ def export(run: "ExportRun") -> Path:
     ) as draft:
         plain = draft / PLAIN if samples else draft
         shards = f"{run.export.export_size}GB"
-        write_model(plain, model, text.tokenizer, max_shard_size=shards, processor=processor)
+        unsaved = write_model(plain, model, text.tokenizer, max_shard_size=shards, processor=processor)
         dtype, writes_words = model.dtype, model.can_generate()
         del model
         gc.collect()  # the export is loaded again, and two models may not fit
-        if samples:
-            quantize(draft, run, samples, group_size, dtype)
-        gguf = write_extra_files(draft, run, text, writes_words=writes_words)
-        checks = check_export(draft, gguf, run, reference, dtype=dtype, attn_implementation=attention)
-        write_manifest(
-            draft,
-            model=run.model.model_name_or_path,
-            adapters=list(run.model.adapter_name_or_path),
-            dtype=str(dtype).removeprefix("torch."),
-            template=run.data.template,
-            **({"gptq_bits": run.export.export_quantization_bit} if samples else {}),
-            **({"merge_check": checks} if checks else {}),
-        )
+        if not unsaved:
+            if samples:
+                quantize(draft, run, samples, group_size, dtype)
+            gguf = write_extra_files(draft, run, text, writes_words=writes_words)
+            checks = check_export(draft, gguf, run, source, reference, dtype=dtype, attn_implementation=attention)
+            write_manifest(draft, **facts_of(run, series, dtype, checks))
+    if unsaved:
+        raise incomplete(target, unsaved, run.model.model_name_or_path)
     if run.export.export_hub_model_id:
         upload(target, run.export.export_hub_model_id, run.model.hf_hub_token)
     return target
+
+
+def facts_of(run: "ExportRun", series: "Series", dtype: "torch.dtype", checks: dict[str, Any]) -> dict[str, Any]:
+    """For the manifest. `series`: all adapters that are merged now."""
+    facts: dict[str, Any] = {"model": run.model.model_name_or_path, "adapters": list(run.model.adapter_name_or_path)}
+    facts |= {MERGED: as_json(series)} if series else {}
+    facts |= {"dtype": str(dtype).removeprefix("torch."), "template": run.data.template}
+    bits = run.export.export_quantization_bit
+    return {**facts, **({"gptq_bits": bits} if bits is not None else {}), **({"merge_check": checks} if checks else {})}
 
 
 def calibration(run: "ExportRun", text: "TextSide") -> list[list[int]]:
@@ -129,10 +138,9 @@ def quantize(draft: Path, run: "ExportRun", samples: list[list[int]], group_size
 def fit_to_text(model: "PreTrainedModel", text: "TextSide") -> None:
     """Rows for all tokens, and the ends of an answer, as the chat format has them."""
     from luthier.infer.decoding import end_ids
-    from luthier.model.embeddings import fit_embeddings
+    from luthier.model.embeddings import add_missing_rows
 
-    if fit_embeddings(model, text.tokenizer):
-        warn("the tokenizer has tokens that the model has never learned; their embeddings are near the mean of all")
+    add_missing_rows(model, text.tokenizer, text.source)
     if not model.can_generate():
         fit_scorer(model, text.tokenizer.pad_token_id)
         return
@@ -155,7 +163,7 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
         from luthier.model.files.gguf.writer import gguf_name, write_gguf
 
         gguf = draft / gguf_name(number_format)
-        write_gguf(draft, gguf, number_format)
+        write_gguf(draft, gguf, number_format, trust_remote_code=run.model.trust_remote_code)
     if text.template.kind != "program" and writes_words:
         own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
         source = f"./{gguf.name}" if gguf else "."
@@ -167,12 +175,16 @@ def check_export(
     draft: Path,
     gguf: Path | None,
     run: "ExportRun",
+    source: ModelSource,
     reference: "Reference | None",
     *,
     dtype: "torch.dtype",
     attn_implementation: str,
 ) -> dict[str, Any]:
-    """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for."""
+    """The merge check of the folder and of the GGUF file, as saved in merge_check.json; empty if not asked for.
+
+    `source`: of the model that was exported.
+    """
     from luthier.model.adapters._merge_check import allowed_mean_kl
     from luthier.workflow.merge_check import FILE_NAME, check_written
 
@@ -184,12 +196,12 @@ def check_export(
         allowed = own  # how much low-bit weights may cost is for the user to decide
     how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     how["device_map"] = "auto" if run.export.export_device == "auto" else None
-    facts = check_written(draft, reference, allowed_mean_kl=allowed, **how)
+    facts = check_written(replace(source, name=str(draft)), reference, allowed_mean_kl=allowed, **how)
     if reference.merges:
         facts["adapters_before_the_last"] = [asdict(merge) for merge in reference.merges]
     if gguf is not None:
         allowed = allowed_mean_kl(*formats, str(run.export.export_gguf)) if own is None else own
-        facts["gguf"] = check_written(gguf, reference, allowed_mean_kl=allowed, **how)
+        facts["gguf"] = check_written(replace(source, name=str(gguf)), reference, allowed_mean_kl=allowed, **how)
     write_atomically(draft / FILE_NAME, json.dumps(facts, indent=2) + "\n")
     return facts
 

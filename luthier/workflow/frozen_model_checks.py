@@ -6,14 +6,16 @@ the user's code.
 
 import ast
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError, Problem
+from luthier.model.adapters._series import adapters_of_reward_model, given_as
 from luthier.model.classes import adapter_gives_scores, names_scorer
 from luthier.model.files.sources import ModelSource, check_adapter_source, check_source, is_hub_id
+from luthier.workflow.requirements import series_problems
 
 
 def frozen_model_problems(run: TrainRun) -> Iterator[Problem]:
@@ -27,15 +29,29 @@ def frozen_model_problems(run: TrainRun) -> Iterator[Problem]:
         if f"{key}_adapters" not in keys or name is None:
             continue
         adapters, kind = keys[f"{key}_adapters"], keys.get(f"{key}_type")
+        faults: list[Problem] = []
         if kind != "api" and not is_hub_id(name):
-            yield from _model_problems(key, name, kind, has_adapters=bool(adapters))
+            faults += _model_problems(key, name, kind, has_adapters=bool(adapters))
         for adapter in adapters:
             if not is_hub_id(adapter):
-                yield from _as_problems(f"{key}_adapters", adapter, check_adapter_source)
+                faults += _as_problems(f"{key}_adapters", adapter, check_adapter_source)
+        yield from faults or _series_problems(run, key, name, kind, adapters)
     for name in keys.get("reward_funcs", ()):
         source, colon, function = name.rpartition(":")
         if colon and (reason := _reason_against(source, function)):
             yield Problem("reward_funcs", *reason, value=name, has_value=True)
+
+
+def _series_problems(
+    run: TrainRun, key: str, name: str, kind: str | None, adapters: Sequence[str]
+) -> Iterator[Problem]:
+    """Adapters that are put on something else than they were trained on. `kind`: as for `_model_problems`."""
+    base, folder = run.model.model_name_or_path, run.model.adapter_folder
+    if kind == "lora":
+        yield from series_problems(key, (name,), ModelSource(base), folder, adapters_of_reward_model(base))
+    elif kind != "api":
+        adapters_key = f"{key}_adapters"
+        yield from series_problems(adapters_key, adapters, ModelSource(name), folder, given_as(adapters_key))
 
 
 def _model_problems(key: str, name: str, kind: str | None, *, has_adapters: bool) -> Iterator[Problem]:

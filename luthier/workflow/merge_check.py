@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.data.rows.encoding import Encoding
+    from luthier.model.files.sources import ModelSource
 
 FILE_NAME = "merge_check.json"
 PLAIN_TEXTS = (
@@ -38,7 +39,7 @@ def sample_prompts(encoding: "Encoding") -> list[list[int]]:
 
 
 def check_written(
-    written: Path,
+    written: "ModelSource",
     reference: Reference,
     *,
     dtype: "torch.dtype",
@@ -50,15 +51,13 @@ def check_written(
 
     Raises `RunFailed` if the mean KL divergence is above `allowed_mean_kl`, in nats; None allows any value.
     """
-    from luthier.model.files.sources import ModelSource
     from luthier.model.loading.load import load_model
 
-    model = load_model(
-        ModelSource(str(written)), dtype=dtype, attn_implementation=attn_implementation, device_map=device_map
-    )
+    model = load_model(written, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map)
     found = reference.compare(model)
     del model
-    name = f" of {written.name}" if written.is_file() else ""
+    path = Path(written.name)
+    name = f" of {path.name}" if path.is_file() else ""
     limit = float("inf") if allowed_mean_kl is None else allowed_mean_kl
     info(f"merge check{name}: {found}" + (f" (allowed: {limit:g} nats)" if allowed_mean_kl is not None else ""))
     worst = max((found, *reference.merges), key=lambda one: one.mean_kl)

@@ -9,6 +9,7 @@ from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
 from luthier.data.stream import StreamedRows
 from luthier.model.heads.value_head import add_value_head
+from luthier.model.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
-    from luthier.model.processor import FittedProcessor
     from luthier.stages import Stage
     from luthier.workflow.text import TextSide
 
@@ -42,7 +42,7 @@ def make_parts(
     *,
     padding_reason: str | None,
     superseded: Sequence[Path] = (),
-    processor: "FittedProcessor | None" = None,
+    processor: FittedProcessor = AS_IT_IS,
 ) -> "TrainingParts":
     """Everything that the trainer needs.
 

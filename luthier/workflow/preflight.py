@@ -1,16 +1,23 @@
 """Everything that can be checked before a run begins, without importing torch: its keys, and what they point to."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from luthier.config.keys.data import holds_tokenized_rows
-from luthier.config.load import Draft
+from luthier.config.keys.fsdp import LAYERS, SMALLEST, fsdp_settings
+from luthier.config.keys.training import read_mapping
+from luthier.config.load import PATHS, Draft
 from luthier.config.runs import Run, TrainRun
 from luthier.config.source import Written
-from luthier.core.errors import Problem
+from luthier.core.errors import InvalidInput, Problem
+from luthier.core.paths import windows_remedy
 from luthier.core.registry import did_you_mean
+from luthier.model.adapters._continued import local_problems
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
 from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
+
+MUST_EXIST = {"model_name_or_path", "dataset_dir", "deepspeed", "fsdp_config", "accelerator_config"}
+"""Paths whose absence is an error of its own."""
 
 
 def load_checked(command: str, written: Written, *, begins: bool, writes: bool = True) -> Run:
@@ -23,10 +30,13 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     draft = Draft(command, written, writes=writes)
     run = draft.run
     draft.add(*content_problems(run, draft.unknown, others=not begins))
-    draft.add((), text_only_problems(run))
+    if isinstance(run, TrainRun):
+        draft.add(*settings_problems(run))
+    draft.add((), [*text_only_problems(run), *path_problems(run)])
     missing = [*source_problems(run), *quantizer_problems(run)]
     if isinstance(run, TrainRun):
         missing += [*library_problems(run), *frozen_model_problems(run)]
+        draft.add((), local_problems(run))
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
 
@@ -55,3 +65,30 @@ def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tup
         problems += problems_found
         warnings += warnings_found
     return problems, warnings
+
+
+def path_problems(run: Run) -> Iterator[Problem]:
+    """Paths of Windows in keys whose folders need not exist: here they would name one folder with a strange name."""
+    for key in sorted(PATHS & run.given.keys()):
+        value = run.given[key]
+        if isinstance(value, str) and key not in MUST_EXIST and (remedy := windows_remedy(value)):
+            yield Problem(key, "holds a backslash, which is part of the name here", remedy)
+
+
+def settings_problems(run: TrainRun) -> tuple[list[Problem], list[Problem]]:
+    """(errors, warnings) in the files that hold settings for accelerate, DeepSpeed and FSDP, and in those of FSDP."""
+    problems: list[Problem] = []
+    contents = {}
+    for key in ("accelerator_config", "deepspeed", "fsdp_config"):
+        try:
+            contents[key] = read_mapping(key, run.training[key])
+        except InvalidInput as error:
+            reason, _, remedy = str(error).removeprefix(f"{key}: {run.training[key]}: ").partition(" -> ")
+            problems.append(Problem(key, reason, remedy))
+    if not run.training["fsdp"]:
+        unread = [key for key in ("fsdp_config", LAYERS, SMALLEST) if run.training[key]]
+        return problems, [Problem(key, "is not read without fsdp", "set fsdp: true, or leave it out") for key in unread]
+    if "fsdp_config" not in contents:
+        return problems, []
+    settings = fsdp_settings(run.training, contents["fsdp_config"])
+    return problems + settings.problems, settings.warnings

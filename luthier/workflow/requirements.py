@@ -3,7 +3,7 @@
 All of it is checked without importing torch and without a network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from luthier.config.keys.fp8 import installed_backend, missing_library
@@ -13,7 +13,8 @@ from luthier.config.runs import ExportRun, Run, TrainRun
 from luthier.core.errors import ModelError, Problem
 from luthier.core.kinds import QUANTIZERS
 from luthier.core.versions import is_installed
-from luthier.model.files.sources import check_adapter_source, check_source, is_hub_id, model_source
+from luthier.model.adapters._series import AS_ADAPTERS, check_series
+from luthier.model.files.sources import ModelSource, check_adapter_source, check_source, is_hub_id, model_source
 from luthier.model.quantization._layers import missing_library as missing_quantizer
 from luthier.model.quantization._prequantized import (
     GPTQ_LIBRARIES,
@@ -52,12 +53,29 @@ def source_problems(run: Run) -> Iterator[Problem]:
             yield from prequantized_problems(run)
     except ModelError as error:
         yield _about("model_name_or_path", keys.model_name_or_path, error)
-    for name in keys.adapter_name_or_path:
+    faults, key, names = [], "adapter_name_or_path", keys.adapter_name_or_path
+    for name in names:
         try:
             if not is_hub_id(name):
                 check_adapter_source(name, keys.adapter_folder)
         except ModelError as error:
-            yield _about("adapter_name_or_path", name, error)
+            faults.append(_about(key, name, error))
+    yield from faults or series_problems(key, names, model_source(keys), keys.adapter_folder, AS_ADAPTERS)
+
+
+def series_problems(
+    key: str, names: Sequence[str], source: ModelSource, folder: str | None, line: Callable[[str], str]
+) -> Iterator[Problem]:
+    """An adapter that was trained on top of others, if it is put on something else. `line`: see `check_series`.
+
+    What is on a hub is compared when it has been fetched.
+    """
+    if Path(source.name).expanduser().exists() and not any(map(is_hub_id, names)):
+        folders = [Path(name, folder or "").expanduser() for name in names]
+        try:
+            check_series(names, folders, source, line)
+        except ModelError as error:
+            yield _about(key, str(error).partition(": ")[0], error)
 
 
 def prequantized_problems(run: Run) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from luthier.data.rows.encoding import encode_last_turns
 from luthier.data.types import Dialogue, Message
 from luthier.infer.batch import generate_answers
 from luthier.infer.types import Settings
+from luthier.model.adapters._series import adapters_of_reward_model
 from luthier.model.loading.frozen import load_frozen_model
 from luthier.training.rewards import Reward, WeightedRewards
 from luthier.training.rewards.functions import load_function
@@ -84,7 +85,8 @@ def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device")
     source = run.model.model_name_or_path if is_adapter else method.reward_model
     adapters = (method.reward_model,) if is_adapter else method.reward_model_adapters
     bits = method.reward_model_quantization_bit
-    model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, bits=bits, scores=True)
+    line = adapters_of_reward_model(source) if is_adapter else None
+    model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, line=line, bits=bits, scores=True)
     model = model.to(device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: loaded next to the policy, {size / 1e9:.2f} GB")

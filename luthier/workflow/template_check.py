@@ -22,6 +22,8 @@ from luthier.data.rows.maker import read_example, require_taken
 from luthier.data.types import Dialogue
 from luthier.inspection.agreement import Finding, compare, default_systems
 from luthier.inspection.sample_dialogues import SAMPLES, Sample
+from luthier.inspection.server import Server
+from luthier.model.files.sources import ModelSource, model_source
 
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
@@ -33,7 +35,7 @@ class Sides:
     """The two sides of the comparison."""
 
     training: Encoding
-    server: ModelChatTemplate
+    server: Server
     stop_ids: tuple[int, ...]
     """Inference stops at these."""
 
@@ -42,13 +44,26 @@ class Sides:
         return compare(self.training.with_thinking(sample.enable_thinking), server, sample.dialogue, self.stop_ids)
 
 
-def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, num_rows: int) -> int:
-    """Compare, print, and return the exit status. Raises `ModelError` for a model without a chat template."""
+def check(
+    model: str,
+    name: str | None,
+    *,
+    as_json: bool,
+    run_file: str | None,
+    num_rows: int,
+    trust_remote_code: bool = False,
+) -> int:
+    """Compare, print, and return the exit status. Raises `ModelError` for a model without a chat template.
+
+    The model is fetched as the run file says, if there is one.
+    """
     if num_rows < 1:
         raise InvalidInput(f"--rows {num_rows}: must be at least 1")
     run = _run(run_file) if run_file else None
     name = name or (run.data.template if run else None) or "auto"
-    sides = load_sides(model, name, run.data if run else None)
+    source = replace(model_source(run.model), name=model) if run else ModelSource(model)
+    source = replace(source, trust_remote_code=source.trust_remote_code or trust_remote_code)
+    sides = load_sides(source, name, run.data if run else None)
     samples = islice(_rows_of(run), num_rows) if run else iter(SAMPLES)
     findings = [(sample.name, sides.check(sample)) for sample in samples]
     differing = [finding for _, finding in findings if finding.status == "differs"]
@@ -59,26 +74,28 @@ def check(model: str, name: str | None, *, as_json: bool, run_file: str | None, 
     return 1 if differing else 0
 
 
-def load_sides(model: str, name: str, data: "DataConfig | None" = None) -> Sides:
+def load_sides(source: ModelSource, name: str, data: "DataConfig | None" = None) -> Sides:
     """The tokenizer is loaded once for each side, since a format may change it."""
-    from luthier.model.files.sources import ModelSource
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
     silence_libraries()
-    tokenizer = load_tokenizer(ModelSource(model))
+    tokenizer = load_tokenizer(source)
     if not tokenizer.chat_template:
-        raise InvalidInput(f"{model}: the model has no chat template of its own, so there is nothing to compare with")
+        raise InvalidInput(
+            f"{source.name}: the model has no chat template of its own, so there is nothing to compare with"
+        )
     thinking, keeps, system = (
         (data.enable_thinking, data.preserve_thinking, data.default_system) if data else (True, False, None)
     )
-    server = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
+    server = Server(tokenizer, thinking, keeps, system)
     own = choose_template("auto", tokenizer)
-    stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(model))
+    stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(source.name))
     if name == "auto":
-        return Sides(Encoding(server.encoder, own, None, thinking, keeps, server), server, stop_ids)
+        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
+        return Sides(Encoding(program.encoder, own, None, thinking, keeps, program), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)
     fitted = fit_tokenizer(
-        load_tokenizer(ModelSource(model)),
+        load_tokenizer(source),
         stop_words=template.stop_words,
         replace_eos=template.replace_eos,
         vocab_size=len(tokenizer),
@@ -126,7 +143,7 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
 
 
 def _head(model: str, name: str, sides: Sides) -> Iterator[str]:
-    tokenizer = sides.server.encoder.tokenizer
+    tokenizer = sides.server.tokenizer
     stops = ", ".join(repr(word) for word in tokenizer.convert_ids_to_tokens(list(dict.fromkeys(sides.stop_ids))))
     yield f"training with template {name}, serving with the chat template of {model}; inference stops at {stops}"
     ours, theirs = default_systems(sides.training, sides.server)

@@ -10,6 +10,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
+from luthier.data.rows.endings import with_end
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
 from luthier.model.files.sources import ModelSource, check_source, local_path, model_source
@@ -68,19 +69,42 @@ def load_text_side(
     name = data.template if reads_chat or data.template else "empty"
     template = choose_template(name, tokenizer, data.tool_format, data.default_system)
     runs_own = name in (None, "auto") and bool(tokenizer.chat_template)
-    if name in (None, "auto"):
-        info("template: the model's own" if runs_own else "template: none, so rows get no role marks")
+    if runs_own:
+        info("template: the model's own")
     if runs_own and not tokenizer.is_fast:
         info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenized apart")
+    has_eos = tokenizer.eos_token is not None
     fitted = fit_to_format(run, tokenizer, template, config.get_text_config().vocab_size, for_model=for_model)
+    if not has_eos and runs_own:  # a chat template may write the eos that the tokenizer has only now
+        template = choose_template(name, tokenizer, data.tool_format, data.default_system)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
     encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
+    if reads_chat:
+        encoding = with_end(encoding, fitted.stop_token_ids)
+        report_end(run, template, encoding)
+        template = encoding.template
     if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
         report_template(encoding, model.model_name_or_path, fitted.stop_token_ids)
     give_chat_template(tokenizer, template)
     return TextSide(source, fitted, template, encoding)
+
+
+def report_end(run: "Run", template: Template, encoding: Encoding) -> None:
+    """Log how answers end where no format says so. `template`: before the end was settled."""
+    eos = encoding.encoder.tokenizer.eos_token
+    tell = warn if isinstance(run, TrainRun) else info
+    if template.name == "auto" and not encoding.encoder.tokenizer.chat_template:
+        tell(
+            f"template: the model has no chat template, so no marks stand between question and answer, and an answer"
+            f" ends in {eos!r} -> name a template, unless the rows hold their own marks"
+        )
+    elif encoding.template is not template:
+        tell(
+            f"template: {template.name} ends an answer in no token that generation stops at, so the end token {eos!r}"
+            " is learned after it -> choose the template of the model, or set resize_vocab: true for new stop words"
+        )
 
 
 def fit_to_format(
@@ -108,6 +132,8 @@ def fit_to_format(
     )
     for note in fitted.notes:
         info(note)
-    if len(tokenizer) > num_rows and not keys.may_grow:
+    for warning in fitted.warnings:
+        warn(warning)
+    if len(tokenizer) > num_rows and not keys.may_grow and not run.model.adapter_name_or_path:
         warn(f"the embedding of the model has {num_rows:,} rows, too few for these tokens -> set resize_vocab: true")
     return fitted

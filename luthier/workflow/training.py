@@ -10,8 +10,9 @@ from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
+from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
-from luthier.model.processor import fit_processor
+from luthier.model.processor import AS_IT_IS, fit_processor
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
     from luthier.training.fit import RunResult
+    from luthier.training.trained_on import TrainedOn
     from luthier.training.trainer import StageTrainer
 
 
@@ -41,11 +43,15 @@ def train(run: TrainRun) -> "RunResult":
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
+    from accelerate.utils import gather_object
+
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
     from luthier.training.arguments import training_arguments
-    from luthier.training.checkpoints import checkpoints_in
+    from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of, tidy
     from luthier.training.fp8 import settings_of
+    from luthier.training.report import describes_step
+    from luthier.training.trained_on import compare_rows
     from luthier.training.trainer import StageTrainer
     from luthier.workflow.parts import make_parts
 
@@ -56,10 +62,14 @@ def train(run: TrainRun) -> "RunResult":
     from_scratch = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
     args = training_arguments(run, machine)
+    require_one_start(resume_from, gather_object([str(resume_from)]))
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
+    rows = compare_rows(run, data, resume_from, is_dated=is_dated(text.encoding))
+    if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
+        rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
-    processor = fit_processor(run, text.source) if run.trains else None
+    processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     policy = load_policy(run, stage, text, machine, output_dir)
     parts = make_parts(
         run,
@@ -74,15 +84,19 @@ def train(run: TrainRun) -> "RunResult":
     )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
-    return carry_out(run, trainer, data, text, resume_from, policy.unavailable)
+    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable)
+    if args.local_process_index == 0:
+        tidy(output_dir)
+    return result
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     """The checkpoint to resume from, if any. Creates `output_dir`; raises before anything expensive starts."""
     from luthier.core.files import require_apart, require_writable
-    from luthier.training.checkpoints import checkpoints_in, resume_point
+    from luthier.training.checkpoints import checkpoints_in, resume_point, tidy
 
     requested, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
+    tidy(output_dir)
     resume_from = resume_point(output_dir, requested, overwrite) if run.trains else None
     if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
         raise InvalidInput(
@@ -103,6 +117,7 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.backends import load_for_inference, load_for_training
     from luthier.model.dropout import switch_dropout_off
+    from luthier.model.embeddings import add_missing_rows
     from luthier.model.save import num_saved_bytes
 
     unavailable: dict[str, str] = {}
@@ -115,6 +130,7 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
         require_space("output_dir", output_dir, num_saved_bytes(model))
     else:
         model = load_for_inference(run, machine, source=text.source, scores=scores)
+        add_missing_rows(model, text.tokenizer, text.source)
         padding_reason = isolates_samples(model)
     if padding_reason is None:
         isolate_samples(model)
@@ -143,6 +159,7 @@ def carry_out(
     data: "PreparedData",
     text: TextSide,
     resume_from: Path | None,
+    rows: "TrainedOn",
     unavailable: Mapping[str, str],
 ) -> "RunResult":
     """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
@@ -160,14 +177,14 @@ def carry_out(
     if not run.trains:
         write_data_report(trainer, data, output_dir)
     else:
-        training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from)
+        training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
         if training:
             metrics["train"] = training
             if run.finetuning.include_effective_tokens_per_second:
                 per_device = training["train_tokens_per_second"] / trainer.args.world_size
                 metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
         if was_interrupted:
-            info(resume_hint(run, output_dir))
+            info(resume_hint(run, output_dir, trainer.state.global_step))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
         if not was_finished:
             trainer.save_final()
@@ -189,8 +206,10 @@ def carry_out(
             if was_finished:
                 renew_manifest(output_dir)
             elif run.trains:
-                facts = facts_of(run, trainer, data, unavailable)
+                facts = facts_of(run, trainer, data, rows, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+    if run.trains:
+        trainer.upload()
     return RunResult(output_dir, metrics, trainer.state.log_history)
 
 
@@ -203,11 +222,12 @@ def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir:
 
 
 def fit_and_report_data(
-    trainer: "StageTrainer", data: "PreparedData", output_dir: Path, resume_from: Path | None
+    trainer: "StageTrainer", data: "PreparedData", output_dir: Path, resume_from: Path | None, rows: "TrainedOn"
 ) -> tuple[dict[str, float], bool, bool]:
     """Returns the training metrics, whether a signal stopped it, and whether a run here had finished before.
 
-    Of a finished run nothing is trained, so the weights and all that describes them stay.
+    Of a finished run nothing is trained, so the weights and all that describes them stay. Raises `OutputError` if the
+    checkpoint was trained on other rows; all that describes the weights stays then, too.
     """
     from accelerate.utils import gather_object
 
@@ -215,10 +235,13 @@ def fit_and_report_data(
     from luthier.data.ledger import LEDGER_FILE
     from luthier.training.fit import fit
     from luthier.training.report import describes_step, nothing_trained
+    from luthier.training.trained_on import NoteRows
 
     report = output_dir / LEDGER_FILE
     earlier = report.read_text(encoding="utf-8") if report.is_file() else None
-    write_data_report(trainer, data, output_dir)
+    if not rows.differences:  # else it is known only later whether anything is learned from these rows
+        write_data_report(trainer, data, output_dir)
+    trainer.add_callback(NoteRows(rows))
     training, was_interrupted = fit(trainer, resume_from)
     # The first process decides for all, since they save together and may not share a disk.
     (was_finished, *_) = gather_object([describes_step(output_dir, trainer.state.global_step)])
@@ -228,17 +251,22 @@ def fit_and_report_data(
             warn(nothing_trained(output_dir, resume_from, data.fingerprint))
             if earlier is not None:
                 write_atomically(report, earlier)
+    elif rows.differences and not training and not was_interrupted:
+        raise rows.refusal()
     elif trainer.parts.reading is not None:
         report_stream(trainer, output_dir)
+    elif rows.differences:
+        write_data_report(trainer, data, output_dir)
     return training, was_interrupted, was_finished
 
 
 def facts_of(
-    run: TrainRun, trainer: "StageTrainer", data: "PreparedData", unavailable: Mapping[str, str]
+    run: TrainRun, trainer: "StageTrainer", data: "PreparedData", rows: "TrainedOn", unavailable: Mapping[str, str]
 ) -> dict[str, Any]:
     """For the manifest: seed, data, model and settings that the weights were trained with."""
     from luthier.model.loading.loaded import resolved_settings
     from luthier.model.modules import unwrap
+    from luthier.training.trained_on import KEY
 
     facts: dict[str, Any] = {
         "seed": run.training["seed"],
@@ -246,6 +274,8 @@ def facts_of(
         "model": run.model.model_name_or_path,
         "computed_with": resolved_settings(unwrap(trainer.policy)),
     }
+    if rows.differences:
+        facts["trained_on"] = trainer.state.stateful_callbacks[KEY]  # type: ignore[index, call-overload]
     return {**facts, "not_as_asked": dict(unavailable)} if unavailable else facts
 
 
@@ -262,11 +292,11 @@ def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
             info(line)
 
 
-def resume_hint(run: TrainRun, output_dir: Path) -> str:
-    """How to resume a run that was stopped."""
-    from luthier.training.checkpoints import last_complete_checkpoint
+def resume_hint(run: TrainRun, output_dir: Path, step: int) -> str:
+    """How to resume a run that was stopped after `step`."""
+    from luthier.training.checkpoints import newest_whole
 
-    checkpoint = last_complete_checkpoint(output_dir)
+    checkpoint = newest_whole(output_dir, until_step=step)
     if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
         how = f"set resume_from_checkpoint: {checkpoint} to resume"
     else:

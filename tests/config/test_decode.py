@@ -194,6 +194,26 @@ def test_none_is_a_word_where_it_is_a_choice_and_part_of_a_text(tmp_path):
     assert by_yaml(tmp_path, "tokenized_path", "./None").data.tokenized_path == "./None"
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config", "lr_scheduler_kwargs", "accelerator_config"])
+@pytest.mark.parametrize("word", WORDS_LIKE_NULL)
+def test_words_for_nothing_inside_a_mapping_are_refused(route, key, word, tmp_path):
+    for value, place in (({"a": {"b": word}}, "a.b"), ({"a": [{}, {"b": word}]}, "a.1.b")):
+        with pytest.raises(ConfigError) as caught:
+            ROUTES[route](tmp_path, key, json.dumps(value))
+        (problem,) = (problem for problem in caught.value.problems if problem.key == key)
+        assert problem.reason == f"holds the word {word} at {place}"
+        assert problem.remedy == "write null without quotes, or leave it out"
+
+
+def test_nothing_and_words_that_mean_it_inside_a_mapping(tmp_path):
+    text = "{a: null, b: ~, c: '', optimizer: {device: none}, d: [null, Nothing]}"
+    expected = {"a": None, "b": None, "c": "", "optimizer": {"device": "none"}, "d": [None, "Nothing"]}
+    assert by_yaml(tmp_path, "deepspeed", text).training["deepspeed"] == expected
+    with pytest.raises(ConfigError, match=r"holds nan at a.b, which is no number"):
+        by_yaml(tmp_path, "deepspeed", "{a: {b: .nan}}")
+
+
 def test_nan_is_no_number(tmp_path):
     with pytest.raises(ConfigError, match="learning_rate: nan: must be a number"):
         by_yaml(tmp_path, "learning_rate", ".nan")

@@ -21,6 +21,7 @@ FULL = {"finetuning_type": "full"}
 ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
 
 REFUSED = [
+    ({"train_from_scratch": True}, "train_from_scratch", "would be lost", "finetuning_type: full"),
     # adapters
     *(
         ({"finetuning_type": kind, key: True}, key, "is for finetuning_type: lora only", "set finetuning_type: lora")
@@ -119,7 +120,6 @@ def test_is_refused(keys, key, reason, remedy):
         ({"stage": "dpo", "do_train": False, "do_eval": True, **EVAL}, "ref_model", "compares the model with itself"),
         ({"init_special_tokens": "desc_init"}, "init_special_tokens", "start from noise"),
         # beyond the reference
-        ({"train_from_scratch": True}, "train_from_scratch", "random weights stay frozen"),
         ({"create_new_adapter": True}, "create_new_adapter", "none is given"),
         *(
             ({"adapter_name_or_path": "a", key: True, **more}, key, "continues the given adapter")

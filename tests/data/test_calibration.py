@@ -1,9 +1,12 @@
 """Texts for calibration: windows of the length asked for, from anywhere in the texts, the same for the same seed."""
 
+import gzip
 import json
 import re
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from luthier.core.errors import DataError
 from luthier.data.calibration import read_texts, windows
@@ -53,6 +56,16 @@ def test_texts_are_read_from_files_of_all_kinds(tmp_path, kind):
     file = tmp_path / f"texts.{kind}"
     file.write_text(content, encoding="utf-8")
     assert read_texts(str(file)) == ["one", "two"]
+
+
+def test_texts_of_compressed_files_and_of_tables_with_other_columns(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    assert read_texts(str(tmp_path / "a.jsonl.gz")) == ["one", "two"]
+    parquet.write_table(pa.table({"text": ["one", "two"], "photo": pa.array([[b"x"], None])}), tmp_path / "a.parquet")
+    assert read_texts(str(tmp_path / "a.parquet")) == ["one", "two"]
+    parquet.write_table(pa.table({"content": ["one"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"no row has a text in the column `text` \(its columns: content\) -> rename"):
+        read_texts(str(tmp_path / "b.parquet"))
 
 
 def test_a_file_that_is_not_there_and_rows_without_text(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from luthier.core.errors import RowError
 from luthier.core.kinds import FORMATS
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags
-from luthier.data.types import Dialogue, Feedback, Media, Message, Preference, Prompt
+from luthier.data.types import Dialogue, Feedback, Media, Message, Preference, Prompt, ToolCall, ToolResult
 
 SOURCE = Source("file", "rows.json")
 NO_COLUMNS = dict.fromkeys(Columns.__dataclass_fields__)
@@ -182,23 +182,19 @@ class TestSharegpt:
 
 
 class TestOpenai:
-    def test_tool_calls_become_one_function_message(self):
+    @pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+    def test_tool_calls_become_one_function_message(self, content):
         calls = [call("f", '{"city": "北京"}'), call("g", {"y": None}), call("h", "")]
-        row = chat(U, {"role": "assistant", "content": None, "tool_calls": calls}, T, A)
-        function = read(row, OPENAI).messages[1]
-        assert function.role == "function"
-        assert json.loads(function.content) == [
-            {"name": "f", "arguments": {"city": "北京"}},
-            {"name": "g", "arguments": {"y": None}},
-            {"name": "h", "arguments": {}},
-        ]
-        assert "北京" in function.content
+        row = chat(U, {"role": "assistant", **content, "tool_calls": calls}, T, A)
+        assert read(row, OPENAI).messages[1] == Message(
+            "function",
+            "",
+            calls=(ToolCall("f", {"city": "北京"}, "1"), ToolCall("g", {"y": None}, "1"), ToolCall("h", {}, "1")),
+        )
 
-    def test_text_beside_the_calls_stands_in_front(self):
+    def test_text_beside_the_calls_is_the_content(self):
         row = chat(U, {"role": "assistant", "content": "I look.", "tool_calls": [call()]}, T, A)
-        text, span = read(row, OPENAI).messages[1].content.split("\n<tool_call>")
-        assert text == "I look."
-        assert json.loads(span.removesuffix("</tool_call>")) == [{"name": "f", "arguments": {"x": 1}}]
+        assert read(row, OPENAI).messages[1] == Message("function", "I look.", calls=(ToolCall("f", {"x": 1}, "1"),))
 
     @pytest.mark.parametrize("tool_calls", [None, []])
     def test_no_calls_is_a_plain_answer(self, tool_calls):
@@ -208,7 +204,8 @@ class TestOpenai:
         second = {"role": "tool", "content": "2"}
         ask = {"role": "assistant", "tool_calls": [call()]}
         messages = read(chat(U, ask, T, second, A, U, ask, T, A), OPENAI).messages
-        assert messages[2] == Message("observation", "1\n</tool_response>\n<tool_response>\n2")
+        joined = "1\n</tool_response>\n<tool_response>\n2"
+        assert messages[2] == Message("observation", joined, results=(ToolResult("1"), ToolResult("2")))
         assert messages[6] == Message("observation", "1")
 
     def test_system_text_is_not_touched(self):
@@ -346,17 +343,18 @@ BROKEN = [
     (
         SHAREGPT,
         said(("human", "q"), ("human", "q")),
-        "message 2 has role 'human' where 'gpt' or 'function_call' is expected",
+        "message 2 has role 'human' where 'gpt' or 'function_call' is expected -> join it with the message before",
     ),
     (
         SHAREGPT,
         said(("human", "q"), ("gpt", "a"), ("system", "s"), ("gpt", "a")),
-        "message 3 has role 'system' where 'human' or 'observation' is expected",
+        "message 3 has role 'system' where 'human' or 'observation' is expected"
+        " -> put one system message at the beginning",
     ),
     (
         SHAREGPT,
         said(("human", "q"), ("bot", "a")),
-        "message 2 has role 'bot' where 'gpt' or 'function_call' is expected",
+        "message 2 has role 'bot' where 'gpt' or 'function_call' is expected -> name it in `tags`",
     ),
     (
         SHAREGPT,
@@ -370,7 +368,11 @@ BROKEN = [
     ),
     (
         SHAREGPT_RANKED,
-        said(("human", "q"), ("gpt", "a")),
+        {
+            **said(("human", "q"), ("gpt", "a")),
+            "good": {"from": "gpt", "value": "g"},
+            "bad": {"from": "gpt", "value": "b"},
+        },
         "the conversation ends with message 2 of role 'gpt', not with 'human' or 'observation'",
     ),
     (
@@ -381,7 +383,7 @@ BROKEN = [
     (SHAREGPT_RANKED, {**said(("human", "q")), "good": "g", "bad": "b"}, "column 'good' is text, not a message"),
     (
         SHAREGPT_RANKED,
-        {**said(("human", "q")), "good": {"from": "human", "value": "g"}, "bad": {}},
+        {**said(("human", "q")), "good": {"from": "human", "value": "g"}, "bad": {"from": "gpt", "value": "b"}},
         "the message in column 'good' has role 'human' where 'gpt' or 'function_call' is expected",
     ),
     (
@@ -396,11 +398,15 @@ BROKEN = [
     ),
     # openai
     (OPENAI, chat(U, {"role": "assistant", "content": None}), "'content' of message 2 is null, not text"),
-    (OPENAI, chat({"role": "user", "content": [{"type": "text"}]}), "'content' of message 1 is a list, not text"),
+    (
+        OPENAI,
+        chat({"role": "user", "content": [{"type": "text"}]}),
+        "part 1 of 'content' of message 1 has no 'text'",
+    ),
     (
         OPENAI,
         chat(U, {"role": "developer", "content": "a"}),
-        "message 2 has role 'developer' where 'assistant' is expected",
+        "message 2 has role 'developer' where 'assistant' is expected -> put one system message at the beginning",
     ),
     (OPENAI, chat(U, {**ASK, "tool_calls": {"a": 1}}), "'tool_calls' of message 2 is an object, not a list"),
     (OPENAI, chat(U, {**ASK, "tool_calls": ["f"]}), "tool call 1 of message 2 is text, not an object"),
@@ -439,7 +445,7 @@ BROKEN = [
     (
         replace(OPENAI, tags=replace(OPENAI_TAGS, observation_tag=None)),
         chat(U, A, T, A),
-        "message 3 has role 'tool' where 'user' is expected",
+        "message 3 has role 'tool' where 'user' is expected -> name it in `tags` (`observation_tag`)",
     ),
     # media
     (

@@ -26,11 +26,11 @@ NUM_FRAME_TOKENS = 1 + len("user\n") + 2 + 1 + len("assistant\n") + 2
 def dataset(tmp_path, llama_folder):
     """Writes rows as dataset `name` and returns the keys of a run over it."""
 
-    def write(rows: list[Any], name: str = "rows", **changes: Any) -> dict[str, Any]:
+    def write(rows: list[Any], name: str = "rows", *, entry: dict[str, Any] | None = None, **changes: Any) -> dict:
         (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
         path = tmp_path / "dataset_info.json"
         info = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**info, name: {"file_name": f"{name}.json"}}), encoding="utf-8")
+        path.write_text(json.dumps({**info, name: {"file_name": f"{name}.json", **(entry or {})}}), encoding="utf-8")
         values = {"model_name_or_path": str(llama_folder), "dataset_dir": str(tmp_path), "dataset": name}
         return {**values, "template": "chatml", "output_dir": str(tmp_path / "out"), **changes}
 
@@ -319,3 +319,73 @@ def test_a_dropped_row_of_one_dataset_is_told_with_the_error_of_another(dataset)
         DataError, match=r"dataset 'second' has no usable row\n  second: 1 dropped.*\n  first: 1 dropped"
     ):
         prepared(values)
+
+
+Q = {"role": "user", "content": "2*3?"}
+THOUGHT = {"role": "assistant", "content": "6", "reasoning_content": "two times three"}
+INLINE = {"role": "assistant", "content": "<think>\ntwo times three\n</think>\n\n6"}
+PLAIN = {"role": "assistant", "content": "5"}
+MESSAGES: dict[str, Any] = {"formatting": "openai"}
+PAIRS = {"ranking": True, "columns": {"chosen": "good", "rejected": "bad"}, **MESSAGES}
+RATED = {"columns": {"messages": "messages", "kto_tag": "liked"}, **MESSAGES}
+WITH_THOUGHTS: dict[str, tuple[dict[str, Any], Any, int]] = {
+    "sft": (MESSAGES, lambda ask, answer: {"messages": [ask, answer, Q, answer]}, 2),
+    "dpo": (PAIRS, lambda ask, answer: {"good": [ask, answer], "bad": [ask, PLAIN]}, 1),
+    "rm": (PAIRS, lambda ask, answer: {"good": [ask, PLAIN], "bad": [ask, answer]}, 1),
+    "kto": (RATED, lambda ask, answer: {"messages": [ask, answer], "liked": True}, 1),
+    "gkd": (MESSAGES, lambda ask, answer: {"messages": [ask, answer, Q, answer]}, 2),
+}
+"""Stage -> (description, (question, answer) -> row, number of the row's answers that are learned)."""
+
+
+TEACHER = {"gkd": {"teacher_model": "t"}}
+
+
+def learned_of(data: PreparedData) -> str:
+    columns = [column for column in data.train.column_names if column.endswith("labels") and "kl_" not in column]
+    return "|".join(text for column in columns for text in answers_of({"labels": data.train[column]}))
+
+
+@pytest.mark.parametrize("stage", WITH_THOUGHTS)
+@pytest.mark.parametrize("template", ["qwen3", "chatml"])
+@pytest.mark.parametrize("answer", [THOUGHT, INLINE])
+def test_thoughts_are_learned_in_every_stage(dataset, stage, template, answer):
+    entry, row_of, num_learned = WITH_THOUGHTS[stage]
+    rows = [row_of(Q, answer), row_of({**Q, "content": "And?"}, answer)]
+    data = prepared(dataset(rows, entry=entry, stage=stage, template=template, **TEACHER.get(stage, {})))
+    assert learned_of(data).count("<think>\ntwo times three\n</think>\n\n6<|im_end|>") == 2 * num_learned
+    assert data.ledger.accounts["rows"].thoughts_left_out == 0
+
+
+@pytest.mark.parametrize("stage", WITH_THOUGHTS)
+@pytest.mark.parametrize(("template", "answer"), [("qwen3", THOUGHT), ("qwen3", INLINE), ("chatml", THOUGHT)])
+def test_thoughts_that_the_user_does_not_want_are_counted(dataset, stage, template, answer):
+    entry, row_of, num_learned = WITH_THOUGHTS[stage]
+    others = ({**Q, "content": text} for text in ("And?", "So?"))
+    rows = [row_of(Q, answer), row_of(next(others), answer), row_of(next(others), PLAIN | {"content": "4"})]
+    values = dataset(rows, entry=entry, stage=stage, template=template, **TEACHER.get(stage, {}))
+    data = prepared({**values, "enable_thinking": False})
+    assert "two times three" not in learned_of(data) and "6<|im_end|>" in learned_of(data)
+    assert data.ledger.accounts["rows"].thoughts_left_out == 2 * num_learned
+    line = f"; {2 * num_learned} thoughts left out, since enable_thinking is false"
+    assert any(line in said for said in data.ledger.summary())
+
+
+def test_a_thought_of_an_earlier_answer_that_is_learned_by_its_own_wish(dataset):
+    """`mask_history` writes earlier answers as a server does, without thoughts: the row that loses one is named."""
+    rows = [{"messages": [Q, {**THOUGHT, "train": True}, Q, PLAIN]}, {"messages": [Q, THOUGHT, Q, PLAIN]}]
+    values = dataset(rows, entry=MESSAGES, template="qwen3", mask_history=True)
+    data = prepared(values)
+    (reason,) = data.ledger.accounts["rows"].dropped
+    assert "does not write the thought of an answer" in reason and len(data.train) == 1
+    assert "two times three" in learned_of(prepared({**values, "template": "chatml"}))
+
+
+def test_what_is_learned_of_calls_in_the_words_of_other_tools(dataset):
+    call = {"function": {"name": "now", "arguments": "{}"}}
+    first = {"role": "assistant", "content": "I look.", "tool_calls": [call], "train": False}
+    rows = [{"messages": [Q, first, {"role": "tool", "content": {"h": 12}}, {**PLAIN, "weight": 1}]}]
+    data = prepared(dataset(rows, entry=MESSAGES, template="qwen3"))
+    assert learned_of(data) == "<think>\n\n</think>\n\n5<|im_end|>\n"
+    text = byte_tokenizer().decode(data.train["input_ids"][0])
+    assert 'I look.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' in text and '{"h": 12}' in text

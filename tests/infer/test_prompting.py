@@ -12,6 +12,7 @@ from luthier.data.templates import get_template
 from luthier.data.types import Message
 from luthier.infer.prompting import ModelTemplatePrompting, TemplatePrompting
 from tests.tiny import byte_tokenizer
+from tests.trait_programs import model_tokenizer
 
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "How are you?"))
 WEATHER = {
@@ -106,7 +107,7 @@ def test_tools_that_the_format_cannot_describe_are_one_error():
 
 
 def test_the_models_own_template_writes_the_prompt(own):
-    prompt = own.decode(own_prompting(own, default_system="Be brief.").prompt_ids(HISTORY, "", ""))
+    prompt = own.decode(own_prompting(own, default_system="Be brief.").prompt_ids(HISTORY, None, ""))
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
@@ -126,6 +127,39 @@ def test_calls_reach_the_models_own_template_as_calls(own):
     prompt = own.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), "", TOOLS))
     assert '<|im_start|>assistant\n{"name": "weather", "arguments": {"city": "Rome"}}<|im_end|>' in prompt
     assert "<|im_start|>tool\nsunny<|im_end|>" in prompt
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("name", ["qwen3", "grouped results"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CALL,
+        f"Let me look.\n{CALL}",
+        f"<think>\nRain?\n</think>\n\n{CALL}",
+        f"<think>\nR\n</think>\n\nSee:\n{CALL}",
+        f"{CALL}\n{CALL}",
+    ],
+)
+def test_an_answer_stands_in_the_history_as_the_model_wrote_it(name, answer):
+    tokenizer = model_tokenizer(name)
+    way = own_prompting(tokenizer, "qwen")
+    message, calls = way.read_answer(answer, TOOLS)
+    assert len(calls) == answer.count("<tool_call>")
+    history = (HISTORY[0], message, Message("observation", "sunny"))
+    assert f"assistant\n{answer}<|im_end|>" in tokenizer.decode(way.prompt_ids(history, None, TOOLS))
+
+
+@pytest.mark.parametrize("name", ["call ids", "mistral"])
+def test_calls_of_the_model_get_ids_where_its_template_needs_them(name):
+    """The model's own words hold none that luthier could read."""
+    tokenizer = model_tokenizer(name)
+    way = own_prompting(tokenizer, "mistral")
+    message, _ = way.read_answer('[{"name": "weather", "arguments": {}}, {"name": "weather", "arguments": {}}]', TOOLS)
+    prompt = tokenizer.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), None, TOOLS))
+    assert [prompt.count(f'"call0000{number}"') for number in (0, 1)] == [2, 1]
 
 
 def test_what_the_models_own_template_refuses_is_one_error(own):

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.kinds import CHECKS, STAGES
 from luthier.data.prepare import prepare
-from luthier.data.types import Message, Preference
+from luthier.data.types import Message, Preference, ToolCall
 from luthier.inspection.doctor import CheckContext, Place, Sample
 from luthier.workflow.text import load_text_side
 from tests.small_world import TOOL_TALK, TOOLS, small_world
@@ -233,6 +234,10 @@ def test_pairs_that_prefer_nothing():
 
     assert names(pair("a", "b")) == [] and names(pair("a", "a ")) == ["equal_pairs"]
     assert names(pair("a", "")) == ["empty_answers"]
+    called = Message("function", "", calls=(ToolCall("f", {}),))
+    assert names(replace(pair("a", "b"), example=Preference((), called, Message("assistant", "b")))) == []
+    assert names(replace(pair("a", "b"), example=Preference((), called, replace(called, thought="hm")))) == []
+    assert names(replace(pair("a", "b"), example=Preference((), called, called))) == ["equal_pairs"]
 
 
 def test_plain_text(doctor):

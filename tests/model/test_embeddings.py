@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from luthier.model.embeddings import fit_embeddings, num_rows
+from luthier.core.errors import ModelError
+from luthier.model.embeddings import NewRows, NewTokens, add_missing_rows, fit_embeddings, num_rows
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from tests.tiny import byte_tokenizer, tiny_llama
@@ -77,3 +78,35 @@ def test_the_same_seed_gives_the_same_rows(tmp_path):
         made.append(rows(model)[0])
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+def test_the_rows_to_be_trained(model):
+    assert NewTokens(byte_tokenizer()).give_rows(model) == NewRows()
+    assert not NewRows() and NewTokens(byte_tokenizer(), trains_whole=True).give_rows(model)
+    grown = NewTokens(with_tokens("<a>"), ("<a>",)).give_rows(model)
+    assert grown == NewRows(tuple(range(261, 320)), is_whole=True)
+    spare = NewTokens(with_tokens("<a>", "<b>"), ("<b>",)).give_rows(model)
+    assert spare == NewRows((262,))
+
+
+@pytest.mark.parametrize("model", [True, False], indirect=True)
+def test_a_row_that_was_never_trained_is_the_mean_of_its_pieces(model, tmp_path, said):
+    """Of the token's text in the tokenizer of the model; here each byte is a token."""
+    source, tokenizer, before = ModelSource(str(tmp_path)), with_tokens("<ab>"), rows(model)
+    assert add_missing_rows(model, tokenizer, source)
+    for old, new in zip(before, rows(model), strict=True):
+        assert torch.equal(new[:261], old)
+        pieces = byte_tokenizer().encode("<ab>", add_special_tokens=False)
+        assert len(pieces) == 4
+        torch.testing.assert_close(new[261], old[pieces].mean(0))
+        torch.testing.assert_close(new[262:], old.mean(0).expand(58, -1))
+    assert any("never trained" in text for text in said)
+    assert not add_missing_rows(model, tokenizer, source)
+
+
+def test_an_embedding_with_an_adapter_cannot_get_rows(model, tmp_path):
+    import peft
+
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["embed_tokens"]))
+    with pytest.raises(ModelError, match="1 tokens without a row"):
+        add_missing_rows(adapted.get_base_model(), with_tokens("<a>"), ModelSource(str(tmp_path)))

@@ -32,7 +32,7 @@ def logits(model) -> torch.Tensor:
 
 
 def prepare(kind: str, config, model):
-    return ADAPTERS.get(kind).apply(model, config, given=GivenAdapters(), train_embeddings=False, pure_bf16=False)
+    return ADAPTERS.get(kind).apply(model, config, given=GivenAdapters(), pure_bf16=False)
 
 
 def written(name: str, folder):

@@ -93,7 +93,7 @@ def adapt(model, kind: str, frozen=(), **keys):
     adapter = ADAPTERS.get(kind)
     config = adapter.config(**keys)
     given = GivenAdapters()
-    return adapter.apply(model, config, given=given, train_embeddings=False, pure_bf16=False, frozen=frozen)
+    return adapter.apply(model, config, given=given, pure_bf16=False, frozen=frozen)
 
 
 def learning(model) -> set[str]:

@@ -80,7 +80,7 @@ def test_an_end_token_without_room_in_the_embedding_is_refused():
 def test_a_stop_word_without_room_is_left_out_with_a_note():
     fitted = fit_tokenizer(byte_tokenizer(), stop_words=["<eot>", "<|im_end|>"], vocab_size=261)
     assert fitted.stop_token_ids == (260, 258)
-    assert any("'<eot>'" in note and "resize_vocab" in note for note in fitted.notes)
+    assert any("'<eot>'" in warning and "resize_vocab" in warning for warning in fitted.warnings)
 
 
 def test_the_length_limit_is_raised():

@@ -62,11 +62,24 @@ def test_json_lines_are_the_rows_of_the_trainer(world, shown):
     assert "24 rows = 24 kept + 0 dropped" in err
 
 
-@pytest.mark.parametrize(("words", "numbers"), [((), range(5)), (("--limit", "2"), range(2)), (("--row", "7"), [7])])
-def test_which_rows_are_shown(world, shown, words, numbers):
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [((), range(24)), (("--limit", "2"), range(2)), (("--limit", "0"), range(24)), (("--row", "7"), [7])],
+)
+def test_which_rows_are_shown_as_json(world, shown, words, numbers):
     _, out, _ = shown("--json", *words)
     rows = prepared(world).train
     assert [line["input_ids"] for line in objects(out)] == [rows[number]["input_ids"] for number in numbers]
+
+
+def test_a_stream_is_shown_as_json_for_one_pass(world, shown):
+    _, out, _ = shown("--json", streaming=True, max_steps=2)
+    assert sorted(line["input_ids"] for line in objects(out)) == sorted(prepared(world).train["input_ids"])
+
+
+def test_a_person_is_shown_a_few_rows(shown):
+    _, out, _ = shown()
+    assert out.count("--- train row") == 5
 
 
 def test_evaluation_rows(world, shown):

@@ -71,6 +71,15 @@ def test_a_conversation_that_cannot_be_written_does_not_hide_the_others(tmp_path
     assert re.search(reason, err) and str(file) in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("tools", ["null", "[]", "", " ", " null\n"])
+def test_tools_that_say_that_there_are_none(tmp_path, capsys, tools):
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([GOOD, {**GOOD, "tools": tools}]))
+    assert command.main(["render", "qwen3", str(file)]) == 0
+    without, with_none = map(json.loads, capsys.readouterr().out.splitlines())
+    assert with_none == without
+
+
 def test_command_names_what_is_wrong_with_a_name():
     with pytest.raises(UnknownVariant, match="did you mean 'llama3'"):
         command.main(["render", "lama3", "absent.json"])

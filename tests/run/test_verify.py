@@ -33,3 +33,15 @@ def test_what_cannot_be_verified_exits_2(tmp_path):
     with pytest.raises(OutputError) as error:
         main([str(tmp_path)])
     assert error.value.exit_status == 2
+
+
+def test_the_files_of_a_folder_are_recorded_once(tmp_path, capsys):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert main(["--record", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: OK, 1 files, 5 bytes\n"
+    (tmp_path / "a").write_bytes(b"54321")
+    with pytest.raises(OutputError, match="json already -> remove it"):
+        main(["--record", str(tmp_path)])
+    assert main([str(tmp_path)]) == 1
+    with pytest.raises(OutputError, match="no such folder"):
+        main(["--record", str(tmp_path / "nowhere")])

@@ -236,9 +236,7 @@ def test_lora_on_all_layers_is_trained_saved_and_merged(name, tmp_path):
     model.save_pretrained(tmp_path / "base")
     concatenates = isolates_samples(model) is None
     assert concatenates == (name not in PADDED)
-    adapted = ADAPTERS.get("lora").apply(
-        model, LoraConfig(lora_rank=2), given=GivenAdapters(), train_embeddings=False, pure_bf16=False
-    )
+    adapted = ADAPTERS.get("lora").apply(model, LoraConfig(lora_rank=2), given=GivenAdapters(), pure_bf16=False)
     if concatenates:
         isolate_samples(adapted)
     train(adapted, concatenates=concatenates)
@@ -270,7 +268,7 @@ def test_freeze_is_trained_and_saved(name, tmp_path):
     model = build(name)
     concatenates = name not in PADDED
     freeze = FreezeConfig(freeze_trainable_layers=1)
-    ADAPTERS.get("freeze").apply(model, freeze, given=GivenAdapters(), train_embeddings=False, pure_bf16=False)
+    ADAPTERS.get("freeze").apply(model, freeze, given=GivenAdapters(), pure_bf16=False)
     if concatenates:
         isolate_samples(model)
     train(model, concatenates=concatenates)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
-from luthier.core.manifest import read_manifest, verify_folder
+from luthier.core.manifest import read_manifest, verify_folder, write_manifest
 from luthier.training.checkpoints import check_filled
 from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sft dora": {"use_dora": True, "use_rslora": True, "finetuning_type": "lora"},
     "sft llama pro": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "use_llama_pro": True},
     "sft lora on hqq": {**WAYS["lora"], "quantization_bit": 4, "quantization_method": "hqq"},
+    "sft new rows": {"template": "llama3", "finetuning_type": "lora"},
+    "sft new rows in full": {"add_special_tokens": "<a>", "finetuning_type": "oft", "oft_block_size": 16},
     "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
     "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
 }
@@ -101,7 +103,10 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", representatives(KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa")
+    "kind",
+    representatives(
+        KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa", "sft new rows"
+    ),
 )
 def test_resuming_from_output_dir_equals_an_uninterrupted_run(world, whole_run, tmp_path, kind):
     if "quantization_bit" in KINDS[kind]:
@@ -295,3 +300,109 @@ def test_adapters_of_stacked_experts_resume_too(world, tmp_path):
     folder = stopped_at(4, tmp_path / "whole", tmp_path / "out")
     result = luthier.train({**values, "output_dir": str(folder)})
     assert_same_end(folder, result, tmp_path / "whole", losses(whole))
+
+
+OTHER_DATA: dict[str, dict[str, Any]] = {
+    "another dataset": {"dataset": "tools"},
+    "fewer rows": {"max_samples": 20},
+    "another format": {"template": "vicuna"},
+    "a share for evaluation": {"val_size": 4},
+}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("other", OTHER_DATA)
+@pytest.mark.parametrize("resume", [None, True])
+def test_a_run_does_not_go_on_with_other_data_unnoticed(world, whole_run, tmp_path, resume, other):
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    before = files_of(folder)
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "resume_from_checkpoint": resume}
+    with pytest.raises(OutputError, match=r"nothing was trained: .*checkpoint-4 was trained on other data") as refusal:
+        luthier.train({**keys, **OTHER_DATA[other]})
+    (key,) = OTHER_DATA[other]
+    assert f"{key}: " in str(refusal.value)
+    assert "overwrite_output_dir: true" in str(refusal.value)
+    assert files_of(folder) == before
+
+
+def test_changed_files_are_other_data(world, whole_run, tmp_path):
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    shutil.copytree(world["dataset_dir"], tmp_path / "data")
+    path = tmp_path / "data" / "numbers.json"
+    path.write_text(path.read_text().replace("number 7", "number seven"))
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset_dir": str(tmp_path / "data")}
+    with pytest.raises(OutputError, match="the same keys, other contents"):
+        luthier.train(keys)
+
+
+def test_other_evaluation_rows_are_no_other_data(world, whole_run, tmp_path):
+    whole, whole_losses = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "eval_dataset": "tools", "do_eval": True}
+    assert_same_end(folder, luthier.train(keys), whole, whole_losses)
+
+
+def test_a_checkpoint_that_is_named_goes_on_with_other_data_and_the_manifest_says_so(world, whole_run, tmp_path, said):
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"}
+    luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
+    assert [text for text in said if "was trained on other data" in text and "training goes on" in text]
+    first, second = read_manifest(folder)["trained_on"]
+    assert (first["keys"]["dataset"], first["from_step"]) == ("numbers", 0)
+    assert (second["keys"]["dataset"], second["from_step"]) == ("tools", 4)
+    assert first["rows"] != second["rows"]
+    assert "tools" in (folder / "data_report.json").read_text()
+    assert "Up to step 4 it was trained on other rows (numbers)." in (folder / "README.md").read_text()
+
+
+def test_a_longer_run_on_a_finished_folder_minds_its_data(world, whole_run, tmp_path):
+    """More steps are asked for, so it would go on; all that describes the finished run stays."""
+    whole, _ = whole_run("sft lora")
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    before = files_of(folder)
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "max_steps": STEPS + 2}
+    with pytest.raises(OutputError, match="nothing was trained"):
+        luthier.train({**keys, "dataset": "tools"})
+    assert files_of(folder) == before
+    assert len(losses(luthier.train(keys))) == STEPS + 2
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_last_checkpoint_is_not_described_by_data_that_it_has_not_seen(world, whole_run, tmp_path, named):
+    """The run was killed before its end, and is started again with other data: there is no step left for them."""
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(8, whole, tmp_path / "out")
+    before = files_of(folder)
+    keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"}
+    with pytest.raises(OutputError, match="nothing was trained"):
+        luthier.train({**keys, "resume_from_checkpoint": str(folder / "checkpoint-8") if named else None})
+    assert files_of(folder) == before
+
+
+def test_a_stream_does_not_go_on_with_other_files_either(world, tmp_path):
+    keys = {**world, **KINDS["sft lora"], "streaming": True, "output_dir": str(tmp_path / "out"), "max_steps": 4}
+    luthier.train(keys)
+    with pytest.raises(OutputError, match="nothing was trained"):
+        luthier.train({**keys, "max_steps": 8, "dataset": "tools"})
+    assert len(losses(luthier.train({**keys, "max_steps": 8}))) == 8
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_say(world, whole_run, tmp_path):
+    import json
+
+    whole, _ = whole_run("sft lora")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    path = folder / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    assert state["stateful_callbacks"].pop("trained_on")
+    path.write_text(json.dumps(state))
+    write_manifest(folder / "checkpoint-4")
+    result = luthier.train({**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"})
+    assert len(losses(result)) == STEPS and "trained_on" not in read_manifest(folder)

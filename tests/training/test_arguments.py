@@ -1,6 +1,8 @@
 """Warnings and errors about a run's dtype, by machine."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import Seq2SeqTrainingArguments
 
 from luthier.config.load import load_train
@@ -65,3 +67,51 @@ def test_what_transformers_refuses_is_refused_by_a_rule(tmp_path, keys):
         Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **keys)
     with pytest.raises(ConfigError, match=list(keys)[-1]):
         load_train({**BASE, "output_dir": str(tmp_path), "val_size": 0.1, **keys})
+
+
+def test_the_rules_know_what_transformers_takes():
+    from dataclasses import fields
+
+    from transformers.debug_utils import DebugOption
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    from luthier.config.rules.training import ACCELERATOR_KEYS, DEBUG_OPTIONS
+
+    assert {field.name for field in fields(AcceleratorConfig)} == set(ACCELERATOR_KEYS)
+    assert {option.value for option in DebugOption} == set(DEBUG_OPTIONS)
+
+
+STRATEGIES = ("no", "steps", "epoch")
+STEPS = st.sampled_from([-1, 0, 1, 2, 3, 4, 6, 0.1, 0.25, 0.3, 0.5, 1.5, 2.5])
+WHEN = {
+    "eval_strategy": st.sampled_from(STRATEGIES),
+    "save_strategy": st.sampled_from([*STRATEGIES, "best"]),
+    "logging_strategy": st.sampled_from(STRATEGIES),
+    "eval_steps": STEPS,
+    "save_steps": STEPS,
+    "logging_steps": STEPS,
+    "load_best_model_at_end": st.booleans(),
+    "metric_for_best_model": st.sampled_from(["loss", "eval_loss", "accuracy"]),
+    "greater_is_better": st.booleans(),
+    "save_total_limit": st.integers(-1, 3),
+    "eval_delay": st.sampled_from([0, 1, 2.5]),
+    "max_steps": st.sampled_from([-1, 4]),
+    "warmup_steps": st.sampled_from([0, 2, 0.1, 1.5]),
+    "warmup_ratio": st.sampled_from([0.0, 0.1]),
+    "lr_scheduler_type": st.sampled_from(
+        ["linear", "cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"]
+    ),
+    "lr_scheduler_kwargs": st.sampled_from([{}, {"min_lr": 1e-5}, {"num_decay_steps": 2}]),
+    "debug": st.sampled_from(["", "underflow_overflow", "all"]),
+    "accelerator_config": st.sampled_from([{"split_batches": True}, {"split": True}, "{}"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=WHEN))
+@settings(max_examples=300, deadline=None)
+def test_what_the_rules_let_through_transformers_builds(keys):
+    try:
+        run = load_train({**BASE, "val_size": 0.1, "output_dir": "o", **keys})
+    except ConfigError:
+        return
+    training_arguments(run, CPU)

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 import luthier
 from luthier.cli import main
 from luthier.core.errors import DataError
+from luthier.core.manifest import read_manifest, verify_folder
+from luthier.training.checkpoints import newest_whole
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
@@ -78,8 +80,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind):
     assert all(a["rows_in"] == a["kept"] + sum(a["dropped"].values()) for a in counted["datasets"].values())
 
 
-def test_the_state_of_the_stream_is_saved_before_a_checkpoint_counts_as_complete(world, tmp_path, monkeypatch):
-    """A run may be killed after any file: trainer_state.json, which makes a checkpoint complete, comes after ours."""
+def test_the_state_of_the_stream_is_part_of_a_whole_checkpoint(world, tmp_path, monkeypatch):
+    """It is there before the last file of transformers is, and the manifest names it."""
     from transformers import TrainerState
 
     seen, save = [], TrainerState.save_to_json
@@ -92,6 +94,18 @@ def test_the_state_of_the_stream_is_saved_before_a_checkpoint_counts_as_complete
     monkeypatch.setattr(TrainerState, "save_to_json", observed)
     luthier.train({**world, "save_steps": 4, "max_steps": 8, "output_dir": str(tmp_path / "out")})
     assert seen == [True, True]
+    for step in (4, 8):
+        checkpoint = tmp_path / "out" / f"checkpoint-{step}"
+        assert "stream_state.json" in read_manifest(checkpoint)["files"] and verify_folder(checkpoint) == []
+    (checkpoint / "stream_state.json").unlink()
+    assert newest_whole(tmp_path / "out") == tmp_path / "out" / "checkpoint-4"
+
+
+def test_a_checkpoint_of_a_run_that_did_not_stream_is_a_warning(world, tmp_path, said):
+    """Its ledger says nothing of the rows read before."""
+    luthier.train({**world, "streaming": False, "max_steps": 4, "output_dir": str(tmp_path)})
+    luthier.train({**world, "output_dir": str(tmp_path)})
+    assert any("checkpoint-4 is of a run that did not stream, so some rows may be repeated" in text for text in said)
 
 
 @pytest.mark.thorough

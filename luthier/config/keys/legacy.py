@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.config.keys.fields import no_effect, refused, renamed
-from luthier.config.keys.training import NOTES, TrainingKeys
+from luthier.config.keys.fsdp import fsdp_settings
+from luthier.config.keys.training import NOTES, TrainingKeys, read_mapping
 from luthier.core.errors import InvalidInput
 
 _APEX = "mixed precision comes from PyTorch itself"
-READ_BY_US = ("overwrite_output_dir", "warmup_ratio", "label_smoothing_factor", "neftune_noise_alpha")
+READ_BY_US = (
+    *("overwrite_output_dir", "warmup_ratio", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
+)
 """Keys of `TrainingKeys` that the workflow and the stages read themselves, so that transformers must not see them."""
 _NO_TPU = "this version does not run on TPUs"
 
@@ -51,14 +55,10 @@ class LegacyTrainingConfig:
     """Put rows of similar length into one batch."""
     adafactor: bool = refused(False, "transformers 5 has it under another name", "use optim: adafactor")
     """Use the optimizer Adafactor."""
-    fsdp_min_num_params: int = refused(
-        0, "transformers 5 has it under another name", "use fsdp_config: {min_num_params: ...}"
-    )
-    """Smallest module that FSDP shards."""
-    fsdp_transformer_layer_cls_to_wrap: str | None = refused(
-        None, "transformers 5 has it under another name", "use fsdp_config: {transformer_layer_cls_to_wrap: ...}"
-    )
-    """Class of layers that FSDP shards."""
+    fsdp_min_num_params: int = 0
+    """Smallest module that FSDP shards, as `min_num_params` in `fsdp_config`."""
+    fsdp_transformer_layer_cls_to_wrap: str | None = None
+    """Class of layers that FSDP shards, as `transformer_layer_cls_to_wrap` in `fsdp_config`."""
     dispatch_batches: bool | None = refused(
         None, "transformers 5 has it under another name", "use accelerator_config: {dispatch_batches: ...}"
     )
@@ -114,6 +114,8 @@ def training_arguments_kwargs(keys: TrainingKeys) -> dict[str, Any]:
         for name, value in keys.given.items()
         if name not in NOTES and name not in READ_BY_US
     }
+    if keys["fsdp"]:
+        kwargs |= {"fsdp": True, "fsdp_config": _fsdp_config(keys)}
     if keys["warmup_ratio"] and not keys["warmup_steps"]:
         kwargs["warmup_steps"] = keys["warmup_ratio"]
     unknown = kwargs.keys() - {field.name for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments)}
@@ -121,6 +123,13 @@ def training_arguments_kwargs(keys: TrainingKeys) -> dict[str, Any]:
         version, names = transformers.__version__, ", ".join(sorted(unknown))
         raise InvalidInput(f"transformers {version}, which is installed here, does not know {names}: leave them out")
     return kwargs
+
+
+def _fsdp_config(keys: TrainingKeys) -> dict[str, Any]:
+    settings = fsdp_settings(keys, read_mapping("fsdp_config", keys["fsdp_config"]))
+    if settings.problems:
+        raise InvalidInput("\n  ".join(map(str, settings.problems)))
+    return settings.values
 
 
 def _plain(value: Any) -> Any:

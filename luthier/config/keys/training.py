@@ -12,6 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from luthier.core.errors import InvalidInput
+from luthier.core.paths import absent_remedy
+
 TABLE = Path(__file__).with_name("hf_training_keys.json")
 
 TYPES: dict[str, Any] = {
@@ -27,6 +30,7 @@ TYPES: dict[str, Any] = {
     "str | None": str | None,
     "bool | str": bool | str,
     "bool | str | None": bool | str | None,
+    "bool | list | str | None": bool | tuple[str, ...] | str | None,
     "dict | None": dict[str, Any] | None,
     "dict | str | None": dict[str, Any] | str | None,
     "dict | list | str | None": dict[str, Any] | tuple[str, ...] | str | None,
@@ -36,6 +40,7 @@ TYPES: dict[str, Any] = {
 }
 """How the table spells types; `list` is a comma list of texts."""
 
+_REMEDY = "correct the path of the JSON file, from the folder where the command runs, or write the mapping itself"
 _CHECKPOINTING = (
     "layers are recomputed unless disable_gradient_checkpointing is true; use_reentrant_gc chooses the implementation"
 )
@@ -113,7 +118,14 @@ def _frozen(default: Any) -> Any:
     return tuple(default) if isinstance(default, list) else default
 
 
-OWN_DEFAULTS: Mapping[str, Any] = MappingProxyType({"overwrite_output_dir": False, "warmup_ratio": 0.0})
+OWN_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "overwrite_output_dir": False,
+        "warmup_ratio": 0.0,
+        "fsdp_min_num_params": 0,
+        "fsdp_transformer_layer_cls_to_wrap": None,
+    }
+)
 """Keys of older transformers that this version still reads; see `luthier.config.keys.legacy`."""
 
 
@@ -135,3 +147,20 @@ class TrainingKeys(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(training_table()) + len(OWN_DEFAULTS)
+
+
+def read_mapping(key: str, value: Any) -> Mapping[str, Any]:
+    """The mapping that a key gives, itself or as the name of a JSON file; empty for nothing. Raises `InvalidInput`."""
+    if not value or isinstance(value, Mapping):
+        return value or {}
+    try:
+        content = json.loads(Path(value).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InvalidInput(f"{key}: {value}: no such file -> {absent_remedy(value, _REMEDY)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{key}: {value}: not JSON ({error}) -> {_REMEDY}") from error
+    except OSError as error:
+        raise InvalidInput(f"{key}: {value}: cannot be read ({error.strerror}) -> {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{key}: {value}: must hold a JSON object -> {_REMEDY}")
+    return content

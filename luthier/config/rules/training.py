@@ -1,5 +1,6 @@
 """Rules about the numbers of a training run: steps, batch sizes, learning rate, number types."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,38 @@ def _is_a_broken_number_of_steps(key: str, strategy: str) -> Condition:
         return run.training[strategy] == "steps" and steps is not None and steps > 1 and steps != int(steps)
 
     return is_broken
+
+
+def _evaluates_at_no_step(run: Any) -> bool:
+    """Without eval_steps transformers takes logging_steps, whatever logging_strategy says."""
+    keys = run.training
+    steps = keys["logging_steps"]
+    falls_back = keys["eval_strategy"] == "steps" and keys["eval_steps"] is None
+    return falls_back and (steps <= 0 or (steps > 1 and steps != int(steps)))
+
+
+DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")
+"""What transformers takes for `debug`, one or both of them."""
+ACCELERATOR_KEYS = (
+    "split_batches",
+    "dispatch_batches",
+    "even_batches",
+    "use_seedable_sampler",
+    "non_blocking",
+    "gradient_accumulation_kwargs",
+    "use_configured_state",
+)
+"""What transformers takes in `accelerator_config`."""
+
+
+def _debugs_the_unknown(run: Any) -> bool:
+    asked = run.training["debug"] or ()
+    return not set(asked.split() if isinstance(asked, str) else asked) <= set(DEBUG_OPTIONS)
+
+
+def _configures_the_unknown(run: Any) -> bool:
+    asked = run.training["accelerator_config"]
+    return isinstance(asked, Mapping) and not asked.keys() <= set(ACCELERATOR_KEYS)
 
 
 TRAINING_RULES = Rules(
@@ -75,6 +108,21 @@ TRAINING_RULES = Rules(
                 ("save_steps", "save_strategy"),
                 ("eval_steps", "eval_strategy"),
             )
+        ),
+        Rule(
+            ("logging_steps", "eval_steps", "eval_strategy"),
+            "takes the place of eval_steps, so it must be a whole number of steps, or a share of them below 1",
+            "set eval_steps",
+            _evaluates_at_no_step,
+        ),
+        Rule(
+            ("debug",), "is nothing that transformers can debug", f"{' or '.join(DEBUG_OPTIONS)}", _debugs_the_unknown
+        ),
+        Rule(
+            ("accelerator_config",),
+            "has keys that transformers does not know",
+            f"it takes {', '.join(ACCELERATOR_KEYS)}",
+            _configures_the_unknown,
         ),
         at_least("training", "torch_empty_cache_steps", 1),
         Rule(

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from luthier.core.drafts import draft_name
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
 
@@ -97,7 +98,7 @@ def _remove(entry: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # If the process is killed now, the leftover is removed when the entry is made the next time.
-        tombstone = entry.with_name(f".{entry.name}.{os.getpid()}.tmp")
+        tombstone = entry.with_name(draft_name(entry.name))
         entry.rename(tombstone)
     except OSError:
         return False

@@ -32,9 +32,12 @@ ROW_CODE = (
     *("data/sources", "data/formats", "data/templates", "data/tools", "data/rows", "data/plans"),
     *(
         f"data/chat/{name}.py"
-        for name in ("__init__", "answers", "continuation", "encoder", "model_template", "render")
+        for name in (
+            *("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "openai_messages"),
+            *("program", "render", "traits"),
+        )
     ),
-    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/types.py"),
+    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
 )
 """The files and folders of the package that decide the ids, and no others: after a change of a loss, the doctor or the
 eviction, cached rows are still valid."""
@@ -110,12 +113,17 @@ def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
         return None
     parts: list[Any] = [tokenizer, encoding.template, encoding.cutoff_len]
     parts += [encoding.enable_thinking, encoding.preserve_thinking]
-    chat_template = ""
     if encoding.model_template is not None:
         chat_template = str(encoding.encoder.tokenizer.chat_template)
         parts += [chat_template, replace(encoding.model_template, encoder=None)]  # type: ignore[arg-type]
-    has_date = "strftime_now" in chat_template or _has_date(encoding.template.tool_syntax)
-    return (*parts, date.today().isoformat() if has_date else "")
+    return (*parts, date.today().isoformat() if is_dated(encoding) else "")
+
+
+def is_dated(encoding: "Encoding") -> bool:
+    """Whether the chat format writes the date, so that rows made another day differ."""
+    if encoding.model_template is not None and "strftime_now" in str(encoding.encoder.tokenizer.chat_template):
+        return True
+    return _has_date(encoding.template.tool_syntax)
 
 
 def tokenizer_digest(encoder: "Encoder") -> str | None:

@@ -1,16 +1,17 @@
 """The folder `tokenized_path`: tokenized rows in the format of `datasets`, to be copied to other machines.
 
-A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, and the
-ledger.
+A `DatasetDict` of `train` and `validation` (or `validation_<dataset>` for each), `prompts` for generation, the ledger,
+and the record of what made the rows (`luthier.data.cache.provenance`).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
+from luthier.data.cache.provenance import MADE_BY_FILE
 from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
 from luthier.data.rows.columns import LENGTHS, SEQUENCE, Column
 
@@ -22,8 +23,18 @@ EVAL, PROMPTS = "validation", "prompts"
 Sets = Mapping[str, "datasets.Dataset"]
 
 
-def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, prompts: Sets, ledger: Ledger) -> None:
-    """Raises `OutputError` or `RunFailed` if the folder cannot be written; no partial folder is left."""
+def save_tokenized(
+    folder: Path,
+    train: "datasets.Dataset | None",
+    evals: Sets,
+    prompts: Sets,
+    ledger: Ledger,
+    record: Mapping[str, Any],
+) -> None:
+    """`record`: of what made the rows.
+
+    Raises `OutputError` or `RunFailed` if the folder cannot be written; no partial folder is left.
+    """
     import datasets
 
     sets = {"train": train} if train is not None else {}
@@ -32,6 +43,7 @@ def save_tokenized(folder: Path, train: "datasets.Dataset | None", evals: Sets, 
     with save_folder_atomically(folder) as draft:
         datasets.DatasetDict(sets).save_to_disk(str(draft))
         (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
+        (draft / MADE_BY_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def load_tokenized(folder: Path, columns: Sequence[Column]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":

@@ -19,15 +19,26 @@ TurnIds = tuple[list[int], list[int]]
 _CACHED_TEXTS = 2048
 _CACHED_CHARS = 2000
 """Longer texts are rarely repeated; shorter ones, such as role marks and system texts, are repeated all the time."""
+_BORDER_CHARS = 48
+"""Of the text on either side of a border that decide whether a token spans it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextWithSpans:
-    """A row that is tokenized as one text and then split: a token belongs to the part in which it begins."""
+    """A row that is tokenized as one text and then split: a token belongs to the part in which it begins.
+
+    No token spans the end of a prompt: a server tokenizes the prompt by itself, and the model continues its tokens.
+    Where one would, the text before and the text after it are tokenized separately.
+    """
 
     text: str
     borders: tuple[int, ...]
     """The ends of the parts in characters: a prompt, its answer, the next prompt, ..."""
+
+    @property
+    def edges(self) -> list[int]:
+        """The borders, with the beginning and the end of the text."""
+        return _edges(self.text, self.borders)
 
 
 class Encoder:
@@ -70,12 +81,30 @@ class Encoder:
         self.reset()
         return _cut(self._backend.encode(text, add_special_tokens=False), _edges(text, borders))
 
+    def straddles(self, before: str, after: str) -> bool:
+        """Whether a token spans the border between two parts of a text. False for a tokenizer without offsets.
+
+        The surroundings of the border decide, so that the time does not depend on the length of the text.
+        """
+        if self._backend is None or not before or not after:
+            return False
+        before, after = before[-_BORDER_CHARS:], after[:_BORDER_CHARS]
+        self.reset()
+        begins = _begins(self._backend.encode(before + after, add_special_tokens=False))
+        return len(before) not in begins
+
+    def begins_of(self, row: TextWithSpans) -> list[list[int]]:
+        """The character at which each token of each part begins, for the tokens of `encode_spans`.
+
+        Raises `RowError` for a tokenizer without offsets.
+        """
+        self._require_offsets()
+        self.reset()
+        return [begins for _, begins in self._parts(row, self._backend.encode(row.text, add_special_tokens=False))]
+
     def begins(self, text: str) -> list[int]:
         """The character at which each token of a text begins. Raises `RowError` for a tokenizer without offsets."""
-        if self._backend is None:
-            raise RowError(
-                "only a part of a message counts in the loss, and this tokenizer gives no offsets of its tokens"
-            )
+        self._require_offsets()
         self.reset()
         return _begins(self._backend.encode(text, add_special_tokens=False))
 
@@ -86,7 +115,7 @@ class Encoder:
         else:
             self.reset()
             wholes = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
-            parts = [_cut(whole, _edges(row.text, row.borders)) for row, whole in zip(rows, wholes, strict=True)]
+            parts = [[ids for ids, _ in self._parts(row, whole)] for row, whole in zip(rows, wholes, strict=True)]
         return [list(zip(row[::2], row[1::2], strict=True)) for row in parts]
 
     def pieces(self, pieces: Iterable[Piece]) -> list[int]:
@@ -120,6 +149,46 @@ class Encoder:
             self._backend.no_truncation()
         if self._backend.encode_special_tokens != self.split_special_tokens:
             self._backend.encode_special_tokens = self.split_special_tokens
+
+    def _require_offsets(self) -> None:
+        if self._backend is None:
+            raise RowError(
+                "only a part of a message counts in the loss, and this tokenizer gives no offsets of its tokens"
+            )
+
+    def _parts(self, row: TextWithSpans, whole: Any) -> list[tuple[list[int], list[int]]]:
+        """(ids, the character at which each begins) of each part. `whole`: the encoding of the text of the row."""
+        ids, begins, edges = list(whole.ids), _begins(whole), row.edges
+        cut = 0
+        for edge in edges[1:-1:2]:  # the ends of prompts
+            at = bisect_left(begins, edge)
+            if edge < len(row.text) and (at == len(begins) or begins[at] > edge):
+                before = self._backend.encode(row.text[cut:edge], add_special_tokens=False)
+                continued, starts = self._continuing(row.text[edge:])
+                first = bisect_left(begins, cut)
+                ids[first:] = [*before.ids, *continued]
+                begins[first:] = [*(cut + begin for begin in _begins(before)), *(edge + begin for begin in starts)]
+                cut = edge
+        cuts = [0, *(bisect_left(begins, edge) for edge in edges[1:-1]), len(begins)]
+        return [(ids[start:end], begins[start:end]) for start, end in pairwise(cuts)]
+
+    def _continuing(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text that continues other tokens, and where each begins.
+
+        Some tokenizers put a blank before the first word of a text, but not after a line break.
+        """
+        plain = self._backend.encode(text, add_special_tokens=False)
+        after = self._backend.encode("\n" + text, add_special_tokens=False)
+        begins = _begins(after)
+        at = bisect_left(begins, 1)
+        if self._blank_before_text and at < len(begins) and begins[at] == 1:
+            return after.ids[at:], [begin - 1 for begin in begins[at:]]
+        return plain.ids, _begins(plain)
+
+    @property
+    def _blank_before_text(self) -> bool:
+        alone = self._cached("a")
+        return self._cached("\na")[-len(alone) :] != alone
 
     def _encode(self, text: str) -> list[int]:
         if self._backend is None:

@@ -17,7 +17,7 @@ _ARGUMENTS = """\
 {%- if tools %}{{ raise_exception('This chat template was made without tools.') }}{% endif -%}
 {%- set system = SYSTEM -%}
 {%- if messages[0]['role'] == 'system' -%}
-{%- set system = messages[0]['content'] or system -%}
+{%- set system = messages[0]['content'] -%}
 {%- set messages = messages[1:] -%}
 {%- endif -%}
 """
@@ -25,21 +25,23 @@ _THINKING = """\
 {%- set thinking = enable_thinking if enable_thinking is defined else true -%}
 {%- set keep_thoughts = preserve_thinking is defined and preserve_thinking -%}
 """
+_GIVEN_APART = """\
+{%- if message['reasoning_content'] and enable_thinking is not false -%}
+{%- set content = OPEN ~ message['reasoning_content'].strip('\\n') ~ CLOSE ~ content.lstrip('\\n') -%}
+{%- endif -%}
+"""
 _WITHOUT_THOUGHT = """\
+{%- set begun = content.lstrip() -%}
+{%- set rest = begun[BEGIN|length:] -%}
+{%- if begun.startswith(BEGIN) and END in rest -%}
 {%- if (not loop.last and not keep_thoughts) or (loop.last and thinking is false) -%}
-{%- set text = namespace(kept=content.split(OPEN)[0], held='') -%}
-{%- for part in content.split(OPEN)[1:] -%}
-{%- if CLOSE in part -%}
-{%- set text.kept = text.kept ~ part.split(CLOSE, 1)[1] -%}
-{%- set text.held = '' -%}
-{%- else -%}
-{%- set text.held = text.held ~ OPEN ~ part -%}
+{%- set content = rest.split(END, 1)[1].lstrip('\\n') -%}
 {%- endif -%}
-{%- endfor -%}
-{%- set content = (text.kept ~ text.held).lstrip('\\n') -%}
 {%- endif -%}
-{%- if loop.last and BEGIN not in content and END not in content -%}
+{%- if loop.last and not content.lstrip().startswith(BEGIN) -%}
+{%- if END not in content or BEGIN in content.split(END, 1)[0] -%}
 {{- EMPTY -}}
+{%- endif -%}
 {%- endif -%}
 """
 
@@ -81,9 +83,10 @@ def chat_template(template: Template) -> str | None:
 
 
 def _thought(template: Template) -> str:
-    """Removes thoughts of earlier answers. A last answer without a thought begins with an empty one."""
-    if not template.reasons:
-        return ""
+    """Writes a thought that is given apart, and removes those of earlier answers.
+
+    A last answer without a thought begins with an empty one.
+    """
     opening, closing = template.thinking_tags
     values = {
         "OPEN": opening,
@@ -92,7 +95,8 @@ def _thought(template: Template) -> str:
         "END": closing.strip(),
         "EMPTY": template.empty_thought,
     }
-    return re.sub(r"\b(?:OPEN|CLOSE|BEGIN|END|EMPTY)\b", lambda name: _literal(values[name[0]]), _WITHOUT_THOUGHT)
+    program = _GIVEN_APART + _WITHOUT_THOUGHT if template.reasons else _GIVEN_APART
+    return re.sub(r"\b(?:OPEN|CLOSE|BEGIN|END|EMPTY)\b", lambda name: _literal(values[name[0]]), program)
 
 
 def _literal(text: str) -> str:

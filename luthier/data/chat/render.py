@@ -12,7 +12,7 @@ from typing import Literal
 
 from luthier.core.errors import ToolFault
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, take_apart, without_thought
+from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, split_thought, take_apart, without_thought
 from luthier.data.templates import Piece, Slot, Special, Template, Token
 from luthier.data.tools import ToolSyntax
 from luthier.data.types import Message
@@ -45,15 +45,18 @@ def render(
     `train` gives one turn for each pair. `infer` gives exactly one turn: its prompt holds everything up to the last
     answer, which is empty if the conversation ends with a question.
 
-    The thinking options matter for reasoning formats only. `enable_thinking`: with True, answers without a thought
+    What the data give apart is written as data without keys for it have it: a thought stands in front of the answer,
+    between the format's tags, and calls stand on a new line behind the text. `enable_thinking` False leaves such a
+    thought out.
+
+    All else about thinking matters for reasoning formats only. `enable_thinking`: with True, answers without a thought
     begin with an empty one, which is a target; with None, the empty one is part of the prompt; with False it is too,
     and thoughts are removed. Earlier answers lose their thoughts in `infer`, and in `train` without
     `keep_past_thinking`, unless `preserve_thinking` is set. `today` is for tool syntaxes with a date. Raises `RowError`
     for invalid calls or tools.
     """
     assert messages and (purpose == "infer" or len(messages) % 2 == 0), "a turn is a pair of messages"
-    call_words = (template.tool_call_words, CALL_WORDS)
-    answers = [take_apart(message, template.thinking_tags, call_words) for message in messages[1::2]]
+    answers = [_in_one_text(template, message, enable_thinking) for message in messages[1::2]]
     pending = len(messages) % 2 == 1
     prompts = [list(_opening(template, messages[0], system, tools, today))]
     prompts += [list(_fill(_slot(template, m), m.content, i)) for i, m in enumerate(messages[2::2], start=1)]
@@ -79,6 +82,17 @@ def render(
     last = () if pending else filled.pop()
     history = [piece for prompt, answer in zip(prompts, filled, strict=False) for piece in (*prompt, *answer)]
     return (Turn((*history, *prompts[-1]), last),)
+
+
+def _in_one_text(template: Template, message: Message, enable_thinking: bool | None) -> Answer:
+    """An answer with the thought that the data give apart in its text."""
+    answer = take_apart(message, template.thinking_tags, (template.tool_call_words, CALL_WORDS))
+    if message.calls and split_thought(answer.text, template.thinking_tags)[1]:
+        answer.text += "\n"
+    if message.thought and enable_thinking is not False:
+        opening, closing = template.thinking_tags
+        answer.text = opening + message.thought.strip("\n") + closing + answer.text.lstrip("\n")
+    return answer
 
 
 def as_text(pieces: tuple[Piece, ...], bos: str = "<BOS>", eos: str = "<EOS>") -> str:
@@ -120,9 +134,10 @@ def _slot(template: Template, message: Message) -> Slot:
 
 def _opening(template: Template, message: Message, system: str | None, tools: str, today: date | None) -> Slot:
     """Prefix, system text with the tools, and first message."""
-    words = system or template.default_system
+    words = template.default_system if system is None else system
     if tools:
-        words += _describe(template.tool_syntax, tools, today or date.today())
+        described = _describe(template.tool_syntax, tools, today or date.today())
+        words += described.lstrip("\n") if template.strips_tools and not words else described
     head = _head(template.system, words) if words else ()
     content = message.content
     if template.kind == "llama2":

@@ -14,8 +14,10 @@ from luthier.core.errors import RowError
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
+from luthier.data.chat.program import run
 from luthier.data.chat.render import as_text, render
-from luthier.data.templates import Template, get_template, with_options
+from luthier.data.templates import Special, Template, get_template, with_options
+from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message, ToolCall
 
 if TYPE_CHECKING:
@@ -47,12 +49,13 @@ def choose_template(
 
 
 def template_from_slots(tokenizer: "PreTrainedTokenizerBase") -> Template:
-    """The slots of the tokenizer's chat template; the format `empty` if it has none.
+    """The slots of the tokenizer's chat template. Without one, there are no marks, and each answer ends in the eos.
 
     A template that slots cannot express gives the kind `program`: only its stop word and its call syntax are known.
     """
     if not tokenizer.chat_template:
-        return replace(get_template("empty"), name="auto")
+        answer = (CONTENT, Special("eos"))
+        return replace(get_template("empty"), name="auto", assistant=answer, call_slots=answer)
     try:
         template = _read_off(tokenizer)
         _prove(template, tokenizer)
@@ -80,9 +83,8 @@ def _stop_words(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 
 def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ...]) -> str:
     """The syntax that can parse the calls of the template; `default` if none can."""
-    calls = [ToolCall("weather", {"city": "Rome"})]
-    written = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls])
-    messages = (Message("user", "?"), Message("function", written))
+    calls = [ToolCall("weather", {"city": "Rome"}, "abcdefgh1")]
+    messages = (Message("user", "?"), Message("function", "", calls=tuple(calls)))
     try:
         (asked,) = ModelChatTemplate(Encoder(tokenizer)).asked(Dialogue(messages, tools=json.dumps([WEATHER])))
     except RowError:
@@ -90,18 +92,24 @@ def _call_syntax(tokenizer: "PreTrainedTokenizerBase", stop_words: tuple[str, ..
     answer = asked.answer
     for end in (tokenizer.eos_token, *stop_words):
         answer = answer.partition(end)[0] if end else answer
-    reads = (name for name in TOOL_SYNTAXES.names if TOOL_SYNTAXES.get(name).parse(answer, [WEATHER]) == calls)
+    reads = (
+        name for name in TOOL_SYNTAXES.names if _parsed(name, answer) == [(call.name, call.arguments) for call in calls]
+    )
     return next(reads, "default")
+
+
+def _parsed(syntax: str, answer: str) -> list[tuple[str, Any]]:
+    calls = TOOL_SYNTAXES.get(syntax).parse(answer, [WEATHER])
+    return [(call.name, call.arguments) for call in calls or ()]
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", *messages: tuple[str, str], asks: bool) -> str:
     """The rendering of a conversation. `asks`: with the generation prompt."""
-    from jinja2 import TemplateError
-
     listed = [{"role": role, "content": content} for role, content in messages]
+    only_for_tools = isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template
     try:
-        return str(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=asks))
-    except (TemplateError, TypeError) as error:
+        return run(tokenizer, listed, [wrapped(WEATHER)] if only_for_tools else None, asks=asks, switches={})
+    except RowError as error:
         raise _MoreThanSlots(f"it refuses {', '.join(role for role, _ in messages)}: {error}") from error
 
 
@@ -178,7 +186,7 @@ def _prove(template: Template, tokenizer: "PreTrainedTokenizerBase") -> None:
     for system in ("", "Be brief."):
         opening = (("system", system),) if system else ()
         expected = _text(tokenizer, *opening, *talk, asks=True)
-        (turn,) = render(template, messages, system=system, purpose="infer")
+        (turn,) = render(template, messages, system=system or None, purpose="infer")
         found = as_text(turn.prompt, tokenizer.bos_token or "", tokenizer.eos_token or "")
         if found != expected:
             raise _MoreThanSlots("it treats a longer conversation in another way")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
+from luthier.data.chat.answers import read_json, require_shallow
 from luthier.data.media import media_path
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
@@ -64,18 +65,46 @@ def flag(row: Row, column: str) -> bool:
     return _FLAGS[word]
 
 
+def parsed_json(value: Any, what: str, fault: type[RowError], are: str = "is") -> Any:
+    """The value of JSON text, None for blank text; other values as they are. Raises `fault`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json(value) if value.strip() else None
+    except ValueError as error:
+        raise fault(f"{what} {are} not JSON: {error}") from error
+
+
+def json_text(value: Any, what: str, are: str = "is") -> str:
+    """A value as JSON text. Raises `ToolFault` for one that JSON does not have, such as a date or NaN."""
+    try:
+        require_shallow(value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        return text
+    except UnicodeEncodeError as error:
+        raise ToolFault(f"{what} {are} no JSON value: it holds an unpaired surrogate") from error
+    except (TypeError, ValueError) as error:
+        raise ToolFault(f"{what} {are} no JSON value: {error}") from error
+
+
+def list_column(row: Row, column: str, of: str) -> Any:
+    """A required column of lists, which may be JSON text; a text that cannot be a list is refused as such."""
+    value = present(row, column)
+    is_json = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+    listed = parsed_json(value, f"column {column!r}", RowError) if is_json else value
+    if not isinstance(listed, list):
+        raise RowError(f"column {column!r} is {kind(listed)}, not a list of {of}")
+    return listed
+
+
 def tools_text(row: Row, column: str | None) -> str:
     """The list of tools as JSON text; empty when there are none. Takes JSON text, a list or a single tool.
 
     Null, an empty list, blank text, and JSON text of null or of an empty list say that there are none.
     """
     value = row.get(column) if column else None
-    tools = value
-    if isinstance(value, str):
-        try:
-            tools = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise ToolFault(f"column {column!r} is not JSON: {error}") from error
+    tools = parsed_json(value, f"column {column!r}", ToolFault)
     if tools is None:
         return ""
     if isinstance(tools, Mapping):
@@ -87,7 +116,7 @@ def tools_text(row: Row, column: str | None) -> str:
         _check_tool(tool, f"tool {index} of column {column!r}")
     if not tools:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value, f"column {column!r}")
 
 
 def _check_tool(tool: Any, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.errors import RowError
 from luthier.data.formats import Format
-from luthier.data.formats._columns import flag, kind, media, optional_text, present, tools_text
+from luthier.data.formats._columns import flag, kind, list_column, media, optional_text, present, tools_text
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Prompt
 
@@ -42,17 +42,18 @@ def read(row: Mapping[str, Any], spec: DatasetSpec) -> Example:
 
 def _answer(row: Mapping[str, Any], column: str) -> Message:
     value = present(row, column)
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        reason = f"column {column!r} is a list of messages, not text"
+        raise RowError(f'{reason} -> describe the data with "formatting": "openai" or "sharegpt"')
     if not isinstance(value, str):
         raise RowError(f"column {column!r} is {kind(value)}, not text")
     return Message("assistant", value)
 
 
 def _history(row: Mapping[str, Any], column: str | None) -> tuple[Message, ...]:
-    pairs = row.get(column) if column else None
-    if pairs is None:
+    if column is None or row.get(column) in (None, ""):
         return ()
-    if not isinstance(pairs, list):
-        raise RowError(f"column {column!r} is {kind(pairs)}, not a list of [question, answer] pairs")
+    pairs = list_column(row, column, "[question, answer] pairs")
     messages: list[Message] = []
     for number, pair in enumerate(pairs, start=1):
         where = f"pair {number} of column {column!r}"

@@ -7,10 +7,12 @@ pairs do not depend on the batch size.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.errors import DataError
 from luthier.data.rows.arrow import from_lists
+from luthier.data.rows.closing_marks import Marks, num_closing_marks
 from luthier.data.rows.columns import IDS, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers
 
@@ -26,6 +28,8 @@ class MismatchedPairs:
     """Adds to every row the part `kl_`."""
 
     size_tokens: int
+    marks: Marks = ()
+    """The closing marks that a prompt keeps when it is cut."""
     columns: ClassVar[tuple[Column, ...]] = (
         *SEQUENCE,
         *columns_of_part("kl_", IDS, LABELS),
@@ -54,7 +58,11 @@ class MismatchedPairs:
             ]
 
     def _mismatched(self, prompt: list[int], answer: list[int], earlier: "_PromptRing") -> Encoded:
-        (row,) = label_answers([(prompt, earlier.answer_before(prompt, answer))], cutoff_len=self.size_tokens)
+        (row,) = label_answers(
+            [(prompt, earlier.answer_before(prompt, answer))],
+            cutoff_len=self.size_tokens,
+            num_marks=partial(num_closing_marks, marks=self.marks),
+        )
         return row
 
 

@@ -20,9 +20,8 @@ def settings(method: Any) -> RowSettings:
 
 
 def write(example: Dialogue, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
-    """Every turn of the conversation."""
-    rows = encoding.written(example, keep_past_thinking=not settings.mask_history)
-    return [(row,) for row in (rows[-1:] if settings.mask_history else rows)]
+    """Every turn of the conversation, or those of the row with the last answer if no other one is learned."""
+    return [(row,) for row in encoding.written(example, keep_past_thinking=not settings.mask_history)]
 
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded]:
@@ -34,6 +33,7 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowS
         train_on_prompt=settings.train_on_prompt,
         mask_history=settings.mask_history,
         eos_token_id=encoding.closing_eos,
+        num_marks=encoding.num_marks,
     )
     return (row,)
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
+from luthier.data.chat.answers import flat_text
 from luthier.data.packing.kl_pairs import MismatchedPairs
+from luthier.data.rows.closing_marks import closing_marks
 from luthier.data.rows.labels import Encoded, label_answers
 from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.types import Dialogue, Feedback
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 def write(example: Feedback, encoding: "Encoding", settings: RowSettings) -> "Sequence[tuple[Written]]":
     """The last answer after the prompt that a server would send."""
-    if example.liked and not example.messages[-1].content.strip():
+    if example.liked and not flat_text(example.messages[-1], with_thought=True).strip():
         raise RowError("the liked answer is empty")
     dialogue = Dialogue(example.messages, example.system, example.tools, example.media)
     return [(encoding.written_last(dialogue),)]
@@ -26,11 +28,17 @@ def write(example: Feedback, encoding: "Encoding", settings: RowSettings) -> "Se
 
 def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowSettings) -> tuple[Encoded, ...]:
     ((answer,),) = parts
-    return label_answers([answer], cutoff_len=encoding.cutoff_len, eos_token_id=encoding.closing_eos)
+    return label_answers(
+        [answer],
+        cutoff_len=encoding.cutoff_len,
+        eos_token_id=encoding.closing_eos,
+        num_marks=encoding.num_marks,
+    )
 
 
 def packer(run: "TrainRun", encoding: "Encoding") -> MismatchedPairs:
-    return MismatchedPairs(run.data.cutoff_len)
+    marks = closing_marks(encoding.encoder, encoding.template, encoding.model_template)
+    return MismatchedPairs(run.data.cutoff_len, marks)
 
 
 FEEDBACK = RowPlan(

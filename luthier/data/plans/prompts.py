@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
+from luthier.data.chat.answers import flat_text
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.types import Dialogue, Prompt
@@ -23,7 +24,7 @@ def write(example: Dialogue | Prompt, encoding: "Encoding", settings: RowSetting
 
     is_open = isinstance(example, Prompt)
     messages = example.messages if is_open else example.messages[:-1]
-    answer = () if is_open else (example.messages[-1].content,)
+    answer = () if is_open else (flat_text(example.messages[-1]),)
     if encoding.model_template is not None:
         thinks = encoding.enable_thinking is True
         prompt = (encoding.model_template.text(messages, example.system, example.tools, asks=True, thinks=thinks),)

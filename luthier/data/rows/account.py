@@ -22,12 +22,19 @@ class DatasetAccount:
     lost_tokens: int = 0
     lost_labeled_tokens: int = 0
     lost_terminators: int = 0
+    shortened_prompts: int = 0
+    """Prompts that lost text before the marks that open the answer."""
     rewritten: int = 0
     """Conversations that became several rows, because the model's own chat template rewrites history."""
     rewritten_into: int = 0
     """The number of these rows."""
+    rewritten_tokens: int = 0
+    """The tokens of these rows, which hold the history of each answer once more."""
+    rewritten_labeled_tokens: int = 0
     split_into: int = 0
     """Rows that overlong ones were split into (`on_overlong: split`)."""
+    thoughts_left_out: int = 0
+    """Thoughts of answers that are not learned, since `enable_thinking` is false."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Kind of reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.encoder import Encoder, TurnIds
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import Turn, render
-from luthier.data.rows.labels import Encoded, split_budget
+from luthier.data.rows.closing_marks import closing_marks, num_closing_marks
+from luthier.data.rows.labels import Encoded, cut_turn
 from luthier.data.rows.tokenize import Written, turn_ids
 from luthier.data.templates import Template
 from luthier.data.types import Dialogue
@@ -43,7 +45,8 @@ class Encoding:
         thoughts are kept.
         """
         if self.model_template is not None:
-            return self.model_template.rows(dialogue)
+            says_itself = any(message.loss for message in dialogue.messages[:-1])
+            return self.model_template.rows(dialogue, only_last=not keep_past_thinking and not says_itself)
         turns = render(
             self.template,
             dialogue.messages,
@@ -54,6 +57,7 @@ class Encoding:
             purpose="train",
             keep_past_thinking=keep_past_thinking,
         )
+        self._require_complete(dialogue, turns, only_last=not keep_past_thinking)
         return [turns]
 
     def written_last(self, dialogue: Dialogue) -> Written:
@@ -67,7 +71,7 @@ class Encoding:
         return self._last(dialogue) if self.model_template is None else (self.model_template.last_turn(dialogue),)
 
     def _last(self, dialogue: Dialogue) -> tuple[Turn, ...]:
-        return render(
+        turns = render(
             self.template,
             dialogue.messages,
             system=dialogue.system,
@@ -76,11 +80,35 @@ class Encoding:
             preserve_thinking=self.preserve_thinking,
             purpose="infer",
         )
+        self._require_complete(dialogue, turns)
+        return turns
+
+    def _require_complete(self, dialogue: Dialogue, turns: Sequence[Turn], only_last: bool = False) -> None:
+        """Raises `RowError` if an answer is not written in full. The turns are all, or the last one.
+
+        `only_last`: earlier answers are learned, and must be written in full, only if they say so themselves.
+        """
+        answers = dialogue.messages[1::2]
+        answers = answers[len(answers) - len(turns) :]
+        for number, (message, turn) in enumerate(zip(answers, turns, strict=True), start=1):
+            if only_last and number < len(turns) and not message.loss:
+                continue
+            require_complete(
+                message,
+                "".join(piece for piece in turn.answer if isinstance(piece, str)),
+                thoughts_dropped=self.enable_thinking is False,
+                thinking_tags=self.template.thinking_tags,
+                tool_call_words=self.template.tool_call_words,
+            )
 
     @property
     def closing_eos(self) -> int | None:
         """The end-of-text id, for formats that end the conversation with it instead of every answer."""
         return self.encoder.tokenizer.eos_token_id if self.template.efficient_eos else None
+
+    def num_marks(self, prompt: Sequence[int]) -> int:
+        """The number of tokens at the end of a prompt that are its closing marks."""
+        return num_closing_marks(prompt, closing_marks(self.encoder, self.template, self.model_template))
 
     @property
     def leading_bos(self) -> int | None:
@@ -97,14 +125,13 @@ class Encoding:
 def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
     """For generation: `input_ids` is the prompt of the last answer, `labels` is that answer. They share one budget."""
     turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
-    return [_prompt_and_answer(*turn, encoding.cutoff_len) for (turn,) in turns]
+    return [_prompt_and_answer(*turn, encoding) for (turn,) in turns]
 
 
-def _prompt_and_answer(prompt: list[int], answer: list[int], cutoff_len: int | None) -> Encoded:
-    if cutoff_len is None:
+def _prompt_and_answer(prompt: list[int], answer: list[int], encoding: Encoding) -> Encoded:
+    if encoding.cutoff_len is None:
         return Encoded(prompt, answer)
-    prompt_budget, answer_budget = split_budget(len(prompt), len(answer), cutoff_len)
-    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+    kept_prompt, kept_answer = cut_turn(prompt, answer, encoding.cutoff_len, encoding.num_marks)
     lost_labels = len(answer) - len(kept_answer)
     lost_tokens = len(prompt) - len(kept_prompt) + lost_labels
     return Encoded(kept_prompt, kept_answer, lost_tokens, lost_labels, lost_terminator=lost_labels > 0)

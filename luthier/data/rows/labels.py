@@ -1,15 +1,19 @@
 """Token ids with their labels, truncated to a length.
 
-The prompt and the answer of a turn share one budget; both are truncated at their ends. Turns are added in order (from
-the last one backwards with `mask_history`) until the budget is used up.
+The prompt and the answer of a turn share one budget. An answer is truncated at its end; a prompt loses text, but keeps
+its closing marks, which end the turn of the user and open the answer. Turns are added in order (from the last one
+backwards with `mask_history`) until the budget is used up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 IGNORE_INDEX = -100
 """The label of a token that is not a target."""
+
+NumMarks = Callable[[Sequence[int]], int]
+"""The number of tokens at the end of a prompt that are its closing marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Encoded:
     """Those among them that would have been targets."""
     lost_terminator: bool = False
     """Whether an answer lost its end, so that the row teaches not to stop there."""
+    shortened_prompts: int = 0
+    """Prompts that lost text before their closing marks."""
     weights: list[float] = field(default_factory=list)
     """The weight of each token in the loss; empty if the weight of every target is 1."""
 
@@ -58,6 +64,36 @@ def split_budget(source: int, target: int, cutoff: int) -> tuple[int, int]:
     return min(source, max(cutoff - kept_target, 0)), kept_target
 
 
+def no_marks(prompt: Sequence[int]) -> int:
+    """For prompts without closing marks."""
+    return 0
+
+
+def cut_prompt(prompt: list[int], budget: int, num_marks: int) -> list[int]:
+    """The first `budget` tokens of a prompt, the last `num_marks` of which are its closing marks if they fit."""
+    if len(prompt) <= budget:
+        return prompt
+    if num_marks > budget:
+        return prompt[:budget]
+    return prompt[: budget - num_marks] + prompt[len(prompt) - num_marks :]
+
+
+def cut_turn(
+    source: list[int], target: list[int], budget: int, num_marks: NumMarks = no_marks
+) -> tuple[list[int], list[int]]:
+    """(prompt, answer) of a turn within `budget` tokens.
+
+    Without room for the closing marks of the prompt, nothing is kept of the answer: it would follow no marks.
+    """
+    num_source, num_target = split_budget(len(source), len(target), budget)
+    if num_source == len(source):
+        return source, target[:num_target]
+    marks = num_marks(source)
+    if marks > num_source:
+        num_source, num_target = min(marks, budget), min(len(target), max(budget - marks, 0))
+    return cut_prompt(source, num_source, marks), target[:num_target]
+
+
 def label_turns(
     turns: Sequence[tuple[list[int], list[int]]],
     *,
@@ -65,47 +101,55 @@ def label_turns(
     train_on_prompt: bool = False,
     mask_history: bool = False,
     eos_token_id: int | None = None,
+    num_marks: NumMarks = no_marks,
 ) -> Encoded:
     """One row from the (prompt ids, answer ids) of a conversation.
 
     `train_on_prompt`: prompts are targets too; `mask_history`: only the last answer is. `eos_token_id` is given for
     formats without an eos in their slots: it ends the row, and it is the target at the first prompt token after each
-    answer, which teaches to stop there. `cutoff_len` None is no limit.
+    answer, which teaches to stop there; after a prompt whose answer is cut off completely it is no target. `cutoff_len`
+    None is no limit. `num_marks`: of the prompts.
     """
     closing = [] if eos_token_id is None else [eos_token_id]
     total = sum(len(source) + len(target) for source, target in turns)
     budget = total if cutoff_len is None else cutoff_len - len(closing)
     kept: list[tuple[list[int], list[int]]] = []
-    num_kept, num_learned, num_wanted, cut = 0, 0, 0, False
+    num_kept, num_learned, num_wanted, num_shortened, cut = 0, 0, 0, 0, False
+    ends_in_answer = True
     for order, (source, target) in enumerate(reversed(turns) if mask_history else turns):
         learned = not mask_history or order == 0
         num_wanted += len(target) * learned + len(source) * train_on_prompt
         if budget - num_kept <= 0:
             continue
-        source_kept, target_kept = split_budget(len(source), len(target), budget - num_kept)
-        num_kept += source_kept + target_kept
-        num_learned += target_kept * learned + source_kept * train_on_prompt
-        cut = cut or (learned and target_kept < len(target))
-        ids, labels = source[:source_kept], [IGNORE_INDEX] * source_kept
-        if train_on_prompt:
-            labels = list(ids)
-        elif closing and order and not mask_history and labels:
+        prompt, answer = cut_turn(source, target, budget - num_kept, num_marks)
+        num_kept += len(prompt) + len(answer)
+        num_learned += len(answer) * learned + len(prompt) * train_on_prompt
+        num_shortened += len(prompt) < len(source) and bool(answer)
+        cut = cut or (learned and len(answer) < len(target))
+        if learned:
+            ends_in_answer = bool(answer) or not target
+        labels = list(prompt) if train_on_prompt else [IGNORE_INDEX] * len(prompt)
+        if closing and order and not mask_history and not train_on_prompt and labels:
             labels[0] = closing[0]
-        ids = ids + target[:target_kept]
-        kept.append((ids, labels + (target[:target_kept] if learned else [IGNORE_INDEX] * target_kept)))
+        kept.append((prompt + answer, labels + (answer if learned else [IGNORE_INDEX] * len(answer))))
     if mask_history:
         kept.reverse()
     return Encoded(
         input_ids=_joined([ids for ids, _ in kept]) + closing,
-        labels=_joined([labels for _, labels in kept]) + closing,
+        labels=_joined([labels for _, labels in kept]) + (closing if ends_in_answer else [IGNORE_INDEX] * len(closing)),
         lost_tokens=total - num_kept,
         lost_labels=num_wanted - num_learned,
         lost_terminator=cut,
+        shortened_prompts=num_shortened,
     )
 
 
 def label_answers(
-    answers: Sequence[tuple[list[int], list[int]]], *, cutoff_len: int | None, eos_token_id: int | None = None
+    answers: Sequence[tuple[list[int], list[int]]],
+    *,
+    cutoff_len: int | None,
+    eos_token_id: int | None = None,
+    num_marks: NumMarks = no_marks,
 ) -> tuple[Encoded, ...]:
     """Rows that are compared with each other: one (prompt ids, answer ids) for each. The answers are the targets.
 
@@ -117,18 +161,27 @@ def label_answers(
     closed = [(prompt, answer + closing) for prompt, answer in answers]
     longest = (max(len(prompt) for prompt, _ in closed), max(len(answer) for _, answer in closed))
     prompt_budget, answer_budget = longest if cutoff_len is None else split_budget(*longest, cutoff_len)
-    return tuple(_cut_answer(prompt, answer, prompt_budget, answer_budget) for prompt, answer in closed)
+    marks = [num_marks(prompt) if len(prompt) > prompt_budget else 0 for prompt, _ in closed]
+    if cutoff_len is not None and max(marks) > prompt_budget:
+        prompt_budget = min(max(marks), cutoff_len)
+        answer_budget = cutoff_len - prompt_budget
+    return tuple(
+        _cut_answer(cut_prompt(prompt, prompt_budget, number), len(prompt), answer, answer_budget)
+        for (prompt, answer), number in zip(closed, marks, strict=True)
+    )
 
 
-def _cut_answer(prompt: list[int], answer: list[int], prompt_budget: int, answer_budget: int) -> Encoded:
-    kept_prompt, kept_answer = prompt[:prompt_budget], answer[:answer_budget]
+def _cut_answer(kept_prompt: list[int], num_prompt: int, answer: list[int], answer_budget: int) -> Encoded:
+    """`num_prompt`: tokens of the prompt before it was cut."""
+    kept_answer = answer[:answer_budget]
     lost_labels = len(answer) - len(kept_answer)
     return Encoded(
         kept_prompt + kept_answer,
         [IGNORE_INDEX] * len(kept_prompt) + kept_answer,
-        lost_tokens=len(prompt) - len(kept_prompt) + lost_labels,
+        lost_tokens=num_prompt - len(kept_prompt) + lost_labels,
         lost_labels=lost_labels,
         lost_terminator=lost_labels > 0,
+        shortened_prompts=int(len(kept_prompt) < num_prompt),
     )
 
 

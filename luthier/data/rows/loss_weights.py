@@ -5,7 +5,7 @@ number of a span is the weight of the tokens that begin in it. Everything else h
 prompts 0.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -14,7 +14,7 @@ from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, NumMarks, label_turns
 from luthier.data.rows.tokenize import Written
 from luthier.data.templates import Piece
 from luthier.data.types import Dialogue, Message, Span
@@ -58,6 +58,7 @@ def weighted_rows(
                 cutoff_len=encoding.cutoff_len,
                 mask_history=mask_history,
                 eos_token_id=encoding.closing_eos,
+                num_marks=encoding.num_marks,
             )
         )
         last = first
@@ -103,15 +104,12 @@ class _Weigher:
             message = self.dialogue.messages[2 * first + order]
             even = _even_weight(message, weight)
             if even is None:
-                start = self._place_in_text(2 * first + order, row.text)
+                start = self._place_in_text(2 * first + order, row.text, bounds[order], bounds[order + 1])
                 inner = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
                 spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
             else:
                 spans.append(Span(bounds[order], bounds[order + 1], even))
-        begins = self.encoding.encoder.begins(row.text)
-        weights = _by_character(begins, spans, 0.0)
-        cuts = [bisect_left(begins, bound) for bound in bounds]
-        sides = [weights[start:end] for start, end in pairwise(cuts)]
+        sides = [_by_character(begins, spans, 0.0) for begins in self.encoding.encoder.begins_of(row)]
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
@@ -126,13 +124,26 @@ class _Weigher:
                 return order, _start(message, piece, mark, str(pieces[order]))
         raise _rewritten(message)
 
-    def _place_in_text(self, index: int, text: str) -> int:
-        """The same in a row that the model's own chat template rendered."""
+    def _place_in_text(self, index: int, text: str, begin: int, end: int) -> int:
+        """The same in a row that the model's own chat template rendered: between `begin` and `end`.
+
+        A text that stands there several times is located by what the template writes after it.
+        """
         assert self.encoding.model_template is not None, "the row was rendered by it"
         message = self.dialogue.messages[index]
+        if message.content and text.count(message.content, begin, end) == 1:
+            return text.index(message.content, begin, end)
         mark = _mark(message)
         marked = self.encoding.model_template.asked_at(self._marked(index, mark), index if index % 2 else index + 1)
-        return _start(message, marked.whole, mark, text)
+        _, found, after = (marked.answer if index % 2 else marked.prompt).rpartition(mark)
+        end -= len(after)
+        if found and text.startswith(after, end):
+            content = message.content
+            for written in (content, content.lstrip(), content.rstrip(), content.strip()):
+                start = end - len(written)
+                if written and start >= begin and text.startswith(written, start):
+                    return start - content.index(written)
+        raise _rewritten(message)
 
     def _marked(self, index: int, mark: str) -> Dialogue:
         messages = list(self.dialogue.messages)
@@ -209,6 +220,7 @@ def _within_budget(
     cutoff_len: int | None,
     mask_history: bool,
     eos_token_id: int | None,
+    num_marks: NumMarks,
 ) -> Encoded:
     """Truncates as `label_turns` does: it is called with token numbers instead of ids, and the result is looked up."""
     ids = [token for turn in turns for side in turn for token in side]
@@ -221,7 +233,13 @@ def _within_budget(
         at = end
     num_closing = 0 if eos_token_id is None else 1
     budget = None if cutoff_len is None else cutoff_len - num_closing
-    kept = label_turns(numbered, cutoff_len=budget, mask_history=mask_history).input_ids
+    row = label_turns(
+        numbered,
+        cutoff_len=budget,
+        mask_history=mask_history,
+        num_marks=lambda numbers: num_marks([ids[number] for number in numbers]),
+    )
+    kept = row.input_ids
     stays = set(kept)
     row_ids, row_weights = [ids[token] for token in kept], [all_weights[token] for token in kept]
     labels = [token if weight else IGNORE_INDEX for token, weight in zip(row_ids, row_weights, strict=True)]
@@ -235,7 +253,8 @@ def _within_budget(
             before = opening.get(token)
             if before is not None and before in stays and all_weights[before] and labels[place] == IGNORE_INDEX:
                 labels[place], row_weights[place] = eos_token_id, all_weights[before]
-        last = row_weights[-1] if row_weights else 1.0
+        in_answers = {token for _, answer in numbered for token in answer}
+        last = row_weights[-1] if kept and kept[-1] in in_answers else 0.0
         row_ids.append(eos_token_id)
         labels.append(eos_token_id if last else IGNORE_INDEX)
         row_weights.append(last)
@@ -246,5 +265,6 @@ def _within_budget(
         lost_tokens=len(ids) - len(kept),
         lost_labels=num_wanted - sum(all_weights[token] > 0 for token in kept),
         lost_terminator=cut,
+        shortened_prompts=row.shortened_prompts,
         weights=row_weights if set(row_weights) - {0.0, 1.0} else [],
     )

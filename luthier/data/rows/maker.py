@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import FORMATS
+from luthier.data.chat.completeness import learned_answers, num_left_out
 from luthier.data.chat.encoder import TurnIds
 from luthier.data.media import require_usable
 from luthier.data.rows.account import DatasetAccount
@@ -18,7 +19,7 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.loss_weights import carries_weights
 from luthier.data.rows.row_plan import RowPlan, RowSettings
-from luthier.data.rows.tokenize import Written, ahead, num_characters, turn_ids
+from luthier.data.rows.tokenize import Written, ahead, num_characters, text_of, turn_ids
 from luthier.data.types import Example, Prompt
 
 if TYPE_CHECKING:
@@ -106,12 +107,16 @@ class RowMaker:
                 account.drop(item.drawn.row.place, error)
                 continue
             account.kept += 1
+            account.thoughts_left_out += self._num_thoughts_left_out(item)
+            parts = list(chain.from_iterable(rows))
+            num_tokens, num_labels = sum(len(p.input_ids) for p in parts), sum(p.num_labels for p in parts)
+            account.tokens += num_tokens
+            account.labeled_tokens += num_labels
             if len(item.written) > 1:
                 account.rewritten += 1
                 account.rewritten_into += len(item.written)
-            for part in chain.from_iterable(rows):
-                account.tokens += len(part.input_ids)
-                account.labeled_tokens += part.num_labels
+                account.rewritten_tokens += num_tokens
+                account.rewritten_labeled_tokens += num_labels
             yield item.drawn, item.example, rows
 
     def labeled(self, source: Iterable[Drawn]) -> Iterator[Labeled]:
@@ -180,7 +185,16 @@ class RowMaker:
         account.lost_tokens += sum(part.lost_tokens for part in overlong)
         account.lost_labeled_tokens += sum(part.lost_labels for part in overlong)
         account.lost_terminators += sum(part.lost_terminator for part in overlong)
+        account.shortened_prompts += sum(part.shortened_prompts for part in overlong)
         return kept
+
+    def _num_thoughts_left_out(self, item: Labeled) -> int:
+        if self.encoding.enable_thinking is not False or not (self.plan.reads_chat and self.plan.has_targets):
+            return 0
+        assert item.example is not None, "a row that is kept has been read"
+        only_last = self.settings.mask_history or self.settings.own_answers
+        text = "".join(map(text_of, chain.from_iterable(item.written)))
+        return num_left_out(learned_answers(item.example, only_last), text, self.encoding.template.thinking_tags)
 
     def _encoded(self, item: Labeled, encoding: Encoding) -> list[Parts]:
         return encoded_rows(self.plan, item.example, item.written, item.turns, encoding, self.settings)

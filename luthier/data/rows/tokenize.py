@@ -41,6 +41,13 @@ def num_characters(written: Written) -> int:
     return sum(len(piece) for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
 
 
+def text_of(written: Written) -> str:
+    """The text of a row, without the tokens that a format gives as such."""
+    if isinstance(written, TextWithSpans):
+        return written.text
+    return "".join(piece for turn in written for piece in (*turn.prompt, *turn.answer) if isinstance(piece, str))
+
+
 def ahead(batches: Iterable[Batch], work: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
     """(batch, work(batch)) in order. A thread works ahead while the caller handles earlier batches."""
     waiting: deque[tuple[Batch, Future[Result]]] = deque()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, Problem
 from luthier.core.kinds import STAGES
+from luthier.core.paths import absent_remedy
 from luthier.core.registry import did_you_mean
 from luthier.data.sources.columns import check_columns
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
@@ -79,10 +80,10 @@ def load_catalog(
         if os.path.isfile(dataset_dir):
             raise DataError(f"dataset_dir {dataset_dir!r} is a file -> give the folder that holds {CATALOG_FILE}")
         why = f"holds no {CATALOG_FILE}" if os.path.isdir(dataset_dir) else "does not exist"
-        raise DataError(
-            f"dataset_dir {dataset_dir!r} {why} -> give the folder that holds {CATALOG_FILE}, relative to the working "
-            f"directory ({os.getcwd()}) or absolute"
+        remedy = (
+            f"give the folder that holds {CATALOG_FILE}, relative to the working directory ({os.getcwd()}) or absolute"
         )
+        raise DataError(f"dataset_dir {dataset_dir!r} {why} -> {absent_remedy(dataset_dir, remedy)}")
     return _catalog(path, _located(path), root=dataset_dir, media_dir=media_dir or dataset_dir)
 
 

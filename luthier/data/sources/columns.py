@@ -4,7 +4,6 @@ It reports a described column that is missing; a column of the data with a known
 `columns` cleared the default that reads it); a role that `tags` cleared.
 """
 
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
@@ -14,11 +13,12 @@ from luthier.core.errors import DataError, Problem, RowError
 from luthier.core.kinds import FORMATS
 from luthier.core.registry import did_you_mean
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Tags
-from luthier.data.sources.read import READERS, column_names, data_files
+from luthier.data.sources.read import column_names, data_files, rows_in
 from luthier.data.sources.readers import DataFile, Row
-from luthier.data.types import LOSS_KEY
+from luthier.data.training_keys import training_keys
 
 NUM_FIRST_ROWS = 10
+_WINDOW_BYTES = 1 << 20
 _MEANT_BY_NAME = {
     **{f.name: f.name for f in fields(Columns)},
     **{f.default: f.name for f in fields(Columns) if isinstance(f.default, str)},
@@ -76,7 +76,7 @@ def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Pr
 
 
 def _has_usable_row(spec: DatasetSpec, files: Sequence[DataFile]) -> bool:
-    return any(not _reason(row, spec) for file in files for row in READERS[file.kind](file))
+    return any(not _reason(row, spec) for file in files for row in rows_in(file, spec))
 
 
 def _problem(
@@ -87,11 +87,8 @@ def _problem(
 
 
 def _first_rows(spec: DatasetSpec, files: Sequence[DataFile]) -> list[Row]:
-    """Empty for columnar files, for which only the schema is read."""
-    if files[0].kind in ("parquet", "arrow"):
-        return []
     for file in files:
-        rows = list(islice(READERS[file.kind](file), NUM_FIRST_ROWS))
+        rows = list(islice(rows_in(file, spec), NUM_FIRST_ROWS))
         if rows:
             return rows
     raise DataError(f"dataset {spec.name!r}: {spec.source.location} holds no rows")
@@ -125,8 +122,13 @@ def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str,
 
 def _mentions(file: DataFile, column: str) -> bool:
     """Whether a JSON file contains the name of the column anywhere, so that a later row may have it."""
-    with file.open() as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(f'"{column}"'.encode()) >= 0
+    name, rest = f'"{column}"'.encode(), b""
+    with file.open() as stream:
+        while data := stream.read(_WINDOW_BYTES):
+            if name in rest + data:
+                return True
+            rest = data[-len(name) :]
+    return False
 
 
 def _unread(spec: DatasetSpec, found: Sequence[str]) -> Iterator[Problem]:
@@ -158,18 +160,14 @@ def _cleared_roles(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> Iter
 
 
 def _unread_weights(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]], reads_loss: bool) -> Iterator[Problem]:
-    """Reports loss weights of messages, under the key of this or of other tools, if they are not read."""
+    """Reports what messages say about their loss, under the key of this or of other tools, if it is not read."""
     if not FORMATS.get(spec.formatting).has_roles:
         return
-    carried = {
-        key for row in rows for message in _messages(row, spec) for key in (LOSS_KEY, "weight") if key in message
-    }
-    for key in sorted(carried):
-        if key == LOSS_KEY and reads_loss:
-            continue
+    if reads_loss:
+        return
+    for key in sorted({key for row in rows for message in _messages(row, spec) for key in training_keys(message)}):
         reason = f"messages carry {key!r}, which is not read: every answer counts in full"
-        remedy = "use stage: sft, or leave out the rows that should not count"
-        yield _problem(spec, (), reason, f"call it {LOSS_KEY!r}" if key != LOSS_KEY and reads_loss else remedy)
+        yield _problem(spec, (), reason, "use stage: sft, or leave out the rows that should not count")
 
 
 def _messages(row: Mapping[str, Any], spec: DatasetSpec) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from luthier.config.sections import is_on
 from luthier.core.errors import Problem
 from luthier.core.kinds import FORMATS
 from luthier.core.registry import did_you_mean
+from luthier.data.sources.readers.saved import holds_splits
 
 SourceKind = Literal["file", "cloud", "hf_hub", "ms_hub", "om_hub"]
 
@@ -43,6 +44,11 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The names of the media columns in the data."""
+        return tuple(name for name in (self.images, self.videos, self.audios) if name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,12 @@ class DatasetSpec:
     file: str = ""
     line: int | None = None
     """The position of the description."""
+
+    @property
+    def column_names(self) -> frozenset[str]:
+        """The columns of the data that a format may read. Tables have others, which cost time and may hold anything."""
+        named = [getattr(self.columns, f.name) for f in fields(Columns)]
+        return frozenset([*filter(None, named), *(() if self.columns_given else ("messages", "tools"))])
 
 
 _TYPES: Mapping[str, type] = {
@@ -137,7 +149,7 @@ def parse_description(
         return None, (located(((), "the description of a dataset is an object", "")),), ()
     errors = [*_type_faults(entry)]
     if not errors:
-        errors = [*_source_faults(entry), *_column_faults(entry)]
+        errors = [*_source_faults(entry, root), *_column_faults(entry)]
     warnings = [] if errors else [*_unread_keys(entry)]
     if errors:
         return None, tuple(map(located, errors)), ()
@@ -201,7 +213,7 @@ def _did_you_mean(name: str, known: Any) -> str:
     return did_you_mean(name, known, repr) or f"one of {', '.join(known)}"
 
 
-def _source_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
+def _source_faults(entry: Mapping[str, Any], root: str) -> Iterator[Fault]:
     hub = any(entry.get(key) for key in ("hf_hub_url", "ms_hub_url", "om_hub_url"))
     cloud, file_name = entry.get("cloud_file_name"), entry.get("file_name")
     if hub:
@@ -213,7 +225,9 @@ def _source_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("cloud_file_name",), "must start with s3://, gs:// or gcs://", "local files go to `file_name`"
     elif not cloud and not file_name:
         yield (), "does not say where the rows are", "give `file_name`, `cloud_file_name` or `hf_hub_url`"
-    elif not cloud and entry.get("split") not in (None, "train"):
+    elif file_name and not cloud and entry.get("split") not in (None, "train"):
+        if holds_splits(_local_path(root, file_name)):
+            return
         reason = "a local file has the split 'train' only"
         yield ("split",), reason, "give each part its own file, or use `num_samples` or `max_samples`"
 
@@ -234,7 +248,8 @@ def _column_faults(entry: Mapping[str, Any]) -> Iterator[Fault]:
             yield ("columns", "kto_tag"), "excludes `ranking`", "a dataset is either ranked pairs or single ratings"
     elif named.get("kto_tag") and formatting == "alpaca" and not named.get("response"):
         yield ("columns",), "names a `kto_tag` but no `response` that it rates", 'add "response"'
-    if columns is not None and FORMATS.get(formatting).has_roles and not named.get("messages"):
+    has_conversation = named.get("messages") or entry.get("ranking")  # whole conversations may be the answers
+    if columns is not None and FORMATS.get(formatting).has_roles and not has_conversation:
         yield ("columns",), "names no `messages` column, and giving `columns` clears the defaults", 'add "messages"'
     if columns is not None and formatting == "alpaca" and not (named.get("prompt") or named.get("query")):
         yield ("columns",), "names no `prompt` column, and giving `columns` clears the defaults", 'add "prompt"'
@@ -288,7 +303,7 @@ def _source(entry: Mapping[str, Any], root: str) -> Source:
     if key == "file_name":
         if root.startswith("hf://"):
             return Source("cloud", f"{root}/{entry[key]}")
-        return Source("file", os.path.join(root, entry[key]))
+        return Source("file", _local_path(root, entry[key]))
     kinds: dict[str, SourceKind] = {
         "hf_hub_url": "hf_hub",
         "ms_hub_url": "ms_hub",
@@ -296,3 +311,11 @@ def _source(entry: Mapping[str, Any], root: str) -> Source:
         "cloud_file_name": "cloud",
     }
     return Source(kinds[key], entry[key])
+
+
+def _local_path(root: str, file_name: str) -> str:
+    """A path of a file, whose folders may be separated as on Windows, where the description may have been written."""
+    path = os.path.join(root, file_name)
+    if "\\" not in path or os.path.exists(path):
+        return path
+    return os.path.join(root, file_name.replace("\\", "/"))

@@ -17,17 +17,14 @@ from luthier.data.mix import sample_rows
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.sources.readers import DataFile, Row
 from luthier.data.sources.readers.columnar import read_columnar, schema_names
+from luthier.data.sources.readers.compressed import COMPRESSIONS, TEXT_KINDS, data_file
 from luthier.data.sources.readers.json_rows import read_json
 from luthier.data.sources.readers.plain import csv_column_names, read_csv, read_txt
+from luthier.data.sources.readers.saved import folder_of_split, saved_files
 
-READERS: dict[str, Callable[[DataFile], Iterator[Row]]] = {
-    "json": read_json,
-    "jsonl": read_json,
-    "csv": read_csv,
-    "parquet": read_columnar,
-    "arrow": read_columnar,
-    "txt": read_txt,
-}
+TABLES = ("parquet", "arrow")
+KINDS = ("json", "jsonl", "csv", *TABLES, "txt")
+"""Extensions of files with rows. Text may also be compressed: `a.jsonl.gz`."""
 _HUBS = ("hf_hub", "ms_hub", "om_hub")
 _SAME_KIND = {"jsonl": "json"}
 
@@ -56,13 +53,12 @@ def data_files(spec: DatasetSpec) -> list[DataFile]:
     if spec.source.kind == "cloud":
         from luthier.data.sources.readers.remote import cloud_files  # its imports would slow down every command
 
-        files = cloud_files(spec)
+        found = cloud_files(spec)
     else:
-        files = [_local_file(path) for path in _local_paths(spec)]
+        found = [data_file(path, partial(_opened, path)) for path in _local_paths(spec)]
+    files = saved_files(found)
     for file in files:
-        if file.kind not in READERS:
-            kinds = ", ".join(READERS)
-            raise DataError(f"dataset {spec.name!r}: {file.name}: unknown kind of file {file.kind!r} (one of {kinds})")
+        _require_known_kind(spec, file)
     kinds_found = {_SAME_KIND.get(file.kind, file.kind) for file in files}
     if len(kinds_found) > 1:
         raise DataError(
@@ -80,9 +76,18 @@ def local_files(spec: DatasetSpec) -> dict[str, tuple[int, int]]:
     return {name: (state.st_size, state.st_mtime_ns) for name, state in found.items()}
 
 
+def rows_in(file: DataFile, spec: DatasetSpec) -> Iterator[Row]:
+    """The rows of one file; of a table with the columns that the description names. Raises `DataError`."""
+    if file.kind in TABLES:
+        return read_columnar(file, spec.column_names, media=spec.columns.media)
+    if file.kind in ("json", "jsonl"):
+        return read_json(file, spec.column_names)
+    return (read_csv if file.kind == "csv" else read_txt)(file)
+
+
 def column_names(file: DataFile) -> list[str] | None:
     """The columns in the header or schema of a table; None for kinds whose rows name their own."""
-    if file.kind in ("parquet", "arrow"):
+    if file.kind in TABLES:
         return schema_names(file)
     if file.kind == "csv":
         return csv_column_names(file)
@@ -100,7 +105,7 @@ def every_row(spec: DatasetSpec, cache_dir: str | None, tokens: HubTokens, *, st
             yield row
     else:
         for file in data_files(spec):
-            for row in READERS[file.kind](file):
+            for row in rows_in(file, spec):
                 empty = False
                 yield row
     if empty:
@@ -123,11 +128,8 @@ def _local_paths(spec: DatasetSpec) -> list[str]:
     if os.path.isfile(location):
         return [location]
     if not os.path.isdir(location):
-        folder, name = os.path.split(location)
-        siblings = sorted({*os.listdir(folder)} - {"dataset_info.json"}) if os.path.isdir(folder) else None
-        hint = did_you_mean(name, siblings or (), repr) or "correct `file_name`, or put the file there"
-        why = "no such file" if siblings is not None else f"there is no folder {folder}"
-        raise DataError(f"dataset {spec.name!r}: {location}: {why} -> {hint}")
+        raise DataError(f"dataset {spec.name!r}: {location}: {_why_absent(location)}")
+    location = folder_of_split(location, spec.split, _bytes_of)
     names = sorted(name for name in os.listdir(location) if not name.startswith("."))
     if not names:
         raise DataError(f"dataset {spec.name!r}: the folder {location} is empty")
@@ -140,8 +142,30 @@ def _local_paths(spec: DatasetSpec) -> list[str]:
     return paths
 
 
-def _local_file(path: str) -> DataFile:
-    return DataFile(path, os.path.splitext(path)[1].lstrip(".").lower(), partial(_opened, path))
+def _bytes_of(path: str) -> bytes | None:
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _why_absent(location: str) -> str:
+    """(reason -> remedy) for a path that does not exist."""
+    folder, name = os.path.split(location)
+    siblings = sorted({*os.listdir(folder or ".")} - {"dataset_info.json"}) if os.path.isdir(folder or ".") else None
+    hint = did_you_mean(name, siblings or (), repr) or "correct `file_name`, or put the file there"
+    return f"{'no such file' if siblings is not None else f'there is no folder {folder}'} -> {hint}"
+
+
+def _require_known_kind(spec: DatasetSpec, file: DataFile) -> None:
+    if file.kind in KINDS:
+        return
+    remedy = ""
+    if file.kind.endswith((*COMPRESSIONS, "zip", "7z", "tar", "tgz")):
+        remedy = f" -> unpack it; of compressed files only {', '.join(TEXT_KINDS)} are read"
+    raise DataError(
+        f"dataset {spec.name!r}: {file.name}: unknown kind of file {file.kind!r} (one of {', '.join(KINDS)}){remedy}"
+    )
 
 
 def _opened(path: str) -> IO[bytes]:

@@ -68,6 +68,8 @@ class Template:
     thinking_tags: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     tool_call_words: tuple[str, str] = ("<tool_call>", "</tool_call>")
     """Tags that may enclose the JSON of a call in the data."""
+    strips_tools: bool = False
+    """Without a system text, the description of the tools begins without its line breaks."""
     efficient_eos: bool = False
     """The slots have no eos; one eos ends the whole conversation."""
     replace_eos: bool = False

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput
-from luthier.core.log import warn
 from luthier.infer.engines import Delivery, Engine, Ticket
 from luthier.infer.types import Answer, Settings
 
@@ -131,11 +130,10 @@ def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids:
     """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
     from luthier.infer.decoding import end_ids
     from luthier.model.backends import load_for_inference
-    from luthier.model.embeddings import fit_embeddings
+    from luthier.model.embeddings import add_missing_rows
 
     model = load_for_inference(run, source=source)
-    if fit_embeddings(model, tokenizer):
-        warn("the tokenizer has tokens that the model was never trained on; their embeddings are close to the mean")
+    add_missing_rows(model, tokenizer, source)
     all_ends = {*stop_ids, *end_ids(model)}
     return HuggingFaceModel(model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache, max_rows=max_concurrent())
 

@@ -13,7 +13,7 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
     if sample.example is None or not context.has_targets:
         return
     for name, message in _answers(sample.example):
-        if not without_thought(message.content).strip():
+        if not message.calls and not without_thought(message.content).strip():
             yield finding(sample, "empty_answers", "warning", f"{name} is empty", REMEDY)
 
 

@@ -23,6 +23,7 @@ def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
         severity, fate = "info", "it is cut into several rows"
     else:
         end = " and the end of an answer" if any(part.lost_terminator for part in cut) else ""
+        end += " and text before the marks that open an answer" if any(part.shortened_prompts for part in cut) else ""
         fate = f"{lost} tokens are lost, {labels} of them learned{end}"
     yield finding(sample, "overlong", severity, f"{head}: {fate}", REMEDY)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from luthier.data.chat.answers import flat_text
 from luthier.data.types import Example, Message, Preference
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
@@ -35,10 +36,10 @@ def _texts(example: Example) -> Iterator[tuple[str, str, bool]]:
     messages: tuple[Message, ...] = example.prompt if isinstance(example, Preference) else example.messages
     for number, message in enumerate(messages, start=1):
         is_answer = message.role in _ANSWERS
-        yield f"{message.role} message {number}", message.content, is_answer
+        yield f"{message.role} message {number}", flat_text(message, with_thought=True), is_answer
     if isinstance(example, Preference):
-        yield "the chosen answer", example.chosen.content, True
-        yield "the rejected answer", example.rejected.content, True
+        yield "the chosen answer", flat_text(example.chosen, with_thought=True), True
+        yield "the rejected answer", flat_text(example.rejected, with_thought=True), True
 
 
 CHECK = Check("special_tokens", find)

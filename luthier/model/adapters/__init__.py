@@ -14,9 +14,9 @@ class Adapter:
     config: type
     """The YAML keys that only this method understands."""
     apply: Callable[..., Any]
-    """(model, config, given, train_embeddings, pure_bf16, frozen, original) -> the model, with `requires_grad` set.
+    """(model, config, given, new_tokens, pure_bf16, frozen, original) -> the model, with `requires_grad` set.
 
-    `given`: the `GivenAdapters` of `adapter_name_or_path`; `train_embeddings`: the vocabulary has grown; `pure_bf16`:
+    `given`: the `GivenAdapters` of `adapter_name_or_path`; `new_tokens`: the `NewTokens` of the run; `pure_bf16`:
     new weights stay in bfloat16; `frozen`: the parts of a multimodal model that stay frozen; `original`: loads the
     model once more, with the weights as they are in its files.
     See `luthier.model.loading.training.load_for_training`.

@@ -1,19 +1,26 @@
 """Existing adapters: attached to a model, checked against it, and merged into its weights."""
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info, warn
+from luthier.model.adapters._continued import differences, warn_of_targets
 from luthier.model.adapters._loftq import require_base
+from luthier.model.adapters._new_rows import with_new_rows
+from luthier.model.adapters._series import AS_ADAPTERS, Series, beneath, check_series, merged_into
+from luthier.model.adapters._targets import find_targets
+from luthier.model.adapters._ties import settle_ties, untie_adapted
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
-from luthier.model.embeddings import embedding_names, grow_embeddings, num_rows
+from luthier.model.embeddings import NewTokens, embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
-from luthier.model.files.sources import check_adapter_source, local_path
-from luthier.model.modules import unwrap
+from luthier.model.files.sources import ModelSource, check_adapter_source, is_hub_id, local_path
+from luthier.model.modules import linear_layers, unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ class GivenAdapters:
     folder: str | None = None
     """Sub-folder of each that holds the adapter (`adapter_folder`)."""
     access: HubAccess = NO_ACCESS
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What the run file says of an adapter (`_continued.written_for`), for one that is trained further."""
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -54,22 +63,29 @@ def merge_adapters(
         adapted = attach_adapter(model, name, given, is_trainable=False)
         if before_merge is not None:
             before_merge(adapted)
-        model = adapted.merge_and_unload()
+        untie_adapted(adapted)
+        with _possible(name, adapted.peft_config["default"], "merged"):
+            model = adapted.merge_and_unload()
+        settle_ties(model)
         forget_description(model)
         info(f"adapter {name} merged into the model")
     return model
 
 
 def attach_unmerged(model: "PreTrainedModel", given: GivenAdapters) -> "PreTrainedModel":
-    """The model with its one adapter in place, not merged. Raises `ModelError` for more than one."""
-    if len(given.names) > 1:
+    """The model with its last adapter in place, not merged, and those before it merged.
+
+    Raises `ModelError` for several adapters on a quantized model.
+    """
+    if len(given.names) > 1 and is_quantized(model):
         raise ModelError(
             "adapter_name_or_path: several adapters cannot be put on a quantized model, since all but one would have to"
             " be merged into it -> merge them into the original model with `luthier export`, and give its folder"
         )
-    for name in given.names:
+    model = merge_adapters(model, given.names[:-1], given)
+    for name in given.names[-1:]:
         model = unwrap(attach_adapter(model, name, given, is_trainable=False))
-        info(f"adapter {name} attached to the quantized weights")
+        info(f"adapter {name} attached to the {'quantized ' if is_quantized(model) else ''}weights")
     return model
 
 
@@ -96,7 +112,7 @@ def attach_adapter(
     _require_mergeable(name, config)
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
-    _make_room(model, shapes)
+    _make_room(model, shapes, config)
     base, used = config.base_model_name_or_path or "", model.config._name_or_path
     try:
         with warnings.catch_warnings():
@@ -108,26 +124,56 @@ def attach_adapter(
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
     _check_names(adapted, path, name, base, used)
+    _try_out(adapted, name)
     require_base(adapted, model, name, path)
     if base and Path(base).name != Path(used).name:
         warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
     return adapted
 
 
-def continue_adapter(model: "PreTrainedModel", given: GivenAdapters, *, pure_bf16: bool) -> "PeftModel":
-    """Merge all adapters but the last, which is trained further as its own config says."""
+def continue_adapter(
+    model: "PreTrainedModel", given: GivenAdapters, new_tokens: NewTokens | None = None, *, pure_bf16: bool
+) -> "PeftModel":
+    """Merge all adapters but the last, which is trained further as its own config says.
+
+    The rows of `new_tokens` are trained and saved with it from now on.
+    """
     model = merge_adapters(model, given.names[:-1], given)
     if gives_scores(model.config) and not adapter_gives_scores(adapter_path(given.names[-1], given)):
         raise ModelError(
             f"adapter_name_or_path: {given.names[-1]}: this adapter belongs to a language model without a reward head"
             " -> set create_new_adapter: true, which merges it into the model and starts a new one"
         )
+    everything = _all_layers(model) if given.written else ()
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
+    _warn_of_settings(adapted, everything, given)
+    if new_tokens is not None and (new_tokens.added or len(new_tokens.tokenizer) > num_rows(model)):
+        adapted = with_new_rows(adapted, new_tokens, pure_bf16=pure_bf16)
+        require_base(adapted, unwrap(adapted), given.names[-1], adapter_path(given.names[-1], given))
     info(
         f"adapter {given.names[-1]} is trained further as it is ({describe_adapter(adapted)}); the run file's keys for"
         " a new adapter are not read (create_new_adapter: true would start one)"
     )
     return adapted
+
+
+def _all_layers(model: "PreTrainedModel") -> list[str]:
+    """The full names of the layers that `all` means."""
+    ends = find_targets(model, ("all",), "lora_target").modules
+    return [name for name, _ in linear_layers(model) if any(name == end or name.endswith(f".{end}") for end in ends)]
+
+
+def _warn_of_settings(adapted: "PeftModel", everything: Sequence[str], given: GivenAdapters) -> None:
+    """What the run file says otherwise; of an adapter on this machine most of it was said before the run began."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = given.names[-1]
+    if is_hub_id(name):
+        config = json.loads((adapter_path(name, given) / "adapter_config.json").read_text("utf-8"))
+        for problem in differences(given.written, config, name):
+            warn(str(problem))
+    on = [layer for layer, module in unwrap(adapted).named_modules() if isinstance(module, BaseTunerLayer)]
+    warn_of_targets(given.written, everything, on, name)
 
 
 def describe_adapter(adapted: "PeftModel") -> str:
@@ -156,16 +202,50 @@ def adapter_path(name: str, given: GivenAdapters) -> Path:
     return path / given.folder if given.folder else path
 
 
+def _try_out(adapted: "PeftModel", name: str) -> None:
+    """Raises `ModelError` for an adapter that needs more than token ids to compute, as some methods of peft do."""
+    import torch
+
+    config, base = adapted.peft_config["default"], unwrap(adapted)
+    if config.peft_type in ("LORA", "OFT") or base.config.is_encoder_decoder:
+        return
+    weight: Any = base.get_input_embeddings().weight
+    with _possible(name, config, "used"), torch.no_grad():
+        adapted(input_ids=torch.zeros(1, 1, dtype=torch.long, device=weight.device))
+
+
+@contextmanager
+def _possible(name: str, config: "PeftConfig", what: str) -> Iterator[None]:
+    """What peft raises for a method with which this cannot be done becomes a `ModelError`."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, RuntimeError) as fault:
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which cannot be {what} here"
+            f" ({reason}) -> give an adapter of LoRA or OFT, or use this one in plain peft"
+        ) from fault
+
+
+def _method(config: "PeftConfig") -> str:
+    kind: Any = config.peft_type
+    return str(getattr(kind, "value", kind)).replace("_", " ").lower()
+
+
 def _require_mergeable(name: str, config: "PeftConfig") -> None:
     """Raises `ModelError` for methods that change no weight, such as prompt tuning."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     kind: Any = config.peft_type
     if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
-        method = str(getattr(kind, "value", kind)).replace("_", " ").lower()
         raise ModelError(
-            f"adapter_name_or_path: {name}: this is an adapter of {method}, which changes no weights, so it can be"
-            " neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in plain peft"
+            f"adapter_name_or_path: {name}: this is an adapter of {_method(config)}, which changes no weights, so"
+            " it can be neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in"
+            " plain peft"
         )
 
 
@@ -176,12 +256,16 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in load_peft_weights(str(path), device="cpu").items()}
 
 
-def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]]) -> None:
+def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]], config: "PeftConfig") -> None:
     """An adapter trained with `resize_vocab` carries an embedding of more rows than the model it started from."""
-    rows = [shapes[key] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
-    if rows and rows[0][0] > num_rows(model):
-        info(f"the embedding grows from {num_rows(model):,} to {rows[0][0]:,} rows, as the adapter was trained")
-        grow_embeddings(model, rows[0][0])
+    rows = [shapes[key][0] for name in embedding_names(model) if (key := f"base_model.model.{name}.weight") in shapes]
+    single = vars(config).get("trainable_token_indices") or []
+    for indices in single.values() if isinstance(single, dict) else [single]:
+        rows.append(max(indices, default=-1) + 1)
+    wanted = max(rows, default=0)
+    if wanted > num_rows(model):
+        info(f"the embedding grows from {num_rows(model):,} to {wanted:,} rows, as the adapter was trained")
+        grow_embeddings(model, wanted)
 
 
 def _first_difference(fault: str) -> str:
@@ -222,6 +306,21 @@ def _check_names(adapted: "PeftModel", path: Path, name: str, base: str, used: s
         if keys:
             reason = f"it {words} {len(keys)} places such as {min(keys)}"
             raise _does_not_fit(name, base, used, reason)
+
+
+def check_given(given: GivenAdapters, source: ModelSource, line: Callable[[str], str] = AS_ADAPTERS) -> None:
+    """Each adapter is put on what it was trained on. `source`, `line`: see `check_series`. Raises `ModelError`."""
+    check_series(given.names, [adapter_path(name, given) for name in given.names], source, line)
+
+
+def series_beneath(given: GivenAdapters, source: ModelSource, *, creates_new: bool) -> Series:
+    """What the adapter that is trained will be on: all adapters before it, after those that an export merged.
+
+    `creates_new`: it is not the last one given. Raises `ModelError` as `check_given` does.
+    """
+    check_given(given, source)
+    names = given.names if creates_new else given.names[:-1]
+    return (*merged_into(source), *beneath(names, [adapter_path(name, given) for name in names]))
 
 
 def given_adapters(keys: "ModelConfig") -> GivenAdapters:

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rule, all_of, is_given, is_set, not_, value_of, warning
 from luthier.core.errors import ModelError
-from luthier.core.log import info, warn
 from luthier.model.classes import SCORE_TASK, gives_scores
-from luthier.model.embeddings import embedding_names
 from luthier.model.modules import require_modules
 
 if TYPE_CHECKING:
@@ -50,11 +48,11 @@ NEW_ADAPTER_RULES = (
         "leave it out, or name them in adapter_name_or_path",
         all_of(_creates, not_(is_set("model", "adapter_name_or_path"))),
     ),
-    warning(
+    Rule(
         ("train_from_scratch", "finetuning_type"),
-        "the random weights stay frozen, and only an adapter on them is trained",
+        "only an adapter would be trained and saved, and the random weights that it belongs to would be lost",
         "set finetuning_type: full",
-        is_set("model", "train_from_scratch"),
+        all_of(is_set("model", "train_from_scratch"), not_(is_given("quantization", "quantization_bit"))),
     ),
     Rule(
         ("freeze_trainable_layers", "use_llama_pro"),
@@ -73,25 +71,14 @@ NEW_ADAPTER_RULES = (
 """Rules about the keys that every method of peft has."""
 
 
-def common_settings(
-    model: "PreTrainedModel", additional_target: Sequence[str], *, train_embeddings: bool
-) -> dict[str, Any]:
+def common_settings(model: "PreTrainedModel", additional_target: Sequence[str]) -> dict[str, Any]:
     """Settings of every method of peft: the task, and the modules that are trained in full together with the adapter.
 
-    peft adds the score layer of a reward model to these.
-
-    `train_embeddings`: the vocabulary has grown, so the embeddings are trained unless `additional_target` names
-    other modules. Raises `ModelError` for names that no module has.
+    peft adds the score layer of a reward model to these. Raises `ModelError` for names that no module has.
     """
     import peft
 
     saved = require_modules(model, additional_target, "additional_target")
-    embeddings = tuple(dict.fromkeys(name.rpartition(".")[2] for name in embedding_names(model)))
-    if train_embeddings and not saved:
-        saved = embeddings
-        info(f"the vocabulary may have grown, so the embeddings are trained in full too: {', '.join(saved)}")
-    elif train_embeddings and embeddings[0] not in {name.rpartition(".")[2] for name in saved}:
-        warn(f"additional_target: {', '.join(saved)}: new rows of the embedding are not trained -> add {embeddings[0]}")
     writes = peft.TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else peft.TaskType.CAUSAL_LM
     return {
         "task_type": peft.TaskType[SCORE_TASK] if gives_scores(model.config) else writes,

@@ -76,7 +76,12 @@ def save_as_lora(adapted: "PeftModel", folder: Path, state: Mapping[str, Any] | 
         for key, start, dim in ((f"{name}.lora_A.weight", start_a, 0), (f"{name}.lora_B.weight", -start_b, 1)):
             tensors[key] = torch.cat([tensors[key].cpu(), start.to(tensors[key].dtype)], dim=dim)
         scale, rank = layer.scaling[NAME], layer.r[NAME]
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    seen: set[int] = set()
+    for key, tensor in tensors.items():
+        tensors[key] = tensor.cpu().contiguous()
+        if tensors[key].data_ptr() in seen:  # both ends of a tied model; a file holds no tensor under two names
+            tensors[key] = tensors[key].clone()
+        seen.add(tensors[key].data_ptr())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = copy.deepcopy(adapted.peft_config[NAME])
     settings.inference_mode = True

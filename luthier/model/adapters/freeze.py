@@ -9,7 +9,7 @@ from luthier.core.log import warn
 from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.classes import gives_scores
-from luthier.model.embeddings import embedding_names
+from luthier.model.embeddings import NewRows, NewTokens, embedding_names
 from luthier.model.heads.score_head import SCORE_LAYER
 from luthier.model.llama_pro import inserted_layers
 from luthier.model.modules import layer_list, unknown_module
@@ -60,15 +60,17 @@ def apply(
     config: FreezeConfig,
     *,
     given: GivenAdapters,
-    train_embeddings: bool,
+    new_tokens: NewTokens | None = None,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
     original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PreTrainedModel":
     """Freeze the model but for the chosen layers and modules, and a projector that is not in `frozen`.
 
-    A score layer is always trained. Raises `ModelError` for names that no module has, or if nothing is trainable.
+    A score layer is always trained, and so are the embedding and the head if there are `new_tokens`. Raises
+    `ModelError` for names that no module has, or if nothing is trainable.
     """
+    rows = new_tokens.give_rows(model) if new_tokens else NewRows()
     name, layers = layer_list(model)
     choose = inserted_layers if config.use_llama_pro else layers_to_train
     chosen = choose(len(layers), config.freeze_trainable_layers)
@@ -88,7 +90,7 @@ def apply(
         for n, weight in layers[index].named_parameters():
             weight.requires_grad_(everything or bool(set(config.freeze_trainable_modules) & set(n.split(".")[:-1])))
     extra = {*config.freeze_extra_modules, *([SCORE_LAYER] if gives_scores(model.config) else ())}
-    if train_embeddings:
+    if rows:
         extra.update(embedding_names(model))
     for n in outside:
         if n in extra or extra & set(n.split(".")):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from luthier.config.keys.fields import refused
 from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters
+from luthier.model.embeddings import NewTokens
 from luthier.model.multimodal import freeze_parts
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def apply(
     config: FullConfig,
     *,
     given: GivenAdapters,
-    train_embeddings: bool,
+    new_tokens: NewTokens | None = None,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
     original: "Callable[[], PreTrainedModel] | None" = None,
 ) -> "PreTrainedModel":
     """Raises `ModelError` if `frozen` leaves nothing."""
+    if new_tokens:
+        new_tokens.give_rows(model)
     model.requires_grad_(True)
     freeze_parts(model, frozen)
     return model

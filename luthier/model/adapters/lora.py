@@ -27,8 +27,10 @@ from luthier.model.adapters import Adapter
 from luthier.model.adapters._loftq import start_from_quantization_error
 from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter
+from luthier.model.adapters._new_rows import add_rows
 from luthier.model.adapters._pissa import start_from_principal_parts
 from luthier.model.adapters._targets import Targets, find_targets, targets_inside
+from luthier.model.embeddings import NewRows, NewTokens
 from luthier.model.llama_pro import inserted_blocks
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ RULES = Rules(
                     not_(is_set("adapter", "create_new_adapter")),
                 ),
             )
-            for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")
+            for key in ("pissa_init", "loftq_init", "use_llama_pro")
         ),
     )
 )
@@ -155,7 +157,7 @@ def apply(
     config: LoraConfig,
     *,
     given: GivenAdapters,
-    train_embeddings: bool,
+    new_tokens: NewTokens | None = None,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
     original: "Callable[[], PreTrainedModel] | None" = None,
@@ -163,14 +165,15 @@ def apply(
     """Freeze the model and put a trainable adapter on it.
 
     Of the `given` adapters all but the last are merged and the last is trained on; with `create_new_adapter` all are
-    merged and a fresh one is trained. `train_embeddings`: the embedding has new rows, so it is trained too.
+    merged and a fresh one is trained. `new_tokens`: their rows are trained too.
     `original`: loads the model again, not quantized; LoftQ needs it.
     Raises `ModelError` for names that no module has and for adapters that do not fit.
     """
     if given and not config.create_new_adapter:
-        return continue_adapter(model, given, pure_bf16=pure_bf16)
+        return continue_adapter(model, given, new_tokens, pure_bf16=pure_bf16)
     model = merge_adapters(model, given.names, given)
-    settings = settings_for(model, config, train_embeddings=train_embeddings, frozen=frozen)
+    rows = new_tokens.give_rows(model) if new_tokens else NewRows()
+    settings = settings_for(model, config, rows=rows, frozen=frozen)
     adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
     if config.pissa_init:
         start_from_principal_parts(adapted, config.pissa_iter)
@@ -181,25 +184,25 @@ def apply(
 
 
 def settings_for(
-    model: "PreTrainedModel", config: LoraConfig, *, train_embeddings: bool, frozen: Sequence[str]
+    model: "PreTrainedModel", config: LoraConfig, *, rows: NewRows, frozen: Sequence[str]
 ) -> "peft.LoraConfig":
     """The settings of peft for a new adapter on `model`. Raises `ModelError` for names that no module has."""
     import peft
 
-    common = common_settings(model, config.additional_target, train_embeddings=train_embeddings)
     targets = _targets(model, config, frozen)
-    return peft.LoraConfig(
-        **common,
+    settings = peft.LoraConfig(
+        **common_settings(model, config.additional_target),
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=list(targets.modules),
         target_parameters=list(targets.parameters) or None,
-        ensure_weight_tying=bool(common["modules_to_save"]) and _ties(model),
         fan_in_fan_out=_stores_transposed(model),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
+    add_rows(model, settings, rows, "lora_target")
+    return settings
 
 
 def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]) -> Targets:
@@ -216,11 +219,6 @@ def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]
         return Targets(targets.modules)
     info(f"lora_target: {', '.join(config.lora_target)}: weights that are no layers get an adapter too: {names}")
     return targets
-
-
-def _ties(model: "PreTrainedModel") -> bool:
-    """Whether the output head is the embedding."""
-    return bool(model.config.tie_word_embeddings) and model.get_output_embeddings() is not None
 
 
 def _stores_transposed(model: "PreTrainedModel") -> bool:

@@ -16,7 +16,9 @@ from luthier.core.log import info
 from luthier.model.adapters import Adapter
 from luthier.model.adapters._merge import GivenAdapters, continue_adapter, merge_adapters
 from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settings, start_adapter, target_rules
+from luthier.model.adapters._new_rows import add_rows
 from luthier.model.adapters._targets import find_targets, targets_inside
+from luthier.model.embeddings import NewRows, NewTokens
 from luthier.model.llama_pro import inserted_blocks
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def apply(
     config: OftConfig,
     *,
     given: GivenAdapters,
-    train_embeddings: bool,
+    new_tokens: NewTokens | None = None,
     pure_bf16: bool,
     frozen: Sequence[str] = (),
     original: "Callable[[], PreTrainedModel] | None" = None,
@@ -89,8 +91,9 @@ def apply(
     import peft
 
     if given and not config.create_new_adapter:
-        return continue_adapter(model, given, pure_bf16=pure_bf16)
+        return continue_adapter(model, given, new_tokens, pure_bf16=pure_bf16)
     model = merge_adapters(model, given.names, given)
+    rows = new_tokens.give_rows(model) if new_tokens else NewRows()
     key = "lora_target" if "all" in config.oft_target and "all" not in config.lora_target else "oft_target"
     wanted = config.lora_target if key == "lora_target" else config.oft_target
     targets = find_targets(model, wanted, key, frozen)
@@ -103,12 +106,13 @@ def apply(
     if not targets.modules:
         raise ModelError(f"{key}: {', '.join(wanted)}: none of these is a layer -> name linear layers, or all")
     settings = peft.OFTConfig(
-        **common_settings(model, config.additional_target, train_embeddings=train_embeddings),
+        **common_settings(model, config.additional_target),
         r=config.oft_rank,
         oft_block_size=0 if config.oft_rank else config.oft_block_size,
         module_dropout=config.module_dropout,
         target_modules=list(targets.modules),
     )
+    add_rows(model, settings, rows, key)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Invalid `(oft_block_size|r)`")  # `_tell_sizes` says it
         adapted = start_adapter(model, settings, key=key, wanted=wanted, pure_bf16=pure_bf16)

@@ -27,11 +27,13 @@ from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
 from luthier.model.adapters import lora
-from luthier.model.adapters._merge import adapter_path, given_adapters
+from luthier.model.adapters._merge import adapter_path, check_given, given_adapters, series_beneath
+from luthier.model.adapters._series import note_beneath
 from luthier.model.attention import Attention
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
+from luthier.model.embeddings import NewRows
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
@@ -82,6 +84,7 @@ def load_for_training(
     require_kind(keys.model_name_or_path, config, scores=False)
     # "unsloth" parks the inputs of layers in main memory, as `use_unsloth_gc` does; the library's own default.
     recomputes: str | bool = False if keys.disable_gradient_checkpointing else "unsloth"
+    beneath = series_beneath(given_adapters(keys), source, creates_new=False)
     is_full, seed = not ADAPTERS.get(run.finetuning_type).adds_weights, run.training["seed"]
     of_full: dict[str, Any] = {"full_finetuning": True, "float32_mixed_precision": not pure_bf16} if is_full else {}
     model = _load(
@@ -98,11 +101,13 @@ def load_for_training(
     )
     require_causal(unwrap(model))
     if not is_full and not keys.adapter_name_or_path:
-        model = _adapt(fast, model, run, use_gradient_checkpointing=recomputes, random_state=seed)
+        has_new = bool(fitted.added_tokens)
+        model = _adapt(fast, model, run, has_new, use_gradient_checkpointing=recomputes, random_state=seed)
     if not pure_bf16:
         upcast_trainable(model)
     unwrap(model).config.use_cache = False
     model.train()
+    note_beneath(model, beneath)
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, dtype, Attention("unsloth"), trainable, total, PADDING_REASON)
 
@@ -114,6 +119,7 @@ def load_for_inference(
     fast = import_unsloth(machine)
     keys = run.model
     config = load_config(source)
+    check_given(given_adapters(keys), source)
     require_kind(keys.model_name_or_path, config, scores=False)
     dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
     longest = window_of(config) or longest_row(config, run.data.cutoff_len, run.generating.max_new_tokens)
@@ -207,9 +213,10 @@ def _as_unsloth_reads(keys: "ModelConfig", source: ModelFiles) -> Iterator[str]:
     info(f"adapter {given.names[0]} put beside the weights by unsloth")
 
 
-def _adapt(fast: Any, model: Any, run: "TrainRun", **how: Any) -> Any:
+def _adapt(fast: Any, model: Any, run: "TrainRun", has_new: bool, **how: Any) -> Any:
+    """`has_new`: there are tokens that the model has never seen. unsloth trains no single rows."""
     frozen = parts_to_freeze(model, run.finetuning)
-    settings = lora.settings_for(model, run.adapter, train_embeddings=False, frozen=frozen)
+    settings = lora.settings_for(model, run.adapter, rows=NewRows(is_whole=has_new), frozen=frozen)
     return fast.get_peft_model(
         model,
         r=settings.r,

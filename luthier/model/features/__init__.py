@@ -15,8 +15,6 @@ from luthier.core.machine import Machine
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from luthier.model.tokenizer import FittedTokenizer
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -24,8 +22,6 @@ class Training:
 
     cutoff_len: int
     """Tokens of the longest row."""
-    fitted: "FittedTokenizer"
-    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,10 @@
 """Tokens that the user adds, and the rows of the embedding for them (`luthier.model.embeddings`)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from luthier.config.rules.engine import Rules, all_of, is_given, is_other_than, is_set, not_, warning
-from luthier.model.embeddings import fit_embeddings
-from luthier.model.features import Feature, Purpose
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from luthier.model.features import Feature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +46,4 @@ RULES = Rules(
 )
 
 
-def on_model(keys: NewTokensConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
-    """Every token of the tokenizer gets a row before training."""
-    if purpose.training is not None:
-        fitted = purpose.training.fitted
-        fit_embeddings(
-            model,
-            fitted.tokenizer,
-            added_tokens=fitted.added_tokens,
-            descriptions=fitted.descriptions,
-            init=keys.init_special_tokens,
-            seed=purpose.training.seed,
-        )
-
-
-FEATURE = Feature(name="new_tokens", config=NewTokensConfig, check=RULES, on_model=on_model)
+FEATURE = Feature(name="new_tokens", config=NewTokensConfig, check=RULES)

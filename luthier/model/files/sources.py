@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from luthier.core.errors import ModelError
+from luthier.core.paths import absent_remedy
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.files.gguf.header import read_header
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access, local_name, resolution_fault
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The first that is there is read."""
 QMODEL_FILE = "qmodel.pt"
 """What the library HQQ writes itself."""
+TEKKEN_FILE = "tekken.json"
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.py")
 """A tokenizer that comes as Python code may be made of anything."""
 _WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json", QMODEL_FILE)
@@ -110,7 +114,8 @@ def _locate(name_or_path: str, access: HubAccess) -> ModelFiles:
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name_or_path):
         parent = next(folder for folder in path.absolute().parents if folder.is_dir())
         raise ModelError(
-            f"{name_or_path}: there is no such model file or folder (it exists up to {parent}) -> correct the path"
+            f"{name_or_path}: there is no such model file or folder (it exists up to {parent})"
+            f" -> {absent_remedy(name_or_path, 'correct the path')}"
         )
     return ModelFiles(name_or_path, is_local=False)
 
@@ -188,6 +193,12 @@ def check_tokenizer_files(folder: Path) -> None:
     """Something is there to make a tokenizer from, and what reads it. Raises `ModelError` and `MissingExtra`."""
     names = {path.name for path in folder.iterdir()}
     if not any(fnmatch(name, pattern) for name in names for pattern in _TOKENIZER_FILES):
+        if TEKKEN_FILE in names:
+            raise ModelError(
+                f"{folder}: the tokenizer is there as {TEKKEN_FILE} alone, a format of mistral-common, which cannot be"
+                " trained with here -> copy tokenizer.json and tokenizer_config.json from the model's repository for"
+                " transformers into this folder"
+            )
         raise ModelError(
             f"{folder}: the tokenizer is missing: there is no tokenizer.json, tokenizer.model or vocab.json"
             " -> copy the tokenizer's files of the model into this folder"
@@ -206,22 +217,23 @@ def check_adapter_source(name_or_path: str, folder: str | None = None, access: H
         if not Path(name_or_path).expanduser().is_dir() and _HUB_ID.fullmatch(name_or_path):
             check_hub(name_or_path, access)
             return
-        raise ModelError(f"{path}: there is no such adapter folder")
+        raise ModelError(f"{path}: there is no such adapter folder -> {absent_remedy(str(path), 'correct the path')}")
     config = path / "adapter_config.json"
     if not config.is_file():
         checkpoints = sorted(child.name for child in path.iterdir() if (child / "adapter_config.json").is_file())
         hint = f" -> did you mean its folder {checkpoints[-1]}?" if checkpoints else ""
         raise ModelError(f"{path}: this folder holds no adapter: adapter_config.json is missing{hint}")
-    if "peft_type" not in _read_json(config):
+    if "peft_type" not in read_json(config):
         raise ModelError(f"{config}: this names no peft_type, so it is not the config of an adapter")
-    weights = path / "adapter_model.safetensors"
+    weights, former = (path / name for name in ADAPTER_WEIGHTS)
     if weights.is_file():
         read_safetensors_header(weights)
-    elif not (path / "adapter_model.bin").is_file():
+    elif not former.is_file():
         raise ModelError(f"{path}: the adapter's weights are missing: neither adapter_model.safetensors nor .bin")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object of a model's files. Raises `ModelError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
@@ -234,7 +246,7 @@ def _read_json(path: Path) -> dict:
 @permission_errors()
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises `ModelError`."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def _check_config(source: ModelSource) -> None:
@@ -265,7 +277,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file."""
-    content = _read_json(index).get("weight_map")
+    content = read_json(index).get("weight_map")
     if not isinstance(content, dict) or not all(isinstance(file, str) for file in content.values()):
         raise ModelError(f"{index}: this index has no weight_map -> copy or download it again")
     return content

@@ -1,6 +1,6 @@
 """The models that a run names beside the policy and that are not trained: reference, teacher, reward model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from luthier.config.keys.quantization import QuantizationConfig
 from luthier.core.errors import ModelError
 from luthier.core.machine import detect
+from luthier.model.adapters._merge import check_given, given_adapters
+from luthier.model.adapters._series import given_as
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
 from luthier.model.files.sources import model_source
@@ -29,17 +31,20 @@ def load_frozen_model(
     adapters: tuple[str, ...],
     fitted: FittedTokenizer,
     *,
+    line: Callable[[str], str] | None = None,
     bits: int | None = None,
     scores: bool = False,
 ) -> "PreTrainedModel":
     """The model `source`, named by `key`, with `adapters` merged, in evaluation mode and without gradients.
 
-    `bits`: of its linear layers, by bitsandbytes. `scores`: it is a reward model. Raises `ModelError` if it reads
+    `line`: how a run file gives it other adapters, if not as `{key}_adapters`. `bits`: of its linear layers, by
+    bitsandbytes. `scores`: it is a reward model. Raises `ModelError` if it reads
     token ids in another way than the policy.
     """
     keys = replace(run.model, model_name_or_path=source, adapter_name_or_path=adapters)
     located = model_source(keys)
     with _under(key):
+        check_given(given_adapters(keys), located, line or given_as(f"{key}_adapters"))
         own = load_tokenizer(located, use_fast=keys.use_fast_tokenizer)
     difference = first_difference(fitted.tokenizer, own, but=fitted.added_tokens)
     if difference:

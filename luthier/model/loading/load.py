@@ -9,7 +9,13 @@ from luthier.model.features.mixture_of_depths import add_routers, prepare, route
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
 from luthier.model.loading.config import load_config
-from luthier.model.loading.loaded import check_found, keep_use_cache, repair_generation_config
+from luthier.model.loading.loaded import (
+    SETTINGS_LOGGER,
+    check_found,
+    check_generation_config,
+    keep_use_cache,
+    repair_generation_config,
+)
 from luthier.model.loading.memory_check import placement
 from luthier.model.quantization._layers import Quantization
 from luthier.model.quantization._prequantized import (
@@ -56,6 +62,8 @@ def load_model(
         from transformers import GgufConfig
 
         common |= {"gguf_file": files.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    elif not gives_scores(config):
+        check_generation_config(source)
     kind = routed_model_class(config) if is_routed(config) else auto
     is_packed = prequantized_format_of(config) is not None
     is_low_bit = quantization is not None or is_packed
@@ -63,7 +71,7 @@ def load_model(
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(files.gguf_file))
     said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would
-    with readable(files, "weights"), quiet(said_here[0]), quiet(said_here[1]):
+    with readable(files, "weights"), quiet(said_here[0]), quiet(said_here[1]), quiet(SETTINGS_LOGGER):
         model, found = reader_of(config, kind)(files.name, config=config, **common, **source.access.options)
     check_found(files, ktransformers.without_experts(found), starts_score=starts_score and gives_scores(config))
     gguf_speed.forget()

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import quiet, warn
-from luthier.model.files.sources import ModelFiles
+from luthier.model.files.sources import ModelFiles, ModelSource
 from luthier.model.heads.score_head import SCORE_LAYER
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+
+
+SETTINGS_LOGGER = "transformers.generation.configuration_utils"
+"""What warns of settings without effect; `repair_generation_config` says what becomes of them."""
 
 
 def check_found(source: ModelFiles, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
@@ -40,6 +45,29 @@ def require_causal(model: "PreTrainedModel") -> None:
         )
 
 
+def check_generation_config(source: ModelSource) -> None:
+    """Raises `ModelError` for generation settings that cannot be read, or that transformers refuses as they are."""
+    from transformers import GenerationConfig
+
+    files = source.files
+    try:
+        with quiet(SETTINGS_LOGGER):
+            GenerationConfig.from_pretrained(files.name, **source.access.options)
+    except OSError as fault:
+        if (Path(files.name) / "generation_config.json").is_file():
+            raise _refused(files, fault) from fault
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise _refused(files, fault) from fault
+
+
+def _refused(files: ModelFiles, fault: Exception) -> ModelError:
+    reason = str(fault).strip().splitlines()[0].rstrip(".")
+    return ModelError(
+        f"{files}: its generation_config.json cannot be used ({reason}) -> correct it, or remove it to generate with"
+        " default settings"
+    )
+
+
 def repair_generation_config(model: "PreTrainedModel") -> None:
     """Makes the generation settings ones that transformers saves; it refuses those that contradict each other.
 
@@ -56,6 +84,9 @@ def repair_generation_config(model: "PreTrainedModel") -> None:
         for name, value in vars(generation).items()
         if not name.startswith("_") and (name not in defaults or value != defaults[name])
     }
+    if given.get("temperature") == 0 and not given.get("do_sample"):
+        given.pop("temperature")  # asks for the likeliest token, which is what generation without sampling takes
+        generation.temperature = defaults["temperature"]
     if _is_valid(kind, given):
         return
     choices = (_valid_part(kind, given), _valid_part(kind, {**given, "do_sample": True}))
@@ -87,7 +118,7 @@ def _valid_part(kind: "type[GenerationConfig]", given: Mapping[str, Any]) -> dic
 
 def _is_valid(kind: "type[GenerationConfig]", settings: Mapping[str, Any]) -> bool:
     try:
-        with quiet("transformers.generation.configuration_utils"):
+        with quiet(SETTINGS_LOGGER):
             kind(**settings).validate(strict=True)
     except (ValueError, TypeError):
         return False

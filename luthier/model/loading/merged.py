@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from luthier.config.runs import TrainRun
 from luthier.core.machine import Machine, detect
 from luthier.model.adapters._loftq import read_record, round_weights
-from luthier.model.adapters._merge import adapter_path, attach_unmerged, given_adapters, merge_adapters
+from luthier.model.adapters._merge import adapter_path, attach_unmerged, check_given, given_adapters, merge_adapters
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
 from luthier.model.files.sources import ModelSource, model_source
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.config.keys.quantization import QuantizationConfig
-    from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
+    from luthier.config.runs import ExportRun, InferRun, Run
 
 
 def load_for_inference(
     run: "InferRun | TrainRun", source: ModelSource, machine: Machine, scores: bool = False
 ) -> "PreTrainedModel":
-    """The model with all adapters of the run merged, in evaluation mode, where it computes fastest.
+    """The model with all adapters of the run, in evaluation mode, where it computes fastest.
 
-    Into quantized weights nothing can be merged, so there the one adapter stays separate.
+    To write answers all are merged. An evaluation has the last one beside the weights, as training had it, so its
+    numbers are those of training to the last digit. Into quantized weights nothing can be merged.
     """
     may_offload = machine.num_accelerators > 0 or "offload_folder" in run.given
     return load_merged(
@@ -41,6 +43,7 @@ def load_for_inference(
         offload_folder=run.model.offload_folder if may_offload else None,
         quantization=plan(run.quantization, machine),
         scores=scores,
+        merges_last=not isinstance(run, TrainRun),
     )
 
 
@@ -89,14 +92,17 @@ def load_merged(
     unpacks: bool = False,
     scores: bool | None = False,
     rounding: "QuantizationConfig | None" = None,
+    merges_last: bool = True,
 ) -> "PreTrainedModel":
-    """The model with all adapters merged, or one adapter beside quantized weights, in evaluation mode.
+    """The model with all adapters merged, or the last one beside the weights, in evaluation mode.
 
     `choose_dtype`, `unpacks`: see `load_base`. `offload_folder`: see `placement`. `scores`: whether a reward model is
-    wanted, None for either kind. `rounding`: an adapter of LoftQ is merged into what these keys make of the weights.
+    wanted, None for either kind. `merges_last`: the last adapter too, but for quantized weights. `rounding`: an adapter
+    of LoftQ is merged into what these keys make of the weights.
     """
     given = given_adapters(run.model)
     config = load_config(source)
+    check_given(given, source)
     purpose = purpose_of(run, machine)
     model = load_base(
         run,
@@ -113,7 +119,7 @@ def load_merged(
     change_model(run, model, purpose)
     if given and rounding is not None and (record := read_record(adapter_path(given.names[0], given))) is not None:
         round_weights(model, plan(rounding, machine), record)
-    if is_quantized(model):
+    if is_quantized(model) or not merges_last:
         model = attach_unmerged(model, given)
     else:
         model = merge_adapters(model, given.names, given, before_merge)

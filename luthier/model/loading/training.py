@@ -1,16 +1,20 @@
 """From a training run to a model whose trainable parameters are settled."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.config.keys.quantization import shards_weights
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
-from luthier.model.adapters._merge import given_adapters
+from luthier.model.adapters._continued import written_for
+from luthier.model.adapters._merge import given_adapters, series_beneath
+from luthier.model.adapters._series import Series, note_beneath
 from luthier.model.attention import SHIFTED, Attention, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
 from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
+from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
@@ -23,6 +27,7 @@ from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
 from luthier.model.quantization._layers import plan
 from luthier.model.quantization._prequantized import require_trainable
+from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
@@ -45,8 +50,9 @@ def load_for_training(
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     config = load_config(source)
+    beneath = _beneath(run, source)
     require_trainable(run, config)
-    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len, fitted=fitted, seed=seed))
+    purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len))
     loaded = load_base(
         run,
         source,
@@ -66,23 +72,23 @@ def load_for_training(
     base = loaded.model
     warn_slow_format(loaded.dtype, machine)
     fit_scorer(base, fitted.tokenizer.pad_token_id)
+    name_ends(base, fitted.stop_token_ids)
     require_causal(base)
     change_model(run, base, purpose)
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
-    padding_reason = _padding_reason(run, base)
     if keys.upcast_layernorm:
         upcast_norms(base)
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
-        given=given_adapters(keys),
-        train_embeddings=run.features.new_tokens.may_grow,
+        given=replace(given_adapters(keys), written=written_for(run)),
+        new_tokens=new_tokens_of(run, fitted),
         pure_bf16=run.finetuning.pure_bf16,
         frozen=parts_to_freeze(base, run.finetuning),
         original=partial(load_original, source, base),
     )
     prepare_for_training(
-        model,
+        note_beneath(model, beneath),
         gradient_checkpointing=not keys.disable_gradient_checkpointing,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
@@ -91,7 +97,27 @@ def load_for_training(
         pure_bf16=run.finetuning.pure_bf16,
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
-    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, _padding_reason(run, base))
+
+
+def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
+    """Single rows of sharded weights cannot be trained, so there all are."""
+    keys = run.features.new_tokens
+    return NewTokens(
+        fitted.tokenizer,
+        fitted.added_tokens,
+        fitted.descriptions,
+        keys.init_special_tokens,
+        run.training["seed"],
+        trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
+    )
+
+
+def _beneath(run: "TrainRun", source: ModelSource) -> Series:
+    """The adapters that a new or continued one will be on. Raises `ModelError` as `series_beneath` does."""
+    if not ADAPTERS.get(run.finetuning_type).adds_weights:
+        return ()
+    return series_beneath(given_adapters(run.model), source, creates_new=run.adapter.create_new_adapter)
 
 
 def prepare_for_training(

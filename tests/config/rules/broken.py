@@ -201,6 +201,9 @@ DATA = [
         {"save_steps": 2.5},
         {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 2.5},
         {"torch_empty_cache_steps": 0},
+        {"eval_strategy": "steps", "val_size": 2, "logging_strategy": "no", "logging_steps": 2.5},
+        {"debug": "everything"},
+        {"accelerator_config": {"splits": True}},
         {"dataloader_prefetch_factor": 2},
         {"early_stopping_steps": 3},
         {"early_stopping_steps": 0},
@@ -276,7 +279,7 @@ ADAPTERS = [
         {"pissa_convert": True},
         {"loftq_init": True},
         {"use_dora": True, "loftq_init": True},
-        *({"adapter_name_or_path": "a", key: True} for key in ("pissa_init", "loftq_init", "use_dora", "use_rslora")),
+        *({"adapter_name_or_path": "a", key: True} for key in ("pissa_init", "loftq_init", "use_llama_pro")),
     ),
     *cases(
         {"finetuning_type": "oft"},

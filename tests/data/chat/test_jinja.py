@@ -28,6 +28,13 @@ CONVERSATIONS = {
         ("user", "?"),
         ("assistant", "two OPEN"),
     ],
+    "quoted thought": [
+        ("user", "Hi"),
+        ("assistant", "\nWrite OPENthisCLOSE first."),
+        ("user", "?"),
+        ("assistant", "\n OPENsoCLOSEWrite OPENthatCLOSE next."),
+    ],
+    "opened in the prompt": [("user", "Hi"), ("assistant", "soCLOSEone"), ("user", "?"), ("assistant", "thusCLOSEtwo")],
 }
 
 
@@ -43,7 +50,7 @@ def test_chat_template_writes_what_render_writes(name):
     opening, closing = template.thinking_tags
     for pairs in CONVERSATIONS.values():
         said = [(role, text.replace("OPEN", opening).replace("CLOSE", closing)) for role, text in pairs]
-        for system in ("", "Be brief."):
+        for system in (None, "", "Be brief."):
             for thinking in (True, False, None):
                 for preserve in (True, False):
                     for messages in (said, said[:-1]):
@@ -61,9 +68,32 @@ def check_chat_template(template, tokenizer, messages, system, thinking, preserv
     )
     chat = [{"role": ROLES.get(role, role), "content": content} for role, content in messages]
     text = tokenizer.apply_chat_template(
-        [{"role": "system", "content": system}, *chat] if system else chat,
+        chat if system is None else [{"role": "system", "content": system}, *chat],
         tokenize=False,
         add_generation_prompt=len(messages) % 2 == 1,
+        enable_thinking=thinking,
+        preserve_thinking=preserve,
+    )
+    assert text == as_text((*turn.prompt, *turn.answer), "<s>", "</s>")
+
+
+@pytest.mark.parametrize("thinking", [True, False, None])
+@pytest.mark.parametrize("preserve", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "chatml", "seed_oss"])
+def test_thoughts_given_apart_are_written_as_by_render(name, preserve, thinking):
+    template, tokenizer = get_template(name), tiny.byte_tokenizer()
+    tokenizer.chat_template = chat_template(template)
+    said = [("user", "Hi", ""), ("assistant", "\none", "\nfirst"), ("user", "?", ""), ("assistant", "two", "second\n")]
+    (turn,) = render(
+        template,
+        tuple(Message(role, content, thought=thought) for role, content, thought in said),
+        enable_thinking=thinking,
+        preserve_thinking=preserve,
+        purpose="infer",
+    )
+    text = tokenizer.apply_chat_template(
+        [{"role": role, "content": content, "reasoning_content": thought} for role, content, thought in said],
+        tokenize=False,
         enable_thinking=thinking,
         preserve_thinking=preserve,
     )

@@ -1,6 +1,7 @@
 """`template: auto`: every answer stands behind the very ids that a server sends, and labels cover the answers."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from luthier.config.load import load_train
 from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import STAGES, TOOL_SYNTAXES
+from luthier.data.chat.continuation import without_empty_thought
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import template_from_slots
@@ -17,7 +19,7 @@ from luthier.data.prepare import prepare
 from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.labels import IGNORE_INDEX, label_turns
 from luthier.data.rows.tokenize import turn_ids
-from luthier.data.types import Dialogue, Message
+from luthier.data.types import Dialogue, Message, ToolCall
 from luthier.workflow.text import load_text_side
 from tests.chat_programs import ENDS, PROGRAMS, tokenizer_with
 from tests.tiny import tiny_llama
@@ -32,7 +34,7 @@ def program(name: str, **options: Any) -> ModelChatTemplate:
     return ModelChatTemplate(Encoder(TOKENIZERS[name]), **options)
 
 
-def talk(*contents: str, system: str = "") -> Dialogue:
+def talk(*contents: str, system: str | None = None) -> Dialogue:
     return Dialogue(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)), system)
 
 
@@ -42,7 +44,7 @@ def rows_of(program: ModelChatTemplate, dialogue: Dialogue) -> list[list[tuple[l
 
 def plain(dialogue: Dialogue, end: int | None = None) -> list[dict[str, str]]:
     """Of a conversation without tools, up to message `end`."""
-    head = [{"role": "system", "content": dialogue.system}] if dialogue.system else []
+    head = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
     return head + [{"role": message.role, "content": message.content} for message in dialogue.messages[:end]]
 
 
@@ -62,7 +64,7 @@ def dialogues(draw: st.DrawFn, name: str) -> Dialogue:
     contents = draw(st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
     if name == "last question":  # where the question is rewritten, it must be there to be found again
         contents = [text if text.strip() or i % 2 else "?" for i, text in enumerate(contents)]
-    return talk(*contents, system="" if name == "gemma" else draw(st.sampled_from(["", "Be brief."])))
+    return talk(*contents, system=None if name == "gemma" else draw(st.sampled_from([None, "", "Be brief."])))
 
 
 @pytest.mark.parametrize("name", KEEPS_HISTORY)
@@ -104,8 +106,10 @@ def test_labels_cover_exactly_the_answers(name, data):
         assert all(
             label in (IGNORE_INDEX, token) for label, token in zip(encoded.labels, encoded.input_ids, strict=True)
         )
-        learned = [label for label in encoded.labels if label != IGNORE_INDEX]
-        assert learned == [i for _ in row for i in way.encoder.text(next(asked).answer)]
+        learned = TOKENIZERS[name].decode([label for label in encoded.labels if label != IGNORE_INDEX])
+        *earlier, last = [next(asked).answer for _ in row]
+        # Where only the last answer has an empty thought, earlier ones are learned as they stand in the history.
+        assert learned in ("".join([*earlier, last]), "".join(map(without_empty_thought, earlier)) + last)
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "open end"])
@@ -148,7 +152,9 @@ def test_calls_and_their_answer_share_a_row_where_history_stays():
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3"])
 def test_tools_and_calls_reach_the_program_as_openai_has_them(name):
-    dialogue = Dialogue((Message("user", "Rain?"), Message("function", CALL)), tools=json.dumps([WEATHER]))
+    call = ToolCall("weather", {"city": "Rome", "days": [1, 2]}, "abcdefgh1")
+    messages = (Message("user", "Rain?"), Message("function", "", calls=(call,)))
+    dialogue = Dialogue(messages, tools=json.dumps([WEATHER]))
     ((turn,),) = rows_of(program(name), dialogue)
     function = {"name": "weather", "arguments": {"city": "Rome", "days": [1, 2]}}
     messages = [
@@ -156,7 +162,7 @@ def test_tools_and_calls_reach_the_program_as_openai_has_them(name):
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "call00100", "type": "function", "function": function}],
+            "tool_calls": [{"id": "abcdefgh1", "type": "function", "function": function}],
         },
     ]
     tools = [{"type": "function", "function": WEATHER}]
@@ -167,7 +173,9 @@ def test_tools_and_calls_reach_the_program_as_openai_has_them(name):
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3"])
 def test_the_syntax_that_reads_the_programs_calls_is_found(name):
     way, template = program(name), template_from_slots(TOKENIZERS[name])
-    (asked,) = way.asked(Dialogue((Message("user", "Rain?"), Message("function", CALL)), tools=json.dumps([WEATHER])))
+    given = ToolCall("weather", {"city": "Rome", "days": [1, 2]}, "abcdefgh1")
+    messages = (Message("user", "Rain?"), Message("function", "", calls=(given,)))
+    (asked,) = way.asked(Dialogue(messages, tools=json.dumps([WEATHER])))
     answer = asked.answer.partition(ENDS.get(name, "</s>"))[0]
     (call,) = TOOL_SYNTAXES.get(template.call_syntax).parse(answer, [WEATHER])
     assert (call.name, call.arguments) == ("weather", {"city": "Rome", "days": [1, 2]})
@@ -181,7 +189,7 @@ def test_without_calls_in_the_program_no_syntax_is_found():
     ("name", "dialogue", "reason"),
     [
         ("gemma", talk("a", "b", system="s"), "System role not supported"),
-        ("chatml", Dialogue((Message("user", "?"), Message("function", CALL))), "does not render tool calls"),
+        ("chatml", Dialogue((Message("user", "?"), Message("function", CALL))), "does not write the call of 'weather'"),
         ("chatml", Dialogue(talk("a", "b").messages, tools=json.dumps([WEATHER])), "does not render tools"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{"), "not JSON"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{}"), "not a list of objects"),
@@ -257,7 +265,7 @@ def test_words_that_the_program_does_not_write_are_a_reason_to_drop_the_row():
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     )
-    with pytest.raises(RowError, match="does not render the text of the answer"):
+    with pytest.raises(RowError, match="does not write the text of an answer"):
         ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer"))
 
 
@@ -275,25 +283,27 @@ def merging_tokenizer(chat_template: str):
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", chat_template=chat_template)
 
 
-def test_a_token_astride_the_border_belongs_to_the_part_it_begins_in():
+def test_no_token_spans_the_end_of_a_prompt():
+    """A server sends the prompt alone, and the model continues its tokens."""
     template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant\n{% endif %}"
     tokenizer = merging_tokenizer(template)
     ((turn,),) = rows_of(ModelChatTemplate(Encoder(tokenizer)), talk("q", "\na"))
-    assert [tokenizer.decode(part) for part in turn] == ["user\nq</s>assistant\n\n", "a</s>"]
-    whole = tokenizer.apply_chat_template(plain(talk("q", "\na")), tokenize=True, return_dict=False)
-    assert turn[0] + turn[1] == whole
+    asked = plain(talk("q", "\na"))[:1]
+    sent = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert turn[0] == sent
+    assert tokenizer.decode(turn[1]) == "\na</s>"
 
 
 def test_offsets_that_a_post_processor_has_trimmed_do_not_move_the_border():
-    """ByteLevel(trim_offsets) leaves blanks out of the offsets of `\\n\\n`, which begins in the prompt all the same."""
+    """ByteLevel(trim_offsets) leaves blanks out of the offsets of `\\n\\n`, which spans the border all the same."""
     from tokenizers import processors
 
     template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}{{ eos_token }}{% endfor %}"
     tokenizer = merging_tokenizer(template + "{% if add_generation_prompt %}assistant\n{% endif %}")
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     ((turn,),) = rows_of(ModelChatTemplate(Encoder(tokenizer)), talk("q", "\na"))
-    assert [tokenizer.decode(part) for part in turn] == ["user\nq</s>assistant\n\n", "a</s>"]
+    assert [tokenizer.decode(part) for part in turn] == ["user\nq</s>assistant\n", "\na</s>"]
 
 
 def slow_tokenizer(name: str):
@@ -377,13 +387,105 @@ def learned(data: Any) -> list[str]:
 EMPTY = "<think>\n\n</think>\n\n"
 
 
+THOUGHTS = ["q1", "<think>\nt1\n</think>\n\na1", "q2", "<think>\nt2\n</think>\n\na2"]
+
+
 def test_split_conversations_are_counted_and_said_once(run):
-    data = run([TWO_TURNS, ["q", "a"], TWO_TURNS])
-    assert learned(data) == [f"{EMPTY}{answer}<|im_end|>\n" for answer in ("a1", "a2", "a", "a1", "a2")]
+    data = run([THOUGHTS, ["q", "a"], THOUGHTS])
+    split = [f"<think>\nt{number}\n</think>\n\na{number}<|im_end|>\n" for number in (1, 2)]
+    assert learned(data) == [*split, f"{EMPTY}a<|im_end|>\n", *split]
     account = data.ledger.accounts["rows"]
     assert (account.rows_in, account.kept, account.rewritten, account.rewritten_into) == (3, 3, 2, 4)
-    (line,) = [line for line in data.ledger.summary() if "2 conversations became 4 rows" in line]
-    assert "chat template" in line
+    split_rows = [place for place, text in enumerate(learned(data)) if "<think>\nt" in text]
+    num_tokens = sum(len(data.train["input_ids"][place]) for place in split_rows)
+    num_learned = sum(len(TOKENIZERS["qwen3"].encode(learned(data)[place])) for place in split_rows)
+    assert (account.rewritten_tokens, account.rewritten_labeled_tokens) == (num_tokens, num_learned)
+    cost = f"2 conversations became 4 rows ({num_tokens} tokens, {num_learned} of them learned)"
+    (line,) = [line for line in data.ledger.summary() if cost in line]
+    assert "chat template" in line and "mask_history: true" in line
+
+
+def test_without_thoughts_a_conversation_is_one_row(run):
+    """Only the last answer has an empty thought, so the row is the rendering of the whole conversation."""
+    data = run([TWO_TURNS * 20])
+    (ids,) = data.train["input_ids"]
+    assert list(ids) == served("qwen3", plain(talk(*TWO_TURNS * 20)))
+    assert learned(data) == ["a1<|im_end|>\na2<|im_end|>\n" * 19 + f"a1<|im_end|>\n{EMPTY}a2<|im_end|>\n"]
+    assert data.ledger.accounts["rows"].rewritten == 0
+
+
+def test_only_answers_with_thoughts_need_rows_of_their_own(run):
+    """Where the second of five has one, answers one and two share a row, and so do the other three."""
+    data = run([["q1", "a1", *THOUGHTS[2:], "q3", "a3", "q4", "a4", "q5", "a5"]])
+    assert learned(data) == [
+        "a1<|im_end|>\n<think>\nt2\n</think>\n\na2<|im_end|>\n",
+        f"a3<|im_end|>\na4<|im_end|>\n{EMPTY}a5<|im_end|>\n",
+    ]
+
+
+def test_with_mask_history_an_earlier_answer_that_cannot_be_written_does_no_harm():
+    """Only an answer that is learned needs the id of its call."""
+    messages = (
+        Message("user", "Rain?"),
+        Message("function", CALL),
+        Message("observation", "no"),
+        Message("assistant", "No."),
+    )
+    dialogue, way = Dialogue(messages, tools=json.dumps([WEATHER])), program("mistral")
+    with pytest.raises(RowError, match="the data give none"):
+        way.rows(dialogue)
+    (row,) = way.rows(dialogue, only_last=True)
+    assert row == way.last_row(dialogue)
+
+
+LONG = talk(*[text for number in range(30) for text in (f"q{number}", f"a{number} ")], "q", "a", system="S")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Counts what the template renders, in messages."""
+    import luthier.data.chat.model_template as module
+
+    rendered: list[int] = []
+    real = module.run
+
+    def counting(tokenizer, messages, *rest, **options):
+        rendered.append(len(messages))
+        return real(tokenizer, messages, *rest, **options)
+
+    monkeypatch.setattr(module, "run", counting)
+    return rendered
+
+
+@pytest.mark.parametrize("name", KEEPS_HISTORY)
+def test_a_long_conversation_takes_few_renderings(name, runs, monkeypatch):
+    import luthier.data.chat.model_template as module
+
+    dialogue = replace(LONG, system=None) if name == "gemma" else LONG
+    rows, num_messages = program(name).rows(dialogue), sum(runs)
+    assert num_messages < 20 * len(dialogue.messages)
+    monkeypatch.setattr(module, "_MANY_MESSAGES", 1000)
+    runs.clear()
+    assert program(name).rows(dialogue) == rows
+    assert sum(runs) > 2 * num_messages
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role ~ loop.index ~ m.content }}</s>{% endfor %}",
+        "{% for m in messages[-5:] %}{{ m.role ~ m.content }}</s>{% endfor %}",
+        "{% for m in messages %}{{ m.role ~ m.content }}</s>{% if loop.index == 20 %}[reminder]{% endif %}{% endfor %}",
+        "{{ messages | length }}{% for m in messages %}{{ m.role ~ m.content }}</s>{% endfor %}",
+    ],
+)
+def test_a_template_that_counts_messages_is_rendered_answer_by_answer(template, monkeypatch):
+    import luthier.data.chat.model_template as module
+
+    tokenizer = merging_tokenizer(template + "{% if add_generation_prompt %}assistant{% endif %}")
+    rows = ModelChatTemplate(Encoder(tokenizer)).rows(replace(LONG, system=None))
+    monkeypatch.setattr(module, "_MANY_MESSAGES", 1000)
+    assert rows == ModelChatTemplate(Encoder(tokenizer)).rows(replace(LONG, system=None))
 
 
 def test_mask_history_keeps_the_row_of_the_last_answer(run):
@@ -391,7 +493,7 @@ def test_mask_history_keeps_the_row_of_the_last_answer(run):
 
 
 def test_train_on_prompt_learns_all_of_every_row(run):
-    data = run([TWO_TURNS], train_on_prompt=True)
+    data = run([THOUGHTS], train_on_prompt=True)
     assert data.train["labels"] == data.train["input_ids"]
     assert len(data.train) == 2
 

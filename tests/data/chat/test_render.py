@@ -1,6 +1,7 @@
 """Rendering against the reference's texts, by properties."""
 
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from luthier.core.errors import RowError
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import get_template, template_names
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 
 FACTS = Path(__file__).parents[1] / "templates"
 CONVERSATIONS = {c["id"]: c for c in json.loads((FACTS / "conversations.json").read_text("utf-8"))}
@@ -102,6 +103,19 @@ def test_equal_to_the_reference(name):
 
 def test_every_correction_is_of_a_known_format():
     assert all(name in template_names() and conversation in CONVERSATIONS for name, conversation in CORRECTED)
+
+
+def test_tools_without_a_system_text():
+    """MOSS-VL begins with them; other formats keep the blank line that follows a system text."""
+    tools = json.dumps([{"name": "f", "description": "", "parameters": {}}])
+
+    def prompt(name, **given):
+        (turn,) = render(get_template(name), (Message("user", "x"),), tools=tools, purpose="infer", **given)
+        return as_text(turn.prompt)
+
+    assert prompt("moss_vl").startswith("<|im_start|>system\n# Tools\n\nYou may call")
+    assert prompt("qwen3").startswith("<|im_start|>system\n\n\n# Tools\n\nYou may call")
+    assert prompt("moss_vl", system="s").startswith("<|im_start|>system\ns\n\n# Tools")
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>{}"), max_size=20)
@@ -261,3 +275,60 @@ def test_malformed_tools(tools, reason):
 def test_an_empty_list_of_tools_is_no_tools():
     (turn,) = render(get_template("chatml"), (Message("user", "a"),), tools="[]", purpose="infer")
     assert as_text(turn.prompt) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_a_thought_given_apart_is_written_as_if_it_stood_in_the_text(name):
+    """Between the tags of the format, wherever the thinking options let a thought stand."""
+    template = get_template(name)
+    opening, closing = template.thinking_tags
+    question = Message("user", "a")
+    for role, text, calls in (("assistant", "A", ()), ("function", "I look.", (ToolCall("f", {"x": 1}),))):
+        apart = (question, Message(role, f"\n{text}", thought="\nx\ny\n", calls=calls))
+        inline = (question, Message(role, f"{opening}x\ny{closing}{text}", calls=calls))
+        for purpose in ("train", "infer"):
+            for thinking in (True, None):
+                written = render(template, apart, purpose=purpose, enable_thinking=thinking)
+                assert written == render(template, inline, purpose=purpose, enable_thinking=thinking)
+                assert "x\ny" in as_text(written[-1].answer)
+            left_out = as_text(render(template, apart, purpose=purpose, enable_thinking=False)[-1].answer)
+            assert "x\ny" not in left_out and text in left_out
+
+
+def test_tags_that_an_answer_quotes_stay():
+    """In every position of a conversation, with thinking on or off: they are words, not a thought."""
+    quoting = Message("assistant", "\nWrite <think>\nthis\n</think>\n\n first.")
+    for thinking in (True, False, None):
+        messages = (Message("user", "a"), quoting, Message("user", "b"), quoting)
+        for turn in render(get_template("qwen3"), messages, purpose="train", enable_thinking=thinking):
+            assert as_text(turn.answer).removeprefix(EMPTY) == quoting.content + "<|im_end|>\n"
+            assert as_text((*turn.prompt, *turn.answer)).count(EMPTY) == 1
+        (last,) = render(get_template("qwen3"), messages, purpose="infer", enable_thinking=thinking)
+        assert as_text(last.prompt).count(quoting.content) == 1
+
+
+@pytest.mark.parametrize("thought", ["<think>x</think>\n", " <think>\n\nx </think>", "<think>\nx\n</think>\n\n"])
+def test_a_thought_is_left_out_whatever_whitespace_is_around_its_tags(thought):
+    messages = (Message("user", "a"), Message("assistant", f"{thought}A"))
+    (turn,) = render(get_template("qwen3"), messages, purpose="train", enable_thinking=False)
+    assert as_text(turn.answer) == "A<|im_end|>\n"
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_an_empty_system_text_that_is_given_stays_empty(name):
+    template = replace(get_template(name), default_system="Default text.")
+    for system, found in ((None, True), ("", False)):
+        (turn,) = render(template, (Message("user", "a"),), system=system, purpose="infer")
+        assert ("Default text." in as_text(turn.prompt)) is found
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_calls_given_as_objects_are_written_like_those_in_json_text(name):
+    template = get_template(name)
+    calls = (ToolCall("f", {"city": "Zürich"}, "id1"), ToolCall("g", {}, "id2"))
+    calls = calls[:1] if template.call_syntax == "glm4" else calls
+    text = json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
+    for content, before in (("", ""), ("I look.", "I look.\n"), ("I look.\n", "I look.\n\n")):
+        as_objects = (Message("user", "a"), Message("function", content, calls=calls))
+        as_text = (Message("user", "a"), Message("function", f"{before}<tool_call>{text}</tool_call>"))
+        assert render(template, as_objects, purpose="train") == render(template, as_text, purpose="train")

@@ -87,12 +87,12 @@ def test_turns_that_do_not_fit():
 def test_masked_history_keeps_the_last_turn():
     """Cutoff 6: the last turn whole, then two tokens of the turn before it, all of whose labels are off."""
     row = label_turns(TURNS, cutoff_len=6, mask_history=True)
-    assert row == Encoded([1, 3, 5, 6, 7, 8], [X, X, X, X, 7, 8], 2, 0, False)
+    assert row == Encoded([1, 3, 5, 6, 7, 8], [X, X, X, X, 7, 8], 2, 0, False, shortened_prompts=1)
 
 
 def test_an_answer_that_is_cut_has_lost_its_end():
     row = label_turns([([1] * 4, [2] * 4)], cutoff_len=4)
-    assert row == Encoded([1, 1, 2, 2], [X, X, 2, 2], 4, 2, True)
+    assert row == Encoded([1, 1, 2, 2], [X, X, 2, 2], 4, 2, True, shortened_prompts=1)
 
 
 def test_no_limit():

@@ -24,7 +24,7 @@ from luthier.data.rows.maker import encoded_rows
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.sources.dataset_info import parse_description
 from luthier.data.templates import Token, get_template, template_names
-from luthier.data.types import Dialogue, Message, Span
+from luthier.data.types import Dialogue, Message, Span, ToolCall
 from luthier.inspection.terminal import without_colors
 from luthier.stages.sft import STAGE, SftConfig
 from luthier.workflow.text import load_text_side
@@ -159,7 +159,7 @@ def test_spans_fall_on_the_characters_they_name(data):
 BAD = {
     "a word": ("much", "'loss' of message 2 is text, not a number"),
     "above 1": (1.5, "'loss' of message 2 is 1.5, not from 0 to 1"),
-    "a truth value": (True, "'loss' of message 2 is a boolean, not a number"),
+    "no number": (float("nan"), "'loss' of message 2 is nan, not from 0 to 1"),
     "not three": ([[0, 1]], "part 1 of 'loss' of message 2 is a list, not [start, end, number]"),
     "halves": ([[0.5, 1, 1]], "part 1 of 'loss' of message 2: start and end must be whole numbers"),
     "beyond the end": ([[0, 9, 1]], "part 1 of 'loss' of message 2: 0 to 9 is no part of a text of 2 characters"),
@@ -199,6 +199,15 @@ def test_what_the_chat_format_rewrites_cannot_be_weighed_in_part(tokenizer):
     talk = Dialogue((Message("user", "x"), Message("function", call, (Span(0, 2, 0.5),))))
     with pytest.raises(RowError):
         rows_of(talk, chatml(tokenizer))
+
+
+def test_a_part_of_the_text_beside_a_thought_and_calls_can_be_weighed(tokenizer):
+    """Spans are of the content; the thought and the calls have the weight of any answer."""
+    answer = Message("function", "\nI look.", (Span(1, 2, 0.0),), thought="hm", calls=(ToolCall("f", {}),))
+    encoding = Encoding(Encoder(tokenizer), get_template("qwen3"), 500)
+    (row,) = rows_of(Dialogue((Message("user", "ab"), answer)), encoding)
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    assert shown(row, encoding) == f"{HEAD}⟦<think>\nhm\n</think>\n\n⟧I⟦ look.\n{call}{END}⟧"
 
 
 ROWS = [

@@ -1,5 +1,6 @@
 """Each fault of a dataset_info.json, and of data that do not fit it, is named with its place and a remedy."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -288,6 +289,10 @@ class TestWhereTheCatalogIs:
         (tmp_path / "dataset_info.json").write_text("{}")
         with pytest.raises(DataError, match=r"is a file -> give the folder"):
             load_catalog(str(tmp_path / "dataset_info.json"))
+        with pytest.raises(
+            DataError, match=r"does not exist -> write it as .*/a/b: a backslash separates folders on W"
+        ):
+            load_catalog(str(tmp_path / "a\\b"))
         (error,), _ = check(str(tmp_path / "nowhere"), "d")
         assert error.key == "dataset_dir" and "does not exist" in error.reason
 
@@ -344,6 +349,19 @@ class TestDataThatDoNotFit:
         dataset_dir = folder({"d": {"file_name": "data.json"}}, date=ALPACA_ROWS)
         (error,) = errors_of(dataset_dir, "d")
         assert error == "dataset_info.json:2: d: data.json: no such file -> did you mean 'date.json'?"
+
+    def test_a_path_written_on_windows(self, folder, tmp_path):
+        dataset_dir = folder({"d": {"file_name": "sub\\d.json"}, "e": {"file_name": "sub\\e.json"}})
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "d.json").write_text(json.dumps(ALPACA_ROWS))
+        assert check(dataset_dir, "d") == ([], [])
+        assert [row.data for row in read_rows(load_catalog(dataset_dir).get("d"), seed=0)] == ALPACA_ROWS
+        (error,) = errors_of(dataset_dir, "e")
+        assert "sub/e.json: no such file -> did you mean 'd.json'?" in error
+
+    def test_a_path_of_a_drive(self, folder):
+        (error,) = errors_of(folder({"d": {"file_name": "C:\\data\\d.json"}}), "d")
+        assert "C:/data/d.json: there is no folder" in error
 
     def test_default_column_that_the_data_lack(self, folder):
         dataset_dir = folder({"d": {"file_name": "d.json"}}, d=[{"instructions": "q", "output": "a"}])
@@ -426,7 +444,7 @@ class TestDataThatDoNotFit:
 
     @pytest.mark.parametrize(
         ("key", "stage", "remedy"),
-        [("weight", "sft", "call it 'loss'"), ("weight", "pt", "use stage: sft"), ("loss", "pt", "use stage: sft")],
+        [(key, "pt", "use stage: sft") for key in ("weight", "loss", "train")],
     )
     def test_weights_of_messages_are_not_ignored_silently(self, folder, key, stage, remedy):
         row = talk("human", "gpt")
@@ -435,9 +453,10 @@ class TestDataThatDoNotFit:
         (warning,) = warnings_of(dataset_dir, "d", stage=stage)
         assert f"messages carry {key!r}, which is not read" in warning and remedy in warning
 
-    def test_a_stage_that_reads_the_weights_of_messages_does_not_warn_of_them(self, folder):
+    @pytest.mark.parametrize(("key", "value"), [("loss", 0.5), ("weight", 0), ("train", False)])
+    def test_a_stage_that_reads_the_weights_of_messages_does_not_warn_of_them(self, folder, key, value):
         row = talk("human", "gpt")
-        row["conversations"][1]["loss"] = 0.5
+        row["conversations"][1][key] = value
         dataset_dir = folder({"d": {"file_name": "d.json", "formatting": "sharegpt"}}, d=[row])
         assert check(dataset_dir, "d") == ([], [])
 
@@ -449,6 +468,43 @@ class TestDataThatDoNotFit:
             "dataset_info.json:2: d: no row can be used, for example d.json, row 1: the conversation "
             "ends with message 1 of role 'human', not with 'gpt' or 'function_call'"
         )
+
+    @pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl.gz", "saved"])
+    def test_no_usable_row_of_a_table(self, folder, tmp_path, kind):
+        """A schema says that the columns are there, not that a row fits the tags."""
+        import datasets
+
+        rows = datasets.Dataset.from_list([{"conversations": [{"role": "user", "content": "q"}]}] * 20)
+        path = tmp_path / f"d.{kind}"
+        if kind == "parquet":
+            rows.to_parquet(path)
+        elif kind == "saved":
+            rows.save_to_disk(path)
+        elif kind == "arrow":
+            rows.save_to_disk(tmp_path / "folder")
+            (tmp_path / "folder" / "data-00000-of-00001.arrow").rename(path)
+        else:
+            rows.to_json(path, compression="gzip")
+        dataset_dir = folder({"d": {"file_name": f"d.{kind}", "formatting": "sharegpt"}})
+        (error,) = errors_of(dataset_dir, "d")
+        assert "d: no row can be used, for example " in error and "row 1: message 1 has no 'from'" in error
+
+    def test_some_usable_rows_of_a_table(self, folder, tmp_path):
+        import datasets
+
+        rows = [talk("human"), *[talk("human", "gpt")] * 20]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
+        dataset_dir = folder({"d": {"file_name": "d.parquet", "formatting": "sharegpt"}})
+        (warning,) = warnings_of(dataset_dir, "d")
+        assert "1 of the first 10 rows cannot be used, for example" in warning
+
+    def test_a_column_that_only_later_rows_of_a_compressed_file_have(self, folder, tmp_path):
+        columns = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+        rows = [*ALPACA_ROWS * 30_000, {**ALPACA_ROWS[0], "system": "s"}]
+        (tmp_path / "d.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+        dataset_dir = folder({"d": {"file_name": "d.json.gz", "columns": columns}})
+        (warning,) = warnings_of(dataset_dir, "d")
+        assert "d.columns.system: 'system': the data have no such column" in warning
 
     @pytest.mark.parametrize("bad", [{"instruction": 1, "output": "a"}, {"question": "q"}, 7])
     def test_a_usable_row_after_many_that_are_not(self, folder, bad):
@@ -504,9 +560,9 @@ class TestCost:
         parsed = []
         original = json_rows._checked
 
-        def count(value, has_surrogate_escape):
+        def count(value, *odd):
             parsed.append(value)
-            return original(value, has_surrogate_escape)
+            return original(value, *odd)
 
         monkeypatch.setattr(json_rows, "_checked", count)
         dataset_dir = folder({"d": {"file_name": "d.json"}}, d=ALPACA_ROWS * 20_000)

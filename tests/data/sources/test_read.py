@@ -120,6 +120,10 @@ class TestUnusableRows:
             ("null", "a row is an object, not null"),
             ('"text"', 'a row is an object, not "text"'),
             ("12", "a row is an object, not 12"),
+            ('{"tools": [{"b": NaN}]}', "nan has no form in JSON: tools[0].b"),
+            ('{"messages": {"b": [1, -Infinity]}}', "-inf has no form in JSON: messages.b[1]"),
+            ('{"tools": {"b": 1e999}}', "inf has no form in JSON: tools.b"),
+            ('{"tools": {"b": ' + "9" * 400 + ".0}}", "inf has no form in JSON: tools.b"),
             ('{"a": ' + "9" * 5000 + "}", "a number has too many digits"),
         ],
     )
@@ -149,6 +153,11 @@ class TestUnusableRows:
         assert rows[1].reason == reason
         assert rows[1].place.endswith("a.jsonl, row 2 (line 3)")
 
+    def test_a_nan_where_no_text_is_made_of_it_spoils_nothing(self, tmp_path):
+        """Python writes scores so."""
+        rows = data_of(write(tmp_path, "a.jsonl", '{"tools": ["NaN", 1e300], "score": NaN, "b": {"c": NaN}}'))
+        assert rows[0]["tools"] == ["NaN", 1e300] and rows[0]["score"] != rows[0]["score"]
+
     def test_a_whole_surrogate_pair_is_a_character(self, tmp_path):
         assert data_of(write(tmp_path, "a.json", '[{"a": "\\ud83d\\ude00"}]')) == [{"a": "😀"}]
 
@@ -169,6 +178,12 @@ BROKEN_FILES = [
     (
         "a.json",
         '{\n "data": [{"a": 1}]\n}\n',
+        "{path}: the top level is an object with the rows under its key 'data', and a file of rows is the list alone "
+        "-> save that list as the file",
+    ),
+    (
+        "a.json",
+        '{\n "instruction": "q",\n "output": "a"\n}\n',
         "{path}: the top level is an object, not a list of rows -> write [ {{...}}, {{...}} ], or one object a line "
         "(the first line alone is not JSON: Expecting property name enclosed in double quotes)",
     ),

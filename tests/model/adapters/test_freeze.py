@@ -9,10 +9,8 @@ from luthier.model.adapters.freeze import FreezeConfig, layers_to_train
 from tests.model.adapters.test_lora import build
 
 
-def freeze(model, *, train_embeddings=False, **config):
-    return ADAPTERS.get("freeze").apply(
-        model, FreezeConfig(**config), given=GivenAdapters(), train_embeddings=train_embeddings, pure_bf16=False
-    )
+def freeze(model, **config):
+    return ADAPTERS.get("freeze").apply(model, FreezeConfig(**config), given=GivenAdapters(), pure_bf16=False)
 
 
 def learning(model) -> set[str]:

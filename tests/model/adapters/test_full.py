@@ -9,7 +9,7 @@ from tests.model.adapters.test_lora import build
 
 def test_full_trains_everything():
     model = ADAPTERS.get("full").apply(
-        build().requires_grad_(False), FullConfig(), given=GivenAdapters(), train_embeddings=False, pure_bf16=False
+        build().requires_grad_(False), FullConfig(), given=GivenAdapters(), pure_bf16=False
     )
     trainable, total = count_parameters(model)
     assert trainable == total

@@ -44,7 +44,6 @@ def test_what_the_adapter_starts_from(folder, method):
         model,
         config,
         given=GivenAdapters(),
-        train_embeddings=False,
         pure_bf16=False,
         original=lambda: fresh(folder),
     )

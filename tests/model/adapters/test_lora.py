@@ -9,9 +9,10 @@ from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters, merge_adapters
 from luthier.model.adapters._targets import find_targets
 from luthier.model.adapters.lora import LoraConfig
+from luthier.model.embeddings import NewTokens
 from luthier.model.loading.parameters import count_parameters
 from luthier.model.loading.training import prepare_for_training
-from tests.tiny import TINY_LLAMA
+from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
 ARCHITECTURES = {
@@ -41,10 +42,8 @@ def build(name: str = "llama", **changes):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def adapt(model, given: GivenAdapters = GivenAdapters(), *, train_embeddings: bool = False, **config):  # noqa: B008
-    return ADAPTERS.get("lora").apply(
-        model, LoraConfig(**config), given=given, train_embeddings=train_embeddings, pure_bf16=False
-    )
+def adapt(model, given: GivenAdapters = GivenAdapters(), *, new_tokens=None, **config):  # noqa: B008
+    return ADAPTERS.get("lora").apply(model, LoraConfig(**config), given=given, new_tokens=new_tokens, pure_bf16=False)
 
 
 def train_a_little(model, steps: int = 4, learning_rate: float = 0.01):
@@ -135,7 +134,7 @@ def test_a_name_that_no_module_has_is_an_error_that_lists_the_names(config, word
 def test_embeddings_learn_when_the_vocabulary_has_grown(tied, tmp_path):
     model = build(tie_word_embeddings=tied)
     model.resize_token_embeddings(384)
-    adapted = adapt(model, train_embeddings=True)
+    adapted = adapt(model, new_tokens=NewTokens(byte_tokenizer(), trains_whole=True))
     learning = {name for name, weight in adapted.named_parameters() if weight.requires_grad and "lora" not in name}
     assert any("embed_tokens" in name for name in learning)
     assert any("lm_head" in name for name in learning) or tied

@@ -122,3 +122,35 @@ def test_an_adapter_that_changes_no_weights_is_refused_with_its_kind(tmp_path, k
     method = config.peft_type.value.replace("_", " ").lower()
     with pytest.raises(ModelError, match=f"adapter of {method}, which changes no weights.* -> give"):
         attach_adapter(fresh(folder), str(tmp_path / "prompt"), GivenAdapters(), is_trainable=is_trainable)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (peft.PolyConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]), "of poly, which cannot be used here"),
+        (peft.LilyConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]), "of lily, which cannot be merged here"),
+    ],
+    ids=["poly", "lily"],
+)
+def test_an_adapter_that_needs_more_than_tokens_or_has_no_merge_is_refused_with_its_kind(tmp_path, config, words):
+    folder = tiny_llama(tmp_path / "base")
+    peft.get_peft_model(fresh(folder), config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match=rf"adapter {words} \(.+\) -> give an adapter of LoRA or OFT"):
+        merge_adapters(fresh(folder), [str(tmp_path / "other")], GivenAdapters())
+
+
+@pytest.mark.parametrize(
+    "kind", ["LoHaConfig", "LoKrConfig", "AdaLoraConfig", "BOFTConfig", "LNTuningConfig", "VeraConfig"]
+)
+def test_adapters_of_other_methods_are_merged_as_plain_peft_does(tmp_path, kind):
+    folder = tiny_llama(tmp_path / "base")
+    own = {"total_step": 10} if kind == "AdaLoraConfig" else {"boft_block_size": 4} if kind == "BOFTConfig" else {}
+    targets = ["input_layernorm"] if kind == "LNTuningConfig" else ["q_proj"]
+    adapted = peft.get_peft_model(fresh(folder), getattr(peft, kind)(target_modules=targets, **own))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.05)
+    adapted.save_pretrained(tmp_path / "other")
+    ours = merge_adapters(fresh(folder), [str(tmp_path / "other")], GivenAdapters())
+    torch.testing.assert_close(logits(ours), logits(adapted.eval()), atol=1e-4, rtol=0)

@@ -20,11 +20,7 @@ BASE = {"model_name_or_path": "m", "dataset": "d", "template": "qwen", "output_d
 
 
 def rotate(model, given: GivenAdapters = GivenAdapters(), **config):  # noqa: B008
-    return (
-        ADAPTERS.get("oft")
-        .apply(model, OftConfig(**config), given=given, train_embeddings=False, pure_bf16=False)
-        .eval()
-    )
+    return ADAPTERS.get("oft").apply(model, OftConfig(**config), given=given, pure_bf16=False).eval()
 
 
 @pytest.fixture
@@ -79,9 +75,7 @@ def test_one_step_equals_plain_peft():
 def test_an_adapter_goes_on_as_what_its_file_says(rotated, said, kind):
     folder, oft, expected = rotated
     config = {"oft": OftConfig(), "lora": LoraConfig()}[kind]
-    model = ADAPTERS.get(kind).apply(
-        fresh(folder), config, given=GivenAdapters((oft,)), train_embeddings=False, pure_bf16=False
-    )
+    model = ADAPTERS.get(kind).apply(fresh(folder), config, given=GivenAdapters((oft,)), pure_bf16=False)
     assert {name.split(".")[-3] for name, weight in model.named_parameters() if weight.requires_grad} == {"oft_R"}
     torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=0)
     assert any("is trained further as it is (OFT, oft_block_size 32)" in text for text in said)
@@ -89,9 +83,7 @@ def test_an_adapter_goes_on_as_what_its_file_says(rotated, said, kind):
 
 def test_a_lora_adapter_given_to_oft_stays_lora(tmp_path, said):
     folder = tiny_llama(tmp_path / "base")
-    lora = ADAPTERS.get("lora").apply(
-        fresh(folder), LoraConfig(lora_rank=4), given=GivenAdapters(), train_embeddings=False, pure_bf16=False
-    )
+    lora = ADAPTERS.get("lora").apply(fresh(folder), LoraConfig(lora_rank=4), given=GivenAdapters(), pure_bf16=False)
     lora.save_pretrained(tmp_path / "lora")
     model = rotate(fresh(folder), GivenAdapters((str(tmp_path / "lora"),)))
     assert any("lora_A" in name for name, weight in model.named_parameters() if weight.requires_grad)

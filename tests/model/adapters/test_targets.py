@@ -20,7 +20,6 @@ def adapted_weights(**config) -> set[str]:
         build("qwen3_moe"),
         LoraConfig(lora_rank=2, **config),
         given=GivenAdapters(),
-        train_embeddings=False,
         pure_bf16=False,
     )
     names = [name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name]

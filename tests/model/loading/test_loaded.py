@@ -1,15 +1,20 @@
 """What is checked and recorded once weights are in place."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from luthier.core.errors import ModelError
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
 from luthier.model.loading.loaded import as_it_came, keep_use_cache, repair_generation_config, resolved_settings
-from tests.tiny import tiny_llama
+from luthier.model.save import write_model
+from tests.tiny import byte_tokenizer, tiny_llama
 
 SAMPLING = {
     "temperature": 0.6,
@@ -75,8 +80,8 @@ def test_all_of_them_together_can_be_saved(tmp_path):
 
 def test_valid_settings_stay(llama_folder):
     model = load_model(ModelSource(str(llama_folder)), dtype=torch.float32)
-    given = {"num_beams": 4, "early_stopping": True, "return_dict_in_generate": True, "output_scores": True}
-    model.generation_config = GenerationConfig(**given, repetition_penalty=1.1)
+    chosen = {"num_beams": 4, "early_stopping": True, "return_dict_in_generate": True, "output_scores": True}
+    model.generation_config = GenerationConfig(**chosen, repetition_penalty=1.1)
     before = model.generation_config.to_dict()
     repair_generation_config(model)
     assert model.generation_config.to_dict() == before
@@ -95,3 +100,62 @@ def test_the_config_is_saved_with_the_use_cache_it_came_with(llama_folder, tmp_p
         model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()).get("use_cache") is came
     assert model.config.use_cache is in_use
+
+
+def test_a_temperature_of_zero_asks_for_no_sampling(tmp_path):
+    folder = tiny_llama(tmp_path / "base")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.0, "max_new_tokens": 7}))
+    saved = saved_with(load_model(ModelSource(str(folder)), dtype=torch.float32), tmp_path)
+    assert not {"temperature", "do_sample"} & saved.keys()
+    assert saved["max_new_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not a valid JSON file"),
+        ("[]", "not a mapping"),
+        ('{"max_new_tokens": 0}', "`max_new_tokens` must be greater than 0, but is 0"),
+        ('{"pad_token_id": [1, 2]}', "not supported between instances of 'list' and 'int'"),
+        ('{"early_stopping": "soon"}', "`early_stopping` must be a boolean or 'never', but is soon"),
+        ('{"num_return_sequences": 3}', "do not support `num_return_sequences`"),
+        ('{"cache_implementation": "none"}', "Invalid `cache_implementation`"),
+        ('{"watermarking_config": "w"}', "has no attribute 'validate'"),
+    ],
+)
+def test_settings_that_are_refused_are_named_with_their_file(tmp_path, text, reason):
+    folder = tiny_llama(tmp_path / "base")
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelSource(str(folder)), dtype=torch.float32)
+    assert str(caught.value).startswith(f"{folder}: its generation_config.json cannot be used (")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("-> correct it, or remove it to generate with default settings")
+
+
+NAMES = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 5),
+    st.floats(-1, 2),
+    st.sampled_from(["", "never", "static", "x"]),
+    st.lists(st.integers(0, 9), max_size=3),
+    st.dictionaries(st.sampled_from(["bias", "a"]), st.integers(), max_size=1),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*NAMES, "of_another_version"]), VALUES, max_size=4))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_settings_are_saved_for_plain_transformers_or_refused_in_a_sentence(llama_folder, tmp_path, given_settings):
+    folder, saved = tmp_path / "base", tmp_path / "saved"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(llama_folder, folder)
+    (folder / "generation_config.json").write_text(json.dumps(given_settings))
+    try:
+        model = load_model(ModelSource(str(folder)), dtype=torch.float32)
+    except ModelError as refused:
+        assert "its generation_config.json cannot be used" in str(refused)
+        return
+    assert not write_model(saved, model, byte_tokenizer())
+    GenerationConfig.from_pretrained(saved).validate(strict=True)

@@ -64,6 +64,31 @@ def test_an_optimizer_whose_library_is_missing(person):
     assert "set use_galore: true, which needs no library" in said
 
 
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config", "accelerator_config"])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("no_such.json", None, "no such file -> correct the path of the JSON file"),
+        ("sub\\a.json", None, "no such file -> write it as "),
+        ("a.json", "{", "not JSON ("),
+        ("a.json", "[1]", "must hold a JSON object"),
+        (".", None, "cannot be read (Is a directory)"),
+    ],
+)
+def test_a_file_of_settings_that_cannot_be_read(person, key, name, text, words):
+    path = person.folder / name
+    if text is not None:
+        path.write_text(text)
+    said = person.is_refused(**{key: str(path)})
+    assert f"{key}: {str(path)!r}: {words}" in said
+
+
+def test_settings_of_fsdp_are_checked_before_anything_is_loaded(person):
+    said = person.is_refused(fsdp=["full_shrad"], fsdp_config={"fsdp_ofload_params": True})
+    assert "fsdp: ['full_shrad']: full_shrad is no word of FSDP -> did you mean full_shard?" in said
+    assert "fsdp_ofload_params is no setting of FSDP -> did you mean offload_params?" in said
+
+
 def test_fsdp_in_one_process(person):
     assert "FORCE_TORCHRUN=1, or leave fsdp out" in person.trains(fsdp="full_shard").complaint(2)
 

@@ -90,6 +90,32 @@ def test_broken_config(person, model, text, reason):
     assert reason in person.is_refused(model_name_or_path=str(model))
 
 
+def test_a_tokenizer_of_another_library(person, model):
+    for file in model.glob("*token*"):
+        file.unlink()
+    (model / "tekken.json").write_text('{"config": {"version": "v3"}, "vocab": []}')
+    said = is_refused_everywhere(person, model_name_or_path=str(model))
+    assert "the tokenizer is there as tekken.json alone, a format of mistral-common" in said
+    assert "copy tokenizer.json and tokenizer_config.json" in said
+
+
+def test_paths_of_windows(person):
+    said = is_refused_everywhere(person, model_name_or_path="models\\qwen")
+    assert "there is no such model file or folder" in said
+    assert "write it as models/qwen: a backslash separates folders on Windows only" in said
+    said = person.is_refused(adapter_name_or_path="saves\\lora")
+    assert "there is no such adapter folder -> write it as saves/lora" in said
+
+
+def test_a_path_of_windows_for_a_folder_that_is_written(person):
+    done = person.types("check", person.run_file(output_dir="saves\\lora"))
+    assert done.status == 0
+    assert (
+        "output_dir: 'saves\\\\lora': holds a backslash, which is part of the name here -> write it as saves/lora"
+        in done.out
+    )
+
+
 def test_missing_tokenizer(person, model):
     for file in model.glob("*token*"):
         file.unlink()

@@ -38,6 +38,11 @@ class Row:
         return f"{self.file}, row {self.number}{line}"
 
 
+def row_of(file: str, number: int, found: Mapping[str, Any] | RowError) -> Row:
+    """The row with this data, or the one that cannot be used."""
+    return Row(file, number, refusal=found) if isinstance(found, RowError) else Row(file, number, found)
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A local or cloud file; readers see only its bytes."""
@@ -45,5 +50,6 @@ class DataFile:
     name: str
     """The name in messages."""
     kind: str
-    """The extension: json, jsonl, csv, parquet, arrow or txt."""
+    """The extension: json, jsonl, csv, parquet, arrow or txt; without that of a compression."""
     open: Callable[[], IO[bytes]]
+    """Opens its bytes, decompressed."""

@@ -8,9 +8,12 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.config.keys.hubs import NO_TOKENS, HubTokens
-from luthier.core.errors import DataError, InvalidInput
+from luthier.core.errors import DataError, InvalidInput, RowError
 from luthier.core.versions import require
-from luthier.data.sources.readers import DataFile, Row
+from luthier.data.sources.readers import DataFile, Row, row_of
+from luthier.data.sources.readers.compressed import data_file
+from luthier.data.sources.readers.saved import folder_of_split
+from luthier.data.sources.readers.table_values import plain_row, rows_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -28,6 +31,8 @@ class _Driver:
     error: str
 
 
+BATCH_ROWS = 100
+"""Rows that are fetched at a time."""
 _S3 = _Driver("s3fs", {"anon": True}, "botocore.exceptions", "BotoCoreError")
 _GCS = _Driver("gcsfs", {"token": "anon"}, "gcsfs.retry", "HttpError")
 _DRIVERS = {"s3": _S3, "gs": _GCS, "gcs": _GCS}
@@ -40,23 +45,41 @@ def read_hub(
 
     Raises `DataError` if it cannot be reached and `MissingExtra` without its library.
     """
+    from datasets.exceptions import DatasetsError
+
     number = 0
     try:
         load = _LOADERS[spec.source.kind](spec, streams)
         token = asdict(tokens)[spec.source.kind]
-        for data in load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token):
+        for row in _rows(load(data_dir=spec.folder, split=spec.split, cache_dir=cache_dir, token=token), spec):
             number += 1
-            yield Row(spec.source.location, number, data)
+            yield row_of(spec.source.location, number, row)
     except InvalidInput:
         raise
     # Raised by the clients for a missing, private or unreachable repository, and for an unknown subset or split.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         where = f" after row {number}" if number else ""
         raise DataError(
             f"dataset {spec.name!r}: the hub repository {spec.source.location!r} cannot be loaded{where} "
             f"({first_line(error)}) -> check the name, the network and the token, or download it and give its files "
             f"as `file_name`"
         ) from error
+
+
+def _rows(loaded: Any, spec: "DatasetSpec") -> Iterator[dict[str, Any] | RowError]:
+    """The rows of what a client gives. Those of the library `datasets` are taken as tables, undecoded."""
+    import datasets
+
+    media = spec.columns.media
+    if isinstance(loaded, (datasets.Dataset, datasets.IterableDataset)):
+        for table in loaded.with_format("arrow").iter(BATCH_ROWS):
+            yield from rows_of(table, spec.column_names, media=media)
+        return
+    for row in loaded:
+        try:
+            yield plain_row(row, spec.column_names, media=media)
+        except RowError as refusal:
+            yield refusal
 
 
 def _hugging_face(spec: "DatasetSpec", streams: bool) -> Callable[..., Any]:
@@ -116,7 +139,10 @@ def cloud_files(spec: "DatasetSpec") -> list[DataFile]:
     reasons = []
     for options in accesses:
         try:
-            return _listed(*url_to_fs(url, **options))
+            system, path = url_to_fs(url, **options)
+            return _listed(system, path, spec.split)
+        except DataError:
+            raise
         except refusals as error:
             reasons.append(first_line(error))
     raise DataError(
@@ -125,17 +151,16 @@ def cloud_files(spec: "DatasetSpec") -> list[DataFile]:
     )
 
 
-def _listed(system: "AbstractFileSystem", path: str) -> list[DataFile]:
+def _listed(system: "AbstractFileSystem", path: str, split: str) -> list[DataFile]:
     if not system.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
+    if system.isdir(path):
+        path = folder_of_split(path, split, lambda name: system.cat_file(name) if system.exists(name) else None)
     paths = sorted(system.find(path)) if system.isdir(path) else [path]
     visible = [entry for entry in paths if not posixpath.basename(entry).startswith(".")]
     if not visible:
         raise FileNotFoundError(f"{path}: no file in this folder")
-    return [
-        DataFile(entry, posixpath.splitext(entry)[1].lstrip(".").lower(), partial(_open, system, entry))
-        for entry in visible
-    ]
+    return [data_file(entry, partial(_open, system, entry)) for entry in visible]
 
 
 def _open(system: "AbstractFileSystem", path: str) -> IO[bytes]:

@@ -76,12 +76,13 @@ def _cannot(what: str, instead: str) -> ModelError:
     )
 
 
-def write_gguf(folder: Path, file: Path, number_format: NumberFormat) -> None:
+def write_gguf(folder: Path, file: Path, number_format: NumberFormat, *, trust_remote_code: bool = False) -> None:
     """The model and tokenizer saved in `folder`, as `file`. Raises `ModelError` and `RunFailed`."""
     from gguf import GGUFWriter
     from transformers import AutoConfig, AutoTokenizer
 
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     layout = check_writable(config)
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
     writer = GGUFWriter(None, layout.architecture)

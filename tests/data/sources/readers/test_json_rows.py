@@ -41,7 +41,7 @@ def read_with_windows(content: bytes, sizes):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -109,3 +109,45 @@ class TestWindows:
         tracemalloc.stop()
         assert count == 150_000
         assert peak < 12 * 2**20
+
+
+class TestRowsUnderAKey:
+    """`{"data": [...]}` is no list of rows: the message names the key. A row that holds a list of objects is one."""
+
+    ROWS = ({"instruction": "q", "output": "a"}, {"instruction": "r", "output": "b"})
+
+    def read(self, folder, value, *, kind="json", indent=None, **given):
+        path = folder / f"a.{kind}"
+        path.write_text(value if isinstance(value, str) else json.dumps(value, indent=indent))
+        return [row.data for row in read_rows(spec(path, **given), seed=0)]
+
+    @pytest.mark.parametrize(("kind", "indent"), [("json", None), ("json", 1), ("jsonl", None)])
+    @pytest.mark.parametrize(
+        ("value", "keys"),
+        [
+            ({"data": ROWS}, "its key 'data'"),
+            ({"version": 1, "tags": ["x"], "data": ROWS, "end": None}, "its key 'data'"),
+            ({"train": ROWS, "test": ROWS}, "the keys 'train', 'test'"),
+        ],
+    )
+    def test_the_key_is_named(self, tmp_path, value, keys, kind, indent):
+        with pytest.raises(DataError, match=rf"under {keys}, and a file of rows is .* -> save"):
+            self.read(tmp_path, value, kind=kind, indent=indent)
+
+    def test_a_long_list_over_several_lines(self, tmp_path):
+        with pytest.raises(DataError, match="under its key 'data'"):
+            self.read(tmp_path, {"data": [self.ROWS[0]] * 5000}, indent=1)
+
+    def test_a_file_with_one_row(self, tmp_path):
+        row = {"conversations": [{"from": "human", "value": "x"}], "other": [{"a": 1}]}
+        assert self.read(tmp_path, row, formatting="sharegpt") == [row]
+        assert self.read(tmp_path, {"tags": ["x"], "data": []}) == [{"tags": ["x"], "data": []}]
+
+    def test_a_row_among_others(self, tmp_path):
+        lines = [{"data": [{"a": 1}]}, self.ROWS[0]]
+        assert self.read(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), kind="jsonl") == lines
+
+    @pytest.mark.parametrize("text", ['{\n"a": tru', '{\n"a" 1}', "{\n[", '{\n"data": [{"a": 1}, {', '{\n"a": 1,\n}'])
+    def test_an_object_that_is_no_json(self, tmp_path, text):
+        with pytest.raises(DataError, match="the top level is an object, not a list of rows -> write"):
+            self.read(tmp_path, text)

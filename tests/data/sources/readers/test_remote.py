@@ -1,5 +1,6 @@
 """Datasets of hubs and clouds: what the client is asked for, streams, and remedies where they cannot be reached."""
 
+import gzip
 import json
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError, MissingExtra
-from luthier.data.sources.dataset_info import DatasetSpec, Source
+from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source
 from luthier.data.sources.read import read_rows
 from luthier.data.stream import open_stream
 
@@ -102,6 +103,76 @@ class TestHubs:
         assert [row.data for row in rows] == ROWS
 
 
+class TestTablesOfHubs:
+    """Rows come as tables, in which absent members are null, and undecoded."""
+
+    ROWS = (
+        {"messages": [{"role": "user", "arguments": {"city": "Oslo"}}], "source": "web"},
+        {"messages": [{"role": "user", "arguments": {"amount": 1}}], "source": None},
+    )
+    COLUMNS = Columns(messages="messages", prompt=None, query=None, response=None)
+
+    def read(self, monkeypatch, loaded, **given):
+        import datasets
+
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+        given = {"columns": self.COLUMNS, "columns_given": True, "formatting": "openai", **given}
+        return list(read_rows(DatasetSpec(name="d", source=Source("hf_hub", "o/r"), **given), seed=0))
+
+    @pytest.mark.parametrize("streams", [False, True])
+    def test_absent_members_are_left_out(self, monkeypatch, streams):
+        import datasets
+
+        loaded = datasets.Dataset.from_list(list(self.ROWS) * 200)
+        rows = self.read(monkeypatch, loaded.to_iterable_dataset() if streams else loaded)
+        assert [row.data for row in rows] == [{"messages": row["messages"]} for row in self.ROWS] * 200
+        assert [row.number for row in rows] == list(range(1, 401))
+
+    @pytest.mark.parametrize("streams", [False, True])
+    def test_json_that_the_library_reads_as_objects_of_any_form(self, monkeypatch, streams, tmp_path):
+        """It keeps members of mixed types as JSON text, with the nulls that the file has."""
+        import datasets
+
+        written = [
+            {"messages": [{"role": "user", "arguments": value}]} for value in ({"a": None}, {"a": 1}, {"a": "x"})
+        ]
+        (tmp_path / "a.jsonl").write_text(json_lines(written))
+        loaded = datasets.load_dataset(
+            "json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=streams, cache_dir=str(tmp_path)
+        )
+        rows = [row.data for row in self.read(monkeypatch, loaded)]
+        assert rows[1:] == written[1:]
+        assert rows[0] in (written[0], {"messages": [{"role": "user", "arguments": {}}]})
+
+    def test_a_column_that_is_not_read_is_not_decoded(self, monkeypatch):
+        import datasets
+
+        features = datasets.Features({"instruction": datasets.Value("string"), "photo": datasets.Image()})
+        loaded = datasets.Dataset.from_dict(
+            {"instruction": ["q"], "photo": [{"bytes": b"none", "path": None}]}, features
+        )
+        assert [row.data for row in self.read(monkeypatch, loaded, columns=Columns())] == [{"instruction": "q"}]
+
+    def test_a_row_that_is_no_json_spoils_itself_only(self, monkeypatch):
+        import datasets
+
+        rows = [{"messages": [{"role": "user", "arguments": {"x": value}}]} for value in (b"x", None)]
+        first, second = self.read(monkeypatch, datasets.Dataset.from_list(rows))
+        assert first.reason == "a value of type bytes has no form in JSON: messages[0].arguments.x"
+        assert second.data == {"messages": [{"role": "user", "arguments": {}}]}
+        assert [row.reason for row in self.read(monkeypatch, rows)] == [first.reason, ""]
+
+    def test_what_the_library_refuses_is_one_sentence(self, monkeypatch):
+        import datasets
+
+        def fail(*_, **__):
+            raise datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        with pytest.raises(DataError, match=r"'o/r' cannot be loaded \(An error occurred while generating"):
+            list(read_rows(DatasetSpec(name="d", source=Source("hf_hub", "o/r")), seed=0))
+
+
 class TestClouds:
     @pytest.fixture
     def cloud(self, monkeypatch):
@@ -149,6 +220,11 @@ class TestClouds:
         words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1}
         stream = open_stream([description], **words, cache_dir=None)
         assert [row.data for _, row in stream.one_pass(0)] == ROWS[:3] == [row.data for _, row in stream.one_pass(1)]
+
+    def test_compressed_files(self, cloud):
+        cloud.pipe("/bucket/a.jsonl.gz", gzip.compress(json_lines().encode()))
+        description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/a.jsonl.gz"))
+        assert [row.data for row in read_rows(description, seed=0)] == ROWS
 
     def test_absent(self, cloud):
         description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/no.json"))

@@ -1,0 +1,15 @@
+"""Paths as users write them."""
+
+import os
+
+
+def absent_remedy(path: str, remedy: str) -> str:
+    """What to do about a path that does not exist: `remedy`, or to write it for this system if it is one of Windows."""
+    return windows_remedy(path) or remedy
+
+
+def windows_remedy(path: str) -> str:
+    """How to write a path of Windows for this system; empty if it is none, or if there is a file of this name."""
+    if os.sep != "/" or "\\" not in path or os.path.exists(path):
+        return ""
+    return f"write it as {path.replace(chr(92), '/')}: a backslash separates folders on Windows only"

@@ -1,0 +1,46 @@
+"""`push_to_hub`: the result of a run in a repository of the Hugging Face hub. A failed upload costs no weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.core.errors import RunFailed
+from luthier.core.log import info
+
+LEFT_OUT = ("checkpoint-*", ".*", "_*")
+"""hub_strategy decides about checkpoints; the rest are drafts."""
+
+
+@contextmanager
+def creating_repository() -> Iterator[None]:
+    """Wraps the call that creates the repository. Raises `RunFailed`."""
+    from huggingface_hub.errors import HTTPError  # of whichever library the hub's client is built on
+
+    try:
+        yield
+    except (OSError, ValueError, HTTPError) as fault:
+        raise RunFailed(
+            f"push_to_hub: the repository cannot be created ({str(fault).splitlines()[0]})"
+            " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
+        ) from fault
+
+
+def upload_result(output_dir: Path, repository: str, token: str | None, revision: str | None) -> None:
+    """Upload what `output_dir` holds besides checkpoints. Raises `RunFailed`; the folder stays as it is."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        HfApi(token=token).upload_folder(
+            repo_id=repository,
+            folder_path=output_dir,
+            commit_message="End of training",
+            revision=revision,
+            ignore_patterns=list(LEFT_OUT),
+        )
+    except (OSError, ValueError, HTTPError) as fault:
+        raise RunFailed(
+            f"push_to_hub: {repository}: the upload failed ({str(fault).splitlines()[0]}); the result is whole, in"
+            f" {output_dir} -> run the same command again to upload it"
+        ) from fault
+    info(f"uploaded to {repository}")
