@@ -33,5 +33,5 @@ def main(argv: list[str]) -> int:
     from luthier.serve.server import Running, listening_socket
 
     app, service = build(options)
-    load = partial(load_model, run, options.model_name, options.max_concurrent)
+    load = partial(load_model, run, options.model_name)
     return Running(app, service, options, load).run(listening_socket(options))

@@ -44,7 +44,8 @@ class Answers:
         """Ask the model. Raises `ApiError` for a prompt that is too long and for a full queue."""
         limit = self._model.num_positions
         for job in self._jobs:
-            if limit is not None and len(job.prompt_ids) >= limit:
+            # A prompt that fills the context can still be scored.
+            if limit is not None and len(job.prompt_ids) + (not job.settings.prompt_logprobs) > limit:
                 raise too_long(len(job.prompt_ids), limit, job.param)
         self._admission.enter(len(self._jobs))
         self._started = time.perf_counter()

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Loaded = tuple[ChatModel | RewardModel, Callable[[], None]]
 
 
-def load_model(run: "InferRun", name: str | None, max_concurrent: int) -> Loaded:
+def load_model(run: "InferRun", name: str | None) -> Loaded:
     """The model, and what releases it. `name`: under which it is served; None for the name of its folder."""
     text = load_text_side(run)
     if STAGES.get(run.stage).head == "score":
         return _reward_model(run, text, name), lambda: None
-    return _chat_model(run, text, name, max_concurrent)
+    return _chat_model(run, text, name)
 
 
 def default_name(path: str) -> str:
@@ -48,7 +48,7 @@ def _facts(run: "InferRun", text: TextSide, name: str | None) -> dict[str, Any]:
     }
 
 
-def _chat_model(run: "InferRun", text: TextSide, name: str | None, max_concurrent: int) -> Loaded:
+def _chat_model(run: "InferRun", text: TextSide, name: str | None) -> Loaded:
     prompting = prompting_of(run, text)
     engine = ENGINES.get(run.model.infer_backend).open(
         run, text.source, text.tokenizer, set(text.fitted.stop_token_ids)

@@ -143,9 +143,9 @@ class CallReader:
         while True:
             if not self._is_call:
                 before, opening, _ = self._held.partition(self._opening)
-                # Blanks before a call belong to the syntax.
+                # Blanks before a call belong to the syntax, unless it turns out to be none.
                 text = before.rstrip() if opening else _without_partial(before, self._opening).rstrip()
-                self._held = self._held[len(before if opening else text) :]
+                self._held = self._held[len(text) :]
                 if text:
                     yield Words(text)
                 if not opening:

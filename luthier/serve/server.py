@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -75,14 +77,21 @@ class Running:
         asyncio.run(self._run(listening))
         if self._fault is not None:
             raise self._fault
-        return 130 if self._was_interrupted else 0
+        status = 130 if self._was_interrupted else 0
+        if self._loading.is_alive():
+            # It cannot be stopped, and a thread that is alive while Python ends prints errors.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     async def _run(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # on Windows
                 loop.add_signal_handler(number, self._stop, number)
-        threading.Thread(target=self._load_apart, args=(loop, listening), daemon=True, name="loading").start()
+        self._loading = threading.Thread(target=self._load_apart, args=(loop, listening), daemon=True, name="loading")
+        self._loading.start()
         try:
             await self._server.serve([listening])
         finally:
