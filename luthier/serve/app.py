@@ -95,8 +95,8 @@ def build(options: ServerOptions) -> tuple[FastAPI, Service]:
         yield
         service.close()
 
-    app = FastAPI(title="luthier api", version=__version__, root_path=options.root_path, lifespan=lifespan)
-    app.add_middleware(Surroundings, keys=options.keys, metrics=service.metrics)
+    app = FastAPI(title="luthier api", version=__version__, lifespan=lifespan)
+    app.add_middleware(Surroundings, keys=options.keys, metrics=service.metrics, root_path=options.root_path)
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

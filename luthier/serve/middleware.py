@@ -30,15 +30,23 @@ def error_response(error: ApiError) -> JSONResponse:
 
 class Surroundings:
     def __init__(
-        self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        metrics: Metrics,
+        root_path: str = "",
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
+        """`root_path`: under which a proxy serves the application; it may or may not be part of the path here."""
         self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+        self._root_path = root_path.rstrip("/")
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope["root_path"] = self._root_path
         started, status = time.perf_counter(), 500
         given_id = Headers(scope=scope).get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else f"req_{uuid.uuid4().hex}"
@@ -53,6 +61,7 @@ class Surroundings:
         try:
             await self._answer(scope, receive, sent)
         finally:
+            # A path that no route has is counted under one name, so that nobody can make the counts grow.
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests[route, status] += 1
             self.metrics.seconds.observe(time.perf_counter() - started)
@@ -106,5 +115,5 @@ def _after(body: bytes, receive: Receive) -> Receive:
 
 
 def _path(scope: Scope) -> str:
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path.removeprefix(root) if root and path.startswith(root + "/") else path
+    path, root = str(scope["path"]), str(scope["root_path"])
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
