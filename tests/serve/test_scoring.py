@@ -58,5 +58,5 @@ def test_answers_are_for_chat_models(server):
 
 def test_training_can_ask_this_server_for_rewards(server):
     reward = RewardServer(f"{server}/v1/score/evaluation")
-    answered = [Answered(prompt_ids=[1], answer_ids=[2], stopped=True, text=text, row={}) for text in ("a", "abcd")]
-    assert reward(answered) == [1.0, 4.0]
+    kept = {"prompt_ids": [1], "answer_ids": [2], "prompt": "", "answer": "", "given": "", "stopped": True}
+    assert reward([Answered(text=text, **kept) for text in ("a", "abcd")]) == [1.0, 4.0]
