@@ -104,6 +104,34 @@ def test_log_probabilities_are_those_of_the_model(url, model, tokenizer):
         assert greedy == pytest.approx(logprobs.max(-1).values[:-1].tolist(), abs=1e-4)
 
 
+def test_the_evaluation_harness_gets_the_same_numbers_from_the_server(url, model, tokenizer, llama_folder):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    harness = LocalCompletionsAPI(
+        base_url=f"{url}/v1/completions",
+        model=llama_folder.name,
+        tokenizer=str(llama_folder),
+        tokenizer_backend="huggingface",
+        max_length=1024,
+        batch_size=2,
+    )
+    pairs = [("The sky is", " blue"), ("Two and two are", " four."), ("A", " longer continuation € than the others")]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    for (context, continuation), (found, is_greedy) in zip(pairs, harness.loglikelihood(asked), strict=True):
+        ids = tokenizer.encode(context + continuation, add_special_tokens=False)
+        start = len(tokenizer.encode(context, add_special_tokens=False))
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        chosen = [float(logprobs[k - 1, ids[k]]) for k in range(start, len(ids))]
+        assert found == pytest.approx(sum(chosen), abs=1e-3)
+        assert is_greedy == all(int(logprobs[k - 1].argmax()) == ids[k] for k in range(start, len(ids)))
+    best = tokenizer.decode([int(model(torch.tensor([ids])).logits[0, -1].argmax())])
+    generate = [Instance("generate_until", {}, ("".join(pairs[-1]), {"until": ["\n\n"], "max_gen_toks": 1}), 0)]
+    assert harness.generate_until(generate) == [best.replace("\N{REPLACEMENT CHARACTER}", "")]
+
+
 def test_a_call_is_forced(url):
     city = {"enum": ["Oslo", "Łódź"]}
     schema = {"type": "object", "properties": {"city": city}, "required": ["city"], "additionalProperties": False}
