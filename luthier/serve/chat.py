@@ -1,6 +1,8 @@
 """POST /v1/chat/completions: from a request to answers, whole or as a stream of chunks."""
 
 import json
+import secrets
+import string
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -240,4 +242,9 @@ def usage(num_prompt_tokens: int, num_new_tokens: int) -> dict[str, int]:
 def _call(call: ToolCall, index: int) -> dict[str, Any]:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     function = {"name": call.name, "arguments": arguments}
-    return {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    return {"index": index, "id": _call_id(), "type": "function", "function": function}
+
+
+def _call_id() -> str:
+    """Nine letters and digits, the only form that the chat templates of some models accept when it comes back."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))

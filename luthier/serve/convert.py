@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.formats.openai import OBSERVATION_JOINER
 from luthier.data.types import Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
 from luthier.serve.protocol import ChatMessage, FunctionCall, Tool, plain
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
-_PART_JOINER = "\n"
 _SYSTEM_JOINER = "\n\n"
+_RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
+"""Between the results of several calls, as the dataset format `openai` joins them for named chat formats."""
 _TOOL_KEYS_OF_THE_API = ("strict",)
 """Keys of a function that are meant for the server and not for the model."""
 
@@ -89,7 +89,7 @@ def tools_text(tools: Sequence[Tool] | None) -> str:
 
 
 def text_of(message: ChatMessage, place: str) -> str:
-    """The text of a message; parts are joined by line breaks. Raises `ApiError` for an image and the like."""
+    """The text of a message; parts are joined as in training. Raises `ApiError` for an image and the like."""
     content = message.content
     if content is None:
         if message.role == "assistant":
@@ -106,7 +106,7 @@ def text_of(message: ChatMessage, place: str) -> str:
         if not isinstance(text, str):
             raise ApiError(f"{where}.text: this field is required", param=f"{where}.text")
         texts.append(text)
-    return _PART_JOINER.join(texts)
+    return "".join(texts)
 
 
 def _assistant(message: ChatMessage, place: str) -> Message:
@@ -143,7 +143,7 @@ def _add_result(spoken: list[Message], message: ChatMessage, place: str) -> None
     if spoken and spoken[-1].role == "observation":
         before = spoken.pop()
         results = (*before.results, result)
-        spoken.append(Message("observation", OBSERVATION_JOINER.join(r.content for r in results), results=results))
+        spoken.append(Message("observation", _RESULT_JOINER.join(r.content for r in results), results=results))
     else:
         spoken.append(Message("observation", result.content, results=(result,)))
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from luthier.core.kinds import FORMATS
+from luthier.data.sources.dataset_info import DatasetSpec, Source
 from luthier.data.types import Message, ToolCall, ToolResult
 from luthier.serve.convert import conversation, require_turns, tools_text
 from luthier.serve.errors import ApiError
@@ -36,7 +38,7 @@ def test_system_and_developer_texts_open_the_conversation():
 
 def test_content_may_be_parts():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
-    assert asked({"role": "user", "content": parts}).messages == (Message("user", "a\nb"),)
+    assert asked({"role": "user", "content": parts}).messages == (Message("user", "ab"),)
 
 
 def test_an_answer_with_calls_and_the_results_of_all_of_them():
@@ -125,3 +127,28 @@ def test_tools_keep_their_keys_but_those_for_the_server():
     text = tools_text([Tool(type="function", function=function)])
     assert json.loads(text) == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert tools_text([]) == tools_text(None) == ""
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Weather"}, {"type": "text", "text": "please"}]},
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "reasoning_content": "two cities",
+        "tool_calls": [call("weather", '{"city": "Łódź"}', id="1"), call("weather", {"city": "Oslo"}, id="2")],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    {"role": "tool", "tool_call_id": "2", "content": "sun"},
+    {"role": "assistant", "content": "Rain and sun.", "reasoning_content": "done"},
+    {"role": "user", "content": "Thanks"},
+]
+
+
+def test_a_conversation_is_the_one_that_training_reads_from_the_same_messages():
+    """The dataset format `openai` takes rows with the messages of an API; its rows end with an answer."""
+    row = {"messages": [*TALK, {"role": "assistant", "content": "Bye."}]}
+    description = DatasetSpec(name="d", source=Source("file", "rows.json"), formatting="openai")
+    example = FORMATS.get("openai").read(row, description)
+    found = asked(*TALK)
+    assert (found.system, found.messages) == (example.system, example.messages[:-1])

@@ -2,13 +2,16 @@
 
 import pytest
 
+from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
+from luthier.infer.conversation import Conversation
 from luthier.infer.prompting import ModelTemplatePrompting
-from luthier.serve.convert import Asked
+from luthier.serve.convert import Asked, conversation, tools_text
 from luthier.serve.errors import ApiError
-from tests.serve.fakes import chat_model
+from luthier.serve.protocol import ChatMessage, Tool
+from tests.serve.fakes import WEATHER, chat_model
 from tests.tiny import byte_tokenizer
 
 HI = (Message("user", "hi"),)
@@ -66,3 +69,24 @@ def test_what_the_format_cannot_write_is_the_fault_of_the_messages():
 
 def test_the_models_own_template_may_write_questions_in_a_row():
     assert text(with_program(), Asked((*HI, Message("user", "you there?")), None)).count("<|im_start|>user") == 2
+
+
+@pytest.mark.parametrize("template", ["qwen", "qwen3", "llama3", "glm4", "mistral", "chatml", "gemma", "default"])
+def test_a_conversation_with_tools_has_the_prompt_of_chat(template):
+    """In `luthier chat` an answer is text, and the next line is the result; a client sends both as objects."""
+    model = chat_model(template=template)
+    tools = tools_text([Tool(**WEATHER)])
+    chat = Conversation(model.prompting, "Be brief.", tools)
+    chat.ask("Weather?")
+    chat.answered(TOOL_SYNTAXES.get(model.call_syntax).write([ToolCall("weather", {"city": "Łódź"})]))
+    assert chat.awaits_tool_result
+    expected = chat.ask("rain")
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Łódź"}'}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    asked = conversation([ChatMessage(**message) for message in messages])
+    assert model.prompt_ids(asked, tools, None) == expected
