@@ -1,12 +1,13 @@
 """POST /v1/chat/completions: from a request to answers, whole or as a stream of chunks."""
 
 import json
+import re
 import secrets
 import string
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.data.types import ToolCall
@@ -19,7 +20,7 @@ from luthier.serve.forced import forced_grammar
 from luthier.serve.logprobs import chat_logprobs
 from luthier.serve.model import ChatModel
 from luthier.serve.protocol import ChatMessage, ChatRequest, Tool
-from luthier.serve.reading import AnswerReader, CallReader, Part, Thought, Words
+from luthier.serve.reading import AnswerReader, CallReader, Part, Thought, Words, tags_of
 from luthier.serve.settings import chat_settings, of_choice
 
 
@@ -35,6 +36,8 @@ class Chat:
     """The prompt has opened the thought of the answer."""
     tools: tuple[Any, ...]
     """Empty if the answer may not call any."""
+    hidden: re.Pattern[str] | None
+    """Special tokens that are read, since they are tags of calls or thoughts, and left out of the text afterwards."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -50,16 +53,28 @@ class Chat:
 def prepared(request: ChatRequest, model: ChatModel) -> Chat:
     """Raises `ApiError` for whatever is wrong with the request. Slow for long texts."""
     allowed = None if request.tool_choice == "none" else request.tools
-    grammar = forced_grammar(request, model.call_syntax)
+    grammar = forced_grammar(request, model.call_syntax, model.special_tokens)
     settings = chat_settings(request, model.settings, model.vocab_size, grammar)
     keys = request.chat_template_kwargs or {}
     if grammar is not None and model.thinking_tags is not None:
         keys = {"enable_thinking": False, **keys}  # a grammar holds from the first token on
     continues = bool(request.continue_final_message)
     prompt_ids = prompt_of(model, request.messages, allowed, keys, continues=continues)
-    tools = tuple(json.loads(tools_text(allowed))) if allowed else ()
     is_thinking = grammar is None and not continues and model.opens_thought(prompt_ids)
-    return Chat(request, model, prompt_ids, settings, is_thinking, tools)
+    tools = tuple(json.loads(tools_text(allowed))) if allowed else ()
+    hidden = _hidden(model, settings, has_tools=bool(tools))
+    if hidden is not None:
+        settings = replace(settings, skip_special_tokens=False)
+    return Chat(request, model, prompt_ids, settings, is_thinking, tools, hidden)
+
+
+def _hidden(model: ChatModel, settings: Settings, *, has_tools: bool) -> re.Pattern[str] | None:
+    """Matches special tokens, if some of them must be read although the answer is to have none."""
+    tags = [*tags_of(model.call_syntax)] if has_tools else []
+    tags += [tag.strip() for tag in model.thinking_tags or ()]
+    if not settings.skip_special_tokens or model.special_tokens.isdisjoint(tags):
+        return None
+    return re.compile("|".join(re.escape(token) for token in sorted(model.special_tokens, key=len, reverse=True)))
 
 
 def prompt_of(
@@ -86,6 +101,7 @@ class Choice:
         calls = CallReader(chat.model.call_syntax, chat.tools) if chat.tools else None
         tags = chat.model.thinking_tags if chat.settings.grammar is None else None
         self._reader = AnswerReader(tags, is_thinking=chat.is_thinking, calls=calls)
+        self._hidden = chat.hidden
         self._one_call = chat.request.parallel_tool_calls is False
         self.thoughts: list[str] = []
         self.words: list[str] = []
@@ -115,17 +131,20 @@ class Choice:
             message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in self.calls]
         return message
 
+    def _shown(self, text: str) -> str:
+        return text if self._hidden is None else self._hidden.sub("", text)
+
     def _deltas(self, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
         for part in parts:
             if self.has_enough:
                 return
             match part:
-                case Thought(text):
-                    self.thoughts.append(text)
-                    yield {"reasoning_content": text}
-                case Words(text):
-                    self.words.append(text)
-                    yield {"content": text}
+                case Thought(text) if shown := self._shown(text):
+                    self.thoughts.append(shown)
+                    yield {"reasoning_content": shown}
+                case Words(text) if shown := self._shown(text):
+                    self.words.append(shown)
+                    yield {"content": shown}
                 case ToolCall():
                     self.calls.append(_call(part, len(self.calls)))
                     yield {"tool_calls": [self.calls[-1]]}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from luthier.core.errors import InvalidInput
@@ -15,14 +15,15 @@ _MARK = "\N{WHITE SQUARE}"
 """Stands for name and arguments while the syntax writes a call."""
 
 
-def forced_grammar(request: ChatRequest, syntax: str) -> str | None:
+def forced_grammar(request: ChatRequest, syntax: str, special: Collection[str] = ()) -> str | None:
     """The grammar that an answer must follow; None if it may be anything.
 
-    `syntax`: of the model's tool calls. Raises `ApiError` for what cannot be held.
+    `syntax`: of the model's tool calls. `special`: the texts of special tokens. Raises `ApiError` for a grammar that
+    cannot be held.
     """
     functions = called(request)
     if functions:
-        return _tool_grammar(functions, syntax, several=request.parallel_tool_calls is not False)
+        return _tool_grammar(functions, syntax, special, several=request.parallel_tool_calls is not False)
     if request.response_format is not None:
         return _format_grammar(request.response_format)
     return None
@@ -61,16 +62,20 @@ def _format_grammar(wanted: ResponseFormat) -> str | None:
         raise ApiError(f"response_format: {fault}", param=param) from fault
 
 
-def _tool_grammar(functions: Sequence[Mapping[str, Any]], syntax: str, *, several: bool) -> str:
+def _tool_grammar(
+    functions: Sequence[Mapping[str, Any]], syntax: str, special: Collection[str], *, several: bool
+) -> str:
     from luthier.infer.grammar import lark_grammar
 
     try:
-        return lark_grammar(call_grammar(functions, syntax, several=several))
+        return lark_grammar(call_grammar(functions, syntax, special, several=several))
     except InvalidInput as fault:
         raise ApiError(f"tools: {fault}", param="tools") from fault
 
 
-def call_grammar(functions: Sequence[Mapping[str, Any]], syntax: str, *, several: bool) -> str:
+def call_grammar(
+    functions: Sequence[Mapping[str, Any]], syntax: str, special: Collection[str] = (), *, several: bool
+) -> str:
     """A Lark grammar of one call, or with `several` of one or more, as the syntax writes them.
 
     Raises `ApiError` for a syntax that does not write arguments as JSON.
@@ -87,10 +92,11 @@ def call_grammar(functions: Sequence[Mapping[str, Any]], syntax: str, *, several
     for number, function in enumerate(functions):
         schema = json.dumps(function.get("parameters") or {"type": "object"}, ensure_ascii=False)
         name = json.dumps(function["name"], ensure_ascii=False)[1:-1] if between.startswith('"') else function["name"]
-        rules.append(f"call_{number}: {_quoted(before + name + between)} arguments_{number}{_literal(after)}")
+        opening, closing = _literal(before + name + between, special), _literal(after, special)
+        rules.append(f"call_{number}: {opening} arguments_{number} {closing}".rstrip())
         rules.append(f"arguments_{number}: %json {schema}")
     choices = " | ".join(f"call_{number}" for number in range(len(functions)))
-    more = f" ({_quoted(join)} call)*" if several and join is not None else ""
+    more = f" ({_literal(join, special)} call)*" if several and join is not None else ""
     return "\n".join([f"start: call{more}", f"call: {choices}", *rules])
 
 
@@ -117,9 +123,10 @@ def _frame(syntax: str) -> tuple[str, str, str, str | None] | None:
     return before, between, after, join
 
 
-def _literal(text: str) -> str:
-    return f" {_quoted(text)}" if text else ""
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _literal(text: str, special: Collection[str]) -> str:
+    """A text in Lark's notation; special tokens in it stand for themselves, since their text is not spelled out."""
+    tags = [token for token in special if re.fullmatch(r"<[^<>\s]+>", token)]
+    if not tags:
+        return json.dumps(text, ensure_ascii=False) if text else ""
+    parts = re.split(f"({'|'.join(map(re.escape, tags))})", text)
+    return " ".join(part if part in tags else json.dumps(part, ensure_ascii=False) for part in parts if part)

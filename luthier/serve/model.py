@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InvalidInput
@@ -43,6 +44,12 @@ class ChatModel(ServedModel):
     call_syntax: str
     thinking_tags: tuple[str, str] | None
     """None: answers have no thoughts."""
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """The texts of tokens that `skip_special_tokens` leaves out."""
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return frozenset({*map(str, self.tokenizer.all_special_tokens), *added})
 
     def prompt_ids(self, asked: Asked, tools: str, enable_thinking: bool | None) -> list[int]:
         """Raises `ApiError` for a conversation that the chat format cannot write, or that is too long.

@@ -229,3 +229,6 @@ def extras(body: Body, prefix: str = "") -> Iterator[str]:
         nested = getattr(body, name) if name in type(body).model_fields else None
         if nested is not None:
             yield from extras(nested, f"{name}.")
+    if isinstance(body, ChatRequest | TokenizeRequest):
+        keys = body.chat_template_kwargs or {}
+        yield from (f"chat_template_kwargs.{key}" for key in keys if key != "enable_thinking")

@@ -10,6 +10,7 @@ import pytest
 
 from luthier.core.errors import InvalidInput, RunFailed
 from tests.serve.fakes import CALL, WEATHER, chat_model, last_question, serving, until
+from tests.tiny import byte_tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 PATH = "/v1/chat/completions"
@@ -253,3 +254,17 @@ def test_an_answer_is_continued(server):
     messages = [*HI, {"role": "assistant", "content": "Once upon"}]
     assert post(server, messages=messages, continue_final_message=True).status_code == 200
     assert server[2].prompts[-1].endswith("assistant\nOnce upon")
+
+
+def test_tags_that_are_special_tokens_are_read_and_not_shown():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool_call|>", "<|/tool_call|>"]})
+    said = ["Well<|im_start|>.<|tool_", 'call|>[{"name": "weather", "arguments": {"city": "Oslo"}}]<|/tool_call|>']
+    model = chat_model(lambda prompt: said, template="phi4_mini", tokenizer=tokenizer, call_syntax="phi4_mini")
+    with serving(model) as (url, _):
+        for fields, skips in (({"tools": [WEATHER]}, False), ({}, True)):
+            message = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields}).json()["choices"][0]["message"]
+            assert model.engine.settings[-1].skip_special_tokens is skips
+            if fields:
+                assert message["content"] == "Well."
+                assert message["tool_calls"][0]["function"]["arguments"] == '{"city": "Oslo"}'

@@ -11,6 +11,7 @@ from luthier.serve.errors import ApiError
 from luthier.serve.forced import call_grammar, forced_grammar
 from luthier.serve.protocol import ChatRequest
 from tests.serve.fakes import WEATHER
+from tests.tiny import byte_tokenizer
 
 FUNCTION = WEATHER["function"]
 PING = {"name": "ping", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
@@ -49,6 +50,19 @@ def test_a_call_is_forced_as_the_syntax_writes_it(name, follows):
     assert not follows(grammar, syntax.write([ToolCall("other", {})]))
     assert not follows(grammar, "Hello.")
     assert not follows(grammar, "")
+
+
+def test_tags_that_are_special_tokens_are_not_spelled_out():
+    tokenizer = byte_tokenizer()
+    tags = ["<|tool_call|>", "<|/tool_call|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    grammar = lark_grammar(call_grammar([PING], "phi4_mini", tags, several=False))
+    text = TOOL_SYNTAXES.get("phi4_mini").write([ToolCall("ping", {})])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids[0] >= 261 and ids[-1] >= 261
+    matcher = Grammars(tokenizer, [260]).matcher(grammar, 320)
+    for token_id in [*ids, 260]:
+        matcher.advance(token_id)
 
 
 def test_several_calls_are_allowed_unless_the_request_says_one(follows):

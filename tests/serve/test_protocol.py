@@ -54,6 +54,8 @@ def test_other_prompts_are_refused(prompt):
 def test_unknown_fields_are_named():
     request = ChatRequest(**HI, user="me", stream_options={"include_usage": True, "include_obfuscation": False})
     assert set(extras(request)) == {"user", "stream_options.include_obfuscation"}
+    request = ChatRequest(**HI, chat_template_kwargs={"enable_thinking": True, "tone": "dry"})
+    assert list(extras(request)) == ["chat_template_kwargs.tone"]
 
 
 def test_a_tool_keeps_the_order_of_its_keys():
