@@ -66,6 +66,11 @@ class Answers:
         self._admission.leave(len(self._tickets))
         self._tickets.clear()
 
+    def abort(self, error: ApiError) -> None:
+        """Whoever iterates gets this error, unless everything has ended."""
+        if self._tickets:
+            self._arrived.put_nowait((next(iter(self._tickets)), error))
+
     def cancel(self, number: int) -> None:
         """End one job; nothing more arrives for it."""
         if number in self._tickets:
@@ -107,6 +112,8 @@ class Answers:
 
 
 def _as_api_error(fault: Exception, job: Job) -> ApiError:
+    if isinstance(fault, ApiError):
+        return fault
     if isinstance(fault, InvalidInput):
         return ApiError(str(fault), param=job.param, code=_code_of(fault))
     if isinstance(fault, LuthierError):

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -49,7 +50,14 @@ class Service:
         self.ignored = IgnoredFields()
         self.model: ChatModel | RewardModel | None = None
         """None while it is loading."""
+        self.open: WeakSet[Answers] = WeakSet()
+        """What is being answered."""
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
+
+    def abort(self) -> None:
+        """End all answers, each with an error that says why."""
+        for answers in list(self.open):
+            answers.abort(stopping())
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -214,6 +222,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
 def _answers(service: Service, model: ChatModel, jobs: list[Job]) -> Answers:
     answers = Answers(model, service.admission, service.metrics, jobs)
     answers.start()
+    service.open.add(answers)
     return answers
 
 

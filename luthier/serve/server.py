@@ -131,6 +131,7 @@ class Running:
             async with asyncio.timeout(self.drain_seconds):
                 while self._service.admission.num_answers:
                     await asyncio.sleep(_TICK_SECONDS)
+        self._service.abort()
         self._exit()
 
     def _exit(self) -> None:

@@ -83,20 +83,29 @@ def test_a_running_answer_ends_and_new_ones_are_refused():
     assert "last" in texts[0] and texts[0].endswith("data: [DONE]\n\n")
 
 
-def test_an_answer_that_takes_too_long_is_cut_off():
+def test_an_answer_that_takes_too_long_ends_with_an_error(capfd):
     load, released = loads(lambda prompt: ["first", threading.Event()])
+    found = []
 
     def beside(started):
         started.wait()
         body = {"messages": HI, "stream": True}
-        with (
-            pytest.raises(httpx.RemoteProtocolError),
-            httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response,
-        ):
+        whole = threading.Thread(
+            target=lambda: found.append(httpx.post(f"{started.url}/v1/chat/completions", json={"messages": HI}))
+        )
+        whole.start()
+        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response:
+            until(lambda: started.service.admission.num_answers == 2)
             started.signal()
-            response.read()
+            found.append(response.read().decode())
+        whole.join()
 
     assert Started(load, drain_seconds=0.2).run(beside) == 0 and released == [True]
+    streamed = next(one for one in found if isinstance(one, str))
+    (whole,) = (one for one in found if not isinstance(one, str))
+    assert "shutting_down" in streamed and "[DONE]" not in streamed
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "shutting_down")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
