@@ -6,6 +6,7 @@ connection while they work.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -76,6 +77,7 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._events, self._close, self._ping_seconds = events, close, ping_seconds
+        self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -87,31 +89,37 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(with_pings(self._events, self._ping_seconds)) as events:
-            async for data in events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+        pings = asyncio.create_task(self._ping(send))
+        try:
+            async with aclosing(with_end(self._events)) as events:
+                async for data in events:
+                    await self._send(send, data)
+        finally:
+            pings.cancel()
+            await asyncio.gather(pings, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send(self, send: Send, data: bytes) -> None:
+        self._sent_at = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
 
-async def with_pings(events: AsyncGenerator[bytes], ping_seconds: float) -> AsyncGenerator[bytes]:
-    """The events with their end, and pings between them."""
-    waiting: asyncio.Future[bytes] | None = None
-    try:
+    async def _ping(self, send: Send) -> None:
+        """One task for the whole stream, since a timer for each event would cost more than the event."""
         while True:
-            if waiting is None:
-                waiting = asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({waiting}, timeout=ping_seconds)
-            if not done:
-                yield PING
-                continue
-            finished, waiting = waiting, None
-            yield finished.result()
-    except StopAsyncIteration:
+            silence = time.monotonic() - self._sent_at
+            if silence >= self._ping_seconds:
+                await self._send(send, PING)
+                silence = 0.0
+            await asyncio.sleep(self._ping_seconds - silence)
+
+
+async def with_end(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The events and the end mark, or an event for the error that ended them."""
+    async with aclosing(events):
+        try:
+            async for data in events:
+                yield data
+        except ApiError as error:
+            yield error_event(error)
+            return
         yield DONE
-    except ApiError as error:
-        yield error_event(error)
-    finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-        await events.aclose()

@@ -6,11 +6,19 @@ import json
 import pytest
 
 from luthier.serve.errors import ApiError
-from luthier.serve.events import DONE, PING, ClientGone, EventStream, event, while_connected, with_pings
+from luthier.serve.events import DONE, PING, ClientGone, EventStream, event, while_connected
 
 
 async def listed(events, ping_seconds=10.0):
-    return [data async for data in with_pings(events, ping_seconds)]
+    """The bodies that a stream sends."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await EventStream(events, lambda: None, ping_seconds=ping_seconds)({"type": "http"}, lambda: connected(30), send)
+    assert sent[0]["type"] == "http.response.start" and not sent[-1]["more_body"] and not sent[-1]["body"]
+    return [message["body"] for message in sent[1:-1]]
 
 
 async def slow(*steps):
