@@ -61,11 +61,9 @@ class ChatModel(ServedModel):
             require_turns(asked.messages)
         try:
             ids = prompting.prompt_ids(asked.messages, asked.system, tools)
-            if asked.begun:
-                ids = [*ids, *_encoded(prompting, asked.begun)]
         except InvalidInput as fault:
-            raise ApiError(str(fault), param="messages") from fault
-        return ids
+            raise ApiError(str(fault), param=_at_fault(prompting, asked, tools)) from fault
+        return [*ids, *_encoded(prompting, asked.begun)] if asked.begun else ids
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the answer begins inside a thought that the prompt has opened."""
@@ -80,6 +78,17 @@ class ChatModel(ServedModel):
 class RewardModel(ServedModel):
     scores: Callable[[Sequence[Sequence[int]]], list[float]]
     """Token ids of texts -> their scores. Slow: call it in a thread."""
+
+
+def _at_fault(prompting: Prompting, asked: Asked, tools: str) -> str:
+    """The field because of which a prompt cannot be written: the tools, if it can be without them."""
+    if not tools:
+        return "messages"
+    try:
+        prompting.prompt_ids(asked.messages, asked.system, "")
+    except InvalidInput:
+        return "messages"
+    return "tools"
 
 
 def _thinking(prompting: Prompting, enable_thinking: bool) -> Prompting:

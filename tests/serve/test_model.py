@@ -64,7 +64,10 @@ def test_what_the_format_cannot_write_is_the_fault_of_the_messages():
     assert caught.value.param == "messages"
     with pytest.raises(ApiError) as caught:
         model.prompt_ids(Asked(HI, None), "[5]", None)
-    assert caught.value.param == "messages"
+    assert caught.value.param == "tools"
+    with pytest.raises(ApiError, match="does not render tools") as caught:
+        with_program().prompt_ids(Asked(HI, None), tools_text([Tool(**WEATHER)]), None)
+    assert caught.value.param == "tools"
 
 
 def test_the_models_own_template_may_write_questions_in_a_row():
