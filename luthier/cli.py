@@ -19,6 +19,7 @@ COMMANDS = {
         "list and render chat formats; compare training with what a server sends",
     ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
+    "api": ("RUN", "serve a model over HTTP to every OpenAI client"),
     "export": ("RUN", "merge adapters, quantize, write a model folder"),
     "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
     "verify": ("DIR", "compare a folder with its manifest"),
@@ -32,7 +33,7 @@ COMMANDS = {
 
 WITH_OPTIONS = ("data", "template", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("plan", "api", "webchat", "webui", "eval", "sweep")
+LATER = ("plan", "webchat", "webui", "eval", "sweep")
 """Commands that this version does not have."""
 
 

@@ -7,25 +7,31 @@ from luthier.core.log import info
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
+    from luthier.infer.prompting import Prompting
     from luthier.infer.session import ChatSession
+    from luthier.workflow.text import TextSide
 
 
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
     from luthier.infer.conversation import Conversation
-    from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
     from luthier.workflow.text import load_text_side
 
     text = load_text_side(run)
-    program = text.encoding.model_template
-    prompting: Prompting
-    if program is not None:
-        prompting = ModelTemplatePrompting(program, text.template.call_syntax)
-    else:
-        thinking, keep_thoughts = run.data.enable_thinking, run.data.preserve_thinking
-        prompting = TemplatePrompting(text.template, text.encoding.encoder, thinking, keep_thoughts)
+    prompting = prompting_of(run, text)
     model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating))
+
+
+def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
+    """How the run writes conversations: with its chat format, or with the model's own chat template."""
+    from luthier.infer.prompting import ModelTemplatePrompting, TemplatePrompting
+
+    program = text.encoding.model_template
+    if program is not None:
+        return ModelTemplatePrompting(program, text.template.call_syntax)
+    thinking, keeps_thoughts = run.data.enable_thinking, run.data.preserve_thinking
+    return TemplatePrompting(text.template, text.encoding.encoder, thinking, keeps_thoughts)

@@ -1,0 +1,159 @@
+"""From the messages of a request to those that a chat format writes, and to the tools as JSON text.
+
+A system text belongs to the whole conversation here, so system and developer messages stand at its beginning. The
+results of several calls follow each other and become one observation.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.types import Message, ToolCall, ToolResult
+from luthier.serve.errors import ApiError
+from luthier.serve.protocol import ChatMessage, FunctionCall, Tool, plain
+
+_SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_SYSTEM_JOINER = "\n\n"
+_RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
+"""Between the results of several calls, as the dataset format `openai` joins them for named chat formats."""
+_TOOL_KEYS_OF_THE_API = ("strict",)
+"""Keys of a function that are meant for the server and not for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation in luthier's terms."""
+
+    messages: tuple[Message, ...]
+    system: str | None
+    """None if there is no system message."""
+    begun: str | None = None
+    """The beginning of the answer, for `continue_final_message`."""
+
+
+def conversation(messages: Sequence[ChatMessage], *, continues: bool = False) -> Asked:
+    """Raises `ApiError` that names the message at fault. `continues`: the last message is the answer's beginning."""
+    num_system = next((i for i, message in enumerate(messages) if message.role not in _SYSTEM_ROLES), len(messages))
+    system = [text_of(message, f"messages[{i}]") for i, message in enumerate(messages[:num_system])]
+    rest = list(enumerate(messages))[num_system:]
+    begun = None
+    if continues:
+        if not rest or rest[-1][1].role != "assistant" or rest[-1][1].tool_calls:
+            raise ApiError(
+                "continue_final_message: the last message is no text of the assistant", param="continue_final_message"
+            )
+        index, last = rest.pop()
+        begun = text_of(last, f"messages[{index}]")
+    if not rest:
+        raise ApiError("messages: there is no question, only a system text", param="messages")
+    spoken: list[Message] = []
+    for index, message in rest:
+        place = f"messages[{index}]"
+        if message.role in _SYSTEM_ROLES:
+            raise ApiError(f"{place}: a {message.role} message can only stand at the beginning", param=f"{place}.role")
+        if message.role in _RESULT_ROLES:
+            _add_result(spoken, message, place)
+        elif message.role == "user":
+            spoken.append(Message("user", text_of(message, place)))
+        else:
+            spoken.append(_assistant(message, place))
+    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun)
+
+
+def require_turns(messages: Sequence[Message]) -> None:
+    """A chat format with slots writes questions and answers in turn. Raises `ApiError` where they are not."""
+    for index, message in enumerate(messages):
+        asks = message.role in ("user", "observation")
+        if asks != (index % 2 == 0):
+            want = "a question or the result of a tool" if index % 2 == 0 else "an answer of the assistant"
+            raise ApiError(
+                f"messages: the chat format of this model writes questions and answers in turn, so {want} should"
+                f" come where {_shown(message)} is (turn {index + 1})",
+                param="messages",
+            )
+    if len(messages) % 2 == 0:
+        raise ApiError(
+            "messages: the last message is an answer of the assistant, and there is no question after it"
+            " -> add one, or set continue_final_message: true",
+            param="messages",
+        )
+
+
+def tools_text(tools: Sequence[Tool] | None) -> str:
+    """The tools as JSON text, as they are given; empty if there are none."""
+    if not tools:
+        return ""
+    return json.dumps([_tool(tool) for tool in tools], ensure_ascii=False)
+
+
+def text_of(message: ChatMessage, place: str) -> str:
+    """The text of a message; parts are joined as in training. Raises `ApiError` for an image and the like."""
+    content = message.content
+    if content is None:
+        if message.role == "assistant":
+            return ""
+        raise ApiError(f"{place}.content: this field is required", param=f"{place}.content")
+    if isinstance(content, str):
+        return content
+    texts = []
+    for number, part in enumerate(content):
+        where = f"{place}.content[{number}]"
+        if part.type not in _TEXT_PARTS:
+            raise ApiError(f"{where}: this model takes text only, no part of type {part.type[:40]!r}", param=where)
+        text = (part.model_extra or {}).get("refusal") if part.type == "refusal" else part.text
+        if not isinstance(text, str):
+            raise ApiError(f"{where}.text: this field is required", param=f"{where}.text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _assistant(message: ChatMessage, place: str) -> Message:
+    text, thought = text_of(message, place), message.reasoning_content or message.reasoning or ""
+    calls = [
+        _call(call.function, call.id or "", f"{place}.tool_calls[{number}].function")
+        for number, call in enumerate(message.tool_calls or ())
+    ]
+    if message.function_call is not None:
+        calls.append(_call(message.function_call, "", f"{place}.function_call"))
+    if not calls:
+        return Message("assistant", text, thought=thought)
+    return Message("function", text, thought=thought, calls=tuple(calls))
+
+
+def _call(function: FunctionCall, call_id: str, place: str) -> ToolCall:
+    """`arguments` may be JSON text or the object itself."""
+    arguments: Any = function.arguments
+    param = f"{place}.arguments"
+    if isinstance(arguments, str):
+        try:
+            arguments = plain(json.loads(arguments)) if arguments.strip() else {}
+        except (ValueError, RecursionError) as fault:
+            raise ApiError(f"{param}: this is not valid JSON ({fault})", param=param) from fault
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise ApiError(f"{param}: this is no JSON object", param=param)
+    return ToolCall(function.name, arguments, call_id)
+
+
+def _add_result(spoken: list[Message], message: ChatMessage, place: str) -> None:
+    result = ToolResult(text_of(message, place), message.tool_call_id or "", message.name or "")
+    if spoken and spoken[-1].role == "observation":
+        before = spoken.pop()
+        results = (*before.results, result)
+        spoken.append(Message("observation", _RESULT_JOINER.join(r.content for r in results), results=results))
+    else:
+        spoken.append(Message("observation", result.content, results=(result,)))
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    given = tool.function.as_given
+    kept = {k: v for k, v in given.items() if k not in _TOOL_KEYS_OF_THE_API and v is not None}
+    return {"type": "function", "function": kept}
+
+
+def _shown(message: Message) -> str:
+    kinds = {"user": "a question", "observation": "the result of a tool"}
+    return kinds.get(message.role, "an answer of the assistant")

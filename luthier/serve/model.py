@@ -1,0 +1,108 @@
+"""The model that a server serves: one that writes answers, or one that scores texts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InvalidInput
+from luthier.infer.engines import Generating
+from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
+from luthier.infer.types import Settings
+from luthier.serve.convert import Asked, require_turns
+from luthier.serve.errors import ApiError
+from luthier.serve.token_texts import TokenTexts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TAIL_TOKENS = 16
+"""At the end of a prompt, to see whether it opens a thought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What routes need to know about the model."""
+
+    name: str
+    tokenizer: "PreTrainedTokenizerBase"
+    texts: TokenTexts
+    num_positions: int | None
+    """The longest sequence that the model takes; None without a limit."""
+    vocab_size: int
+    """The width of the logits."""
+    created: int
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatModel(ServedModel):
+    engine: Generating
+    prompting: Prompting
+    settings: Settings
+    """Of the run file."""
+    call_syntax: str
+    thinking_tags: tuple[str, str] | None
+    """None: answers have no thoughts."""
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """The texts of tokens that `skip_special_tokens` leaves out."""
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return frozenset({*map(str, self.tokenizer.all_special_tokens), *added})
+
+    def prompt_ids(self, asked: Asked, tools: str, enable_thinking: bool | None) -> list[int]:
+        """Raises `ApiError` for a conversation that the chat format cannot write, or that is too long.
+
+        `enable_thinking` None: as the run file has it.
+        """
+        prompting = self.prompting if enable_thinking is None else _thinking(self.prompting, enable_thinking)
+        if isinstance(prompting, TemplatePrompting):
+            require_turns(asked.messages)
+        try:
+            ids = prompting.prompt_ids(asked.messages, asked.system, tools)
+        except InvalidInput as fault:
+            raise ApiError(str(fault), param=_at_fault(prompting, asked, tools)) from fault
+        return [*ids, *_encoded(prompting, asked.begun)] if asked.begun else ids
+
+    def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether the answer begins inside a thought that the prompt has opened."""
+        if self.thinking_tags is None:
+            return False
+        tail = str(self.tokenizer.decode(list(prompt_ids[-_TAIL_TOKENS:])))
+        opening, closing = (tag.strip() for tag in self.thinking_tags)
+        return tail.rfind(opening) > tail.rfind(closing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(ServedModel):
+    scores: Callable[[Sequence[Sequence[int]]], list[float]]
+    """Token ids of texts -> their scores. Slow: call it in a thread."""
+
+
+def _at_fault(prompting: Prompting, asked: Asked, tools: str) -> str:
+    """The field because of which a prompt cannot be written: the tools, if it can be without them."""
+    if not tools:
+        return "messages"
+    try:
+        prompting.prompt_ids(asked.messages, asked.system, "")
+    except InvalidInput:
+        return "messages"
+    return "tools"
+
+
+def _thinking(prompting: Prompting, enable_thinking: bool) -> Prompting:
+    if isinstance(prompting, TemplatePrompting):
+        return replace(prompting, enable_thinking=enable_thinking)
+    if isinstance(prompting, ModelTemplatePrompting):
+        program = replace(prompting.model_template, enable_thinking=enable_thinking)
+        return replace(prompting, model_template=program)
+    return prompting
+
+
+def _encoded(prompting: Prompting, text: str) -> list[int]:
+    encoder = prompting.encoder if isinstance(prompting, TemplatePrompting) else None
+    if isinstance(prompting, ModelTemplatePrompting):
+        encoder = prompting.model_template.encoder
+    assert encoder is not None
+    return encoder.text(text)

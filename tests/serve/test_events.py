@@ -1,0 +1,96 @@
+"""Streams: pings in silence, an end mark after the last event, none after an error, and the client that leaves."""
+
+import asyncio
+import json
+
+import pytest
+
+from luthier.serve.errors import ApiError
+from luthier.serve.events import DONE, PING, ClientGone, EventStream, event, while_connected
+
+
+async def listed(events, ping_seconds=10.0):
+    """The bodies that a stream sends."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await EventStream(events, lambda: None, ping_seconds=ping_seconds)({"type": "http"}, lambda: connected(30), send)
+    assert sent[0]["type"] == "http.response.start" and not sent[-1]["more_body"] and not sent[-1]["body"]
+    return [message["body"] for message in sent[1:-1]]
+
+
+async def slow(*steps):
+    for step in steps:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+        elif isinstance(step, Exception):
+            raise step
+        else:
+            yield step
+
+
+def test_the_end_mark_follows_the_last_event():
+    assert asyncio.run(listed(slow(b"a", b"b"))) == [b"a", b"b", DONE]
+
+
+def test_a_ping_goes_out_in_silence():
+    found = asyncio.run(listed(slow(b"a", 0.25, b"b"), ping_seconds=0.1))
+    assert found == [b"a", PING, PING, b"b", DONE]
+
+
+def test_nothing_follows_an_error():
+    found = asyncio.run(listed(slow(b"a", ApiError("broken", status=500, type="server_error"))))
+    assert found[0] == b"a" and len(found) == 2
+    name, data = found[1].decode().strip().split("\n")
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["message"] == "broken"
+
+
+def test_events_are_ascii_and_one_line():
+    data = event({"text": "a\nb\u2028\x85\r"})
+    assert data.isascii() and data.endswith(b"\n\n") and data.count(b"\n") == 2
+    assert json.loads(data.removeprefix(b"data: ")) == {"text": "a\nb\u2028\x85\r"}
+
+
+async def connected(for_seconds):
+    await asyncio.sleep(for_seconds)
+    return {"type": "http.disconnect"}
+
+
+def test_work_is_canceled_when_the_client_leaves():
+    canceled = []
+
+    async def work():
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            canceled.append(True)
+            raise
+
+    with pytest.raises(ClientGone):
+        asyncio.run(while_connected(lambda: connected(0.05), work()))
+    assert canceled == [True]
+
+
+def test_work_that_is_done_gives_its_result():
+    async def work():
+        return 5
+
+    assert asyncio.run(while_connected(lambda: connected(30), work())) == 5
+
+
+def test_a_stream_is_closed_even_if_nothing_was_sent():
+    closed, sent = [], []
+
+    async def send(message):
+        await asyncio.sleep(30)
+        sent.append(message)
+
+    async def serve():
+        stream = EventStream(slow(b"a"), lambda: closed.append(True))
+        await stream({"type": "http"}, lambda: connected(0.02), send)
+
+    asyncio.run(serve())
+    assert closed == [True] and sent == []

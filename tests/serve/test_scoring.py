@@ -1,0 +1,62 @@
+"""Scores of texts over HTTP, as the reference's clients ask for them."""
+
+import httpx
+import pytest
+
+from luthier.serve.model import RewardModel
+from luthier.serve.token_texts import TokenTexts
+from luthier.training.rewards import Answered
+from luthier.training.rewards.server import RewardServer
+from tests.serve.fakes import serving
+from tests.tiny import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def server():
+    tokenizer = byte_tokenizer()
+    model = RewardModel(
+        name="judge",
+        tokenizer=tokenizer,
+        texts=TokenTexts(tokenizer),
+        num_positions=8,
+        vocab_size=320,
+        created=1,
+        scores=lambda texts: [float(len(ids)) for ids in texts],
+    )
+    with serving(model) as (url, _):
+        yield url
+
+
+def post(server, **fields):
+    return httpx.post(f"{server}/v1/score/evaluation", json=fields)
+
+
+def test_scores(server):
+    body = post(server, model="any", messages=["ab", "abc"]).json()
+    assert body["scores"] == [2.0, 3.0] and body["object"] == "score.evaluation" and body["model"] == "judge"
+
+
+def test_long_texts_are_cut(server):
+    assert post(server, messages=["x" * 20]).json()["scores"] == [8.0]
+    assert post(server, messages=["x" * 20], max_length=5).json()["scores"] == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"), [([], "messages"), ("x", "messages"), (["a", ""], "messages[1]"), ([5], "messages[0]")]
+)
+def test_bad_requests(server, messages, param):
+    response = post(server, messages=messages)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_answers_are_for_chat_models(server):
+    for path in ("chat/completions", "completions"):
+        fields = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
+        assert httpx.post(f"{server}/v1/{path}", json=fields).status_code == 405
+    assert httpx.post(f"{server}/tokenize", json={"prompt": "ab"}).json()["count"] == 2
+
+
+def test_training_can_ask_this_server_for_rewards(server):
+    reward = RewardServer(f"{server}/v1/score/evaluation")
+    kept = {"prompt_ids": [1], "answer_ids": [2], "prompt": "", "answer": "", "given": "", "stopped": True}
+    assert reward([Answered(text=text, **kept) for text in ("a", "abcd")]) == [1.0, 4.0]
