@@ -34,20 +34,13 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
+from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.adapters._series import check_resumed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
-from luthier.model.save import (
-    WEIGHT_FILES,
-    incomplete,
-    raise_disk_fault,
-    save_adapter,
-    save_beside_weights,
-    save_weights,
-)
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import check_filled, checkpoint_mismatch, saving
@@ -59,7 +52,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
 
-MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
+MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
 
 STAGE_STATE_FILE = "stage_state.json"
@@ -310,12 +303,14 @@ class StageTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_value_head(folder, self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
+            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
         elif writes:
-            save_adapter(self.model, folder, state_dict)
+            save.save_adapter(self.model, folder, state_dict)
             more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
         if writes:
-            self.unsaved = save_beside_weights(self.policy, self.parts.tokenizer, folder, self.parts.processor, more)
+            self.unsaved = save.save_beside_weights(
+                self.policy, self.parts.tokenizer, folder, self.parts.processor, more
+            )
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         self.watch.require_finite_weights(self.policy, self.state.global_step)
@@ -334,7 +329,7 @@ class StageTrainer(Trainer):
             if self.parts.rollouts is not None:
                 self.parts.rollouts.save(folder, self.state.global_step)
             super()._save_checkpoint(model, trial)
-            raise_disk_fault(self.unsaved)
+            save.raise_disk_fault(self.unsaved)
             self.accelerator.wait_for_everyone()
         self._remove_superseded()
 
@@ -352,7 +347,7 @@ class StageTrainer(Trainer):
                 self.save_model()
         self._remove_superseded()
         if self.unsaved:
-            raise incomplete(Path(self.output_dir), self.unsaved, str(unwrap(self.policy).name_or_path))
+            raise save.incomplete(Path(self.output_dir), self.unsaved, str(unwrap(self.policy).name_or_path))
 
     def _remove_superseded(self) -> None:
         if self.args.should_save:
