@@ -48,7 +48,7 @@ from luthier.training import checkpoints
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
-from luthier.training.hub import creating_repository, upload_result
+from luthier.training.hub import creating_repository
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -276,12 +276,8 @@ class StageTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        fault = checkpoints.fault_of(Path(best)) if best is not None else None
-        if fault is not None:
-            raise RunFailed(
-                f"load_best_model_at_end: the best checkpoint {best} is {fault}; the other checkpoints are kept"
-                " -> set load_best_model_at_end: false to keep the weights of the last step"
-            )
+        if best is not None:
+            checkpoints.require_whole_best(Path(best))
         if best is not None and is_pissa(self.policy):
             resume_pissa(self.policy, Path(best))
         else:
@@ -379,13 +375,6 @@ class StageTrainer(Trainer):
                 self.save_model(_internal_call=True)
         if self.unsaved:
             raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
-
-    def upload(self) -> None:
-        """With `push_to_hub`: upload the result, which is complete in `output_dir`."""
-        if self.args.push_to_hub and self.is_world_process_zero():
-            assert self.hub_model_id is not None, "init_hf_repo has set it"
-            self._finish_current_push()
-            upload_result(Path(self.output_dir), self.hub_model_id, self.args.hub_token, self.args.hub_revision)
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""
