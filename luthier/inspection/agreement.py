@@ -13,8 +13,8 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from luthier.core.errors import RowError
+from luthier.data.chat.answers import split_thought
 from luthier.data.chat.completeness import require_complete
-from luthier.data.chat.continuation import without_empty_thought
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns
 from luthier.data.types import Dialogue, Message
@@ -116,23 +116,29 @@ class _Answer:
         prompt, ours = self.server.ids(self.served.prompt), self.row.input_ids
         if (place := _first_difference(ours[: len(prompt)], prompt)) is not None:
             return Finding("differs", 0, self._reason(prompt, place), self._difference(place, prompt))
-        candidates = [prompt + self._ended(ids) for ids in self._answers(prompt)]
-        fitting = [sent for sent in candidates if ours[: len(sent)] == sent]
-        if not candidates:
+        answer = self._answer_ids(prompt)
+        if answer is None:
             return self._wrong_words(prompt)
-        if not fitting:
-            place = _first_difference(ours[: len(candidates[0])], candidates[0])
-            assert place is not None, "no answer fits"
-            return Finding("differs", 0, "", self._difference(place, candidates[0]))
-        return self._wrong_end(len(max(fitting, key=len)) - 1)
+        sent = prompt + answer
+        if (place := _first_difference(ours[: len(sent)], sent)) is None:
+            return self._wrong_end(len(sent) - 1)
+        own = self._ended(ours[len(prompt) :])
+        if self._leaves_out_an_empty_thought(own, answer):
+            return self._wrong_end(len(prompt + own) - 1)
+        return Finding("differs", 0, "", self._difference(place, sent))
 
-    def _answers(self, prompt: list[int]) -> list[list[int]]:
-        """The ids of the answer as the template writes it; none if it lacks a part of what the data give."""
+    def _answer_ids(self, prompt: list[int]) -> list[int] | None:
+        """The answer as the template writes it, up to its end; None if it lacks a part of what the data give."""
         answer = self.served.text
         if not self.served.is_continued or _lost(self.message, answer, self.drops_thoughts):
-            return []
-        texts = dict.fromkeys((answer, without_empty_thought(answer)))
-        return [self._continued(prompt, text) for text in texts]
+            return None
+        return self._ended(self._continued(prompt, answer))
+
+    def _leaves_out_an_empty_thought(self, own: list[int], answer: list[int]) -> bool:
+        """Whether the row has all that the data give, and only what stands before it is missing."""
+        ours, theirs = (str(self.server.tokenizer.decode(ids)) for ids in (own, answer))
+        has_thought = self.message.thought or split_thought(self.message.content)[0]
+        return not has_thought and theirs.endswith(ours) and not _lost(self.message, ours, self.drops_thoughts)
 
     def _continued(self, prompt: list[int], answer: str) -> list[int]:
         """A server cannot send a token that spans the end of the prompt."""

@@ -193,6 +193,16 @@ def is_whole(folder: Path) -> bool:
     return _known_whole.get(folder) == _stamps(folder) or fault_of(folder) is None
 
 
+def require_whole_best(folder: Path) -> None:
+    """Raises `RunFailed` if the best checkpoint cannot be loaded as it was saved."""
+    fault = fault_of(folder)
+    if fault is not None:
+        raise RunFailed(
+            f"load_best_model_at_end: the best checkpoint {folder} is {fault}; the other checkpoints are kept"
+            " -> set load_best_model_at_end: false to keep the weights of the last step"
+        )
+
+
 def _stamps(folder: Path) -> Stamps:
     files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
     return tuple((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in files)

@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info
+
+if TYPE_CHECKING:
+    from luthier.training.trainer import StageTrainer
 
 LEFT_OUT = ("checkpoint-*", ".*", "_*")
 """hub_strategy decides about checkpoints; the rest are drafts."""
@@ -23,6 +27,15 @@ def creating_repository() -> Iterator[None]:
             f"push_to_hub: the repository cannot be created ({str(fault).splitlines()[0]})"
             " -> check hub_model_id, hub_token and the network, or leave push_to_hub out"
         ) from fault
+
+
+def upload(trainer: "StageTrainer") -> None:
+    """With `push_to_hub`: upload the result, which is complete in the trainer's `output_dir`."""
+    args = trainer.args
+    if args.push_to_hub and trainer.is_world_process_zero():
+        assert trainer.hub_model_id is not None, "init_hf_repo has set it"
+        trainer._finish_current_push()
+        upload_result(Path(trainer.output_dir), trainer.hub_model_id, args.hub_token, args.hub_revision)
 
 
 def upload_result(output_dir: Path, repository: str, token: str | None, revision: str | None) -> None:

@@ -36,26 +36,19 @@ from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.data.collate import tokens_in
 from luthier.data.ledger import LEDGER_FILE
+from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.adapters._series import check_resumed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
-from luthier.model.save import (
-    WEIGHT_FILES,
-    incomplete,
-    raise_disk_fault,
-    save_adapter,
-    save_beside_weights,
-    save_weights,
-)
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training import checkpoints
 from luthier.training.arguments import accepted
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
-from luthier.training.hub import creating_repository, upload_result
+from luthier.training.hub import creating_repository
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -64,7 +57,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
 
-MODEL_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
+MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
 
 STAGE_STATE_FILE = "stage_state.json"
@@ -283,12 +276,8 @@ class StageTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        fault = checkpoints.fault_of(Path(best)) if best is not None else None
-        if fault is not None:
-            raise RunFailed(
-                f"load_best_model_at_end: the best checkpoint {best} is {fault}; the other checkpoints are kept"
-                " -> set load_best_model_at_end: false to keep the weights of the last step"
-            )
+        if best is not None:
+            checkpoints.require_whole_best(Path(best))
         if best is not None and is_pissa(self.policy):
             resume_pissa(self.policy, Path(best))
         else:
@@ -313,12 +302,14 @@ class StageTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_value_head(folder, self.policy, state_dict)
         if not isinstance(self.model, PeftModel):
-            save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
+            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
         elif writes:
-            save_adapter(self.model, folder, state_dict)
+            save.save_adapter(self.model, folder, state_dict)
             more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
         if writes:
-            self.unsaved = save_beside_weights(self.policy, self.parts.tokenizer, folder, self.parts.processor, more)
+            self.unsaved = save.save_beside_weights(
+                self.policy, self.parts.tokenizer, folder, self.parts.processor, more
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes checkpoints and would remove old ones: a folder that holds nothing but a draft."""
@@ -340,7 +331,7 @@ class StageTrainer(Trainer):
                 if self.parts.rollouts is not None:
                     self.parts.rollouts.save(draft, self.state.global_step)
                 super()._save_checkpoint(model, trial)
-                raise_disk_fault(self.unsaved)
+                save.raise_disk_fault(self.unsaved)
                 self._note_best(draft)
                 self.accelerator.wait_for_everyone()
             if writes:
@@ -383,14 +374,7 @@ class StageTrainer(Trainer):
             else:
                 self.save_model(_internal_call=True)
         if self.unsaved:
-            raise incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
-
-    def upload(self) -> None:
-        """With `push_to_hub`: upload the result, which is complete in `output_dir`."""
-        if self.args.push_to_hub and self.is_world_process_zero():
-            assert self.hub_model_id is not None, "init_hf_repo has set it"
-            self._finish_current_push()
-            upload_result(Path(self.output_dir), self.hub_model_id, self.args.hub_token, self.args.hub_revision)
+            raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""

@@ -168,6 +168,7 @@ def carry_out(
     """
     from luthier.core.manifest import renew_manifest
     from luthier.training.fit import RunResult
+    from luthier.training.hub import upload
     from luthier.training.report import describing, finish_training, forget_results, save_metrics
     from luthier.workflow.predict import predict, predict_rows
 
@@ -209,7 +210,7 @@ def carry_out(
                 facts = facts_of(run, trainer, data, rows, unavailable)
                 finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
     if run.trains:
-        trainer.upload()
+        upload(trainer)
     return RunResult(output_dir, metrics, trainer.state.log_history)
 
 

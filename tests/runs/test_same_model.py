@@ -79,19 +79,21 @@ OF_A_NEW_ADAPTER = (
 OF_ADAPTERS = ("additional_target", "is_continued", "quantization_bit")
 
 
-def is_possible(way: str, rows: str) -> bool:
+def is_possible(way: str, rows: str, tied: bool) -> bool:
     keys, own = ROWS[rows], WAYS[way]
     if own.get("finetuning_type") in ("full", "freeze"):
         return not set(keys) & {*OF_ADAPTERS, "lora_target"}
     target = keys.get("lora_target", "")
     if target and "pro" in way:
         return False  # the inserted blocks have no embedding
+    if way == "dora" and "lm_head" in target and tied:
+        return False  # refused: the row of the padding token is zero
     if way == "pissa" and "quantization_bit" in keys:
         return False  # refused: there is no plain matrix to take a part out of
     return way not in ("pissa", "oft") or "embed_tokens" not in target  # they change linear layers
 
 
-CASES = [(way, rows, tied) for rows in ROWS for way in WAYS for tied in (False, True) if is_possible(way, rows)]
+CASES = [(way, rows, tied) for rows in ROWS for way in WAYS for tied in (False, True) if is_possible(way, rows, tied)]
 SOME = (
     ("lora", "a stop word in a spare row", False),
     ("lora", "a stop word in a spare row", True),

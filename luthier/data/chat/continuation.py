@@ -62,7 +62,7 @@ def continuation(prompt: str, whole: str, question: str) -> str:
 def without_empty_thought(words: str) -> str:
     """The answer without the empty thought that it begins with, if it does."""
     for opening, closing in THOUGHTS:
-        empty = re.match(rf"\s*{re.escape(opening)}\s*{re.escape(closing)}\n*", words)
+        empty = re.match(rf"\s*{re.escape(opening)}\s*{re.escape(closing)}\n{{0,2}}", words)
         if empty:
             return words[empty.end() :]
     return words

@@ -29,7 +29,7 @@ class DatasetAccount:
     rewritten_into: int = 0
     """The number of these rows."""
     rewritten_tokens: int = 0
-    """The tokens of these rows, which hold the history of each answer once more."""
+    """The tokens of these rows, each of which holds the history of its answers."""
     rewritten_labeled_tokens: int = 0
     split_into: int = 0
     """Rows that overlong ones were split into (`on_overlong: split`)."""

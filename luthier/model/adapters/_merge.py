@@ -165,6 +165,7 @@ def _all_layers(model: "PreTrainedModel") -> list[str]:
 
 def _warn_of_settings(adapted: "PeftModel", everything: Sequence[str], given: GivenAdapters) -> None:
     """What the run file says otherwise; of an adapter on this machine most of it was said before the run began."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     name = given.names[-1]
@@ -172,7 +173,10 @@ def _warn_of_settings(adapted: "PeftModel", everything: Sequence[str], given: Gi
         config = json.loads((adapter_path(name, given) / "adapter_config.json").read_text("utf-8"))
         for problem in differences(given.written, config, name):
             warn(str(problem))
-    on = [layer for layer, module in unwrap(adapted).named_modules() if isinstance(module, BaseTunerLayer)]
+    layers = (
+        (layer, module) for layer, module in unwrap(adapted).named_modules() if isinstance(module, BaseTunerLayer)
+    )
+    on = [layer for layer, module in layers if not isinstance(module, TrainableTokensLayer)]
     warn_of_targets(given.written, everything, on, name)
 
 

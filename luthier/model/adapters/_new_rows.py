@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def ties(model: "PreTrainedModel") -> bool:
     """Whether the output head is the embedding."""
-    return bool(model.config.tie_word_embeddings) and model.get_output_embeddings() is not None
+    return bool(getattr(model.config, "tie_word_embeddings", False)) and model.get_output_embeddings() is not None
 
 
 def add_rows(model: "PreTrainedModel", settings: "PeftConfig", rows: NewRows, key: str) -> None:

@@ -29,7 +29,7 @@ def untie_adapted(adapted: "PeftModel") -> None:
     if target.weight is source.weight:
         target.weight = torch.nn.Parameter(source.weight.detach().clone(), requires_grad=False)
         _say_untied(base)
-        info("the head of the model is its embedding; the adapter changes one of them, so each gets weights of its own")
+        info("the output head of the model is its embedding; the adapter changes one use of it, so each gets its own")
 
 
 def settle_ties(model: "PreTrainedModel") -> None:

@@ -21,6 +21,7 @@ from luthier.config.rules.engine import (
     warning,
     within,
 )
+from luthier.core.errors import ModelError
 from luthier.core.kinds import STAGES
 from luthier.core.log import info, warn
 from luthier.model.adapters import Adapter
@@ -175,12 +176,26 @@ def apply(
     rows = new_tokens.give_rows(model) if new_tokens else NewRows()
     settings = settings_for(model, config, rows=rows, frozen=frozen)
     adapted = start_adapter(model, settings, key="lora_target", wanted=config.lora_target, pure_bf16=pure_bf16)
+    if config.use_dora:
+        _require_directions(adapted)
     if config.pissa_init:
         start_from_principal_parts(adapted, config.pissa_iter)
     if config.loftq_init:
         assert original is not None, "loftq_init needs the weights as they were before quantization"
         start_from_quantization_error(adapted, original())
     return adapted
+
+
+def _require_directions(adapted: "PeftModel") -> None:
+    """DoRA divides each row of a weight by its length. Raises `ModelError` for a weight with a row of zeros."""
+    for name, lengths in adapted.named_parameters():
+        layer, found, _ = name.partition(".lora_magnitude_vector.")
+        if found and not lengths.all():
+            ending = layer.rpartition(".")[2]
+            raise ModelError(
+                f"use_dora: {ending}: has a row of zeros, such as that of the padding token, which has no direction"
+                f" -> leave {ending} out of lora_target, or leave use_dora out"
+            )
 
 
 def settings_for(

@@ -284,3 +284,22 @@ def test_from_the_file_to_the_table(tmp_path, llama_folder, on_overlong):
     half = [label for label, weight in learned if weight == 0.5]
     assert tiny.byte_tokenizer().decode(half) == "yes,"
     assert not rows[-1]["weights"]
+
+
+@pytest.mark.parametrize("answer", ["so so", "s", " so "])
+def test_a_span_is_found_in_an_earlier_answer_of_a_shared_row(answer):
+    """Only the last answer of this chat template begins with an empty thought."""
+    from luthier.data.chat.template_slots import template_from_slots
+    from luthier.data.rows.loss_weights import weighted_rows
+    from tests.chat_programs import tokenizer_with
+
+    tokenizer = tokenizer_with("qwen3")
+    program = ModelChatTemplate(Encoder(tokenizer))
+    encoding = Encoding(program.encoder, template_from_slots(tokenizer), None, model_template=program)
+    weighted = Message("assistant", answer, (Span(len(answer) - 1, len(answer), 0.0),))
+    dialogue = Dialogue((Message("user", "s"), weighted, Message("user", "s"), Message("assistant", "s")))
+    written = encoding.written(dialogue, keep_past_thinking=True)
+    turns = turn_ids(program.encoder, written)
+    (row,) = weighted_rows(dialogue, written, turns, encoding, train_on_prompt=False, mask_history=False)
+    learned = tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX])
+    assert learned == f"{answer[:-1]}<|im_end|>\n<think>\n\n</think>\n\ns<|im_end|>\n"

@@ -130,6 +130,13 @@ def test_a_name_that_no_module_has_is_an_error_that_lists_the_names(config, word
     assert all(word in str(caught.value) for word in words)
 
 
+def test_dora_is_not_put_on_a_row_of_zeros():
+    """Its direction would be 0 / 0."""
+    model = build(tie_word_embeddings=True, pad_token_id=256)
+    with pytest.raises(ModelError, match="use_dora: lm_head: has a row of zeros"):
+        adapt(model, lora_target=("lm_head",), use_dora=True)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_learn_when_the_vocabulary_has_grown(tied, tmp_path):
     model = build(tie_word_embeddings=tied)
