@@ -19,12 +19,16 @@ class Admission:
     def num_waiting(self) -> int:
         return self.num_answers - self.num_running
 
-    def enter(self, num_answers: int) -> None:
-        """Raises `ApiError` if the queue is full. A request for many answers is let in as a whole."""
+    def check(self) -> None:
+        """Raises `ApiError` if a request would not be let in now."""
         if self.is_stopping:
             raise stopping()
         if self.num_answers >= self.max_concurrent + self.max_queue:
             raise overloaded(self.num_waiting)
+
+    def enter(self, num_answers: int) -> None:
+        """Raises `ApiError` as `check` does. A request for many answers is let in as a whole."""
+        self.check()
         self.num_answers += num_answers
 
     def leave(self, num_answers: int = 1) -> None:

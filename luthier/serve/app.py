@@ -189,6 +189,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
         model, headers = service.chat_model, service.ignored.headers(body)
+        service.admission.check()  # before the work on the prompt
         service.log("request", body.model_dump(exclude_none=True))
         asked = await service.apart(chat.prepared, body, model)
         answers = _answers(service, model, asked.jobs)
@@ -200,6 +201,7 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     async def text_completions(request: Request, body: CompletionRequest) -> Response:
         """The continuation of one or more texts."""
         model, headers = service.chat_model, service.ignored.headers(body)
+        service.admission.check()  # before the work on the prompt
         service.log("request", body.model_dump(exclude_none=True))
         asked = await service.apart(completions.prepared, body, model)
         answers = _answers(service, model, asked.jobs)

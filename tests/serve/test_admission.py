@@ -10,6 +10,8 @@ def test_running_and_waiting():
     admission = Admission(2, 1)
     admission.enter(3)
     assert (admission.num_running, admission.num_waiting) == (2, 1)
+    with pytest.raises(ApiError):
+        admission.check()
     with pytest.raises(ApiError) as caught:
         admission.enter(1)
     assert (caught.value.status, caught.value.code) == (503, "server_overloaded")
