@@ -352,7 +352,7 @@ def test_a_checkpoint_that_is_named_goes_on_with_other_data_and_the_manifest_say
     folder = tmp_path / "out"
     keys = {**world, **KINDS["sft lora"], "output_dir": str(folder), "dataset": "tools"}
     luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
-    assert [text for text in said if "was trained on other data" in text and "training goes on" in text]
+    assert [text for text in said if "was trained on other data" in text and "training continues" in text]
     first, second = read_manifest(folder)["trained_on"]
     assert (first["keys"]["dataset"], first["from_step"]) == ("numbers", 0)
     assert (second["keys"]["dataset"], second["from_step"]) == ("tools", 4)
