@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.data.types import ToolCall
+from luthier.infer.reading import AnswerReader, CallReader, Part, Thought, Words, tags_of
 from luthier.infer.types import Answer, Settings, Token
 from luthier.serve.answers import Answers, Job
 from luthier.serve.convert import conversation, tools_text
@@ -20,7 +21,6 @@ from luthier.serve.forced import forced_grammar
 from luthier.serve.logprobs import chat_logprobs
 from luthier.serve.model import ChatModel
 from luthier.serve.protocol import ChatMessage, ChatRequest, Tool
-from luthier.serve.reading import AnswerReader, CallReader, Part, Thought, Words, tags_of
 from luthier.serve.settings import chat_settings, of_choice
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.types import ToolCall
-from luthier.serve.reading import AnswerReader, CallReader, Thought, Words, tags_of
+from luthier.infer.reading import AnswerReader, CallReader, Thought, Words, tags_of
 from tests.serve.fakes import CALL, WEATHER
 
 TAGS = ("<think>\n", "\n</think>\n\n")
