@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.tools import wrapped
 from luthier.data.types import ToolCall
+
+TAIL_TOKENS = 16
+"""At the end of a prompt, to see whether it opens a thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,29 @@ class Words:
 
 
 Part = Thought | Words | ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """How the answers of a model are written."""
+
+    thinking_tags: tuple[str, str] | None = None
+    """None: answers have no thoughts."""
+    call_syntax: str = "default"
+
+    def reader(self, end_of_prompt: str, tools: Sequence[Any]) -> "AnswerReader":
+        """For one answer. `end_of_prompt`: the last text before it, which may open a thought."""
+        is_thinking = opens_thought(end_of_prompt, self.thinking_tags)
+        calls = CallReader(self.call_syntax, [wrapped(tool) for tool in tools]) if tools else None
+        return AnswerReader(self.thinking_tags, is_thinking=is_thinking, calls=calls)
+
+
+def opens_thought(end_of_prompt: str, thinking_tags: tuple[str, str] | None) -> bool:
+    """Whether a prompt ends inside a thought, so that the answer begins inside it."""
+    if thinking_tags is None:
+        return False
+    opening, closing = (tag.strip() for tag in thinking_tags)
+    return end_of_prompt.rfind(opening) > end_of_prompt.rfind(closing)
 
 
 class AnswerReader:

@@ -1,10 +1,12 @@
 """A chat with a loaded model: what `luthier.chat({...})` returns and the terminal uses."""
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
 
 from luthier.infer.conversation import Conversation
 from luthier.infer.engines import Generating
+from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Part
 from luthier.infer.types import Answer, Settings
 
 if TYPE_CHECKING:
@@ -14,18 +16,29 @@ if TYPE_CHECKING:
 class ChatSession:
     """Questions and answers with one model; it remembers the conversation until `clear()`."""
 
-    def __init__(self, model: Generating, conversation: Conversation, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: Generating,
+        conversation: Conversation,
+        settings: Settings,
+        answers: AnswerFormat | None = None,
+        decode: Callable[[list[int]], Any] | None = None,
+    ) -> None:
+        """`answers`: how the model writes thoughts and calls; without it none are told apart. `decode`: token ids to
+        text."""
         self.model, self.conversation, self.settings = model, conversation, settings
+        self._answers, self._decode = answers, decode
+        self._prompt_ids: list[int] = []
 
     def stream(self, text: str, settings: Settings | None = None) -> Generator[str, None, Answer]:
         """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
 
         Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
-        prompt_ids = self.conversation.ask(text)
+        self._prompt_ids = self.conversation.ask(text)
         written: list[str] = []
         answer = None
-        pieces = self.model.stream(prompt_ids, settings or self.settings)
+        pieces = self.model.stream(self._prompt_ids, settings or self.settings)
         try:
             while True:
                 piece = next(pieces)
@@ -41,6 +54,22 @@ class ChatSession:
             else:
                 self.conversation.unanswered()
 
+    def stream_parts(self, text: str, settings: Settings | None = None) -> Generator[Part, None, Answer]:
+        """The same with thoughts, words and tool calls told apart."""
+        pieces = self.stream(text, settings)
+        reader: AnswerReader | None = None
+        try:
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as done:
+                    yield from reader.finish() if reader else ()
+                    return done.value
+                reader = reader or self._reader()
+                yield from reader.push(piece)
+        finally:
+            pieces.close()
+
     def ask(self, text: str, settings: Settings | None = None) -> str:
         """The whole answer to `text`."""
         return "".join(self.stream(text, settings))
@@ -53,3 +82,9 @@ class ChatSession:
     def clear(self) -> None:
         """Begin a new conversation with the same system text and tools."""
         self.conversation.clear()
+
+    def _reader(self) -> AnswerReader:
+        if self._answers is None or self._decode is None:
+            return AnswerReader()
+        tools = json.loads(self.conversation.tools) if self.conversation.tools else []
+        return self._answers.reader(str(self._decode(self._prompt_ids[-TAIL_TOKENS:])), tools)

@@ -5,7 +5,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
     from luthier.data.types import ToolCall
+    from luthier.infer.reading import Part
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Answer
 
@@ -79,6 +80,30 @@ def print_answer(session: "ChatSession", question: str) -> "Answer":
     finally:
         pieces.close()
         print(flush=True)
+
+
+def print_parts(parts: "Generator[Part, None, Answer]", *, dims: bool) -> "Answer":
+    """Stream an answer to stdout with its thought apart. The caller prints the calls. `dims`: thoughts are gray."""
+    from luthier.infer.reading import Thought, Words
+
+    gray, plain = ("\033[2m", "\033[0m") if dims else ("", "")
+    speaker = ""
+    try:
+        while True:
+            try:
+                part = next(parts)
+            except StopIteration as done:
+                return done.value
+            if not isinstance(part, Thought | Words):
+                continue
+            who = "Thought: " if isinstance(part, Thought) else "Assistant: "
+            if who != speaker:
+                print("\n" * bool(speaker) + who, end="")
+                speaker = who
+            print(f"{gray}{part.text}{plain}" if isinstance(part, Thought) else part.text, end="", flush=True)
+    finally:
+        parts.close()
+        print("" if speaker else "Assistant: ", flush=True)
 
 
 class Terminal:
@@ -152,9 +177,8 @@ class Terminal:
             self._answer(line.strip())
 
     def _answer(self, question: str) -> None:
-        print("Assistant: ", end="", flush=True)
         start = time.monotonic()
-        answer = print_answer(self.session, question)
+        answer = print_parts(self.session.stream_parts(question), dims=self.is_interactive and sys.stdout.isatty())
         for call in self.session.tool_calls:
             print(describe_call(call))
         if self.is_interactive:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import ENGINES, STAGES
 from luthier.core.log import info
-from luthier.data.chat.answers import THINKING_TAGS
 from luthier.infer.types import Settings
 from luthier.serve.model import ChatModel, RewardModel
 from luthier.serve.token_texts import TokenTexts
-from luthier.workflow.chat import prompting_of
+from luthier.workflow.chat import prompting_of, thinking_tags
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -64,16 +63,6 @@ def _chat_model(run: "InferRun", text: TextSide, name: str | None) -> Loaded:
     )
     _answer_once(model)
     return model, engine.close
-
-
-def thinking_tags(text: TextSide) -> tuple[str, str] | None:
-    """The tags around thoughts; None if the chat format has none."""
-    if text.template.reasons:
-        return text.template.thinking_tags
-    source = str(text.tokenizer.chat_template or "")
-    if text.encoding.model_template is not None and THINKING_TAGS[1] in source:
-        return THINKING_TAGS
-    return None
 
 
 def _answer_once(model: ChatModel) -> None:

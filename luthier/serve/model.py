@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import InvalidInput
 from luthier.infer.engines import Generating
 from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
+from luthier.infer.reading import TAIL_TOKENS, opens_thought
 from luthier.infer.types import Settings
 from luthier.serve.convert import Asked, require_turns
 from luthier.serve.errors import ApiError
@@ -15,9 +16,6 @@ from luthier.serve.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_TAIL_TOKENS = 16
-"""At the end of a prompt, to see whether it opens a thought."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +65,7 @@ class ChatModel(ServedModel):
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the answer begins inside a thought that the prompt has opened."""
-        if self.thinking_tags is None:
-            return False
-        tail = str(self.tokenizer.decode(list(prompt_ids[-_TAIL_TOKENS:])))
-        opening, closing = (tag.strip() for tag in self.thinking_tags)
-        return tail.rfind(opening) > tail.rfind(closing)
+        return opens_thought(str(self.tokenizer.decode(list(prompt_ids[-TAIL_TOKENS:]))), self.thinking_tags)
 
 
 @dataclass(frozen=True, kw_only=True)

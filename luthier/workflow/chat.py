@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.kinds import ENGINES
 from luthier.core.log import info
+from luthier.data.chat.answers import THINKING_TAGS
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
     from luthier.infer.conversation import Conversation
+    from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
     from luthier.workflow.text import load_text_side
@@ -23,7 +25,8 @@ def open_chat(run: "InferRun") -> "ChatSession":
     prompting = prompting_of(run, text)
     model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
-    return ChatSession(model, Conversation(prompting), Settings.of(run.generating))
+    answers = AnswerFormat(thinking_tags(text), text.template.call_syntax)
+    return ChatSession(model, Conversation(prompting), Settings.of(run.generating), answers, text.tokenizer.decode)
 
 
 def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
@@ -35,3 +38,13 @@ def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
         return ModelTemplatePrompting(program, text.template.call_syntax)
     thinking, keeps_thoughts = run.data.enable_thinking, run.data.preserve_thinking
     return TemplatePrompting(text.template, text.encoding.encoder, thinking, keeps_thoughts)
+
+
+def thinking_tags(text: "TextSide") -> tuple[str, str] | None:
+    """The tags around thoughts; None if the chat format has none."""
+    if text.template.reasons:
+        return text.template.thinking_tags
+    source = str(text.tokenizer.chat_template or "")
+    if text.encoding.model_template is not None and THINKING_TAGS[1] in source:
+        return THINKING_TAGS
+    return None

@@ -8,6 +8,7 @@ import pytest
 from luthier.core import log
 from luthier.core.errors import InvalidInput
 from luthier.infer.conversation import Conversation
+from luthier.infer.reading import AnswerFormat
 from luthier.infer.session import ChatSession
 from luthier.infer.types import Settings
 from luthier.run.chat import Terminal, print_answer, split_once
@@ -156,6 +157,19 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(talk):
     assert "Assistant: one two \n" in out
     assert "(stopped)" in err
     assert session.model.prompts[-1] == "user: Count\nassistant: one two \nuser: Go on"
+
+
+def test_thoughts_and_calls_stand_apart(monkeypatch, capsys, tmp_path):
+    (tmp_path / "tools.json").write_text(TOOLS)
+    model = ScriptedModel(f"<th|ink>It ra|ins?</think>Let me |look.{CALL}", "<think>Yes.</think>It rains.")
+    decode = lambda ids: "".join(map(chr, ids))  # noqa: E731
+    answers = AnswerFormat(("<think>", "</think>"), "qwen")
+    session = ChatSession(model, Conversation(PlainPrompting()), Settings(), answers, decode)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/tools {tmp_path}/tools.json\nRain?\nyes\n"))
+    Terminal(session).talk()
+    out = capsys.readouterr().out
+    assert "Thought: It rains?\nAssistant: Let me look.\n-> weather(city='Oslo')\n\nTool: yes\n" in out
+    assert out.endswith("Thought: Yes.\nAssistant: It rains.\n\nUser: \n")
 
 
 def test_once_prints_the_answer_and_nothing_else(capsys):
