@@ -19,6 +19,7 @@ from luthier.core.files import DiskFaults
 from luthier.model.adapters._loftq import save_record
 from luthier.model.adapters._pissa import is_pissa, save_as_lora
 from luthier.model.adapters._series import save_series
+from luthier.model.classes import is_routed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER
 from luthier.model.heads.score_head import VALUE_HEAD_FILE
 from luthier.model.loading.loaded import as_it_came
@@ -183,10 +184,14 @@ def _save_config(model: "PreTrainedModel", folder: Path) -> None:
     """With the Python files of a model that brings its own."""
     from transformers.dynamic_module_utils import custom_object_save
 
+    from luthier.model.kernels.routed_blocks import name_type
+
     config: Any = model.config
     if model.is_remote_code():
         custom_object_save(model, str(folder), config=config)
     config.save_pretrained(folder)
+    if is_routed(config):
+        name_type(folder / "config.json")
 
 
 def write_model(

@@ -10,10 +10,10 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.endings import with_end
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
 from luthier.model.files.sources import ModelSource, check_source, local_path, model_source
+from luthier.workflow.endings import with_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -124,7 +124,7 @@ def test_is_refused(keys, key, reason, remedy):
         *(
             ({"adapter_name_or_path": "a", key: True, **more}, key, "continues the given adapter")
             for key, more in (
-                *(("pissa_init", {}), ("use_dora", {}), ("use_rslora", {})),
+                ("pissa_init", {}),
                 ("loftq_init", {"quantization_bit": 4}),
             )
         ),

@@ -104,7 +104,7 @@ def test_the_state_of_the_stream_is_part_of_a_whole_checkpoint(world, tmp_path, 
 def test_a_checkpoint_of_a_run_that_did_not_stream_is_a_warning(world, tmp_path, said):
     """Its ledger says nothing of the rows read before."""
     luthier.train({**world, "streaming": False, "max_steps": 4, "output_dir": str(tmp_path)})
-    luthier.train({**world, "output_dir": str(tmp_path)})
+    luthier.train({**world, "resume_from_checkpoint": str(tmp_path / "checkpoint-4"), "output_dir": str(tmp_path)})
     assert any("checkpoint-4 is of a run that did not stream, so some rows may be repeated" in text for text in said)
 
 

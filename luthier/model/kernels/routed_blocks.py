@@ -87,7 +87,7 @@ def routed_class(kind: Any) -> Any:
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(save_directory, *args, **kwargs)
-            _name_type(Path(save_directory) / "config.json")
+            name_type(Path(save_directory) / "config.json")
 
     return _named_like(Routed, kind)
 
@@ -189,7 +189,7 @@ def _require_no_cache(cache: Any, num_tokens: int) -> None:
         )
 
 
-def _name_type(file: Path) -> None:
+def name_type(file: Path) -> None:
     if file.is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "model_type": ROUTED_MODEL_TYPE}, indent=2) + "\n", encoding="utf-8")

@@ -50,7 +50,6 @@ def load_for_training(
     keys, seed = run.model, run.training["seed"]
     torch.manual_seed(seed)  # new adapters, and weights that no file has, are random
     config = load_config(source)
-    beneath = _beneath(run, source)
     require_trainable(run, config)
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len))
     loaded = load_base(
@@ -78,6 +77,7 @@ def load_for_training(
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
     if keys.upcast_layernorm:
         upcast_norms(base)
+    beneath = _beneath(run, source)
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,

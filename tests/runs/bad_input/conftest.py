@@ -1,5 +1,6 @@
 """One small world for all cases; every case has a folder of its own, and nobody writes into the world."""
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -46,5 +47,6 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
         return folder
 
     yield mount
+    gc.collect()  # the errors of libraries hold open files, in cycles
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)

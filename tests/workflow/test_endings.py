@@ -9,7 +9,6 @@ from luthier.data.plans.dialogues import DIALOGUES
 from luthier.data.plans.feedback import FEEDBACK
 from luthier.data.plans.pairs import PAIRS
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.endings import has_end, with_end
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.maker import encoded_rows
 from luthier.data.rows.row_plan import RowSettings
@@ -17,6 +16,7 @@ from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import Token, template_names
 from luthier.data.types import Dialogue, Feedback, Message, Preference
 from luthier.model.tokenizer import FittedTokenizer, fit_tokenizer
+from luthier.workflow.endings import has_end, with_end
 from tests.chat_programs import PROGRAMS, tokenizer_with
 from tests.tiny import byte_tokenizer
 
