@@ -31,6 +31,7 @@ from luthier.model.adapters._new_adapter import NEW_ADAPTER_RULES, common_settin
 from luthier.model.adapters._new_rows import add_rows
 from luthier.model.adapters._pissa import start_from_principal_parts
 from luthier.model.adapters._targets import Targets, find_targets, targets_inside
+from luthier.model.adapters._ties import untie_adapted
 from luthier.model.embeddings import NewRows, NewTokens
 from luthier.model.llama_pro import inserted_blocks
 
@@ -179,6 +180,7 @@ def apply(
     if config.use_dora:
         _require_directions(adapted)
     if config.pissa_init:
+        untie_adapted(adapted)  # what is left of a weight without its principal parts must not reach the other end
         start_from_principal_parts(adapted, config.pissa_iter)
     if config.loftq_init:
         assert original is not None, "loftq_init needs the weights as they were before quantization"

@@ -77,7 +77,7 @@ def load_for_training(
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
     if keys.upcast_layernorm:
         upcast_norms(base)
-    beneath = _beneath(run, source)
+    beneath, padding_reason = _beneath(run, source), _padding_reason(run, base)
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
@@ -97,7 +97,7 @@ def load_for_training(
         pure_bf16=run.finetuning.pure_bf16,
     )
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
-    return LoadedModel(model, loaded.dtype, attention, trainable, total, _padding_reason(run, base))
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:

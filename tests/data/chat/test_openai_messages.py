@@ -225,9 +225,10 @@ def test_rows_of_a_model_saved_with_a_named_format_are_what_a_server_sends(name,
 @pytest.mark.thorough
 @gate(100)
 def test_rows_of_smollm2_are_what_a_server_sends(smollm2_folder, data):
-    from transformers import AutoTokenizer
+    from luthier.model.files.sources import ModelSource
+    from luthier.model.tokenizer import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    tokenizer = load_tokenizer(ModelSource(str(next(smollm2_folder.rglob("*.gguf")))))
     check(tokenizer, data.draw(conversations(Model(""), has_tools=False)))
 
 

@@ -84,9 +84,9 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(person, start, number):
 @pytest.mark.thorough
 def test_a_second_signal_stops_at_once(person, start):
     """One step would take minutes; the checkpoint of an earlier run is left as it was."""
-    assert person.trains(max_steps=1, save_strategy="steps", save_steps=1).status == 0
     rows = [{"instruction": f"Say {number}", "output": "x" * 600} for number in range(6000)]
     keys = person.dataset(json.dumps(rows))
+    assert person.trains(**keys, max_steps=1, save_strategy="steps", save_steps=1).status == 0
     training = start(**ENDLESS, **keys, gradient_accumulation_steps=1400)
     training.says("resuming from")
     time.sleep(1)
