@@ -11,6 +11,12 @@ LOSS_KEY = "loss"
 """The key of a message (formats sharegpt and openai) with its weight in the loss."""
 
 
+RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
+"""Between the results of several calls where they are one text, as named formats write them."""
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which servers and other tools give the thought of an answer apart from its content."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     name: str

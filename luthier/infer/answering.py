@@ -85,7 +85,7 @@ class AnswerThread:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._free_bytes = free_bytes
         self._max_tokens: int | None = None
-        self._has_told = False
+        self._has_asked_memory = self._has_told = False
 
     @property
     def num_running(self) -> int:
@@ -149,7 +149,7 @@ class AnswerThread:
         running = self._batch.rows if self._batch is not None else []
         if not running:
             return True
-        if self._goes_alone(row) or running[0].settings.num_beams > 1 or len(running) >= self.max_rows:
+        if self._goes_alone(row) or len(running) >= self.max_rows:
             return False
         longest = max(len(one.prompt_ids) + one.num_new_tokens for one in (row, *running))
         return self._max_tokens is None or longest * (len(running) + 1) <= self._max_tokens
@@ -163,8 +163,11 @@ class AnswerThread:
     def _note_memory(self) -> None:
         """Once the size of a token is known, work out how many fit."""
         assert self._batch is not None
-        free, per_token = self._free_bytes(), self._batch.bytes_per_token
-        if self._max_tokens is not None or free is None or not per_token:
+        per_token = self._batch.bytes_per_token
+        if self._has_asked_memory or not per_token:
+            return
+        self._has_asked_memory, free = True, self._free_bytes()
+        if free is None:
             return
         self._max_tokens = max(int(free * SHARE_FOR_CACHE) // per_token, 1)
         info(

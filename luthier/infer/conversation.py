@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from luthier.core.errors import InvalidInput
-from luthier.data.chat.answers import take_apart
+from luthier.data.chat.openai_messages import openai_messages
+from luthier.data.chat.traits import Traits
 from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 
@@ -16,13 +17,11 @@ class Conversation:
         self.prompting, self.system = prompting, system
         self.tools = read_tools(tools) if tools else ""
         self.history: tuple[Message, ...] = ()
-        self._calls: list[list[ToolCall]] = []
-        """The tools that each answer calls."""
 
     @property
     def calls(self) -> list[ToolCall]:
         """The tools that the last answer calls."""
-        return self._calls[-1] if self._calls else []
+        return list(self.history[-1].calls) if self.history else []
 
     @property
     def awaits_tool_result(self) -> bool:
@@ -39,9 +38,7 @@ class Conversation:
 
     def answered(self, text: str) -> None:
         """Record the answer to the last message."""
-        message, calls = self.prompting.read_answer(text, self.tools)
-        self._calls.append(calls)
-        self.history = (*self.history, message)
+        self.history = (*self.history, self.prompting.read_answer(text, self.tools))
 
     def unanswered(self) -> None:
         """Take back the last message."""
@@ -53,32 +50,18 @@ class Conversation:
             raise InvalidInput("there is no answer yet")
         *earlier, question, _ = self.history
         self.history = tuple(earlier)
-        self._calls.pop()
         return question.content
 
     def clear(self) -> None:
         """Forget all messages; keep the system text and the tools."""
-        self.history, self._calls = (), []
+        self.history = ()
 
     def as_row(self) -> dict[str, Any]:
         """The conversation as a row of the format `openai`. Raises `InvalidInput` if there is no answer yet."""
         if not self.history:
             raise InvalidInput("there is nothing to save yet")
-        messages: list[dict[str, Any]] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for number, message in enumerate(self.history):
-            calls = self._calls[number // 2] if number % 2 else []
-            if number % 2:
-                messages.append(
-                    {"role": "assistant", "content": take_apart(message).text if calls else message.content}
-                )
-                if message.thought:
-                    messages[-1]["reasoning_content"] = message.thought
-            else:
-                messages.append({"role": "user" if message.role == "user" else "tool", "content": message.content})
-            if calls:
-                messages[-1]["tool_calls"] = [
-                    {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls
-                ]
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = [*head, *openai_messages(self.history, Traits())]
         return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
 
 

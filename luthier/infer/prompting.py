@@ -5,21 +5,18 @@ Jinja program in its tokenizer.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.core.kinds import TOOL_SYNTAXES
+from luthier.data.chat.answers import between
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
 from luthier.data.templates import Template
 from luthier.data.types import Message, ToolCall
-
-ReadAnswer = tuple[Message, list[ToolCall]]
-"""An answer as it goes into the history, and its tool calls."""
 
 
 class Prompting(Protocol):
@@ -35,8 +32,9 @@ class Prompting(Protocol):
         Raises `InvalidInput` if the format cannot write the conversation.
         """
 
-    def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        """Parses calls only if there are tools. They stay calls in the history, so they are rendered as calls."""
+    def read_answer(self, text: str, tools: str) -> Message:
+        """An answer as it goes into the history. Calls are parsed only if there are tools; they are rendered as calls
+        then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +63,9 @@ class TemplatePrompting:
             raise InvalidInput(f"{self.description} cannot write this conversation: {fault}") from fault
         return self.encoder.pieces(turn.prompt)
 
-    def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        opening, closing = self.template.thinking_tags
-        thought = re.match(f"{re.escape(opening)}.*?{re.escape(closing)}", text, re.DOTALL)
-        words = text[thought.end() :] if thought else text
-        calls = read_calls(self.template.call_syntax, words, tools)
-        if not calls:
-            return Message("assistant", text), []
-        before_calls, call_word, _ = text.partition(self.template.tool_call_words[0])
-        if call_word:  # then the data format can hold text beside the calls
-            return Message(
-                "function", before_calls + call_word + as_json(calls) + self.template.tool_call_words[1]
-            ), calls
-        return Message("function", (thought[0] if thought else "") + as_json(calls)), calls
+    def read_answer(self, text: str, tools: str) -> Message:
+        thought = between(self.template.thinking_tags).match(text)
+        return with_calls(text, thought.end() if thought else 0, self.template.call_syntax, tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +86,18 @@ class ModelTemplatePrompting:
         except RowError as fault:
             raise InvalidInput(f"{fault} -> name another one with `template`") from fault
 
-    def read_answer(self, text: str, tools: str) -> ReadAnswer:
-        calls = read_calls(self.call_syntax, text, tools)
-        if not calls:
-            return Message("assistant", text), []
-        beside = before_calls(self.call_syntax, text, tools, calls).rstrip("\n")
-        return Message("function", beside, calls=tuple(calls)), calls
+    def read_answer(self, text: str, tools: str) -> Message:
+        return with_calls(text, 0, self.call_syntax, tools)
+
+
+def with_calls(text: str, start: int, syntax: str, tools: str) -> Message:
+    """An answer with the calls that are written in it from character `start` on, after its thought."""
+    words = text[start:]
+    calls = read_calls(syntax, words, tools)
+    if not calls:
+        return Message("assistant", text)
+    beside = before_calls(syntax, words, tools, calls).rstrip("\n")
+    return Message("function", text[:start] + beside, calls=tuple(calls))
 
 
 def before_calls(syntax: str, text: str, tools: str, calls: Sequence[ToolCall]) -> str:
@@ -121,7 +115,3 @@ def before_calls(syntax: str, text: str, tools: str, calls: Sequence[ToolCall]) 
 def read_calls(syntax: str, text: str, tools: str) -> list[ToolCall]:
     """The calls in an answer; none if there are no tools."""
     return (TOOL_SYNTAXES.get(syntax).parse(text, json.loads(tools)) or []) if tools else []
-
-
-def as_json(calls: Sequence[ToolCall]) -> str:
-    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)

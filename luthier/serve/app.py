@@ -18,7 +18,7 @@ from luthier import __version__
 from luthier.core.log import info
 from luthier.serve import chat, completions
 from luthier.serve.admission import Admission
-from luthier.serve.answers import Answers, Job
+from luthier.serve.answers import Answers
 from luthier.serve.errors import ApiError, failed, loading, of_fields, of_status, stopping, wrong_kind
 from luthier.serve.events import ClientGone, EventStream, while_connected
 from luthier.serve.fields import HEADER, IgnoredFields
@@ -38,6 +38,8 @@ from luthier.serve.scoring import scored
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client is gone. Nobody reads it but the metrics."""
 Result = TypeVar("Result")
+Requested = TypeVar("Requested", ChatRequest, CompletionRequest)
+Prepared = TypeVar("Prepared", chat.Chat, completions.Completion)
 
 
 class Service:
@@ -188,26 +190,12 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """An answer to a conversation, whole or as server-sent events."""
-        model, headers = service.chat_model, service.ignored.headers(body)
-        service.admission.check()  # before the work on the prompt
-        service.log("request", body.model_dump(exclude_none=True))
-        asked = await service.apart(chat.prepared, body, model)
-        answers = _answers(service, model, asked.jobs)
-        if body.stream:
-            return EventStream(chat.events(asked, answers), answers.close, headers)
-        return await _whole(service, request, answers, chat.whole(asked, answers), headers)
+        return await _respond(service, request, body, chat.prepared, chat.whole, chat.events)
 
     @app.post("/v1/completions")
     async def text_completions(request: Request, body: CompletionRequest) -> Response:
         """The continuation of one or more texts."""
-        model, headers = service.chat_model, service.ignored.headers(body)
-        service.admission.check()  # before the work on the prompt
-        service.log("request", body.model_dump(exclude_none=True))
-        asked = await service.apart(completions.prepared, body, model)
-        answers = _answers(service, model, asked.jobs)
-        if body.stream:
-            return EventStream(completions.events(asked, answers), answers.close, headers)
-        return await _whole(service, request, answers, completions.whole(asked, answers), headers)
+        return await _respond(service, request, body, completions.prepared, completions.whole, completions.events)
 
     @app.post("/v1/score/evaluation")
     async def score_evaluation(request: Request, body: ScoreRequest) -> Response:
@@ -221,11 +209,25 @@ def _add_answer_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse(result, headers=headers)
 
 
-def _answers(service: Service, model: ChatModel, jobs: list[Job]) -> Answers:
-    answers = Answers(model, service.admission, service.metrics, jobs)
+async def _respond(
+    service: Service,
+    request: Request,
+    body: Requested,
+    prepared: Callable[[Requested, ChatModel], Prepared],
+    whole: Callable[[Prepared, Answers], Coroutine[Any, Any, dict[str, Any]]],
+    events: Callable[[Prepared, Answers], AsyncGenerator[bytes]],
+) -> Response:
+    """Check a request, ask the model, and answer as a whole or as a stream."""
+    model, headers = service.chat_model, service.ignored.headers(body)
+    service.admission.check()  # before the work on the prompt
+    service.log("request", body.model_dump(exclude_none=True))
+    asked = await service.apart(prepared, body, model)
+    answers = Answers(model, service.admission, service.metrics, asked.jobs)
     answers.start()
     service.open.add(answers)
-    return answers
+    if body.stream:
+        return EventStream(events(asked, answers), answers.close, headers)
+    return await _whole(service, request, answers, whole(asked, answers), headers)
 
 
 async def _whole(

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.types import Message, ToolCall, ToolResult
+from luthier.data.types import RESULT_JOINER, Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
 from luthier.serve.protocol import ChatMessage, FunctionCall, Tool, plain
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _SYSTEM_JOINER = "\n\n"
-_RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
-"""Between the results of several calls, as the dataset format `openai` joins them for named chat formats."""
 _TOOL_KEYS_OF_THE_API = ("strict",)
 """Keys of a function that are meant for the server and not for the model."""
 
@@ -143,7 +141,7 @@ def _add_result(spoken: list[Message], message: ChatMessage, place: str) -> None
     if spoken and spoken[-1].role == "observation":
         before = spoken.pop()
         results = (*before.results, result)
-        spoken.append(Message("observation", _RESULT_JOINER.join(r.content for r in results), results=results))
+        spoken.append(Message("observation", RESULT_JOINER.join(r.content for r in results), results=results))
     else:
         spoken.append(Message("observation", result.content, results=(result,)))
 

@@ -1,7 +1,7 @@
 """Loads the model that a run file names, to be served."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.kinds import ENGINES, STAGES
 from luthier.core.log import info
 from luthier.infer.types import Settings
-from luthier.serve.model import ChatModel, RewardModel
+from luthier.serve.model import ChatModel, Loaded, RewardModel
 from luthier.serve.token_texts import TokenTexts
 from luthier.workflow.chat import prompting_of, thinking_tags
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
-
-Loaded = tuple[ChatModel | RewardModel, Callable[[], None]]
 
 
 def load_model(run: "InferRun", name: str | None) -> Loaded:

@@ -85,6 +85,10 @@ def _at_fault(prompting: Prompting, asked: Asked, tools: str) -> str:
     return "tools"
 
 
+Loaded = tuple[ChatModel | RewardModel, Callable[[], None]]
+"""A model, and what releases it."""
+
+
 def _thinking(prompting: Prompting, enable_thinking: bool) -> Prompting:
     if isinstance(prompting, TemplatePrompting):
         return replace(prompting, enable_thinking=enable_thinking)

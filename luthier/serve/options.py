@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from luthier.core.errors import InvalidInput
 from luthier.core.log import warn
+from luthier.infer.engines.huggingface import MAX_CONCURRENT, max_concurrent
 
 _YES = ("1", "true", "yes", "on", "y")
 MEDIA_VARIABLES = ("SAFE_MEDIA_PATH", "ALLOW_LOCAL_FILES", "API_ALLOW_URLS")
@@ -23,7 +24,7 @@ class ServerOptions:
     """Whether requests and answers go to the log, with what people wrote."""
     root_path: str = ""
     """The path under which a proxy serves this server."""
-    max_concurrent: int = 8
+    max_concurrent: int = MAX_CONCURRENT
     """Answers that are generated at the same time."""
     max_queue: int = 64
     """Answers that may wait for their turn."""
@@ -60,7 +61,7 @@ def from_environment(environ: Mapping[str, str]) -> ServerOptions:
         model_name=given.get("API_MODEL_NAME"),
         is_verbose=given.get("API_VERBOSE", "0").lower() in _YES,
         root_path=given.get("FASTAPI_ROOT_PATH", ""),
-        max_concurrent=_number(given, "MAX_CONCURRENT", 8, 1, 4096),
+        max_concurrent=max_concurrent(environ),
         max_queue=_number(given, "API_MAX_QUEUE", 64, 0, 1_000_000),
         cors_origins=None if origins is None else _listed(origins),
     )

@@ -15,16 +15,13 @@ from fastapi import FastAPI
 from luthier.core.errors import LuthierError, OutputError, RunFailed
 from luthier.core.log import info
 from luthier.serve.app import Service
-from luthier.serve.model import ChatModel, RewardModel
+from luthier.serve.model import Loaded
 from luthier.serve.options import ServerOptions
 
 DRAIN_SECONDS = 30.0
 """How long running answers may take after SIGTERM."""
 _KEEP_ALIVE_SECONDS, _CLOSING_SECONDS, _TICK_SECONDS = 60, 3, 0.05
 _BACKLOG = 2048
-
-Loaded = tuple[ChatModel | RewardModel, Callable[[], None]]
-"""The model, and what releases it."""
 
 
 class _Server(uvicorn.Server):

@@ -1,7 +1,6 @@
 """A prompting and a model that need neither tokenizer nor weights: prompts are texts, answers come from a list."""
 
-from luthier.data.types import Message
-from luthier.infer.prompting import as_json, read_calls
+from luthier.infer.prompting import with_calls
 from luthier.infer.types import Answer
 
 
@@ -15,8 +14,7 @@ class PlainPrompting:
         return [ord(c) for c in "\n".join([*head, *(f"{m.role}: {m.content}" for m in messages)])]
 
     def read_answer(self, text, tools):
-        calls = read_calls("qwen", text, tools)
-        return (Message("function", as_json(calls)), calls) if calls else (Message("assistant", text), [])
+        return with_calls(text, 0, "qwen", tools)
 
 
 class ScriptedModel:

@@ -149,15 +149,12 @@ def test_closing_cancels_and_waits():
     assert model.num_waiting == 0
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
-def test_max_concurrent_is_a_whole_number_above_0(monkeypatch, text):
-    monkeypatch.setenv("MAX_CONCURRENT", text)
-    with pytest.raises(InvalidInput, match=f"MAX_CONCURRENT={text}"):
-        max_concurrent()
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "5000"])
+def test_max_concurrent_is_a_whole_number_above_0(text):
+    with pytest.raises(InvalidInput, match=f"MAX_CONCURRENT: '{text}': should be a whole number from 1 to 4096"):
+        max_concurrent({"MAX_CONCURRENT": text})
 
 
-def test_max_concurrent_is_8_unless_set(monkeypatch):
-    monkeypatch.setenv("MAX_CONCURRENT", "")
-    assert max_concurrent() == 8
-    monkeypatch.setenv("MAX_CONCURRENT", "3")
-    assert max_concurrent() == 3
+def test_max_concurrent_is_8_unless_set():
+    assert max_concurrent({}) == max_concurrent({"MAX_CONCURRENT": " "}) == 8
+    assert max_concurrent({"MAX_CONCURRENT": "3"}) == 3

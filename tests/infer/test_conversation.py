@@ -5,7 +5,7 @@ import json
 import pytest
 
 from luthier.core.errors import InvalidInput
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 from luthier.infer.conversation import Conversation, read_tools
 from luthier.infer.session import ChatSession
 from luthier.infer.types import Settings
@@ -42,7 +42,7 @@ def test_calls_are_kept_as_calls_and_the_next_message_is_the_result():
     chat.ask("Weather?")
     assert [(call.name, call.arguments) for call in chat.tool_calls] == [("weather", {"city": "Łódź"})]
     chat.ask("rain")
-    assert chat.conversation.history[1] == Message("function", '[{"name": "weather", "arguments": {"city": "Łódź"}}]')
+    assert chat.conversation.history[1] == Message("function", "", calls=(ToolCall("weather", {"city": "Łódź"}),))
     assert [message.role for message in chat.conversation.history] == ["user", "function", "observation", "assistant"]
     assert chat.tool_calls == []
     chat.ask("Thanks")

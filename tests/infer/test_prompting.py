@@ -68,8 +68,8 @@ def test_thinking_switched_off_is_told_in_the_prompt(thinking, opened):
 
 def test_calls_are_read_in_the_syntax_of_the_format():
     answer = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-    message, calls = prompting("qwen", byte_tokenizer()).read_answer(answer, TOOLS)
-    assert [(call.name, call.arguments) for call in calls] == [("weather", {"city": "Rome"})]
+    message = prompting("qwen", byte_tokenizer()).read_answer(answer, TOOLS)
+    assert [(call.name, call.arguments) for call in message.calls] == [("weather", {"city": "Rome"})]
     assert message.role == "function"
 
 
@@ -90,15 +90,15 @@ def test_calls_are_read_in_the_syntax_of_the_format():
 def test_a_call_goes_back_into_the_prompt_as_the_model_wrote_it(name, answer):
     tokenizer = byte_tokenizer()
     way = prompting(name, tokenizer, preserve_thinking=True)
-    message, calls = way.read_answer(answer, TOOLS)
-    assert len(calls) == 1
+    message = way.read_answer(answer, TOOLS)
+    assert len(message.calls) == 1
     prompt = tokenizer.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), "", TOOLS))
     assert answer in prompt
 
 
 def test_without_tools_every_answer_is_words():
     answer = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
-    assert prompting("qwen", byte_tokenizer()).read_answer(answer, "") == (Message("assistant", answer), [])
+    assert prompting("qwen", byte_tokenizer()).read_answer(answer, "") == Message("assistant", answer)
 
 
 def test_tools_that_the_format_cannot_describe_are_one_error():
@@ -122,8 +122,8 @@ def test_the_models_own_template_is_told_whether_to_think(own, thinking, closed)
 
 def test_calls_reach_the_models_own_template_as_calls(own):
     way = own_prompting(own, "qwen")
-    message, calls = way.read_answer('<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>', TOOLS)
-    assert len(calls) == 1
+    message = way.read_answer('<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>', TOOLS)
+    assert len(message.calls) == 1
     prompt = own.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), "", TOOLS))
     assert '<|im_start|>assistant\n{"name": "weather", "arguments": {"city": "Rome"}}<|im_end|>' in prompt
     assert "<|im_start|>tool\nsunny<|im_end|>" in prompt
@@ -146,8 +146,8 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_
 def test_an_answer_stands_in_the_history_as_the_model_wrote_it(name, answer):
     tokenizer = model_tokenizer(name)
     way = own_prompting(tokenizer, "qwen")
-    message, calls = way.read_answer(answer, TOOLS)
-    assert len(calls) == answer.count("<tool_call>")
+    message = way.read_answer(answer, TOOLS)
+    assert len(message.calls) == answer.count("<tool_call>")
     history = (HISTORY[0], message, Message("observation", "sunny"))
     assert f"assistant\n{answer}<|im_end|>" in tokenizer.decode(way.prompt_ids(history, None, TOOLS))
 
@@ -157,7 +157,7 @@ def test_calls_of_the_model_get_ids_where_its_template_needs_them(name):
     """The model's own words hold none that luthier could read."""
     tokenizer = model_tokenizer(name)
     way = own_prompting(tokenizer, "mistral")
-    message, _ = way.read_answer('[{"name": "weather", "arguments": {}}, {"name": "weather", "arguments": {}}]', TOOLS)
+    message = way.read_answer('[{"name": "weather", "arguments": {}}, {"name": "weather", "arguments": {}}]', TOOLS)
     prompt = tokenizer.decode(way.prompt_ids((HISTORY[0], message, Message("observation", "sunny")), None, TOOLS))
     assert [prompt.count(f'"call0000{number}"') for number in (0, 1)] == [2, 1]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.core.errors import ToolFault
 from luthier.data.chat.answers import has_thought, split_thought, take_apart, without_thought
-from luthier.data.chat.program import OpenAIMessage
+from luthier.data.chat.program import OpenAIMessage, function_call
 from luthier.data.chat.traits import Traits
 from luthier.data.types import Message, ToolCall, ToolResult
 
@@ -69,8 +69,7 @@ def _answer(thought: str, text: str, traits: Traits, drops_thoughts: bool) -> Op
 
 def _call(call: ToolCall, call_id: str, traits: Traits) -> dict[str, Any]:
     arguments: Any = json.dumps(call.arguments, ensure_ascii=False) if traits.text_arguments else call.arguments
-    function = {"name": call.name, "arguments": arguments}
-    return {**({"id": call_id} if call_id else {}), "type": "function", "function": function}
+    return function_call(call.name, arguments, call_id)
 
 
 def _results(message: Message, asked: Sequence[str]) -> Iterator[OpenAIMessage]:

@@ -34,6 +34,12 @@ _FAULTS = (
 `TemplateError`. Left out are errors of files, processes and the keyboard, which a template has no access to."""
 
 
+def function_call(name: str, arguments: Any, call_id: str = "") -> dict[str, Any]:
+    """A call as OpenAI's API has it; without an id if that is empty."""
+    function = {"name": name, "arguments": arguments}
+    return {**({"id": call_id} if call_id else {}), "type": "function", "function": function}
+
+
 def source(tokenizer: "PreTrainedTokenizerBase", *, has_tools: bool) -> str:
     """The template that runs for a conversation with or without tools. Raises `RowError` if the model has none."""
     named = tokenizer.chat_template

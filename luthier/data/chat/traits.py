@@ -11,13 +11,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
-from luthier.data.chat.program import OpenAIMessage, run, source
+from luthier.data.chat.program import OpenAIMessage, function_call, run, source
+from luthier.data.types import THOUGHT_KEYS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that servers and clients put thoughts under."""
 SWITCHES = ("thinking", "enable_reasoning", "reasoning", "enable_think", "think", "thinking_enabled", "use_thinking")
 """Other names that templates have for `enable_thinking`."""
 _QUESTION, _ANSWER, _THOUGHT = "Question1", "Answer2", "Thought3"
@@ -161,5 +160,4 @@ class _Probe:
 
 
 def _call(arguments: Any, call_id: str = "") -> dict[str, Any]:
-    function = {"name": "weather", "arguments": arguments}
-    return {**({"id": call_id} if call_id else {}), "type": "function", "function": function}
+    return function_call("weather", arguments, call_id)

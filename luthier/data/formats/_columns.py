@@ -65,6 +65,11 @@ def flag(row: Row, column: str) -> bool:
     return _FLAGS[word]
 
 
+def looks_like_json(value: Any) -> bool:
+    """Whether a value is a text that may be JSON of a list or an object."""
+    return isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+
+
 def parsed_json(value: Any, what: str, fault: type[RowError], are: str = "is") -> Any:
     """The value of JSON text, None for blank text; other values as they are. Raises `fault`."""
     if not isinstance(value, str):
@@ -91,8 +96,7 @@ def json_text(value: Any, what: str, are: str = "is") -> str:
 def list_column(row: Row, column: str, of: str) -> Any:
     """A required column of lists, which may be JSON text; a text that cannot be a list is refused as such."""
     value = present(row, column)
-    is_json = isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
-    listed = parsed_json(value, f"column {column!r}", RowError) if is_json else value
+    listed = parsed_json(value, f"column {column!r}", RowError) if looks_like_json(value) else value
     if not isinstance(listed, list):
         raise RowError(f"column {column!r} is {kind(listed)}, not a list of {of}")
     return listed

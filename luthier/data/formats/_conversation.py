@@ -16,6 +16,7 @@ from luthier.data.formats._columns import (
     flag,
     kind,
     list_column,
+    looks_like_json,
     media,
     optional_text,
     parsed_json,
@@ -25,14 +26,13 @@ from luthier.data.formats._columns import (
 from luthier.data.formats._learned import Loss
 from luthier.data.formats._messages import AnyRole, Spoken, require_object, speak
 from luthier.data.sources.dataset_info import DatasetSpec, Tags
-from luthier.data.types import Dialogue, Example, Feedback, Message, Preference, Role, Span, ToolResult
+from luthier.data.types import RESULT_JOINER, Dialogue, Example, Feedback, Message, Preference, Role, Span, ToolResult
 
 NEEDS = ("messages", "chosen", "rejected", "kto_tag")
 IGNORES = ("prompt", "query", "response", "history")
 """Keys of `columns`, see `luthier.data.formats.Format`."""
 ASKING: tuple[Role, ...] = ("user", "observation")
 ANSWERING: tuple[Role, ...] = ("assistant", "function")
-OBSERVATION_JOINER = "\n</tool_response>\n<tool_response>\n"
 _TAG_OF = {
     "user": "user_tag",
     "human": "user_tag",
@@ -74,7 +74,7 @@ class Reader:
         names = (columns.messages, *((columns.chosen, columns.rejected) if self.spec.ranking else ()))
         for name in names:
             value = self.row.get(name) if name is not None else None
-            listed = parsed_json(value, f"column {name!r}", RowError) if _is_json(value) else value
+            listed = parsed_json(value, f"column {name!r}", RowError) if looks_like_json(value) else value
             first = listed[:1] if isinstance(listed, list) else [listed]
             if first and isinstance(first[0], Mapping):
                 return first[0]
@@ -133,13 +133,13 @@ class Reader:
         value = None if column is None else self.row.get(column)
         if may_lack and value in (None, [], ""):
             return []
-        if isinstance(value, str) and value and not _is_json(value):
+        if isinstance(value, str) and value and not looks_like_json(value):
             return [Spoken(f"column {column!r}", "user", str(self.tags.user_tag), value)]
         return self._conversation()
 
     def _answers(self, column: str) -> list[Spoken]:
         value = present(self.row, column)
-        value = parsed_json(value, f"column {column!r}", RowError) if _is_json(value) else value
+        value = parsed_json(value, f"column {column!r}", RowError) if looks_like_json(value) else value
         if isinstance(value, list):
             if not value:
                 raise RowError(f"column {column!r} has no messages")
@@ -147,10 +147,6 @@ class Reader:
         if not isinstance(value, Mapping):
             raise RowError(f"column {column!r} is {kind(value)}, not a message")
         return [self._speak(value, f"the message in column {column!r}")]
-
-
-def _is_json(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
 
 
 def _num_shared(chosen: Sequence[Spoken], rejected: Sequence[Spoken]) -> int:
@@ -215,8 +211,8 @@ def _joined(spoken: Sequence[Spoken]) -> Iterator[Spoken]:
 
 def _with_result(first: Spoken, second: Spoken) -> Spoken:
     results = (*_results(first), *_results(second))
-    content = first.content + OBSERVATION_JOINER + second.content
-    return replace(first, content=content, loss=_joined_loss(first, second, len(OBSERVATION_JOINER)), results=results)
+    content = first.content + RESULT_JOINER + second.content
+    return replace(first, content=content, loss=_joined_loss(first, second, len(RESULT_JOINER)), results=results)
 
 
 def _results(one: Spoken) -> tuple[ToolResult, ...]:

@@ -10,11 +10,9 @@ from luthier.data.chat.answers import CALL_WORDS, split_thought
 from luthier.data.formats._columns import json_text, kind, parsed_json
 from luthier.data.formats._learned import Loss, loss_of
 from luthier.data.sources.dataset_info import Tags
-from luthier.data.types import Message, Role, ToolCall, ToolResult
+from luthier.data.types import THOUGHT_KEYS, Message, Role, ToolCall, ToolResult
 
 AnyRole = Role | Literal["system"]
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which servers and other tools give the thought of an answer apart from its content."""
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")

@@ -1,7 +1,7 @@
 """Models of transformers in this process. One thread owns the model; its answers share a batch."""
 
 import os
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENT = 8
 """How many answers share a batch, unless the environment variable of this name says otherwise."""
+_MOST_CONCURRENT = 4096
 
 
 class HuggingFaceModel:
@@ -118,11 +119,11 @@ def free_bytes(model: "PreTrainedModel") -> int | None:
     return torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else available_memory_bytes()
 
 
-def max_concurrent() -> int:
+def max_concurrent(environ: Mapping[str, str]) -> int:
     """The value of MAX_CONCURRENT. Raises `InvalidInput` unless it is a whole number above 0."""
-    text = os.environ.get("MAX_CONCURRENT", "").strip() or str(MAX_CONCURRENT)
-    if not text.isdecimal() or int(text) < 1:
-        raise InvalidInput(f"MAX_CONCURRENT={text}: it should be the number of answers in a batch, 1 or more")
+    text = environ.get("MAX_CONCURRENT", "").strip() or str(MAX_CONCURRENT)
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= _MOST_CONCURRENT:
+        raise InvalidInput(f"MAX_CONCURRENT: {text!r}: should be a whole number from 1 to {_MOST_CONCURRENT}")
     return int(text)
 
 
@@ -135,7 +136,9 @@ def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids:
     model = load_for_inference(run, source=source)
     add_missing_rows(model, tokenizer, source)
     all_ends = {*stop_ids, *end_ids(model)}
-    return HuggingFaceModel(model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache, max_rows=max_concurrent())
+    return HuggingFaceModel(
+        model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache, max_rows=max_concurrent(os.environ)
+    )
 
 
 ENGINE = Engine(name="huggingface", open=open_model)
