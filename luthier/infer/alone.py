@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from luthier.core.errors import InvalidInput
-from luthier.infer.batching import not_ours
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import Chooser, Row
@@ -87,7 +86,7 @@ def answer_alone(
         matcher = None
         if row.settings.grammar is not None:
             matcher = grammars.matcher(row.settings.grammar, model.get_output_embeddings().weight.shape[0])
-        row.chooser = Chooser(row.prompt_ids, row.settings, not_ours(logits_processor), matcher)
+        row.chooser = Chooser(row.prompt_ids, row.settings, logits_processor, matcher)
         chooses = _RowChooses(row)
         takes_largest = copy(generation_config)
         takes_largest.do_sample = False

@@ -12,12 +12,6 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from luthier.core.errors import LuthierError
 from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep
@@ -32,8 +26,6 @@ if TYPE_CHECKING:
 
 ROW_FAULTS = (LuthierError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only."""
-_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-"""What `chosen_token` does itself, faster."""
 
 
 def can_batch(model: "PreTrainedModel") -> bool:
@@ -172,9 +164,9 @@ class RowBatch:
         return head.weight.shape[0] if head is not None else self.model.config.get_text_config().vocab_size
 
     def _processors(self, row: Row) -> LogitsProcessorList:
-        """What the keys of the run and the model's generation_config.json add to temperature and the like.
+        """What the settings and the model's generation_config.json do to logits.
 
-        `generate` puts them together; it is stopped before it generates.
+        `generate` puts it together; it is stopped before it generates.
         """
         config = generation_config(
             row.settings,
@@ -193,12 +185,7 @@ class RowBatch:
         generate: Any = self.model.generate
         ids = torch.tensor([row.prompt_ids], device=self.model.device)
         generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
-        return not_ours(found[0])
-
-
-def not_ours(processors: LogitsProcessorList) -> LogitsProcessorList:
-    """Those that `chosen_token` does not replace."""
-    return LogitsProcessorList([processor for processor in processors if not isinstance(processor, _OURS)])
+        return found[0]
 
 
 def _parameters(model: "PreTrainedModel") -> Any:

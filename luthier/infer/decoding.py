@@ -45,7 +45,7 @@ def generation_config(
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "top_k": settings.top_k,
-        }
+        } | ({} if settings.min_p is None else {"min_p": settings.min_p})
     if settings.num_beams > 1:
         choice["length_penalty"] = settings.length_penalty
     # transformers takes one of two limits and warns if it finds both, one of them in the model's own file

@@ -42,24 +42,23 @@ def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
     return found.squeeze(-1)
 
 
-def chosen_token(scores: Tensor, settings: Settings, number: float) -> int:
-    """The next token of one answer: the most likely one, or sampled from the (V,) logits with the uniform `number`.
+def chosen_token(scores: Tensor, settings: Settings, number: float, min_p: float = 0.0) -> int:
+    """The next token of one answer, sampled from the (V,) logits with the uniform `number`.
 
-    The candidates are those of transformers' temperature, top-k, top-p and min-p, in this order. They are cut down
-    before they are sorted, since sorting a vocabulary takes longer than a small model.
+    `min_p`: that of the settings or of the model. The candidates are those of transformers' temperature, top-k, top-p
+    and min-p, in this order. They are cut down before they are sorted, since sorting a vocabulary takes longer than a
+    small model.
     """
-    if settings.is_greedy:
-        return int(scores.argmax())
     values = scores / settings.temperature
     ids: Tensor | None = None
     if 0 < settings.top_k < len(values):
         values, ids = values.topk(settings.top_k)
-    if settings.top_p < 1 or settings.min_p > 0:
+    if settings.top_p < 1 or min_p > 0:
         if ids is None:
             values, ids = values.sort(descending=True)
         probabilities = values.softmax(-1)
         kept = probabilities.cumsum(-1) - probabilities < settings.top_p
-        kept &= probabilities >= settings.min_p * probabilities[0]
+        kept &= probabilities >= min_p * probabilities[0]
         kept[0] = True
         values, ids = values[kept], ids[kept]
     if ids is not None:  # in the order of the vocabulary, so that two nearly equal logits may change places

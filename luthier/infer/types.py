@@ -15,8 +15,9 @@ class Settings(GeneratingConfig):
 
     seed: int | None = None
     """Seed of one answer; None uses the random state of the process."""
-    min_p: float = 0.0
-    """Leaves out tokens with less than this share of the probability of the most likely token."""
+    min_p: float | None = None
+    """Leaves out tokens with less than this share of the probability of the most likely token. None: the value in the
+    model's generation_config.json, if it has one."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of each token that the answer already has (OpenAI's formula, -2 to 2)."""
     frequency_penalty: float = 0.0

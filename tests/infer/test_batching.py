@@ -229,3 +229,16 @@ def test_models_with_another_state_cannot_batch():
 
     config = MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)
     assert not can_batch(MambaForCausalLM(config))
+
+
+@pytest.mark.parametrize("file", [{"min_p": 1.0}, {"epsilon_cutoff": 0.9}])
+def test_what_generation_config_json_leaves_out_is_never_sampled(tokenizer, file):
+    """With these settings of the model, only the most likely token is left."""
+    model = tiny("llama")
+    for name, value in file.items():
+        setattr(model.generation_config, name, value)
+    free = {"do_sample": True, "top_p": 1.0, "top_k": 0, "temperature": 3.0, "seed": 1}
+    sampled, greedy, asked = Asked([1, 2, 3], **free), Asked([1, 2, 3]), Asked([1, 2, 3], min_p=0.0, **free)
+    answer_all(model, tokenizer, [sampled, greedy, asked])
+    assert sampled.new_ids == greedy.new_ids
+    assert (asked.new_ids == greedy.new_ids) == ("epsilon_cutoff" in file)  # a value of the caller takes precedence

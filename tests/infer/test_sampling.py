@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luthier.infer.batch import generate_answers
-from luthier.infer.sampling import group_size, sample_tokens, uniforms
+from luthier.infer.sampling import chosen_token, group_size, sample_tokens, uniforms
 from luthier.infer.types import Settings
 
 EOS = 260
@@ -118,3 +120,27 @@ def test_a_prompt_is_read_once_for_all_its_answers(tokenizer, tmp_path, monkeypa
     assert "_prefill" not in vars(model)
     monkeypatch.setattr("luthier.infer.sampling.group_size", lambda prompts: 1)
     assert answers() == (found, 18)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.3, 1.0, 2.0]),
+    st.sampled_from([0, 1, 5, 100]),
+    st.sampled_from([0.2, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.1, 0.8]),
+    st.floats(0, 0.999),
+)
+def test_one_token_is_chosen_among_the_candidates_of_transformers(seed, temperature, top_k, top_p, min_p, number):
+    from transformers.generation import logits_process as process
+
+    scores = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+    theirs = [process.TemperatureLogitsWarper(temperature)]
+    theirs += [process.TopKLogitsWarper(top_k)] if top_k else []
+    theirs += [process.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    theirs += [process.MinPLogitsWarper(min_p)] if min_p else []
+    dense = scores[None]
+    for warper in theirs:
+        dense = warper(None, dense)
+    expected = int(sample_tokens(dense, torch.tensor([number], dtype=torch.float64)))
+    settings = Settings(temperature=temperature, top_k=top_k, top_p=top_p)
+    assert chosen_token(scores, settings, number, min_p) == expected
