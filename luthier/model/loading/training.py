@@ -39,11 +39,18 @@ if TYPE_CHECKING:
 
 
 def load_for_training(
-    run: "TrainRun", source: ModelSource, fitted: "FittedTokenizer", machine: Machine, scores: bool = False
+    run: "TrainRun",
+    source: ModelSource,
+    fitted: "FittedTokenizer",
+    machine: Machine,
+    scores: bool = False,
+    recomputed_layers: int | None = None,
 ) -> LoadedModel:
     """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
 
-    `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model. Raises `ModelError`.
+    `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model.
+    `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say.
+    Raises `ModelError`.
     """
     import torch
 
@@ -89,10 +96,11 @@ def load_for_training(
     )
     prepare_for_training(
         note_beneath(model, beneath),
-        gradient_checkpointing=not keys.disable_gradient_checkpointing,
+        gradient_checkpointing=not keys.disable_gradient_checkpointing and recomputed_layers != 0,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
         checkpoint_every=keys.checkpoint_every,
+        recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
     )
@@ -127,6 +135,7 @@ def prepare_for_training(
     use_reentrant: bool = True,
     offload: bool = False,
     checkpoint_every: int = 1,
+    recomputed_layers: int | None = None,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
 ) -> None:
@@ -138,7 +147,13 @@ def prepare_for_training(
         upcast_head_output(base)
     base.config.use_cache = False
     if gradient_checkpointing:
-        enable_checkpointing(base, use_reentrant=use_reentrant, offload=offload, checkpoint_every=checkpoint_every)
+        enable_checkpointing(
+            base,
+            use_reentrant=use_reentrant,
+            offload=offload,
+            checkpoint_every=checkpoint_every,
+            num_layers=recomputed_layers,
+        )
     model.train()
 
 
