@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     try:
         plan = make_plan(run, stage, text, data, machine)
     except Unplanned as fault:
-        raise InvalidInput(f"plan: the memory of this run has no model: {fault} -> start it with a small max_steps") from fault
+        raise InvalidInput(
+            f"plan: the memory of this run has no model: {fault} -> start it with a small max_steps"
+        ) from fault
     print(json.dumps(text_of_plan.as_json(plan), indent=1) if as_json else "\n".join(text_of_plan.lines_of(plan)))
     return 0

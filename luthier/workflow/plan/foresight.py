@@ -44,9 +44,7 @@ class Foresight:
         return found
 
 
-def foresee(
-    run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine
-) -> Foresight:
+def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine) -> Foresight:
     """Raises `InvalidInput` if the run surely does not fit into memory."""
     if not run.trains:
         return Foresight(Recompute(None, "nothing is trained"))

@@ -1,10 +1,10 @@
 """What would make a run smaller, in order of what it costs.
 
-    checkpointing                a third more time, the same losses
-    smaller batches, accumulated a little time, the same losses
-    16 bits                      other rounding
-    quantized weights            other numbers
-    shorter rows                 what is cut off is not learned
+checkpointing                a third more time, the same losses
+smaller batches, accumulated a little time, the same losses
+16 bits                      other rounding
+quantized weights            other numbers
+shorter rows                 what is cut off is not learned
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,9 @@ def resolved(run: "TrainRun", shape: "Shape", recompute: Recompute, machine: Mac
     reason = shape.attention.reason or f"the best that {machine.device} and model have"
     template = run.data.template
     layout = f"padded: {shape.padding_reason}" if shape.padding_reason else "concatenated without padding"
-    format_reason = "as the keys say" if run.training["bf16"] or run.training["fp16"] else f"default on {machine.device}"
+    format_reason = (
+        "as the keys say" if run.training["bf16"] or run.training["fp16"] else f"default on {machine.device}"
+    )
     found = {
         "device": f"{machine.device}, {machine.num_cpus} CPUs",
         "dtype": f"{str(shape.dtype).removeprefix('torch.')} ({format_reason})",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.keys.quantization import shards_weights
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import quiet
@@ -26,6 +25,7 @@ from luthier.model.loading.features import change_config, change_model
 from luthier.model.loading.parameters import parts_to_freeze
 from luthier.model.loading.training import new_tokens_of, prepare_for_training
 from luthier.model.quantization._layers import layers_to_quantize
+from luthier.workflow.plan.trace import Affirming
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def build_shape(
     import torch
 
     try:
-        with quiet("luthier"), quiet("transformers"), torch.device("meta"):
+        with quiet("luthier"), quiet("transformers"), torch.device("meta"), Affirming():
             return _built(run, stage, text, deepcopy(config), machine, num_layers)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, LuthierError) as fault:
         # Code of a model or a library that reads numbers, which tensors on `meta` do not have.

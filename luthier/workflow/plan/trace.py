@@ -175,6 +175,13 @@ class _Substitutes(TorchFunctionMode):
         return self.cast[id(value)]
 
 
+class Affirming(TorchDispatchMode):
+    """While open, every question about the numbers of a tensor has the answer yes, such as whether none of them is 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the storages that are alive after each operation, except those of `model`."""
 

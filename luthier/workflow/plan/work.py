@@ -73,9 +73,8 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     per_row = float(lengths.tokens.sum(1).mean())
     epochs = steps / per_epoch
     trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
-    with_gradient = slice(0, 1) if stage.statistics is not None and lengths.tokens.shape[1] > 1 else slice(None)
     batches = micro_batches(run, len(rows), size, steps * accumulated * world_size)
-    heaviest = heaviest_of(lengths, batches, with_gradient, pads=pads)
+    heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
     return Work(
         rows=None if is_streamed else len(rows),
         tokens=round(trained_rows * per_row),
@@ -112,9 +111,7 @@ def lengths_of(rows: Any) -> Lengths:
         targets.append(np.concatenate(num_targets))
     samples = None
     if LENGTHS.name in rows.column_names:
-        pieces = (
-            np.split(values, np.cumsum(lengths)[:-1]) for values, lengths in batches_of(rows, LENGTHS.name)
-        )
+        pieces = (np.split(values, np.cumsum(lengths)[:-1]) for values, lengths in batches_of(rows, LENGTHS.name))
         samples = [piece.tolist() for piece in chain.from_iterable(pieces)]
     return Lengths(np.stack(tokens, 1), np.stack(targets, 1), samples)
 
