@@ -73,7 +73,8 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
         return keys, values
 
 
-def _added(layer: GrowingLayer | GrowingWindowLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _added(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values of the layer, these included."""
     if not layer.is_initialized:
         layer.lazy_initialization(keys, values)
         return keys, values
