@@ -33,6 +33,7 @@ OWN_KEYS = {
     "loss_type",
     "num_generations",
     "num_iterations",
+    "fast_path",
     "on_overlong",
     "reward_funcs",
     "reward_weights",
