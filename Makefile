@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load bench-api methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ keys: $(VENV)/.installed  ## the table of training keys and the key reference, f
 	$(BIN)/python -m tools.training_keys
 	$(BIN)/python -m luthier.config.reference
 
-bench: bench-startup bench-train bench-qlora bench-data bench-load bench-api  ## all benchmarks
+bench: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api  ## all benchmarks
 
 bench-startup: $(VENV)/.installed  ## CPU seconds of `version`, `--help` and `check`
 	$(BIN)/python benchmarks/bench_startup.py
@@ -71,6 +71,9 @@ methods: $(VENV)/.installed $(MODEL)  ## what each training method does to a 135
 
 bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
 	$(BIN)/python benchmarks/bench_load.py
+
+bench-generate: $(VENV)/.installed $(MODEL)  ## tokens per second to one caller and to eight, against transformers
+	$(BIN)/python benchmarks/bench_generate.py
 
 bench-api: $(VENV)/.installed $(MODEL)  ## what HTTP adds to the time of one caller
 	$(BIN)/python benchmarks/bench_api.py

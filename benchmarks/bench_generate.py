@@ -1,11 +1,12 @@
 """Tokens per second of answers to one caller and to eight, against `generate()` and `generate_batch()` of transformers.
 
-    python benchmarks/bench_generate.py [--model PATH] [--callers 8] [--prompt 64] [--answer 64]
+    python benchmarks/bench_generate.py [--model PATH] [--callers 8] [--prompt 64] [--answer 64] [--rounds 3]
 
 Greedy, float32, on the CPU. Also: how long a newcomer waits for its first token while the others are answered.
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,12 +30,10 @@ def prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
     return torch.randint(100, vocab_size, (count, length), generator=generator).tolist()
 
 
-def rate(work: Callable[[], None], num_tokens: int) -> float:
-    """Tokens per second, after a warm-up."""
-    work()
+def seconds(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
-    return num_tokens / (time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def loop(model: PreTrainedModel, asked: list[list[int]], config: GenerationConfig) -> None:
@@ -56,15 +55,16 @@ def first_token(engine: HuggingFaceModel, asked: list[list[int]], settings: Sett
         start = time.perf_counter()
         ticket = engine.submit(ids, settings)
         next(ticket.pieces())
-        seconds = time.perf_counter() - start
+        passed = time.perf_counter() - start
         ticket.cancel()
-        return seconds
+        return passed
 
-    alone = min(wait(asked[-1]) for _ in range(3))
+    alone = statistics.median(wait(asked[-1]) for _ in range(3))
     others = Thread(target=together, args=(engine, asked[:-1], settings))
     others.start()
-    time.sleep(1)
-    beside = wait(asked[-1])
+    while engine.num_running < len(asked) - 1:
+        time.sleep(0.01)
+    beside = statistics.median(wait(asked[-1]) for _ in range(3))
     others.join()
     return alone, beside
 
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--answer", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     silence_libraries()
     source = ModelSource(options.model)
@@ -87,18 +88,32 @@ def main() -> None:
     settings = Settings(do_sample=False, max_new_tokens=options.answer, ignore_eos=True)
     engine = HuggingFaceModel(model, tokenizer, [], max_rows=options.callers)
     tokens = options.answer * options.callers
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        "generate(), one prompt": (lambda: loop(model, asked[:1], config), options.answer),
+        "luthier, one caller": (lambda: together(engine, asked[:1], settings), options.answer),
+        "generate(), in a loop": (lambda: loop(model, asked, config), tokens),
+        "generate_batch(), together": (
+            lambda: model.generate_batch(asked, generation_config=config, progress_bar=False),
+            tokens,
+        ),
+        f"luthier, {options.callers} callers": (lambda: together(engine, asked, settings), tokens),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for name, (work, num_tokens) in [*ways.items()] * (options.rounds + 1):  # in turn: a machine's speed changes
+        found[name].append(num_tokens / seconds(work))
     print(f"{options.model}: {options.callers} prompts of {options.prompt} tokens, answers of {options.answer}")
-    one = rate(lambda: loop(model, asked[:1], config), options.answer)
-    print(f"generate(), one prompt:      {one:7.1f} tokens/s")
-    print(f"generate(), in a loop:       {rate(lambda: loop(model, asked, config), tokens):7.1f} tokens/s")
-    ours = rate(lambda: together(engine, asked[:1], settings), options.answer)
-    print(f"luthier, one caller:         {ours:7.1f} tokens/s ({ours / one:.2f} x generate)")
-    many = rate(lambda: together(engine, asked, settings), tokens)
-    print(f"luthier, {options.callers} callers:          {many:7.1f} tokens/s ({many / ours:.2f} x one caller)")
+    rates = {name: statistics.median(some[1:]) for name, some in found.items()}
+    generate, one, _, _, many = rates.values()
+    for name, rate in rates.items():
+        spread = f"{min(found[name][1:]):.1f} to {max(found[name][1:]):.1f}"
+        print(f"{name:<28} {rate:7.1f} tokens/s ({spread})")
+    print(f"one caller: {one / generate:.2f} x generate(); {options.callers} callers: {many / one:.2f} x one")
     alone, beside = first_token(engine, asked, settings)
-    print(f"first token of a newcomer:   {1000 * alone:.0f} ms alone, {1000 * beside:.0f} ms beside the others")
-    paged = rate(lambda: model.generate_batch(asked, generation_config=config, progress_bar=False), tokens)
-    print(f"generate_batch(), together:  {paged:7.1f} tokens/s")
+    step = options.callers / many
+    print(
+        f"first token of a newcomer: {1000 * alone:.0f} ms alone, {1000 * beside:.0f} ms beside the others;"
+        f" a step of them takes about {1000 * step:.0f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ PAD_MULTIPLE = 8
 
 Features = Mapping[str, Sequence[Any]]
 Layout = Callable[[Sequence[Features]], dict[str, Any]]
-"""`concatenate_rows` or `pad_rows`."""
+"""`concatenate_rows`, `pad_rows`, or `luthier.data.shared_prompts.concatenate_sharing_prompts`."""
 
 
 def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,
         "max_length_k": longest,
-        **_targets(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), _weights(rows)),
+        **targets_of(labels, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)), weights_of(rows)),
         "ends": bounds[1:].long() - 1,
     }
 
@@ -99,14 +99,14 @@ def pad_rows(rows: Sequence[Features], pad_token_id: int, *, side: str = "right"
     return {
         "input_ids": rectangle(ids, pad_token_id),
         "attention_mask": rectangle([[1] * len(row) for row in ids], 0),
-        **_targets(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width), _weights(rows)),
+        **targets_of(labels.flatten(), torch.arange(len(rows)).repeat_interleave(width), weights_of(rows)),
         "ends": torch.tensor(
             [row * width + (len(sequence) if side == "right" else width) - 1 for row, sequence in enumerate(ids)]
         ),
     }
 
 
-def _targets(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[float] | None") -> dict[str, "Tensor"]:
+def targets_of(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[float] | None") -> dict[str, "Tensor"]:
     """next_labels: for each flattened position, the label of the token after it.
 
     `positions` (K,) are the flattened positions whose next token is a target, `targets` (K,) these tokens,
@@ -119,7 +119,7 @@ def _targets(next_labels: "Tensor", row_of_position: "Tensor", weights: "list[fl
     return found if weights is None else found | {"weights": torch.tensor(weights)}
 
 
-def _weights(rows: Sequence[Features]) -> list[float] | None:
+def weights_of(rows: Sequence[Features]) -> list[float] | None:
     """The weight of each target in the loss; None if all are 1."""
     if not any(row.get("weights") for row in rows):
         return None
@@ -133,7 +133,7 @@ def _weights(rows: Sequence[Features]) -> list[float] | None:
 
 MODEL_KEYS = (
     *("input_ids", "attention_mask", "position_ids"),
-    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes"),
 )
 """The entries of a batch that are inputs of the model; the others are for the loss.
 
@@ -146,6 +146,8 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokens_in(batch: Mapping[str, Any]) -> int:
-    """The number of tokens in a batch, without padding."""
+    """The number of tokens in the sequences of a batch, without padding. A shared prompt counts in each of them."""
     mask = batch.get("attention_mask")
-    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+    if mask is not None:
+        return int(mask.sum())
+    return int(batch["input_ids"].numel() + (batch["prefixes"][:, 1].sum() if "prefixes" in batch else 0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from luthier.core.files import size
 from luthier.core.log import info
 from luthier.infer.alone import answer_alone
-from luthier.infer.batching import ROW_FAULTS, RowBatch, can_batch
+from luthier.infer.batching import ROW_FAULTS, RowBatch, can_batch, num_read_together
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import Row
 from luthier.infer.types import Answer, Piece
@@ -114,14 +114,13 @@ class AnswerThread:
     def _work(self) -> None:
         self._tell_once()
         while self._has_work():
-            newcomer = self._next()
-            if newcomer is not None and self._goes_alone(newcomer):
-                self._answer_alone(newcomer)
+            newcomers = self._next()
+            if newcomers and self._goes_alone(newcomers[0]):
+                self._answer_alone(newcomers[0])
                 continue
             assert self._batch is not None
             try:
-                if newcomer is not None:
-                    self._batch.add(newcomer)
+                self._batch.add(newcomers)
                 self._note_memory()
                 self._batch.step()
             except ROW_FAULTS as fault:  # of the model, such as memory that is refused: it concerns all rows
@@ -134,22 +133,27 @@ class AnswerThread:
             self._is_working = bool(self._waiting or (self._batch is not None and self._batch.rows))
             return self._is_working
 
-    def _next(self) -> Row | None:
-        """The next row that may begin now. Canceled ones are dropped."""
+    def _next(self) -> list[Row]:
+        """The next rows that may begin now, whose prompts are read together. Canceled ones are dropped."""
         with self._lock:
-            while self._waiting and self._waiting[0].is_canceled:
-                self._waiting.popleft()
-            return self._waiting.popleft() if self._waiting and self._fits(self._waiting[0]) else None
+            self._waiting = deque(row for row in self._waiting if not row.is_canceled)
+            fitting: list[Row] = []
+            for row in self._waiting:
+                if not self._fits(row, fitting):
+                    break
+                fitting.append(row)
+            count = num_read_together(fitting) if fitting else 0
+            return [self._waiting.popleft() for _ in range(count)]
 
     def _goes_alone(self, row: Row) -> bool:
         return self._batch is None or row.settings.num_beams > 1
 
-    def _fits(self, row: Row) -> bool:
-        """Whether a row may begin beside those that run: there must be a place, and memory for it."""
-        running = self._batch.rows if self._batch is not None else []
+    def _fits(self, row: Row, before: list[Row]) -> bool:
+        """Whether a row may begin beside those that run and those `before` it: is there a place, and memory?"""
+        running = [*(self._batch.rows if self._batch is not None else ()), *before]
         if not running:
             return True
-        if self._goes_alone(row) or len(running) >= self.max_rows:
+        if self._goes_alone(row) or self._goes_alone(running[-1]) or len(running) >= self.max_rows:
             return False
         longest = max(len(one.prompt_ids) + one.num_new_tokens for one in (row, *running))
         return self._max_tokens is None or longest * (len(running) + 1) <= self._max_tokens

@@ -6,9 +6,11 @@ prompt token must be in the last column, and sorted by length, so that a batch n
 in the order of the prompts.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.types import Answer, Settings
@@ -78,17 +80,19 @@ def _in_one_batch(
     keeps_stop: bool,
 ) -> Iterator[list[int]]:
     """The answers of a batch in which up to `batch_size` rows come and go."""
-    from luthier.infer.batching import RowBatch
+    from luthier.infer.batching import RowBatch, num_read_together
 
     batch = RowBatch(model, tokenizer, stop_ids)
     answers: dict[int, list[int]] = {}
-    next_prompt = 0
+    waiting = deque(
+        _row(model, tokenizer, prompt, settings, stop_ids, number, answers) for number, prompt in enumerate(prompts)
+    )
     for index in range(len(prompts)):
         with _as_at_rest(model):
             while index not in answers:
-                if next_prompt < len(prompts) and len(batch.rows) < batch_size:
-                    batch.add(_row(model, tokenizer, prompts[next_prompt], settings, stop_ids, next_prompt, answers))
-                    next_prompt += 1
+                fitting = list(islice(waiting, batch_size - len(batch.rows)))
+                if fitting:
+                    batch.add([waiting.popleft() for _ in range(num_read_together(fitting))])
                 else:
                     batch.step()
         answer = answers.pop(index)

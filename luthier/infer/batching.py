@@ -1,7 +1,8 @@
 """One batch that many answers share. Rows join and leave between two steps, so none waits for another to end.
 
-A newcomer's prompt is read alone, and its keys and values are added to the batch (`luthier.infer.cache`). Each row has
-its own settings (`luthier.infer.row`). B rows, T columns (the tokens of the longest row), V vocabulary.
+The prompts of newcomers are read apart from the batch, those of about the same length together and equal ones once, and
+their keys and values are added to it (`luthier.infer.cache`). Each row has its own settings (`luthier.infer.row`).
+B rows, T columns (the tokens of the longest row), V vocabulary.
 """
 
 import inspect
@@ -14,7 +15,7 @@ from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
 from luthier.core.errors import LuthierError
-from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep
+from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep, new_cache
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import Chooser, Row, scored
@@ -26,6 +27,27 @@ if TYPE_CHECKING:
 
 ROW_FAULTS = (LuthierError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only."""
+
+
+MAX_TOKENS_READ = 1024
+"""Prompts are read together up to this many tokens, padding included; beyond, a matrix product gains nothing, and the
+rows that wait for their next token would wait longer."""
+MIN_SHARE_READ = 0.75
+"""The share of these tokens that must not be padding."""
+
+
+def num_read_together(rows: Sequence[Row]) -> int:
+    """How many of the first rows are read at once: at least one."""
+    lengths: dict[tuple[int, ...], int] = {}
+    for count, row in enumerate(rows):
+        lengths[tuple(row.prompt_ids)] = len(row.prompt_ids)
+        num_tokens = len(lengths) * max(lengths.values())
+        fits = num_tokens <= MAX_TOKENS_READ and sum(lengths.values()) >= MIN_SHARE_READ * num_tokens
+        if count and (row.settings.prompt_logprobs or not (len(lengths) == 1 or fits)):
+            return count
+        if row.settings.prompt_logprobs:
+            return 1
+    return len(rows)
 
 
 def can_batch(model: "PreTrainedModel") -> bool:
@@ -63,13 +85,30 @@ class RowBatch:
         self._keeps_logits = "logits_to_keep" in parameters
         self._cache_name = _cache_name(parameters)
 
-    def add(self, row: Row) -> None:
-        """Read the prompt of a row and choose its first token. A fault ends this row only."""
+    def add(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of rows and choose their first tokens. A fault of one row ends this row only.
+
+        `rows`: those of `num_read_together`.
+        """
+        ready = [row for row in rows if self._is_ready(row)]
+        if not ready:
+            return
         try:
             with torch.no_grad():
-                self._add(row)
+                read = self._read(ready)
         except ROW_FAULTS as fault:
-            row.fail(fault)
+            if len(ready) == 1:
+                ready[0].fail(fault)
+            else:  # which of them was it?
+                for row in ready:
+                    self.add([row])
+            return
+        try:
+            with torch.no_grad():
+                self._admit(ready, *read)
+        except ROW_FAULTS as fault:  # such as memory that is refused
+            for row in ready:
+                row.fail(fault)
 
     def step(self) -> None:
         """One more token for every row."""
@@ -77,8 +116,9 @@ class RowBatch:
         if not self.rows:
             return
         with torch.no_grad():
-            logits = self._forward(torch.tensor([[row.last_id] for row in self.rows]), self._lengths)[:, -1]
             self._lengths = [length + 1 for length in self._lengths]
+            last_ids = torch.tensor([[row.last_id] for row in self.rows])
+            logits = self._forward(last_ids, self._lengths, self._cache)[:, -1]
             largest = logits.argmax(-1).tolist()
             live = [i for i, row in enumerate(self.rows) if self._takes(row, logits[i], largest[i])]
         self._keep(live)
@@ -88,36 +128,55 @@ class RowBatch:
         rows, self.rows, self._lengths, self._cache = self.rows, [], [], None
         return rows
 
-    def _add(self, row: Row) -> None:
-        row.chooser = self._chooser(row)
+    def _is_ready(self, row: Row) -> bool:
+        """Whether the prompt of the row must be read."""
+        try:
+            row.chooser = self._chooser(row)
+        except ROW_FAULTS as fault:
+            row.fail(fault)
+            return False
         if row.num_new_tokens <= 0 and not row.settings.prompt_logprobs:
             row.end()
-            return
-        mine, lengths, self._cache, self._lengths = self._cache, self._lengths, None, []
-        try:
-            newcomer = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-            self._cache = newcomer
-            keeps = 0 if row.settings.prompt_logprobs else 1
-            logits = self._forward(torch.tensor([row.prompt_ids]), [0], logits_to_keep=keeps)[0]
-        finally:
-            self._cache, self._lengths = mine, lengths
-        self.bytes_per_token = bytes_per_token(newcomer)
-        if row.settings.prompt_logprobs:
-            row.prompt_tokens = _scored_prompt(row.prompt_ids, logits, row.settings.num_logprobs or 0)
-        if row.num_new_tokens <= 0:
-            row.end()
-            return
-        if row.take(logits[-1]):
-            return
-        if self._cache is None:
-            self._cache = newcomer
-        else:
-            join(self._cache, newcomer)
-        self.rows.append(row)
-        self._lengths.append(len(row.prompt_ids))
+            return False
+        return True
 
-    def _takes(self, row: Row, logits: Tensor, largest: int) -> bool:
-        """Whether the row goes on after this step."""
+    def _read(self, rows: list[Row]) -> tuple[list[int], Tensor, DynamicCache]:
+        """Read prompts, equal ones once.
+
+        Returns the index of each row's prompt, the logits (prompts, 1 or T, V) and the keys and values.
+        """
+        prompts = {prompt: index for index, prompt in enumerate(dict.fromkeys(tuple(row.prompt_ids) for row in rows))}
+        width = max(map(len, prompts))
+        padded = torch.tensor([[*(0,) * (width - len(prompt)), *prompt] for prompt in prompts])
+        cache = new_cache(self.model.config.get_text_config(decoder=True))
+        keeps = 0 if rows[0].settings.prompt_logprobs else 1
+        logits = self._forward(padded, [len(prompt) for prompt in prompts], cache, logits_to_keep=keeps)
+        return [prompts[tuple(row.prompt_ids)] for row in rows], logits, cache
+
+    def _admit(self, rows: list[Row], prompts: list[int], logits: Tensor, cache: DynamicCache) -> None:
+        """Choose the first tokens of rows and add those whose answers go on. Arguments as `_read` returns them."""
+        self.bytes_per_token = bytes_per_token(cache)
+        live: list[tuple[Row, int]] = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            if row.settings.prompt_logprobs:
+                row.prompt_tokens = _scored_prompt(row.prompt_ids, logits[prompt], row.settings.num_logprobs or 0)
+            if row.num_new_tokens <= 0:
+                row.end()
+            elif self._takes(row, logits[prompt, -1]):
+                live.append((row, prompt))
+        if not live:
+            return
+        lengths = [len(row.prompt_ids) for row, _ in live]
+        keep(cache, [prompt for _, prompt in live], max(lengths))
+        if self._cache is None:
+            self._cache = cache
+        else:
+            join(self._cache, cache)
+        self.rows += [row for row, _ in live]
+        self._lengths += lengths
+
+    def _takes(self, row: Row, logits: Tensor, largest: int | None = None) -> bool:
+        """Choose the next token of a row. Returns whether its answer goes on."""
         assert row.chooser is not None
         try:
             return not row.take(logits, largest if row.chooser.takes_largest else None)
@@ -135,20 +194,24 @@ class RowBatch:
         elif self._cache is not None:
             keep(self._cache, live, max(self._lengths))
 
-    def _forward(self, input_ids: Tensor, lengths: Sequence[int], logits_to_keep: int = 1) -> Tensor:
-        """(B, n) ids, after `lengths` tokens of each row in the cache -> (B, n or `logits_to_keep`, V) logits."""
+    def _forward(
+        self, input_ids: Tensor, lengths: Sequence[int], cache: "DynamicCache | None", logits_to_keep: int = 1
+    ) -> Tensor:
+        """(B, n) ids -> (B, n or `logits_to_keep`, V) logits.
+
+        `lengths`: the tokens of each row, these included. Columns before them are padding, here and in the cache.
+        """
         device, num_new = self.model.device, input_ids.shape[1]
-        before = torch.tensor(lengths, device=device)[:, None]
-        num_columns = max(lengths) + num_new
-        columns = torch.arange(num_columns, device=device)
+        ends = torch.tensor(lengths, device=device)[:, None]
+        num_columns = max(lengths)
         given: dict[str, Any] = {
             "input_ids": input_ids.to(device),
-            "attention_mask": (columns >= num_columns - num_new - before).long(),
-            self._cache_name or "cache": self._cache,
+            "attention_mask": (torch.arange(num_columns, device=device) >= num_columns - ends).long(),
+            self._cache_name or "cache": cache,
             "use_cache": True,
         }
         if self._takes_positions:
-            given["position_ids"] = before + torch.arange(num_new, device=device)
+            given["position_ids"] = (ends - num_new + torch.arange(num_new, device=device)).clamp(min=0)
         if self._keeps_logits:
             given["logits_to_keep"] = logits_to_keep
         return self.model(**given, return_dict=True).logits

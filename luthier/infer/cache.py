@@ -2,14 +2,95 @@
 
 All rows share the columns of one cache and end in its last column: a shorter row begins with padding, which the
 attention mask hides. T columns, S stored columns of a layer: T, or what a sliding window of W keeps of them (W - 1).
+
+The layers of transformers copy all columns at each step. Those of `new_cache` stand in memory with room for the next
+columns, so that a step writes one column and copies nothing.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MIN_ROOM = 64
+"""Columns that are added to the memory of a layer when it is full, or an eighth of those it has."""
+
+
+class Columns:
+    """(rows, heads, columns, dim) states that grow by columns."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._end = 0
+
+    def add(self, states: Tensor, new: Tensor) -> Tensor:
+        """`states` and, behind them, the columns of `new`. `states`: what the last call returned, or the last columns
+        of it; anything else after `forget`."""
+        num_old, num_new = states.shape[-2], new.shape[-2]
+        if self._memory is None or self._end + num_new > self._memory.shape[-2]:
+            room = num_new + max(MIN_ROOM, num_old // 8)
+            self._memory = new.new_empty((*new.shape[:2], num_old + room, new.shape[-1]))
+            self._memory[:, :, :num_old] = states
+            self._end = num_old
+        self._memory[:, :, self._end : self._end + num_new] = new
+        self._end += num_new
+        return self._memory[:, :, self._end - num_new - num_old : self._end]
+
+    def forget(self) -> None:
+        """The states are replaced: they are copied at the next call."""
+        self._memory = None
+
+
+class GrowingLayer(DynamicLayer):
+    """Attention to all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rooms = Columns(), Columns()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = _added(self, key_states, value_states)
+        return self.keys, self.values
+
+
+class GrowingWindowLayer(DynamicSlidingWindowLayer):
+    """Attention to the last W tokens."""
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__(sliding_window)
+        self.rooms = Columns(), Columns()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        keys, values = _added(self, key_states, value_states)
+        self.cumulative_length += key_states.shape[-2]
+        stored = min(keys.shape[-2], self.sliding_window - 1)
+        self.keys, self.values = _last(keys, stored), _last(values, stored)
+        return keys, values
+
+
+def _added(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """All keys and values of the layer, these included."""
+    if not layer.is_initialized:
+        layer.lazy_initialization(keys, values)
+        return keys, values
+    room_of_keys, room_of_values = layer.rooms
+    return room_of_keys.add(layer.keys, keys), room_of_values.add(layer.values, values)
+
+
+def new_cache(config: "PretrainedConfig") -> DynamicCache:
+    """An empty cache for the model of this config, which `can_be_shared`."""
+    cache = DynamicCache(config=config)
+    layers: list[Any] = cache.layers
+    cache.layers = [
+        GrowingWindowLayer(layer.sliding_window) if isinstance(layer, DynamicSlidingWindowLayer) else GrowingLayer()
+        for layer in layers
+    ]
+    return cache
 
 
 def can_be_shared(cache: Any) -> bool:
@@ -23,17 +104,19 @@ def join(batch: DynamicCache, newcomer: DynamicCache) -> None:
     num_columns = max(batch.get_seq_length(), newcomer.get_seq_length())
     for mine, theirs in zip(_layers(batch), _layers(newcomer), strict=True):
         stored = _num_stored(mine, num_columns)
-        mine.keys = torch.cat([_padded(mine.keys, stored), _padded(theirs.keys, stored)])
-        mine.values = torch.cat([_padded(mine.values, stored), _padded(theirs.values, stored)])
-        _set_columns(mine, num_columns)
+        keys, values = (
+            torch.cat([_padded(upper, stored), _padded(lower, stored)])
+            for upper, lower in ((mine.keys, theirs.keys), (mine.values, theirs.values))
+        )
+        _replace(mine, keys, values, num_columns)
 
 
 def keep(batch: DynamicCache, rows: list[int], num_columns: int) -> None:
     """Keep these rows, and the last `num_columns` columns: what is before them must be padding in every row."""
     for layer in _layers(batch):
         stored = _num_stored(layer, num_columns)
-        layer.keys, layer.values = (_last(states[rows], stored) for states in (layer.keys, layer.values))
-        _set_columns(layer, num_columns)
+        keys, values = (_last(states, stored)[rows] for states in (layer.keys, layer.values))
+        _replace(layer, keys, values, num_columns)
 
 
 def bytes_per_token(cache: DynamicCache) -> int:
@@ -55,7 +138,10 @@ def _num_stored(layer: Any, num_columns: int) -> int:
     return num_columns
 
 
-def _set_columns(layer: Any, num_columns: int) -> None:
+def _replace(layer: Any, keys: Tensor, values: Tensor, num_columns: int) -> None:
+    layer.keys, layer.values = keys, values
+    for room in layer.rooms:
+        room.forget()
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = num_columns
 

@@ -8,7 +8,7 @@ the same with the kernels of PyTorch: one call per sample, n x n scores and no m
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -129,12 +129,15 @@ def per_sample_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     cu_seq_lens_q: "Tensor | None" = None,
+    prefixes: "Tensor | None" = None,
     **kwargs: Any,
 ) -> "tuple[Tensor, None]":
     """Causal attention within each sample; transformers calls it from the attention layer of a model.
 
     query: (1, H, T, D); key, value: (1, H / groups, T, D). cu_seq_lens_q: where each sample starts, and T at the end;
-    without it a row is one sample. With a mask, that is in padded batches and while generating, it is plain attention.
+    without it a row is one sample. prefixes: (samples, 2), where the prompt begins that a sample shares with another
+    one, and how many tokens it has (`luthier.data.shared_prompts`). With a mask, that is in padded batches and while
+    generating, it is plain attention.
     Returns (1, T, H, D) and no weights.
     """
     import torch
@@ -150,13 +153,17 @@ def per_sample_attention(
         out = _scored_attention(query, key, value, attention_mask, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
     bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    shared = [(0, 0)] * (len(bounds) - 1) if prefixes is None else prefixes.tolist()
     outputs = []
-    for start, end in pairwise(bounds):
+    for (start, end), (first, num_before) in zip(pairwise(bounds), shared, strict=True):
         q, k, v = query[:, :, start:end], key[:, :, start:end], value[:, :, start:end]
+        if num_before:
+            k, v = (torch.cat([all_[:, :, first : first + num_before], own], 2) for all_, own in ((key, k), (value, v)))
         num_tokens = end - start
         mask = None
-        if softcap is not None or (sliding_window is not None and num_tokens > sliding_window):
-            mask = _causal_mask(num_tokens, sliding_window, query.device)
+        is_cut = sliding_window is not None and num_before + num_tokens > sliding_window
+        if softcap is not None or num_before or is_cut:
+            mask = _causal_mask(num_tokens, sliding_window, query.device, num_before)
         if softcap is not None:
             out = _scored_attention(q, k, v, mask, scaling, dropout, softcap)
         else:
@@ -167,12 +174,12 @@ def per_sample_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _causal_mask(num_tokens: int, sliding_window: int | None, device: "torch.device") -> "Tensor":
-    """(n, n), true where token i may see token j: j <= i, and i - j < sliding_window."""
+def _causal_mask(num_tokens: int, sliding_window: int | None, device: "torch.device", num_before: int = 0) -> "Tensor":
+    """(n, b + n), true where token b + i may see token j: j <= b + i, and b + i - j < sliding_window."""
     import torch
 
-    mask = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
-    return mask if sliding_window is None else mask.triu(1 - sliding_window)
+    mask = torch.ones(num_tokens, num_before + num_tokens, dtype=torch.bool, device=device).tril(num_before)
+    return mask if sliding_window is None else mask.triu(num_before + 1 - sliding_window)
 
 
 def _scored_attention(
@@ -255,32 +262,69 @@ def reason_to_pad(base: "PreTrainedModel") -> str | None:
     return None
 
 
-def _is_isolated(base: "PreTrainedModel") -> bool:
-    import torch
+def shares_prompts(model: "nn.Module") -> bool:
+    """Whether sequences of a row may share a prompt that the row has once, given their `prefixes`.
 
-    size = base.config.vocab_size
-    first, second = torch.arange(1, 6) % size, torch.arange(7, 14) % size
-    alone_ids = second[None].to(base.device)
-    bounds = torch.tensor([0, 5, 12], dtype=torch.int32, device=base.device)
-    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(base.device)
-    with _evaluating(base), _rounding_token_by_token(base), torch.no_grad(), autocast_of_training(base):
-        alone = _outputs(base, {"input_ids": alone_ids})
+    Asked after `isolate_samples`. Only `per_sample_attention` knows prefixes, and the model must pass them on. It is
+    tried: the logits of a second answer must be the same as alone after its prompt.
+    """
+    base = unwrap(model)
+    if base.config._attn_implementation != PER_SAMPLE:
+        return False
+    prompt, first, second = [1, 2, 3, 4, 5], [7, 8, 9], [10, 11, 12, 13]
+    with _trying(base):
+        alone = _outputs(base, _row(base, [prompt + second]))[5:]
+        row = _row(base, [[6, 5], prompt + first, second], starts=[0, 0, 5])
+        row["prefixes"] = row["cu_seq_lens_q"].new_tensor([[0, 0], [0, 0], [2, 5]])
+        together = _outputs(base, row)[10:]
+    return _are_close(together, alone)
+
+
+def _is_isolated(base: "PreTrainedModel") -> bool:
+    first, second = [1, 2, 3, 4, 5], [7, 8, 9, 10, 11, 12, 13]
+    with _trying(base):
+        alone = _outputs(base, {"input_ids": _row(base, [second])["input_ids"]})
         used = base.config._attn_implementation
         isolate_samples(base)
-        together = _outputs(
-            base,
-            {
-                "input_ids": torch.cat([first, second])[None].to(base.device),
-                "position_ids": positions,
-                "cu_seq_lens_q": bounds,
-                "cu_seq_lens_k": bounds,
-                "max_length_q": 7,
-                "max_length_k": 7,
-            },
-        )[5:]
+        together = _outputs(base, _row(base, [first, second]))[5:]
         base.set_attn_implementation(used)
-    tolerance = max(8 * torch.finfo(together.dtype).eps, 1e-4)
-    return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
+    return _are_close(together, alone)
+
+
+def _row(base: "PreTrainedModel", samples: Sequence[list[int]], starts: Sequence[int] = ()) -> dict[str, Any]:
+    """What `forward` takes for samples concatenated in one row. `starts`: the position of the first token of each."""
+    import torch
+
+    lengths = [len(sample) for sample in samples]
+    begins = starts or [0] * len(samples)
+    ids = torch.tensor([token for sample in samples for token in sample]) % base.config.vocab_size
+    bounds = torch.tensor([0, *lengths], device=base.device).cumsum(0).to(torch.int32)
+    ranges = [torch.arange(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
+    longest = max(begin + length for begin, length in zip(begins, lengths, strict=True))
+    return {
+        "input_ids": ids[None].to(base.device),
+        "position_ids": torch.cat(ranges)[None].to(base.device),
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _are_close(found: "Tensor", expected: "Tensor") -> bool:
+    import torch
+
+    tolerance = max(8 * torch.finfo(found.dtype).eps, 1e-4)
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@contextlib.contextmanager
+def _trying(base: "PreTrainedModel") -> Iterator[None]:
+    """A context in which the model computes as in training, without dropout and gradients."""
+    import torch
+
+    with _evaluating(base), _rounding_token_by_token(base), torch.no_grad(), autocast_of_training(base):
+        yield
 
 
 def _outputs(base: "PreTrainedModel", inputs: Mapping[str, Any]) -> "Tensor":

@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
@@ -64,10 +65,12 @@ class TrainingParts:
     """Saved with the weights, see `copy_processor`."""
 
 
-def collator(pad_token_id: int, concatenates: bool) -> Collate:
-    """`concatenates`: rows are concatenated without padding, since the model does not attend across samples."""
-    layout = concatenate_rows if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
-    return partial(collate, layout=layout)
+def collator(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Collate:
+    """`concatenates`: rows are concatenated without padding, since the model does not attend across samples.
+    `shares_prompts`: and a prompt that several rows begin with is computed once."""
+    if not concatenates:
+        return partial(collate, layout=partial(pad_rows, pad_token_id=pad_token_id))
+    return partial(collate, layout=concatenate_sharing_prompts if shares_prompts else concatenate_rows)
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

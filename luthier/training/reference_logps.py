@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 REFERENCE_COLUMN = "reference_logps"
 """The log-probability of the answer in each part of a row, summed over its tokens."""
 LOGPS_FILE = "reference_logps.npy"
-LOGPS_CODE = ("stages/_logps.py", "model/heads", "model/kernels", "data/collate.py", "training/reference_logps.py")
+LOGPS_CODE = ("stages/_logps.py", "model/heads", "model/kernels", "data/collate.py", "data/shared_prompts.py", "training/reference_logps.py")
 """The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of an adapter's config that scale its weights."""
@@ -68,8 +68,8 @@ class ReferenceScorer:
 
     model: "nn.Module"
     collate: Collate
-    concatenates: bool
-    """What `collate` does; otherwise it pads."""
+    layout: tuple[bool, bool]
+    """What `collate` does: whether it concatenates rows, and whether these share prompts. Part of the cache key."""
     args: "TrainingArguments"
     cache: "Cache"
 
@@ -80,7 +80,7 @@ class ReferenceScorer:
 
     def _with_reference(self, rows: "datasets.Dataset", digest: str) -> RowsWithReference:
         # How rows are batched changes the rounding, and equal runs have equal bits, whatever the cache holds.
-        batches = (self.concatenates, self.args.eval_batch_size, self.args.world_size)
+        batches = (*self.layout, self.args.eval_batch_size, self.args.world_size)
         how = (self.args.bf16, self.args.fp16, *batches)
         key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), how)
         assert key is not None, "all parts of the key are known"

@@ -1,11 +1,12 @@
 """Frozen models such as a reference or a teacher: loaded, and passed to the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
 from luthier.data.prepare import cache_of
-from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.attention import isolate_samples, isolates_samples, shares_prompts
+from luthier.model.dropout import has_dropout
 from luthier.model.frozen_models import FrozenModel, InitialPolicy, SeparateModel
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.frozen import load_frozen_model
@@ -48,6 +49,18 @@ def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
     return None
 
 
+def share_prompts(run: TrainRun, stage: Stage, models: "Iterable[nn.Module]") -> bool:
+    """Whether a prompt that several rows of a batch begin with is computed once for all of them.
+
+    Not where that would change numbers: noise and dropout are drawn per token, and a router counts tokens. The models
+    are those that do not attend across samples.
+    """
+    draws = run.training["neftune_noise_alpha"] or run.features.router_balance.moe_aux_loss_coef is not None
+    if not (stage.shares_prompts and run.model.fast_path) or draws:
+        return False
+    return all(shares_prompts(model) and not has_dropout(model) for model in models)
+
+
 def frozen_models(
     run: TrainRun,
     stage: Stage,
@@ -77,10 +90,11 @@ def reference_scorer(
     args: "TrainingArguments",
     *,
     concatenates: bool,
+    shares: bool,
 ) -> ReferenceScorer | None:
     """What scores every row before training; None if the stage has no such reference in this run.
 
-    `concatenates`: whether the rows of `policy` are concatenated without padding.
+    `concatenates`: whether the rows of `policy` are concatenated without padding; `shares`: and share their prompts.
     """
     spec = cached_reference(stage, run)
     if spec is None:
@@ -89,5 +103,6 @@ def reference_scorer(
     if spec.source is not None:
         model = load_spec(run, spec, text)
         concatenates = isolate_all({spec.name: model}) is None
-    collate = collator(text.tokenizer.pad_token_id, concatenates)
-    return ReferenceScorer(model, collate, concatenates, args, cache_of(run.data))
+        shares = concatenates and share_prompts(run, stage, [model])
+    collate = collator(text.tokenizer.pad_token_id, concatenates, shares)
+    return ReferenceScorer(model, collate, (concatenates, shares), args, cache_of(run.data))

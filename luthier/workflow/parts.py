@@ -18,7 +18,13 @@ from luthier.training.optimizers import chosen
 from luthier.training.parts import TrainingParts, collator, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
 from luthier.training.streaming import StreamReading
-from luthier.workflow.frozen_models import frozen_models, isolate_all, load_separate_models, reference_scorer
+from luthier.workflow.frozen_models import (
+    frozen_models,
+    isolate_all,
+    load_separate_models,
+    reference_scorer,
+    share_prompts,
+)
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
 
@@ -55,10 +61,13 @@ def make_parts(
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
-    collate = collator(text.tokenizer.pad_token_id, concatenates)
+    shares = concatenates and share_prompts(run, stage, [policy, *separate.values()])
+    if shares:
+        info("prompts are computed once for all answers of a batch that share them")
+    collate = collator(text.tokenizer.pad_token_id, concatenates, shares)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates)
+    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares)
     train_rows, eval_rows = rows_of(data, args, scorer)
     del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None

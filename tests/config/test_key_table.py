@@ -25,6 +25,7 @@ OWN_KEYS = {
     "export_check",
     "export_gguf",
     "export_max_kl",
+    "fast_path",
     "gkd_beta",
     "gkd_lambda",
     "gkd_temperature",

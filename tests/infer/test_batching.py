@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.core.errors import InvalidInput
-from luthier.infer.batching import RowBatch, can_batch
+from luthier.infer.batching import RowBatch, can_batch, num_read_together
 from luthier.infer.row import Row
 from luthier.infer.types import Answer, Settings
 from tests.tiny import TINY_LLAMA, byte_tokenizer
@@ -80,11 +80,14 @@ def alone(model, tokenizer, asked):
 
 
 def answer_all(model, tokenizer, asked, max_rows=8, rng=None):
-    """All of them in one batch; with `rng` they arrive at random times."""
-    batch, waiting = RowBatch(model, tokenizer, frozenset([EOS])), list(asked)
+    """All of them in one batch; with `rng` they arrive at random times, alone or several at once."""
+    batch, waiting = RowBatch(model, tokenizer, frozenset([EOS])), [one.row(tokenizer) for one in asked]
     while waiting or batch.rows:
-        if waiting and len(batch.rows) < max_rows and (rng is None or rng.random() < 0.5):
-            batch.add(waiting.pop(0).row(tokenizer))
+        if rng is None or rng.random() < 0.5:
+            fitting = waiting[: max_rows - len(batch.rows)][: 8 if rng is None else rng.randrange(1, 5)]
+            count = num_read_together(fitting) if fitting else 0
+            batch.add(waiting[:count])
+            waiting = waiting[count:]
         batch.step()
     return batch
 
@@ -134,7 +137,7 @@ def test_sampled_answers_with_a_seed_are_the_same_alone_and_together(models, tok
 
 
 EVENT = st.one_of(
-    st.tuples(st.just("join"), st.integers(1, 20), st.integers(1, 8), st.booleans()),
+    st.tuples(st.just("join"), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(1, 8), st.booleans()),
     st.tuples(st.just("step")),
     st.tuples(st.just("cancel"), st.integers(0, 7)),
 )
@@ -147,12 +150,15 @@ def test_whoever_joins_leaves_or_is_canceled_changes_no_other_answer(models, tok
     batch, asked, canceled = RowBatch(model, tokenizer, frozenset([EOS])), [], set()
     for event in events:
         if event[0] == "join":
-            _, length, num_new_tokens, samples = event
-            one = Asked(
-                [rng.randrange(256) for _ in range(length)], max_new_tokens=num_new_tokens, do_sample=samples, seed=7
-            )
-            asked.append(one)
-            batch.add(one.row(tokenizer))
+            _, lengths, num_new_tokens, samples = event
+            keys = {"max_new_tokens": num_new_tokens, "do_sample": samples}
+            newcomers = [
+                Asked([rng.randrange(256) for _ in range(length)], **keys, seed=seed)
+                for seed, length in enumerate(lengths)
+            ]
+            newcomers.append(Asked(newcomers[0].ids, **keys, seed=8))
+            asked += newcomers
+            batch.add([one.row(tokenizer) for one in newcomers])
         elif event[0] == "step":
             batch.step()
         elif batch.rows:
@@ -170,7 +176,7 @@ def test_whoever_joins_leaves_or_is_canceled_changes_no_other_answer(models, tok
 def test_nothing_is_delivered_to_a_canceled_row(models, tokenizer):
     batch, gone, stays = RowBatch(models["llama"], tokenizer, frozenset([EOS])), Asked([1, 2]), Asked([3])
     for one in (gone, stays):
-        batch.add(one.row(tokenizer))
+        batch.add([one.row(tokenizer)])
     seen = len(gone.arrived)
     batch.rows[0].is_canceled = True
     batch.step()
@@ -187,7 +193,7 @@ def test_a_fault_in_one_row_ends_that_row_only(models, tokenizer):
 
     batch, broken, fine = RowBatch(models["llama"], tokenizer, frozenset([EOS])), Asked([1, 2]), Asked([3, 4])
     for one in (broken, fine):
-        batch.add(one.row(tokenizer))
+        batch.add([one.row(tokenizer)])
     batch.rows[0].chooser.matcher, batch.rows[0].chooser.takes_largest = Broken(), False
     while batch.rows:
         batch.step()
@@ -195,11 +201,43 @@ def test_a_fault_in_one_row_ends_that_row_only(models, tokenizer):
     assert fine.new_ids == alone(models["llama"], tokenizer, fine)
 
 
-def test_a_prompt_that_cannot_be_read_fails_alone(models, tokenizer):
+@pytest.mark.parametrize("together", [False, True])
+def test_a_prompt_that_cannot_be_read_fails_alone(models, tokenizer, together):
     batch, wrong, fine = RowBatch(models["llama"], tokenizer, frozenset([EOS])), Asked([100_000]), Asked([1])
-    batch.add(fine.row(tokenizer))
-    batch.add(wrong.row(tokenizer))
+    rows = [fine.row(tokenizer), wrong.row(tokenizer)]
+    for some in [rows] if together else [[row] for row in rows]:
+        batch.add(some)
     assert isinstance(wrong.arrived[-1], IndexError) and len(batch.rows) == 1
+    while batch.rows:
+        batch.step()
+    assert fine.new_ids == alone(models["llama"], tokenizer, fine)
+
+
+def test_equal_prompts_are_read_once(models, tokenizer, monkeypatch):
+    model, widths = models["llama"], []
+    monkeypatch.setattr(
+        model, "forward", lambda **given: widths.append(given["input_ids"].shape) or type(model).forward(model, **given)
+    )
+    asked = [Asked([1, 2, 3], do_sample=True, seed=seed) for seed in range(3)]
+    batch = RowBatch(model, tokenizer, frozenset([EOS]))
+    batch.add([one.row(tokenizer) for one in asked])
+    batch.step()
+    assert widths == [(1, 3), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "count"),
+    [([8], 1), ([8, 8, 9], 3), ([8, 30], 1), ([8, 8, 30, 30], 2), ([600, 600], 1), ([400, 400, 400], 2), ([2000], 1)],
+)
+def test_prompts_of_about_one_length_are_read_together(tokenizer, lengths, count):
+    rows = [Asked([index, *[1] * (length - 1)]).row(tokenizer) for index, length in enumerate(lengths)]
+    assert num_read_together(rows) == count
+
+
+def test_a_prompt_with_log_probabilities_is_read_alone(tokenizer):
+    plain, scored = Asked([1, 2]), Asked([1, 2], num_logprobs=0, prompt_logprobs=True)
+    assert num_read_together([plain.row(tokenizer), scored.row(tokenizer)]) == 1
+    assert num_read_together([scored.row(tokenizer), plain.row(tokenizer)]) == 1
 
 
 def test_log_probabilities_are_those_of_the_raw_logits(models, tokenizer):

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, MambaConfig, MistralConfig
 from transformers.cache_utils import DynamicCache
 
-from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep
+from luthier.infer.cache import MIN_ROOM, bytes_per_token, can_be_shared, join, keep, new_cache
 from tests.tiny import TINY_LLAMA
 
 WINDOW = 5
@@ -17,7 +17,7 @@ def config(kind):
 
 def filled(kind, num_columns, value):
     """The cache of one row whose keys and values are all `value`."""
-    cache = DynamicCache(config=config(kind))
+    cache = new_cache(config(kind))
     for layer in cache.layers:
         layer.update(torch.full((1, 2, num_columns, 16), value), torch.full((1, 2, num_columns, 16), -value))
     return cache
@@ -66,3 +66,39 @@ def test_only_keys_and_values_can_be_shared():
     assert can_be_shared(DynamicCache(config=config("full"))) and can_be_shared(DynamicCache(config=config("sliding")))
     assert not can_be_shared(None)
     assert not can_be_shared(DynamicCache(config=MambaConfig(num_hidden_layers=2)))
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_growing_layers_hold_what_those_of_transformers_hold(kind):
+    """Column by column over several times the room, with rows that join and leave between."""
+    ours, theirs = new_cache(config(kind)), DynamicCache(config=config(kind))
+    rng = torch.Generator().manual_seed(0)
+
+    def both(num_rows, num_new):
+        for mine, expected in zip(ours.layers, theirs.layers, strict=True):
+            new = torch.randn(num_rows, 2, num_new, 16, generator=rng)
+            assert mine.get_mask_sizes(num_new) == expected.get_mask_sizes(num_new)
+            for got, wanted in zip(mine.update(new, -new), expected.update(new, -new), strict=True):
+                assert torch.equal(got, wanted)
+            assert torch.equal(mine.keys, expected.keys) and torch.equal(mine.values, expected.values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+    both(2, 3)
+    for _ in range(2 * MIN_ROOM):
+        both(2, 1)
+    keep(ours, [1, 1, 0], ours.get_seq_length())
+    theirs.batch_select_indices(torch.tensor([1, 1, 0]))
+    for _ in range(MIN_ROOM + 2):
+        both(3, 1)
+    both(3, 7)
+
+
+def test_a_step_copies_no_column_while_there_is_room():
+    cache = filled("full", 3, 1.0)
+    for _ in range(2):
+        for layer in cache.layers:
+            layer.update(*torch.zeros(2, 1, 2, 1, 16))
+    before = cache.layers[0].keys.data_ptr()
+    for layer in cache.layers:
+        layer.update(*torch.zeros(2, 1, 2, 1, 16))
+    assert cache.layers[0].keys.data_ptr() == before

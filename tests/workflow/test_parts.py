@@ -12,8 +12,10 @@ from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.frozen_models import InitialPolicy, SeparateModel
 from luthier.training.arguments import training_arguments
+from luthier.workflow.frozen_models import share_prompts
 from luthier.workflow.parts import make_parts, report_padding
 from luthier.workflow.text import load_text_side
+from luthier.workflow.training import load_policy
 from tests.small_world import small_world
 
 PPO = {"stage": "ppo", "reward_funcs": "tests.small_world:small_letters", "max_new_tokens": 4, "temperature": 1.0}
@@ -40,6 +42,26 @@ def test_rows_carry_what_the_reference_says_before_training(world):
     assert len(parts.train_rows[0]["reference_logps"]) == len(parts.eval_rows[""][0]["reference_logps"]) == 2
     assert all(logp < 0 for logp in parts.train_rows[0]["reference_logps"])
     assert not parts.models.frozen and parts.rollouts is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({}, True),
+        ({"stage": "rm"}, True),
+        ({"stage": "rm", "finetuning_type": "lora", "lora_dropout": 0.1}, False),
+        ({"finetuning_type": "lora", "lora_dropout": 0.1}, True),
+        ({"fast_path": False}, False),
+        ({"neftune_noise_alpha": 5.0}, False),
+        ({"stage": "sft", "dataset": "numbers"}, False),
+    ],
+)
+def test_prompts_are_shared_where_that_changes_no_number(world, tmp_path, changes, shares):
+    values = {**world, "stage": "dpo", "dataset": "pairs", **changes}
+    run = load_train(values)
+    stage, text = STAGES.get(run.stage), load_text_side(run)
+    policy = load_policy(run, stage, text, detect(), tmp_path).model
+    assert share_prompts(run, stage, [policy]) == shares
 
 
 def test_a_reference_that_no_key_names_is_the_policy_and_a_teacher_is_a_model_of_its_own(world):

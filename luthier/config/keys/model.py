@@ -47,6 +47,8 @@ class ModelConfig:
     """Engine that generates text."""
     offload_folder: str = "offload"
     """Folder for weights that do not fit into memory during generation; without an accelerator only if given."""
+    fast_path: bool = True
+    """Compute the same numbers, up to rounding, in faster ways where the model allows it; false is for comparison."""
     use_kv_cache: bool = True
     """Use a KV cache for generation."""
     use_v1_kernels: bool | None = no_effect(False, "there is one set of kernels only")
