@@ -40,34 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2, **ON,
     },
 }  # fmt: skip
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-]
+WORDS = tuple(chr(97 + first) + chr(97 + second) for first in range(6) for second in range(6))
 
 
 def write_data(folder: Path) -> None:

@@ -30,8 +30,8 @@ def enable_checkpointing(
     """Checkpoint the blocks of `model`, whose trainable parameters must be settled by now.
 
     `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: keep
-    the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks. `num_layers`: the
-    first so many blocks, None for all.
+    the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks.
+    `num_layers`: the first so many blocks, None for all.
     """
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")

@@ -1,4 +1,4 @@
-"""The plan's figures are those of the real run: tensors are counted, a step is measured, decisions follow the memory."""
+"""The plan's figures are those of the real run, and its decisions follow the free memory."""
 
 from dataclasses import replace
 
@@ -232,7 +232,7 @@ def of_memory(plan, available_bytes, held=HELD):
 def test_what_cannot_fit_is_refused_with_remedies(world):
     plan = plan_of(world)
     assert HELD.least_bytes == 17 * 10**9
-    with pytest.raises(InvalidInput, match="17.000 GB are weights.*skip_memory_check: true") as refusal:
+    with pytest.raises(InvalidInput, match=r"17\.000 GB are weights.*skip_memory_check: true") as refusal:
         require_fit(of_memory(plan, 16 * 10**9), "cpu")
     assert refusal.value.exit_status == 2 and "per_device_train_batch_size: 1" in str(refusal.value)
     require_fit(of_memory(plan, 18 * 10**9), "cpu")
@@ -244,7 +244,7 @@ def test_a_planned_peak_is_refused_only_beyond_its_error(world):
     large = Trace(83 * 10**9, 0, 0, 0)
     above = replace(plan, traces=Traces(replace(large, early_bytes=93 * 10**9), large, 6), num_recomputed=0)
     require_fit(replace(above, traces=Traces(large, large, 6)), "cpu")
-    with pytest.raises(InvalidInput, match="106.000 GB of memory"):
+    with pytest.raises(InvalidInput, match=r"106\.000 GB of memory"):
         require_fit(replace(above, available_bytes=90 * 10**9), "cpu")
     require_fit(above, "cuda")
 

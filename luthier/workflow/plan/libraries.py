@@ -1,4 +1,4 @@
-"""The libraries that a training run has in memory: imported here too, so that the plan measures them and guesses nothing."""
+"""The libraries that a training run has in memory: imported for the plan too, which measures what they take."""
 
 import importlib
 from typing import TYPE_CHECKING

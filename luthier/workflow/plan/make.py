@@ -166,7 +166,7 @@ def trace_run(
         part = shape if count is None else build_shape(run, stage, text, config, machine, count)
         found.append([_traced(run, stage, part, work, recomputes=recomputes) for recomputes in (False, True)])
     if not is_long:
-        return Traces(*found[0], shape.num_layers)
+        return Traces(found[0][0], found[0][1], shape.num_layers)
     steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
     kept, recomputed = (few.extended(more, steps) for few, more in zip(*found, strict=True))
     return Traces(kept, recomputed, shape.num_layers)

@@ -7,8 +7,8 @@ The parts are each at its own worst, which is not at the same moment: activation
 there. So the peak is below their sum.
 
 On a CPU the process is all there is, and this was compared with measured runs (benchmarks/bench_plan.py). On an
-accelerator the libraries stand for its context, and PyTorch's allocator keeps about a tenth more than is in use; this is
-not verified on a device.
+accelerator the libraries stand for its context, and PyTorch's allocator is taken to keep a tenth more than is in use;
+this is not verified on a device.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One training step on tensors without data: which bytes are in memory at the same time, and how many products it takes.
+"""One training step on tensors without data: the bytes in memory at the same time, and the products that it takes.
 
 The model and the head run as in training, forward and backward, on PyTorch's `meta` device, where an operation gives
 shapes and no numbers. So what is counted is what the code does, whatever the architecture, adapter or kernel.
@@ -35,6 +35,8 @@ class Batch:
     """Tokens of each sample, padding included."""
     num_targets: int
     is_padded: bool = False
+    prefixes: tuple[tuple[int, int], ...] | None = None
+    """As in `luthier.data.shared_prompts`; None if no prompt is shared."""
 
     @property
     def num_tokens(self) -> int:
@@ -109,6 +111,8 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     longest = max(batch.lengths)
     inputs = {"input_ids": ids, "position_ids": torch.empty_like(ids)}
     inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    if batch.prefixes is not None:
+        inputs["prefixes"] = torch.tensor(batch.prefixes, dtype=torch.int32)
     return {**inputs, "max_length_q": longest, "max_length_k": longest}
 
 
@@ -119,7 +123,7 @@ def _head_of(model: nn.Module) -> OutputHead:
     config = base.config.get_text_config()
     caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
     is_plain = type(layer) is nn.Linear and not any(value not in (None, 1, 1.0) for value in caps)
-    return OutputHead(layer if is_plain else None, takes_positions=True)  # type: ignore[arg-type]
+    return OutputHead(layer if is_plain else None, takes_positions=True)
 
 
 def _positions(batch: Batch) -> Tensor:
@@ -176,7 +180,7 @@ class _Substitutes(TorchFunctionMode):
 
 
 class Affirming(TorchDispatchMode):
-    """While open, every question about the numbers of a tensor has the answer yes, such as whether none of them is 0."""
+    """While open, any question about the numbers of a tensor is answered with yes, e.g. whether none of them is 0."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))

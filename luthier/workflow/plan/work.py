@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.collate import PAD_MULTIPLE
 from luthier.data.rows.arrow import batches_of
-from luthier.data.rows.columns import IDS, LABELS, LENGTHS, parts_of
+from luthier.data.rows.columns import IDS, LABELS, LENGTHS, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.workflow.plan.trace import Batch
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     epochs = steps / per_epoch
     trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
     batches = micro_batches(run, len(rows), size, steps * accumulated * world_size)
-    heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
+    numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
+    if stage.shares_prompts and run.model.fast_path and rollout is None and not pads:
+        heaviest = sharing_prompts([rows[number] for number in numbers], heaviest.num_targets)
     return Work(
         rows=None if is_streamed else len(rows),
         tokens=round(trained_rows * per_row),
@@ -91,12 +94,13 @@ def lengths_of(rows: Any) -> Lengths:
 
     if not hasattr(rows, "select_columns"):
         parts = parts_of(rows[0])
-        tokens = np.array([[len(row[part + IDS.name]) for part in parts] for row in rows])
-        targets = [[sum(n != IGNORE_INDEX for n in row[part + LABELS.name][1:]) for part in parts] for row in rows]
+        table = np.array([[len(row[part + IDS.name]) for part in parts] for row in rows])
+        counted = [[sum(n != IGNORE_INDEX for n in row[part + LABELS.name][1:]) for part in parts] for row in rows]
         samples = [list(row[LENGTHS.name]) for row in rows] if LENGTHS.name in rows[0] else None
-        return Lengths(tokens, np.array(targets), samples)
+        return Lengths(table, np.array(counted), samples)
     parts = parts_of(rows.column_names)
-    tokens, targets = [], []
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
     for part in parts:
         num_tokens, num_targets = [], []
         for values, lengths in batches_of(rows, part + LABELS.name):
@@ -138,7 +142,8 @@ def micro_batches(run: "TrainRun", num_rows: int, size: int, most: int) -> "list
     return found[:most]
 
 
-def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, pads: bool) -> Batch:
+def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, pads: bool) -> "tuple[list[int], Batch]":
+    """The numbers of its rows, and its size."""
     tokens, targets = lengths.tokens[:, parts], lengths.targets[:, parts]
 
     def load(rows: list[int]) -> int:
@@ -150,7 +155,16 @@ def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, p
     num_targets = max(int(targets[rows].sum()), 1)
     if pads:
         width = math.ceil(int(tokens[rows].max()) / PAD_MULTIPLE) * PAD_MULTIPLE
-        return Batch((width,) * (len(rows) * tokens.shape[1]), num_targets, is_padded=True)
+        return rows, Batch((width,) * (len(rows) * tokens.shape[1]), num_targets, is_padded=True)
     if lengths.samples is not None:
-        return Batch(tuple(chain.from_iterable(lengths.samples[row] for row in rows)), num_targets)
-    return Batch(tuple(int(n) for n in tokens[rows].T.flatten()), num_targets)
+        return rows, Batch(tuple(chain.from_iterable(lengths.samples[row] for row in rows)), num_targets)
+    return rows, Batch(tuple(int(n) for n in tokens[rows].T.flatten()), num_targets)
+
+
+def sharing_prompts(rows: "list[Any]", num_targets: int) -> Batch:
+    """The batch in which a prompt stands once for all answers to it."""
+    sequences = [part_of(row, part) for part in parts_of(rows[0]) for row in rows]
+    batch = concatenate_sharing_prompts(sequences)
+    lengths = tuple(batch["cu_seq_lens_q"].diff().tolist())
+    prefixes = tuple(map(tuple, batch["prefixes"].tolist())) if "prefixes" in batch else None
+    return Batch(lengths, num_targets, prefixes=prefixes)
