@@ -184,10 +184,9 @@ def carry_out(
 
     `unavailable`: from `load_policy`.
     """
-    from luthier.core.manifest import renew_manifest
     from luthier.training.fit import RunResult
     from luthier.training.hub import upload
-    from luthier.training.report import describing, finish_training, forget_results, save_metrics
+    from luthier.training.report import forget_results
     from luthier.workflow.predict import predict, predict_rows
 
     output_dir = Path(run.training["output_dir"])
@@ -220,17 +219,35 @@ def carry_out(
             metrics["predict"] = predict(run, trainer.policy, data, text)
     compared = foresight.compared(metrics.get("train", {}).get("train_runtime"))
     if trainer.is_world_process_zero():
-        with describing(output_dir):
-            for split, values in metrics.items():
-                save_metrics(output_dir, split, values)
-            if was_finished:
-                renew_manifest(output_dir)
-            elif run.trains:
-                facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared}
-                finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+        is_new = run.trains and not was_finished
+        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} if is_new else None
+        describe(run, trainer, metrics, facts, was_finished=was_finished)
     if run.trains:
         upload(trainer)
     return RunResult(output_dir, metrics, trainer.state.log_history, compared=compared)
+
+
+def describe(
+    run: TrainRun,
+    trainer: "StageTrainer",
+    metrics: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, Any] | None,
+    *,
+    was_finished: bool,
+) -> None:
+    """Write the metrics, and all that describes the weights. `facts`: for the manifest, None if nothing was trained.
+    `was_finished`: an earlier run had trained these weights."""
+    from luthier.core.manifest import renew_manifest
+    from luthier.training.report import describing, finish_training, save_metrics
+
+    output_dir = Path(run.training["output_dir"])
+    with describing(output_dir):
+        for split, values in metrics.items():
+            save_metrics(output_dir, split, values)
+        if was_finished:
+            renew_manifest(output_dir)
+        elif facts is not None:
+            finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
 
 
 def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> None:

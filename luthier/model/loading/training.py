@@ -94,8 +94,15 @@ def load_for_training(
         frozen=parts_to_freeze(base, run.finetuning),
         original=partial(load_original, source, base),
     )
+    _prepare(run, note_beneath(model, beneath), recomputed_layers)
+    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None) -> None:
+    keys = run.model
     prepare_for_training(
-        note_beneath(model, beneath),
+        model,
         gradient_checkpointing=not keys.disable_gradient_checkpointing and recomputed_layers != 0,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
@@ -104,8 +111,6 @@ def load_for_training(
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
     )
-    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
-    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
