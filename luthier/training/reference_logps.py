@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 REFERENCE_COLUMN = "reference_logps"
 """The log-probability of the answer in each part of a row, summed over its tokens."""
 LOGPS_FILE = "reference_logps.npy"
-LOGPS_CODE = ("stages/_logps.py", "model/heads", "model/kernels", "data/collate.py", "data/shared_prompts.py", "training/reference_logps.py")
+LOGPS_CODE = (
+    "stages/_logps.py",
+    "model/heads",
+    "model/kernels",
+    "data/collate.py",
+    "data/shared_prompts.py",
+    "training/reference_logps.py",
+)
 """The code that computes them, as a part of their cache key."""
 _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of an adapter's config that scale its weights."""

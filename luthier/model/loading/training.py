@@ -18,6 +18,7 @@ from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
+from luthier.model.kernels.lora_linear import fuse_lora
 from luthier.model.loading.base import load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
@@ -96,6 +97,8 @@ def load_for_training(
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
     )
+    if keys.fast_path:
+        fuse_lora(model)
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
 
