@@ -52,6 +52,14 @@ def lark_grammar(text: str) -> str:
     return _checked(LLMatcher.grammar_from_lark(text), "the grammar")
 
 
+def schema_of(grammar: str) -> Mapping[str, Any] | None:
+    """The schema of a grammar from `json_grammar`; None for one in Lark's notation."""
+    try:
+        return json.loads(grammar)["grammars"][0]["json_schema"]
+    except ValueError:
+        return None
+
+
 def _checked(grammar: str, what: str) -> str:
     from llguidance import LLMatcher
 
