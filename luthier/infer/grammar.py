@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.core.errors import InvalidInput
+from luthier.infer.types import GrammarFault
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of every JSON object."""
-
-
-class GrammarFault(InvalidInput):
-    """A grammar that cannot be held, or a text that has left it."""
 
 
 def require_llguidance() -> None:

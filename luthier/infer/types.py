@@ -18,6 +18,10 @@ class UnsupportedSetting(InvalidInput):
         self.name = name
 
 
+class GrammarFault(InvalidInput):
+    """A grammar that cannot be held, or a text that has left it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(GeneratingConfig):
     """How to choose the next tokens of one answer: the keys of the run file, and what a caller may add."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import InvalidInput, LuthierError
 from luthier.core.log import warn
 from luthier.infer.engines import Delivery
-from luthier.infer.types import Answer, Piece, Settings, UnsupportedSetting
+from luthier.infer.types import Answer, GrammarFault, Piece, Settings, UnsupportedSetting
 from luthier.serve.errors import ApiError, failed, too_long
 from luthier.serve.metrics import Metrics
 
@@ -25,6 +25,8 @@ class Job:
     settings: Settings
     param: str
     """The field of the request that the prompt comes from."""
+    grammar_param: str | None = None
+    """The field that the grammar of the settings comes from."""
 
 
 class Answers:
@@ -119,6 +121,8 @@ def _as_api_error(fault: Exception, job: Job) -> ApiError:
         return fault
     if isinstance(fault, UnsupportedSetting):
         return ApiError(str(fault), param=fault.name)
+    if isinstance(fault, GrammarFault):
+        return ApiError(str(fault), param=job.grammar_param)
     if isinstance(fault, InvalidInput):
         return ApiError(str(fault), param=job.param, code=_code_of(fault))
     if isinstance(fault, LuthierError):
