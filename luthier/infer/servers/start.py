@@ -83,7 +83,7 @@ def plan_server(
     limits: Limits,
 ) -> ServerPlan:
     """Raises `ModelError` for a model or an adapter that a server cannot take."""
-    from luthier.core.machine import detect
+    from luthier.core.machine import num_accelerators
     from luthier.model.loading.config import load_config
 
     files, config = source.files, load_config(source).get_text_config()
@@ -102,7 +102,7 @@ def plan_server(
         model=str(Path(files.name).resolve()) if files.is_local else files.name,
         adapter=adapter_folder(run.model, limits),
         limit=getattr(config, "max_position_embeddings", None),
-        num_devices=max(detect().num_accelerators, 1),
+        num_devices=max(num_accelerators(), 1),
         revision=None if files.is_local else source.access.revision,
         environ=_hub_variables(source),
         tokenizer=tokenizer,

@@ -13,6 +13,7 @@ from luthier.infer.types import Answer, Settings, UnsupportedSetting
 from luthier.model.files.sources import model_source
 from tests import tiny
 from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
+from tests.matrix import representatives
 from tests.workflow.test_export import adapter
 
 PROMPT = [72, 105, 33]
@@ -186,7 +187,7 @@ def test_beams_and_long_prompts_are_refused_before_they_are_sent(served):
     assert len(installed.calls) == num_calls
 
 
-@pytest.mark.parametrize("name", ENGINES_UNDER_TEST)
+@pytest.mark.parametrize("name", representatives(ENGINES_UNDER_TEST, "vllm"))
 def test_with_its_adapter_and_then_without_its_server(name, llama_folder, lora, tmp_path):
     """One start for both: an adapter answers, the server dies in the middle of an answer, and later ones fail too."""
     installed = stand_in_for(name, tmp_path / "program")
