@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from luthier.config.keys.data import DataConfig
+from luthier.config.keys.engines import SglangConfig, VllmConfig
 from luthier.config.keys.export import ExportConfig
 from luthier.config.keys.finetuning import FinetuningConfig, MethodChoice
 from luthier.config.keys.fp8 import Fp8Config
@@ -33,6 +34,8 @@ PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer"))
+VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
+SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
 EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
@@ -71,12 +74,6 @@ class Key:
     """In a training run that does not read it, any value but the default is an error."""
 
 
-def later_variants(key: str) -> tuple[str, ...]:
-    """Names of `stage`, `finetuning_type` or `infer_backend` that are known and not part of this version."""
-    present = REGISTRIES[key].names
-    return tuple(value for section in LATER if section.key == key for value in section.values if value not in present)
-
-
 @cache
 def sections() -> tuple[Section, ...]:
     """Every section, those of the variants included."""
@@ -102,7 +99,7 @@ def sections() -> tuple[Section, ...]:
             SWANLAB,
             KT,
         ),
-        *(TRAINING, LEGACY, GENERATING, EXPORT, *LATER),
+        *(TRAINING, LEGACY, GENERATING, VLLM, SGLANG, EXPORT, *LATER),
     )
 
 

@@ -23,13 +23,13 @@ from luthier.config.key_table import (
     PROCESSOR,
     PROFILER,
     QUANTIZATION,
-    REGISTRIES,
+    SGLANG,
     SWANLAB,
+    VLLM,
     Key,
     catalog,
     feature_sections,
     keys_of,
-    later_variants,
     optimizer_sections,
     sections,
 )
@@ -158,9 +158,6 @@ class Draft:
                 self._unknown(name)
                 continue
             key = catalog()[name][0]
-            if key.is_variant and entry.value in later_variants(name):
-                self._later_variant(name, str(entry.value))
-                continue
             if isinstance(key.default, tuple) and is_null(entry.value):
                 self.given[name] = key.default
                 continue
@@ -184,11 +181,6 @@ class Draft:
         else:
             self._blame(name, kind, remedy)
             self.unknown.update(key for key in close[:1] if key not in self.written.entries)
-
-    def _later_variant(self, name: str, value: str) -> None:
-        """A known name, so its keys are checked as if the variant existed."""
-        self.given[name] = value
-        self._blame(name, f"{value} is not part of this version", f"use one of {', '.join(REGISTRIES[name].names)}")
 
     def _value(self, name: str) -> Any:
         """What was given for a key, or its default."""
@@ -262,7 +254,7 @@ class Draft:
             )
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))
-        return InferRun(**common)
+        return InferRun(**common, vllm=self._section(VLLM), sglang=self._section(SGLANG))
 
     def _optimizers(self) -> Mapping[str, Section]:
         """Those that are switched on."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import DataConfig
+from luthier.config.keys.engines import SglangConfig, VllmConfig
 from luthier.config.keys.export import ExportConfig
 from luthier.config.keys.finetuning import FinetuningConfig
 from luthier.config.keys.fp8 import Fp8Config
@@ -87,6 +88,9 @@ class TrainRun(Run):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRun(Run):
     """A run that generates text, e.g. `luthier chat`."""
+
+    vllm: VllmConfig
+    sglang: SglangConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,14 @@ class Machine:
     world_size: int = 1
 
 
+def num_accelerators() -> int:
+    """Those that this process sees. Unlike `detect`, it takes no memory of them. Imports torch."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.accelerator.device_count() if accelerator is not None else 0
+
+
 @lru_cache(maxsize=1)
 def detect() -> Machine:
     """The machine, detected once. Imports torch."""
@@ -36,7 +44,6 @@ def detect() -> Machine:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = accelerator.type if accelerator is not None else "cpu"
-    num_accelerators = torch.accelerator.device_count() if accelerator is not None else 0
     if device == "cuda":
         bf16, device_memory_bytes = torch.cuda.is_bf16_supported(including_emulation=False), _cuda_memory_bytes()
     elif device == "cpu":
@@ -45,7 +52,7 @@ def detect() -> Machine:
         bf16, device_memory_bytes = True, memory_bytes
     return Machine(
         device=device,
-        num_accelerators=num_accelerators,
+        num_accelerators=num_accelerators(),
         bf16=bf16,
         fp16=device != "cpu",
         memory_bytes=memory_bytes,

@@ -1,9 +1,8 @@
-"""The thread that owns a model, and the answers that callers in other threads wait for."""
+"""The thread that owns a model and answers rows in a batch."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,50 +12,12 @@ from luthier.infer.alone import answer_alone
 from luthier.infer.batching import ROW_FAULTS, RowBatch, can_batch, num_read_together
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import Row
-from luthier.infer.types import Answer, Piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from luthier.infer.engines import Delivery
-
 SHARE_FOR_CACHE = 0.8
 """Of the memory that is free once the model is loaded; the rest is for what is computed."""
-
-
-class QueuedTicket:
-    """An answer that one other thread waits for."""
-
-    def __init__(self) -> None:
-        self._arrived: SimpleQueue[Delivery] = SimpleQueue()
-        self._row: Row | None = None
-        self._answer: Answer | None = None
-
-    def deliver(self, item: "Delivery") -> None:
-        self._arrived.put(item)
-
-    def belongs_to(self, row: Row) -> None:
-        self._row = row
-
-    def pieces(self) -> Iterator[Piece]:
-        while True:
-            item = self._arrived.get()
-            if isinstance(item, Piece):
-                yield item
-            elif isinstance(item, Answer):
-                self._answer = item
-                return
-            else:
-                raise item
-
-    @property
-    def answer(self) -> Answer:
-        assert self._answer is not None, "the answer is known after the last piece"
-        return self._answer
-
-    def cancel(self) -> None:
-        assert self._row is not None
-        self._row.is_canceled = True
 
 
 class AnswerThread:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.core.errors import InvalidInput
+from luthier.infer.types import GrammarFault
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of every JSON object."""
-
-
-class GrammarFault(InvalidInput):
-    """A grammar that cannot be held, or a text that has left it."""
 
 
 def require_llguidance() -> None:
@@ -50,6 +46,14 @@ def lark_grammar(text: str) -> str:
     from llguidance import LLMatcher
 
     return _checked(LLMatcher.grammar_from_lark(text), "the grammar")
+
+
+def schema_of(grammar: str) -> Mapping[str, Any] | None:
+    """The schema of a grammar from `json_grammar`; None for one in Lark's notation."""
+    try:
+        return json.loads(grammar)["grammars"][0]["json_schema"]
+    except ValueError:
+        return None
 
 
 def _checked(grammar: str, what: str) -> str:

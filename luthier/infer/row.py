@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from luthier.core.errors import InvalidInput
 from luthier.infer.decoding import TextStream
 from luthier.infer.sampling import chosen_token, sample_tokens
 from luthier.infer.stops import StopStrings
@@ -162,9 +163,9 @@ class Row:
         if not self.is_canceled:
             self._deliver(fault)
 
-    def end(self) -> None:
-        """End here, as if the limit were reached."""
-        self._end(stopped=False)
+    def end(self, *, stopped: bool = False) -> None:
+        """End here, as if the limit were reached, or with `stopped` as if the last token had stopped the answer."""
+        self._end(stopped)
 
     def _end(self, stopped: bool) -> None:
         found = self._stops.found
@@ -194,6 +195,35 @@ class Row:
         self._written.append(text)
         self._num_delivered = len(self._tokens)
         self._deliver(Piece(text, tokens))
+
+
+def new_row(
+    prompt_ids: Sequence[int],
+    settings: Settings,
+    *,
+    num_positions: int | None,
+    stop_ids: Collection[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    deliver: "Callable[[Delivery], None]",
+) -> Row:
+    """A row for a model that takes `num_positions` tokens. Raises `InvalidInput` if there is no room for an answer."""
+    num_new_tokens = settings.num_new_tokens(len(prompt_ids), num_positions)
+    scores_only = settings.prompt_logprobs and (num_positions is None or len(prompt_ids) <= num_positions)
+    if num_new_tokens <= 0 and not scores_only:
+        reason = (
+            f"the model takes {num_positions}; start a new conversation"
+            if num_positions is not None and len(prompt_ids) >= num_positions
+            else f"max_length is {settings.max_length}; raise it or set max_new_tokens"
+        )
+        raise InvalidInput(f"no room for an answer: the prompt has {len(prompt_ids)} tokens and {reason}")
+    return Row(
+        prompt_ids,
+        settings,
+        num_new_tokens=num_new_tokens,
+        stop_ids=stop_ids,
+        tokenizer=tokenizer,
+        deliver=deliver,
+    )
 
 
 def scored(token_id: int, logits: Tensor, num_logprobs: int | None) -> Token:

@@ -5,8 +5,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from luthier.config.keys.generate import GeneratingConfig
+from luthier.core.errors import InvalidInput
 
 FinishReason = Literal["stop", "length"]
+
+
+class UnsupportedSetting(InvalidInput):
+    """A setting that the engine cannot fulfil. `name`: of the field of `Settings`."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+
+
+class GrammarFault(InvalidInput):
+    """A grammar that cannot be held, or a text that has left it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,11 +64,16 @@ def autocast_of_training(model: "nn.Module") -> "torch.autocast":
     """
     import torch
 
-    half = next(
-        (weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None
-    )
-    device = next(model.parameters()).device.type
+    half, device = half_of(model), next(model.parameters()).device.type
     return torch.autocast(device, dtype=half, enabled=half is not None)
+
+
+def half_of(model: "nn.Module") -> "torch.dtype | None":
+    """The 16-bit format that some weights have, and that the model therefore computes in."""
+    import torch
+
+    halves = (weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16))
+    return next(halves, None)
 
 
 def upcast_trainable(model: "nn.Module") -> None:

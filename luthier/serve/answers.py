@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import InvalidInput, LuthierError
 from luthier.core.log import warn
 from luthier.infer.engines import Delivery
-from luthier.infer.types import Answer, Piece, Settings
+from luthier.infer.types import Answer, GrammarFault, Piece, Settings, UnsupportedSetting
 from luthier.serve.errors import ApiError, failed, too_long
 from luthier.serve.metrics import Metrics
 
@@ -25,6 +25,8 @@ class Job:
     settings: Settings
     param: str
     """The field of the request that the prompt comes from."""
+    grammar_param: str | None = None
+    """The field that the grammar of the settings comes from."""
 
 
 class Answers:
@@ -37,6 +39,8 @@ class Answers:
         self._arrived: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
         self._tickets: dict[int, Ticket] = {}
         """Of the jobs that have not ended."""
+        self.ended: dict[int, Answer] = {}
+        """The answers that are whole."""
         self._started = 0.0
         self._begun: set[int] = set()
 
@@ -89,6 +93,7 @@ class Answers:
                 self._begun.add(number)
                 self._metrics.first_token_seconds.observe(time.perf_counter() - self._started)
             if isinstance(item, Answer):
+                self.ended[number] = item
                 self._ended(number)
                 self._metrics.generated_tokens += item.num_new_tokens
             yield number, item
@@ -114,6 +119,10 @@ class Answers:
 def _as_api_error(fault: Exception, job: Job) -> ApiError:
     if isinstance(fault, ApiError):
         return fault
+    if isinstance(fault, UnsupportedSetting):
+        return ApiError(str(fault), param=fault.name)
+    if isinstance(fault, GrammarFault):
+        return ApiError(str(fault), param=job.grammar_param)
     if isinstance(fault, InvalidInput):
         return ApiError(str(fault), param=job.param, code=_code_of(fault))
     if isinstance(fault, LuthierError):

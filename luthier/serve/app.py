@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -19,7 +19,7 @@ from luthier.core.log import info
 from luthier.serve import chat, completions
 from luthier.serve.admission import Admission
 from luthier.serve.answers import Answers
-from luthier.serve.errors import ApiError, failed, loading, of_fields, of_status, stopping, wrong_kind
+from luthier.serve.errors import ApiError, engine_ended, failed, loading, of_fields, of_status, stopping, wrong_kind
 from luthier.serve.events import ClientGone, EventStream, while_connected
 from luthier.serve.fields import HEADER, IgnoredFields
 from luthier.serve.metrics import CONTENT_TYPE, Metrics
@@ -153,8 +153,11 @@ def _handle_errors(app: FastAPI) -> None:
 def _add_state_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 when the model answers, 503 while it is loading and when the server shuts down."""
-        return JSONResponse({"status": "ok", "model": service.any_model.name})
+        """200 when the model answers; 503 while it is loading, when its engine has died, and during shutdown."""
+        model = service.any_model
+        if isinstance(model, ChatModel) and (fault := model.engine.fault) is not None:
+            raise engine_ended(fault)
+        return JSONResponse({"status": "ok", "model": model.name})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -226,8 +229,22 @@ async def _respond(
     answers.start()
     service.open.add(answers)
     if body.stream:
-        return EventStream(events(asked, answers), answers.close, headers)
+        return EventStream(_logged(service, answers, events(asked, answers)), answers.close, headers)
     return await _whole(service, request, answers, whole(asked, answers), headers)
+
+
+async def _logged(service: Service, answers: Answers, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The events; after the last one, the answers go to the log as those that are not streamed do."""
+    async with aclosing(events):
+        async for data in events:
+            yield data
+    service.log(
+        "answer",
+        [
+            {"index": number, "text": answer.text, "finish_reason": answer.finish_reason}
+            for number, answer in sorted(answers.ended.items())
+        ],
+    )
 
 
 async def _whole(

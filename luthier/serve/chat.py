@@ -17,7 +17,7 @@ from luthier.serve.answers import Answers, Job
 from luthier.serve.convert import conversation, tools_text
 from luthier.serve.errors import ApiError
 from luthier.serve.events import event
-from luthier.serve.forced import forced_grammar
+from luthier.serve.forced import called, forced_grammar
 from luthier.serve.logprobs import chat_logprobs
 from luthier.serve.model import ChatModel
 from luthier.serve.protocol import ChatMessage, ChatRequest, Tool
@@ -47,7 +47,8 @@ class Chat:
 
     @property
     def jobs(self) -> list[Job]:
-        return [Job(self.prompt_ids, of_choice(self.settings, k), "messages") for k in range(self.num_choices)]
+        forced = "tool_choice" if called(self.request) else "response_format"
+        return [Job(self.prompt_ids, of_choice(self.settings, k), "messages", forced) for k in range(self.num_choices)]
 
 
 def prepared(request: ChatRequest, model: ChatModel) -> Chat:

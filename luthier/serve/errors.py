@@ -48,6 +48,10 @@ def stopping() -> ApiError:
     return ApiError("the server is shutting down", status=503, type="unavailable_error", code="shutting_down")
 
 
+def engine_ended(fault: str) -> ApiError:
+    return ApiError(fault, status=503, type="unavailable_error", code="engine_ended")
+
+
 def overloaded(num_waiting: int) -> ApiError:
     return ApiError(
         f"the queue is full ({num_waiting} answers are waiting); try again soon",

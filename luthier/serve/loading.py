@@ -52,7 +52,7 @@ def _chat_model(run: "InferRun", text: TextSide, name: str | None) -> Loaded:
     )
     info(f"loaded: {run.model.model_name_or_path}, prompts in {prompting.description}")
     model = ChatModel(
-        **_facts(run, text, name),
+        **{**_facts(run, text, name), "num_positions": engine.num_positions},
         engine=engine,
         prompting=prompting,
         settings=Settings.of(run.generating),

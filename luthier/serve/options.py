@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from luthier.core.errors import InvalidInput
 from luthier.core.log import warn
-from luthier.infer.engines.huggingface import MAX_CONCURRENT, max_concurrent
+from luthier.infer.concurrency import MAX_CONCURRENT, max_concurrent
 
 _YES = ("1", "true", "yes", "on", "y")
 MEDIA_VARIABLES = ("SAFE_MEDIA_PATH", "ALLOW_LOCAL_FILES", "API_ALLOW_URLS")

@@ -14,7 +14,7 @@ from luthier.core.registry import did_you_mean
 from luthier.model.adapters._continued import local_problems
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
-from luthier.workflow.requirements import library_problems, quantizer_problems, source_problems
+from luthier.workflow.requirements import engine_problems, library_problems, quantizer_problems, source_problems
 
 MUST_EXIST = {"model_name_or_path", "dataset_dir", "deepspeed", "fsdp_config", "accelerator_config"}
 """Paths whose absence is an error of its own."""
@@ -33,7 +33,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     if isinstance(run, TrainRun):
         draft.add(*settings_problems(run))
     draft.add((), [*text_only_problems(run), *path_problems(run)])
-    missing = [*source_problems(run), *quantizer_problems(run)]
+    missing = [*source_problems(run), *quantizer_problems(run), *engine_problems(run)]
     if isinstance(run, TrainRun):
         missing += [*library_problems(run), *frozen_model_problems(run)]
         draft.add((), local_problems(run))

@@ -9,10 +9,11 @@ from pathlib import Path
 from luthier.config.keys.fp8 import installed_backend, missing_library
 from luthier.config.keys.hubs import hub_in_use
 from luthier.config.keys.swanlab import MINIMUM
-from luthier.config.runs import ExportRun, Run, TrainRun
+from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 from luthier.core.errors import ModelError, Problem
-from luthier.core.kinds import QUANTIZERS
+from luthier.core.kinds import ENGINES, QUANTIZERS
 from luthier.core.versions import is_installed
+from luthier.infer.servers.child import find_program
 from luthier.model.adapters._series import AS_ADAPTERS, check_series
 from luthier.model.files.sources import ModelSource, check_adapter_source, check_source, is_hub_id, model_source
 from luthier.model.quantization._layers import missing_library as missing_quantizer
@@ -113,6 +114,14 @@ def quantizer_problems(run: Run) -> Iterator[Problem]:
     quantizes = keys.quantization_bit is not None and keys.quantization_method in QUANTIZERS.names
     if quantizes and (missing := missing_quantizer(keys)):
         yield _missing("quantization_method", *missing)
+
+
+def engine_problems(run: Run) -> Iterator[Problem]:
+    """The missing program of the engine that generates text, if any."""
+    if isinstance(run, InferRun) and run.model.infer_backend in ENGINES.names:
+        engine = ENGINES.get(run.model.infer_backend)
+        if engine.program and find_program(engine.program) is None:
+            yield Problem("infer_backend", f"there is no program {engine.program} here", engine.install)
 
 
 def _about(key: str, name: str, error: ModelError) -> Problem:

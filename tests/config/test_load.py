@@ -6,7 +6,6 @@ import pytest
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
-from luthier.core.kinds import ENGINES
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
 EVAL = {"val_size": 0.1}
@@ -179,12 +178,23 @@ def test_former_names_are_stored_under_todays():
     ]
 
 
-def test_a_later_variant_is_refused_and_its_keys_are_judged_as_its_own():
-    keys = {"model_name_or_path": "m", "template": "chatml", "infer_backend": "vllm", "vllm_maxlen": "much"}
-    problems = problems_of(load_infer, keys)
-    assert problems["infer_backend"].reason == "vllm is not part of this version"
-    assert problems["infer_backend"].remedy == f"use one of {', '.join(ENGINES.names)}"
-    assert set(problems) == {"infer_backend", "vllm_maxlen"}
+def test_the_keys_of_an_engine_are_read_if_it_is_chosen():
+    keys = {
+        "model_name_or_path": "m",
+        "template": "chatml",
+        "infer_backend": "vllm",
+        "vllm_maxlen": 8,
+        "sglang_maxlen": 9,
+    }
+    run = load_infer({**keys, "vllm_config": '{"max_num_seqs": 8}'})
+    assert (run.vllm.vllm_maxlen, run.vllm.vllm_config) == (8, {"max_num_seqs": 8})
+    assert [(warning.key, warning.reason) for warning in run.warnings] == [
+        ("sglang_maxlen", "is not read here, only by infer_backend: sglang")
+    ]
+    assert set(problems_of(load_infer, {**keys, "vllm_maxlen": "much"})) == {"vllm_maxlen"}
+
+
+def test_a_misspelt_variant_gets_the_nearest_name():
     assert "did you mean sft" in problems_of(load_train, {**BASE, "stage": "sftt"})["stage"].remedy
 
 

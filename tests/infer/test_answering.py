@@ -5,9 +5,8 @@ from threading import Event
 import pytest
 import torch
 
-from luthier.core.errors import InvalidInput
-from luthier.infer.answering import AnswerThread, QueuedTicket
-from luthier.infer.engines.huggingface import HuggingFaceModel, max_concurrent
+from luthier.infer.answering import AnswerThread
+from luthier.infer.engines.huggingface import HuggingFaceModel
 from luthier.infer.types import Settings
 from tests.tiny import TINY_LLAMA, byte_tokenizer
 
@@ -137,24 +136,8 @@ def test_models_that_cannot_batch_answer_one_after_the_other(said):
     assert sum("answers one prompt at a time" in line for line in said) == 1
 
 
-def test_an_answer_is_known_after_the_last_piece():
-    with pytest.raises(AssertionError):
-        _ = QueuedTicket().answer
-
-
 def test_closing_cancels_and_waits():
     model = engine()
     model.submit([1], Settings(do_sample=False, max_new_tokens=400, ignore_eos=True))
     model.close()
     assert model.num_waiting == 0
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "5000"])
-def test_max_concurrent_is_a_whole_number_above_0(text):
-    with pytest.raises(InvalidInput, match=f"MAX_CONCURRENT: '{text}': should be a whole number from 1 to 4096"):
-        max_concurrent({"MAX_CONCURRENT": text})
-
-
-def test_max_concurrent_is_8_unless_set():
-    assert max_concurrent({}) == max_concurrent({"MAX_CONCURRENT": " "}) == 8
-    assert max_concurrent({"MAX_CONCURRENT": "3"}) == 3

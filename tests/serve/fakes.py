@@ -48,6 +48,7 @@ class ScriptedEngine:
         self.prompts: list[str] = []
         self.settings: list[Settings] = []
         self.tickets: list[ScriptedTicket] = []
+        self.fault: str | None = None
 
     def submit(self, prompt_ids, settings, deliver):
         prompt, ticket = self.tokenizer.decode(list(prompt_ids)), ScriptedTicket()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from luthier.core.errors import InvalidInput
-from luthier.infer.types import Answer, Piece, Settings
+from luthier.infer.types import Answer, Piece, Settings, UnsupportedSetting
 from luthier.serve.admission import Admission
 from luthier.serve.answers import Answers, Job
 from luthier.serve.errors import ApiError
@@ -106,3 +106,17 @@ def test_nothing_happens_after_the_end_of_the_loop():
         return engine.delivers[0]
 
     asyncio.run(run())(Piece("late"))
+
+
+def test_a_setting_that_the_engine_lacks_is_the_field_at_fault():
+    class Lacking(Engine):
+        def submit(self, prompt_ids, settings, deliver):
+            raise UnsupportedSetting("seed", "there is none")
+
+    async def run():
+        answers, _, admission, _ = started(1, Lacking())
+        with pytest.raises(ApiError, match=r"^seed: there is none$") as caught:
+            answers.start()
+        assert (caught.value.status, caught.value.param, admission.num_answers) == (400, "seed", 0)
+
+    asyncio.run(run())

@@ -221,12 +221,24 @@ def test_a_proxy_may_put_a_path_before_it():
         assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/proxy"}]
 
 
-def test_what_people_write_is_logged_on_request_only(said):
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_people_write_is_logged_on_request_only(said, stream):
+    body = {"messages": [{"role": "user", "content": "secret words"}], "stream": stream, "n": 2}
     for verbose, count in ((False, 0), (True, 2)):
         said.clear()
-        with serving(chat_model(), is_verbose=verbose) as (url, _):
-            httpx.post(f"{url}{CHAT}", json={"messages": [{"role": "user", "content": "secret words"}]})
-        assert len([line for line in said if "secret words" in line or '"ok"' in line]) == count
+        with serving(chat_model(lambda prompt: ["o", "k"]), is_verbose=verbose) as (url, _):
+            httpx.post(f"{url}{CHAT}", json=body)
+        assert len([line for line in said if "secret words" in line or line.count('"ok"') == 2]) == count
+
+
+def test_an_engine_that_has_died_is_no_healthy_server():
+    model = chat_model()
+    with serving(model) as (url, _):
+        assert httpx.get(f"{url}/health").status_code == 200
+        model.engine.fault = "vllm ended with status 7"
+        response = httpx.get(f"{url}/health")
+    error = {"message": "vllm ended with status 7", "type": "unavailable_error", "param": None, "code": "engine_ended"}
+    assert (response.status_code, response.json()) == (503, {"error": error})
 
 
 def test_200_idle_streams_cost_little():

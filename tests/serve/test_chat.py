@@ -7,10 +7,12 @@ import threading
 import httpx
 import openai
 import pytest
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from luthier.core.errors import InvalidInput, RunFailed
+from luthier.infer.engines.huggingface import HuggingFaceModel
 from tests.serve.fakes import CALL, WEATHER, chat_model, last_question, serving, until
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_llama
 
 HI = [{"role": "user", "content": "hi"}]
 PATH = "/v1/chat/completions"
@@ -268,3 +270,30 @@ def test_tags_that_are_special_tokens_are_read_and_not_shown():
             if fields:
                 assert message["content"] == "Well."
                 assert message["tool_calls"][0]["function"]["arguments"] == '{"city": "Oslo"}'
+
+
+class SlowTokenizer(PreTrainedTokenizerFast):
+    """Grammars need a fast one, which is found out when decoding begins."""
+
+    is_fast = False
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_a_fault_of_the_grammar_while_decoding_is_the_field_that_asked_for_it(tmp_path, fields, param):
+    folder = tiny_llama(tmp_path / "model", max_position_embeddings=4096)
+    engine = HuggingFaceModel(
+        AutoModelForCausalLM.from_pretrained(folder), SlowTokenizer.from_pretrained(folder), {260}
+    )
+    with serving(chat_model(engine=engine)) as (url, _):
+        whole = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields})
+        stream = httpx.post(f"{url}{PATH}", json={"messages": HI, "stream": True, **fields})
+    error = whole.json()["error"]
+    assert (whole.status_code, error["param"]) == (400, param) and "fast tokenizer" in error["message"]
+    assert stream.status_code == 200 and data_lines(stream)[-1] == {"error": error}
+    assert "event: error\n" in stream.text and "[DONE]" not in stream.text

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+import luthier
 from luthier.config.load import load_infer
 from luthier.data.chat.encoder import Encoder
 from luthier.serve.loading import default_name, load_model
 from luthier.serve.model import ChatModel, RewardModel
 from luthier.serve.protocol import ScoreRequest
 from luthier.serve.scoring import scored
+from tests.small_world import PAIRS, small_world
 from tests.tiny import byte_tokenizer
 
 
@@ -55,3 +57,26 @@ def test_a_reward_model_scores_the_last_token(tmp_path):
         ids = torch.tensor([Encoder(tokenizer).text(text)])
         with torch.no_grad():
             assert score == pytest.approx(plain(ids).logits.item(), abs=1e-6)
+
+
+def test_scores_are_those_of_the_evaluation_in_training(tmp_path):
+    pairs = {"dataset": "pairs", "eval_dataset": "pairs", "do_eval": True}
+    keys = {**small_world(tmp_path), **pairs, "stage": "rm", "finetuning_type": "lora"}
+    result = luthier.train({**keys, "output_dir": str(tmp_path / "out"), "max_steps": 2, "learning_rate": 1e-2})
+    evaluation = result.metrics["eval"]
+    run = load_infer(
+        {
+            "model_name_or_path": keys["model_name_or_path"],
+            "adapter_name_or_path": str(tmp_path / "out"),
+            "stage": "rm",
+            "template": keys["template"],
+        }
+    )
+    model, _ = load_model(run, None)
+    for side in ("chosen", "rejected"):
+        texts = [
+            f"<|im_start|>user\n{row['instruction']}<|im_end|>\n<|im_start|>assistant\n{row[side]}<|im_end|>\n"
+            for row in PAIRS
+        ]
+        scores = scored(ScoreRequest(messages=texts), model)["scores"]
+        assert sum(scores) / len(scores) == pytest.approx(evaluation[f"eval_rewards/{side}"], abs=1e-6)

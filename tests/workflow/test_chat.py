@@ -1,5 +1,6 @@
 """Chats with a tiny model: from Python, through the command, and with whatever chat format the model brings along."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 import luthier
 from luthier.cli import main
-from luthier.core.errors import ConfigError, InvalidInput, ModelError
+from luthier.core.errors import InvalidInput, ModelError
 from luthier.infer.prompting import ModelTemplatePrompting
 from luthier.infer.types import Settings
 from tests.tiny import byte_tokenizer, tiny_llama
@@ -120,9 +121,17 @@ def test_a_conversation_that_fills_the_model_is_one_error(llama_folder):
 
 
 @pytest.mark.parametrize("backend", ["vllm", "sglang"])
-def test_other_engines_are_refused_with_a_reason(llama_folder, backend):
-    with pytest.raises(ConfigError, match=f"infer_backend: '{backend}'.*not part of this version"):
-        chat(llama_folder, infer_backend=backend)
+def test_an_engine_that_is_not_installed_is_one_sentence_before_torch(llama_folder, backend):
+    keys = [f"model_name_or_path={llama_folder}", "template=chatml", f"infer_backend={backend}"]
+    code = f"import sys\nfrom luthier.cli import main\nprint(main(['chat', *{keys}]), 'torch' in sys.modules)"
+    environment = {**os.environ, "PATH": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "2 False\n"
+    assert (
+        f"infer_backend: '{backend}': there is no program {backend} here -> pip install {backend} (here, or"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_model_is_one_error(tmp_path):

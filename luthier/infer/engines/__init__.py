@@ -31,6 +31,14 @@ class Ticket(Protocol):
 class Generating(Protocol):
     """A loaded model that answers many prompts at once."""
 
+    @property
+    def num_positions(self) -> int | None:
+        """The longest prompt plus answer, in tokens; None without a limit."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be answered any more; None while all is well."""
+
     def submit(
         self, prompt_ids: Sequence[int], settings: Settings, deliver: "Callable[[Delivery], None] | None" = None
     ) -> Ticket:
@@ -59,3 +67,7 @@ class Engine:
     name: str
     open: "Callable[[InferRun, ModelSource, Any, Collection[int]], Generating]"
     """(run, source of its model, tokenizer, stop ids) -> the loaded model."""
+    program: str = ""
+    """What must be installed for it, if it is a program of its own."""
+    install: str = ""
+    """How to install that."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import ADAPTERS
-from luthier.workflow.plan.shape import num_file_bytes, num_weight_bytes
+from luthier.workflow.plan.shape import holds_format, num_file_bytes, num_weight_bytes
 from luthier.workflow.plan.trace import Trace
 
 if TYPE_CHECKING:
@@ -99,8 +99,13 @@ def held_by(
     on_device = machine.device != "cpu"
     weights = num_weight_bytes(run, shape)
     numbers = STATES.get(run.training["optim"], 2.0)
-    files = num_file_bytes(text.source)
+    files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
+    if on_device:
+        files = full = 0
+    elif is_mapped:
+        # Weights in the format of the files are the files themselves, mapped. What stays unquantized keeps the mapping.
+        weights, files = max(weights, files + weights if shape.low_bit else 0), 0
     return Held(
         libraries_bytes=CONTEXT_BYTES if on_device else libraries_bytes,
         weights_bytes=weights,
@@ -108,7 +113,7 @@ def held_by(
         optimizer_bytes=round(numbers * sum(trained.values())),
         frozen_bytes=frozen_bytes(run, stage, weights, sum(trained.values())),
         cache_bytes=cache_bytes(shape, work),
-        loading_bytes=0 if on_device else files + (full if text.source.files.gguf_file else 0),
+        loading_bytes=files + (full if text.source.files.gguf_file else 0),
         margin_share=ALLOCATOR_SHARE if on_device else 0.0,
     )
 

@@ -19,6 +19,7 @@ from luthier.model.classes import auto_class, checkpoint_dtype, is_routed, model
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import training_dtype, upcast_norms
 from luthier.model.features import Training
+from luthier.model.kernels.lora_linear import fuse_lora
 from luthier.model.loading.base import purpose_of
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config, change_model
@@ -128,6 +129,8 @@ def _built(
         upcast_lmhead_output=run.model.upcast_lmhead_output,
         pure_bf16=pure_bf16,
     )
+    if run.model.fast_path:
+        fuse_lora(model)
     if padding_reason is None:
         isolate_samples(model)
     if not stage.has_dropout:
@@ -208,3 +211,17 @@ def num_file_bytes(source: Any) -> int:
     if files.gguf_file:
         return Path(files.name, files.gguf_file).stat().st_size
     return sum(path.stat().st_size for path in Path(files.name).glob("*.safetensors"))
+
+
+FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""As safetensors and PyTorch call them."""
+
+
+def holds_format(source: Any, dtype: str) -> bool:
+    """Whether the floating-point numbers in the safetensors files of a local model are all in this format."""
+    if not source.files.is_local or source.files.gguf_file:
+        return False
+    stored = {
+        entry["dtype"] for header in source.headers.values() for name, entry in header.items() if name != "__metadata__"
+    }
+    return {FORMATS.get(name, name) for name in stored} == {dtype}

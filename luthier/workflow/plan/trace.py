@@ -82,7 +82,7 @@ def trace_step(
     counter = _Counter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
-    with _Substitutes(half), counter:
+    with torch.autocast("cpu", dtype=half, enabled=half is not None), _Substitutes(half), counter:
         if accumulates:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -157,14 +157,16 @@ class _Substitutes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
-            query, key, value = map(self._halved, args[:3])
+            dtype = self._halved(args[0]).dtype
+            # On a CPU 16-bit attention runs in float32 (`luthier.model.attention`).
+            query, key, value = (states.float() for states in args[:3])
             mask = kwargs.get("attn_mask")
             if mask is not None and mask.dtype == torch.bool:
                 mask = torch.empty_like(mask, dtype=query.dtype)
             return aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False),
                 attn_mask=mask, scale=kwargs.get("scale"),
-            )[0]  # fmt: skip
+            )[0].to(dtype)  # fmt: skip
         if self.half is not None and func in _PRODUCTS:
             return func(*map(self._halved, args), **{name: self._halved(value) for name, value in kwargs.items()})
         return func(*args, **kwargs)

@@ -457,7 +457,39 @@ ANSWERS_AND_EXPORT = [
         command="export",
     ),
 ]
+ENGINE_KEYS = (
+    *({"quantization_bit": 4}, {"rope_scaling": "linear"}, {"mixture_of_depths": "load"}, {"train_from_scratch": True}),
+    *({"use_unsloth": True}, {"add_tokens": "a"}, {"add_special_tokens": "a"}, {"resize_vocab": True}),
+    *({"new_special_tokens_config": "f"}, {"flash_attn": "sdpa"}, {"enable_liger_kernel": True}, {"num_beams": 2}),
+    *({"use_kv_cache": False}, {"offload_folder": "f"}, {"upcast_layernorm": True}, {"upcast_lmhead_output": True}),
+    *({"adapter_name_or_path": "a,b"}, {"model_name_or_path": "m.gguf"}),
+)
+ENGINES = [
+    *cases({"infer_backend": "vllm"}, *ENGINE_KEYS, command="infer"),
+    Case({"stage": "rm", "infer_backend": "vllm"}, command="infer"),
+    *cases(
+        {"infer_backend": "vllm"},
+        {"vllm_maxlen": 0},
+        {"vllm_max_lora_rank": 0},
+        {"vllm_gpu_util": 0},
+        {"vllm_gpu_util": 1.1},
+        {"vllm_config": {"served-model-name": "x"}},
+        command="infer",
+    ),
+    *cases(
+        {"infer_backend": "sglang"},
+        {"repetition_penalty": 1.1},
+        {"sglang_maxlen": 0},
+        {"sglang_mem_fraction": 0},
+        {"sglang_mem_fraction": 2},
+        {"sglang_tp_size": 0},
+        {"sglang_config": {"api_key": "x"}},
+        command="infer",
+    ),
+    *cases({}, {"infer_backend": "sglang"}),
+    *cases({}, {"infer_backend": "vllm"}, command="export"),
+]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT),
+    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES),
 ]

@@ -4,12 +4,10 @@ They are listed so that files written for the reference get a reason instead of 
 its class moves to the variant's file and its line leaves this table.
 """
 
-from luthier.config.keys.later import engines, evaluation, launch
+from luthier.config.keys.later import evaluation, launch
 from luthier.config.sections import Section
 
 LATER = (
-    Section("vllm", engines.VllmConfig, commands=("infer",), key="infer_backend", values=("vllm",)),
-    Section("sglang", engines.SglangConfig, commands=("infer",), key="infer_backend", values=("sglang",)),
     Section("ray", launch.RayConfig, commands=("train",), environment="USE_RAY"),
     Section("mca", launch.McaConfig, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),

@@ -1,0 +1,127 @@
+"""A server is waited for, its death is told with its log, and no process of it is left, whatever ends luthier."""
+
+import gc
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.core.errors import RunFailed
+from luthier.infer.servers import child
+from luthier.infer.servers.child import ChildServer, find_program, free_port
+from tests.infer.servers.programs import ROOT, is_running, kill, processes_with, wait_for
+
+SERVES = """
+import http.server, os, subprocess, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *words): pass
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", "worker-of", sys.argv[2]])
+print("loading", flush=True)
+time.sleep(float(sys.argv[3]))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def serving(mark: str, seconds: float = 0.0) -> ChildServer:
+    port = free_port()
+    return ChildServer("vllm", [sys.executable, "-c", SERVES, str(port), mark, str(seconds)], port, {})
+
+
+def test_a_server_answers_and_leaves_no_process_and_no_log(tmp_path, said):
+    server = serving(str(tmp_path))
+    server.wait_until_healthy()
+    assert server.is_alive and server.log.read_text() == "loading\n"
+    assert said == [f"starting vllm; its log is {server.log}"]
+    # The keeper, the server and its worker.
+    assert len(processes_with(str(tmp_path))) == 3
+    server.close()
+    wait_for(lambda: not processes_with(str(tmp_path)))
+    assert not server.log.exists()
+    server.close()  # twice does no harm
+
+
+def test_who_waits_is_told_what_for(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(child, "TELL_SECONDS", 0.3)
+    server = serving(str(tmp_path), seconds=1.5)
+    server.wait_until_healthy()
+    server.close()
+    assert [line for line in said if re.fullmatch(r"waiting for vllm \(\d+ s\): loading", line)]
+
+
+def test_a_server_that_dies_at_once_is_an_error_with_the_end_of_its_log():
+    code = "print('ValueError: \\x1b[31mno GPU\\x1b[0m'); raise SystemExit(3)"
+    server = ChildServer("vllm", [sys.executable, "-c", code], free_port(), {})
+    with pytest.raises(RunFailed, match=r"vllm ended before it answered with status 3 -> its log says why: ") as caught:
+        server.wait_until_healthy()
+    assert str(caught.value).endswith(f"{server.log}, which ends: ValueError: no GPU")
+    assert "no GPU" in server.log.read_text()
+    server.log.unlink()
+
+
+def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
+    server = serving(str(tmp_path), seconds=60)
+    wait_for(lambda: len(processes_with(str(tmp_path))) == 3)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(child.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        server.wait_until_healthy()
+    monkeypatch.undo()
+    wait_for(lambda: not processes_with(str(tmp_path)))
+
+
+def test_the_death_of_an_idle_server_is_told_at_once(tmp_path, said):
+    server = serving(str(tmp_path))
+    server.wait_until_healthy()
+    for pid in processes_with(str(tmp_path)):
+        if b"keeper" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            kill(pid)
+    wait_for(lambda: len(said) == 2)
+    assert said[1].startswith("warning: vllm ended with status ") and str(server.log) in said[1]
+    assert server.ends_within(5) and not server.is_alive
+    server.close()
+    server.log.unlink()
+
+
+def test_a_server_that_nobody_refers_to_ends(tmp_path):
+    server = serving(str(tmp_path))
+    server.wait_until_healthy()
+    del server
+    gc.collect()
+    wait_for(lambda: not processes_with(str(tmp_path)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_does_not_outlive_luthier(tmp_path, number):
+    code = f"""
+import sys, time
+from tests.infer.servers.test_child import serving
+server = serving({str(tmp_path)!r})
+server.wait_until_healthy()
+print("up", flush=True)
+time.sleep(99)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "up\n"
+    pids = processes_with(str(tmp_path))
+    process.send_signal(number)
+    process.wait(20)
+    wait_for(lambda: not any(map(is_running, pids)))
+
+
+def test_a_program_is_looked_for_beside_python_and_then_on_the_path(tmp_path, monkeypatch):
+    assert find_program(Path(sys.executable).name) == sys.executable
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_program("vllm-of-a-test") is None
+    program = tmp_path / "vllm-of-a-test"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert find_program("vllm-of-a-test") == str(program)
