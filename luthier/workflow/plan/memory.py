@@ -52,12 +52,15 @@ class Held:
     cache_bytes: int
     loading_bytes: int
     """More than weights and libraries, while the weights are read."""
+    mapped_bytes: int = 0
+    """Of the files, as long as the model exists."""
     margin_share: float = 0.0
 
     @property
     def all_bytes(self) -> int:
         """Without gradients, which a trace of the step holds."""
-        return self.libraries_bytes + self.weights_bytes + self.optimizer_bytes + self.frozen_bytes
+        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes
+        return self.libraries_bytes + weights + self.optimizer_bytes
 
     @property
     def least_bytes(self) -> int:
@@ -74,7 +77,7 @@ class Held:
         activations = trace.early_bytes - trace.logits_bytes
         return {
             "libraries": self.libraries_bytes,
-            "loader": self.loading_bytes,
+            "loader": self.loading_bytes + self.mapped_bytes,
             "weights": self.weights_bytes,
             "gradients": self.gradients_bytes,
             "optimizer": self.optimizer_bytes,
@@ -101,11 +104,12 @@ def held_by(
     numbers = STATES.get(run.training["optim"], 2.0)
     files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
+    mapped = 0
     if on_device:
         files = full = 0
     elif is_mapped:
         # Weights in the format of the files are the files themselves, mapped. What stays unquantized keeps the mapping.
-        weights, files = max(weights, files + weights if shape.low_bit else 0), 0
+        files, mapped = 0, files if shape.low_bit else 0
     return Held(
         libraries_bytes=CONTEXT_BYTES if on_device else libraries_bytes,
         weights_bytes=weights,
@@ -114,6 +118,7 @@ def held_by(
         frozen_bytes=frozen_bytes(run, stage, weights, sum(trained.values())),
         cache_bytes=cache_bytes(shape, work),
         loading_bytes=files + (full if text.source.files.gguf_file else 0),
+        mapped_bytes=mapped,
         margin_share=ALLOCATOR_SHARE if on_device else 0.0,
     )
 
