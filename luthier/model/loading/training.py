@@ -18,7 +18,6 @@ from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.kernels.lora_linear import fuse_lora
 from luthier.model.loading.base import load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
@@ -113,6 +112,8 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
         pure_bf16=run.finetuning.pure_bf16,
     )
     if keys.fast_path:
+        from luthier.model.kernels.lora_linear import fuse_lora
+
         fuse_lora(model)
 
 
