@@ -1,5 +1,6 @@
 """From a training run to a model whose trainable parameters are settled."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.kernels.lora_linear import fuse_lora
 from luthier.model.loading.base import load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
@@ -32,6 +32,7 @@ from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -58,13 +59,7 @@ def load_for_training(
         source,
         config,
         purpose,
-        choose_dtype=partial(
-            training_dtype,
-            bf16=run.training["bf16"],
-            fp16=run.training["fp16"],
-            pure_bf16=run.finetuning.pure_bf16,
-            machine=machine,
-        ),
+        choose_dtype=_choose_dtype(run, machine),
         quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
         scores=scores,
         starts_score=scores,
@@ -96,9 +91,8 @@ def load_for_training(
         checkpoint_every=keys.checkpoint_every,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
+        fuses_lora=keys.fast_path,
     )
-    if keys.fast_path:
-        fuse_lora(model)
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
 
@@ -114,6 +108,11 @@ def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
         run.training["seed"],
         trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
     )
+
+
+def _choose_dtype(run: "TrainRun", machine: Machine) -> "Callable[..., torch.dtype]":
+    halves = {"bf16": run.training["bf16"], "fp16": run.training["fp16"], "pure_bf16": run.finetuning.pure_bf16}
+    return partial(training_dtype, **halves, machine=machine)
 
 
 def _beneath(run: "TrainRun", source: ModelSource) -> Series:
@@ -132,8 +131,9 @@ def prepare_for_training(
     checkpoint_every: int = 1,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
+    fuses_lora: bool = False,
 ) -> None:
-    """The last changes to a model whose trainable parameters are settled: number formats, cache, checkpointing."""
+    """The last changes to a model whose trainable parameters are settled: formats, cache, checkpointing, kernels."""
     base = unwrap(model)
     if not pure_bf16:
         upcast_trainable(model)
@@ -142,6 +142,10 @@ def prepare_for_training(
     base.config.use_cache = False
     if gradient_checkpointing:
         enable_checkpointing(base, use_reentrant=use_reentrant, offload=offload, checkpoint_every=checkpoint_every)
+    if fuses_lora:
+        from luthier.model.kernels.lora_linear import fuse_lora
+
+        fuse_lora(model)
     model.train()
 
 
