@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-api methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading agains
 
 bench-generate: $(VENV)/.installed $(MODEL)  ## tokens per second to one caller and to eight, against transformers
 	$(BIN)/python benchmarks/bench_generate.py
+
+bench-plan: $(VENV)/.installed $(MODEL)  ## planned against measured peak memory of runs of different methods and lengths
+	$(BIN)/python benchmarks/bench_plan.py
 
 bench-api: $(VENV)/.installed $(MODEL)  ## what HTTP adds to the time of one caller
 	$(BIN)/python benchmarks/bench_api.py

@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
     "check": ("RUN [key=value ...] [--for train|chat|export]", "find every problem of a run file and its datasets"),
+    "plan": ("RUN [key=value ...] [--json]", "tell work, memory and time of a run before any weight is loaded"),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
         "show the tokenized rows, or find what is wrong with the datasets",
@@ -33,7 +34,7 @@ COMMANDS = {
 
 WITH_OPTIONS = ("data", "template", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("plan", "webchat", "webui", "eval", "sweep")
+LATER = ("webchat", "webui", "eval", "sweep")
 """Commands that this version does not have."""
 
 

@@ -255,6 +255,18 @@ def isolates_samples(model: "nn.Module") -> str | None:
     another sample as alone.
     """
     base = unwrap(model)
+    reason = reason_to_pad(base)
+    if reason is not None:
+        return reason
+    if base.config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
+        return None  # its kernels cannot be tried before the model has moved to its accelerator
+    if not _is_isolated(base):
+        return "tried on two samples, the first one changed the second"
+    return None
+
+
+def reason_to_pad(base: "PreTrainedModel") -> str | None:
+    """Why rows of this model have to be padded, as far as class and config tell."""
     layer_types = set(getattr(base.config, "layer_types", None) or ())
     if base.config.is_encoder_decoder:
         return "it has an encoder"
@@ -266,10 +278,6 @@ def isolates_samples(model: "nn.Module") -> str | None:
         return "its sliding windows do not reach the attention function"
     if not base._can_set_attn_implementation():
         return "its attention cannot be replaced"
-    if base.config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
-        return None  # its kernels cannot be tried before the model has moved to its accelerator
-    if not _is_isolated(base):
-        return "tried on two samples, the first one changed the second"
     return None
 
 

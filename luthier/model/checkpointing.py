@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 
 def enable_checkpointing(
-    model: "PreTrainedModel", *, use_reentrant: bool, offload: bool = False, checkpoint_every: int = 1
+    model: "PreTrainedModel",
+    *,
+    use_reentrant: bool,
+    offload: bool = False,
+    checkpoint_every: int = 1,
+    num_layers: int | None = None,
 ) -> None:
     """Checkpoint the blocks of `model`, whose trainable parameters must be settled by now.
 
     `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: keep
     the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks.
+    `num_layers`: the first so many blocks, None for all.
     """
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")
@@ -34,7 +40,8 @@ def enable_checkpointing(
 
     model._set_gradient_checkpointing(enable=True)
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    kept = {id(block) for index, block in enumerate(blocks) if index % checkpoint_every}
+    end = len(blocks) if num_layers is None else num_layers
+    kept = {id(block) for index, block in enumerate(blocks) if index % checkpoint_every or index >= end}
     for module in model.modules():
         if "gradient_checkpointing" in vars(module):
             way = _run_once if id(module) in kept else _checkpointer(module, use_reentrant or offload, offload)

@@ -19,8 +19,12 @@ def main(argv: list[str]) -> int:
     if result.was_interrupted:
         return 130
     if is_main_process():
+        from luthier.workflow.plan.foresight import comparison
+
         for metrics in result.metrics.values():
             for name, value in metrics.items():
                 print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        for line in comparison(result.compared):
+            print(line)
         print(f"saved: {result.output_dir}")
     return 0

@@ -101,6 +101,11 @@ class Stage:
     """How an example becomes rows."""
     head: Literal["language_model", "score"] = "language_model"
     """What the model outputs: logits over the vocabulary, or one score per text (a reward model)."""
+    reads: Literal["cross_entropy", "logps"] = "logps"
+    """How the loss reads logits, which decides what is in memory with them: all at once as a cross-entropy, or as
+    log-probabilities that the backward pass computes again."""
+    num_learned_parts: int | None = None
+    """How many parts of a row the loss has a gradient of, the first ones; None: all."""
     has_dropout: bool = True
     """Whether dropout is active during training. Without it the log-probability of an answer is deterministic."""
     frozen_models: "Callable[[TrainRun], tuple[FrozenModelSpec, ...]]" = no_frozen_models

@@ -148,6 +148,7 @@ STAGE = Stage(
     config=GkdConfig,
     rows=DISTILLATION,
     frozen_models=frozen_models,
+    reads="cross_entropy",
     units=count_targets,
     loss=loss,
     rollout=rollout,

@@ -136,6 +136,7 @@ STAGE = Stage(
     config=KtoConfig,
     rows=FEEDBACK,
     frozen_models=frozen_models,
+    num_learned_parts=1,
     has_dropout=False,
     units=count_rows,
     loss=loss,

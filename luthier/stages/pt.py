@@ -62,6 +62,7 @@ STAGE = Stage(
     name="pt",
     config=PtConfig,
     rows=TEXTS,
+    reads="cross_entropy",
     units=count_targets,
     loss=loss,
     reporting=Reporting(headline=("perplexity",), derived=perplexity),

@@ -139,6 +139,7 @@ STAGE = Stage(
     config=SftConfig,
     rows=DIALOGUES,
     frozen_models=frozen_models,
+    reads="cross_entropy",
     units=count_targets,
     loss=loss,
     reporting=Reporting(headline=("accuracy",)),

@@ -25,6 +25,8 @@ class RunResult:
     log_history: Sequence[Mapping[str, Any]] = ()
     """The logged steps, as in trainer_state.json."""
     was_interrupted: bool = False
+    compared: Mapping[str, Any] = field(default_factory=dict)
+    """Peak memory and time, planned and actual."""
 
 
 def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, float], bool]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.runs import TrainRun
+from luthier.core.allocator import return_large_blocks
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from luthier.training.fit import RunResult
     from luthier.training.trained_on import TrainedOn
     from luthier.training.trainer import StageTrainer
+    from luthier.workflow.plan.foresight import Foresight
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ def train(run: TrainRun) -> "RunResult":
     from luthier.training.trained_on import compare_rows
     from luthier.training.trainer import StageTrainer
     from luthier.workflow.parts import make_parts
+    from luthier.workflow.plan.foresight import foresee
 
+    return_large_blocks()
     for warning in run.warnings:
         warn(str(warning))
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
@@ -70,7 +74,8 @@ def train(run: TrainRun) -> "RunResult":
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
-    policy = load_policy(run, stage, text, machine, output_dir)
+    foresight = foresee(run, stage, text, data, machine)
+    policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
     parts = make_parts(
         run,
         stage,
@@ -84,7 +89,7 @@ def train(run: TrainRun) -> "RunResult":
     )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
-    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable)
+    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight)
     if args.local_process_index == 0:
         tidy(output_dir)
     return result
@@ -111,8 +116,18 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     return resume_from
 
 
-def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine", output_dir: Path) -> Policy:
-    """Load the model. Raises `OutputError` if its weights will not fit on the disk of `output_dir`."""
+def load_policy(
+    run: TrainRun,
+    stage: "Stage",
+    text: TextSide,
+    machine: "Machine",
+    output_dir: Path,
+    recomputed_layers: int | None = None,
+) -> Policy:
+    """Load the model. Raises `OutputError` if its weights will not fit on the disk of `output_dir`.
+
+    `recomputed_layers`: see `luthier.model.backends.Backend`.
+    """
     from luthier.core.files import require_space
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.backends import load_for_inference, load_for_training
@@ -123,7 +138,9 @@ def load_policy(run: TrainRun, stage: "Stage", text: TextSide, machine: "Machine
     unavailable: dict[str, str] = {}
     scores = stage.head == "score"
     if run.trains:
-        loaded = load_for_training(run, text.fitted, machine, source=text.source, scores=scores)
+        loaded = load_for_training(
+            run, text.fitted, machine, source=text.source, scores=scores, recomputed_layers=recomputed_layers
+        )
         if loaded.attention.reason:
             unavailable["flash_attn"] = loaded.attention.reason
         model, padding_reason = loaded.model, loaded.padding_reason
@@ -161,15 +178,15 @@ def carry_out(
     resume_from: Path | None,
     rows: "TrainedOn",
     unavailable: Mapping[str, str],
+    foresight: "Foresight",
 ) -> "RunResult":
     """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
 
     `unavailable`: from `load_policy`.
     """
-    from luthier.core.manifest import renew_manifest
     from luthier.training.fit import RunResult
     from luthier.training.hub import upload
-    from luthier.training.report import describing, finish_training, forget_results, save_metrics
+    from luthier.training.report import forget_results
     from luthier.workflow.predict import predict, predict_rows
 
     output_dir = Path(run.training["output_dir"])
@@ -200,18 +217,37 @@ def carry_out(
             metrics["predict"] = predict_rows(trainer, data, output_dir)
         else:
             metrics["predict"] = predict(run, trainer.policy, data, text)
+    compared = foresight.compared(metrics.get("train", {}).get("train_runtime"))
     if trainer.is_world_process_zero():
-        with describing(output_dir):
-            for split, values in metrics.items():
-                save_metrics(output_dir, split, values)
-            if was_finished:
-                renew_manifest(output_dir)
-            elif run.trains:
-                facts = facts_of(run, trainer, data, rows, unavailable)
-                finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+        is_new = run.trains and not was_finished
+        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} if is_new else None
+        describe(run, trainer, metrics, facts, was_finished=was_finished)
     if run.trains:
         upload(trainer)
-    return RunResult(output_dir, metrics, trainer.state.log_history)
+    return RunResult(output_dir, metrics, trainer.state.log_history, compared=compared)
+
+
+def describe(
+    run: TrainRun,
+    trainer: "StageTrainer",
+    metrics: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, Any] | None,
+    *,
+    was_finished: bool,
+) -> None:
+    """Write the metrics, and all that describes the weights. `facts`: for the manifest, None if nothing was trained.
+    `was_finished`: an earlier run had trained these weights."""
+    from luthier.core.manifest import renew_manifest
+    from luthier.training.report import describing, finish_training, save_metrics
+
+    output_dir = Path(run.training["output_dir"])
+    with describing(output_dir):
+        for split, values in metrics.items():
+            save_metrics(output_dir, split, values)
+        if was_finished:
+            renew_manifest(output_dir)
+        elif facts is not None:
+            finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
 
 
 def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> None:

@@ -37,6 +37,7 @@ OWN_KEYS = {
     "on_overlong",
     "reward_funcs",
     "reward_weights",
+    "skip_memory_check",
     "teacher_model",
     "teacher_model_adapters",
 }

@@ -35,6 +35,7 @@ WAYS = {
     "not reentrant": {"use_reentrant": False},
     "offloaded": {"use_reentrant": False, "offload": True},
     "every second": {"use_reentrant": True, "checkpoint_every": 2},
+    "the first two": {"use_reentrant": True, "num_layers": 2},
     "every third, offloaded": {"use_reentrant": True, "checkpoint_every": 3, "offload": True},
 }
 
@@ -70,6 +71,16 @@ def test_one_block_of_several_is_computed_twice(make):
         layer.self_attn.register_forward_hook(lambda *_, i=index: runs.__setitem__(i, runs[i] + 1))
     gradients(model)
     assert runs == [2, 1, 2, 1]
+
+
+def test_the_first_blocks_are_computed_twice(make):
+    model = make()
+    enable_checkpointing(model, use_reentrant=True, num_layers=3)
+    runs = [0] * 4
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, i=index: runs.__setitem__(i, runs[i] + 1))
+    gradients(model)
+    assert runs == [2, 2, 2, 1]
 
 
 def test_of_an_offloaded_block_only_the_input_is_kept(make):

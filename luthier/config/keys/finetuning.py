@@ -44,6 +44,8 @@ class FinetuningConfig:
     """Keep the rows in the order of the dataset."""
     early_stopping_steps: int | None = None
     """Stop after this many evaluations without improvement of `metric_for_best_model`."""
+    skip_memory_check: bool = False
+    """Start even if the plan says that the memory of this machine does not suffice."""
     plot_loss: bool = False
     """Plot the loss, and each other metric, as a PNG file in `output_dir`."""
     include_effective_tokens_per_second: bool = False

@@ -33,7 +33,8 @@ class ModelConfig:
     checkpoint_every: int = 1
     """Recompute one layer in this many in the backward pass, and keep the activations of the others."""
     disable_gradient_checkpointing: bool = False
-    """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory."""
+    """Keep all activations instead of recomputing each layer in the backward pass: faster, more memory. If neither
+    this key nor another one about recomputation is given, the free memory decides (`luthier plan`)."""
     use_reentrant_gc: bool = True
     """Recompute layers with PyTorch's reentrant checkpointing."""
     upcast_layernorm: bool = False

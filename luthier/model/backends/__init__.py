@@ -28,8 +28,10 @@ class Backend:
     """Whether a run asks for it."""
     prepare_arguments: "Callable[[Any, TrainRun, Machine], None]" = lambda args, run, machine: None
     """(TrainingArguments, run, machine): what the library needs to know before a model is loaded."""
-    load_for_training: "Callable[[TrainRun, ModelSource, FittedTokenizer, Machine, bool], LoadedModel]"
-    """(run, source, tokenizer, machine, scores) -> the model, with its trainable parameters settled."""
+    load_for_training: "Callable[[TrainRun, ModelSource, FittedTokenizer, Machine, bool, int | None], LoadedModel]"
+    """(run, source, tokenizer, machine, scores, recomputed_layers) -> the model, with its trainable parameters settled.
+
+    `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say."""
     load_for_inference: "Callable[[InferRun | TrainRun, ModelSource, Machine, bool], PreTrainedModel]"
     """(run, source, machine, scores) -> the model with its adapters, in evaluation mode."""
 
@@ -47,13 +49,15 @@ def load_for_training(
     *,
     source: ModelSource | None = None,
     scores: bool = False,
+    recomputed_layers: int | None = None,
 ) -> "LoadedModel":
     """The model of a training run. Raises `ModelError`.
 
     `source`: of the model, if it is located already. `scores`: load a reward model instead of a language model.
+    `recomputed_layers`: see `Backend.load_for_training`.
     """
     source = source or model_source(run.model)
-    return backend_of(run).load_for_training(run, source, fitted, machine or detect(), scores)
+    return backend_of(run).load_for_training(run, source, fitted, machine or detect(), scores, recomputed_layers)
 
 
 def load_for_inference(

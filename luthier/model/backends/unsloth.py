@@ -69,9 +69,14 @@ def import_unsloth(machine: Machine) -> Any:
 
 
 def load_for_training(
-    run: "TrainRun", source: ModelSource, fitted: "FittedTokenizer", machine: Machine, scores: bool
+    run: "TrainRun",
+    source: ModelSource,
+    fitted: "FittedTokenizer",
+    machine: Machine,
+    scores: bool,
+    recomputed_layers: int | None = None,
 ) -> LoadedModel:
-    """Raises `ModelError`."""
+    """The library recomputes layers in its own way, so `recomputed_layers` is None. Raises `ModelError`."""
     import torch
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16

@@ -62,7 +62,7 @@ def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
     base: Any = layer.base_layer
     (name,) = layer.active_adapters
     weights = (base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
-    device = x.device.type
+    device = "cpu" if x.is_meta else x.device.type  # tensors without data, of a plan, have no autocast of their own
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     weight, bias, a, b = (one if one is None else one.to(dtype) for one in weights)
     with torch.autocast(device, enabled=False):

@@ -41,11 +41,18 @@ if TYPE_CHECKING:
 
 
 def load_for_training(
-    run: "TrainRun", source: ModelSource, fitted: "FittedTokenizer", machine: Machine, scores: bool = False
+    run: "TrainRun",
+    source: ModelSource,
+    fitted: "FittedTokenizer",
+    machine: Machine,
+    scores: bool = False,
+    recomputed_layers: int | None = None,
 ) -> LoadedModel:
     """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
 
-    `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model. Raises `ModelError`.
+    `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model.
+    `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say.
+    Raises `ModelError`.
     """
     import torch
 
@@ -83,18 +90,24 @@ def load_for_training(
         frozen=parts_to_freeze(base, run.finetuning),
         original=partial(load_original, source, base),
     )
+    _prepare(run, note_beneath(model, beneath), recomputed_layers)
+    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
+    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None) -> None:
+    keys = run.model
     prepare_for_training(
-        note_beneath(model, beneath),
-        gradient_checkpointing=not keys.disable_gradient_checkpointing,
+        model,
+        gradient_checkpointing=not keys.disable_gradient_checkpointing and recomputed_layers != 0,
         use_reentrant=_is_reentrant(run),
         offload=keys.use_unsloth_gc,
         checkpoint_every=keys.checkpoint_every,
+        recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
         fuses_lora=keys.fast_path,
     )
-    trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
-    return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
@@ -129,6 +142,7 @@ def prepare_for_training(
     use_reentrant: bool = True,
     offload: bool = False,
     checkpoint_every: int = 1,
+    recomputed_layers: int | None = None,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
     fuses_lora: bool = False,
@@ -141,7 +155,13 @@ def prepare_for_training(
         upcast_head_output(base)
     base.config.use_cache = False
     if gradient_checkpointing:
-        enable_checkpointing(base, use_reentrant=use_reentrant, offload=offload, checkpoint_every=checkpoint_every)
+        enable_checkpointing(
+            base,
+            use_reentrant=use_reentrant,
+            offload=offload,
+            checkpoint_every=checkpoint_every,
+            num_layers=recomputed_layers,
+        )
     if fuses_lora:
         from luthier.model.kernels.lora_linear import fuse_lora
 

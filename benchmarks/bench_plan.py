@@ -1,0 +1,128 @@
+"""Planned against measured peak memory of training: `python benchmarks/bench_plan.py [NAME ...]`.
+
+Each run is a process of its own that trains SmolLM2-135M for two steps. What it planned before it loaded the weights is
+compared with the most memory that the system saw it hold. The exit status is 1 if a plan is wrong by more than 15 %.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GGUF = ROOT / "models" / "SmolLM2-135M-Instruct.gguf"
+LIMIT = 0.15
+OFF, ON = {"disable_gradient_checkpointing": True}, {"disable_gradient_checkpointing": False}
+RUNS: dict[str, dict[str, Any]] = {
+    "lora 1x1024": {"cutoff_len": 1024, **OFF},
+    "lora 1x1024, GGUF": {"model_name_or_path": str(GGUF), "cutoff_len": 1024, **OFF},
+    "lora 4x512, checkpointing": {"cutoff_len": 512, "per_device_train_batch_size": 4, **ON},
+    "lora bf16 4x512": {"cutoff_len": 512, "per_device_train_batch_size": 4, "bf16": True, **OFF},
+    "lora bf16 8x128, checkpointing": {"cutoff_len": 128, "per_device_train_batch_size": 8, "bf16": True, **ON},
+    "full 2x256": {"finetuning_type": "full", "cutoff_len": 256, "per_device_train_batch_size": 2, **OFF},
+    "full bf16 1x512, checkpointing": {"finetuning_type": "full", "cutoff_len": 512, "bf16": True, **ON},
+    "freeze 4x256": {"finetuning_type": "freeze", "cutoff_len": 256, "per_device_train_batch_size": 4, **OFF},
+    "qlora 2x512": {"quantization_bit": 4, "cutoff_len": 512, "per_device_train_batch_size": 2, **OFF},
+    "dpo lora 1x512": {"stage": "dpo", "dataset": "pairs", "cutoff_len": 512, **OFF},
+    "rm lora 2x256": {
+        "stage": "rm", "dataset": "pairs", "cutoff_len": 256, "per_device_train_batch_size": 2, **OFF,
+    },
+    "kto lora 4x256, checkpointing": {
+        "stage": "kto", "dataset": "feedback", "cutoff_len": 256, "per_device_train_batch_size": 4, **ON,
+    },
+    "pt full 1x1024, accumulated": {
+        "stage": "pt", "dataset": "plain", "finetuning_type": "full", "cutoff_len": 1024,
+        "gradient_accumulation_steps": 2, **ON,
+    },
+}  # fmt: skip
+WORDS = tuple(chr(97 + first) + chr(97 + second) for first in range(6) for second in range(6))
+
+
+def write_data(folder: Path) -> None:
+    drawn = random.Random(0)
+
+    def text(fewest: int, most: int) -> str:
+        return " ".join(drawn.choices(WORDS, k=drawn.randint(fewest, most)))
+
+    files = {
+        "long": [{"instruction": text(20, 60), "output": text(100, 1100)} for _ in range(64)],
+        "pairs": [
+            {"instruction": text(20, 60), "chosen": text(100, 500), "rejected": text(100, 500)} for _ in range(32)
+        ],
+        "feedback": [
+            {"instruction": text(20, 60), "output": text(100, 500), "good": bool(number % 2)} for number in range(32)
+        ],
+    }
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "plain.txt").write_text("\n".join(text(200, 400) for _ in range(40)), encoding="utf-8")
+    columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    info = {
+        "long": {"file_name": "long.json"},
+        "pairs": {"file_name": "pairs.json", "ranking": True, "columns": columns},
+        "feedback": {
+            "file_name": "feedback.json",
+            "columns": {"prompt": "instruction", "response": "output", "kto_tag": "good"},
+        },
+        "plain": {"file_name": "plain.txt", "columns": {"prompt": "text"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def write_safetensors(folder: Path) -> Path:
+    """The model as a folder of safetensors, which loads without de-quantizing."""
+    code = (
+        "import sys, luthier; luthier.export({'model_name_or_path': sys.argv[1], 'export_dir': sys.argv[2],"
+        " 'infer_dtype': 'float32', 'template': 'smollm2'})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(GGUF), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def measure(keys: dict[str, Any], folder: Path) -> tuple[int, int, float, float]:
+    """(planned bytes, measured bytes, planned seconds, seconds)."""
+    run_file, output = folder / "run.json", folder / "out"
+    run_file.write_text(json.dumps({**keys, "output_dir": str(output)}), encoding="utf-8")
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luthier", "train", str(run_file)], stdout=log, stderr=log, preexec_fn=lambda: os.nice(5)
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit((folder / "log").read_text(encoding="utf-8"))
+    plan = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["plan"]
+    return plan["planned_peak_bytes"], usage.ru_maxrss * 1024, plan["planned_seconds"], plan["seconds"]
+
+
+def main(names: list[str]) -> int:
+    is_wrong = False
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder)
+        model = write_safetensors(folder / "model")
+        shared = {
+            "model_name_or_path": str(model), "dataset_dir": name, "dataset": "long", "template": "smollm2",
+            "stage": "sft", "do_train": True, "finetuning_type": "lora", "per_device_train_batch_size": 1,
+            "max_steps": 2, "save_strategy": "no", "overwrite_output_dir": True, "logging_steps": 1,
+        }  # fmt: skip
+        print(f"{'run':<34}{'planned GB':>11}{'measured GB':>12}{'ratio':>7}{'planned s':>11}{'s':>7}", flush=True)
+        for title in names or RUNS:
+            planned, measured, planned_seconds, seconds = measure({**shared, **RUNS[title]}, folder)
+            ratio = planned / measured
+            is_wrong |= abs(ratio - 1) > LIMIT
+            print(
+                f"{title:<34}{planned / 1e9:>11.3f}{measured / 1e9:>12.3f}{ratio:>7.2f}"
+                f"{planned_seconds:>11.1f}{seconds:>7.1f}",
+                flush=True,
+            )
+            time.sleep(0.1)
+    return 1 if is_wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,12 @@
+"""What a run will do and need, known before a weight is loaded.
+
+work.py        rows, tokens, steps, the largest batch
+shape.py       the model without its weights, as training will see it
+trace.py       one training step of that model: bytes in memory and products, without computing anything
+memory.py      the peak of the process, part by part
+duration.py    seconds
+remedies.py    what would make the run smaller
+recompute.py   which layers are computed again in the backward pass
+make.py        all of it for a run
+text.py        as a table
+"""

@@ -1,0 +1,206 @@
+"""The plan of a run: its work, its parameters, its memory and its time, from the config of the model and the rows."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.allocator import resident_bytes
+from luthier.core.machine import Machine, available_memory_bytes
+from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.loading.config import load_config
+from luthier.model.modules import unwrap
+from luthier.workflow.plan.duration import seconds_for
+from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
+from luthier.workflow.plan.recompute import Recompute, as_asked, decide
+from luthier.workflow.plan.remedies import Remedy, remedies
+from luthier.workflow.plan.resolved import resolved
+from luthier.workflow.plan.shape import (
+    Shape,
+    Unplanned,
+    build_shape,
+    layers_are_alike,
+    unplanned_reason,
+)
+from luthier.workflow.plan.trace import Trace, trace_step
+from luthier.workflow.plan.work import Work, work_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import PreparedData
+    from luthier.stages import Stage
+    from luthier.workflow.text import TextSide
+
+FEW_LAYERS, MORE_LAYERS = 2, 4
+"""Models of these lengths are traced, and a longer one follows from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Parameters of one name, layer numbers left out."""
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """The step with all activations kept, and with every layer computed again."""
+
+    kept: Trace
+    recomputed: Trace
+    num_layers: int
+
+    def at(self, num_recomputed: int) -> Trace:
+        return self.kept.extended(self.recomputed, num_recomputed / self.num_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    work: Work
+    parameters: int
+    trainable_parameters: int
+    patterns: Sequence[Pattern]
+    resolved: Mapping[str, str]
+    """What each `auto` becomes, with the reason."""
+    recompute: Recompute
+    available_bytes: int | None
+    """Memory for the whole process, this one's own included."""
+    held: Held
+    traces: Traces
+    num_recomputed: int
+    seconds: float
+    seconds_basis: str
+    checkpoint_bytes: tuple[int, int]
+    what_if: Sequence[Remedy] = field(default=())
+
+    @property
+    def trace(self) -> Trace:
+        return self.traces.at(self.num_recomputed)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.held.peak_bytes(self.trace)
+
+
+def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine) -> Plan:
+    """Before the weights are loaded. Raises `Unplanned` for a run that has no model of its memory."""
+    reason = unplanned_reason(run)
+    if reason is not None:
+        raise Unplanned(reason)
+    libraries = resident_bytes()
+    config = load_config(text.source)
+    shape = build_shape(run, stage, text, config, machine)
+    try:
+        work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=machine.world_size)
+    except ValueError as fault:
+        raise Unplanned(str(fault)) from fault
+    held = held_by(run, stage, text, shape, work, machine, libraries)
+    traces = trace_run(run, stage, text, config, machine, shape, work)
+    available = _available_bytes(machine, libraries)
+    recompute = as_asked(run) or decide(
+        shape.num_layers, lambda count: held.peak_bytes(traces.at(count)), available, machine.device
+    )
+    num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
+    trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
+    per_token = trace.num_operations / work.heaviest.num_tokens
+    hidden_size = config.get_text_config().hidden_size
+    half = half_of(run)
+    seconds, basis = seconds_for(
+        per_token * work.tokens / machine.world_size, half or shape.dtype, machine.device, hidden_size
+    )
+    return Plan(
+        work=work,
+        parameters=sum(weight.numel() for weight in parameters.values()),
+        trainable_parameters=sum(weight.numel() for weight in parameters.values() if weight.requires_grad),
+        patterns=patterns_of(parameters),
+        resolved=resolved(run, shape, recompute, machine),
+        recompute=recompute,
+        available_bytes=available,
+        held=held,
+        traces=traces,
+        num_recomputed=num_recomputed,
+        seconds=seconds,
+        seconds_basis=basis,
+        checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
+        what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
+    )
+
+
+def half_of(run: "TrainRun") -> "torch.dtype | None":
+    """The format that autocast computes in."""
+    import torch
+
+    if run.training["bf16"]:
+        return torch.bfloat16
+    return torch.float16 if run.training["fp16"] else None
+
+
+def patterns_of(parameters: Mapping[str, Any]) -> list[Pattern]:
+    found: dict[str, tuple[int, int]] = {}
+    for name, weight in parameters.items():
+        key = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model."))
+        total, trained = found.get(key, (0, 0))
+        found[key] = (total + weight.numel(), trained + weight.numel() * weight.requires_grad)
+    return [Pattern(key, *counts) for key, counts in found.items()]
+
+
+def trace_run(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    config: "PreTrainedConfig",
+    machine: Machine,
+    shape: Shape,
+    work: Work,
+) -> Traces:
+    """Raises `Unplanned` if the model reads numbers in its forward pass."""
+    is_long = shape.num_layers > MORE_LAYERS and layers_are_alike(shape, config)
+    lengths = (FEW_LAYERS, MORE_LAYERS) if is_long else (None,)
+    found = []
+    for count in lengths:
+        part = shape if count is None else build_shape(run, stage, text, config, machine, count)
+        found.append([_traced(run, stage, part, work, recomputes=recomputes) for recomputes in (False, True)])
+    if not is_long:
+        return Traces(found[0][0], found[0][1], shape.num_layers)
+    steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
+    kept, recomputed = (few.extended(more, steps) for few, more in zip(*found, strict=True))
+    return Traces(kept, recomputed, shape.num_layers)
+
+
+def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, *, recomputes: bool) -> Trace:
+    if recomputes:
+        enable_checkpointing(unwrap(shape.model), use_reentrant=True)
+    try:
+        return trace_step(
+            shape.model,
+            work.heaviest,
+            reads="score" if stage.head == "score" else stage.reads,
+            half=half_of(run),
+            accumulates=run.training["gradient_accumulation_steps"] > 1,
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as fault:
+        # Code of the model that reads numbers, which tensors on `meta` do not have.
+        raise Unplanned(f"a step cannot be traced ({str(fault).strip().partition(chr(10))[0]})") from fault
+
+
+def _available_bytes(machine: Machine, own_bytes: int) -> int | None:
+    if machine.device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    if machine.device != "cpu":
+        return None
+    free = available_memory_bytes()
+    return None if free is None else free // machine.world_size + own_bytes
+
+
+def _num_recomputed(run: "TrainRun", recompute: Recompute, num_layers: int) -> int:
+    if recompute.num_layers is not None:
+        return recompute.num_layers
+    keys = run.model
+    return 0 if keys.disable_gradient_checkpointing else -(-num_layers // keys.checkpoint_every)

@@ -1,0 +1,168 @@
+"""The most memory that a process of a run holds, part by part.
+
+    loading     libraries + weights + what of the files is mapped meanwhile
+    a step      libraries + weights + optimizer + frozen models + (activations, logits and gradients at their worst)
+
+The parts are each at its own worst, which is not at the same moment: activations are gone when the last gradient is
+there. So the peak is below their sum.
+
+On a CPU the process is all there is, and this was compared with measured runs (benchmarks/bench_plan.py). On an
+accelerator the libraries stand for its context, and PyTorch's allocator is taken to keep a tenth more than is in use;
+this is not verified on a device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.kinds import ADAPTERS
+from luthier.workflow.plan.shape import holds_format, num_file_bytes, num_weight_bytes
+from luthier.workflow.plan.trace import Trace
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.core.machine import Machine
+    from luthier.stages import Stage
+    from luthier.workflow.plan.shape import Shape
+    from luthier.workflow.plan.work import Work
+    from luthier.workflow.text import TextSide
+
+CONTEXT_BYTES = 600 * 10**6
+"""Of CUDA with the libraries that PyTorch loads into it."""
+ALLOCATOR_SHARE = 0.1
+"""What the caching allocator of an accelerator holds beyond what is in use."""
+STATES = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "nadamw", "radamw", "adamax"), 2.0),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 0.5),
+    **dict.fromkeys(("sgd", "adafactor", "lion_8bit", "paged_lion_8bit"), 0.0),
+    **dict.fromkeys(("adagrad", "rmsprop", "lion_32bit", "paged_lion_32bit"), 1.0),
+}
+"""`optim` -> numbers of state for each trained number, in its format; what is not here is taken for AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is in memory at every step, whatever the batch."""
+
+    libraries_bytes: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    frozen_bytes: int
+    cache_bytes: int
+    loading_bytes: int
+    """More than weights and libraries, while the weights are read."""
+    margin_share: float = 0.0
+
+    @property
+    def all_bytes(self) -> int:
+        """Without gradients, which a trace of the step holds."""
+        return self.libraries_bytes + self.weights_bytes + self.optimizer_bytes + self.frozen_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """What no setting of batch, length or checkpointing changes."""
+        return self.all_bytes + self.gradients_bytes
+
+    def peak_bytes(self, trace: Trace) -> int:
+        loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
+        step = max(self.all_bytes + trace.peak_bytes, self.all_bytes + self.gradients_bytes)
+        return round(max(loading, step, self.all_bytes + self.cache_bytes) * (1 + self.margin_share))
+
+    def parts(self, trace: Trace) -> Mapping[str, int]:
+        """Name -> bytes, each at its own worst."""
+        activations = trace.early_bytes - trace.logits_bytes
+        return {
+            "libraries": self.libraries_bytes,
+            "loader": self.loading_bytes,
+            "weights": self.weights_bytes,
+            "gradients": self.gradients_bytes,
+            "optimizer": self.optimizer_bytes,
+            "frozen_models": self.frozen_bytes,
+            "activations": max(activations, 0),
+            "logits": trace.logits_bytes,
+            "cache": self.cache_bytes,
+        }
+
+
+def held_by(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    shape: "Shape",
+    work: "Work",
+    machine: "Machine",
+    libraries_bytes: int,
+) -> Held:
+    """`libraries_bytes`: what this process holds before the weights are loaded."""
+    trained = trained_weights(shape)
+    on_device = machine.device != "cpu"
+    weights = num_weight_bytes(run, shape)
+    numbers = STATES.get(run.training["optim"], 2.0)
+    files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
+    full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
+    if on_device:
+        files = full = 0
+    elif is_mapped:
+        # Weights in the format of the files are the files themselves, mapped. What stays unquantized keeps the mapping.
+        weights, files = max(weights, files + weights if shape.low_bit else 0), 0
+    return Held(
+        libraries_bytes=CONTEXT_BYTES if on_device else libraries_bytes,
+        weights_bytes=weights,
+        gradients_bytes=sum(trained.values()),
+        optimizer_bytes=round(numbers * sum(trained.values())),
+        frozen_bytes=frozen_bytes(run, stage, weights, sum(trained.values())),
+        cache_bytes=cache_bytes(shape, work),
+        loading_bytes=files + (full if text.source.files.gguf_file else 0),
+        margin_share=ALLOCATOR_SHARE if on_device else 0.0,
+    )
+
+
+def trained_weights(shape: "Shape") -> dict[str, int]:
+    """Name of each trainable parameter -> its bytes."""
+    return {
+        name: weight.numel() * weight.element_size()
+        for name, weight in shape.model.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def frozen_bytes(run: "TrainRun", stage: "Stage", weights: int, trained: int) -> int:
+    """Of models that the loss runs at each step. One that no key names is the policy as training began, of which the
+    trained weights are kept; the size of another is taken for that of the policy."""
+    total = 0
+    for spec in stage.frozen_models(run):
+        if not spec.is_cached:
+            total += trained if spec.source is None else weights
+    return total
+
+
+def cache_bytes(shape: "Shape", work: "Work") -> int:
+    """Keys and values of the answers that are sampled at a time, and the longest row for each."""
+    if not work.num_answers:
+        return 0
+    config: Any = shape.model.config.get_text_config()  # type: ignore[operator, union-attr]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * shape.num_layers * heads * size * shape.dtype.itemsize
+    return int(per_token * max(work.heaviest.lengths) * work.num_answers)
+
+
+def checkpoint_bytes(run: "TrainRun", shape: "Shape", held: Held, num_steps: int) -> tuple[int, int]:
+    """(what one checkpoint takes on disk, what all that are kept take with the final weights)."""
+    adds = ADAPTERS.get(run.finetuning_type).adds_weights
+    weights = held.gradients_bytes if adds else held.weights_bytes
+    one = weights if run.training["save_only_model"] else weights + held.optimizer_bytes
+    return one, one * num_checkpoints(run, num_steps) + weights
+
+
+def num_checkpoints(run: "TrainRun", num_steps: int) -> int:
+    """That are in the output folder at the end."""
+    keys = run.training
+    if keys["save_strategy"] == "no":
+        return 0
+    every = keys["save_steps"]
+    by_step = num_steps // every if every >= 1 else round(1 / every)
+    made = round(keys["num_train_epochs"]) if keys["save_strategy"] == "epoch" else by_step + (num_steps % every > 0)
+    limit = keys["save_total_limit"]
+    return max(1, min(int(made), limit or int(made)))

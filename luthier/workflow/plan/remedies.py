@@ -1,0 +1,79 @@
+"""What would make a run smaller, in order of what it costs.
+
+checkpointing                a third more time, the same losses
+smaller batches, accumulated a little time, the same losses
+16 bits                      other rounding
+quantized weights            other numbers
+shorter rows                 what is cut off is not learned
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from luthier.core.kinds import ADAPTERS
+from luthier.workflow.plan.memory import Held
+from luthier.workflow.plan.shape import num_weight_bytes
+from luthier.workflow.plan.trace import Trace
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.workflow.plan.shape import Shape
+    from luthier.workflow.plan.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One change and the peak with it alone."""
+
+    keys: str
+    """As in a run file."""
+    peak_bytes: int
+    cost: str
+
+
+def remedies(
+    run: "TrainRun", shape: "Shape", held: Held, kept: Trace, recomputed: Trace, now: Trace, work: "Work"
+) -> Sequence[Remedy]:
+    """Those that lower the peak."""
+    found = []
+    size = run.training["per_device_train_batch_size"]
+    if now.peak_bytes > recomputed.peak_bytes:
+        peak = held.peak_bytes(recomputed)
+        found.append(Remedy("disable_gradient_checkpointing: false", peak, "a third more time, the same losses"))
+    if size > 1:
+        longest = max(work.heaviest.lengths)
+        accumulated = run.training["gradient_accumulation_steps"] * size
+        keys = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulated}"
+        smaller = _scaled(now, longest / work.heaviest.num_tokens, held.gradients_bytes)
+        found.append(Remedy(keys, held.peak_bytes(smaller), "the same losses, and more time for short rows"))
+    if shape.dtype.itemsize == 4:
+        weights = held.weights_bytes if held.gradients_bytes >= held.weights_bytes else held.weights_bytes // 2
+        narrow = replace(held, weights_bytes=weights)
+        found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6)), "other rounding"))
+    if ADAPTERS.get(run.finetuning_type).adds_weights and run.quantization.quantization_bit is None:
+        low = replace(run, quantization=replace(run.quantization, quantization_bit=4))
+        layers = frozenset(
+            name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+            for name, _ in shape.model.named_parameters()
+            if name.endswith(".base_layer.weight")
+        )
+        weights = num_weight_bytes(low, replace(shape, low_bit=layers))
+        found.append(
+            Remedy("quantization_bit: 4", replace(held, weights_bytes=weights).peak_bytes(now), "other numbers")
+        )
+    half = max(work.heaviest.lengths) // 2
+    if half >= 16:
+        shorter = held.peak_bytes(_scaled(now, 0.5))
+        found.append(Remedy(f"cutoff_len: {half}", shorter, "what is cut off is not learned"))
+    return [remedy for remedy in found if remedy.peak_bytes < held.peak_bytes(now)]
+
+
+def _scaled(trace: Trace, share: float, extra_bytes: int = 0) -> Trace:
+    """The trace of a batch with this share of the tokens."""
+    return Trace(
+        round(trace.early_bytes * share) + extra_bytes,
+        round(trace.late_bytes * share) + extra_bytes,
+        round(trace.logits_bytes * share),
+        round(trace.num_operations * share),
+    )

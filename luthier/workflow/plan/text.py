@@ -1,0 +1,75 @@
+"""A plan as lines for a reader, and as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from luthier.core.files import size
+from luthier.workflow.plan.make import Plan
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    one, kept = plan.checkpoint_bytes
+    work = plan.work
+    return {
+        "rows": work.rows,
+        "tokens": work.tokens,
+        "steps": work.steps,
+        "epochs": round(work.epochs, 4),
+        "tokens_per_epoch": work.tokens_per_epoch,
+        "largest_batch": {"tokens": work.heaviest.num_tokens, "labeled": work.heaviest.num_targets},
+        "parameters": plan.parameters,
+        "trainable_parameters": plan.trainable_parameters,
+        "parameters_by_name": [asdict(pattern) for pattern in plan.patterns],
+        "resolved": dict(plan.resolved),
+        "peak_bytes": plan.peak_bytes,
+        "available_bytes": plan.available_bytes,
+        "memory": dict(plan.held.parts(plan.trace)),
+        "seconds": round(plan.seconds, 1),
+        "seconds_basis": plan.seconds_basis,
+        "checkpoint_bytes": one,
+        "disk_bytes": kept,
+        "what_if": [asdict(remedy) for remedy in plan.what_if],
+    }
+
+
+def lines_of(plan: Plan) -> Iterator[str]:
+    work, (one, kept) = plan.work, plan.checkpoint_bytes
+    rows = "a stream of rows" if work.rows is None else f"{work.rows:,} rows"
+    yield (
+        f"work         {rows}, {work.tokens:,} tokens, {work.steps:,} steps ({work.epochs:,.2f} epochs); largest batch"
+        f" {work.heaviest.num_tokens:,} tokens, {work.heaviest.num_targets:,} labeled"
+    )
+    share = plan.trainable_parameters / plan.parameters
+    yield f"parameters   {plan.parameters:,}, trainable {plan.trainable_parameters:,} ({share:.4%})"
+    for pattern in plan.patterns:
+        trained = f", trainable {pattern.trainable:,}" if pattern.trainable else ""
+        yield f"  {pattern.name}: {pattern.parameters:,}{trained}"
+    yield "settings"
+    for key, value in plan.resolved.items():
+        yield f"  {key}: {value}"
+    there = "" if plan.available_bytes is None else f", {size(plan.available_bytes)} are there"
+    yield f"peak memory  {size(plan.peak_bytes)} for each process{there}"
+    for name, num_bytes in plan.held.parts(plan.trace).items():
+        if num_bytes:
+            yield f"  {name.replace('_', ' ')}: {size(num_bytes)}"
+    yield "  (each part at its own worst, not all at the same time)"
+    if plan.held.margin_share:
+        yield "  (the model of accelerators has not been compared with a device yet)"
+    yield f"time         {duration(plan.seconds)}: {plan.seconds_basis}"
+    yield f"disk         {size(one)} for a checkpoint, {size(kept)} at the end"
+    if plan.what_if:
+        yield "what if"
+        yield from remedy_lines(plan)
+
+
+def remedy_lines(plan: Plan) -> Iterator[str]:
+    for remedy in plan.what_if:
+        yield f"  {remedy.keys}: {size(remedy.peak_bytes)} ({remedy.cost})"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

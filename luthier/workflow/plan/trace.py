@@ -1,0 +1,254 @@
+"""One training step on tensors without data: the bytes in memory at the same time, and the products that it takes.
+
+The model and the head run as in training, forward and backward, on PyTorch's `meta` device, where an operation gives
+shapes and no numbers. So what is counted is what the code does, whatever the architecture, adapter or kernel.
+
+N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from luthier.model.heads.output_head import OutputHead, summed_loss, token_logps
+from luthier.model.heads.score_head import position_scores
+from luthier.model.modules import unwrap
+
+aten = torch.ops.aten
+_PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
+"""What autocast computes in 16 bits, besides attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The size of a batch."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sample, padding included."""
+    num_targets: int
+    is_padded: bool = False
+    prefixes: tuple[tuple[int, int], ...] | None = None
+    """As in `luthier.data.shared_prompts`; None if no prompt is shared."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Bytes beside the weights, and floating-point operations, of the forward and backward pass of a batch."""
+
+    early_bytes: int
+    """The most in the forward pass and the first half of the backward pass, where activations are many."""
+    late_bytes: int
+    """The most in the second half of the backward pass, where gradients are many."""
+    logits_bytes: int
+    """The most that tensors as wide as the vocabulary take."""
+    num_operations: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.early_bytes, self.late_bytes)
+
+    def extended(self, longer: "Trace", steps: float) -> "Trace":
+        """What follows after `steps` times the difference to `longer`: every layer adds the same."""
+
+        def line(first: int, second: int) -> int:
+            return round(first + (second - first) * steps)
+
+        return Trace(
+            line(self.early_bytes, longer.early_bytes),
+            line(self.late_bytes, longer.late_bytes),
+            max(self.logits_bytes, longer.logits_bytes),
+            line(self.num_operations, longer.num_operations),
+        )
+
+
+def trace_step(
+    model: nn.Module, batch: Batch, *, reads: str, half: torch.dtype | None, accumulates: bool = False
+) -> Trace:
+    """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
+    autocast. `accumulates`: the gradients of earlier batches are in memory."""
+    head = _head_of(model)
+    counter = _Counter(model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    inputs = _inputs(batch)
+    with torch.autocast("cpu", dtype=half, enabled=half is not None), _Substitutes(half), counter:
+        if accumulates:
+            for weight in weights:
+                weight.grad = torch.empty_like(weight)
+        loss = _LOSSES[reads](model, head, inputs, batch)
+        num_forward = counter.num_calls
+        loss.backward()
+    for weight in weights:
+        weight.grad = None
+    middle = (num_forward + counter.num_calls) // 2
+    return Trace(
+        max(counter.history[:middle], default=0),
+        max(counter.history[middle:], default=0),
+        counter.most_logits,
+        counter.num_operations,
+    )
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    with torch.device("meta"):
+        if batch.is_padded:
+            ids = torch.empty(len(batch.lengths), max(batch.lengths), dtype=torch.long)
+            return {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
+        ids = torch.empty(1, batch.num_tokens, dtype=torch.long)
+    # Attention reads these numbers, so they are real.
+    bounds = torch.tensor([0, *accumulate(batch.lengths)], dtype=torch.int32)
+    longest = max(batch.lengths)
+    inputs = {"input_ids": ids, "position_ids": torch.empty_like(ids)}
+    inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    if batch.prefixes is not None:
+        inputs["prefixes"] = torch.tensor(batch.prefixes, dtype=torch.int32)
+    return {**inputs, "max_length_q": longest, "max_length_k": longest}
+
+
+def _head_of(model: nn.Module) -> OutputHead:
+    """As `inspect_head`, which needs numbers, would find it."""
+    base = unwrap(model)
+    layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    config = base.config.get_text_config()
+    caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
+    is_plain = type(layer) is nn.Linear and not any(value not in (None, 1, 1.0) for value in caps)
+    return OutputHead(layer if is_plain else None, takes_positions=True)
+
+
+def _positions(batch: Batch) -> Tensor:
+    return torch.empty(batch.num_targets, dtype=torch.long, device="meta")
+
+
+def _cross_entropy(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: Batch) -> Tensor:
+    return summed_loss(model, head, inputs, _positions(batch), _positions(batch))[0]
+
+
+def _logps(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: Batch) -> Tensor:
+    return token_logps(model, head, inputs, _positions(batch), _positions(batch))[0].sum()
+
+
+def _scores(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: Batch) -> Tensor:
+    return position_scores(model, inputs).sum()
+
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "logps": _logps, "score": _scores}
+
+
+class _Substitutes(TorchFunctionMode):
+    """What a real device does and `meta` does not: fused attention, and autocast."""
+
+    def __init__(self, half: torch.dtype | None) -> None:
+        super().__init__()
+        self.half = half
+        self.cast: dict[int, Tensor] = {}
+        """Autocast keeps the 16-bit copy of a trainable weight for the whole pass."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            dtype = self._halved(args[0]).dtype
+            # On a CPU 16-bit attention runs in float32 (`luthier.model.attention`).
+            query, key, value = (states.float() for states in args[:3])
+            mask = kwargs.get("attn_mask")
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.empty_like(mask, dtype=query.dtype)
+            return aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False),
+                attn_mask=mask, scale=kwargs.get("scale"),
+            )[0].to(dtype)  # fmt: skip
+        if self.half is not None and func in _PRODUCTS:
+            return func(*map(self._halved, args), **{name: self._halved(value) for name, value in kwargs.items()})
+        return func(*args, **kwargs)
+
+    def _halved(self, value: Any) -> Any:
+        if self.half is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not isinstance(value, nn.Parameter):
+            return value.to(self.half)
+        if id(value) not in self.cast:
+            self.cast[id(value)] = value.to(self.half)
+        return self.cast[id(value)]
+
+
+class Affirming(TorchDispatchMode):
+    """While open, any question about the numbers of a tensor is answered with yes, e.g. whether none of them is 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the storages that are alive after each operation, except those of `model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.vocab_size = unwrap(model).config.get_text_config().vocab_size
+        self.known = {
+            tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers()) if tensor.is_meta
+        }
+        self.live_bytes = self.live_logits = self.most_logits = 0
+        self.num_calls = self.num_operations = 0
+        self.history: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return 0  # a question about numbers, such as whether a row holds several samples
+        if func is aten._unique2.default:
+            return self._distinct(args[0])
+        result = func(*args, **(kwargs or {}))
+        self.num_calls += 1
+        self.num_operations += _operations(func, args, result)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        # PyTorch computes exp(x - max) of all numbers before it adds them up.
+        hidden = args[0].nbytes if func is aten.logsumexp.default else 0
+        self.history.append(self.live_bytes + hidden)
+        self.most_logits = max(self.most_logits, self.live_logits + hidden)
+        return result
+
+    def _distinct(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At worst all are."""
+        return torch.empty_like(positions), torch.empty_like(positions), torch.empty_like(positions)
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, num_bytes = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        is_logits = tensor.ndim >= 2 and tensor.shape[-1] == self.vocab_size and tensor.is_floating_point()
+        self.live_bytes += num_bytes
+        self.live_logits += num_bytes * is_logits
+        self.most_logits = max(self.most_logits, self.live_logits)
+        weakref.finalize(storage, self._forget, key, num_bytes, is_logits)
+
+    def _forget(self, key: int, num_bytes: int, is_logits: bool) -> None:
+        self.known.discard(key)
+        self.live_bytes -= num_bytes
+        self.live_logits -= num_bytes * is_logits
+
+
+def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
+    """Two per multiplication with addition of matrix products and attention; everything else is small beside these."""
+    name = func.overloadpacket.__name__
+    if name in ("mm", "bmm", "addmm", "baddbmm"):
+        left = args[1] if name in ("addmm", "baddbmm") else args[0]
+        return int(2 * math.prod(result.shape) * left.shape[-1])
+    if "scaled_dot_product" in name and "attention" in name:
+        is_backward = name.endswith("backward")
+        query, key = args[1 if is_backward else 0], args[2 if is_backward else 1]
+        causal = 2 * math.prod(query.shape) * key.shape[-2]
+        return int(causal * (2.5 if is_backward else 1))
+    return 0

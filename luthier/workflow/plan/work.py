@@ -1,0 +1,170 @@
+"""How much a run computes: rows, tokens, steps, and the largest batch of the first epoch.
+
+A micro-batch is what one process computes at a time. P parts of a row, R rows.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.collate import PAD_MULTIPLE
+from luthier.data.rows.arrow import batches_of
+from luthier.data.rows.columns import IDS, LABELS, LENGTHS, part_of, parts_of
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_prompts import concatenate_sharing_prompts
+from luthier.workflow.plan.trace import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.config.runs import TrainRun
+    from luthier.data.prepare import PreparedData
+    from luthier.stages import Stage
+
+NUM_SAMPLED_ROWS = 256
+"""Of a stream, whose length is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    rows: int | None
+    """Training rows; None for a stream."""
+    tokens: int
+    """In all rows that are trained on, as often as they are."""
+    steps: int
+    """Of the optimizer."""
+    epochs: float
+    heaviest: Batch
+    """The micro-batch with the most tokens."""
+    tokens_per_epoch: int | None
+    num_answers: int = 0
+    """Answers that are sampled at a time; 0 without rollouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Of every row: tokens and targets of each part, (R, P), and the samples of packed rows."""
+
+    tokens: "np.ndarray"
+    targets: "np.ndarray"
+    samples: "list[list[int]] | None"
+
+
+def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool, world_size: int = 1) -> Work:
+    """`pads`: rows are padded to the longest of a batch. Raises `ValueError` if the run has no training rows."""
+    keys, rollout = run.training, stage.rollout(run.method)
+    is_streamed = data.streamed is not None
+    rows: Any = data.streamed.first(NUM_SAMPLED_ROWS)[0] if data.streamed is not None else data.train
+    if rows is None or not len(rows):
+        raise ValueError("the run has no training rows")
+    lengths = lengths_of(rows)
+    if rollout is not None and rollout.sampled_share:
+        new = run.generating.max_new_tokens or 0
+        lengths = Lengths(lengths.tokens + new, lengths.targets * 0 + max(new, 1), None)
+    size, accumulated = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
+    num_rows = len(rows)
+    if rollout is not None:
+        of_step = size * accumulated * world_size
+        answers = num_rows * rollout.num_generations
+        num_rows = max(answers // of_step, 1) * of_step * rollout.num_passes
+    num_batches = _num_batches(num_rows, size * world_size, drop_last=keys["dataloader_drop_last"])
+    per_epoch = max(math.ceil(num_batches / accumulated), 1)
+    steps = keys["max_steps"] if keys["max_steps"] > 0 else math.ceil(keys["num_train_epochs"] * per_epoch)
+    per_row = float(lengths.tokens.sum(1).mean())
+    epochs = steps / per_epoch
+    trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
+    batches = micro_batches(run, len(rows), size, steps * accumulated * world_size)
+    numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
+    if stage.shares_prompts and run.model.fast_path and rollout is None and not pads:
+        heaviest = sharing_prompts([rows[number] for number in numbers], heaviest.num_targets)
+    return Work(
+        rows=None if is_streamed else len(rows),
+        tokens=round(trained_rows * per_row),
+        steps=steps,
+        epochs=epochs,
+        heaviest=heaviest,
+        tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
+        num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
+    )
+
+
+def lengths_of(rows: Any) -> Lengths:
+    import numpy as np
+
+    if not hasattr(rows, "select_columns"):
+        parts = parts_of(rows[0])
+        table = np.array([[len(row[part + IDS.name]) for part in parts] for row in rows])
+        counted = [[sum(n != IGNORE_INDEX for n in row[part + LABELS.name][1:]) for part in parts] for row in rows]
+        samples = [list(row[LENGTHS.name]) for row in rows] if LENGTHS.name in rows[0] else None
+        return Lengths(table, np.array(counted), samples)
+    parts = parts_of(rows.column_names)
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for part in parts:
+        num_tokens, num_targets = [], []
+        for values, lengths in batches_of(rows, part + LABELS.name):
+            starts = np.cumsum(lengths) - lengths
+            counts = np.concatenate([[0], np.cumsum(values != IGNORE_INDEX)])
+            firsts = values[starts[lengths > 0]] != IGNORE_INDEX
+            found = counts[starts + lengths] - counts[starts]
+            found[lengths > 0] -= firsts
+            num_tokens.append(lengths)
+            num_targets.append(found)
+        tokens.append(np.concatenate(num_tokens))
+        targets.append(np.concatenate(num_targets))
+    samples = None
+    if LENGTHS.name in rows.column_names:
+        pieces = (np.split(values, np.cumsum(lengths)[:-1]) for values, lengths in batches_of(rows, LENGTHS.name))
+        samples = [piece.tolist() for piece in chain.from_iterable(pieces)]
+    return Lengths(np.stack(tokens, 1), np.stack(targets, 1), samples)
+
+
+def _num_batches(num_rows: int, size: int, *, drop_last: bool) -> int:
+    return num_rows // size if drop_last else math.ceil(num_rows / size)
+
+
+def micro_batches(run: "TrainRun", num_rows: int, size: int, most: int) -> "list[list[int]]":
+    """Row numbers of the micro-batches, at most `most`, in the order that the trainer draws them in."""
+    import torch
+
+    found: list[list[int]] = []
+    for epoch in range(2):  # later epochs bring no other sizes
+        if run.finetuning.disable_shuffling:
+            order = list(range(num_rows))
+        else:
+            # As accelerate's SeedableRandomSampler.
+            generator = torch.Generator().manual_seed(run.training["seed"] + epoch)
+            order = torch.randperm(num_rows, generator=generator).tolist()
+        found += [order[start : start + size] for start in range(0, num_rows, size)]
+        if len(found) >= most:
+            break
+    return found[:most]
+
+
+def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, pads: bool) -> "tuple[list[int], Batch]":
+    """The numbers of its rows, and its size."""
+    tokens, targets = lengths.tokens[:, parts], lengths.targets[:, parts]
+
+    def load(rows: list[int]) -> int:
+        if pads:
+            return int(tokens[rows].max()) * tokens.shape[1] * len(rows)
+        return int(tokens[rows].sum())
+
+    rows = max(batches, key=load)
+    num_targets = max(int(targets[rows].sum()), 1)
+    if pads:
+        width = math.ceil(int(tokens[rows].max()) / PAD_MULTIPLE) * PAD_MULTIPLE
+        return rows, Batch((width,) * (len(rows) * tokens.shape[1]), num_targets, is_padded=True)
+    if lengths.samples is not None:
+        return rows, Batch(tuple(chain.from_iterable(lengths.samples[row] for row in rows)), num_targets)
+    return rows, Batch(tuple(int(n) for n in tokens[rows].T.flatten()), num_targets)
+
+
+def sharing_prompts(rows: "list[Any]", num_targets: int) -> Batch:
+    """The batch in which a prompt stands once for all answers to it."""
+    sequences = [part_of(row, part) for part in parts_of(rows[0]) for row in rows]
+    batch = concatenate_sharing_prompts(sequences)
+    lengths = tuple(batch["cu_seq_lens_q"].diff().tolist())
+    prefixes = tuple(map(tuple, batch["prefixes"].tolist())) if "prefixes" in batch else None
+    return Batch(lengths, num_targets, prefixes=prefixes)

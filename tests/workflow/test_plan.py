@@ -1,0 +1,325 @@
+"""The plan's figures are those of the real run, and its decisions follow the free memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import luthier
+from luthier.config.load import load_train
+from luthier.core.errors import InvalidInput
+from luthier.core.kinds import STAGES
+from luthier.core.machine import detect
+from luthier.data.prepare import prepare
+from luthier.model.loading.config import load_config
+from luthier.training.trainer import StageTrainer
+from luthier.workflow.plan import make, trace
+from luthier.workflow.plan.duration import operations_per_second, seconds_for
+from luthier.workflow.plan.foresight import Foresight, comparison, require_fit
+from luthier.workflow.plan.make import Traces, make_plan
+from luthier.workflow.plan.memory import Held, num_checkpoints
+from luthier.workflow.plan.recompute import as_asked, decide
+from luthier.workflow.plan.shape import Unplanned, build_shape, layers_are_alike
+from luthier.workflow.plan.text import as_json, duration, lines_of
+from luthier.workflow.plan.trace import Batch, Trace, trace_step
+from luthier.workflow.text import load_text_side
+from tests.small_world import WAYS, losses, small_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    values = small_world(tmp_path_factory.mktemp("world"), num_hidden_layers=6)
+    return {**values, "max_steps": 2}
+
+
+def sides(keys):
+    run, machine = load_train(keys), detect()
+    stage = STAGES.get(run.stage)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
+    return run, stage, text, prepare(run, stage.rows, text.encoding), machine
+
+
+def plan_of(keys):
+    return make_plan(*sides(keys))
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """What the trainer holds in its last step: parameters, gradients and the state of its optimizer."""
+    found = {"batches": []}
+    build, loss = StageTrainer.create_optimizer, StageTrainer.compute_loss
+
+    def create_optimizer(self, model=None):
+        optimizer = build(self, model)
+
+        def note(optimizer, args, kwargs):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            found["gradients"] = sum(weight.grad.nbytes for weight in weights if weight.grad is not None)
+
+        def note_after(optimizer, args, kwargs):
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            found["optimizer"] = sum(value.nbytes for value in states if value.ndim)
+
+        optimizer.register_step_pre_hook(note)
+        optimizer.register_step_post_hook(note_after)
+        found["policy"] = self.policy
+        return optimizer
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        found["batches"].append((inputs["input_ids"].numel(), inputs["targets"].numel()))
+        return loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "create_optimizer", create_optimizer)
+    monkeypatch.setattr(StageTrainer, "compute_loss", compute_loss)
+    return found
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        WAYS["full"],
+        WAYS["freeze"],
+        {**WAYS["lora"], "use_dora": True, "disable_shuffling": False},
+        {**WAYS["lora"], "stage": "dpo", "dataset": "pairs"},
+        {**WAYS["lora"], "stage": "rm", "dataset": "pairs"},
+        {**WAYS["full"], "bf16": True, "gradient_accumulation_steps": 2},
+    ],
+    ids=["full", "freeze", "dora", "dpo", "rm", "bf16"],
+)
+def test_counted_tensors_are_those_of_the_run(world, spied, tmp_path, keys):
+    values = {**world, **keys, "output_dir": str(tmp_path / "out")}
+    plan = plan_of(values)
+    luthier.train(values)
+    policy = spied["policy"]
+    assert plan.parameters == sum(weight.numel() for weight in policy.parameters())
+    assert plan.trainable_parameters == sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*policy.parameters(), *policy.buffers())}
+    assert plan.held.weights_bytes == sum(tensors.values())
+    assert plan.held.gradients_bytes == spied["gradients"]
+    assert plan.held.optimizer_bytes == spied["optimizer"]
+    assert sum(pattern.parameters for pattern in plan.patterns) == plan.parameters
+    largest = max(tokens for tokens, _ in spied["batches"])
+    assert plan.work.heaviest.num_tokens == largest
+    assert plan.work.heaviest.num_targets in {targets for tokens, targets in spied["batches"] if tokens == largest}
+    assert plan.work.steps == 2
+
+
+def test_quantized_weights_are_counted_in_their_bits(world):
+    whole, quantized = (plan_of({**world, **WAYS[name]}) for name in ("lora", "qlora"))
+    linear = 6 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    saved = whole.held.weights_bytes - quantized.held.weights_bytes
+    assert saved == linear * 4 - (linear // 2 + linear // 64)
+
+
+@pytest.mark.parametrize("reads", ["cross_entropy", "logps"])
+def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
+    run, stage, text, _, machine = sides({**world, **WAYS["lora"]})
+    shape = build_shape(run, stage, text, load_config(text.source), machine)
+    batch = Batch((30, 50), 40)
+    planned = trace_step(shape.model, batch, reads=reads, half=None)
+    real = shape.model.to_empty(device="cpu")
+    for tensor in (*real.parameters(), *real.buffers()):
+        torch.nn.init.constant_(tensor, 0.01)
+    counter = trace._Counter(real)
+    counter.known = {tensor.untyped_storage()._cdata for tensor in (*real.parameters(), *real.buffers())}
+    ids = torch.arange(80)[None]
+    bounds = torch.tensor([0, 30, 80], dtype=torch.int32)
+    inputs = {"input_ids": ids, "position_ids": torch.cat([torch.arange(30), torch.arange(50)])[None]}
+    inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 50, "max_length_k": 50}
+    positions = torch.arange(40)
+    with pytest.MonkeyPatch.context() as patch, counter:
+        patch.setattr(trace, "_positions", lambda batch: positions)
+        patch.setattr(counter, "__class__", _OnRealTensors)
+        trace._LOSSES[reads](real, trace._head_of(real), inputs, batch).backward()
+    assert planned.peak_bytes == pytest.approx(max(counter.history), rel=0.03)
+    assert planned.num_operations == pytest.approx(counter.num_operations, rel=0.01)
+
+
+class _OnRealTensors(trace._Counter):
+    """Asks tensors for their numbers, which exist."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (trace.aten._local_scalar_dense.default, trace.aten._unique2.default):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_a_long_model_follows_from_two_short_ones(world):
+    run, stage, text, data, machine = sides({**world, **WAYS["lora"]})
+    config = load_config(text.source)
+    shape = build_shape(run, stage, text, config, machine)
+    plan = make_plan(run, stage, text, data, machine)
+    assert layers_are_alike(shape, config)
+    assert plan.traces.kept == trace_step(shape.model, plan.work.heaviest, reads=stage.reads, half=None)
+
+
+def test_layers_of_which_some_are_trained_are_not_alike(world):
+    run, stage, text, _, machine = sides({**world, **WAYS["freeze"]})
+    config = load_config(text.source)
+    assert not layers_are_alike(build_shape(run, stage, text, config, machine), config)
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(world):
+    one, four = (plan_of({**world, "per_device_train_batch_size": size}) for size in (1, 4))
+    assert 3 < four.traces.kept.early_bytes / one.traces.kept.early_bytes < 5
+    assert four.traces.recomputed.peak_bytes < four.traces.kept.peak_bytes / 2
+    assert four.traces.at(0) == four.traces.kept
+    assert four.traces.at(3).peak_bytes < four.traces.kept.peak_bytes
+
+
+def falling(count):
+    """10 layers: 100 GB without recomputation, 5 GB less for each layer computed again."""
+    return (100 - 5 * count) * 10**9
+
+
+@pytest.mark.parametrize(
+    ("available_gb", "num_layers", "words"),
+    [
+        (200, 0, "no layer is computed again"),
+        (120, 2, "the first 2 of 10 layers"),
+        (80, 8, "the first 8 of 10 layers"),
+        (60, None, "all layers are computed again"),
+        (None, None, "does not say"),
+    ],
+)
+def test_the_free_memory_decides_how_many_layers_are_computed_again(available_gb, num_layers, words):
+    available = None if available_gb is None else available_gb * 10**9
+    found = decide(10, falling, available)
+    assert found.num_layers == num_layers and words in found.reason
+    if num_layers:
+        assert falling(num_layers) <= 0.75 * available < falling(num_layers - 1)
+
+
+def test_on_an_accelerator_more_room_is_left():
+    assert decide(10, falling, 150 * 10**9).num_layers == 0
+    assert decide(10, falling, 150 * 10**9, "cuda").num_layers == 5
+
+
+@pytest.mark.parametrize(
+    "keys", [{"disable_gradient_checkpointing": False}, {"checkpoint_every": 2}, {"use_reentrant_gc": False}]
+)
+def test_a_key_that_is_given_decides(world, keys):
+    found = as_asked(load_train({**world, **keys}))
+    assert found is not None and found.num_layers is None and next(iter(keys)) in found.reason
+    assert as_asked(load_train(world)) is None
+
+
+def test_the_decision_changes_no_loss_and_may_change_in_a_resumed_run(world, tmp_path, monkeypatch, caplog):
+    values = {**world, **WAYS["lora"], "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    found = {}
+    for name, free in (("much", 10**15), ("little", 3 * 10**8)):
+        monkeypatch.setattr(make, "available_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(make, "resident_bytes", lambda: 0)
+        result = luthier.train({**values, "output_dir": str(tmp_path / name), "skip_memory_check": True})
+        found[name] = losses(result)
+        is_kept = "no layer is computed again" in result.compared["gradient_checkpointing"]
+        assert is_kept == (name == "much") or name == "little"
+    assert found["much"] == found["little"]
+    keys = {**values, "overwrite_output_dir": False, "resume_from_checkpoint": str(tmp_path / "much" / "checkpoint-2")}
+    monkeypatch.setattr(make, "available_memory_bytes", lambda: 0)
+    resumed = luthier.train({**keys, "output_dir": str(tmp_path / "resumed"), "skip_memory_check": True})
+    assert "all layers are computed again" in resumed.compared["gradient_checkpointing"]
+    assert losses(resumed)[-2:] == pytest.approx(found["much"][-2:], abs=1e-6)
+
+
+HELD = Held(10**9, 4 * 10**9, 4 * 10**9, 8 * 10**9, 0, 0, 10**8)
+
+
+def of_memory(plan, available_bytes, held=HELD):
+    return replace(plan, held=held, available_bytes=available_bytes)
+
+
+def test_what_cannot_fit_is_refused_with_remedies(world):
+    plan = plan_of(world)
+    assert HELD.least_bytes == 17 * 10**9
+    with pytest.raises(InvalidInput, match=r"17\.000 GB are weights.*skip_memory_check: true") as refusal:
+        require_fit(of_memory(plan, 16 * 10**9), "cpu")
+    assert refusal.value.exit_status == 2 and "per_device_train_batch_size: 1" in str(refusal.value)
+    require_fit(of_memory(plan, 18 * 10**9), "cpu")
+    require_fit(of_memory(plan, None), "cpu")
+
+
+def test_a_planned_peak_is_refused_only_beyond_its_error(world):
+    plan = of_memory(plan_of(world), 90 * 10**9)
+    large = Trace(83 * 10**9, 0, 0, 0)
+    above = replace(plan, traces=Traces(replace(large, early_bytes=93 * 10**9), large, 6), num_recomputed=0)
+    require_fit(replace(above, traces=Traces(large, large, 6)), "cpu")
+    with pytest.raises(InvalidInput, match=r"106\.000 GB of memory"):
+        require_fit(replace(above, available_bytes=90 * 10**9), "cpu")
+    require_fit(above, "cuda")
+
+
+def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "available_memory_bytes", lambda: -(10**12))
+    values = {**world, "output_dir": str(tmp_path / "out")}
+    with pytest.raises(InvalidInput, match="this run needs"):
+        luthier.train(values)
+    assert len(losses(luthier.train({**values, "skip_memory_check": True}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [({"use_galore": True}, "galore"), ({"torch_compile": True}, "kernels"), ({"deepspeed": "ds.json"}, "processes")],
+)
+def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
+    run, *others = sides(world)
+    run = replace(run, training=replace(run.training, given={**run.training.given, **keys}))
+    if "use_galore" in keys:
+        run = replace(run, optimizers={"galore": object()})
+    with pytest.raises(Unplanned, match=reason):
+        make_plan(run, *others)
+
+
+def test_json_and_lines_say_the_same(world):
+    plan = plan_of({**world, "eval_strategy": "no"})
+    found = as_json(plan)
+    wanted = {"rows", "tokens", "steps", "trainable_parameters", "parameters", "peak_bytes", "seconds", "what_if"}
+    assert wanted <= found.keys() and found["rows"] == 24 and found["peak_bytes"] == plan.peak_bytes
+    text = "\n".join(lines_of(plan))
+    for words in (
+        "24 rows",
+        "2 steps",
+        "model.layers.*.mlp.down_proj.weight",
+        "flash_attn: sdpa",
+        "GFLOP/s",
+        "what if",
+    ):
+        assert words in text
+    peaks = [remedy.peak_bytes for remedy in plan.what_if]
+    assert peaks and all(peak < plan.peak_bytes for peak in peaks)
+
+
+def test_sampled_answers_have_a_cache(world):
+    keys = {
+        **world,
+        "stage": "grpo",
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_new_tokens": 6,
+        "reward_funcs": "tests.small_world:small_letters",
+    }
+    plan = plan_of(keys)
+    longest = max(plan.work.heaviest.lengths)
+    assert plan.held.cache_bytes == 2 * 6 * 2 * 16 * 4 * longest * 8
+
+
+def test_time_rests_on_the_speed_of_this_machine():
+    speed = operations_per_second(torch.float32, "cpu", 64)
+    assert operations_per_second(torch.float32, "cpu", 64) == speed > 1e6
+    seconds, basis = seconds_for(speed * 0.56 * 10, torch.float32, "cpu", 64)
+    assert seconds == pytest.approx(10) and "measured here" in basis
+    assert [duration(seconds) for seconds in (12, 180, 9000)] == ["12 s", "3 min", "2.5 h"]
+
+
+def test_kept_checkpoints_are_counted(world):
+    keys = {"save_strategy": "steps", "save_steps": 3}
+    assert num_checkpoints(load_train({**world, **keys}), 10) == 4
+    assert num_checkpoints(load_train({**world, **keys, "save_total_limit": 2}), 10) == 2
+    assert num_checkpoints(load_train(world), 10) == 0
+
+
+def test_the_report_ends_with_planned_and_actual(world, tmp_path):
+    result = luthier.train({**world, "output_dir": str(tmp_path / "out")})
+    first, second = comparison(result.compared)
+    assert first.startswith("peak memory: ") and "planned)" in first and second.startswith("training time: ")
+    assert comparison(Foresight(as_asked(load_train({**world, "checkpoint_every": 1}))).compared(None))[0].endswith("B")
