@@ -1,6 +1,6 @@
 """How modules of other libraries are imported: under a context of ours, or only when they are used.
 
-`import_within` is for a library whose import does work that a run does not need. `import_when_used` is for commands that
+`import_within` is for a library whose import does work that few runs need. `import_when_used` is for commands that
 can end without a library which others import at their top. Both change when code runs, not what it does.
 """
 

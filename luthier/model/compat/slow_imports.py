@@ -1,4 +1,4 @@
-"""What transformers 5.23, hqq 0.2.8 and bitsandbytes 0.50 do at import and a run seldom needs, put off until it is needed.
+"""What transformers 5.23, hqq 0.2.8 and bitsandbytes 0.50 do at import and few runs need, put off until it is needed.
 
 | module | at import | cost |
 |---|---|---|
