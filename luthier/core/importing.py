@@ -4,6 +4,7 @@
 can end without a library which others import at their top. Both change when code runs, not what it does.
 """
 
+import atexit
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,3 +109,6 @@ def without_collection() -> Iterator[None]:
         if was_enabled:
             gc.enable()
             gc.freeze()
+            # At its end the interpreter collects cycles while modules are still there for their finalizers.
+            atexit.unregister(gc.unfreeze)
+            atexit.register(gc.unfreeze)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.hubs import HubTokens
@@ -77,20 +77,24 @@ class PreparedData:
         """A hash of all token ids and labels, in order."""
         if self.streamed is not None:
             return f"{self.streamed.fingerprint} {rows_digest(*self.eval.values())}"
-        return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
+        return rows_digest(*([] if self.table is None else [self.table]), *self.eval.values())
 
     @property
     def train_fingerprint(self) -> str:
         """The same of the training rows alone; of a stream, a hash of its files and their descriptions."""
         if self.streamed is not None:
             return self.streamed.source_fingerprint
-        return rows_digest(*([] if self.train is None else [cast("Table", self.train)]))
+        return rows_digest(*([] if self.table is None else [self.table]))
 
     @property
     def streamed(self) -> "StreamedRows | None":
         """The training rows, if they are read while training."""
-        is_table = self.train is None or hasattr(self.train, "__len__")
-        return None if is_table else cast("StreamedRows", self.train)
+        return None if isinstance(self.train, Table) else self.train
+
+    @property
+    def table(self) -> Table | None:
+        """The training rows, if they are made before training."""
+        return self.train if isinstance(self.train, Table) else None
 
 
 def rows_digest(*tables: Table) -> str:
@@ -124,7 +128,7 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
-        save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger, record)
+        save_tokenized(Path(run.data.tokenized_path), data.table, data.eval, data.prompts, data.ledger, record)
         info(f"data: tokenized rows saved to {run.data.tokenized_path}; the next run reads them from there")
     return data
 

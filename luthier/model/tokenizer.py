@@ -83,14 +83,12 @@ def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":
         return None
     config, own = read_json(folder / "config.json"), read_json(folder / TOKENIZER_CONFIG)
     # The config of a type that shares its class with another one says that it is of that other type.
-    is_own_type = list(CONFIG_MAPPING_NAMES.values()).count(CONFIG_MAPPING_NAMES.get(config.get("model_type"), "")) == 1
+    classes = list(CONFIG_MAPPING_NAMES.values())
+    is_own_type = classes.count(CONFIG_MAPPING_NAMES.get(str(config.get("model_type")), "")) == 1
     if not is_own_type or not isinstance(own.get("tokenizer_class"), str) or "auto_map" in {*config, *own}:
         return None
-    kind = PreTrainedConfig(model_type=config["model_type"])
-    kind._name_or_path = str(folder)
-    if "model_name" in config:
-        kind.model_name = config["model_name"]
-    return kind
+    asked: dict[str, Any] = {name: config[name] for name in ("model_type", "model_name") if name in config}
+    return PreTrainedConfig(name_or_path=str(folder), **asked)
 
 
 def fit_tokenizer(

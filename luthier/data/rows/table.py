@@ -145,13 +145,12 @@ class _Column:
 
         kind, self.column = column.type, column
         is_plain = (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not column.null_count
+        self.values: np.ndarray | None = None
         if is_plain and str(kind.value_type) in _DTYPE_OF and not column.values.null_count:
             self.values, self.offsets = to_numpy(column.values), to_numpy(column.offsets)
-        else:
-            self.values = self.offsets = None
 
     def row(self, number: int) -> Any:
-        if self.values is None or self.offsets is None:
+        if self.values is None:
             return self.column[number].as_py()
         return self.values[self.offsets[number] : self.offsets[number + 1]].tolist()
 
