@@ -8,7 +8,7 @@ import atexit
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -72,11 +72,10 @@ class _LaterModule(ModuleType):
         self.__file__ = spec.origin
         if spec.submodule_search_locations is not None:
             self.__path__ = spec.submodule_search_locations
-        try:
+        with ExitStack() as at_failure:  # as the import system does
+            at_failure.callback(sys.modules.pop, spec.name, None)
             spec.loader.exec_module(self)
-        except BaseException:
-            sys.modules.pop(spec.name, None)
-            raise
+            at_failure.pop_all()
         return getattr(self, name)
 
 

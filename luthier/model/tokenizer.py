@@ -88,7 +88,8 @@ def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":
     if not is_own_type or not isinstance(own.get("tokenizer_class"), str) or "auto_map" in {*config, *own}:
         return None
     asked: dict[str, Any] = {name: config[name] for name in ("model_type", "model_name") if name in config}
-    return PreTrainedConfig(name_or_path=str(folder), **asked)
+    asked["name_or_path"] = str(folder)
+    return PreTrainedConfig(**asked)
 
 
 def fit_tokenizer(
