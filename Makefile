@@ -54,7 +54,7 @@ keys: $(VENV)/.installed  ## the table of training keys and the key reference, f
 
 bench: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api  ## all benchmarks
 
-bench-startup: $(VENV)/.installed  ## CPU seconds of `version`, `--help` and `check`
+bench-startup: $(VENV)/.installed  ## CPU seconds until a command answers, or begins to train or chat
 	$(BIN)/python benchmarks/bench_startup.py
 
 bench-train: $(VENV)/.installed $(MODEL)  ## tokens per second of LoRA sft against transformers.Trainer with peft

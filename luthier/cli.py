@@ -157,6 +157,7 @@ def _run(name: str, rest: list[str]) -> int:
 
     from luthier.core.errors import ConfigError, LuthierError
     from luthier.core.log import set_up, warn
+    from luthier.model.compat import slow_imports
 
     try:
         os.getcwd()
@@ -164,6 +165,7 @@ def _run(name: str, rest: list[str]) -> int:
         print("luthier: the current folder no longer exists -> change to another one", file=sys.stderr)
         return 2
     set_up()
+    slow_imports.install()
     try:
         status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
         return status

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from luthier.core.importing import without_collection
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -39,7 +41,8 @@ def num_accelerators() -> int:
 @lru_cache(maxsize=1)
 def detect() -> Machine:
     """The machine, detected once. Imports torch."""
-    import torch
+    with without_collection():
+        import torch
 
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     accelerator = torch.accelerator.current_accelerator(check_available=True)

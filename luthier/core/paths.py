@@ -1,6 +1,15 @@
-"""Paths as users write them."""
+"""Paths as users write them, and the folder of the cache."""
 
 import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """`LUTHIER_CACHE`, or the folder `luthier` in the user's cache folder."""
+    own = os.environ.get("LUTHIER_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
 
 
 def absent_remedy(path: str, remedy: str) -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.hubs import HubTokens
@@ -35,12 +35,12 @@ from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_
 from luthier.data.rows.columns import LENGTHS, NUMBER, SEQUENCE, Column
 from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.maker import Parts, RowMaker, column_values
+from luthier.data.rows.table import Table, joined
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
-    import datasets
     import numpy as np
 
     from luthier.config.keys.data import DataConfig
@@ -60,10 +60,10 @@ class PreparedData:
     Packed rows of sft also have `sample_lengths`, the number of tokens of each sample.
     """
 
-    train: "datasets.Dataset | StreamedRows | None"
-    eval: "Mapping[str, datasets.Dataset]"
+    train: "Table | StreamedRows | None"
+    eval: Mapping[str, Table]
     """Dataset name -> evaluation rows; the name is empty unless `eval_on_each_dataset`."""
-    prompts: "Mapping[str, datasets.Dataset]"
+    prompts: Mapping[str, Table]
     """For `predict_with_generate`: `input_ids` is the prompt, `labels` the reference answer."""
     ledger: Ledger
 
@@ -77,23 +77,27 @@ class PreparedData:
         """A hash of all token ids and labels, in order."""
         if self.streamed is not None:
             return f"{self.streamed.fingerprint} {rows_digest(*self.eval.values())}"
-        return rows_digest(*(rows for rows in (self.train, *self.eval.values()) if rows is not None))
+        return rows_digest(*([] if self.table is None else [self.table]), *self.eval.values())
 
     @property
     def train_fingerprint(self) -> str:
         """The same of the training rows alone; of a stream, a hash of its files and their descriptions."""
         if self.streamed is not None:
             return self.streamed.source_fingerprint
-        return rows_digest(*([] if self.train is None else [cast("datasets.Dataset", self.train)]))
+        return rows_digest(*([] if self.table is None else [self.table]))
 
     @property
     def streamed(self) -> "StreamedRows | None":
         """The training rows, if they are read while training."""
-        is_table = self.train is None or hasattr(self.train, "__len__")
-        return None if is_table else cast("StreamedRows", self.train)
+        return None if isinstance(self.train, Table) else self.train
+
+    @property
+    def table(self) -> Table | None:
+        """The training rows, if they are made before training."""
+        return self.train if isinstance(self.train, Table) else None
 
 
-def rows_digest(*tables: "datasets.Dataset") -> str:
+def rows_digest(*tables: Table) -> str:
     """A hash of every number in these rows, in order."""
     digest = hashlib.sha256()
     for rows in tables:
@@ -105,7 +109,7 @@ def rows_digest(*tables: "datasets.Dataset") -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    rows: "datasets.Dataset"
+    rows: Table
     examples: "np.ndarray"
     """(rows,) the number of the example that each row comes from, counted over all datasets of the run."""
     key: str | None
@@ -124,7 +128,7 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
-        save_tokenized(Path(run.data.tokenized_path), data.train, data.eval, data.prompts, data.ledger, record)
+        save_tokenized(Path(run.data.tokenized_path), data.table, data.eval, data.prompts, data.ledger, record)
         info(f"data: tokenized rows saved to {run.data.tokenized_path}; the next run reads them from there")
     return data
 
@@ -158,7 +162,7 @@ def _prepared(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedD
 
 
 def _built(builder: "_Builder", data: "DataConfig", *, generates: bool) -> PreparedData:
-    train: datasets.Dataset | StreamedRows | None = None
+    train: Table | StreamedRows | None = None
     evals: dict[str, _Table] = {}
     if data.dataset and data.streaming:
         train = builder.streamed(with_prompts=generates, evals=evals)
@@ -196,7 +200,7 @@ class _Builder:
         self.ledger = Ledger()
         self.num_examples = 0
         """In the datasets read so far."""
-        self.prompts: dict[int, datasets.Dataset] = {}
+        self.prompts: dict[int, Table] = {}
         """Number of the first example of a dataset -> the prompts of that dataset, if they are needed."""
 
     def tables(self, names: Sequence[str], *, with_prompts: bool) -> list[_Table]:
@@ -289,12 +293,11 @@ class _Builder:
 
     def mixed(self, tables: list[_Table]) -> _Table:
         """One table of all datasets, in the order of `mix_strategy`."""
-        import datasets
         import numpy as np
 
         strategy, shares = self.data.mix_strategy, self.data.interleave_probs
         key = joint_key(*(table.key for table in tables), strategy, shares, self.seed)
-        rows = datasets.concatenate_datasets([table.rows for table in tables])
+        rows = joined([table.rows for table in tables])
         whole = _Table(rows, np.concatenate([table.examples for table in tables]), key)
         if len(tables) == 1 or strategy == "concat":
             return whole
@@ -312,18 +315,17 @@ class _Builder:
         )
         return train, eval_
 
-    def prompts_of(self, tables: Mapping[str, _Table]) -> "dict[str, datasets.Dataset]":
+    def prompts_of(self, tables: Mapping[str, _Table]) -> dict[str, Table]:
         """The prompt of each example once, even if the example was split into several rows."""
-        import datasets
         import numpy as np
 
-        prompts = datasets.concatenate_datasets(list(self.prompts.values()))
+        prompts = joined(list(self.prompts.values()))
         numbers = np.concatenate([first + np.arange(len(rows)) for first, rows in self.prompts.items()])
         place = {number: index for index, number in enumerate(numbers.tolist())}
         chosen = {name: dict.fromkeys(table.examples.tolist()) for name, table in tables.items()}
         return {name: prompts.select([place[number] for number in examples]) for name, examples in chosen.items()}
 
-    def packed(self, table: _Table) -> "datasets.Dataset":
+    def packed(self, table: _Table) -> Table:
         packer, rows = self.packer, table.rows
         if packer is None:
             return rows
@@ -333,17 +335,17 @@ class _Builder:
                 for batch in packer.join(rows):
                     writer.add_arrays(batch)
 
-        joined = table_at(self.cache.entry(joint_key(table.key, packer), write) / ROWS_FILE)
+        packed = table_at(self.cache.entry(joint_key(table.key, packer), write) / ROWS_FILE)
         if not packer.cuts_rows:
-            return joined
-        num_leftover = int(row_lengths(rows).sum() - row_lengths(joined).sum())
+            return packed
+        num_leftover = int(row_lengths(rows).sum() - row_lengths(packed).sum())
         self.ledger.leftover_tokens += num_leftover
-        if not len(joined):
+        if not len(packed):
             raise DataError(
                 f"the texts have {num_leftover} tokens together, too few for one block of"
                 f" {packer.size_tokens} -> lower cutoff_len, add text, or set packing: false"
             )
-        return joined
+        return packed
 
 
 def cache_of(data: "DataConfig") -> Cache:

@@ -262,7 +262,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
                         ledger.leftover_tokens -= len(values[0])
                     yield dict(zip(self.column_names, values, strict=True))
             if packer.cuts_rows:
-                ids = flat(table.with_format("arrow")[:].column(IDS.name))[0][num_joined:].tolist()
+                ids = flat(table.arrow().column(IDS.name))[0][num_joined:].tolist()
                 rest = [tuple(ids if column.kind in (IDS, LABELS) else () for column in self.maker.plan.columns)]
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files
+from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class FittedTokenizer:
     """What was changed and may surprise."""
 
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULT_EOS = "<|endoftext|>"
 """The end token of a tokenizer that has none, unless the chat format ends answers with another token it knows."""
 
@@ -48,7 +49,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = Path(source.name).expanduser()
-    has_own_files = (folder / "tokenizer_config.json").is_file()
+    has_own_files = (folder / TOKENIZER_CONFIG).is_file()
     files = ModelFiles(str(folder)) if has_own_files else source.files
     if files.gguf_file:
         check_loadable(Path(files.name) / files.gguf_file)
@@ -57,6 +58,8 @@ def load_tokenizer(
     else:
         check_hub(files.name, source.access)
     options: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
+    if files.is_local and not files.gguf_file:
+        options["config"] = _kind_of_model(Path(files.name))
     with readable(files, "tokenizer"):
         return AutoTokenizer.from_pretrained(
             files.name,
@@ -66,6 +69,27 @@ def load_tokenizer(
             **source.options,
             **options,
         )
+
+
+def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":
+    """The type of the model, by which transformers chooses the class of a tokenizer; None if it must read more.
+
+    It would load the whole config, and the config of a model imports torch and the code that loads weights (2 s).
+    """
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if not all((folder / name).is_file() for name in ("config.json", TOKENIZER_CONFIG)):
+        return None
+    config, own = read_json(folder / "config.json"), read_json(folder / TOKENIZER_CONFIG)
+    # The config of a type that shares its class with another one says that it is of that other type.
+    classes = list(CONFIG_MAPPING_NAMES.values())
+    is_own_type = classes.count(CONFIG_MAPPING_NAMES.get(str(config.get("model_type")), "")) == 1
+    if not is_own_type or not isinstance(own.get("tokenizer_class"), str) or "auto_map" in {*config, *own}:
+        return None
+    asked: dict[str, Any] = {name: config[name] for name in ("model_type", "model_name") if name in config}
+    asked["name_or_path"] = str(folder)
+    return PreTrainedConfig(**asked)
 
 
 def fit_tokenizer(

@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from luthier.data.collate import collate, concatenate_rows, pad_rows
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.table import Table, extended
 from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
@@ -22,7 +23,6 @@ from luthier.training.rollouts import Rollouts
 from luthier.training.streaming import StreamReading
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
@@ -80,13 +80,11 @@ def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coe
     return replace(head, linear=None) if is_sharded or args.torch_compile else head
 
 
-def with_fillers(rows: "datasets.Dataset", multiple: int) -> "datasets.Dataset":
+def with_fillers(rows: Table, multiple: int) -> Table:
     """Rows plus filler rows without labels, up to a multiple of `multiple`, so that no row counts twice."""
-    import datasets
-
     num_missing = -len(rows) % multiple
     if not num_missing:
         return rows
     labels = {name: [IGNORE_INDEX] * len(rows[0][name]) for name in rows.column_names if kind_of(name) is LABELS}
     filler = {**rows[0], **labels}
-    return datasets.concatenate_datasets([rows, datasets.Dataset.from_list([filler] * num_missing, rows.features)])
+    return extended(rows, [filler] * num_missing)

@@ -2,16 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.rows.table import Table
 from luthier.model.types import Models
 from luthier.training.distributed import for_every_row
 
 if TYPE_CHECKING:
-    import datasets
-
     from luthier.training.trainer import StageTrainer
 
 
-def row_predictions(trainer: "StageTrainer", rows: "datasets.Dataset") -> list[dict[str, Any]]:
+def row_predictions(trainer: "StageTrainer", rows: Table) -> list[dict[str, Any]]:
     """One line per row, in order; each process takes its share of the rows."""
     parts, predict = trainer.parts, trainer.stage.reporting.predict
     assert predict is not None, "only called for stages that predict"

@@ -21,6 +21,7 @@ from luthier.core.log import info
 from luthier.data.cache.fingerprint import code_digest, joint_key
 from luthier.data.prepare import rows_digest
 from luthier.data.rows.columns import parts_of
+from luthier.data.rows.table import Table
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.modules import unwrap
@@ -29,7 +30,6 @@ from luthier.stages._logps import sequence_logps
 from luthier.training.distributed import Collate, for_every_row
 
 if TYPE_CHECKING:
-    import datasets
     from torch import nn
     from transformers import TrainingArguments
 
@@ -55,7 +55,7 @@ _SCALING = ("lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern")
 class RowsWithReference(torch.utils.data.Dataset):
     """Rows with the reference's log-probabilities as a column."""
 
-    rows: "datasets.Dataset"
+    rows: Table
     logps: np.ndarray
     """(rows, parts), float32."""
 
@@ -80,12 +80,12 @@ class ReferenceScorer:
     args: "TrainingArguments"
     cache: "Cache"
 
-    def add_to(self, row_sets: "Mapping[str, datasets.Dataset]") -> dict[str, RowsWithReference]:
+    def add_to(self, row_sets: Mapping[str, Table]) -> dict[str, RowsWithReference]:
         """Each set of rows with the column `REFERENCE_COLUMN` added."""
         digest = weights_digest(self.model)
         return {name: self._with_reference(rows, digest) for name, rows in row_sets.items()}
 
-    def _with_reference(self, rows: "datasets.Dataset", digest: str) -> RowsWithReference:
+    def _with_reference(self, rows: Table, digest: str) -> RowsWithReference:
         # How rows are batched changes the rounding, and equal runs have equal bits, whatever the cache holds.
         batches = (*self.layout, self.args.eval_batch_size, self.args.world_size)
         how = (self.args.bf16, self.args.fp16, *batches)
@@ -103,7 +103,7 @@ class ReferenceScorer:
         entry = self.cache.entry(key, write)
         return RowsWithReference(rows, np.load(entry / LOGPS_FILE))
 
-    def _logps(self, rows: "datasets.Dataset") -> np.ndarray:
+    def _logps(self, rows: Table) -> np.ndarray:
         """(rows, parts), float32."""
         model = self.model.to(self.args.device)
         was_training = model.training

@@ -18,6 +18,7 @@ import torch
 from luthier.core.errors import RunFailed
 from luthier.data.collate import model_inputs
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.table import Table
 from luthier.model.heads.output_head import token_logps
 from luthier.model.heads.value_head import load_value_head, logps_and_values
 from luthier.model.types import Models
@@ -27,7 +28,6 @@ from luthier.training.distributed import Collate, add_to, batch_by_batch, over_p
 from luthier.training.rewards import Answered, WeightedRewards
 
 if TYPE_CHECKING:
-    import datasets
     from torch import Tensor, nn
     from transformers import TrainingArguments
 
@@ -71,7 +71,7 @@ class Rollouts:
     models: Models
     args: "TrainingArguments"
     collate: Collate
-    prompts: "datasets.Dataset"
+    prompts: Table
     """Rows of `input_ids`: the prompt and then the answer of the dataset, which alone is labeled."""
     generate: Generate
     decode: Decode

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from luthier.core.importing import without_collection
 from luthier.core.kinds import ENGINES
 from luthier.core.log import info
 from luthier.data.chat.answers import THINKING_TAGS
@@ -21,7 +22,10 @@ def open_chat(run: "InferRun") -> "ChatSession":
     from luthier.infer.types import Settings
     from luthier.workflow.text import load_text_side
 
-    text = load_text_side(run)
+    with without_collection():
+        import peft  # noqa: F401  # with the models of transformers, which are loaded next
+
+        text = load_text_side(run)
     prompting = prompting_of(run, text)
     model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")

@@ -106,7 +106,7 @@ def rows_of(
         eval_rows = {name: with_fillers(rows, global_batch) for name, rows in data.eval.items()}
     if scorer is None:
         return data.train, eval_rows
-    train_rows = None if data.train is None else scorer.add_to({"train": data.train})["train"]
+    train_rows = None if data.table is None else scorer.add_to({"train": data.table})["train"]
     return train_rows, scorer.add_to(eval_rows)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.files import write_atomically
 from luthier.core.log import info, is_main_process
+from luthier.data.rows.table import Table
 from luthier.workflow.text import TextSide
 
 if TYPE_CHECKING:
-    import datasets
     from torch import nn
 
     from luthier.config.runs import TrainRun
@@ -69,7 +69,7 @@ def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) ->
     return measure
 
 
-def answers(run: "TrainRun", model: "nn.Module", rows: "datasets.Dataset", text: TextSide) -> list[dict[str, str]]:
+def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) -> list[dict[str, str]]:
     """One object per row: `prompt`, `predict` (the model's answer) and `label` (the answer of the dataset)."""
     from dataclasses import replace
 

@@ -48,14 +48,14 @@ def make_rollouts(
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))
 
-    assert data.train is not None, "the rules require a dataset"
+    assert data.table is not None, "the rules require a dataset"
     return Rollouts(
         plan=plan,
         config=run.method,
         models=models,
         args=args,
         collate=collate,
-        prompts=data.train,
+        prompts=data.table,
         generate=generate,
         decode=decode,
         rewards=None if plan.advantages is None else load_rewards(run, text, args.device),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import InvalidInput, RowError
+from luthier.core.importing import import_when_used, without_collection
 from luthier.core.log import silence_libraries
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
@@ -63,7 +64,9 @@ def check(
     name = name or (run.data.template if run else None) or "auto"
     source = replace(model_source(run.model), name=model) if run else ModelSource(model)
     source = replace(source, trust_remote_code=source.trust_remote_code or trust_remote_code)
-    sides = load_sides(source, name, run.data if run else None)
+    import_when_used("torch")  # for tokenizers that come as Python code
+    with without_collection():
+        sides = load_sides(source, name, run.data if run else None)
     samples = islice(_rows_of(run), num_rows) if run else iter(SAMPLES)
     findings = [(sample.name, sides.check(sample)) for sample in samples]
     differing = [finding for _, finding in findings if finding.status == "differs"]

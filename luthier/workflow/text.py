@@ -53,7 +53,7 @@ def load_text_side(
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
-    from luthier.model.loading.config import load_config
+    from luthier.model.loading.config import embedding_rows, load_config
     from luthier.model.tokenizer import load_tokenizer
 
     silence_libraries()
@@ -65,7 +65,7 @@ def load_text_side(
         use_fast=model.use_fast_tokenizer,
         split_special_tokens=model.split_special_tokens,
     )
-    config = load_config(source)
+    num_rows = load_config(source).get_text_config().vocab_size if for_model else embedding_rows(source)
     name = data.template if reads_chat or data.template else "empty"
     template = choose_template(name, tokenizer, data.tool_format, data.default_system)
     runs_own = name in (None, "auto") and bool(tokenizer.chat_template)
@@ -74,7 +74,7 @@ def load_text_side(
     if runs_own and not tokenizer.is_fast:
         info("template: this tokenizer does not tell where tokens begin, so prompts and answers are tokenized apart")
     has_eos = tokenizer.eos_token is not None
-    fitted = fit_to_format(run, tokenizer, template, config.get_text_config().vocab_size, for_model=for_model)
+    fitted = fit_to_format(run, tokenizer, template, num_rows, for_model=for_model)
     if not has_eos and runs_own:  # a chat template may write the eos that the tokenizer has only now
         template = choose_template(name, tokenizer, data.tool_format, data.default_system)
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.runs import TrainRun
 from luthier.core.allocator import return_large_blocks
 from luthier.core.errors import InvalidInput
+from luthier.core.importing import without_collection
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
@@ -45,18 +46,19 @@ def train(run: TrainRun) -> "RunResult":
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
-    from accelerate.utils import gather_object
+    with without_collection():
+        from accelerate.utils import gather_object
 
-    from luthier.core.machine import detect
-    from luthier.data.prepare import prepare
-    from luthier.training.arguments import training_arguments
-    from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of, tidy
-    from luthier.training.fp8 import settings_of
-    from luthier.training.report import describes_step
-    from luthier.training.trained_on import compare_rows
-    from luthier.training.trainer import StageTrainer
-    from luthier.workflow.parts import make_parts
-    from luthier.workflow.plan.foresight import foresee
+        from luthier.core.machine import detect
+        from luthier.data.prepare import prepare
+        from luthier.training.arguments import training_arguments
+        from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of, tidy
+        from luthier.training.fp8 import settings_of
+        from luthier.training.report import describes_step
+        from luthier.training.trained_on import compare_rows
+        from luthier.training.trainer import StageTrainer
+        from luthier.workflow.parts import make_parts
+        from luthier.workflow.plan.foresight import foresee
 
     return_large_blocks()
     for warning in run.warnings:

@@ -1,11 +1,17 @@
 """The tokenizer is repaired and fitted to the chat format."""
 
+import json
+
 import pytest
+from transformers import AutoTokenizer
 
 from luthier.core.errors import ModelError
 from luthier.model.files.sources import ModelSource
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, read_new_special_tokens, stop_token_ids
 from tests.tiny import byte_tokenizer
+
+MODEL_TYPES = ("llama", "qwen2", "mistral", "gemma", "gpt2", "gpt-sw3", "deepseek_v3", "own", None)
+TOKENIZER_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizerFast", "Qwen2Tokenizer", None)
 
 
 def test_a_tokenizer_pads_on_the_right(llama_folder):
@@ -91,3 +97,22 @@ def test_the_length_limit_is_raised():
 
 def test_stop_ids_are_each_named_once():
     assert stop_token_ids(byte_tokenizer(), ["</s>", "<|im_end|>", "no token"]) == (260, 258)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("named", TOKENIZER_CLASSES)
+def test_the_class_is_what_transformers_chooses_by_the_whole_config(tmp_path, model_type, named):
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type} if model_type else {}))
+    file = tmp_path / "tokenizer_config.json"
+    keys = {key: value for key, value in json.loads(file.read_text()).items() if key != "tokenizer_class"}
+    file.write_text(json.dumps(keys | ({"tokenizer_class": named} if named else {})))
+    try:
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path), padding_side="right", split_special_tokens=False)
+    except ValueError:
+        with pytest.raises(ModelError):
+            load_tokenizer(ModelSource(str(tmp_path)))
+        return
+    ours = load_tokenizer(ModelSource(str(tmp_path)))
+    assert type(ours) is type(theirs) and ours.init_kwargs == theirs.init_kwargs
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()

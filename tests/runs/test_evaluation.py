@@ -80,7 +80,7 @@ def test_filler_rows_of_the_last_batch_of_several_processes_do_not_count(values,
     rows = prepare(run, STAGES.get(run.stage).rows, load_text_side(run).encoding).eval[""]
     filled = with_fillers(rows, 32)
     assert len(filled) % 32 == 0 and len(filled) > len(rows)
-    assert filled.select(range(len(rows))).to_list() == rows.to_list()
+    assert list(filled.select(range(len(rows)))) == list(rows)
     assert all(label == -100 for row in filled.select(range(len(rows), len(filled))) for label in row["labels"])
     assert with_fillers(rows, len(rows)) is rows
 

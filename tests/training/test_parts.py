@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
-import datasets
+import pyarrow as pa
 import pytest
 import torch
 
+from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
 from luthier.training.parts import collator, policy_head, with_fillers
 from tests.tiny import TINY_LLAMA
@@ -43,10 +44,10 @@ def test_a_launcher_may_shard_too(monkeypatch):
 
 @pytest.mark.parametrize("multiple", [1, 2, 3, 8])
 def test_fillers_complete_the_last_batch_and_have_no_labels(multiple):
-    rows = datasets.Dataset.from_list(ROWS)
+    rows = Table(pa.Table.from_pylist(ROWS))
     filled = with_fillers(rows, multiple)
     assert len(filled) % multiple == 0 and len(filled) - len(rows) < multiple
-    assert filled.select(range(2)).to_list() == ROWS
+    assert list(filled.select(range(2))) == ROWS
     assert all(label == -100 for row in list(filled)[2:] for label in row["labels"])
     assert (filled is rows) == (len(rows) % multiple == 0)
     assert torch.tensor(filled[0]["input_ids"]).tolist() == [5, 6, 7]

@@ -2,13 +2,14 @@
 
 from types import SimpleNamespace
 
-import datasets
 import peft
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.data.cache.store import Cache
+from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
 from luthier.training.parts import collator
 from luthier.training.reference_logps import LOGPS_FILE, ReferenceScorer, weights_digest
@@ -54,8 +55,10 @@ def test_a_changed_weight_is_another_model():
 
 
 def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
-    rows = datasets.Dataset.from_list(
-        [{f"{part}{name}": [5, 6, 7] for part in ("chosen_", "rejected_") for name in ("input_ids", "labels")}] * 3
+    rows = Table(
+        pa.Table.from_pylist(
+            [{f"{part}{name}": [5, 6, 7] for part in ("chosen_", "rejected_") for name in ("input_ids", "labels")}] * 3
+        )
     )
     found = []
     for concatenates in (True, False):

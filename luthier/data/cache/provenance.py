@@ -16,12 +16,11 @@ from luthier.core.log import warn
 from luthier.core.versions import library_version
 from luthier.data.cache.fingerprint import file_digest, tokenizer_digest
 from luthier.data.rows.arrow import batches_of
+from luthier.data.rows.table import Table
 from luthier.data.sources.catalog import load_catalog
 from luthier.data.sources.read import data_files
 
 if TYPE_CHECKING:
-    import datasets
-
     from luthier.config.runs import TrainRun
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.row_plan import RowPlan
@@ -104,7 +103,7 @@ def warn_of_kept_keys(folder: Path, there: Record, run: "TrainRun", memos: Path)
         warn(f"tokenized_path: the rows in {folder} stay as they were made: {'; '.join(found)} -> {REMEDY}")
 
 
-def check_unrecorded(folder: Path, tables: "Iterable[datasets.Dataset]", encoding: "Encoding") -> None:
+def check_unrecorded(folder: Path, tables: Iterable[Table], encoding: "Encoding") -> None:
     """The check of rows without a record. Raises `DataError` for an id that the tokenizer does not have."""
     tokenizer = encoding.encoder.tokenizer
     size = len(tokenizer)

@@ -14,18 +14,19 @@ from luthier.core.files import save_folder_atomically
 from luthier.data.cache.provenance import MADE_BY_FILE
 from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
 from luthier.data.rows.columns import LENGTHS, SEQUENCE, Column
+from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
     import datasets
 
 EVAL, PROMPTS = "validation", "prompts"
 
-Sets = Mapping[str, "datasets.Dataset"]
+Sets = Mapping[str, Table]
 
 
 def save_tokenized(
     folder: Path,
-    train: "datasets.Dataset | None",
+    train: Table | None,
     evals: Sets,
     prompts: Sets,
     ledger: Ledger,
@@ -41,12 +42,12 @@ def save_tokenized(
     sets |= {_split(EVAL, name): rows for name, rows in evals.items()}
     sets |= {_split(PROMPTS, name): rows for name, rows in prompts.items()}
     with save_folder_atomically(folder) as draft:
-        datasets.DatasetDict(sets).save_to_disk(str(draft))
+        datasets.DatasetDict({name: _dataset(rows) for name, rows in sets.items()}).save_to_disk(str(draft))
         (draft / LEDGER_FILE).write_text(json.dumps(ledger.to_json(), indent=2))
         (draft / MADE_BY_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def load_tokenized(folder: Path, columns: Sequence[Column]) -> "tuple[datasets.Dataset | None, Sets, Sets, Ledger]":
+def load_tokenized(folder: Path, columns: Sequence[Column]) -> tuple[Table | None, Sets, Sets, Ledger]:
     """(train, eval, prompts, ledger). `columns`: the columns that rows must have.
 
     Raises `DataError` for a folder with other contents.
@@ -57,12 +58,25 @@ def load_tokenized(folder: Path, columns: Sequence[Column]) -> "tuple[datasets.D
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as fault:
         raise DataError(f"tokenized_path: {folder} holds no tokenized rows ({fault}) -> name a new folder") from fault
-    sets = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    found = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    sets = {name: _table(rows) for name, rows in found.items()}
     wanted = {name: SEQUENCE if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
     rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}
     ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
     ledger.samples = {name: len(table) for name, table in rows.items()}
     return rows.get("train"), _named(rows, EVAL), _named(rows, PROMPTS), ledger
+
+
+def _dataset(rows: Table) -> "datasets.Dataset":
+    import datasets
+
+    whole = datasets.Dataset(datasets.table.InMemoryTable(rows.whole))
+    return whole if rows.index is None else whole.select(rows.index)
+
+
+def _table(rows: "datasets.Dataset") -> Table:
+    index = rows._indices
+    return Table(rows.data.table, None if index is None else index.column(0).to_numpy())
 
 
 def _split(kind: str, name: str) -> str:
@@ -75,7 +89,7 @@ def _named(rows: Sets, kind: str) -> Sets:
     }
 
 
-def _own_columns(folder: Path, name: str, table: "datasets.Dataset", wanted: tuple[Column, ...]) -> "datasets.Dataset":
+def _own_columns(folder: Path, name: str, table: Table, wanted: tuple[Column, ...]) -> Table:
     found = table.column_names
     missing = [column.name for column in wanted if column.name not in found and not column.kind.is_optional]
     if missing:

@@ -6,7 +6,6 @@ for the folder; no collective operation is involved.
 
 import atexit
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -19,19 +18,12 @@ from filelock import FileLock, Timeout
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import require_writable, save_folder_atomically
 from luthier.core.log import warn
+from luthier.core.paths import cache_root
 from luthier.data.cache.eviction import SIZES_FILE, evict, limit_bytes, use
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """How long a process waits for another one to start making an entry before it makes the entry itself."""
-
-
-def cache_root() -> Path:
-    """`LUTHIER_CACHE`, or the folder `luthier` in the user's cache folder."""
-    own = os.environ.get("LUTHIER_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
 
 
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 from luthier.data.rows.arrow import flat, list_array, row_lengths
 from luthier.data.rows.columns import IDS, LABELS, LENGTHS, WEIGHTS, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
-    import datasets
     import numpy as np
     import pyarrow as pa
 
@@ -35,16 +35,16 @@ class Packs:
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = True
 
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
+    def join(self, rows: Table) -> "Iterator[Sequence[pa.ListArray]]":
         import numpy as np
 
         lengths = row_lengths(rows)
         packs = packs_of(lengths, self.size_tokens)
-        arrow = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name]).with_format("arrow")
+        chosen = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name])
         for start in range(0, len(packs), PACKS_PER_BATCH):
             batch = packs[start : start + PACKS_PER_BATCH]
             samples = np.concatenate(batch)
-            taken = arrow[samples]
+            taken = chosen.select(samples).arrow()
             ids, sample_lengths = flat(taken.column(IDS.name))
             labels = flat(taken.column(LABELS.name))[0].copy()
             # The token before the first one of a sample belongs to another sample and must not predict it.

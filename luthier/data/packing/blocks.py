@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from luthier.data.rows.arrow import batches_of, list_array
 from luthier.data.rows.columns import IDS, SEQUENCE, Column
+from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
 
 
@@ -23,7 +23,7 @@ class Blocks:
     cuts_rows: ClassVar[bool] = True
     is_optional: ClassVar[bool] = True
 
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
+    def join(self, rows: Table) -> "Iterator[Sequence[pa.ListArray]]":
         """Blocks of exactly `size_tokens` ids, all of them targets."""
         import numpy as np
 

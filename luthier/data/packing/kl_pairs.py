@@ -15,9 +15,9 @@ from luthier.data.rows.arrow import from_lists
 from luthier.data.rows.closing_marks import Marks, num_closing_marks
 from luthier.data.rows.columns import IDS, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers
+from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
 
 BATCH_ROWS = 1000
@@ -38,7 +38,7 @@ class MismatchedPairs:
     cuts_rows: ClassVar[bool] = False
     is_optional: ClassVar[bool] = False
 
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
+    def join(self, rows: Table) -> "Iterator[Sequence[pa.ListArray]]":
         earlier = _PromptRing(rows)
         for start in range(0, len(rows), BATCH_ROWS):
             batch = rows[start : start + BATCH_ROWS]
@@ -69,7 +69,7 @@ class MismatchedPairs:
 class _PromptRing:
     """Iterates over the rows, keeping the last two distinct prompts with their latest answers."""
 
-    def __init__(self, rows: "datasets.Dataset") -> None:
+    def __init__(self, rows: Table) -> None:
         self._last: tuple[list[int], list[int]] | None = None
         self._before: tuple[list[int], list[int]] | None = None
         """The latest row whose prompt is not that of `_last`."""

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from luthier.data.rows.columns import Column
+from luthier.data.rows.table import Table, from_numpy, to_numpy
 
 if TYPE_CHECKING:
-    import datasets
     import numpy as np
     import pyarrow as pa
 
@@ -66,23 +66,20 @@ class TableWriter:
             self.add_arrays(columns)
 
 
-def table_at(path: Path) -> "datasets.Dataset":
+def table_at(path: Path) -> Table:
     """The rows of a file, memory-mapped."""
-    import datasets
-
-    return datasets.Dataset.from_file(str(path))
+    return Table.of_files((path,), ())
 
 
-def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[Column]) -> "datasets.Dataset":
+def table_of(rows: Iterable[Sequence[Sequence[float]]], columns: Sequence[Column]) -> Table:
     """A table of a few rows, in memory."""
-    import datasets
     import pyarrow as pa
 
     memory = pa.BufferOutputStream()
     with TableWriter(memory, columns) as writer:
         for row in rows:
             writer.add(row)
-    return datasets.Dataset.from_buffer(memory.getvalue())
+    return Table(pa.ipc.open_stream(memory.getvalue()).read_all())
 
 
 def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
@@ -93,23 +90,26 @@ def list_array(values: "np.ndarray", lengths: "np.ndarray") -> "pa.ListArray":
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     narrow = np.float32 if values.dtype.kind == "f" else np.int32
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(narrow, copy=False)))
+    return pa.ListArray.from_arrays(from_numpy(offsets), from_numpy(values.astype(narrow, copy=False)))
 
 
-def batches_of(rows: "datasets.Dataset", column: str) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+def batches_of(rows: Table, column: str) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
     """(values (N,), lengths (R,)) of a column, a batch at a time."""
-    for batch in rows.select_columns([column]).with_format("arrow").iter(BATCH_ROWS):
-        yield flat(batch.column(column))
+    chosen = rows.select_columns([column])
+    for start in range(0, len(rows), BATCH_ROWS):
+        yield flat(chosen.arrow(start, min(start + BATCH_ROWS, len(rows))).column(column))
 
 
 def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
     """(values (N,), lengths (R,)) of a column of lists."""
-    import pyarrow.compute as pc
+    import numpy as np
 
-    return pc.list_flatten(column).to_numpy(), pc.list_value_length(column).to_numpy()
+    chunks = column.chunks or [column.combine_chunks()]
+    lengths = [np.diff(to_numpy(chunk.offsets)) for chunk in chunks]
+    return np.concatenate([to_numpy(chunk.flatten()) for chunk in chunks]), np.concatenate(lengths)
 
 
-def row_lengths(rows: "datasets.Dataset") -> "np.ndarray":
+def row_lengths(rows: Table) -> "np.ndarray":
     """(rows,) tokens of every row of a table."""
     import numpy as np
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from luthier.data.rows.columns import IDS, LABELS, NUMBER, WEIGHTS, Column, columns_of_part
+from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
 
     from luthier.config.runs import TrainRun
@@ -34,7 +34,7 @@ class Packer(Protocol):
         """Most tokens of a packed row."""
         ...
 
-    def join(self, rows: "datasets.Dataset") -> "Iterator[Sequence[pa.ListArray]]":
+    def join(self, rows: Table) -> "Iterator[Sequence[pa.ListArray]]":
         """Batches of packed rows, one array per column."""
         ...
 

@@ -37,6 +37,24 @@ def load_config(source: ModelSource) -> "PreTrainedConfig":
     return getattr(config, "thinker_config", config)
 
 
+def embedding_rows(source: ModelSource) -> int:
+    """The rows of the embedding by config.json. Raises `ModelError`.
+
+    That of a language model of a type that transformers knows is read without its class, which imports torch.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if source.files.is_local and not source.files.gguf_file:
+        config = source.config
+        is_known = config.get("model_type") in CONFIG_MAPPING_NAMES and "auto_map" not in config
+        is_plain = all(str(name).endswith("ForCausalLM") for name in config.get("architectures") or [""])
+        has_parts = any(isinstance(value, dict) and "model_type" in value for value in config.values())
+        rows = config.get("vocab_size")
+        if is_known and is_plain and not has_parts and isinstance(rows, int):
+            return rows
+    return int(load_config(source).get_text_config().vocab_size)
+
+
 def fit_task(keys: "ModelConfig", config: "PreTrainedConfig", *, scores: bool | None, starts_score: bool) -> bool:
     """Make `config` that of a reward model if it is to be one. Returns whether its score layer may be fresh.
 

@@ -1,5 +1,6 @@
 """From a training run to a model whose trainable parameters are settled."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -64,13 +66,7 @@ def load_for_training(
         source,
         config,
         purpose,
-        choose_dtype=partial(
-            training_dtype,
-            bf16=run.training["bf16"],
-            fp16=run.training["fp16"],
-            pure_bf16=run.finetuning.pure_bf16,
-            machine=machine,
-        ),
+        choose_dtype=_choose_dtype(run, machine),
         quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
         scores=scores,
         starts_score=scores,
@@ -110,11 +106,8 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
         recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
+        fuses_lora=keys.fast_path,
     )
-    if keys.fast_path:
-        from luthier.model.kernels.lora_linear import fuse_lora
-
-        fuse_lora(model)
 
 
 def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
@@ -128,6 +121,11 @@ def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
         run.training["seed"],
         trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
     )
+
+
+def _choose_dtype(run: "TrainRun", machine: Machine) -> "Callable[..., torch.dtype]":
+    halves = {"bf16": run.training["bf16"], "fp16": run.training["fp16"], "pure_bf16": run.finetuning.pure_bf16}
+    return partial(training_dtype, **halves, machine=machine)
 
 
 def _beneath(run: "TrainRun", source: ModelSource) -> Series:
@@ -147,8 +145,9 @@ def prepare_for_training(
     recomputed_layers: int | None = None,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
+    fuses_lora: bool = False,
 ) -> None:
-    """The last changes to a model whose trainable parameters are settled: number formats, cache, checkpointing."""
+    """The last changes to a model whose trainable parameters are settled: formats, cache, checkpointing, kernels."""
     base = unwrap(model)
     if not pure_bf16:
         upcast_trainable(model)
@@ -163,6 +162,10 @@ def prepare_for_training(
             checkpoint_every=checkpoint_every,
             num_layers=recomputed_layers,
         )
+    if fuses_lora:
+        from luthier.model.kernels.lora_linear import fuse_lora
+
+        fuse_lora(model)
     model.train()
 
 

@@ -19,7 +19,6 @@ from luthier.model.classes import auto_class, checkpoint_dtype, is_routed, model
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import training_dtype, upcast_norms
 from luthier.model.features import Training
-from luthier.model.kernels.lora_linear import fuse_lora
 from luthier.model.loading.base import purpose_of
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config, change_model
@@ -128,9 +127,8 @@ def _built(
         gradient_checkpointing=False,
         upcast_lmhead_output=run.model.upcast_lmhead_output,
         pure_bf16=pure_bf16,
+        fuses_lora=run.model.fast_path,
     )
-    if run.model.fast_path:
-        fuse_lora(model)
     if padding_reason is None:
         isolate_samples(model)
     if not stage.has_dropout:

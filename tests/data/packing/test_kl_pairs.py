@@ -2,24 +2,27 @@
 
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from luthier.core.errors import DataError
 from luthier.data.collate import concatenate_rows, pad_rows, sequences
 from luthier.data.packing.kl_pairs import BATCH_ROWS, MismatchedPairs
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.rows.table import Table
 
 
-def table(pairs: list[tuple[list[int], list[int]]]) -> datasets.Dataset:
+def table(pairs: list[tuple[list[int], list[int]]]) -> Table:
     """Rows of (prompt, answer), liked in turns."""
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": [prompt + answer for prompt, answer in pairs],
-            "labels": [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in pairs],
-            "kto_tags": [[number % 2] for number in range(len(pairs))],
-        }
+    return Table(
+        pa.Table.from_pydict(
+            {
+                "input_ids": [prompt + answer for prompt, answer in pairs],
+                "labels": [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in pairs],
+                "kto_tags": [[number % 2] for number in range(len(pairs))],
+            }
+        )
     )
 
 

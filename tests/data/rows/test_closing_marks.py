@@ -20,6 +20,7 @@ from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.labels import IGNORE_INDEX, label_turns
 from luthier.data.rows.maker import encoded_rows
 from luthier.data.rows.row_plan import RowPlan, RowSettings
+from luthier.data.rows.table import Table
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import Token, get_template, template_names
 from luthier.data.types import Dialogue, Feedback, Message, Preference
@@ -166,15 +167,19 @@ def test_a_token_across_the_end_of_the_text_counts_as_a_mark():
 
 def test_mismatched_pairs_keep_the_marks():
     """The prompt of 20 tokens with the answer of 8 to the other one, within 15: 2 x 8 > 15, 15 x 8 // 28 = 4 for it."""
-    import datasets
+    import pyarrow as pa
 
     prompts, answers = [[1] * 17 + [*MARKS], [3, *MARKS]], [[2] * 2, [2] * 8]
-    rows = datasets.Dataset.from_dict(
-        {
-            "input_ids": [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            "labels": [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            "kto_tags": [[1], [0]],
-        }
+    rows = Table(
+        pa.Table.from_pydict(
+            {
+                "input_ids": [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+                "labels": [
+                    [IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)
+                ],
+                "kto_tags": [[1], [0]],
+            }
+        )
     )
     (batch,) = MismatchedPairs(15, (MARKS,)).join(rows)
     assert batch[2].to_pylist()[0] == [1] * 8 + [*MARKS] + [2] * 4

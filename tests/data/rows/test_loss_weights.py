@@ -21,6 +21,7 @@ from luthier.data.prepare import prepare
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.maker import encoded_rows
+from luthier.data.rows.table import Table
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.sources.dataset_info import parse_description
 from luthier.data.templates import Token, get_template, template_names
@@ -241,9 +242,9 @@ def test_the_loss_is_the_weighted_mean(llama_folder, layout):
 
 
 def test_packs_keep_the_weights_of_their_samples(tmp_path):
-    import datasets
+    import pyarrow as pa
 
-    rows = datasets.Dataset.from_list([*ROWS, {"input_ids": [8, 9], "labels": [8, 9], "weights": []}])
+    rows = Table(pa.Table.from_pylist([*ROWS, {"input_ids": [8, 9], "labels": [8, 9], "weights": []}]))
     for capacity, expected in (
         (9, [[0.0, 1.0, 0.5, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0]]),
         (4, [[0.0, 1.0, 0.5, 0.25], [], []]),
