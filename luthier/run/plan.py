@@ -15,12 +15,10 @@ def main(argv: list[str]) -> int:
 
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
-    from luthier.core.allocator import return_large_blocks
     from luthier.workflow.preflight import load_checked
 
     run = load_checked("train", read_source(words), begins=False, writes=False)
     assert isinstance(run, TrainRun)
-    return_large_blocks()
 
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.runs import TrainRun
-from luthier.core.allocator import return_large_blocks
 from luthier.core.errors import InvalidInput
 from luthier.core.importing import without_collection
 from luthier.core.kinds import ADAPTERS, STAGES
@@ -60,7 +59,6 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.workflow.parts import make_parts
         from luthier.workflow.plan.foresight import foresee
 
-    return_large_blocks()
     for warning in run.warnings:
         warn(str(warning))
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])

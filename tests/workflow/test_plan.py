@@ -15,7 +15,7 @@ from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import make, trace
 from luthier.workflow.plan.duration import operations_per_second, seconds_for
-from luthier.workflow.plan.foresight import Foresight, comparison, require_fit
+from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
 from luthier.workflow.plan.memory import Held, num_checkpoints
 from luthier.workflow.plan.recompute import as_asked, decide
@@ -247,6 +247,13 @@ def test_a_planned_peak_is_refused_only_beyond_its_error(world):
     with pytest.raises(InvalidInput, match=r"106\.000 GB of memory"):
         require_fit(replace(above, available_bytes=90 * 10**9), "cpu")
     require_fit(above, "cuda")
+
+
+def test_freed_memory_is_given_back_where_memory_may_be_short(world):
+    plan = plan_of({**world, **WAYS["lora"]})
+    short, long = (replace(plan, available_bytes=round(share * plan.peak_bytes)) for share in (1.3, 1.5))
+    assert may_be_short(short, "cpu") and not may_be_short(long, "cpu")
+    assert not may_be_short(replace(plan, available_bytes=None), "cpu") and not may_be_short(short, "cuda")
 
 
 def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tmp_path, monkeypatch):

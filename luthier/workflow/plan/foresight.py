@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.allocator import peak_resident_bytes
+from luthier.core.allocator import peak_resident_bytes, return_large_blocks
 from luthier.core.errors import InvalidInput
 from luthier.core.files import size
 from luthier.core.log import info
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 SURE_SHARE = 0.85
 """The plan is right within 15 %, so a run whose planned peak is above the free memory by less may still fit."""
+
+
+MOST_HEAP_GROWTH = 1.4
+"""The most that a process was seen to hold for each byte in use (`luthier.core.allocator`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,19 @@ def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedDa
     info(f"gradient checkpointing: {plan.recompute}")
     if not run.finetuning.skip_memory_check:
         require_fit(plan, machine.device)
+    if may_be_short(plan, machine.device):
+        info("memory may be short: what is freed goes back to the system at once, which takes time")
+        return_large_blocks()
     return Foresight(plan.recompute, plan, machine.device)
+
+
+def may_be_short(plan: Plan, device: str) -> bool:
+    """Whether the run fits only if the C library keeps no freed memory."""
+    return (
+        device == "cpu"
+        and plan.available_bytes is not None
+        and plan.peak_bytes * MOST_HEAP_GROWTH > plan.available_bytes
+    )
 
 
 def require_fit(plan: Plan, device: str) -> None:
