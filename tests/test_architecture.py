@@ -151,6 +151,7 @@ def test_a_file_says_what_it_is(path):
         assert ast.get_docstring(ast.parse(text)), "a module begins with its docstring"
 
 
+@pytest.mark.thorough
 def test_every_module_imports():
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     names = [name for name in MODULES if not name.endswith("__main__")]

@@ -34,6 +34,7 @@ def save_model(model, tokenizer, target, **options):
         write_model(folder, model, tokenizer, **options)
 
 
+@pytest.mark.thorough
 def test_saved_models_load_in_plain_transformers(tmp_path):
     """With tied embeddings and without."""
     expected, folders = [], []

@@ -93,7 +93,7 @@ def saves(monkeypatch) -> list[StageTrainer]:
 
 @pytest.mark.parametrize(
     ("kind", "limit"),
-    representatives([(kind, limit) for kind in KINDS for limit in (1, 2)], ("sft", 1), ("streamed", 2)),
+    representatives([(kind, limit) for kind in KINDS for limit in (1, 2)], ("streamed", 1)),
 )
 def test_a_save_that_is_killed_before_any_change_of_a_file(world, tmp_path, monkeypatch, kind, limit):
     """Between the second checkpoint and the third: one of both is there, and resuming ends as without a kill."""

@@ -225,6 +225,7 @@ assert not any(name.partition(".")[0] == "luthier" for name in sys.modules)
 """
 
 
+@pytest.mark.thorough
 def test_peft_and_transformers_load_it_without_luthier(run_of, world, tmp_path):
     folders = {finetuning_type: run_of(finetuning_type)[0] for finetuning_type in WEIGHTS}
     words = [world["model_name_or_path"], str(folders["lora"]), str(folders["full"]), str(tmp_path / "logits.pt")]

@@ -42,6 +42,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 def test_two_processes_are_one_run(world, tmp_path):
     values = {**world, "finetuning_type": "lora"}
     alone = luthier.train({**values, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "alone")})

@@ -62,6 +62,7 @@ def test_the_api_answers_alike_says_what_it_lacks_and_leaves_nothing_behind(keys
     assert not processes_with(str(installed.folder))
 
 
+@pytest.mark.thorough
 def test_chat_answers_alike_and_leaves_nothing_behind(keys, answer, tmp_path):
     installed = stand_in_for("vllm", tmp_path / "vllm")
     words = [f"{name}={value}" for name, value in {**keys, "infer_backend": "vllm"}.items()]

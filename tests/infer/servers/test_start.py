@@ -61,6 +61,7 @@ def test_generation_config_adds_end_tokens_and_min_p_and_names_what_is_not_serve
     assert (found.stop_ids, found.min_p) == ({258, 260}, None)  # the end token of config.json
 
 
+@pytest.mark.thorough
 def test_a_gguf_file_and_tokens_without_rows_are_refused(llama_folder, smollm2_folder):
     with pytest.raises(ModelError, match=r"a GGUF file is read by transformers only -> .*luthier export"):
         planned(smollm2_folder, None)

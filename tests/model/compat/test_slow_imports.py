@@ -53,6 +53,7 @@ print(len([name for name in dir(transformers) if getattr(transformers, name, Non
 """
 
 
+@pytest.mark.thorough
 def test_everything_put_off_is_there_when_it_is_used(tmp_path):
     assert printed(DEFERRED, LUTHIER_CACHE=str(tmp_path))[-1] == "5"
     assert list((tmp_path / "transformers").glob("*.json"))

@@ -97,6 +97,7 @@ class TestWindows:
         assert next(rows).data == {"a": "x" * 100}
         assert stream.farthest == text.FIRST_WINDOW_BYTES
 
+    @pytest.mark.thorough
     def test_memory_does_not_follow_the_number_of_rows(self, tmp_path):
         import tracemalloc
 
