@@ -163,7 +163,8 @@ def test_every_loader_loads_the_model_that_was_trained(worlds, trained, tmp_path
     luthier.train({**world, "output_dir": str(out)})
     policy = trained[-1]
     expected = numbers(policy)
-    rounding = 1e-5 if way == "pissa" else 0.0
+    # LoRA layers are one operation while they are trained, which rounds as peft's do only if the scale is a power of 2.
+    rounding = {"pissa": 1e-5, "rslora": 5e-6}.get(way, 0.0)
     is_adapter = isinstance(policy, peft.PeftModel)
     again = {name: value for name, value in world.items() if name not in (*TOKENS, *OF_A_NEW_ADAPTER)}
     if is_adapter:

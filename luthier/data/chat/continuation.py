@@ -6,6 +6,7 @@ prompt is kept, and the answer is the text after the question in the rendering w
 """
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from luthier.core.errors import RowError
@@ -44,11 +45,12 @@ def continuation(prompt: str, whole: str, question: str) -> str:
 
     A thought that the prompt has opened is closed. Raises `RowError` if the answer cannot be separated from the prompt.
     """
-    words = _after(prompt, whole, question)
+    thought = _opened(prompt)
+    end = thought.start if thought else len(prompt)
+    words = _after(prompt, whole, question, end)
     if words is not None:
         return words
-    thought = _opened(prompt)
-    words = _after(prompt[: thought.start], whole, question) if thought else None
+    words = _after(prompt[:end], whole, question, end) if thought else None
     if thought is None or words is None:
         raise RowError("the model's own chat template renders the prompt differently once it has an answer")
     begun = words.lstrip()
@@ -106,10 +108,19 @@ def _opened(prompt: str) -> _Opened | None:
     return None
 
 
-def _after(prompt: str, whole: str, question: str) -> str | None:
-    """The text after the prompt, or else after the question and the generation prompt; None if neither is found."""
+def _after(prompt: str, whole: str, question: str, end: int) -> str | None:
+    """The text after the prompt, or else after the question and the generation prompt; None if neither is found.
+
+    `end`: where the question has ended in the prompt, at the latest.
+    """
     if whole.startswith(prompt):
         return whole[len(prompt) :]
-    start = prompt.rfind(question.strip()) if question.strip() else -1
-    place = whole.rfind(prompt[start:]) if start >= 0 else -1
-    return None if place < 0 else whole[place + len(prompt) - start :]
+    words = question.strip()
+    starts = [found.start() for found in re.finditer(re.escape(words), prompt[:end])] if words else []
+    # A short question may stand anywhere, even in the generation prompt. The longest end of the prompt is the surest,
+    # and if one is in `whole`, so are all shorter ones.
+    first = bisect_left(starts, True, key=lambda start: prompt[start:] in whole)
+    if first == len(starts):
+        return None
+    tail = prompt[starts[first] :]
+    return whole[whole.rfind(tail) + len(tail) :]

@@ -65,3 +65,11 @@ def test_the_frame_of_an_answer():
     assert without_frame("bot:", "<think>\n\n</think>\n\na<e>\n", "<e>\n") == "a"
     assert without_frame("bot:<think>\n", "\n</think>\n\na<e>", "<e>") == "\n\na"
     assert without_frame("bot:", "</think> is a tag<e>", "<e>") == "</think> is a tag"
+
+
+def test_a_question_that_stands_in_the_frame_too_is_found_where_it_is_asked():
+    """The prompt begins otherwise once it is answered, so it is found by its end."""
+    prompt, whole = "<old>system<u>?</u><bot>", "<new><u>?</u><bot>a > b<e>"
+    for question in ("?", ">", "b", "o"):
+        assert continuation(prompt.replace("?", question), whole.replace("?", question), question) == "a > b<e>"
+    assert continuation("<u>></u><bot><think>", "<u>></u><bot></think>a<e>", ">") == "</think>a<e>"
