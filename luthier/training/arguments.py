@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.keys.legacy import training_arguments_kwargs
 from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
-from luthier.core.kinds import ADAPTERS
 from luthier.core.log import warn
 from luthier.core.machine import Machine
 from luthier.model.backends import backend_of
@@ -58,7 +57,8 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     needs_metric = run.finetuning.early_stopping_steps is not None or run.training["save_strategy"] == "best"
     if needs_metric and run.training["metric_for_best_model"] is None:
         values["metric_for_best_model"] = "loss"
-    if ADAPTERS.get(run.finetuning_type).adds_weights and run.training["ddp_find_unused_parameters"] is None:
+    if run.training["ddp_find_unused_parameters"] is None:
+        # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
     try:
         args = Seq2SeqTrainingArguments(**values)
