@@ -81,7 +81,8 @@ def tokenized_rows(output_dir: str, steps: int, dtype: str):  # type: ignore[no-
     from luthier.data.prepare import prepare
 
     text = load_text_side(run)
-    return prepare(run, STAGES.get("sft"), text.encoding).train, text.tokenizer
+    rows = prepare(run, STAGES.get("sft").rows, text.encoding).train
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows], text.tokenizer
 
 
 def useful_tokens(steps: int) -> int:
