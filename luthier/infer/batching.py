@@ -38,15 +38,15 @@ MIN_SHARE_READ = 0.75
 
 def num_read_together(rows: Sequence[Row]) -> int:
     """How many of the first rows are read at once: at least one."""
+    if rows[0].settings.prompt_logprobs:
+        return 1
     lengths: dict[tuple[int, ...], int] = {}
     for count, row in enumerate(rows):
         lengths[tuple(row.prompt_ids)] = len(row.prompt_ids)
         num_tokens = len(lengths) * max(lengths.values())
         fits = num_tokens <= MAX_TOKENS_READ and sum(lengths.values()) >= MIN_SHARE_READ * num_tokens
-        if count and (row.settings.prompt_logprobs or not (len(lengths) == 1 or fits)):
+        if row.settings.prompt_logprobs or not (len(lengths) == 1 or fits):
             return count
-        if row.settings.prompt_logprobs:
-            return 1
     return len(rows)
 
 

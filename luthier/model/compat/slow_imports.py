@@ -85,7 +85,7 @@ def _index(folder: Path, define: Callable[..., Structure]) -> Structure:
         if saved["state"] == state:
             return {frozenset(needs): {name: set(given) for name, given in of.items()} for needs, of in saved["index"]}
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        pass  # there is none yet, or it is damaged: it is written again
     index = define(folder)
     content = [[sorted(needs), {name: sorted(given) for name, given in of.items()}] for needs, of in index.items()]
     with suppress(OutputError, RunFailed):  # a cache that cannot be written only costs time

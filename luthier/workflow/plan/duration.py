@@ -1,7 +1,8 @@
 """How long the steps of a run take: their operations, and how fast this machine multiplies matrices.
 
 The speed is measured on a product of the model's own size, once in a process. Training reaches a part of it, since it
-also does what is not a matrix product; the part was measured with SmolLM2-135M on two cores.
+also does what is not a matrix product; the part was measured with SmolLM2-135M on two cores. Where products are faster
+than there for the same memory, as in bfloat16 with matrix instructions, the part is smaller and a run takes longer.
 """
 
 import time
