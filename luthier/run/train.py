@@ -6,10 +6,11 @@ from luthier.core.log import is_main_process
 
 def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
-    from luthier.workflow.launch import launch_if_needed
+    from luthier.workflow.launch import end_with_launcher, launch_if_needed
     from luthier.workflow.preflight import load_checked
     from luthier.workflow.training import train
 
+    end_with_launcher()
     run = load_checked("train", read_source(argv), begins=True)
     assert isinstance(run, TrainRun)
     status = launch_if_needed(argv)

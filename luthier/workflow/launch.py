@@ -1,11 +1,16 @@
 """Starts one process per accelerator with torchrun. The command is an argument list, so paths may contain spaces."""
 
 import os
-import subprocess
+import signal
 import sys
 
 from luthier.config.sections import is_on
 from luthier.core.log import info
+
+SHUTDOWN_SECONDS = 300
+"""How long torchrun waits, after Ctrl-C or SIGTERM, for its processes to end the step and save a checkpoint."""
+_PR_SET_PDEATHSIG = 1
+"""The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
 
 
 def launch_if_needed(argv: list[str]) -> int | None:
@@ -23,44 +28,76 @@ def launch_if_needed(argv: list[str]) -> int | None:
 
         if detect().num_accelerators < 2:
             return None
-    command = torchrun_command(argv, num_devices=None)
-    info(f"starting {' '.join(command[:8])} ...")
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(nproc_of(command)))))
-    return subprocess.run(command, env=environment, check=False).returncode
+    arguments = torchrun_arguments(argv, num_devices=None)
+    info(f"starting torchrun {' '.join(arguments[:6])} ...")
+    num_threads = max(1, (os.cpu_count() or 1) // int(nproc_of(arguments)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    return run_torchrun(arguments)
 
 
-def nproc_of(command: list[str]) -> str:
-    return command[command.index("--nproc-per-node") + 1]
+def run_torchrun(arguments: list[str]) -> int:
+    """Run torchrun in this process, so that a signal to this process reaches it, and through it all that train.
+
+    Returns the status of the first process that failed, 130 if a signal stopped all of them, else 0.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(arguments))
+    except SignalException:
+        return 130
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 1
+    return 0
 
 
-def torchrun_command(argv: list[str], num_devices: int | None) -> list[str]:
-    """The torchrun command, from the same environment variables as LLaMA-Factory."""
+def end_with_launcher() -> None:
+    """Ends this process as soon as the torchrun that started it has ended, even by SIGKILL (Linux).
+
+    torchrun starts its processes in sessions of their own: they would train on, and write into the folder of the run
+    that is started next. Does nothing in a process that torchrun did not start.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def nproc_of(arguments: list[str]) -> str:
+    return arguments[arguments.index("--nproc-per-node") + 1]
+
+
+def torchrun_arguments(argv: list[str], num_devices: int | None) -> list[str]:
+    """What follows `torchrun` on its command line, from the same environment variables as LLaMA-Factory."""
     env = os.environ
     if num_devices is None and "NPROC_PER_NODE" not in env:
         from luthier.core.machine import detect
 
         num_devices = max(1, detect().num_accelerators)
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    command += ["--nproc-per-node", env.get("NPROC_PER_NODE", str(num_devices))]
+    arguments = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(num_devices))]
     if "RDZV_ID" in env:
         nodes = (
             f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
             if "MIN_NNODES" in env and "MAX_NNODES" in env
             else env.get("NNODES", "1")
         )
-        command += ["--nnodes", nodes, "--rdzv-id", env["RDZV_ID"], "--rdzv-backend", "c10d"]
-        command += ["--rdzv-endpoint", f"{env.get('MASTER_ADDR', '127.0.0.1')}:{env.get('MASTER_PORT', '29500')}"]
-        command += ["--max-restarts", env.get("MAX_RESTARTS", "0")]
+        arguments += ["--nnodes", nodes, "--rdzv-id", env["RDZV_ID"], "--rdzv-backend", "c10d"]
+        arguments += ["--rdzv-endpoint", f"{env.get('MASTER_ADDR', '127.0.0.1')}:{env.get('MASTER_PORT', '29500')}"]
+        arguments += ["--max-restarts", env.get("MAX_RESTARTS", "0")]
     else:
-        command += ["--nnodes", env.get("NNODES", "1"), "--node-rank", env.get("NODE_RANK", "0")]
-        command += [
+        arguments += ["--nnodes", env.get("NNODES", "1"), "--node-rank", env.get("NODE_RANK", "0")]
+        arguments += [
             "--master-addr",
             env.get("MASTER_ADDR", "127.0.0.1"),
             "--master-port",
             env.get("MASTER_PORT", free_port()),
         ]
-    return [*command, "-m", "luthier", "train", *argv]
+    return [*arguments, "-m", "luthier", "train", *argv]
 
 
 def free_port() -> str:

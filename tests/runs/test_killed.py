@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -244,6 +245,15 @@ def started(run_file: Path, num_processes: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(words, env=environment, stdout=silent, stderr=silent, start_new_session=True)
 
 
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the group of a run as a shell or a scheduler does; what torchrun started in other groups ends with it."""
+    started_by_it = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(started_by_it, timeout=30)
+    assert not alive, "a process of the run is left over and writes on"
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "limit", "num_processes"),
@@ -251,7 +261,7 @@ def started(run_file: Path, num_processes: int) -> "subprocess.Popen[bytes]":
 )
 def test_a_run_that_is_killed_again_and_again(world, tmp_path, kind, limit, num_processes):
     """At random moments once it saves. A checkpoint that was there is followed by another whole one, never by none."""
-    keys = {**keys_of(world, kind), "max_steps": 16, "save_total_limit": limit}
+    keys = {**keys_of(world, kind), "max_steps": 40, "save_total_limit": limit}
     run_files = {name: tmp_path / f"{name}.yaml" for name in ("whole", "out")}
     for name, run_file in run_files.items():
         run_file.write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / name)}))
@@ -266,8 +276,7 @@ def test_a_run_that_is_killed_again_and_again(world, tmp_path, kind, limit, num_
                 break
             time.sleep(0.01)
         time.sleep(chance.random() / 5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         found = newest_whole(out)
         assert found is not None and checkpoints.step_of(found) >= reached
         reached = checkpoints.step_of(found)

@@ -21,9 +21,11 @@ ENDLESS: dict[str, Any] = {"max_steps": 100_000}
 class Training:
     """A training process."""
 
-    def __init__(self, run_file: str) -> None:
+    def __init__(self, run_file: str, num_processes: int) -> None:
         command = [sys.executable, "-m", "luthier", "train", run_file]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if num_processes > 1:
+            environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(num_processes)}
         self.process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -51,8 +53,8 @@ class Training:
 def start(person) -> Iterator[Any]:
     running: list[Training] = []
 
-    def begin(**changes: Any) -> Training:
-        running.append(Training(person.run_file(**changes)))
+    def begin(num_processes: int = 1, **changes: Any) -> Training:
+        running.append(Training(person.run_file(**changes), num_processes))
         return running[-1]
 
     yield begin
@@ -61,9 +63,13 @@ def start(person) -> Iterator[Any]:
         training.process.wait()
 
 
-@pytest.mark.parametrize("number", representatives([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
-def test_a_signal_saves_a_checkpoint_to_resume_from(person, start, number):
-    training = start(**ENDLESS)
+@pytest.mark.parametrize(
+    ("number", "num_processes"),
+    representatives([(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)], (signal.SIGINT, 1)),
+)
+def test_a_signal_saves_a_checkpoint_to_resume_from(person, start, number, num_processes):
+    """torchrun passes it on; its processes get it in different steps and stop after the same one."""
+    training = start(num_processes, **ENDLESS)
     training.says("step 3/")
     training.gets(number)
     status, out, err = training.ends()
