@@ -29,7 +29,9 @@ class HuggingFaceModel(Streaming):
         max_rows: int = MAX_CONCURRENT,
     ) -> None:
         from luthier.infer.answering import AnswerThread
+        from luthier.infer.few_rows import fill_head
 
+        fill_head(model)
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, frozenset(stop_ids)
         self._thread = AnswerThread(
             model,
