@@ -2,7 +2,8 @@
 weights (3 s each for 49,000 tokens), and builds the table of tensor names once per sub-module (6 s for 30 layers).
 
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/modeling_gguf_pytorch_utils.py
-`get_gguf_hf_weights_map` calls itself for each child module. Inside `fast_gguf` both are made once and kept.
+`get_gguf_hf_weights_map` calls itself for each child module. Inside `fast_gguf` both are made once and kept, and lists
+are read at once.
 """
 
 import os
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def _read(path: str, modified_ns: int) -> "GGUFReader":
-    from gguf.gguf_reader import GGUFReader
+    from luthier.model.compat.gguf_reader import QuickReader
 
-    return GGUFReader(path)
+    return QuickReader(path)
 
 
 def _reader(path: "os.PathLike[str] | str") -> "GGUFReader":
@@ -35,11 +36,16 @@ def forget() -> None:
 def fast_gguf() -> Iterator[None]:
     """While open, transformers meets one reader per file and one table of names per architecture."""
     import gguf
+    from transformers import modeling_gguf_pytorch_utils
+
+    from luthier.model.compat.gguf_reader import parsed
 
     module: Any = gguf
-    kept = module.GGUFReader, module.get_tensor_name_map
+    utils: Any = modeling_gguf_pytorch_utils
+    kept = module.GGUFReader, module.get_tensor_name_map, utils._gguf_parse_value
     module.GGUFReader, module.get_tensor_name_map = _reader, lru_cache(maxsize=1)(gguf.get_tensor_name_map)
+    utils._gguf_parse_value = parsed
     try:
         yield
     finally:
-        module.GGUFReader, module.get_tensor_name_map = kept
+        module.GGUFReader, module.get_tensor_name_map, utils._gguf_parse_value = kept

@@ -8,6 +8,7 @@ table (name, dimensions, type, offset), then the tensors, aligned.
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +48,13 @@ class GgufHeader:
 
 def read_header(path: Path) -> GgufHeader:
     """The header of `path`. Raises `ModelError` if it is not GGUF or is damaged."""
+    stat = path.stat()
+    return _read_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read_once(path: Path, num_bytes: int, modified_ns: int) -> GgufHeader:
+    """A command looks at a file several times: whether it is whole, what it needs in memory, what it holds."""
     try:
         with path.open("rb") as file:
             return _read(file, path)
