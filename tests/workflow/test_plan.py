@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier
 from luthier.config.load import load_train
@@ -14,7 +15,7 @@ from luthier.data.prepare import prepare
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import make, trace
-from luthier.workflow.plan.duration import operations_per_second, seconds_for
+from luthier.workflow.plan.duration import Speed, basis_of, measured_speed
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
 from luthier.workflow.plan.memory import Held, num_checkpoints
@@ -132,7 +133,30 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
         patch.setattr(counter, "__class__", _OnRealTensors)
         trace._LOSSES[reads](real, trace._head_of(real), inputs, batch).backward()
     assert planned.peak_bytes == pytest.approx(max(counter.history), rel=0.03)
-    assert planned.num_operations == pytest.approx(counter.num_operations, rel=0.01)
+    actual = trace.Trace(0, 0, 0, counter.calls)
+    assert planned.num_operations == pytest.approx(actual.num_operations, rel=0.01)
+    assert moved(planned.calls) == pytest.approx(moved(actual.calls), rel=0.03)
+
+
+def moved(calls: trace.Calls) -> float:
+    return sum(num_bytes * count for (_, num_bytes), count in calls.items())
+
+
+def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
+    """A view moves none, and looking up rows of a table does not read the table."""
+    table, ids = torch.empty(1000, 8, device="meta"), torch.empty(5, dtype=torch.long, device="meta")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1, vocab_size=9))
+    counter = trace._Counter(model)
+    with counter:
+        rows = torch.nn.functional.embedding(ids, table)
+        (rows.view(40) + 1.0).add_(rows.view(40))
+        rows @ rows.T
+    assert counter.calls == {
+        (0, 2 * 160): 1 + 1,  # the rows; the sum with a number
+        (0, 3 * 160): 1,  # in place: reads two and writes one of them
+        (2 * 5 * 5 * 8, 160 + 160 + 100): 1,
+    }
 
 
 class _OnRealTensors(trace._Counter):
@@ -241,7 +265,7 @@ def test_what_cannot_fit_is_refused_with_remedies(world):
 
 def test_a_planned_peak_is_refused_only_beyond_its_error(world):
     plan = of_memory(plan_of(world), 90 * 10**9)
-    large = Trace(83 * 10**9, 0, 0, 0)
+    large = Trace(83 * 10**9, 0, 0, {})
     above = replace(plan, traces=Traces(replace(large, early_bytes=93 * 10**9), large, 6), num_recomputed=0)
     require_fit(replace(above, traces=Traces(large, large, 6)), "cpu")
     with pytest.raises(InvalidInput, match=r"106\.000 GB of memory"):
@@ -311,10 +335,16 @@ def test_sampled_answers_have_a_cache(world):
 
 
 def test_time_rests_on_the_speed_of_this_machine():
-    speed = operations_per_second(torch.float32, "cpu", 64)
-    assert operations_per_second(torch.float32, "cpu", 64) == speed > 1e6
-    seconds, basis = seconds_for(speed * 0.56 * 10, torch.float32, "cpu", 64)
-    assert seconds == pytest.approx(10) and "measured here" in basis
+    speed = measured_speed(torch.float32, "cpu", 64)
+    assert measured_speed(torch.float32, "cpu", 64) == speed
+    assert speed.operations > 1e6 and speed.num_bytes > 1e6
+    assert "measured here" in basis_of({(10**12, 10**9): 2}, speed, torch.float32)
+
+
+def test_an_operation_takes_as_long_as_its_products_or_its_memory():
+    speed = Speed(operations=100, num_bytes=10, call_seconds=1)
+    assert speed.seconds_for({(200, 5): 1}) == 2 + 1
+    assert speed.seconds_for({(200, 50): 3, (0, 1): 2}) == 3 * (5 + 1) + 2 * (0.1 + 1)
     assert [duration(seconds) for seconds in (12, 180, 9000)] == ["12 s", "3 min", "2.5 h"]
 
 

@@ -1,43 +1,85 @@
-"""How long the steps of a run take: their operations, and how fast this machine multiplies matrices.
+"""How long the steps of a run take: their operations, and how fast this machine multiplies and moves memory.
 
-The speed is measured on a product of the model's own size, once in a process. Training reaches a part of it, since it
-also does what is not a matrix product; the part was measured with SmolLM2-135M on two cores. Where products are faster
-than there for the same memory, as in bfloat16 with matrix instructions, the part is smaller and a run takes longer.
+Each operation takes as long as its products or its reading and writing, whichever is longer (the roofline model,
+https://doi.org/10.1145/1498765.1498785). Both speeds are measured with tensors of the model's own size, once in a
+process.
 """
 
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
+
+from luthier.core.allocator import keep_freed_blocks
+from luthier.workflow.plan.trace import Calls
 
 if TYPE_CHECKING:
     import torch
 
-SHARE_REACHED = {4: 0.56, 2: 0.43}
-"""Bytes of a number -> share of the measured speed that training reaches."""
 NUM_ROWS = 512
+KEPT_BYTES = 64 * 2**20
+"""More than a processor's caches hold."""
 SECONDS_TO_MEASURE = 0.15
+CALL_SECONDS = {"cpu": 12e-6}
+"""What PyTorch, the model's Python code and autograd take for one operation, however small. An accelerator computes
+meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of a machine, at the moment."""
+
+    operations: float
+    """Floating-point operations per second, of products."""
+    num_bytes: float
+    """Bytes read and written per second, where the result is new memory."""
+    call_seconds: float
+
+    def seconds_for(self, calls: Calls) -> float:
+        return sum(
+            count * (max(operations / self.operations, num_bytes / self.num_bytes) + self.call_seconds)
+            for (operations, num_bytes), count in calls.items()
+        )
 
 
 @lru_cache
-def operations_per_second(dtype: "torch.dtype", device: str, size: int) -> float:
-    """Of a product (512, size) x (size, size), the best of those that fit into a sixth of a second."""
+def measured_speed(dtype: "torch.dtype", device: str, size: int) -> Speed:
+    """Of (512, size) x (size, size), and of sums of such rows that are all kept, as activations are."""
     import torch
 
-    left, right = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (NUM_ROWS, size))
+    if device == "cpu":
+        keep_freed_blocks()  # as in training
+    rows, square = (torch.ones(count, size, dtype=dtype, device=device) for count in (NUM_ROWS, size))
+    num_kept = -(-KEPT_BYTES // rows.nbytes)
+    product = _best_seconds(lambda: rows @ square)
+    additions = _best_seconds(lambda: reduce(_kept_sum, range(num_kept), [rows])[-1])
+    num_bytes = 3 * rows.nbytes * num_kept
+    return Speed(2 * NUM_ROWS * size * size / product, num_bytes / additions, CALL_SECONDS.get(device, 0.0))
+
+
+def _kept_sum(kept: "list[torch.Tensor]", _: int) -> "list[torch.Tensor]":
+    kept.append(kept[-1] + kept[0])
+    return kept
+
+
+def _best_seconds(work: "Callable[[], torch.Tensor]") -> float:
+    """The best of the runs that fit into a sixth of a second, after one that gets the memory."""
+    work()
     best, end = float("inf"), time.perf_counter() + SECONDS_TO_MEASURE
     while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
-        product = left @ right
-        float(product[0, 0])  # waits for an accelerator
+        result = work()
+        float(result[0, 0])  # waits for an accelerator
         best = min(best, time.perf_counter() - start)
-    return 2 * NUM_ROWS * size * size / best
+    return best
 
 
-def seconds_for(num_operations: float, dtype: "torch.dtype", device: str, size: int) -> tuple[float, str]:
-    """(seconds, what they rest on)."""
-    speed, share = operations_per_second(dtype, device, size), SHARE_REACHED.get(dtype.itemsize, 0.43)
-    basis = (
-        f"{num_operations / 1e12:,.3g} TFLOP of matrix products at {share:.0%} of {speed / 1e9:,.0f} GFLOP/s, measured"
-        f" here just now in {str(dtype).removeprefix('torch.')}; without start-up, evaluation and saving"
+def basis_of(calls: Calls, speed: Speed, dtype: "torch.dtype") -> str:
+    """What the seconds rest on."""
+    operations, num_bytes = (sum(call[place] * count for call, count in calls.items()) for place in (0, 1))
+    return (
+        f"{operations / 1e12:,.3g} TFLOP of products at {speed.operations / 1e9:,.0f} GFLOP/s and"
+        f" {num_bytes / 1e12:,.3g} TB of memory at {speed.num_bytes / 1e9:,.0f} GB/s, measured here just now in"
+        f" {str(dtype).removeprefix('torch.')}; without start-up, evaluation and saving"
     )
-    return num_operations / (speed * share), basis

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.allocator import peak_resident_bytes, return_large_blocks
+from luthier.core.allocator import keep_freed_blocks, peak_resident_bytes, return_large_blocks
 from luthier.core.errors import InvalidInput
 from luthier.core.files import size
 from luthier.core.log import info
@@ -66,6 +66,8 @@ def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedDa
     if may_be_short(plan, machine.device):
         info("memory may be short: what is freed goes back to the system at once, which takes time")
         return_large_blocks()
+    elif machine.device == "cpu":
+        keep_freed_blocks()
     return Foresight(plan.recompute, plan, machine.device)
 
 

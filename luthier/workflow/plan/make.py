@@ -10,7 +10,7 @@ from luthier.core.machine import Machine, available_memory_bytes
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
-from luthier.workflow.plan.duration import seconds_for
+from luthier.workflow.plan.duration import basis_of, measured_speed
 from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
 from luthier.workflow.plan.remedies import Remedy, remedies
@@ -107,12 +107,10 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
     )
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
     trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
-    per_token = trace.num_operations / work.heaviest.num_tokens
-    hidden_size = config.get_text_config().hidden_size
-    half = half_of(run)
-    seconds, basis = seconds_for(
-        per_token * work.tokens / machine.world_size, half or shape.dtype, machine.device, hidden_size
-    )
+    dtype = half_of(run) or shape.dtype
+    speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
+    num_batches = work.tokens / work.heaviest.num_tokens / machine.world_size
+    calls = {call: count * num_batches for call, count in trace.calls.items()}
     return Plan(
         work=work,
         parameters=sum(weight.numel() for weight in parameters.values()),
@@ -124,8 +122,8 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
         held=held,
         traces=traces,
         num_recomputed=num_recomputed,
-        seconds=seconds,
-        seconds_basis=basis,
+        seconds=speed.seconds_for(calls),
+        seconds_basis=basis_of(calls, speed, dtype),
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
         what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
     )

@@ -75,5 +75,5 @@ def _scaled(trace: Trace, share: float, extra_bytes: int = 0) -> Trace:
         round(trace.early_bytes * share) + extra_bytes,
         round(trace.late_bytes * share) + extra_bytes,
         round(trace.logits_bytes * share),
-        round(trace.num_operations * share),
+        {call: count * share for call, count in trace.calls.items()},
     )

@@ -1,4 +1,4 @@
-"""One training step on tensors without data: the bytes in memory at the same time, and the products that it takes.
+"""One training step on tensors without data: the bytes in memory at the same time, and the work of each operation.
 
 The model and the head run as in training, forward and backward, on PyTorch's `meta` device, where an operation gives
 shapes and no numbers. So what is counted is what the code does, whatever the architecture, adapter or kernel.
@@ -8,7 +8,8 @@ N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -25,6 +26,9 @@ from luthier.model.modules import unwrap
 aten = torch.ops.aten
 _PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
 """What autocast computes in 16 bits, besides attention."""
+_RESERVING = ("empty", "new_empty")
+_SELECTING = ("embedding", "index", "index_select", "gather")
+"""Operations that read as much as they write, and not all that they are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,13 @@ class Batch:
         return sum(self.lengths)
 
 
+Calls = Mapping[tuple[int, int], float]
+"""(floating-point operations, bytes read and written) of one operation of PyTorch -> how often it is called."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Bytes beside the weights, and floating-point operations, of the forward and backward pass of a batch."""
+    """Bytes beside the weights, and operations, of the forward and backward pass of a batch."""
 
     early_bytes: int
     """The most in the forward pass and the first half of the backward pass, where activations are many."""
@@ -53,11 +61,16 @@ class Trace:
     """The most in the second half of the backward pass, where gradients are many."""
     logits_bytes: int
     """The most that tensors as wide as the vocabulary take."""
-    num_operations: int
+    calls: Calls
 
     @property
     def peak_bytes(self) -> int:
         return max(self.early_bytes, self.late_bytes)
+
+    @property
+    def num_operations(self) -> int:
+        """Floating-point operations of products and attention."""
+        return round(sum(operations * count for (operations, _), count in self.calls.items()))
 
     def extended(self, longer: "Trace", steps: float) -> "Trace":
         """What follows after `steps` times the difference to `longer`: every layer adds the same."""
@@ -69,8 +82,15 @@ class Trace:
             line(self.early_bytes, longer.early_bytes),
             line(self.late_bytes, longer.late_bytes),
             max(self.logits_bytes, longer.logits_bytes),
-            line(self.num_operations, longer.num_operations),
+            self._calls_extended(longer, steps),
         )
+
+    def _calls_extended(self, longer: "Trace", steps: float) -> Calls:
+        found = {}
+        for call in {*self.calls, *longer.calls}:
+            count = self.calls.get(call, 0)
+            found[call] = count + (longer.calls.get(call, 0) - count) * steps
+        return {call: count for call, count in found.items() if count}
 
 
 def trace_step(
@@ -96,7 +116,7 @@ def trace_step(
         max(counter.history[:middle], default=0),
         max(counter.history[middle:], default=0),
         counter.most_logits,
-        counter.num_operations,
+        counter.calls,
     )
 
 
@@ -198,7 +218,8 @@ class _Counter(TorchDispatchMode):
             tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers()) if tensor.is_meta
         }
         self.live_bytes = self.live_logits = self.most_logits = 0
-        self.num_calls = self.num_operations = 0
+        self.num_calls = 0
+        self.calls: Counter[tuple[int, int]] = Counter()
         self.history: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -208,10 +229,14 @@ class _Counter(TorchDispatchMode):
             return self._distinct(args[0])
         result = func(*args, **(kwargs or {}))
         self.num_calls += 1
-        self.num_operations += _operations(func, args, result)
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        results = [
+            one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, Tensor)
+        ]
+        moved = _moved_bytes(func, args, results)
+        if moved:
+            self.calls[_operations(func, args, result), moved] += 1
+        for tensor in results:
+            self._note(tensor)
         # PyTorch computes exp(x - max) of all numbers before it adds them up.
         hidden = args[0].nbytes if func is aten.logsumexp.default else 0
         self.history.append(self.live_bytes + hidden)
@@ -238,6 +263,20 @@ class _Counter(TorchDispatchMode):
         self.known.discard(key)
         self.live_bytes -= num_bytes
         self.live_logits -= num_bytes * is_logits
+
+
+def _moved_bytes(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> int:
+    """Read and written; 0 for a view, and for memory that is only reserved."""
+    name = func.overloadpacket.__name__
+    given = [
+        one for arg in args for one in (arg if isinstance(arg, tuple | list) else (arg,)) if isinstance(one, Tensor)
+    ]
+    written = sum(one.nbytes for one in results)
+    places = {one.untyped_storage()._cdata for one in given}
+    is_view = not func._schema.is_mutable and all(one.untyped_storage()._cdata in places for one in results)
+    if is_view or name.startswith(_RESERVING):
+        return 0
+    return 2 * written if name in _SELECTING else written + sum(one.nbytes for one in given)
 
 
 def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
