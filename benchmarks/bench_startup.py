@@ -133,8 +133,8 @@ def seconds_to_first_step(run_file: Path) -> float:
     return float(done.stdout.splitlines()[-1]) - torch_alone
 
 
-def make_model(folder: Path) -> None:
-    """A random Llama with a byte tokenizer and a chat template."""
+def make_model(folder: Path, **larger: int) -> None:
+    """A random Llama with a byte tokenizer and a chat template. `larger`: sizes for `LlamaConfig` instead of these."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -150,7 +150,8 @@ def make_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = LlamaConfig(**sizes, num_attention_heads=4, bos_token_id=None, eos_token_id=257, pad_token_id=257)
+    ids = {"bos_token_id": None, "eos_token_id": 257, "pad_token_id": 257}
+    config = LlamaConfig(**{**sizes, "num_attention_heads": 4, **ids, **larger})
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

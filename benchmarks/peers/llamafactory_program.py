@@ -1,0 +1,20 @@
+"""A run of LLaMA-Factory in its own environment, with the same run file, whose steps are taken in turns."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from benchmarks.goals.clock import watch_trainer
+
+if TYPE_CHECKING:
+    from benchmarks.goals.child import Work
+    from benchmarks.goals.clock import Clock
+
+
+def run(work: "Work", clock: "Clock") -> None:
+    os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
+    sys.argv = sys.argv[:1]
+    from llamafactory.train.tuner import run_exp
+
+    watch_trainer(clock)
+    run_exp(dict(work.keys))
