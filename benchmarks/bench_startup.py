@@ -133,11 +133,11 @@ def seconds_to_first_step(run_file: Path) -> float:
     return float(done.stdout.splitlines()[-1]) - torch_alone
 
 
-def make_model(folder: Path, **larger: int) -> None:
+def make_model(folder: Path, dtype: str = "float32", **larger: int) -> None:
     """A random Llama with a byte tokenizer and a chat template. `larger`: sizes for `LlamaConfig` instead of these."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
@@ -148,11 +148,11 @@ def make_model(folder: Path, **larger: int) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="</s>")
     tokenizer.chat_template = CHAT_FORMAT
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     ids = {"bos_token_id": None, "eos_token_id": 257, "pad_token_id": 257}
     config = LlamaConfig(**{**sizes, "num_attention_heads": 4, **ids, **larger})
-    LlamaForCausalLM(config).save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
 
 
 def commands_in(folder: Path) -> dict[str, tuple[list[str], int]]:

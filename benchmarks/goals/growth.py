@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -32,20 +31,18 @@ MAKE_MODEL = (
 
 
 def prepare(keys: dict[str, Any], folder: Path) -> tuple[float, int]:
-    """(seconds, peak bytes) of `luthier data` on rows that are not cached."""
+    """(CPU seconds, peak bytes) of `luthier data` on rows that are not cached."""
     run_file = folder / "run.json"
     run_file.write_text(json.dumps(keys), encoding="utf-8")
     words = [sys.executable, "-m", "luthier", "data", str(run_file), "--limit", "1"]
-    start = time.perf_counter()
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, env=inputs.environment(folder))
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
-        seconds = time.perf_counter() - start
         if status:
             log.seek(0)
             raise ProgramFailed(f"luthier data ended with status {status}:\n{log.read()[-1000:]}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure_rows(setting: "Setting") -> list[Row]:
@@ -58,13 +55,13 @@ def measure_rows(setting: "Setting") -> list[Row]:
         keys = {**setting.keys(1, {"dataset": "rows", "dataset_dir": str(folder)}), "max_samples": None}
         found.append(prepare({name: value for name, value in keys.items() if value is not None}, folder))
     per_second = [
-        (many - few) / max(after - before, 1e-9)
+        (many - few) / (after - before)
         for (few, many), ((before, _), (after, _)) in zip(pairwise(ROW_COUNTS), pairwise(found), strict=True)
     ]
     numbers = " -> ".join(f"{count:,}" for count in ROW_COUNTS)
     remark = f"{' -> '.join(f'{seconds:.1f} s' for seconds, _ in found)}, start-up included"
     memory = " -> ".join(gigabytes(peak) for _, peak in found)
-    measured = " -> ".join(f"{rate:,.0f}" for rate in per_second) + " rows/s"
+    measured = " -> ".join(f"{rate:,.0f}" for rate in per_second) + " rows per CPU second"
     return [Row(f"`data`, {numbers} rows", "linear, memory flat", measured, memory=memory, note=remark)]
 
 
@@ -83,7 +80,7 @@ def measure_steps(setting: "Setting") -> list[Row]:
             "model_name_or_path": str(model),
             "dataset_dir": str(model),
             "dataset": "rows",
-            "template": "chatml",
+            "template": "auto",
             "packing": True,
             "cutoff_len": PACK_TOKENS,
             "max_samples": 4_000,

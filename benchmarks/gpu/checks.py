@@ -1,0 +1,249 @@
+"""The groups of checks. Each yields its results one by one; `run_group` turns errors into results.
+
+A check trains one or a few steps and compares: the loss with that of the reference by hand (padded rows, sdpa, logits
+at every position; `benchmarks/goals/reference.py`), the peak memory with the plan, the speed with the reference.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.goals import inputs, reference
+from benchmarks.gpu import results
+from benchmarks.gpu.results import Check
+from benchmarks.gpu.world import Done, StepClock, World, fresh_memory, peak_gigabytes, step_seconds, train
+
+AGREE = 2e-2
+"""The most by which losses in bfloat16 may differ from each other, relative to the loss."""
+SPEED_STEPS = 8
+LIBRARIES = {"fa2": "flash_attn", "bnb": "bitsandbytes", "hqq": "hqq"}
+
+
+def run_group(group: str, world: World, file: Path) -> None:
+    """Run the checks of this group and append each result to `file` as soon as it is there."""
+    world.make()
+    for name, check in GROUPS[group](world):
+        try:
+            found = check()
+        except Exception as error:  # whatever a kernel or a library raises is the result of this check
+            first = (str(error).splitlines() or [""])[0]
+            found = Check(group, name, "failed", remark=f"{type(error).__name__}: {first}")
+        results.append(file, found)
+
+
+Named = Iterator[tuple[str, Callable[[], Check]]]
+
+
+def memory_figures(done: Done) -> dict[str, float]:
+    """Measured and planned peak in GB, and their ratio."""
+    measured, planned = done.compared.get("peak_bytes"), done.compared.get("planned_peak_bytes")
+    if not measured or not planned:
+        return {}
+    return {"peak GB": measured / 1e9, "planned GB": planned / 1e9, "planned/measured": planned / measured}
+
+
+def verdict(group: str, name: str, losses: list[float], figures: Mapping[str, float], expected: float | None) -> Check:
+    """`expected`: what the first loss should be about."""
+    found = {"loss": losses[0], **figures}
+    if not all(map(math.isfinite, losses)):
+        return Check(group, name, "failed", found, "the loss is not finite")
+    if expected is not None:
+        found["expected"] = expected
+        if abs(losses[0] - expected) > AGREE * max(abs(expected), 1):
+            return Check(group, name, "failed", found, "the loss differs from the expected one")
+    return Check(group, name, "ok", found)
+
+
+def lacking(kind: str) -> str | None:
+    """Why a check that needs the library of `kind` is skipped."""
+    library = LIBRARIES.get(kind)
+    return f"the library {library} is not installed" if library and find_spec(library) is None else None
+
+
+# -- every stage, one step ---------------------------------------------------------------------------
+
+
+def stage_keys(world: World) -> dict[str, dict[str, Any]]:
+    pairs, rollout = (
+        {"dataset": "pairs"},
+        {"max_new_tokens": 16, "reward_funcs": f"{world.folder}/rewards.py:small_letters"},
+    )
+    return {
+        "pt": {"cutoff_len": world.pack_tokens, "dataset": "texts"},
+        "sft": {},
+        "rm": pairs,
+        "dpo": pairs,
+        "kto": {"dataset": "feedback"},
+        "ppo": rollout,
+        "grpo": {**rollout, "num_generations": 2},
+        "gkd": {"teacher_model": str(world.model)},
+    }
+
+
+def stages(world: World) -> Named:
+    for stage, changes in stage_keys(world).items():
+
+        def check(stage: str = stage, changes: Mapping[str, Any] = changes) -> Check:
+            done = train(world, world.keys(stage=stage, **changes))
+            return verdict("stages", stage, done.losses, {"s": done.seconds, **memory_figures(done)}, None)
+
+        yield stage, check
+
+
+# -- attention without padding against padded rows -----------------------------------------------------
+
+
+def expected_loss(world: World, **changes: Any) -> float:
+    """The first loss of the reference on the same rows."""
+    keys = world.keys(**changes)
+    rows = inputs.token_rows(keys, world.folder)
+    work = {**keys, "bf16": world.bf16}
+    import json
+
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    fresh_memory()
+    trainer = reference.train(work, lines, checkpointing=True)
+    return float(next(logs["loss"] for logs in trainer.state.log_history if "loss" in logs))
+
+
+def against_reference(
+    world: World, group: str, name: str, kind: str, expected: Callable[[], float], **keys: Any
+) -> Check:
+    reason = lacking(kind)
+    if reason:
+        return Check(group, name, "skipped", remark=reason)
+    done = train(world, world.keys(**keys))
+    if done.unavailable:
+        return Check(group, name, "skipped", remark="; ".join(done.unavailable.values()))
+    return verdict(group, name, done.losses, {"s": done.seconds, **memory_figures(done)}, expected())
+
+
+def once(compute: Callable[[], float]) -> Callable[[], float]:
+    """Computed when it is first asked for."""
+    kept: list[float] = []
+
+    def value() -> float:
+        if not kept:
+            kept.append(compute())
+        return kept[0]
+
+    return value
+
+
+def attention(world: World) -> Named:
+    expected = once(lambda: expected_loss(world))
+    for kind in ("sdpa", "fa2", "flex"):
+        name = f"{kind}, rows without padding, against padded rows"
+
+        def check(kind: str = kind, name: str = name) -> Check:
+            return against_reference(world, "attention", name, kind, expected, flash_attn=kind)
+
+        yield name, check
+
+
+# -- 4 bits, fused kernels -----------------------------------------------------------------------------
+
+
+def quantized(world: World) -> Named:
+    for kind, keys in {
+        "bnb": {"quantization_bit": 4, "double_quantization": True},
+        "hqq": {"quantization_bit": 4, "quantization_method": "hqq"},
+    }.items():
+        name = f"{kind}, 4 bits, against the reference"
+
+        def check(kind: str = kind, name: str = name, keys: Mapping[str, Any] = keys) -> Check:
+            return against_reference(world, "quantized", name, kind, lambda: expected_loss(world, **keys), **keys)
+
+        yield name, check
+
+
+def kernels(world: World) -> Named:
+    """The fast path against the plain one: same loss, and how much faster a step is."""
+    for stage, changes in {"sft": {}, "dpo": {"dataset": "pairs"}}.items():
+
+        def check(stage: str = stage, changes: Mapping[str, Any] = changes) -> Check:
+            found = {}
+            for fast_path in (False, True):
+                keys = world.keys(stage=stage, fast_path=fast_path, max_steps=4, **changes)
+                with StepClock() as clock:
+                    done = train(world, keys)
+                found[fast_path] = (done.losses, step_seconds(clock.seconds))
+            (plain, plain_seconds), (fast, fast_seconds) = found[False], found[True]
+            figures = {"plain s": plain_seconds, "fast s": fast_seconds, "times as fast": plain_seconds / fast_seconds}
+            return verdict("kernels", f"{stage}, fast path against plain", fast, figures, plain[0])
+
+        yield f"{stage}, fast path against plain", check
+
+
+# -- speed ---------------------------------------------------------------------------------------------
+
+
+def speed(world: World) -> Named:
+    """Packs of 4,096 tokens: tokens/s and MFU, luthier beside the reference on the same packs."""
+    for kind, keys in {
+        "lora": {"learning_rate": 1e-4},
+        "full": {"finetuning_type": "full", "learning_rate": 1e-5},
+    }.items():
+        for program in ("luthier", "reference"):
+            name = f"{kind} sft, {world.pack_tokens:,} packed tokens, {program}"
+
+            def check(program: str = program, name: str = name, keys: Mapping[str, Any] = keys) -> Check:
+                return speed_of(world, program, name, keys)
+
+            yield name, check
+
+
+def speed_of(world: World, program: str, name: str, changes: Mapping[str, Any]) -> Check:
+    import json
+
+    steps = 2 if world.is_tiny else SPEED_STEPS
+    packs = {"packing": True, "cutoff_len": world.pack_tokens, "per_device_train_batch_size": 1, "max_samples": 64}
+    keys = world.keys(**{**packs, "max_steps": steps, **changes})
+    rows = [json.loads(line) for line in inputs.token_rows(keys, world.folder).read_text("utf-8").splitlines()]
+    fresh_memory()
+    memory: dict[str, float] = {}
+    with StepClock() as clock:
+        if program == "luthier":
+            done = train(world, keys)
+            losses, memory = done.losses, memory_figures(done)
+        else:
+            whole = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+            trainer = reference.train(keys, whole, checkpointing=True)
+            losses = [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
+            peak = peak_gigabytes()
+            memory = {} if peak is None else {"peak GB": peak}
+    full = [len(row["input_ids"]) for row in rows]
+    rate = sum(full) / len(full) / step_seconds(clock.seconds)
+    figures = {"tokens/s": rate, **utilization(world, keys, rate), **memory}
+    return verdict("speed", name, losses, figures, None)
+
+
+def utilization(world: World, keys: Mapping[str, Any], tokens_per_second: float) -> dict[str, float]:
+    """Model FLOPs utilization, if the peak of the device is known. Attention within packs is not counted."""
+    import json
+
+    import torch
+
+    from luthier.training.gauges import peak_flops
+
+    peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if peak is None:
+        return {}
+    config = json.loads((world.model / "config.json").read_text(encoding="utf-8"))
+    hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    queries, pairs = (config[key] * config["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+    weights = layers * (2 * hidden * queries + 2 * hidden * pairs + 3 * hidden * inner)
+    weights += hidden * config["vocab_size"]
+    per_weight = 6 if keys["finetuning_type"] == "full" else 4
+    return {"MFU": per_weight * weights * tokens_per_second / peak}
+
+
+GROUPS: dict[str, Callable[[World], Named]] = {
+    "stages": stages,
+    "attention": attention,
+    "quantized": quantized,
+    "kernels": kernels,
+    "speed": speed,
+}
