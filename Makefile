@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-api methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-api methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,34 +52,43 @@ keys: $(VENV)/.installed  ## the table of training keys and the key reference, f
 	$(BIN)/python -m tools.training_keys
 	$(BIN)/python -m luthier.config.reference
 
-bench: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api  ## all benchmarks
+bench: $(VENV)/.installed $(MODEL)  ## the goals of speed and memory against a reference, into docs/benchmarks.md: 15 minutes
+	$(BIN)/python -m benchmarks.bench_goals
+
+bench-peers: $(VENV)/.installed $(MODEL)  ## the same against llamafactory and trl, each in an environment of its own
+	$(BIN)/python -m benchmarks.bench_peers
+
+check-gpu: $(VENV)/.installed  ## what only a GPU can show: every stage, attention, 4 bits, kernels, memory, speed
+	$(BIN)/python -m benchmarks.check_gpu
+
+bench-all: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-api  ## the benchmarks of the parts
 
 bench-startup: $(VENV)/.installed  ## CPU seconds until a command answers, or begins to train or chat
-	$(BIN)/python benchmarks/bench_startup.py
+	$(BIN)/python -m benchmarks.bench_startup
 
 bench-train: $(VENV)/.installed $(MODEL)  ## tokens per second of LoRA sft against transformers.Trainer with peft
-	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python -m benchmarks.bench_train
 
 bench-qlora: $(VENV)/.installed $(MODEL)  ## loss and memory of LoRA on a 4-bit base against LoRA on the base itself
-	$(BIN)/python benchmarks/bench_qlora.py
+	$(BIN)/python -m benchmarks.bench_qlora
 
 bench-data: $(VENV)/.installed $(MODEL)  ## rows per second from JSON to Arrow against the tokenizer alone; peak memory
-	$(BIN)/python benchmarks/bench_data.py --long
+	$(BIN)/python -m benchmarks.bench_data --long
 
 methods: $(VENV)/.installed $(MODEL)  ## what each training method does to a 135M model; METHODS="dpo gkd" for some
-	$(BIN)/python benchmarks/bench_methods.py $(METHODS)
+	$(BIN)/python -m benchmarks.bench_methods $(METHODS)
 
 bench-load: $(VENV)/.installed $(MODEL)  ## seconds and memory of loading against from_pretrained alone
-	$(BIN)/python benchmarks/bench_load.py
+	$(BIN)/python -m benchmarks.bench_load
 
 bench-generate: $(VENV)/.installed $(MODEL)  ## tokens per second to one caller and to eight, against transformers
-	$(BIN)/python benchmarks/bench_generate.py
+	$(BIN)/python -m benchmarks.bench_generate
 
 bench-plan: $(VENV)/.installed $(MODEL)  ## planned against measured peak memory of runs of different methods and lengths
-	$(BIN)/python benchmarks/bench_plan.py
+	$(BIN)/python -m benchmarks.bench_plan
 
 bench-api: $(VENV)/.installed $(MODEL)  ## what HTTP adds to the time of one caller
-	$(BIN)/python benchmarks/bench_api.py
+	$(BIN)/python -m benchmarks.bench_api
 
 clean:  ## delete what the quickstart made
 	rm -rf models quickstart

@@ -36,10 +36,8 @@ class Peer:
 
 
 PEERS = {
-    # The three come together: left to itself, pip takes a torch for GPUs to please torchvision.
-    "llamafactory": Peer(
-        (TORCH, "torchvision", "torchaudio", "llamafactory"), ("llamafactory", "transformers", "peft")
-    ),
+    # It imports torchvision and torchaudio, whose releases on PyPI work with their own release of torch alone.
+    "llamafactory": Peer(("llamafactory",), ("llamafactory", "transformers", "peft")),
     "trl": Peer(
         (TORCH, "trl", "peft"),
         ("trl", "transformers", "peft"),

@@ -131,6 +131,11 @@ def token_rows(keys: Mapping[str, Any], folder: Path) -> Path:
     return rows
 
 
+def read_rows(rows: Path) -> list[dict[str, Any]]:
+    """What `token_rows` has written."""
+    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+
+
 def environment(folder: Path) -> dict[str, str]:
     """A cache of its own, so that nothing computed by an earlier run is used."""
     return {**os.environ, "LUTHIER_CACHE": str(folder / "cache")}

@@ -129,7 +129,7 @@ def measure(case: Case, setting: Setting) -> list[Row]:
 def share_of_peak(case: Case, setting: Setting, found: Mapping[str, Measured], rows: Path) -> Row:
     """Operations of each measured step over its time, as a share of a large product's speed in the same turns."""
     config = json.loads((setting.model / "config.json").read_text(encoding="utf-8"))
-    all_rows = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    all_rows = inputs.read_rows(rows)
     peak = OPERATIONS / min(found["peak"].seconds)
     shares: dict[str, list[float]] = {"reference": [], "luthier": []}
     for name, values in shares.items():

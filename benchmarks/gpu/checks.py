@@ -4,6 +4,7 @@ A check trains one or a few steps and compares: the loss with that of the refere
 at every position; `benchmarks/goals/reference.py`), the peak memory with the plan, the speed with the reference.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
@@ -98,13 +99,9 @@ def stages(world: World) -> Named:
 def expected_loss(world: World, **changes: Any) -> float:
     """The first loss of the reference on the same rows."""
     keys = world.keys(**changes)
-    rows = inputs.token_rows(keys, world.folder)
-    work = {**keys, "bf16": world.bf16}
-    import json
-
-    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    rows = inputs.read_rows(inputs.token_rows(keys, world.folder))
     fresh_memory()
-    trainer = reference.train(work, lines, checkpointing=True)
+    trainer = reference.train(keys, rows, checkpointing=True)
     return float(next(logs["loss"] for logs in trainer.state.log_history if "loss" in logs))
 
 
@@ -196,12 +193,10 @@ def speed(world: World) -> Named:
 
 
 def speed_of(world: World, program: str, name: str, changes: Mapping[str, Any]) -> Check:
-    import json
-
     steps = 2 if world.is_tiny else SPEED_STEPS
     packs = {"packing": True, "cutoff_len": world.pack_tokens, "per_device_train_batch_size": 1, "max_samples": 64}
     keys = world.keys(**{**packs, "max_steps": steps, **changes})
-    rows = [json.loads(line) for line in inputs.token_rows(keys, world.folder).read_text("utf-8").splitlines()]
+    rows = inputs.read_rows(inputs.token_rows(keys, world.folder))
     fresh_memory()
     memory: dict[str, float] = {}
     with StepClock() as clock:
@@ -222,8 +217,6 @@ def speed_of(world: World, program: str, name: str, changes: Mapping[str, Any]) 
 
 def utilization(world: World, keys: Mapping[str, Any], tokens_per_second: float) -> dict[str, float]:
     """Model FLOPs utilization, if the peak of the device is known. Attention within packs is not counted."""
-    import json
-
     import torch
 
     from luthier.training.gauges import peak_flops
