@@ -21,7 +21,7 @@ TEACHER = ROOT / "models" / "SmolLM2-135M-twice"
 NUM_ROWS = 64
 
 DATASET_INFO = {
-    "texts": {"file_name": "texts.json"},
+    "texts": {"file_name": "texts.json", "columns": {"prompt": "instruction", "response": "output"}},
     "pairs": {
         "file_name": "pairs.json",
         "ranking": True,

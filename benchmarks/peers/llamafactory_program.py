@@ -1,7 +1,5 @@
 """A run of LLaMA-Factory in its own environment, with the same run file, whose steps are taken in turns."""
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 from benchmarks.goals.clock import watch_trainer
@@ -12,8 +10,6 @@ if TYPE_CHECKING:
 
 
 def run(work: "Work", clock: "Clock") -> None:
-    os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
-    sys.argv = sys.argv[:1]
     from llamafactory.train.tuner import run_exp
 
     watch_trainer(clock)
