@@ -51,8 +51,8 @@ def test_rows_of_the_benchmark_have_the_lengths_it_states(tmp_path):
     for name, sides in {"texts": ("output",), "pairs": ("chosen", "rejected"), "feedback": ("output",)}.items():
         rows = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
         assert len(rows) == inputs.NUM_ROWS
-        assert all(20 <= len(row["instruction"].split()) <= 70 for row in rows)
-        assert all(60 <= len(row[side].split()) <= 260 for row in rows for side in sides)
+        assert all(8 <= len(row["instruction"].split()) <= 30 for row in rows)
+        assert all(60 <= len(row[side].split()) <= 240 for row in rows for side in sides)
 
 
 PROGRAM = """\
