@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROW_COUNTS = (1_000, 10_000, 100_000)
 LONGEST_ANSWER_WORDS = 40
 PACK_TOKENS = 512
+NUM_STEP_ROWS = 1_000
 PACKS_IN_A_STEP = (1, 4, 16)
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
 MAKE_MODEL = (
@@ -73,7 +74,7 @@ def measure_steps(setting: "Setting") -> list[Row]:
     model.mkdir()
     words = [sys.executable, "-c", MAKE_MODEL, str(model), json.dumps(SIZES)]
     subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    write_rows(model, 4_000, LONGEST_ANSWER_WORDS)
+    write_rows(model, NUM_STEP_ROWS, LONGEST_ANSWER_WORDS)
     commands = {}
     for packs in PACKS_IN_A_STEP:
         changes = {
@@ -83,7 +84,7 @@ def measure_steps(setting: "Setting") -> list[Row]:
             "template": "auto",
             "packing": True,
             "cutoff_len": PACK_TOKENS,
-            "max_samples": 4_000,
+            "max_samples": NUM_STEP_ROWS,
             "disable_gradient_checkpointing": True,
         }
         keys = setting.keys(packs, changes)

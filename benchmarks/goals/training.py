@@ -163,9 +163,14 @@ CASES = {
         "QLoRA, bitsandbytes nf4", "2.5x", {"quantization_bit": 4, "double_quantization": True}, losses_agree=False
     ),
     "hqq": Case("QLoRA, HQQ 4 bit", "2.5x", {"quantization_bit": 4, "quantization_method": "hqq"}, losses_agree=False),
-    "dpo": Case("dpo, LoRA, sigmoid, cached reference", "4x at 0.4x memory", {"stage": "dpo", **PAIRS}),
+    "dpo": Case("dpo, LoRA, sigmoid, cached reference", "4x at 0.4x memory", {"stage": "dpo", **PAIRS}, batch_size=1),
     "rm": Case(
-        "rm, LoRA", "2.5x", {"stage": "rm", **PAIRS}, losses_agree=False, note="score layers begin from random weights"
+        "rm, LoRA",
+        "2.5x",
+        {"stage": "rm", **PAIRS},
+        batch_size=1,
+        losses_agree=False,
+        note="score layers begin from random weights",
     ),
     "kto": Case("kto, LoRA, cached reference", "3x", {"stage": "kto", "dataset": "feedback"}),
     "gkd": Case("gkd, teacher of twice the layers", "2x", {"stage": "gkd"}, needs_teacher=True),
