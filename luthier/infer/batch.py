@@ -1,9 +1,9 @@
 """Answers to many prompts, for `predict_with_generate` and rollouts.
 
-Predictions share a batch in which an ended answer makes place for the next prompt (`luthier.infer.batching`). Rollouts
-and beam search go through `generate` in batches of a fixed size. There prompts are padded on the left, since the last
-prompt token must be in the last column, and sorted by length, so that a batch needs little padding. Answers come back
-in the order of the prompts.
+They share a batch in which an ended answer makes place for the next prompt (`luthier.infer.batching`). Beam search, and
+models whose answers cannot share one, go through `generate` in batches of a fixed size, padded on the left, since the
+last prompt token must be in the last column. Longer prompts come first, so that prompts that are read together need
+little padding. Answers come back in the order of the prompts.
 """
 
 from collections import deque
@@ -44,10 +44,13 @@ def generate_answers(
     """
     from luthier.infer.batching import can_batch
 
-    if seeds is None and settings.num_beams == 1 and can_batch(model):
-        yield from _in_one_batch(model, tokenizer, prompts, settings, frozenset(stop_ids), batch_size, keeps_stop)
-        return
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    if settings.num_beams == 1 and can_batch(model):
+        own_seeds = [(settings.seed or 0) + number for number in range(len(prompts))] if seeds is None else seeds
+        asked = [(number, prompts[number], replace(settings, seed=own_seeds[number])) for number in longest_first]
+        found = _in_one_batch(model, tokenizer, asked, frozenset(stop_ids), batch_size)
+        yield from (found[number] if keeps_stop else _without_stop(found[number], stop_ids) for number in sorted(found))
+        return
     waiting: dict[int, list[int]] = {}
     next_index = 0
     for start in range(0, len(prompts), batch_size):
@@ -63,7 +66,7 @@ def generate_answers(
             samples_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
         )
         if not keeps_stop:
-            answers = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
+            answers = [_without_stop(answer, stop_ids) for answer in answers]
         waiting.update(zip(chosen, answers, strict=True))
         while next_index in waiting:
             yield waiting.pop(next_index)
@@ -73,39 +76,32 @@ def generate_answers(
 def _in_one_batch(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    settings: Settings,
+    asked: Sequence[tuple[int, Sequence[int], Settings]],
     stop_ids: frozenset[int],
     batch_size: int,
-    keeps_stop: bool,
-) -> Iterator[list[int]]:
-    """The answers of a batch in which up to `batch_size` rows come and go."""
+) -> dict[int, list[int]]:
+    """The answers of a batch in which up to `batch_size` rows come and go. `asked`: number, prompt and settings."""
     from luthier.infer.batching import RowBatch, num_read_together
 
-    batch = RowBatch(model, tokenizer, stop_ids)
-    answers: dict[int, list[int]] = {}
-    waiting = deque(
-        _row(model, tokenizer, prompt, settings, stop_ids, number, answers) for number, prompt in enumerate(prompts)
-    )
-    for index in range(len(prompts)):
-        with _as_at_rest(model):
-            while index not in answers:
-                fitting = list(islice(waiting, batch_size - len(batch.rows)))
-                if fitting:
-                    batch.add([waiting.popleft() for _ in range(num_read_together(fitting))])
-                else:
-                    batch.step()
-        answer = answers.pop(index)
-        yield answer[:-1] if answer and answer[-1] in stop_ids and not keeps_stop else answer
+    batch, answers = RowBatch(model, tokenizer, stop_ids), {}
+    waiting = deque(_row(model, tokenizer, *one, stop_ids, answers) for one in asked)
+    with _as_at_rest(model):
+        while len(answers) < len(asked):
+            fitting = list(islice(waiting, batch_size - len(batch.rows)))
+            if fitting:
+                batch.add([waiting.popleft() for _ in range(num_read_together(fitting))])
+            else:
+                batch.step()
+    return answers
 
 
 def _row(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
+    number: int,
     prompt: Sequence[int],
     settings: Settings,
     stop_ids: frozenset[int],
-    number: int,
     answers: dict[int, list[int]],
 ) -> "Row":
     """A row that puts its answer into `answers` under its number."""
@@ -120,12 +116,16 @@ def _row(
 
     return Row(
         prompt,
-        replace(settings, seed=(settings.seed or 0) + number),
+        settings,
         num_new_tokens=max(settings.num_new_tokens(len(prompt), num_positions(model)), 0),
         stop_ids=stop_ids,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if settings.stop else None,
         deliver=deliver,
     )
+
+
+def _without_stop(answer: list[int], stop_ids: Collection[int]) -> list[int]:
+    return answer[:-1] if answer and answer[-1] in stop_ids else answer
 
 
 @contextmanager
@@ -178,11 +178,10 @@ def _generate_batch(
     )
     options: dict[str, Any] = {"generation_config": config}
     if samples_apart:
-        from luthier.infer.sampling import PerAnswerSampler, group_size, uniforms
+        from luthier.infer.sampling import PerAnswerSampler, uniforms
 
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
-        size = group_size([prompts[index] for index in with_room])
-        options["custom_generate"] = PerAnswerSampler(numbers, width, size).sample
+        options["custom_generate"] = PerAnswerSampler(numbers, width).sample
     with _as_at_rest(model):
         torch.manual_seed(seeds[0])
         generate: Any = model.generate

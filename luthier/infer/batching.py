@@ -18,7 +18,7 @@ from luthier.core.errors import LuthierError
 from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep, new_cache
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
-from luthier.infer.row import Chooser, Row, scored
+from luthier.infer.row import Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
 from luthier.model.classes import CACHE_NAMES, is_routed
 
@@ -119,8 +119,8 @@ class RowBatch:
             self._lengths = [length + 1 for length in self._lengths]
             last_ids = torch.tensor([[row.last_id] for row in self.rows])
             logits = self._forward(last_ids, self._lengths, self._cache)[:, -1]
-            largest = logits.argmax(-1).tolist()
-            live = [i for i, row in enumerate(self.rows) if self._takes(row, logits[i], largest[i])]
+            tokens = _chosen_together(logits, self.rows)
+            live = [i for i, row in enumerate(self.rows) if self._takes(row, logits[i], tokens[i])]
         self._keep(live)
 
     def clear(self) -> list[Row]:
@@ -157,12 +157,13 @@ class RowBatch:
         """Choose the first tokens of rows and add those whose answers go on. Arguments as `_read` returns them."""
         self.bytes_per_token = bytes_per_token(cache)
         live: list[tuple[Row, int]] = []
-        for row, prompt in zip(rows, prompts, strict=True):
+        tokens = _chosen_together(logits[prompts, -1], rows)
+        for row, prompt, token in zip(rows, prompts, tokens, strict=True):
             if row.settings.prompt_logprobs:
                 row.prompt_tokens = _scored_prompt(row.prompt_ids, logits[prompt], row.settings.num_logprobs or 0)
             if row.num_new_tokens <= 0:
                 row.end()
-            elif self._takes(row, logits[prompt, -1]):
+            elif self._takes(row, logits[prompt, -1], token):
                 live.append((row, prompt))
         if not live:
             return
@@ -175,11 +176,10 @@ class RowBatch:
         self.rows += [row for row, _ in live]
         self._lengths += lengths
 
-    def _takes(self, row: Row, logits: Tensor, largest: int | None = None) -> bool:
-        """Choose the next token of a row. Returns whether its answer goes on."""
-        assert row.chooser is not None
+    def _takes(self, row: Row, logits: Tensor, chosen: int | None) -> bool:
+        """Add the next token of a row, `chosen` or to be chosen. Returns whether its answer goes on."""
         try:
-            return not row.take(logits, largest if row.chooser.takes_largest else None)
+            return not row.take(logits, chosen)
         except ROW_FAULTS as fault:
             row.fail(fault)
             return False
@@ -255,6 +255,10 @@ def _parameters(model: "PreTrainedModel") -> Any:
     outer: Any = model
     own = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     return inspect.signature(own.forward).parameters
+
+
+def _chosen_together(logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
+    return chosen_together(logits, [row.chooser for row in rows if row.chooser is not None])
 
 
 def _cache_name(parameters: Any) -> str | None:

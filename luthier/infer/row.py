@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from luthier.core.errors import InvalidInput
 from luthier.infer.decoding import TextStream
-from luthier.infer.sampling import chosen_token, sample_tokens
+from luthier.infer.sampling import chosen_tokens, sample_tokens
 from luthier.infer.stops import StopStrings
 from luthier.infer.types import Answer, Piece, Settings, Token
 
@@ -34,9 +34,32 @@ if TYPE_CHECKING:
     from luthier.infer.grammar import Matcher
 
 _REPLACED = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-"""What `chosen_token` does itself, faster."""
+"""What `chosen_tokens` does itself, faster."""
 _RARE = (TopHLogitsWarper, TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper)
 """Other ways to leave out tokens. They come after temperature and the like, so then transformers does all of it."""
+
+
+Candidates = tuple[float, int, float, float]
+"""Temperature, top-k, top-p and min-p. Answers with the same ones choose their next tokens together."""
+
+
+def chosen_together(logits: Tensor, choosers: "Sequence[Chooser]") -> list[int | None]:
+    """The next token of each answer from the (B, V) logits; None for one that must choose by itself."""
+    alike: dict[Candidates | None, list[int]] = {}
+    for index, chooser in enumerate(choosers):
+        if chooser.takes_largest or chooser.candidates is not None:
+            alike.setdefault(chooser.candidates, []).append(index)
+    tokens: list[int | None] = [None] * len(choosers)
+    for candidates, rows in alike.items():
+        scores = logits if len(rows) == len(choosers) else logits[rows]
+        if candidates is None:
+            found = scores.argmax(-1)
+        else:
+            numbers = torch.cat([choosers[row].number() for row in rows]).to(logits.device)
+            found = chosen_tokens(scores.float(), choosers[rows[0]].settings, numbers, candidates[-1])
+        for row, token_id in zip(rows, found.tolist(), strict=True):
+            tokens[row] = token_id
+    return tokens
 
 
 class Chooser:
@@ -61,8 +84,13 @@ class Chooser:
         seed = int(torch.randint(2**62, ())) if settings.seed is None else settings.seed
         self._generator.manual_seed(seed % 2**63)
         penalized = bool(settings.presence_penalty or settings.frequency_penalty or settings.logit_bias)
-        self.takes_largest = settings.is_greedy and not penalized and not self._processors and matcher is None
+        is_plain = not penalized and not self._processors and matcher is None
+        self.takes_largest = is_plain and settings.is_greedy
         """Whether the next token is always that of the largest logit."""
+        self.candidates: Candidates | None = None
+        """What alone decides, beside the logits and a random number, which token is next; None if there is more."""
+        if is_plain and not settings.is_greedy:
+            self.candidates = settings.temperature, settings.top_k, settings.top_p, self._min_p
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given the (V,) logits in float32."""
@@ -92,10 +120,14 @@ class Chooser:
             scores = self._processors(ids, scores[None])[0]  # type: ignore[arg-type]
         if settings.is_greedy:
             return int(scores.argmax())
-        number = torch.rand(1, generator=self._generator, dtype=torch.float64)
+        numbers = self.number().to(scores.device)
         if self._has_rare:
-            return int(sample_tokens(scores[None], number.to(scores.device)))
-        return chosen_token(scores, settings, float(number), self._min_p)
+            return int(sample_tokens(scores[None], numbers))
+        return int(chosen_tokens(scores[None], settings, numbers, self._min_p))
+
+    def number(self) -> Tensor:
+        """(1,) the next random number of this answer, in [0, 1)."""
+        return torch.rand(1, generator=self._generator, dtype=torch.float64)
 
 
 class Row:
@@ -108,10 +140,11 @@ class Row:
         *,
         num_new_tokens: int,
         stop_ids: Collection[int],
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: "PreTrainedTokenizerBase | None",
         deliver: "Callable[[Delivery], None]",
     ) -> None:
-        """`num_new_tokens`: the most that the answer may have. `stop_ids`: of the model."""
+        """`num_new_tokens`: the most that the answer may have. `stop_ids`: of the model. `tokenizer`: None if the ids
+        of the answer are wanted, and no text."""
         self.prompt_ids, self.settings, self.num_new_tokens = list(prompt_ids), settings, num_new_tokens
         self.stop_ids = frozenset(settings.stop_token_ids) | (
             frozenset() if settings.ignore_eos else frozenset(stop_ids)
@@ -119,7 +152,7 @@ class Row:
         self.is_canceled = False
         self.prompt_tokens: tuple[Token, ...] = ()
         self.chooser: Chooser | None = None
-        self._text = TextStream(tokenizer, settings.skip_special_tokens)
+        self._text = None if tokenizer is None else TextStream(tokenizer, settings.skip_special_tokens)
         self._stops = StopStrings(settings.stop)
         self._deliver = deliver
         self._written: list[str] = []
@@ -135,14 +168,14 @@ class Row:
     def last_id(self) -> int:
         return self._tokens[-1].id
 
-    def take(self, logits: Tensor, largest: int | None = None) -> bool:
-        """Choose a token from the (V,) logits, or take the given `largest`. Returns whether the answer has ended."""
+    def take(self, logits: Tensor, chosen: int | None = None) -> bool:
+        """Choose a token from the (V,) logits, or take the `chosen` one. Returns whether the answer has ended."""
         assert self.chooser is not None
-        if largest is None:
+        if chosen is None:
             logits = logits.float()
             token_id = self.chooser.choose(logits)
         else:
-            token_id = largest
+            token_id = chosen
             self.chooser.add(token_id)
         return self.push(scored(token_id, logits, self.settings.num_logprobs))
 
@@ -150,7 +183,7 @@ class Row:
         """Add a token. Returns whether the answer has ended."""
         self._tokens.append(token)
         stopped = token.id in self.stop_ids
-        text = "" if stopped else self._text.push(token.id)
+        text = "" if stopped or self._text is None else self._text.push(token.id)
         if text:
             self._write(self._stops.push(text))
         if stopped or self._stops.found or len(self._tokens) >= self.num_new_tokens:
@@ -170,7 +203,7 @@ class Row:
     def _end(self, stopped: bool) -> None:
         found = self._stops.found
         if not found:
-            rest = self._text.finish()
+            rest = "" if self._text is None else self._text.finish()
             text = self._stops.push(rest) if rest else ""
             found = self._stops.found
             self._write(text if found else text + self._stops.finish(), is_last=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from luthier.infer.row import Chooser, Row, scored
+from luthier.infer.row import Chooser, Row, chosen_together, scored
 from luthier.infer.types import Answer, Piece, Settings
 from tests.tiny import byte_tokenizer
 
@@ -57,6 +57,40 @@ def test_only_plain_greedy_answers_skip_the_choice():
     assert chooser().takes_largest
     for keys in ({"do_sample": True}, {"logit_bias": {1: 1.0}}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}):
         assert not chooser(**keys).takes_largest
+
+
+def test_answers_with_the_same_settings_choose_together_what_they_choose_alone():
+    """The others are left to choose by themselves."""
+    free = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.5}
+    keys = [
+        free,
+        {},
+        {"do_sample": True, "top_k": 7},
+        free,
+        {**free, "logit_bias": {1: 2.0}},
+        {},
+        {**free, "min_p": 0.1},
+    ]
+    scores = torch.randn(len(keys), V, generator=torch.Generator().manual_seed(0))
+
+    def choosers():
+        return [chooser(seed=seed, **own) for seed, own in enumerate(keys)]
+
+    together = chosen_together(scores, choosers())
+    alone = [one.choose(row) for one, row in zip(choosers(), scores, strict=True)]
+    assert together[4] is None and together == [*alone[:4], None, *alone[5:]]
+
+
+def test_an_answer_without_text_has_the_same_tokens():
+    row, arrived = new_row()
+    bare = Row([1], row.settings, num_new_tokens=10, stop_ids=[EOS], tokenizer=None, deliver=arrived.append)
+    bare.chooser = Chooser([1], row.settings, LogitsProcessorList())
+    for one in (row, bare):
+        assert [one.take(logits(token)) for token in (A, B, EOS)] == [False, False, True]
+    whole, without = (item for item in arrived if isinstance(item, Answer))
+    assert (
+        without.tokens == whole.tokens and without.finish_reason == "stop" and (whole.text, without.text) == ("AB", "")
+    )
 
 
 def test_without_a_seed_two_answers_differ():

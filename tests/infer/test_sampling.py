@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.infer.batch import generate_answers
-from luthier.infer.sampling import chosen_token, group_size, sample_tokens, uniforms
+from luthier.infer.sampling import chosen_tokens, sample_tokens, uniforms
 from luthier.infer.types import Settings
 
 EOS = 260
@@ -82,11 +82,6 @@ def test_greedy_answers_and_beams_are_what_they_are_without_seeds(model, tokeniz
         assert plain == seeded
 
 
-def test_groups_of_equal_prompts():
-    assert group_size([[1], [1], [2], [2]]) == 2 and group_size([[1, 2]] * 3) == 3
-    assert group_size([[1], [1], [2]]) == 1 and group_size([[1], [2], [1], [2]]) == 1 and group_size([[1]]) == 1
-
-
 CONFIGS = {
     "llama": ("LlamaConfig", {}),
     "sliding window": ("MistralConfig", {"sliding_window": 4}),
@@ -95,8 +90,8 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_prompt_is_read_once_for_all_its_answers(tokenizer, tmp_path, monkeypatch, kind):
-    """The answers stay what they are when every row is read by itself, be it from a cache that can be copied or not."""
+def test_answers_are_those_of_generate_whatever_the_batch_shares(tokenizer, tmp_path, monkeypatch, kind):
+    """Three answers to each prompt: it is read once, and an answer that has ended is computed no more."""
     import transformers
 
     from tests.tiny import TINY_LLAMA, save_tiny
@@ -105,21 +100,28 @@ def test_a_prompt_is_read_once_for_all_its_answers(tokenizer, tmp_path, monkeypa
     folder = save_tiny(tmp_path / "model", getattr(transformers, name)(**{**TINY_LLAMA, **changes}))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     settings = Settings(top_p=1.0, top_k=0, temperature=1.0, max_new_tokens=12)
-    prompts, seeds = [prompt for prompt in PROMPTS for _ in range(3)], range(18)
+    prompts, seeds, stops = [prompt for prompt in PROMPTS for _ in range(3)], range(18), set(range(60, 100))
 
     def answers() -> tuple[list[list[int]], int]:
-        """And how many rows the first pass reads."""
-        rows: list[int] = []
-        hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-        found = list(generate_answers(model, tokenizer, prompts, settings, {EOS}, 18, seeds=seeds))
+        """And how many tokens the model computes, padding included."""
+        sizes: list[int] = []
+        hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+        options = {"keeps_stop": True, "seeds": seeds}
+        found = list(generate_answers(model, tokenizer, prompts, settings, stops, 18, **options))
         hook.remove()
-        return found, rows[0]
+        return found, sum(sizes)
 
-    found, num_read = answers()
-    assert num_read == (18 if kind == "state of another kind" else 6) and len({tuple(a) for a in found}) > 12
-    assert "_prefill" not in vars(model)
-    monkeypatch.setattr("luthier.infer.sampling.group_size", lambda prompts: 1)
-    assert answers() == (found, 18)
+    found, num_computed = answers()
+    assert len({tuple(answer) for answer in found}) > 12 and len({len(answer) for answer in found}) > 3
+    monkeypatch.setattr("luthier.infer.batching.can_batch", lambda model: False)
+    expected, num_computed_by_generate = answers()
+    assert found == expected
+    if kind == "state of another kind":
+        assert num_computed == num_computed_by_generate
+    else:
+        width = max(map(len, PROMPTS))
+        assert num_computed <= len(PROMPTS) * width + sum(len(answer) - 1 for answer in found)
+        assert num_computed_by_generate == 18 * (width + max(map(len, found)) - 1)
 
 
 @given(
@@ -130,17 +132,20 @@ def test_a_prompt_is_read_once_for_all_its_answers(tokenizer, tmp_path, monkeypa
     st.sampled_from([0.0, 0.1, 0.8]),
     st.floats(0, 0.999),
 )
-def test_one_token_is_chosen_among_the_candidates_of_transformers(seed, temperature, top_k, top_p, min_p, number):
+def test_tokens_are_chosen_among_the_candidates_of_transformers(seed, temperature, top_k, top_p, min_p, number):
     from transformers.generation import logits_process as process
 
-    scores = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+    scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed))
     theirs = [process.TemperatureLogitsWarper(temperature)]
     theirs += [process.TopKLogitsWarper(top_k)] if top_k else []
     theirs += [process.TopPLogitsWarper(top_p)] if top_p < 1 else []
     theirs += [process.MinPLogitsWarper(min_p)] if min_p else []
-    dense = scores[None]
+    dense = scores
     for warper in theirs:
         dense = warper(None, dense)
-    expected = int(sample_tokens(dense, torch.tensor([number], dtype=torch.float64)))
+    numbers = torch.tensor([number, (number + 0.4) % 1, number], dtype=torch.float64)
+    expected = sample_tokens(dense, numbers).tolist()
     settings = Settings(temperature=temperature, top_k=top_k, top_p=top_p)
-    assert chosen_token(scores, settings, number, min_p) == expected
+    assert chosen_tokens(scores, settings, numbers, min_p).tolist() == expected
+    alone = [chosen_tokens(scores[row : row + 1], settings, numbers[row : row + 1], min_p) for row in range(3)]
+    assert [int(token) for token in alone] == expected
