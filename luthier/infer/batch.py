@@ -82,10 +82,11 @@ def _in_one_batch(
 ) -> dict[int, list[int]]:
     """The answers of a batch in which up to `batch_size` rows come and go. `asked`: number, prompt and settings."""
     from luthier.infer.batching import RowBatch, num_read_together
+    from luthier.infer.lean_layers import lean_layers
 
     batch, answers = RowBatch(model, tokenizer, stop_ids), {}
     waiting = deque(_row(model, tokenizer, *one, stop_ids, answers) for one in asked)
-    with _as_at_rest(model):
+    with _as_at_rest(model), lean_layers(model):
         while len(answers) < len(asked):
             fitting = list(islice(waiting, batch_size - len(batch.rows)))
             if fitting:

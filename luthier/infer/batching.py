@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
 from luthier.core.errors import LuthierError
-from luthier.infer.cache import bytes_per_token, can_be_shared, join, keep, new_cache
+from luthier.infer.cache import bytes_per_token, can_be_shared, filled_up, join, keep, new_cache
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import Chooser, Row, chosen_together, scored
@@ -187,6 +187,7 @@ class RowBatch:
     def _keep(self, live: list[int]) -> None:
         if len(live) == len(self.rows):
             return
+        live = filled_up(live)
         self.rows = [self.rows[index] for index in live]
         self._lengths = [self._lengths[index] for index in live]
         if not self.rows:

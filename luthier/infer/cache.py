@@ -41,6 +41,11 @@ class Columns:
         self._end += num_new
         return self._memory[:, :, self._end - num_new - num_old : self._end]
 
+    def keep(self, num_rows: int) -> None:
+        """Only the first rows go on."""
+        if self._memory is not None:
+            self._memory = self._memory[:num_rows]
+
     def forget(self) -> None:
         """The states are replaced: they are copied at the next call."""
         self._memory = None
@@ -112,11 +117,32 @@ def join(batch: DynamicCache, newcomer: DynamicCache) -> None:
 
 
 def keep(batch: DynamicCache, rows: list[int], num_columns: int) -> None:
-    """Keep these rows, and the last `num_columns` columns: what is before them must be padding in every row."""
+    """Keep these rows, and the last `num_columns` columns: what is before them must be padding in every row.
+
+    If each row stays in its place or comes from behind the last place, only such a row is copied.
+    """
+    moved = [(place, row) for place, row in enumerate(rows) if row != place]
+    in_place = all(row >= len(rows) for _, row in moved) and len({row for _, row in moved}) == len(moved)
     for layer in _layers(batch):
         stored = _num_stored(layer, num_columns)
-        keys, values = (_last(states, stored)[rows] for states in (layer.keys, layer.values))
-        _replace(layer, keys, values, num_columns)
+        keys, values = _last(layer.keys, stored), _last(layer.values, stored)
+        if not in_place:
+            _replace(layer, keys[rows], values[rows], num_columns)
+            continue
+        for states in (keys, values):
+            for place, row in moved:
+                states[place] = states[row]
+        layer.keys, layer.values = keys[: len(rows)], values[: len(rows)]
+        for room in layer.rooms:
+            room.keep(len(rows))
+        _note_columns(layer, num_columns)
+
+
+def filled_up(live: list[int]) -> list[int]:
+    """The same rows, in an order in which those from behind fill the places of those that have left."""
+    staying = [row for row in live if row < len(live)]
+    moving, free = iter(live[len(staying) :]), set(range(len(live))) - set(staying)
+    return [next(moving) if place in free else place for place in range(len(live))]
 
 
 def bytes_per_token(cache: DynamicCache) -> int:
@@ -142,6 +168,10 @@ def _replace(layer: Any, keys: Tensor, values: Tensor, num_columns: int) -> None
     layer.keys, layer.values = keys, values
     for room in layer.rooms:
         room.forget()
+    _note_columns(layer, num_columns)
+
+
+def _note_columns(layer: Any, num_columns: int) -> None:
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = num_columns
 

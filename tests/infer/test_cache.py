@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig, MambaConfig, MistralConfig
 from transformers.cache_utils import DynamicCache
 
-from luthier.infer.cache import MIN_ROOM, bytes_per_token, can_be_shared, join, keep, new_cache
+from luthier.infer.cache import MIN_ROOM, bytes_per_token, can_be_shared, filled_up, join, keep, new_cache
 from tests.tiny import TINY_LLAMA
 
 WINDOW = 5
@@ -86,10 +88,14 @@ def test_growing_layers_hold_what_those_of_transformers_hold(kind):
     both(2, 3)
     for _ in range(2 * MIN_ROOM):
         both(2, 1)
-    keep(ours, [1, 1, 0], ours.get_seq_length())
-    theirs.batch_select_indices(torch.tensor([1, 1, 0]))
-    for _ in range(MIN_ROOM + 2):
-        both(3, 1)
+    for rows in ([1, 1, 0], [0, 2], [1], [0, 0, 0, 0, 0], [0, 4, 3], [0, 1]):
+        keep(ours, rows, ours.get_seq_length())
+        theirs.batch_select_indices(torch.tensor(rows))
+        for _ in range(MIN_ROOM + 2 if rows[0] else 5):
+            both(len(rows), 1)
+    both(2, 1)
+    keep(ours, [0, 1, 1], ours.get_seq_length())
+    theirs.batch_select_indices(torch.tensor([0, 1, 1]))
     both(3, 7)
 
 
@@ -102,3 +108,25 @@ def test_a_step_copies_no_column_while_there_is_room():
     for layer in cache.layers:
         layer.update(*torch.zeros(2, 1, 2, 1, 16))
     assert cache.layers[0].keys.data_ptr() == before
+
+
+@given(st.integers(1, 9), st.sets(st.integers(0, 8)))
+def test_rows_from_behind_fill_the_places_of_those_that_left(num_rows, gone):
+    live = [row for row in range(num_rows) if row not in gone]
+    order = filled_up(live)
+    assert sorted(order) == live
+    assert all(row == place or row >= len(live) for place, row in enumerate(order))
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_a_row_that_leaves_moves_one_row_at_most(kind):
+    cache = filled(kind, 3, 1.0)
+    for value in (2.0, 3.0, 4.0):
+        join(cache, filled(kind, 3, value))
+    layer = cache.layers[0]
+    layer.update(*torch.full((2, 4, 2, 1, 16), 9.0))
+    before = layer.keys.data_ptr()
+    keep(cache, filled_up([0, 2, 3]), 4)
+    assert layer.keys.data_ptr() == before and [row[0] for row in rows_of(cache)] == [1.0, 4.0, 3.0]
+    layer.update(*torch.full((2, 3, 2, 1, 16), 8.0))
+    assert layer.keys.shape[0] == 3 and (kind == "sliding" or layer.keys.data_ptr() == before)

@@ -50,14 +50,14 @@ def fuse_lora(model: nn.Module) -> int:
     Layers with dropout, DoRA or another variant, a bias of the adapter, or a base that is more than a plain frozen
     linear layer compute as peft does. So does every layer while it is disabled or merged.
     """
-    layers = [module for module in model.modules() if type(module) is LoraLinear and _can_be_fused(module)]
+    layers = [module for module in model.modules() if type(module) is LoraLinear and can_be_fused(module)]
     for layer in layers:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     return len(layers)
 
 
 def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    if args or given or layer.disable_adapters or layer.merged or not _can_be_fused(layer):
+    if args or given or layer.disable_adapters or layer.merged or not can_be_fused(layer):
         return LoraLinear.forward(layer, x, *args, **given)
     base: Any = layer.base_layer
     (name,) = layer.active_adapters
@@ -70,7 +70,7 @@ def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _can_be_fused(layer: LoraLinear) -> bool:
+def can_be_fused(layer: LoraLinear) -> bool:
     """Asked at each call, since hooks of other libraries (sharding, offloading) come and go."""
     names = layer.active_adapters
     if len(names) != 1 or names[0] not in layer.lora_A or names[0] in layer.lora_variant or layer.fan_in_fan_out:

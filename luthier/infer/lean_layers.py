@@ -1,0 +1,77 @@
+"""LoRA layers and the vocabulary head of a model that answers in the middle of its training.
+
+A LoRA layer of training (`luthier.model.kernels.lora_linear`) checks at each call whether it may be fused, and prepares
+for gradients. For the few rows of a decoding step that takes longer than its products. While a model answers, neither
+the weights nor the layers change, so this is decided once. The sums are the same ones.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.infer.few_rows import fill_head
+from luthier.model.kernels.lora_linear import can_be_fused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
+    """A context in which `model`, in evaluation mode and without gradients, computes small batches faster."""
+    layers = [layer for layer in model.modules() if type(layer) is LoraLinear and _is_fused(layer)]
+    fused = [vars(layer)["forward"] for layer in layers]
+    head = model.get_output_embeddings()
+    is_own_head = isinstance(head, nn.Linear) and "forward" not in vars(head)
+    for layer, forward in zip(layers, fused, strict=True):
+        layer.forward = _lean(layer, forward)  # type: ignore[method-assign]
+    if is_own_head:
+        fill_head(model)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, fused, strict=True):
+            layer.forward = forward
+        if is_own_head:
+            vars(head).pop("forward", None)
+
+
+def _is_fused(layer: LoraLinear) -> bool:
+    return "forward" in vars(layer) and not (layer.disable_adapters or layer.merged) and can_be_fused(layer)
+
+
+def _lean(layer: LoraLinear, fused: Any) -> Any:
+    """The forward pass of a layer; `fused`: the one for training, which also does the number formats of autocast."""
+    base: Any = layer.base_layer
+    (name,) = layer.active_adapters
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if not a.dtype == b.dtype == base.weight.dtype:
+        return fused
+    return partial(_forward, fused, base.weight, base.bias, a.T, b.T, layer.scaling[name])
+
+
+def _forward(
+    fused: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    x: Tensor,
+    *args: Any,
+    **given: Any,
+) -> Tensor:
+    """x (..., I), weight (O, I), bias (O), a (I, r), b (r, O) -> (..., O)."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if args or given or not dtype == x.dtype == weight.dtype:
+        return fused(x, *args, **given)
+    rows = x.flatten(0, -2)
+    y = functional.linear(rows, weight, bias).addmm_(rows @ a, b, alpha=scaling)
+    return y.view(*x.shape[:-1], y.shape[-1])
