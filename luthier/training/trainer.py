@@ -91,6 +91,7 @@ class StageTrainer(Trainer):
         self._drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
+        self._flops_per_token: int | None = None
 
     # -- one optimizer step -----------------------------------------------------------------------
 
@@ -167,6 +168,15 @@ class StageTrainer(Trainer):
         totals = over_processes(sums, self.args.device)
         means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
         return statistics.update(state, means, config)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """As in transformers, which counts the parameters at each step: 12 ms for 30 layers with adapters."""
+        name = getattr(self.model, "main_input_name", "input_ids")
+        if name not in inputs:
+            return 0
+        if self._flops_per_token is None:
+            self._flops_per_token = super().floating_point_ops({name: torch.empty(1)})
+        return self._flops_per_token * inputs[name].numel()
 
     def throughput(self) -> float:
         """Tokens per second since training began, without padding."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 import luthier
 from luthier.data.collate import model_inputs, pad_rows
 from luthier.training.gauges import Utilization, gauges_of, peak_flops, training_flops
+from luthier.training.trainer import StageTrainer
 from tests.small_world import small_world
 from tests.training.optimizers.worlds import tiny_model
 
@@ -88,3 +90,18 @@ def test_effective_tokens_per_second(values):
     metrics = json.loads(Path(values["output_dir"], "train_results.json").read_text())
     assert metrics["effective_tokens_per_sec"] == result.metrics["train"]["train_tokens_per_second"] > 0
     assert "effective_tokens_per_sec" not in luthier.train(values).metrics["train"]
+
+
+def test_the_operations_of_a_run_are_those_that_transformers_counts(values, monkeypatch):
+    """The parameters are counted once, and every batch has its own number of tokens."""
+
+    def total_flos() -> float:
+        luthier.train({**values, "finetuning_type": "lora"})
+        return json.loads(Path(values["output_dir"], "trainer_state.json").read_text())["total_flos"]
+
+    counted, real = [], Trainer.floating_point_ops
+    monkeypatch.setattr(Trainer, "floating_point_ops", lambda *args: counted.append(1) or real(*args))
+    found = total_flos()
+    assert len(counted) == 1
+    monkeypatch.setattr(StageTrainer, "floating_point_ops", real)
+    assert found == total_flos() > 0
