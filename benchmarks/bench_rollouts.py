@@ -1,4 +1,4 @@
-"""Tokens per CPU second of answers sampled in training, alone and eight to a prompt, against `generate()` of transformers.
+"""Tokens per CPU second of answers sampled in training, one and eight to a prompt, and of `generate()` of transformers.
 
     python -m benchmarks.bench_rollouts [--model PATH] [--answers 8] [--prompt 64] [--answer 48] [--rounds 3]
 
