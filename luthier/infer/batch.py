@@ -84,7 +84,8 @@ def _in_one_batch(
     from luthier.infer.batching import RowBatch, num_read_together
     from luthier.infer.lean_layers import lean_layers
 
-    batch, answers = RowBatch(model, tokenizer, stop_ids), {}
+    batch = RowBatch(model, tokenizer, stop_ids)
+    answers: dict[int, list[int]] = {}
     waiting = deque(_row(model, tokenizer, *one, stop_ids, answers) for one in asked)
     with _as_at_rest(model), lean_layers(model):
         while len(answers) < len(asked):

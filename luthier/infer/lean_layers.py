@@ -37,7 +37,7 @@ def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
         yield
     finally:
         for layer, forward in zip(layers, fused, strict=True):
-            layer.forward = forward
+            layer.forward = forward  # type: ignore[method-assign]
         if is_own_head:
             vars(head).pop("forward", None)
 
@@ -50,7 +50,8 @@ def _lean(layer: LoraLinear, fused: Any) -> Any:
     """The forward pass of a layer; `fused`: the one for training, which also does the number formats of autocast."""
     base: Any = layer.base_layer
     (name,) = layer.active_adapters
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    a: Any = layer.lora_A[name].weight
+    b: Any = layer.lora_B[name].weight
     if not a.dtype == b.dtype == base.weight.dtype:
         return fused
     return partial(_forward, fused, base.weight, base.bias, a.T, b.T, layer.scaling[name])
