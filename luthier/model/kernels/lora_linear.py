@@ -7,6 +7,9 @@ peft computes these equations (https://arxiv.org/abs/2106.09685, eq. 3) as separ
 of the size of y and dx in passes of their own, and under autocast it turns x into float32 and back. Here the products
 with A and B add to what the products with W have written.
 
+In an MLP, x of the last layer is act(g) * u (`luthier.model.kernels.swiglu`). It is not kept, but computed again in the
+backward pass.
+
 N tokens, I inputs, O outputs, r rank. x is (..., I) and becomes (N, I).
 """
 
@@ -17,31 +20,46 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from luthier.model.kernels.swiglu import Activation, GatedProduct, gated, gated_backward
+
 
 class _LoraLinear(torch.autograd.Function):
-    """All tensors have the number format that is computed in."""
+    """All tensors have the number format that is computed in. With `up`, `x` is g."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        up: Tensor | None,
+        activation: Activation | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
     ) -> Tensor:
-        """x (N, I), weight (O, I), bias (O), a (r, I), b (O, r) -> (N, O)."""
-        low = x @ a.T
-        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+        """x and up (N, I), weight (O, I), bias (O), a (r, I), b (O, r) -> (N, O)."""
+        inputs = x if up is None or activation is None else gated(x, up, activation)
+        low = inputs @ a.T
+        y = inputs @ weight.T if bias is None else torch.addmm(bias, inputs, weight.T)
         y.addmm_(low, b.T, alpha=scaling)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scaling = scaling
+        ctx.save_for_backward(x, up, weight, a, b, low)
+        ctx.activation, ctx.scaling = activation, scaling
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        x, up, weight, a, b, low = ctx.saved_tensors
+        needs_x, needs_up, _, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
         d_low = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(d_low, a) if needs_x else None
-        da = d_low.T @ x if needs_a else None
+        dx = (dy @ weight).addmm_(d_low, a) if needs_x or needs_up else None
         db = (dy.T @ low).mul_(ctx.scaling) if needs_b else None
-        return dx, None, None, da, db, None
+        if up is None:
+            return dx, None, None, None, None, d_low.T @ x if needs_a else None, db, None
+        acted = ctx.activation.apply(x)
+        da = d_low.T @ (acted * up) if needs_a else None
+        dg, du = (None, None) if dx is None else gated_backward(dx, x, up, acted, ctx.activation)
+        return dg, du, None, None, None, da, db, None
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -56,18 +74,45 @@ def fuse_lora(model: nn.Module) -> int:
     return len(layers)
 
 
+def project_gated(layer: nn.Module, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O)."""
+    is_fused = isinstance(layer, LoraLinear) and "forward" in vars(layer) and _is_active(layer)
+    if is_fused and not _has_hooks(layer) and _compute_dtype(gate) == gate.dtype:
+        return _apply(layer, gate, up, activation)
+    projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
+    return projected
+
+
 def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    if args or given or layer.disable_adapters or layer.merged or not _can_be_fused(layer):
+    if args or given or not _is_active(layer):
         return LoraLinear.forward(layer, x, *args, **given)
+    return _apply(layer, x)
+
+
+def _is_active(layer: Any) -> bool:
+    return not layer.disable_adapters and not layer.merged and _can_be_fused(layer)
+
+
+def _apply(layer: Any, x: Tensor, up: Tensor | None = None, activation: Activation | None = None) -> Tensor:
     base: Any = layer.base_layer
     (name,) = layer.active_adapters
     weights = (base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
-    device = "cpu" if x.is_meta else x.device.type  # tensors without data, of a plan, have no autocast of their own
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = _compute_dtype(x)
     weight, bias, a, b = (one if one is None else one.to(dtype) for one in weights)
-    with torch.autocast(device, enabled=False):
-        y: Any = _LoraLinear.apply(x.flatten(0, -2).to(dtype), weight, bias, a, b, layer.scaling[name])
+    inputs, other = (one if one is None else one.flatten(0, -2).to(dtype) for one in (x, up))
+    with torch.autocast(_device_type(x), enabled=False):
+        y: Any = _LoraLinear.apply(inputs, other, activation, weight, bias, a, b, layer.scaling[name])
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _device_type(x: Tensor) -> str:
+    """Tensors without data, of a plan, have no autocast of their own."""
+    return "cpu" if x.is_meta else x.device.type
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = _device_type(x)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _can_be_fused(layer: LoraLinear) -> bool:

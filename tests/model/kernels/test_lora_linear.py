@@ -9,6 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.model.kernels.lora_linear import _LoraLinear, fuse_lora
+from luthier.model.kernels.swiglu import SILU
 from tests.tiny import TINY_LLAMA
 
 NUM_LAYERS = 14
@@ -47,10 +48,17 @@ def test_gradients_are_those_of_the_equations():
     for place in (0, 3, 4):
         given[place].requires_grad_()
     x, w, bias, a, b = given
-    torch.testing.assert_close(_LoraLinear.apply(*given, 0.7), x @ (w + 0.7 * b @ a).T + bias)
-    assert torch.autograd.gradcheck(lambda *args: _LoraLinear.apply(*args, 0.7), given)
+    y = _LoraLinear.apply(x, None, None, w, bias, a, b, 0.7)
+    torch.testing.assert_close(y, x @ (w + 0.7 * b @ a).T + bias)
+    for bias_or_none in (bias, None):
+        assert torch.autograd.gradcheck(
+            lambda x, a, b, bias=bias_or_none: _LoraLinear.apply(x, None, None, w, bias, a, b, 0.7), (x, a, b)
+        )
+    up = torch.randn_like(x).requires_grad_()
+    y = _LoraLinear.apply(x, up, SILU, w, bias, a, b, 0.7)
+    torch.testing.assert_close(y, (SILU.apply(x) * up) @ (w + 0.7 * b @ a).T + bias)
     assert torch.autograd.gradcheck(
-        lambda *args: _LoraLinear.apply(args[0], args[1], None, *args[2:], 0.7), (x, w, a, b)
+        lambda x, up, a, b: _LoraLinear.apply(x, up, SILU, w, bias, a, b, 0.7), (x, up, a, b)
     )
 
 
