@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.model.kernels.lora_linear import fuse_lora, project_gated
+from luthier.model.kernels.lora_layers import fuse_lora, project_gated
 from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
 

@@ -13,17 +13,19 @@ backward pass.
 N tokens, I inputs, O outputs, r rank. x is (..., I) and becomes (N, I).
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import Tensor, nn
+from torch import Tensor
 
-from luthier.model.kernels.swiglu import Activation, GatedProduct, gated, gated_backward
+from luthier.model.kernels.swiglu import Activation, gated, gated_backward
+
+Weight = Tensor | Callable[[], Tensor]
+"""W, or what dequantizes it. It is dequantized in the forward and in the backward pass, and not kept between them."""
 
 
-class _LoraLinear(torch.autograd.Function):
+class LoraLinear(torch.autograd.Function):
     """All tensors have the number format that is computed in. With `up`, `x` is g."""
 
     @staticmethod
@@ -32,7 +34,7 @@ class _LoraLinear(torch.autograd.Function):
         x: Tensor,
         up: Tensor | None,
         activation: Activation | None,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
@@ -41,9 +43,11 @@ class _LoraLinear(torch.autograd.Function):
         """x and up (N, I), weight (O, I), bias (O), a (r, I), b (O, r) -> (N, O)."""
         inputs = x if up is None or activation is None else gated(x, up, activation)
         low = inputs @ a.T
-        y = inputs @ weight.T if bias is None else torch.addmm(bias, inputs, weight.T)
+        kept = keep_weight(ctx, weight)
+        matrix = weight_of(ctx, kept)
+        y = inputs @ matrix.T if bias is None else torch.addmm(bias, inputs, matrix.T)
         y.addmm_(low, b.T, alpha=scaling)
-        ctx.save_for_backward(x, up, weight, a, b, low)
+        ctx.save_for_backward(x, up, kept, a, b, low)
         ctx.activation, ctx.scaling = activation, scaling
         return y
 
@@ -52,7 +56,7 @@ class _LoraLinear(torch.autograd.Function):
         x, up, weight, a, b, low = ctx.saved_tensors
         needs_x, needs_up, _, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
         d_low = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(d_low, a) if needs_x or needs_up else None
+        dx = (dy @ weight_of(ctx, weight)).addmm_(d_low, a) if needs_x or needs_up else None
         db = (dy.T @ low).mul_(ctx.scaling) if needs_b else None
         if up is None:
             return dx, None, None, None, None, d_low.T @ x if needs_a else None, db, None
@@ -62,76 +66,14 @@ class _LoraLinear(torch.autograd.Function):
         return dg, du, None, None, None, da, db, None
 
 
-def fuse_lora(model: nn.Module) -> int:
-    """Let the LoRA layers of a peft model compute as above. Returns how many do.
-
-    Layers with dropout, DoRA or another variant, a bias of the adapter, or a base that is more than a plain frozen
-    linear layer compute as peft does. So does every layer while it is disabled or merged.
-    """
-    layers = [module for module in model.modules() if type(module) is LoraLinear and _can_be_fused(module)]
-    for layer in layers:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
-    return len(layers)
+def keep_weight(ctx: Any, weight: Weight) -> Tensor | None:
+    """What of `weight` is for `save_for_backward`."""
+    is_tensor = isinstance(weight, Tensor)
+    ctx.dequantize = None if is_tensor else weight
+    return weight if is_tensor else None  # type: ignore[return-value]
 
 
-def project_gated(layer: nn.Module, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O)."""
-    is_fused = isinstance(layer, LoraLinear) and "forward" in vars(layer) and _is_active(layer)
-    if is_fused and not _has_hooks(layer) and _compute_dtype(gate) == gate.dtype:
-        return _apply(layer, gate, up, activation)
-    projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
-    return projected
-
-
-def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    if args or given or not _is_active(layer):
-        return LoraLinear.forward(layer, x, *args, **given)
-    return _apply(layer, x)
-
-
-def _is_active(layer: Any) -> bool:
-    return not layer.disable_adapters and not layer.merged and _can_be_fused(layer)
-
-
-def _apply(layer: Any, x: Tensor, up: Tensor | None = None, activation: Activation | None = None) -> Tensor:
-    base: Any = layer.base_layer
-    (name,) = layer.active_adapters
-    weights = (base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
-    dtype = _compute_dtype(x)
-    weight, bias, a, b = (one if one is None else one.to(dtype) for one in weights)
-    inputs, other = (one if one is None else one.flatten(0, -2).to(dtype) for one in (x, up))
-    with torch.autocast(_device_type(x), enabled=False):
-        y: Any = _LoraLinear.apply(inputs, other, activation, weight, bias, a, b, layer.scaling[name])
-    return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def _device_type(x: Tensor) -> str:
-    """Tensors without data, of a plan, have no autocast of their own."""
-    return "cpu" if x.is_meta else x.device.type
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = _device_type(x)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _can_be_fused(layer: LoraLinear) -> bool:
-    """Asked at each call, since hooks of other libraries (sharding, offloading) come and go."""
-    names = layer.active_adapters
-    if len(names) != 1 or names[0] not in layer.lora_A or names[0] in layer.lora_variant or layer.fan_in_fan_out:
-        return False
-    base: Any = layer.base_layer
-    a, b, dropout = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.lora_dropout[names[0]]
-    if layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0:
-        return False
-    parts = (base, a, b)
-    if any(type(part) is not nn.Linear or "forward" in vars(part) or _has_hooks(part) for part in parts):
-        return False
-    frozen = [one for one in (base.weight, base.bias) if one is not None]
-    return a.bias is None and b.bias is None and not any(one.requires_grad for one in frozen)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def weight_of(ctx: Any, kept: Tensor | None) -> Tensor:
+    """W (O, I)"""
+    weight: Tensor = ctx.dequantize() if kept is None else kept
+    return weight
