@@ -142,7 +142,8 @@ def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slic
 def most_likely(logits: Tensor) -> Tensor:
     """argmax_v of logits (c, V), (c,): the first place of the largest number.
 
-    On a CPU the largest numbers of blocks, and the place in one block of each row, take a fifth of the time of `argmax`.
+    On a CPU the largest numbers of blocks, and the place in one block of each row, take a fifth of the time that
+    `argmax` takes.
     """
     if logits.shape[-1] % BLOCK:
         return logits.argmax(-1)
