@@ -204,18 +204,30 @@ def _chunk_loss(
     logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None, weigh: Weigh | None
 ) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of a chunk, and its derivative by the logits, which is computed in their place."""
-    log_normalizer = logits.logsumexp(-1, keepdim=True)
     picked = logits.gather(-1, targets[:, None])
+    mean = logits.mean(-1, keepdim=True) if label_smoothing else None
+    counted = weights
+    if weigh is not None:
+        counted = target_weights(logits, logits.logsumexp(-1, keepdim=True), targets, weights, weigh)
+    log_normalizer = _softmax_in_place(logits)
     nll = log_normalizer - picked
-    if label_smoothing:
-        even = log_normalizer - logits.mean(-1, keepdim=True)
-        nll = (1 - label_smoothing) * nll + label_smoothing * even
-    counted = target_weights(logits, log_normalizer, targets, weights, weigh)
+    if mean is not None:
+        nll = (1 - label_smoothing) * nll + label_smoothing * (log_normalizer - mean)
     loss = nll.sum() if counted is None else (nll.squeeze(-1) * counted).sum()
-    d_logits = logits.sub_(log_normalizer).exp_()
-    d_logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
+    d_logits = logits.scatter_add_(-1, targets[:, None], torch.full_like(picked, label_smoothing - 1))
     if label_smoothing:
         d_logits -= label_smoothing / d_logits.shape[-1]
     if counted is not None:
         d_logits *= counted[:, None]
     return loss, d_logits
+
+
+def _softmax_in_place(logits: Tensor) -> Tensor:
+    """Turns logits (c, V) into probabilities. Returns their log-normalizer (c, 1).
+
+    `logsumexp` would form the exponentials in memory of its own, and they would be formed again.
+    """
+    largest = logits.amax(-1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    logits /= total
+    return largest + total.log_()
