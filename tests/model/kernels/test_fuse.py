@@ -15,6 +15,7 @@ from luthier.model.adapters.lora import LoraConfig
 from luthier.model.kernels.fuse import fuse, gated_activation, norm_form
 from luthier.model.kernels.rms_norm import FORMS
 from luthier.model.kernels.swiglu import SILU
+from luthier.model.loading.training import prepare_for_training
 from luthier.workflow.plan.trace import Affirming
 from tests.matrix import representatives
 from tests.runs.test_architectures import ARCHITECTURES, IDS, build
@@ -151,3 +152,11 @@ def test_other_arguments_go_to_the_own_forward():
     model = nn.ModuleList([norm])
     fuse(model)
     torch.testing.assert_close(norm(hidden_states=torch.ones(2, 8)), expected)
+
+
+def test_without_the_fast_path_nothing_is_replaced():
+    for fast_path in (False, True):
+        model = adapted("llama")
+        prepare_for_training(model, gradient_checkpointing=False, fast_path=fast_path)
+        num_replaced = sum("forward" in vars(module) for module in model.modules())
+        assert num_replaced == (14 + 5 + 2 if fast_path else 0)
