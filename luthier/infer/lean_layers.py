@@ -1,6 +1,6 @@
 """LoRA layers and the vocabulary head of a model that answers in the middle of its training.
 
-A LoRA layer of training (`luthier.model.kernels.lora_linear`) checks at each call whether it may be fused, and prepares
+A LoRA layer of training (`luthier.model.kernels.lora_layers`) checks at each call whether it may be fused, and prepares
 for gradients. For the few rows of a decoding step that takes longer than its products. While a model answers, neither
 the weights nor the layers change, so this is decided once. The sums are the same ones.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.infer.few_rows import fill_head
-from luthier.model.kernels.lora_linear import can_be_fused
+from luthier.model.kernels.lora_layers import can_be_fused, dora_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,9 @@ def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def _is_fused(layer: LoraLinear) -> bool:
-    return "forward" in vars(layer) and not (layer.disable_adapters or layer.merged) and can_be_fused(layer)
+    if "forward" not in vars(layer) or layer.disable_adapters or layer.merged or not can_be_fused(layer):
+        return False
+    return type(layer.base_layer) is nn.Linear and dora_of(layer) is None
 
 
 def _lean(layer: LoraLinear, fused: Any) -> Any:

@@ -7,86 +7,73 @@ peft computes these equations (https://arxiv.org/abs/2106.09685, eq. 3) as separ
 of the size of y and dx in passes of their own, and under autocast it turns x into float32 and back. Here the products
 with A and B add to what the products with W have written.
 
+In an MLP, x of the last layer is act(g) * u (`luthier.model.kernels.swiglu`). It is not kept, but computed again in the
+backward pass.
+
 N tokens, I inputs, O outputs, r rank. x is (..., I) and becomes (N, I).
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import Tensor, nn
+from torch import Tensor
+
+from luthier.model.kernels.swiglu import Activation, gated, gated_backward
+
+Weight = Tensor | Callable[[], Tensor]
+"""W, or what dequantizes it. It is dequantized in the forward and in the backward pass, and not kept between them."""
 
 
-class _LoraLinear(torch.autograd.Function):
-    """All tensors have the number format that is computed in."""
+class LoraLinear(torch.autograd.Function):
+    """All tensors have the number format that is computed in. With `up`, `x` is g."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        up: Tensor | None,
+        activation: Activation | None,
+        weight: Weight,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
     ) -> Tensor:
-        """x (N, I), weight (O, I), bias (O), a (r, I), b (O, r) -> (N, O)."""
-        low = x @ a.T
-        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+        """x and up (N, I), weight (O, I), bias (O), a (r, I), b (O, r) -> (N, O)."""
+        inputs = x if up is None or activation is None else gated(x, up, activation)
+        low = inputs @ a.T
+        kept = keep_weight(ctx, weight)
+        matrix = weight_of(ctx, kept)
+        y = inputs @ matrix.T if bias is None else torch.addmm(bias, inputs, matrix.T)
         y.addmm_(low, b.T, alpha=scaling)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scaling = scaling
+        ctx.save_for_backward(x, up, kept, a, b, low)
+        ctx.activation, ctx.scaling = activation, scaling
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        x, up, weight, a, b, low = ctx.saved_tensors
+        needs_x, needs_up, _, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
         d_low = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(d_low, a) if needs_x else None
-        da = d_low.T @ x if needs_a else None
+        dx = (dy @ weight_of(ctx, weight)).addmm_(d_low, a) if needs_x or needs_up else None
         db = (dy.T @ low).mul_(ctx.scaling) if needs_b else None
-        return dx, None, None, da, db, None
+        if up is None:
+            return dx, None, None, None, None, d_low.T @ x if needs_a else None, db, None
+        acted = ctx.activation.apply(x)
+        da = d_low.T @ (acted * up) if needs_a else None
+        dg, du = (None, None) if dx is None else gated_backward(dx, x, up, acted, ctx.activation)
+        return dg, du, None, None, None, da, db, None
 
 
-def fuse_lora(model: nn.Module) -> int:
-    """Let the LoRA layers of a peft model compute as above. Returns how many do.
-
-    Layers with dropout, DoRA or another variant, a bias of the adapter, or a base that is more than a plain frozen
-    linear layer compute as peft does. So does every layer while it is disabled or merged.
-    """
-    layers = [module for module in model.modules() if type(module) is LoraLinear and can_be_fused(module)]
-    for layer in layers:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
-    return len(layers)
+def keep_weight(ctx: Any, weight: Weight) -> Tensor | None:
+    """What of `weight` is for `save_for_backward`."""
+    is_tensor = isinstance(weight, Tensor)
+    ctx.dequantize = None if is_tensor else weight
+    return weight if is_tensor else None  # type: ignore[return-value]
 
 
-def _forward(layer: LoraLinear, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    if args or given or layer.disable_adapters or layer.merged or not can_be_fused(layer):
-        return LoraLinear.forward(layer, x, *args, **given)
-    base: Any = layer.base_layer
-    (name,) = layer.active_adapters
-    weights = (base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
-    device = "cpu" if x.is_meta else x.device.type  # tensors without data, of a plan, have no autocast of their own
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    weight, bias, a, b = (one if one is None else one.to(dtype) for one in weights)
-    with torch.autocast(device, enabled=False):
-        y: Any = _LoraLinear.apply(x.flatten(0, -2).to(dtype), weight, bias, a, b, layer.scaling[name])
-    return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def can_be_fused(layer: LoraLinear) -> bool:
-    """Asked at each call, since hooks of other libraries (sharding, offloading) come and go."""
-    names = layer.active_adapters
-    if len(names) != 1 or names[0] not in layer.lora_A or names[0] in layer.lora_variant or layer.fan_in_fan_out:
-        return False
-    base: Any = layer.base_layer
-    a, b, dropout = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.lora_dropout[names[0]]
-    if layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0:
-        return False
-    parts = (base, a, b)
-    if any(type(part) is not nn.Linear or "forward" in vars(part) or _has_hooks(part) for part in parts):
-        return False
-    frozen = [one for one in (base.weight, base.bias) if one is not None]
-    return a.bias is None and b.bias is None and not any(one.requires_grad for one in frozen)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def weight_of(ctx: Any, kept: Tensor | None) -> Tensor:
+    """W (O, I)"""
+    weight: Tensor = ctx.dequantize() if kept is None else kept
+    return weight

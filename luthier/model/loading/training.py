@@ -106,7 +106,7 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
         recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
-        fuses_lora=keys.fast_path,
+        fast_path=keys.fast_path,
     )
 
 
@@ -145,7 +145,7 @@ def prepare_for_training(
     recomputed_layers: int | None = None,
     upcast_lmhead_output: bool = False,
     pure_bf16: bool = False,
-    fuses_lora: bool = False,
+    fast_path: bool = False,
 ) -> None:
     """The last changes to a model whose trainable parameters are settled: formats, cache, checkpointing, kernels."""
     base = unwrap(model)
@@ -162,10 +162,10 @@ def prepare_for_training(
             checkpoint_every=checkpoint_every,
             num_layers=recomputed_layers,
         )
-    if fuses_lora:
-        from luthier.model.kernels.lora_linear import fuse_lora
+    if fast_path:
+        from luthier.model.kernels.fuse import fuse
 
-        fuse_lora(model)
+        fuse(model)
     model.train()
 
 

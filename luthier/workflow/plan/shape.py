@@ -127,7 +127,7 @@ def _built(
         gradient_checkpointing=False,
         upcast_lmhead_output=run.model.upcast_lmhead_output,
         pure_bf16=pure_bf16,
-        fuses_lora=run.model.fast_path,
+        fast_path=run.model.fast_path,
     )
     if padding_reason is None:
         isolate_samples(model)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from luthier.model.kernels import chunked_head
-from luthier.model.kernels.chunked_head import linear_cross_entropy
+from luthier.model.kernels.chunked_head import linear_cross_entropy, most_likely
 
 
 def test_two_words_by_hand():
@@ -58,3 +58,11 @@ def test_log_probabilities_and_gradients_equal_log_softmax(monkeypatch, temperat
     (shares * expected).sum().backward()
     for mine, reference in zip(ours[: 2 + with_bias], theirs, strict=False):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1024, 1000])
+def test_the_most_likely_id_is_the_first_of_the_largest(dtype, size):
+    logits = torch.randint(0, 50, (64, size), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert most_likely(logits).tolist() == expected

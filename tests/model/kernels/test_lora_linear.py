@@ -1,128 +1,27 @@
-"""LoRA as one operation gives what peft's layers give, and steps aside wherever these do more."""
+"""Value and gradients of a linear layer with LoRA are those of the equations."""
 
-import copy
-
-import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from luthier.model.kernels.lora_linear import _LoraLinear, fuse_lora
-from tests.tiny import TINY_LLAMA
-
-NUM_LAYERS = 14
-IDS = torch.arange(40).view(2, 20)
-
-
-def lora(**keys):
-    """A tiny model with adapters on all linear layers that are not zero."""
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**TINY_LLAMA, attention_bias=True))
-    model = get_peft_model(base, LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | keys))
-    for name, weight in model.named_parameters():
-        if weight.requires_grad or "bias" in name:
-            nn.init.normal_(weight, std=0.2)
-    return model.train()
-
-
-def loss_and_grads(model, dtype=None):
-    model.zero_grad()
-    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        loss = model(IDS, labels=IDS).loss
-    loss.backward()
-    return loss.detach(), {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
-
-
-def both(model, dtype=None):
-    """(loss, gradients) by peft, and by the fused layers of a copy."""
-    fused = copy.deepcopy(model)
-    return loss_and_grads(model, dtype), (fuse_lora(fused), *loss_and_grads(fused, dtype))
+from luthier.model.kernels.lora_linear import LoraLinear
+from luthier.model.kernels.swiglu import SILU
 
 
 def test_gradients_are_those_of_the_equations():
     torch.manual_seed(0)
-    sizes = ((7, 5), (6, 5), (6,), (2, 5), (6, 2))
-    given = [torch.randn(size, dtype=torch.float64) for size in sizes]
-    for place in (0, 3, 4):
-        given[place].requires_grad_()
-    x, w, bias, a, b = given
-    torch.testing.assert_close(_LoraLinear.apply(*given, 0.7), x @ (w + 0.7 * b @ a).T + bias)
-    assert torch.autograd.gradcheck(lambda *args: _LoraLinear.apply(*args, 0.7), given)
-    assert torch.autograd.gradcheck(
-        lambda *args: _LoraLinear.apply(args[0], args[1], None, *args[2:], 0.7), (x, w, a, b)
+    x, up, w, bias, a, b = (
+        torch.randn(size, dtype=torch.float64) for size in ((7, 5), (7, 5), (6, 5), (6,), (2, 5), (6, 2))
     )
-
-
-@pytest.mark.parametrize("keys", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}])
-@pytest.mark.parametrize("checkpoints", [False, True])
-def test_losses_and_gradients_are_those_of_peft(keys, checkpoints):
-    model = lora(**keys).double()
-    if checkpoints:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable()
-    (loss, grads), (count, fused_loss, fused_grads) = both(model)
-    assert count == (4 if "target_modules" in keys else NUM_LAYERS)
-    torch.testing.assert_close(fused_loss, loss)
-    assert fused_grads.keys() == grads.keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(fused_grads[name], grad, atol=1e-9 * grad.abs().max().item(), rtol=1e-6)
-
-
-def test_under_autocast_they_are_as_near_to_float32_as_those_of_peft():
-    exact = loss_and_grads(lora())[1]
-    model = lora()
-    for name, weight in model.named_parameters():
-        if "base_layer" in name:
-            weight.data = weight.data.bfloat16()
-    (_, peft), (_, _, fused) = both(model, torch.bfloat16)
-    assert all(grad.dtype == torch.float32 for grad in fused.values())
-    of_peft, of_fused = (
-        sum((grads[name] - exact[name]).norm() / exact[name].norm() for name in exact).item() for grads in (peft, fused)
-    )
-    assert of_fused < 1.2 * of_peft
-
-
-@pytest.mark.parametrize(
-    "keys", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=["dropout", "DoRA", "bias"]
-)
-def test_layers_that_do_more_are_left_to_peft(keys):
-    assert fuse_lora(lora(**keys)) == 0
-
-
-def test_dropout_that_is_switched_off_is_none():
-    model = lora(lora_dropout=0.5)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    assert fuse_lora(model) == NUM_LAYERS
-
-
-def test_disabled_merged_and_other_adapters_are_left_to_peft():
-    model = lora()
-    fused = copy.deepcopy(model)
-    fuse_lora(fused)
-    with torch.no_grad():
-        with model.disable_adapter(), fused.disable_adapter():
-            assert torch.equal(fused(IDS).logits, model(IDS).logits)
-        for one in (model, fused):
-            one.merge_adapter()
-        assert torch.equal(fused(IDS).logits, model(IDS).logits)
-        for one in (model, fused):
-            one.unmerge_adapter()
-            torch.manual_seed(1)
-            one.add_adapter("other", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-            one.base_model.set_adapter(["default", "other"])
-        torch.testing.assert_close(fused(IDS).logits, model(IDS).logits)
-
-
-def test_hooks_on_the_layers_within_are_called():
-    model, seen = lora(), []
-    fuse_lora(model)
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    layer.base_layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
-    model(IDS)
-    assert len(seen) == 1
-    layer.base_layer.weight.requires_grad_()
-    loss_and_grads(model)
-    assert layer.base_layer.weight.grad is not None
+    for one in (x, up, a, b):
+        one.requires_grad_()
+    for weight in (w, lambda: w):
+        y = LoraLinear.apply(x, None, None, weight, bias, a, b, 0.7)
+        torch.testing.assert_close(y, x @ (w + 0.7 * b @ a).T + bias)
+        y = LoraLinear.apply(x, up, SILU, weight, bias, a, b, 0.7)
+        torch.testing.assert_close(y, (SILU.apply(x) * up) @ (w + 0.7 * b @ a).T + bias)
+        for own_bias in (bias, None):
+            assert torch.autograd.gradcheck(
+                lambda x, a, b, w=weight, bias=own_bias: LoraLinear.apply(x, None, None, w, bias, a, b, 0.7), (x, a, b)
+            )
+            assert torch.autograd.gradcheck(
+                lambda *t, w=weight, bias=own_bias: LoraLinear.apply(*t[:2], SILU, w, bias, *t[2:], 0.7), (x, up, a, b)
+            )

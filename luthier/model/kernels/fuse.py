@@ -1,0 +1,129 @@
+"""Which modules of a model compute with the kernels of this folder: LoRA layers, RMSNorms and gated MLPs.
+
+What a module computes is not looked up in a list of classes. Its `forward` is tried on a few numbers and has to give
+what the formula of the kernel gives; every other module stays as it is. So it makes no difference whether the code
+comes from transformers or with the model.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.model.kernels.lora_layers import fuse_lora, project_gated
+from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm
+from luthier.model.kernels.swiglu import SILU, Activation, activation_of
+
+GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+NUM_ROWS, WIDTH = 48, 16
+"""Of the numbers that a module is tried on."""
+DIFFERENT_SHARE = 50
+"""One of so many numbers may round differently in 16 bits, since a sum was formed in another order."""
+FAULTS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, NotImplementedError)
+"""What code raises that needs more than it gets in a trial."""
+
+
+def fuse(model: nn.Module) -> None:
+    """Let `model`, whose adapters are in place, compute with the kernels from now on."""
+    fuse_lora(model)
+    with torch.random.fork_rng(devices=()):  # dropout in a trial
+        for module in model.modules():
+            if "forward" not in vars(module):
+                _fuse_module(module)
+
+
+def _fuse_module(module: nn.Module) -> None:
+    if (form := norm_form(module)) is not None:
+        module.forward = partial(_normed, module, form)
+    elif (activation := gated_activation(module)) is not None:
+        module.forward = partial(_gated_mlp, module, activation)
+
+
+def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
+    if len(args) != 1 or given:
+        return type(module).forward(module, *args, **given)
+    return RmsNorm.apply(args[0], module.weight, _eps(module), form)
+
+
+def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
+    if len(args) != 1 or given:
+        return type(module).forward(module, *args, **given)
+    gate, up = module.gate_proj(args[0]), module.up_proj(args[0])
+    if gate.dtype != up.dtype:
+        return module.down_proj(activation.apply(gate) * up)
+    return project_gated(module.down_proj, gate, up, activation)
+
+
+def norm_form(module: nn.Module) -> Form | None:
+    """How this RMSNorm computes; None if it is none, or computes in another way."""
+    parameters = dict(module.named_parameters(recurse=False))
+    is_alone = not module._modules and not module._buffers and set(parameters) == {"weight"}
+    if not is_alone or parameters["weight"].ndim != 1 or _eps(module) is None:
+        return None
+    return next((form for form in FORMS if _computes(module, form)), None)
+
+
+def _eps(module: nn.Module) -> float | None:
+    """The only float that the module holds, whatever its name."""
+    found = [value for value in vars(module).values() if isinstance(value, float)]
+    return found[0] if len(found) == 1 else None
+
+
+def _computes(module: nn.Module, form: Form) -> bool:
+    """In float32, in bfloat16, and in bfloat16 with a weight in float32."""
+    half, full = torch.bfloat16, torch.float32
+    for x_dtype, weight_dtype in ((full, full), (half, half), (half, full)):
+        x, weight = _numbers(NUM_ROWS, 1).to(x_dtype), _numbers(1, 2)[0].to(weight_dtype)
+        probe = _probe(module)
+        probe.weight = nn.Parameter(weight, requires_grad=False)
+        try:
+            found = probe.forward(x)
+            expected = RmsNorm.apply(x, weight, _eps(module), form)
+        except FAULTS:
+            return False
+        if not isinstance(found, Tensor) or found.dtype != expected.dtype or found.shape != expected.shape:
+            return False
+        tolerance = 2e-6 * expected.abs() if expected.dtype == full else torch.zeros_like(expected)
+        different = ((found - expected).abs() > tolerance).sum() * DIFFERENT_SHARE // expected.numel()
+        if not torch.equal(different, torch.zeros_like(different)):
+            return False
+    return True
+
+
+def gated_activation(module: nn.Module) -> Activation | None:
+    """act of an MLP that computes down_proj(act(gate_proj(x)) * up_proj(x)) and no more; None of any other module."""
+    parts = [module._modules.get(name) for name in GATED_PARTS]
+    activation = None if None in parts else activation_of(parts[-1])  # type: ignore[arg-type]
+    return activation if activation is not None and _is_gated(module) else None
+
+
+def _is_gated(module: nn.Module) -> bool:
+    x, gate, up, down = (_numbers(WIDTH, seed) for seed in range(3, 7))
+    probe = _probe(module)
+    probe.gate_proj, probe.up_proj, probe.down_proj = gate.matmul, up.matmul, down.matmul
+    probe.act_fn = SILU.apply
+    try:
+        found = probe.forward(x)
+    except FAULTS:
+        return False
+    expected = down @ (SILU.apply(gate @ x) * (up @ x))
+    return isinstance(found, Tensor) and torch.equal(found, expected)
+
+
+def _probe(module: nn.Module) -> Any:
+    """A module of the same class and settings, without weights and parts."""
+    kind: Any = type(module)
+    probe = kind.__new__(kind)
+    nn.Module.__init__(probe)
+    internal = set(vars(nn.Module()))
+    vars(probe).update({name: value for name, value in vars(module).items() if name not in internal})
+    return probe
+
+
+def _numbers(num_rows: int, seed: int) -> Tensor:
+    """(num_rows, WIDTH) between -1 and 1, in the last rows far smaller. No random number is drawn for it."""
+    with torch.device("cpu"):
+        places = torch.arange(num_rows * WIDTH, dtype=torch.float32).view(num_rows, WIDTH)
+        scale = 10.0 ** -torch.linspace(0, 4 if num_rows > WIDTH else 0, num_rows)
+    return torch.sin(places * places + seed) * scale[:, None]
