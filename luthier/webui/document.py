@@ -1,4 +1,4 @@
-"""The text of a run file and the values of its keys as two views of one thing: what is changed in one shows in the other.
+"""The text of a run file and the values of its keys: two views of one thing, and a change of one shows in the other.
 
 Comments, order and spelling of everything that is not changed stay as the user wrote them.
 """
