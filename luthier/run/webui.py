@@ -29,6 +29,10 @@ def main(argv: list[str]) -> int:
     token = secrets.token_urlsafe(24)
     listening = listening_socket(options)
     port = listening.getsockname()[1]
-    app = Gate(build(Board(options.root)), token, options.host, port)
-    serve(app, listening, lambda: print(f"ready: http://{options.shown_host}:{port}/?token={token}", flush=True))
+    board = Board(options.root)
+    app = Gate(build(board), token, options.host, port)
+    try:
+        serve(app, listening, lambda: print(f"ready: http://{options.shown_host}:{port}/?token={token}", flush=True))
+    finally:
+        board.close()
     return 0

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Query, Request
 from nicegui import ui
 
 from luthier.webui.board import Board
-from luthier.webui.pages import compare, new_run, runs
+from luthier.webui.pages import chat, compare, new_run, runs
 from luthier.webui.pages import run as run_page
 from luthier.webui.pages.frame import Frame
 
@@ -37,6 +37,10 @@ def build(board: Board) -> FastAPI:
     @ui.page("/compare")
     async def _(request: Request, run: list[str] = Query(default=[])) -> None:  # noqa: B008
         await compare.build(board, Frame(board, request, "compare"), run)
+
+    @ui.page("/chat")
+    async def _(request: Request, model: str = "") -> None:
+        await chat.build(board, Frame(board, request, "chat"), model)
 
     ui.run_with(
         app, title="Luthier", favicon=_ICON, dark=None, tailwind=False, show_welcome_message=False, reconnect_timeout=30

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from pathlib import Path
 
+from luthier.webui.chat_models import LoadedModel
 from luthier.webui.runs import LOG
 from luthier.webui.watch import Curves
 
@@ -12,7 +13,14 @@ MAX_CURVES = 64
 class Board:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.models: dict[str, LoadedModel] = {}
+        """Name -> the process of a model that somebody talks to."""
         self._curves: OrderedDict[Path, Curves] = OrderedDict()
+
+    def close(self) -> None:
+        """End the processes of the models. Runs go on."""
+        for model in self.models.values():
+            model.close()
 
     def curves(self, folder: Path) -> Curves:
         """The curves of a run. All pages share what has been read, so that many pages cost no more than one."""

@@ -113,9 +113,9 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     now = time.time() if now is None else now
     record, ending = read_object(folder / RECORD), read_object(folder / EXIT)
     status = ending.get("status")
-    host, pid, mark = record.get("host"), record.get("pid"), record.get("mark")
-    is_here = host == platform.node() and isinstance(pid, int) and isinstance(mark, str)
-    is_alive = _is_alive(record) if is_here else None
+    host = record.get("host")
+    pid, mark = _process_in(record) if host == platform.node() else (0, "")
+    is_alive = _is_alive(record) if mark else None
     if status is None and is_alive is False:  # it may have ended since its end was looked for
         ending = read_object(folder / EXIT)
     status = ending.get("status")
@@ -125,8 +125,8 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     return Run(
         folder=folder,
         state=_state(folder, status, is_alive, now),
-        pid=pid if is_here else 0,
-        mark=mark if is_here else "",
+        pid=pid,
+        mark=mark,
         host=host if isinstance(host, str) and host != platform.node() else "",
         started=_number(record.get("started")) or run_file_changed or changed,
         ended=_number(ending.get("ended")),
@@ -135,12 +135,15 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     )
 
 
+def _process_in(record: Mapping[str, Any], whose: str = "") -> tuple[int, str]:
+    """Number and mark of a process; (0, "") if the record is broken. `whose`: `keeper_` for that of the keeper."""
+    pid, mark = record.get(f"{whose}pid"), record.get(f"{whose}mark")
+    return (pid, mark) if isinstance(pid, int) and isinstance(mark, str) else (0, "")
+
+
 def _is_alive(record: Mapping[str, Any]) -> bool:
     """Whether the process of a run is there, or its keeper, who has not written down its end yet."""
-    keeper_pid, keeper_mark = record.get("keeper_pid"), record.get("keeper_mark")
-    if isinstance(keeper_pid, int) and isinstance(keeper_mark, str) and is_same(keeper_pid, keeper_mark):
-        return True
-    return is_same(record["pid"], record["mark"])
+    return is_same(*_process_in(record)) or is_same(*_process_in(record, "keeper_"))
 
 
 def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) -> State:

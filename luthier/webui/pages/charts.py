@@ -8,6 +8,7 @@ from nicegui import ui
 from luthier.webui.watch import Point, smoothed
 
 COLORS = ("#3b82d0", "#d97706", "#2a9d6f", "#b4508f", "#7c6bd6", "#c2483f", "#5c8a1e", "#0e8fa8")
+MOST_SMOOTHING = 0.99
 _GRAY = "#8a8f98"
 
 

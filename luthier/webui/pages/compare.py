@@ -6,9 +6,9 @@ from nicegui import run, ui
 
 from luthier.webui.board import Board
 from luthier.webui.document import differing
-from luthier.webui.pages.charts import Chart
+from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import box, choice, label_for, link, switch, table, text, text_input
+from luthier.webui.pages.parts import box, choice, label_for, link, slider, switch, table, text
 from luthier.webui.pages.runs import MAX_COMPARED, badge
 from luthier.webui.runs import read_run
 from luthier.webui.watch import Curves, Point
@@ -56,8 +56,7 @@ class Compare:
             switch("log-scale", self.is_log, self._set_log)
             label_for("log-scale", say("curves.log"))
             label_for("smoothing", say("curves.smoothing"))
-            slider = text_input("smoothing", str(self.smoothing), self._set_smoothing, kind="range")
-            slider.element.props.update({"min": 0, "max": 0.99, "step": 0.01})
+            slider("smoothing", self.smoothing, MOST_SMOOTHING, self._set_smoothing)
 
     def _set_metric(self, name: str) -> None:
         self.metric = name

@@ -103,6 +103,13 @@ def text_input(
     return Input(ui.element("input"), name, value, on_change, attributes)
 
 
+def slider(name: str, value: float, most: float, on_change: Handler) -> Input:
+    """From 0 to `most`, in a hundred steps."""
+    made = text_input(name, str(value), on_change, kind="range")
+    made.element.props.update({"min": 0, "max": most, "step": most / 100})
+    return made
+
+
 def area(name: str, value: str, on_change: Handler, rows: int = 20) -> Input:
     content = TextElement(tag="textarea", text=value)
     return Input(content, name, value, on_change, {"rows": rows, "wrap": "off"})

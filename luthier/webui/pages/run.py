@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import run, ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -11,7 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from luthier.core.errors import LuthierError
 from luthier.webui import process
 from luthier.webui.board import Board
-from luthier.webui.pages.charts import Chart
+from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import (
     box,
@@ -21,10 +22,10 @@ from luthier.webui.pages.parts import (
     label_for,
     link,
     show,
+    slider,
     switch,
     tell,
     text,
-    text_input,
 )
 from luthier.webui.pages.runs import badge
 from luthier.webui.runs import CONSOLE, Run, read_run
@@ -51,6 +52,9 @@ class RunPage:
                 text(self.found.name, "h1")
                 self.state()
             with box(classes="row"):
+                self.talk = link(
+                    say("run.talk"), f"/chat?model={quote(self.frame.board.name_of(self.folder))}", "button primary"
+                )
                 self.buttons = {
                     "stop": button(say("run.stop"), self._stop),
                     "now": button(say("run.now"), self._stop_now),
@@ -80,7 +84,7 @@ class RunPage:
             switch("log-scale", self.is_log, lambda value: self._set(is_log=value == "true"))
             label_for("log-scale", say("curves.log"))
             label_for("smoothing", say("curves.smoothing"))
-            text_input("smoothing", str(self.smoothing), lambda value: self._set(smoothing=float(value)), kind="range")
+            slider("smoothing", self.smoothing, MOST_SMOOTHING, lambda value: self._set(smoothing=float(value)))
 
     def _set(self, is_log: bool | None = None, smoothing: float | None = None) -> None:
         self.is_log = self.is_log if is_log is None else is_log
@@ -115,6 +119,7 @@ class RunPage:
         enable(self.buttons["kill"], is_reachable)
         enable(self.buttons["resume"], not found.is_live and found.state != "done" and found.run_file is not None)
         enable(self.buttons["delete"], not found.is_live)
+        self.talk.set_visibility(found.state == "done")
         if self.log.text != self.console:
             self.log.set_text(self.console)
             ui.run_javascript(f"const log = getElement({self.log.id}); if (log) log.scrollTop = log.scrollHeight")
