@@ -21,7 +21,8 @@ COMMANDS = {
     ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
     "api": ("RUN", "serve a model over HTTP to every OpenAI client"),
-    "webui": ("[--host H] [--port P] [--root DIR]", "start, watch and compare runs in a browser"),
+    "webchat": ("RUN", "talk to a model in a browser"),
+    "webui": ("[--host H] [--port P] [--root DIR]", "start, watch, compare and try runs in a browser"),
     "export": ("RUN", "merge adapters, quantize, write a model folder"),
     "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
     "verify": ("DIR", "compare a folder with its manifest"),
@@ -35,7 +36,7 @@ COMMANDS = {
 
 WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("webchat", "eval", "sweep")
+LATER = ("eval", "sweep")
 """Commands that this version does not have."""
 
 

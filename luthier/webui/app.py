@@ -22,6 +22,21 @@ def build(board: Board) -> FastAPI:
     app = FastAPI(title="luthier webui", docs_url=None, redoc_url=None, openapi_url=None)
     ui.add_css(_STYLE.read_text(encoding="utf-8"), shared=True)
 
+    if board.only is None:
+        _add_pages(board)
+    else:
+
+        @ui.page("/")
+        async def _(request: Request) -> None:
+            await chat.build(board, Frame(board, request, "chat"), "")
+
+    ui.run_with(
+        app, title="Luthier", favicon=_ICON, dark=None, tailwind=False, show_welcome_message=False, reconnect_timeout=30
+    )
+    return app
+
+
+def _add_pages(board: Board) -> None:
     @ui.page("/")
     async def _(request: Request) -> None:
         await runs.build(board, Frame(board, request, "runs"))
@@ -41,8 +56,3 @@ def build(board: Board) -> FastAPI:
     @ui.page("/chat")
     async def _(request: Request, model: str = "") -> None:
         await chat.build(board, Frame(board, request, "chat"), model)
-
-    ui.run_with(
-        app, title="Luthier", favicon=_ICON, dark=None, tailwind=False, show_welcome_message=False, reconnect_timeout=30
-    )
-    return app

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from pathlib import Path
 
-from luthier.webui.chat_models import LoadedModel
+from luthier.webui.chat_models import ChatModel, LoadedModel
 from luthier.webui.runs import LOG
 from luthier.webui.watch import Curves
 
@@ -11,8 +11,9 @@ MAX_CURVES = 64
 
 
 class Board:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, only: ChatModel | None = None) -> None:
+        """`only`: the board is the chat with this model, and has no other page."""
+        self.root, self.only = root, only
         self.models: dict[str, LoadedModel] = {}
         """Name -> the process of a model that somebody talks to."""
         self._curves: OrderedDict[Path, Curves] = OrderedDict()

@@ -28,14 +28,17 @@ _ANSWER_SECONDS = 600.0
 @dataclass(frozen=True, slots=True)
 class ChatModel:
     name: str
-    values: Mapping[str, str]
-    """The keys of its run file."""
+    about: str
+    """Model and adapter."""
+    words: tuple[str, ...]
+    """What follows `luthier api`."""
 
-    @property
-    def about(self) -> str:
-        """Model and adapter in words."""
-        adapter = self.values.get("adapter_name_or_path")
-        return self.values["model_name_or_path"] + (f" + {adapter}" if adapter else "")
+
+def model_of(name: str, values: Mapping[str, str]) -> ChatModel:
+    """The model that these keys describe."""
+    adapter = values.get("adapter_name_or_path")
+    about = values.get("model_name_or_path", "") + (f" + {adapter}" if adapter else "")
+    return ChatModel(name, about, tuple(f"--{key}={value}" for key, value in values.items()))
 
 
 def chat_models(root: Path) -> dict[str, ChatModel]:
@@ -49,14 +52,14 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
         kept = {key: given[key] for key in KEPT if given.get(key)}
         if "model_name_or_path" not in kept:
             continue
-        base = Path(kept["model_name_or_path"]).name
-        bases.setdefault(f"{base} (base)", ChatModel(f"{base} (base)", kept))
+        base = f"{kept['model_name_or_path']} (base)"
+        bases.setdefault(base, model_of(base, {key: kept[key] for key in kept if key != "finetuning_type"}))
         for folder in (run.folder, *sorted(run.folder.glob("checkpoint-*"), key=_step, reverse=True)):
             name = folder.relative_to(root).as_posix()
             if (folder / ADAPTER).is_file():
-                tuned[name] = ChatModel(name, kept | {"adapter_name_or_path": name})
+                tuned[name] = model_of(name, kept | {"adapter_name_or_path": name})
             elif (folder / WHOLE).is_file():
-                tuned[name] = ChatModel(name, kept | {"model_name_or_path": name})
+                tuned[name] = model_of(name, kept | {"model_name_or_path": name})
     return tuned | bases
 
 
@@ -73,9 +76,8 @@ class LoadedModel:
         self.model = model
         self._key = secrets.token_urlsafe(24)
         port = free_port()
-        words = [f"{key}={value}" for key, value in model.values.items()]
         environ = {"API_HOST": HOST, "API_PORT": str(port), "API_KEY": self._key, "API_VERBOSE": "0"}
-        command = [sys.executable, "-m", "luthier", "api", *(f"--{word}" for word in words)]
+        command = [sys.executable, "-m", "luthier", "api", *model.words]
         self._server = ChildServer("model", command, port, environ)
         self._address = f"http://{HOST}:{port}/v1/chat/completions"
         self._server.wait_until_healthy()

@@ -97,9 +97,10 @@ class Curves:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The curves, those of losses first."""
+        """The curves, those of losses first and those of one point last."""
         with self._lock:
-            return tuple(sorted(self._values, key=lambda name: (name != "loss", "loss" not in name, name)))
+            points = {name: len(values) for name, values in self._values.items()}
+            return tuple(sorted(points, key=lambda name: (name != "loss", points[name] == 1, "loss" not in name, name)))
 
     def curve(self, name: str, limit: int = MAX_POINTS) -> list[Point]:
         """At most `limit` points of one curve."""

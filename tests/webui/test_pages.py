@@ -16,6 +16,7 @@ from luthier.webui.runs import read_run
 from luthier.webui.texts import LANGUAGES, texts
 from tests.small_world import small_world
 from tests.webui.browser import board, browser, needs_browser
+from tests.webui.test_chat_models import save_adapter
 
 pytestmark = needs_browser
 SECONDS = 120
@@ -55,7 +56,14 @@ def test_the_pages_open_without_an_error_and_ask_nobody_else(tmp_path):
         assert all("401" in error for error in page.errors()), "only the page before had no cookie"
         assert page.driver.current_url == f"{served.home}/", "the token leaves the address"
         assert page.find("[data-state=done]").text == "done"
-        for path in ("/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one", "/compare", "/run/nowhere"):
+        for path in (
+            "/new?file=tiny.yaml",
+            "/run/saves/one",
+            "/compare?run=saves/one",
+            "/compare",
+            "/run/nowhere",
+            "/chat",
+        ):
             page.open(served.home + path)
             unlabeled = page.js(
                 "return [...document.querySelectorAll('input, select, textarea')].filter(input =>"
@@ -169,7 +177,7 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
         page.open(served.address)
         page.find("#language").send_keys(LANGUAGES["zh"])
         page.until(lambda: texts("zh")["page.new"] in page.text(), "the language does not change")
-        for path in ("/", "/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one"):
+        for path in ("/", "/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one", "/chat"):
             page.open(served.home + path)
             page.until(lambda: texts("zh")["page.runs"] in page.text(), "the language is forgotten")
             labels = page.js(
@@ -194,3 +202,28 @@ def test_a_run_that_dies_before_its_first_step_shows_the_end_of_its_log(tmp_path
         page.find(".q-dialog .danger").click()
         page.until(lambda: not (root / "saves" / "dead").exists(), "it is not deleted")
     shutil.rmtree(root)
+
+
+@pytest.mark.thorough
+def test_two_models_answer_side_by_side(tmp_path):
+    root = tiny_root(tmp_path)
+    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
+    folder = root / "saves" / "tuned"
+    save_adapter(str(root / values["model_name_or_path"]), folder, scale=5.0)
+    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    said = "return [...document.querySelectorAll('.answer')].map(item => item.innerText)"
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/chat?model=saves/tuned")
+        page.find("#model-b").send_keys(f"{values['model_name_or_path']} (base)")
+        page.type("#message", "<b>hi</b>")
+        page.button("Send").click()
+        page.until(lambda: page.count(".said:not(:empty)") == 2, "no answers", SECONDS)
+        page.until(lambda: page.count("button.primary:not([disabled])"), "the answers do not end", SECONDS)
+        tuned, base = page.js(said)
+        assert "saves/tuned" in tuned and "saves/tuned" not in base
+        assert tuned.partition("\n")[2] != base.partition("\n")[2]
+        assert page.count(".asked b") == 0 and page.find(".asked p").text == "<b>hi</b>"
+        page.button("Unload").click()
+        page.until(lambda: "not loaded" in page.text(), "it is not unloaded")
+        assert page.errors() == []

@@ -53,7 +53,7 @@ class ChatPage:
             text(say("chat.none"), "p", "empty")
             return
         with box(classes="sides even"):
-            for side in SIDES:
+            for side in SIDES[: len(self.models)]:
                 self._side(side)
         self._settings()
         self.talk()
@@ -233,5 +233,5 @@ class ChatPage:
 
 
 async def build(board: Board, frame: Frame, model: str) -> None:
-    found = await run.io_bound(chat_models, board.root)
+    found = {board.only.name: board.only} if board.only else await run.io_bound(chat_models, board.root)
     frame.show(ChatPage(frame, found or {}, model).content)

@@ -53,7 +53,7 @@ class Frame:
             link("Luthier", "/", "brand")
             with box("nav") as ways:
                 ways.props["aria-label"] = self.say("frame.pages")
-                for name, address in PAGES.items():
+                for name, address in ({} if self.board.only else PAGES).items():
                     way = link(self.say(f"page.{name}"), address)
                     if name == self.page:
                         way.props["aria-current"] = "page"

@@ -25,6 +25,7 @@ from luthier.webui.pages.parts import (
     text,
     text_input,
 )
+from luthier.webui.pages.plan import PlanPane
 
 COMMAND = "train"
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
@@ -38,6 +39,7 @@ class NewRun:
         self.found_by = ""
         self.inputs: dict[str, Input] = {}
         self.places: dict[str, Element] = {}
+        self.plan = PlanPane(frame, lambda: "" if self.checked.problems else self.text)
         self._shown: list[tuple[str, tuple[str, ...]]] = []
 
     def content(self) -> None:
@@ -57,6 +59,7 @@ class NewRun:
                 self.area = area("yaml", self.text, self._edited, rows=26)
                 self.area.element.classes("code")
                 self.problems()
+                self.plan.content()
                 with box(classes="row"):
                     label_for("save-name", say("new.save_as"))
                     text_input("save-name", self.name, self._rename, hint="my-run")
@@ -166,6 +169,7 @@ class NewRun:
             return
         self.checked = checked
         self.problems.refresh()
+        self.plan.changed()
         for name in self.places:
             self._show_faults(name)
 

@@ -24,11 +24,12 @@ from luthier.webui.pages.parts import (
     show,
     slider,
     switch,
+    table,
     tell,
     text,
 )
 from luthier.webui.pages.runs import badge
-from luthier.webui.runs import CONSOLE, Run, read_run
+from luthier.webui.runs import CONSOLE, Run, read_object, read_run
 from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0
@@ -70,6 +71,7 @@ class RunPage:
         self._settings()
         self.charts: dict[str, Chart] = {}
         self.places = box(classes="charts")
+        self.results()
         text(say("run.log"), "h2")
         self.log = text(self.console, "pre", "log")
         self.log.props.update({"tabindex": 0, "aria-label": say("run.log")})
@@ -93,6 +95,15 @@ class RunPage:
         self._draw()
 
     @ui.refreshable_method
+    def results(self) -> None:
+        """What training and evaluation wrote at their end."""
+        found = read_object(self.folder / "all_results.json")
+        if found and not self.found.is_live:
+            text(self.frame.say("run.results"), "h2")
+            rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in found.items()]
+            table(["", ""], rows, self.frame.say("run.results"))
+
+    @ui.refreshable_method
     def state(self) -> None:
         badge(self.frame, self.found)
 
@@ -105,6 +116,7 @@ class RunPage:
         was, self.found, self.console = self.found, found, console
         if was.state != found.state:
             self.state.refresh()
+            self.results.refresh()
             self.files.refresh()
         self._draw()
 
@@ -198,7 +210,8 @@ def _number(name: str) -> TextElement:
 def _values(found: Run, curves: Curves) -> tuple[str, ...]:
     """Step, loss, speed, time left and elapsed time, as far as they are known."""
     last = curves.last or found.last
-    step, total, loss = last.get("current_steps"), last.get("total_steps"), last.get("loss")
+    step, total = last.get("current_steps"), last.get("total_steps")
+    loss = next((value for _, value in curves.curve("loss")[-1:]), last.get("loss"))
     speed = curves.steps_per_second
     left = last.get("remaining_time", "") if found.is_live else ""
     if found.is_live and speed and isinstance(step, int) and isinstance(total, int):

@@ -1,0 +1,21 @@
+"""The plan of a text: that of the command, or what the command says against it."""
+
+import asyncio
+
+import pytest
+import yaml
+
+from luthier.core.errors import RunFailed
+from luthier.webui.planning import plan_of
+from tests.small_world import small_world
+
+
+@pytest.mark.thorough
+def test_a_plan_is_that_of_the_command(tmp_path):
+    plan = asyncio.run(plan_of(yaml.safe_dump(small_world(tmp_path))))
+    assert "peak" in plan and "6 steps" in plan
+
+
+def test_a_plan_that_cannot_be_made_says_why():
+    with pytest.raises(RunFailed, match=r"run.yaml:1: learning_rat: 1: unknown key"):
+        asyncio.run(plan_of("learning_rat: 1\n"))
