@@ -6,7 +6,7 @@ from fastapi import FastAPI, Query, Request
 from nicegui import ui
 
 from luthier.webui.board import Board
-from luthier.webui.pages import chat, compare, new_run, runs
+from luthier.webui.pages import chat, compare, data, new_run, runs
 from luthier.webui.pages import run as run_page
 from luthier.webui.pages.frame import Frame
 
@@ -52,6 +52,10 @@ def _add_pages(board: Board) -> None:
     @ui.page("/compare")
     async def _(request: Request, run: list[str] = Query(default=[])) -> None:  # noqa: B008
         await compare.build(board, Frame(board, request, "compare"), run)
+
+    @ui.page("/data")
+    async def _(request: Request) -> None:
+        await data.build(board, Frame(board, request, "data"))
 
     @ui.page("/chat")
     async def _(request: Request, model: str = "") -> None:

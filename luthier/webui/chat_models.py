@@ -7,7 +7,6 @@ import json
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,10 @@ class LoadedModel:
             ):
                 if response.status_code != 200:
                     raise _refused(await response.aread())
-                async with aclosing(response.aiter_lines()) as lines:
-                    async for line in lines:
-                        if line.startswith("data: {"):
-                            for part in _parts(json.loads(line.removeprefix("data: "))):
-                                yield part
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        for part in _parts(json.loads(line.removeprefix("data: "))):
+                            yield part
         except httpx.HTTPError as fault:
             raise RunFailed(f"{self.model.name}: the model does not answer any more ({fault})") from fault
 

@@ -52,7 +52,7 @@ class Run:
     status: int | None = None
     """The exit status; negative for a signal."""
     last: Mapping[str, Any] = field(default_factory=dict)
-    """The last whole line of trainer_log.jsonl."""
+    """The last whole line of trainer_log.jsonl; its `loss` is that of the last line that has one."""
 
     @property
     def name(self) -> str:
@@ -182,21 +182,28 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines, without reading the others."""
+    """The last whole line of a file of JSON lines, with the `loss` of the last line that has one near the end.
+
+    The lines before are not read. The very last line of a run that is done sums it up, and has no loss.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return {}
+    last: dict[str, Any] = {}
     for line in reversed(lines[:-1]):  # behind the last line break is nothing, or half a line
         try:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict):
-            return value
-    return {}
+        if not isinstance(value, dict):
+            continue
+        last = last or value
+        if "loss" in value or "loss" in last:
+            return last | {"loss": last.get("loss", value.get("loss"))}
+    return last
 
 
 def _modified(path: Path) -> float:

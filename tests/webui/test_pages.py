@@ -177,7 +177,7 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
         page.open(served.address)
         page.find("#language").send_keys(LANGUAGES["zh"])
         page.until(lambda: texts("zh")["page.new"] in page.text(), "the language does not change")
-        for path in ("/", "/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one", "/chat"):
+        for path in ("/", "/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one", "/chat", "/data"):
             page.open(served.home + path)
             page.until(lambda: texts("zh")["page.runs"] in page.text(), "the language is forgotten")
             labels = page.js(
@@ -226,4 +226,27 @@ def test_two_models_answer_side_by_side(tmp_path):
         assert page.count(".asked b") == 0 and page.find(".asked p").text == "<b>hi</b>"
         page.button("Unload").click()
         page.until(lambda: "not loaded" in page.text(), "it is not unloaded")
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
+    root = tiny_root(tmp_path)
+    info = root / "data" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text("utf-8")) | {"broken": {"file_nam": "x.json"}}), "utf-8")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/data")
+        page.until(lambda: page.count(".entries .fault"), "the broken entry is not named")
+        assert "file_nam" in page.find(".entries .fault").text and "numbers" in page.text()
+        page.button("numbers").click()
+        page.until(lambda: page.value("#dataset") == "numbers", "it is not chosen")
+        page.type("#model_name_or_path", "model")
+        page.type("#template", "chatml")
+        page.button("Show rows").click()
+        page.until(lambda: page.count("iframe.rows"), "no rows", SECONDS)
+        assert "train row 0" in page.find("iframe.rows").get_attribute("srcdoc")
+        info.write_text("{", "utf-8")
+        page.open(f"{served.home}/data")
+        assert "not JSON" in page.find(".fault").text
         assert page.errors() == []

@@ -76,6 +76,8 @@ def test_the_last_whole_line_is_read(tmp_path):
     assert last_line(path) == {}
     path.write_text('{"current_steps": 1}\n{"current_steps": 2}\n{"current_st', "utf-8")
     assert last_line(path) == {"current_steps": 2}
+    path.write_text('{"current_steps": 2, "loss": 1.5}\n{"current_steps": 2, "train_loss": 2}\n', "utf-8")
+    assert last_line(path) == {"current_steps": 2, "train_loss": 2, "loss": 1.5}
     path.write_text(f'{{"pad": "{"x" * 9000}"}}\n{{"a": 1}}\nnull\n', "utf-8")
     assert last_line(path) == {"a": 1}
 

@@ -214,10 +214,7 @@ class NewRun:
 
     async def _start(self) -> None:
         content = self.text
-        self.checked = await run.io_bound(form.check, content, COMMAND)
-        self.problems.refresh()
-        for name in self.places:
-            self._show_faults(name)
+        await self._check()
         if self.checked.problems:
             tell(self.frame.say("new.faults").format(count=len(self.checked.problems)))
             ui.run_javascript("document.querySelector('[aria-invalid=true]')?.focus()")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from nicegui.events import GenericEventArguments
 
 from luthier.core.errors import LuthierError
+from luthier.webui.commands import plan_of
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import box, show, text
-from luthier.webui.planning import plan_of
 
 QUIET_SECONDS = 1.5
 """Nothing is planned while somebody types."""

@@ -44,7 +44,7 @@ class RunPage:
         self.curves = frame.board.curves(folder)
         self.found, self.console = read_run(folder), console_end(folder / CONSOLE)
         self.smoothing, self.is_log = 0.0, False
-        self._drawn = (-1, ())
+        self._drawn: tuple[int, tuple[str, ...]] = (-1, ())
 
     def content(self) -> None:
         say = self.frame.say
