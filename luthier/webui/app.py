@@ -45,6 +45,10 @@ def _add_pages(board: Board) -> None:
     async def _(request: Request, file: str = "") -> None:
         await new_run.build(board, Frame(board, request, "new"), file)
 
+    @ui.page("/export")
+    async def _(request: Request, model: str = "") -> None:
+        await new_run.build_export(board, Frame(board, request, "export"), model)
+
     @ui.page("/run/{name:path}")
     async def _(request: Request, name: str) -> None:
         await run_page.build(board, Frame(board, request, "run"), name)

@@ -15,7 +15,7 @@ import httpx
 
 from luthier.core.errors import LuthierError, RunFailed
 from luthier.infer.servers.child import HOST, ChildServer, free_port
-from luthier.webui.document import values_of
+from luthier.webui.document import as_yaml, values_of
 from luthier.webui.runs import find_runs
 
 KEPT = ("model_name_or_path", "template", "finetuning_type", "quantization_bit", "trust_remote_code", "infer_dtype")
@@ -31,13 +31,16 @@ class ChatModel:
     """Model and adapter."""
     words: tuple[str, ...]
     """What follows `luthier api`."""
+    run_file: str = ""
+    """The same as the text of a run file."""
 
 
 def model_of(name: str, values: Mapping[str, str]) -> ChatModel:
     """The model that these keys describe."""
     adapter = values.get("adapter_name_or_path")
     about = values.get("model_name_or_path", "") + (f" + {adapter}" if adapter else "")
-    return ChatModel(name, about, tuple(f"--{key}={value}" for key, value in values.items()))
+    text = "".join(f"{key}: {as_yaml(value, is_text=False)}\n" for key, value in values.items())
+    return ChatModel(name, about, tuple(f"--{key}={value}" for key, value in values.items()), text)
 
 
 def chat_models(root: Path) -> dict[str, ChatModel]:

@@ -67,11 +67,14 @@ def kill(run: Run) -> None:
 
 
 def resume(run: Run) -> Run:
-    """Run the same run file again, from the latest complete checkpoint. Raises `InvalidInput` without a run file."""
+    """Run the same command again; training resumes from the latest complete checkpoint. Raises `InvalidInput` without a run file."""
     path = run.run_file
     if path is None:
         raise InvalidInput(f"{run.folder}: has no run file -> start it with `luthier train`")
-    return start(run.folder, path.read_text(encoding="utf-8"), words=("overwrite_output_dir=false",))
+    argv = read_object(run.folder / RECORD).get("argv")
+    command = argv[len(_LUTHIER)] if isinstance(argv, list) and len(argv) > len(_LUTHIER) else "train"
+    words = ("overwrite_output_dir=false",) if command == "train" else ()
+    return start(run.folder, path.read_text(encoding="utf-8"), command, words)
 
 
 def delete(run: Run, root: Path) -> None:

@@ -13,7 +13,7 @@ from luthier.webui.board import Board
 root = Path(sys.argv[1])
 with TestClient(build(Board(root))) as client:
     addresses = ["/", "/new", "/new?file=run.yaml", "/new?file=../../etc/passwd", "/run/saves/one", "/run/absent"]
-    for path in [*addresses, "/chat", "/data"]:
+    for path in [*addresses, "/chat", "/data", "/export"]:
         answer = client.get(path)
         print(path, answer.status_code, "root:x:0" in answer.text)
     print(client.get("/compare?run=saves/one&run=../..").status_code)
@@ -29,5 +29,5 @@ def test_every_page_answers_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     *pages, compared, heavy = done.stdout.splitlines()
-    assert len(pages) == 8 and all(line.endswith(" 200 False") for line in pages)
+    assert len(pages) == 9 and all(line.endswith(" 200 False") for line in pages)
     assert (compared, heavy) == ("200", "[]")

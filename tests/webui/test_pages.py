@@ -177,7 +177,15 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
         page.open(served.address)
         page.find("#language").send_keys(LANGUAGES["zh"])
         page.until(lambda: texts("zh")["page.new"] in page.text(), "the language does not change")
-        for path in ("/", "/new?file=tiny.yaml", "/run/saves/one", "/compare?run=saves/one", "/chat", "/data"):
+        for path in (
+            "/",
+            "/new?file=tiny.yaml",
+            "/run/saves/one",
+            "/compare?run=saves/one",
+            "/chat",
+            "/data",
+            "/export",
+        ):
             page.open(served.home + path)
             page.until(lambda: texts("zh")["page.runs"] in page.text(), "the language is forgotten")
             labels = page.js(
@@ -249,4 +257,26 @@ def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
         info.write_text("{", "utf-8")
         page.open(f"{served.home}/data")
         assert "not JSON" in page.find(".fault").text
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_an_adapter_is_merged_and_exported(tmp_path):
+    root = tiny_root(tmp_path)
+    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
+    folder = root / "saves" / "tuned"
+    save_adapter(str(root / values["model_name_or_path"]), folder, scale=1.0)
+    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/run/saves/tuned")
+        page.driver.find_element(By.CSS_SELECTOR, ".title a[href^='/export']").click()
+        page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
+        assert page.value("#export_dir") == "saves/tuned-merged" and not page.count("#learning_rate")
+        page.button("Start").click()
+        page.until(lambda: page.driver.current_url.endswith("/run/saves/tuned-merged"), "no page of the export")
+        page.until(lambda: page.count("[data-state=done]"), "it does not end", SECONDS)
+        assert verify_folder(root / "saves" / "tuned-merged") == []
+        assert (root / "saves" / "tuned-merged" / "model.safetensors").is_file()
         assert page.errors() == []

@@ -68,6 +68,15 @@ def test_a_run_that_dies_at_once_says_why(tmp_path):
     assert "did you mean learning_rate" in console_end(folder / "console.log")
 
 
+def test_what_is_resumed_is_the_command_that_was_started(tmp_path):
+    folder = tmp_path / "out"
+    for begin in (lambda: process.start(folder, "export_di: 1\n", "export"), lambda: process.resume(read_run(folder))):
+        begin()
+        assert ended(folder).status == 2
+    console = console_end(folder / "console.log")
+    assert console.count("did you mean export_dir") == 2 and console.count("$ luthier export") == 2
+
+
 def test_only_a_folder_of_a_run_inside_the_root_is_deleted(tmp_path):
     root = tmp_path / "root"
     outside, inside = tmp_path / "outside", root / "inside"

@@ -1,4 +1,4 @@
-"""A form for a run file, with the file itself beside it."""
+"""A form for a run file of training or export, with the file itself beside it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from nicegui.element import Element
 from luthier.core.errors import LuthierError, Problem
 from luthier.webui import form, process, run_files
 from luthier.webui.board import Board
+from luthier.webui.chat_models import chat_models
 from luthier.webui.document import as_yaml, values_of, with_value
 from luthier.webui.form import Checked, Field
 from luthier.webui.pages.frame import Frame
@@ -27,12 +28,13 @@ from luthier.webui.pages.parts import (
 )
 from luthier.webui.pages.plan import PlanPane
 
-COMMAND = "train"
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 
 class NewRun:
-    def __init__(self, frame: Frame, content: str, files: list[str]) -> None:
+    def __init__(self, frame: Frame, content: str, files: list[str], command: str) -> None:
+        """`command`: `train` or `export`, which decides the keys and what runs."""
+        self.command = command
         self.frame, self.root, self.text, self.files = frame, frame.board.root, content, files
         self.checked = Checked()
         self.name = ""
@@ -45,7 +47,7 @@ class NewRun:
     def content(self) -> None:
         say = self.frame.say
         with box(classes="title"):
-            text(say("page.new"), "h1")
+            text(say(f"page.{self.frame.page}"), "h1")
             with box(classes="row"):
                 button(say("new.start"), self._start, "primary")
         self._load_row()
@@ -59,7 +61,8 @@ class NewRun:
                 self.area = area("yaml", self.text, self._edited, rows=26)
                 self.area.element.classes("code")
                 self.problems()
-                self.plan.content()
+                if self.command == "train":
+                    self.plan.content()
                 with box(classes="row"):
                     label_for("save-name", say("new.save_as"))
                     text_input("save-name", self.name, self._rename, hint="my-run")
@@ -76,7 +79,7 @@ class NewRun:
     def fields(self) -> None:
         """All groups; the first is open. They are drawn again when other keys are read, e.g. after `stage` changed."""
         values = values_of(self.text)
-        groups = form.groups(COMMAND, values)
+        groups = form.groups(self.command, values)
         self._shown = [(group.name, tuple(field.name for field in group.fields)) for group in groups]
         self.inputs, self.places = {}, {}
         for group in groups:
@@ -149,7 +152,7 @@ class NewRun:
         self.text = content
         await self._changed()
         values = values_of(content)
-        fields = {field.name: field for group in form.groups(COMMAND, values) for field in group.fields}
+        fields = {field.name: field for group in form.groups(self.command, values) for field in group.fields}
         for name, made in self.inputs.items():
             value = values.get(name, "")
             if name in fields and fields[name].kind == "switch":
@@ -157,19 +160,20 @@ class NewRun:
             made.set(value)
 
     async def _changed(self) -> None:
-        groups = form.groups(COMMAND, values_of(self.text))
+        groups = form.groups(self.command, values_of(self.text))
         if [(group.name, tuple(field.name for field in group.fields)) for group in groups] != self._shown:
             self.fields.refresh()
         await self._check()
 
     async def _check(self) -> None:
         content = self.text
-        checked = await run.io_bound(form.check, content, COMMAND)
+        checked = await run.io_bound(form.check, content, self.command)
         if checked is None or content != self.text:  # it has been changed since, and is checked again
             return
         self.checked = checked
         self.problems.refresh()
-        self.plan.changed()
+        if self.command == "train":
+            self.plan.changed()
         for name in self.places:
             self._show_faults(name)
 
@@ -219,12 +223,12 @@ class NewRun:
             tell(self.frame.say("new.faults").format(count=len(self.checked.problems)))
             ui.run_javascript("document.querySelector('[aria-invalid=true]')?.focus()")
             return
-        folder = Path(form.folder_in(content, COMMAND)).expanduser()
+        folder = Path(form.folder_in(content, self.command)).expanduser()
         folder = folder if folder.is_absolute() else self.root / folder
         if not self.frame.board.holds(folder):
             tell(self.frame.say("new.outside").format(folder=folder, root=self.root))
             return
-        if await self._do(lambda: process.start(folder, content)) is not None:
+        if await self._do(lambda: process.start(folder, content, self.command)) is not None:
             ui.navigate.to(f"/run/{self.frame.board.name_of(folder.resolve())}")
 
     async def _do(self, action: Callable[[], Any]) -> Any:
@@ -252,4 +256,12 @@ async def build(board: Board, frame: Frame, file: str) -> None:
         except LuthierError as fault:
             tell(str(fault))
     files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or []).content)
+    frame.show(NewRun(frame, content, files or [], "train").content)
+
+
+async def build_export(board: Board, frame: Frame, name: str) -> None:
+    """The form of an export. `name`: the run or checkpoint whose adapter is merged into its model."""
+    model = (await run.io_bound(chat_models, board.root) or {}).get(name)
+    content = f"{model.run_file}export_dir: {name}-merged\n" if model else "export_dir: merged\n"
+    files = await run.io_bound(run_files.run_files, board.root)
+    frame.show(NewRun(frame, content, files or [], "export").content)

@@ -53,9 +53,11 @@ class RunPage:
                 text(self.found.name, "h1")
                 self.state()
             with box(classes="row"):
-                self.talk = link(
-                    say("run.talk"), f"/chat?model={quote(self.frame.board.name_of(self.folder))}", "button primary"
-                )
+                name = quote(self.frame.board.name_of(self.folder))
+                self.results_of = [
+                    link(say("run.talk"), f"/chat?model={name}", "button primary"),
+                    link(say("page.export"), f"/export?model={name}", "button"),
+                ]
                 self.buttons = {
                     "stop": button(say("run.stop"), self._stop),
                     "now": button(say("run.now"), self._stop_now),
@@ -131,7 +133,8 @@ class RunPage:
         enable(self.buttons["kill"], is_reachable)
         enable(self.buttons["resume"], not found.is_live and found.state != "done" and found.run_file is not None)
         enable(self.buttons["delete"], not found.is_live)
-        self.talk.set_visibility(found.state == "done")
+        for way in self.results_of:
+            way.set_visibility(found.state == "done")
         if self.log.text != self.console:
             self.log.set_text(self.console)
             ui.run_javascript(f"const log = getElement({self.log.id}); if (log) log.scrollTop = log.scrollHeight")
