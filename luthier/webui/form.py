@@ -78,6 +78,11 @@ def groups(command: str, values: Mapping[str, str]) -> list[Group]:
     return [first, *(Group(topic, tuple(fields)) for topic, fields in rest.items())]
 
 
+def usual_fields(command: str) -> list[Field]:
+    """The fields of the usual keys, also of those that the run would not read now."""
+    return [field_of(catalog()[name][0]) for name in USUAL[command]]
+
+
 def _is_shown(key: Key, section: Section, command: str, switches: Mapping[str, Any]) -> bool:
     is_usual_name = key.status == "renamed" and key.name in USUAL[command]
     if key.status != "supported" and not is_usual_name:

@@ -67,7 +67,10 @@ def kill(run: Run) -> None:
 
 
 def resume(run: Run) -> Run:
-    """Run the same command again; training resumes from the latest complete checkpoint. Raises `InvalidInput` without a run file."""
+    """Run the same command again; training resumes from its latest complete checkpoint.
+
+    Raises `InvalidInput` without a run file.
+    """
     path = run.run_file
     if path is None:
         raise InvalidInput(f"{run.folder}: has no run file -> start it with `luthier train`")

@@ -95,6 +95,15 @@ class Browser:
 
         return self.until(found, f"button {label}")[0]
 
+    def click(self, label: str) -> None:
+        """Click a button or link, which a live page may draw again at any moment."""
+
+        def clicked() -> bool:
+            self.button(label).click()
+            return True
+
+        self.until(clicked, f"click {label}")
+
     def type(self, selector: str, words: str) -> None:
         """Replace what an input holds."""
         from selenium.webdriver.common.keys import Keys

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from luthier.core.manifest import verify_folder
 from luthier.webui import process
-from luthier.webui.runs import read_run
+from luthier.webui.runs import find_runs, read_run
 from luthier.webui.texts import LANGUAGES, texts
 from tests.small_world import small_world
 from tests.webui.browser import board, browser, needs_browser
@@ -20,6 +20,15 @@ from tests.webui.test_chat_models import save_adapter
 
 pytestmark = needs_browser
 SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def no_run_stays(tmp_path):
+    """A run outlives whoever started it, so a test that fails must end it."""
+    yield
+    for run in find_runs(tmp_path):
+        if run.is_live and run.is_ours:
+            process.kill(run)
 
 
 def tiny_root(folder: Path, **changes: object) -> Path:
@@ -102,17 +111,17 @@ def test_a_run_is_started_by_keyboard_and_outlives_the_board(tmp_path):
         with board(root) as served:
             page.open(served.address)
             assert page.find("[data-state=running]").text == "running"
-            page.button("tiny").click()
+            page.click("tiny")
             page.until(lambda: page.count(".chart svg path") > 2, "no curve")
-            page.button("Stop").click()
+            page.click("Stop")
             page.until(lambda: page.count("[data-state=stopped]"), "it does not stop", SECONDS)
             (saved,) = folder.glob("checkpoint-*")
             assert verify_folder(saved) == []
-            page.button("Resume").click()
+            page.click("Resume")
             page.until(lambda: page.count("[data-state=running]"), "it is not resumed", SECONDS)
             last = int(saved.name.removeprefix("checkpoint-"))
             page.until(lambda: read_run(folder).last.get("current_steps", 0) > last, "no step after it", SECONDS)
-            page.button("Kill").click()
+            page.click("Kill")
             page.until(lambda: page.count(".q-dialog .danger"), "no question")
             page.find(".q-dialog .danger").click()
             page.until(lambda: page.count("[data-state=stopped]"), "it is not killed", SECONDS)
@@ -129,19 +138,24 @@ def test_fields_and_file_are_two_views_of_one_text(tmp_path):
         page.until(lambda: "output_dir: saves/other\n" in page.value("#yaml"), "the file does not follow")
         page.until(lambda: page.count("#learning_rate[aria-invalid=true]"), "no problem at the field")
         assert "must be a number" in page.find(".field:has(#learning_rate) .fault").text
-        page.button("Start").click()
+        page.click("Start")
         page.until(lambda: "1 problem(s)" in page.text(), "it starts with a problem")
         assert not (root / "saves" / "other").exists()
         page.type("#yaml", "stage: dpo\nlearning_rate: 2e-4\n")
         page.until(lambda: page.value("#learning_rate") == "2e-4", "the fields do not follow")
         page.until(lambda: page.count("#pref_beta"), "the keys of dpo do not appear")
         assert page.value("#stage") == "dpo"
+        page.find("#stage").send_keys("sft")
+        page.find("#max_steps").send_keys("7")  # at once, while the groups of the other stage are drawn
+        page.until(lambda: not page.count(".field:not(.hidden) > #pref_beta"), "the keys of dpo stay")
+        page.until(lambda: "max_steps: 7\n" in page.value("#yaml"), "what was typed is lost")
+        assert page.value("#max_steps") == "7" and page.js("return document.activeElement.id") == "max_steps"
         page.type("#search", "dora")
         page.until(lambda: page.count("#use_dora") and not page.count("#learning_rate"), "no search")
         page.find("#use_dora").click()
         page.until(lambda: page.value("#yaml").endswith("use_dora: true\n"), "a switch does not switch")
         page.type("#save-name", "kept")
-        page.button("Save").click()
+        page.click("Save")
         page.until(lambda: (root / "kept.yaml").exists(), "it is not saved")
         assert (root / "kept.yaml").read_text("utf-8") == page.value("#yaml")
         assert page.errors() == []
@@ -206,7 +220,7 @@ def test_a_run_that_dies_before_its_first_step_shows_the_end_of_its_log(tmp_path
         page.open(f"{served.home}/run/saves/dead")
         page.until(lambda: page.count("[data-state=failed]"), "it did not fail")
         assert "did you mean learning_rate" in page.text()
-        page.button("Delete").click()
+        page.click("Delete")
         page.find(".q-dialog .danger").click()
         page.until(lambda: not (root / "saves" / "dead").exists(), "it is not deleted")
     shutil.rmtree(root)
@@ -225,14 +239,14 @@ def test_two_models_answer_side_by_side(tmp_path):
         page.open(f"{served.home}/chat?model=saves/tuned")
         page.find("#model-b").send_keys(f"{values['model_name_or_path']} (base)")
         page.type("#message", "<b>hi</b>")
-        page.button("Send").click()
+        page.click("Send")
         page.until(lambda: page.count(".said:not(:empty)") == 2, "no answers", SECONDS)
         page.until(lambda: page.count("button.primary:not([disabled])"), "the answers do not end", SECONDS)
         tuned, base = page.js(said)
         assert "saves/tuned" in tuned and "saves/tuned" not in base
         assert tuned.partition("\n")[2] != base.partition("\n")[2]
         assert page.count(".asked b") == 0 and page.find(".asked p").text == "<b>hi</b>"
-        page.button("Unload").click()
+        page.click("Unload")
         page.until(lambda: "not loaded" in page.text(), "it is not unloaded")
         assert page.errors() == []
 
@@ -247,11 +261,11 @@ def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
         page.open(f"{served.home}/data")
         page.until(lambda: page.count(".entries .fault"), "the broken entry is not named")
         assert "file_nam" in page.find(".entries .fault").text and "numbers" in page.text()
-        page.button("numbers").click()
+        page.click("numbers")
         page.until(lambda: page.value("#dataset") == "numbers", "it is not chosen")
         page.type("#model_name_or_path", "model")
         page.type("#template", "chatml")
-        page.button("Show rows").click()
+        page.click("Show rows")
         page.until(lambda: page.count("iframe.rows"), "no rows", SECONDS)
         assert "train row 0" in page.find("iframe.rows").get_attribute("srcdoc")
         info.write_text("{", "utf-8")
@@ -274,7 +288,7 @@ def test_an_adapter_is_merged_and_exported(tmp_path):
         page.driver.find_element(By.CSS_SELECTOR, ".title a[href^='/export']").click()
         page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
         assert page.value("#export_dir") == "saves/tuned-merged" and not page.count("#learning_rate")
-        page.button("Start").click()
+        page.click("Start")
         page.until(lambda: page.driver.current_url.endswith("/run/saves/tuned-merged"), "no page of the export")
         page.until(lambda: page.count("[data-state=done]"), "it does not end", SECONDS)
         assert verify_folder(root / "saves" / "tuned-merged") == []

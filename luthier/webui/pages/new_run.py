@@ -28,6 +28,18 @@ from luthier.webui.pages.parts import (
 )
 from luthier.webui.pages.plan import PlanPane
 
+TOPICS = (
+    "model",
+    "data",
+    "processor",
+    "finetuning",
+    "training",
+    "legacy",
+    "generating",
+    "quantization",
+    "export",
+    "other",
+)
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 
@@ -41,6 +53,8 @@ class NewRun:
         self.found_by = ""
         self.inputs: dict[str, Input] = {}
         self.places: dict[str, Element] = {}
+        """Key -> where its problems stand."""
+        self.usual: dict[str, Element] = {}
         self.plan = PlanPane(frame, lambda: "" if self.checked.problems else self.text)
         self._shown: list[tuple[str, tuple[str, ...]]] = []
 
@@ -77,19 +91,31 @@ class NewRun:
 
     @ui.refreshable_method
     def fields(self) -> None:
-        """All groups; the first is open. They are drawn again when other keys are read, e.g. after `stage` changed."""
+        """The usual fields, which stay as they are while others come and go, and the rest."""
+        self.inputs, self.places, self.usual = {}, {}, {}
         values = values_of(self.text)
-        groups = form.groups(self.command, values)
+        for field in form.usual_fields(self.command):
+            if self._is_wanted(field):
+                self.usual[field.name] = self._field(field, values)
+        self.rest()
+
+    @ui.refreshable_method
+    def rest(self) -> None:
+        """The other groups. They are drawn again when other keys are read, e.g. after `stage` has changed."""
+        values = values_of(self.text)
+        first, *others = groups = form.groups(self.command, values)
         self._shown = [(group.name, tuple(field.name for field in group.fields)) for group in groups]
-        self.inputs, self.places = {}, {}
-        for group in groups:
+        for name in self.inputs.keys() - self.usual.keys():
+            del self.inputs[name], self.places[name]
+        read = {field.name for field in first.fields}
+        for name, place in self.usual.items():
+            place.set_visibility(name in read)
+        for group in others:
             wanted = [field for field in group.fields if self._is_wanted(field)]
-            if not wanted:
-                continue
-            if group.name == "usual" or self.found_by:
+            if wanted and self.found_by:
                 for field in wanted:
                     self._field(field, values)
-            else:
+            elif wanted:
                 self._closed_group(group.name, wanted, values)
 
     def _closed_group(self, name: str, fields: list[Field], values: dict[str, str]) -> None:
@@ -97,7 +123,7 @@ class NewRun:
         with box("details") as group:
             given = sum(field.name in values for field in fields)
             with box("summary"):
-                text(name.replace("_", " "))
+                text(self._title_of(name))
                 text(f"{given} / {len(fields)}" if given else str(len(fields)), classes="faint number")
             inside = box()
 
@@ -109,13 +135,17 @@ class NewRun:
 
         group.on("toggle", fill, args=[])
 
+    def _title_of(self, group: str) -> str:
+        """Topics have a title; groups of one method or optimizer are called by its name, which is that of its key."""
+        return self.frame.say(f"group.{group}") if group in TOPICS else group.replace("_", " ")
+
     def _is_wanted(self, field: Field) -> bool:
         words = self.found_by.lower().split()
         return all(word in field.name or word in field.help.lower() for word in words)
 
-    def _field(self, field: Field, values: dict[str, str]) -> None:
+    def _field(self, field: Field, values: dict[str, str]) -> Element:
         value = values.get(field.name, "")
-        with box(classes=f"field {field.kind}"):
+        with box(classes=f"field {field.kind}") as place:
             label_for(field.name, field.name)
             made = self._input(field, value)
             made.element.props["aria-describedby"] = f"help-{field.name}"
@@ -124,6 +154,7 @@ class NewRun:
             help_text.props["id"] = f"help-{field.name}"
             self.places[field.name] = box(classes="faults")
             self._show_faults(field.name)
+        return place
 
     def _input(self, field: Field, value: str) -> Input:
         def changed(new: str) -> Any:
@@ -162,7 +193,7 @@ class NewRun:
     async def _changed(self) -> None:
         groups = form.groups(self.command, values_of(self.text))
         if [(group.name, tuple(field.name for field in group.fields)) for group in groups] != self._shown:
-            self.fields.refresh()
+            self.rest.refresh()
         await self._check()
 
     async def _check(self) -> None:

@@ -151,7 +151,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> N
 
 async def confirmed(question: str, yes: str, no: str) -> bool:
     """Ask in a dialog."""
-    with ui.dialog() as dialog, box(classes="card dialog"):
+    # Without a transition: a click on a button that still moves would close the dialog unanswered.
+    with ui.dialog().props("transition-duration=0") as dialog, box(classes="card dialog"):
         text(question, "p")
         with box(classes="row end"):
             button(no, lambda: dialog.submit(False))
