@@ -1,13 +1,16 @@
 """The list of all runs below the root, and the card for a first run."""
 
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from nicegui import run, ui
+from nicegui.element import Element
+from nicegui.elements.mixins.text_element import TextElement
 
 from luthier.webui.board import Board
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import box, button, choice, enable, link, switch, text
+from luthier.webui.pages.parts import box, button, choice, enable, link, show, switch, text
 from luthier.webui.runs import Run, find_runs
 
 SECONDS = 2.0
@@ -17,12 +20,23 @@ QUICKSTART = "examples/quickstart.yaml"
 ADDRESS_OF_QUICKSTART = f"/new?file={QUICKSTART}"
 
 
+class Cells(NamedTuple):
+    """What changes in the row of a run."""
+
+    state: TextElement
+    steps: TextElement
+    bar: Element
+    done: Element
+    loss: TextElement
+
+
 class RunList:
     def __init__(self, frame: Frame, found: list[Run]) -> None:
         self.frame, self.board, self.found = frame, frame.board, found
         self.chosen: set[str] = set()
         """The addresses of the runs that are marked for comparison."""
         self.state = "all"
+        self.cells: dict[str, Cells] = {}
 
     def content(self) -> None:
         say = self.frame.say
@@ -67,19 +81,35 @@ class RunList:
                 link(found.name, f"/run/{name}", "name")
                 text(name, "div", "faint path")
             with box("td"):
-                badge(self.frame, found)
+                state = badge(self.frame, found)
             with box("td"):
-                progress(found)
-            loss = found.last.get("loss")
-            text(f"{loss:.4g}" if isinstance(loss, int | float) else "", "td", "number")
+                steps = text("", "div", "number")
+                with box(classes="bar") as bar:
+                    done = box()
+            self.cells[name] = Cells(state, steps, bar, done, text("", "td", "number"))
+            self._update(found)
             with box("td"):
                 when(found.started)
 
     async def _look(self) -> None:
         found = await run.io_bound(find_runs, self.board.root)
-        if found is not None and found != self.found:
-            self.found = found
+        if found is None or found == self.found:
+            return
+        were, self.found = self.found, found
+        if self.state == "all" and [run.folder for run in were] == [run.folder for run in found]:
+            for one in found:  # in place, so that nobody loses the link he is about to click
+                self._update(one)
+        else:
             self.rows.refresh()
+
+    def _update(self, found: Run) -> None:
+        cells, step, total = self.cells[self.board.name_of(found.folder)], *steps_of(found)
+        show_state(self.frame, cells.state, found)
+        show(cells.steps, f"{step} / {total}" if total else "")
+        cells.bar.set_visibility(total > 0)
+        cells.done.style(f"width: {min(100, 100 * step / total) if total else 0:.1f}%")
+        loss = found.last.get("loss")
+        show(cells.loss, f"{loss:.4g}" if isinstance(loss, int | float) else "")
 
     def _filter(self, state: str) -> None:
         self.state = state
@@ -96,18 +126,25 @@ class RunList:
         ui.navigate.to("/compare?" + urlencode([("run", name) for name in sorted(self.chosen)]))
 
 
-def badge(frame: Frame, found: Run) -> None:
+def badge(frame: Frame, found: Run) -> TextElement:
     """The state in a word, with a color that only repeats it."""
+    made = text("", classes="badge")
+    show_state(frame, made, found)
+    return made
+
+
+def show_state(frame: Frame, made: TextElement, found: Run) -> None:
     where = f" · {found.host}" if found.host else ""
-    text(frame.say(f"state.{found.state}") + where, classes=f"badge {found.state}").props["data-state"] = found.state
+    show(made, frame.say(f"state.{found.state}") + where)
+    if made.props.get("data-state") != found.state:
+        made.classes(replace=f"badge {found.state}")
+        made.props["data-state"] = found.state
 
 
-def progress(found: Run) -> None:
+def steps_of(found: Run) -> tuple[int, int]:
+    """The step that was logged last, and the number of all; zeros if there is none yet."""
     step, total = found.last.get("current_steps"), found.last.get("total_steps")
-    if isinstance(step, int) and isinstance(total, int) and total > 0:
-        text(f"{step} / {total}", "div", "number")
-        with box(classes="bar"):
-            box().style(f"width: {min(100, 100 * step / total):.1f}%")
+    return (step, total) if isinstance(step, int) and isinstance(total, int) else (0, 0)
 
 
 def when(seconds: float) -> None:
