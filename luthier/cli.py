@@ -21,6 +21,8 @@ COMMANDS = {
     ),
     "chat": ("RUN [--once TEXT]", "talk to a model in the terminal"),
     "api": ("RUN", "serve a model over HTTP to every OpenAI client"),
+    "webchat": ("RUN", "talk to a model in a browser"),
+    "webui": ("[--host H] [--port P] [--root DIR]", "start, watch, compare and try runs in a browser"),
     "export": ("RUN", "merge adapters, quantize, write a model folder"),
     "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
     "verify": ("DIR", "compare a folder with its manifest"),
@@ -32,9 +34,9 @@ COMMANDS = {
 }
 """Command -> its arguments, and what it does. `luthier.run.<command>` has `main(argv) -> exit status`."""
 
-WITH_OPTIONS = ("data", "template", "expand", "verify")
+WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("webchat", "webui", "eval", "sweep")
+LATER = ("eval", "sweep")
 """Commands that this version does not have."""
 
 

@@ -32,9 +32,9 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pyarrow", "rich", "pydantic", "gguf"}
-HEAVY |= {"fastapi", "uvicorn", "starlette", "llguidance"}
-OF_THE_SERVER = {"fastapi", "uvicorn", "starlette", "pydantic"}
-"""Libraries of the extra `serve`, which only luthier/serve/ may import."""
+HEAVY |= {"fastapi", "uvicorn", "starlette", "llguidance", "nicegui"}
+OF_THE_SERVER = {"fastapi", "uvicorn", "starlette", "pydantic", "nicegui"}
+"""Libraries of the extras `serve` and `board`, which only luthier/serve/ and luthier/webui/ may import."""
 REGISTRIES = [value for value in vars(kinds).values() if isinstance(value, Registry)]
 TESTS = Path(__file__).parent
 WHOLE_RUNS = TESTS / "runs"
@@ -102,9 +102,10 @@ def test_a_module_imports_only_lower_layers(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_only_the_server_imports_its_libraries(path):
+def test_only_the_servers_import_their_libraries(path):
     found = {name.partition(".")[0] for name in imported_modules(ast.parse(path.read_text("utf-8")))}
-    assert relative(path).startswith("serve/") or not found & OF_THE_SERVER
+    assert relative(path).startswith(("serve/", "webui/")) or not found & OF_THE_SERVER
+    assert relative(path).startswith("webui/") or "nicegui" not in found
 
 
 IMPORTS = {

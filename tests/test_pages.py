@@ -13,7 +13,7 @@ PACKAGE = ROOT / "luthier"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TREES = [ROOT / "README.md", ROOT / "docs" / "architecture.md"]
 ROOMS = sorted(folder for folder in PACKAGE.rglob("*") if folder.is_dir() and any(folder.glob("*.py")))
-LAYERS = "api|cli|config|core|data|evals|infer|inspection|model|run|stages|training|workflow"
+LAYERS = "api|cli|config|core|data|evals|infer|inspection|model|run|stages|training|webui|workflow"
 
 
 def named(page: Path) -> str:

@@ -6,6 +6,7 @@ A key that the chosen variants do not read is a warning that names the variant t
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from luthier.config.masking import is_secret
 from luthier.config.rules.table import broken_rules
 from luthier.config.runs import ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
-from luthier.config.source import COMMAND_LINE, Written, read
+from luthier.config.source import COMMAND_LINE, Written, parse, read
 from luthier.core.errors import ConfigError, Problem
 from luthier.core.registry import nearest, question
 
@@ -88,6 +89,13 @@ def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
 def read_source(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> Written:
     """What the user wrote, with interpolations resolved. Raises `ConfigError` if it cannot be read at all."""
     written = read(source, overrides, catalog().__contains__)
+    interpolate(written, os.environ)
+    return written
+
+
+def read_text(text: str, name: str) -> Written:
+    """As `read_source`, for the text of a run file called `name`."""
+    written = parse(Path(name), text)
     interpolate(written, os.environ)
     return written
 

@@ -88,6 +88,11 @@ def _read_file(path: Path) -> Written:
         raise unreadable(path, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
         raise unreadable(path, f"cannot be read: {error.strerror}") from None
+    return parse(path, text)
+
+
+def parse(path: Path, text: str) -> Written:
+    """The keys in the text of a run file; `path` names it in messages. Raises `ConfigError` if it cannot be read."""
     if not text.strip():
         raise unreadable(path, "is empty")
     return _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)

@@ -3,7 +3,8 @@
     {"format": 1, "created": "...Z", "versions": {"luthier": "...", "torch": "...", ...}, <the facts of the writer>,
      "files": {"model.safetensors": {"size_bytes": 123, "sha256": "..."}, ...}}
 
-The manifest leaves out checkpoints inside the folder (`checkpoint-N/`) and drafts, which come and go.
+The manifest leaves out checkpoints inside the folder (`checkpoint-N/`) and drafts, which come and go, and the files of
+the board, some of which are written after the run has ended.
 """
 
 import datetime
@@ -24,6 +25,8 @@ from luthier.core.files import write_atomically
 from luthier.core.versions import library_version
 
 MANIFEST_NAME = "manifest.json"
+OF_THE_BOARD = ("board.json", "board.yaml", "console.log", "exit.json", "stop.json")
+"""What the board keeps in the folder of a run; `luthier.webui.runs` says what they are."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4
@@ -47,7 +50,8 @@ def manifest_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
-        is_part = not in_checkpoint and not is_draft(inside.parts[0]) and str(inside) != MANIFEST_NAME
+        is_part = not in_checkpoint and not is_draft(inside.parts[0])
+        is_part = is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD)
         if is_part and path.is_file():
             yield path
 

@@ -1,0 +1,67 @@
+"""Curves as charts that look the same in both themes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nicegui import ui
+
+from luthier.webui.watch import Point, smoothed
+
+COLORS = ("#3b82d0", "#d97706", "#2a9d6f", "#b4508f", "#7c6bd6", "#c2483f", "#5c8a1e", "#0e8fa8")
+MOST_SMOOTHING = 0.99
+_GRAY = "#8a8f98"
+
+
+def options(title: str, series: Mapping[str, Sequence[Point]], *, is_log: bool, smoothing: float) -> dict[str, Any]:
+    """`series`: name -> points. With smoothing, the points themselves stay visible behind the line."""
+    lines = []
+    for number, (name, points) in enumerate(series.items()):
+        color = COLORS[number % len(COLORS)]
+        if smoothing:
+            lines.append(_line(name, points, color, opacity=0.25))
+        lines.append(_line(name, smoothed(points, smoothing), color))
+    axis = {"axisLine": {"lineStyle": {"color": _GRAY}}, "axisLabel": {"color": _GRAY, "hideOverlap": True}}
+    grid = {"splitLine": {"lineStyle": {"color": _GRAY, "opacity": 0.2}}}
+    return {
+        "animation": False,
+        "aria": {"enabled": True},
+        "title": {"text": title, "textStyle": {"color": _GRAY, "fontSize": 13, "fontWeight": 600}, "left": 4, "top": 4},
+        "grid": {"left": 8, "right": 16, "top": 36, "bottom": 8, "containLabel": True},
+        "tooltip": {"trigger": "axis", "confine": True},
+        "legend": {"show": len(series) > 1, "right": 8, "top": 4, "textStyle": {"color": _GRAY}, "type": "scroll"}
+        | ({"left": "35%"} if len(series) > 1 else {}),
+        "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", **axis, "splitLine": {"show": False}},
+        "yAxis": {"type": "log" if is_log else "value", "scale": True, **axis, **grid},
+        "series": lines,
+    }
+
+
+def _line(name: str, points: Sequence[Point], color: str, opacity: float = 1.0) -> dict[str, Any]:
+    return {
+        "type": "line",
+        "name": name,
+        "data": [list(point) for point in points],
+        "showSymbol": len(points) == 1,
+        "lineStyle": {"width": 1.5, "opacity": opacity},
+        "itemStyle": {"color": color, "opacity": opacity},
+    }
+
+
+def can_be_log(series: Mapping[str, Sequence[Point]]) -> bool:
+    return all(value > 0 for points in series.values() for _, value in points)
+
+
+class Chart:
+    """One chart on a page. Its place keeps its size, whatever it shows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.element = ui.echart({}, renderer="svg").classes("chart")
+        self.element.props["role"] = "img"
+        self.element.props["aria-label"] = name
+
+    def draw(self, series: Mapping[str, Sequence[Point]], *, is_log: bool = False, smoothing: float = 0.0) -> None:
+        drawn = options(self.name, series, is_log=is_log and can_be_log(series), smoothing=smoothing)
+        self.element.options.clear()
+        self.element.options.update(drawn)
+        self.element.update()

@@ -1,0 +1,132 @@
+"""The run files below the root: those that can be loaded into a form, and saving one under a name."""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luthier.config.decode import Loader
+from luthier.config.source import SUFFIXES
+from luthier.core.errors import InvalidInput, OutputError
+from luthier.core.files import write_atomically
+from luthier.webui.document import as_yaml, values_of
+from luthier.webui.form import groups
+
+MAX_DEPTH = 3
+MAX_FILES = 300
+MAX_BYTES = 1 << 20
+_HEAD_BYTES = 4096
+_KEYS = (b"model_name_or_path", b"stage", b"top.model_name", b"train.")
+
+
+def run_files(root: Path) -> list[str]:
+    """The paths below `root` of what looks like run files, to be offered."""
+    found: list[str] = []
+    for folder, inner, names in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        inner[:] = sorted(n for n in inner if not n.startswith((".", "checkpoint-", "__"))) if depth < MAX_DEPTH else []
+        if "pyvenv.cfg" in names:
+            inner.clear()
+            continue
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.endswith(SUFFIXES) and _looks_like_one(path):
+                found.append(path.relative_to(root).as_posix())
+                if len(found) == MAX_FILES:
+                    return found
+    return found
+
+
+def _looks_like_one(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return any(key in head for key in _KEYS)
+
+
+def load(path: Path) -> str:
+    """The text of a run file of luthier or LLaMA-Factory, or what a llamaboard_config says as such a text.
+
+    Raises `InvalidInput` if it cannot be read.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidInput(f"{path}: is too large for a run file")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path}: is not UTF-8 text") from None
+    except OSError as fault:
+        raise InvalidInput(f"{path}: cannot be read ({fault.strerror})") from fault
+    if path.suffix == ".json":
+        return _as_run_file(_json_as_yaml(path, text))
+    return _as_run_file(text)
+
+
+def save(root: Path, name: str, text: str) -> Path:
+    """Write a run file called `name` into `root`. Raises `OutputError` if it exists, or the name is none."""
+    name = name.strip().removesuffix(".yaml")
+    if not name or Path(name).name != name or name.startswith("."):
+        raise OutputError(f"{name or 'the name'}: is not the name of a file -> write e.g. my-run")
+    path = root / f"{name}.yaml"
+    if path.exists():
+        raise OutputError(f"{path.name}: exists already -> choose another name")
+    write_atomically(path, text)
+    return path
+
+
+def _json_as_yaml(path: Path, text: str) -> str:
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError as fault:
+        raise InvalidInput(f"{path}: is not valid JSON: {fault}") from None
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+@cache
+def _of_llama_board() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("llamaboard.toml").read_text(encoding="utf-8"))
+
+
+def _as_run_file(text: str) -> str:
+    """A llamaboard_config has the elements of LLaMA Board, e.g. `train.learning_rate`; other texts stay as they are."""
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+    if not isinstance(value, dict) or not any(str(name).startswith(("top.", "train.")) for name in value):
+        return text
+    known = _of_llama_board()
+    written = "do_train: true\n"
+    for element, setting in value.items():
+        if line := known["lines"].get(element, {}).get(setting if isinstance(setting, str) else None):
+            written += f"{line}\n"
+        elif (key := known["keys"].get(element)) and setting not in (None, "", [], "none", 0):
+            written += f"{key}: {_written(setting)}\n"
+    values = values_of(written)
+    read = {field.name for group in groups("train", values) for field in group.fields}
+    kept = "".join(f"{line}\n" for line in written.splitlines() if line.partition(":")[0] in read)
+    if "model_name_or_path" in values:
+        return kept
+    # LLaMA Board saves the name that its list has for the model, and not where the model is.
+    return f"model_name_or_path:  # {value.get('top.model_name', '')}\n{kept}".replace("#  \n", "\n")
+
+
+def _written(setting: Any) -> str:
+    if isinstance(setting, bool):
+        return str(setting).lower()
+    if isinstance(setting, list):
+        return as_yaml(",".join(map(str, setting)), is_text=True)
+    return as_yaml(str(setting), is_text=isinstance(setting, str) and not _is_number(setting))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,218 @@
+"""The runs below a folder, each with its state, from files alone.
+
+    board.yaml         the run file, as the user wrote it
+    board.json         {"argv", "pid", "mark", "keeper_pid", "keeper_mark", "host", "started", "title"}, by `keeper`
+    console.log        what the process printed, of all its starts
+    stop.json          {"asked"}: somebody asked it to stop
+    exit.json          {"status", "ended"}: how it ended, by `keeper`
+    trainer_log.jsonl  the numbers of each logged step, by `luthier train`
+
+A run that was started in a terminal has trainer_log.jsonl only. Files may be missing, half-written or of another
+machine at any time.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.webui.identity import is_same
+
+State = Literal["starting", "running", "stopping", "done", "stopped", "failed", "lost", "unfinished"]
+LIVE: tuple[State, ...] = ("starting", "running", "stopping")
+RUN_FILE, RECORD, EXIT, STOP = "board.yaml", "board.json", "exit.json", "stop.json"
+CONSOLE, LOG = "console.log", "trainer_log.jsonl"
+RESULTS = ("all_results.json", "manifest.json")
+"""What `luthier train` writes when it is done."""
+FRESH_SECONDS = 120.0
+"""A run of a terminal, or of another machine, whose log changed within this time is running."""
+STARTING_SECONDS = 15.0
+INTERRUPTED = 130
+MAX_DEPTH = 6
+_TAIL_BYTES = 4096
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    folder: Path
+    state: State
+    pid: int = 0
+    mark: str = ""
+    """Of the process; see `identity`. Empty if the board did not start it, or if it runs on another machine."""
+    host: str = ""
+    """The machine, if it is not this one."""
+    started: float = 0.0
+    """Seconds since 1970; 0 if unknown."""
+    ended: float = 0.0
+    status: int | None = None
+    """The exit status; negative for a signal."""
+    last: Mapping[str, Any] = field(default_factory=dict)
+    """The last whole line of trainer_log.jsonl; its `loss` is that of the last line that has one."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its process can be reached from here."""
+        return bool(self.mark)
+
+    @property
+    def run_file(self) -> Path | None:
+        """The file that it was started with, or the one that `luthier train` left at its end."""
+        return next((path for name in (RUN_FILE, "run.yaml") if (path := self.folder / name).is_file()), None)
+
+
+def is_run(names: set[str]) -> bool:
+    """Whether a folder with these files is that of a run."""
+    return RECORD in names or RUN_FILE in names or LOG in names
+
+
+def find_runs(root: Path) -> list[Run]:
+    """Every run below `root`, the latest first. Folders that cannot be read are passed over."""
+    runs = [read_run(folder) for folder in _folders(root, MAX_DEPTH)]
+    return sorted(runs, key=lambda run: (not run.is_live, -run.started, str(run.folder)))
+
+
+def _folders(folder: Path | str, depth: int) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:
+        return
+    names = {entry.name for entry in entries}
+    if is_run(names):
+        yield Path(folder)
+    if depth == 0 or "pyvenv.cfg" in names:
+        return
+    for entry in entries:
+        is_inner = entry.name.startswith((".", "checkpoint-", "__")) or entry.name == "node_modules"
+        if not is_inner and _is_folder(entry):
+            yield from _folders(entry.path, depth - 1)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def read_run(folder: Path, now: float | None = None) -> Run:
+    """The run of a folder, whatever its files hold."""
+    now = time.time() if now is None else now
+    record, ending = read_object(folder / RECORD), read_object(folder / EXIT)
+    status = ending.get("status")
+    host = record.get("host")
+    pid, mark = _process_in(record) if host == platform.node() else (0, "")
+    is_alive = _is_alive(record) if mark else None
+    if status is None and is_alive is False:  # it may have ended since its end was looked for
+        ending = read_object(folder / EXIT)
+    status = ending.get("status")
+    status = status if isinstance(status, int) else None
+    changed = _modified(folder / LOG)
+    run_file_changed = _modified(folder / RUN_FILE)
+    return Run(
+        folder=folder,
+        state=_state(folder, status, is_alive, now),
+        pid=pid,
+        mark=mark,
+        host=host if isinstance(host, str) and host != platform.node() else "",
+        started=_number(record.get("started")) or run_file_changed or changed,
+        ended=_number(ending.get("ended")),
+        status=status,
+        last=last_line(folder / LOG),
+    )
+
+
+def _process_in(record: Mapping[str, Any], whose: str = "") -> tuple[int, str]:
+    """Number and mark of a process; (0, "") if the record is broken. `whose`: `keeper_` for that of the keeper."""
+    pid, mark = record.get(f"{whose}pid"), record.get(f"{whose}mark")
+    return (pid, mark) if isinstance(pid, int) and isinstance(mark, str) else (0, "")
+
+
+def _is_alive(record: Mapping[str, Any]) -> bool:
+    """Whether the process of a run is there, or its keeper, who has not written down its end yet."""
+    return is_same(*_process_in(record)) or is_same(*_process_in(record, "keeper_"))
+
+
+def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) -> State:
+    """`is_alive`: whether the process runs; None if that cannot be known from here."""
+    asked, has_record = (folder / STOP).exists(), (folder / RECORD).exists()
+    if status is not None:
+        return _ended(status, asked)
+    if is_alive:
+        return "stopping" if asked else "running"
+    if is_alive is False:
+        return "lost"
+    if not has_record and now - _modified(folder / RUN_FILE) < STARTING_SECONDS:
+        return "starting"
+    changed = _modified(folder / LOG)
+    if any(_modified(folder / name) >= changed > 0 for name in RESULTS):
+        return "done"
+    if now - changed < FRESH_SECONDS:
+        return "running"
+    return "lost" if has_record or (folder / RUN_FILE).exists() else "unfinished"
+
+
+def _ended(status: int, asked: bool) -> State:
+    if status == 0:
+        return "done"
+    return "stopped" if asked or status == INTERRUPTED else "failed"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or if it is half-written."""
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(_MAX_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON lines, with the `loss` of the last line that has one near the end.
+
+    The lines before are not read. The very last line of a run that is done sums it up, and has no loss.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    last: dict[str, Any] = {}
+    for line in reversed(lines[:-1]):  # behind the last line break is nothing, or half a line
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(value, dict):
+            continue
+        last = last or value
+        if "loss" in value or "loss" in last:
+            return last | {"loss": last.get("loss", value.get("loss"))}
+    return last
+
+
+def _modified(path: Path) -> float:
+    """When a file was last written; 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,175 @@
+"""The curves of a run, from trainer_log.jsonl as it grows, and the end of its console.log.
+
+Only what is new is read. A line that is not complete yet is left for the next look.
+"""
+
+import contextlib
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+MAX_POINTS = 2000
+NOT_A_CURVE = frozenset({"current_steps", "total_steps", "percentage"})
+_COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LINES_AT_ONCE = 1000
+_CONSOLE_BYTES = 64 * 1024
+Point = tuple[int, float]
+
+
+class Curves:
+    """The numbers of one trainer_log.jsonl. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = 0
+        """Grows with each change."""
+        self.last: dict[str, Any] = {}
+        self._lock = Lock()
+        self._forget((0, 0))
+
+    def _forget(self, file: tuple[int, int]) -> None:
+        self._file, self._offset = file, 0
+        # Arrays and not pairs: half a million pairs would keep the garbage collector busy.
+        self._steps: dict[str, array[int]] = {}
+        self._values: dict[str, array[float]] = {}
+        self._session: list[tuple[int, int]] = []
+        self._elapsed: Any = None
+        self._seconds: int | None = None
+        self.last = {}
+
+    def read(self) -> bool:
+        """Read what has been written since. Returns whether there was anything."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> bool:
+        try:
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:
+                    # A resumed run writes the file again, up to its checkpoint.
+                    self._forget((found.st_dev, found.st_ino))
+                    self.version += 1
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return False
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            return False
+        self._offset += len(whole)
+        lines = whole.splitlines()
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            for values in _parsed(lines[start : start + _LINES_AT_ONCE]):
+                self._add(values)
+        self.version += 1
+        return True
+
+    def _add(self, values: Any) -> None:
+        step = values.get("current_steps") if isinstance(values, dict) else None
+        if not isinstance(step, int):
+            return
+        self.last = values
+        for name, value in values.items():
+            if name in NOT_A_CURVE or type(value) not in (float, int) or not isfinite(value):
+                continue
+            if name not in self._values:
+                self._steps[name], self._values[name] = array("q"), array("d")
+            self._steps[name].append(step)
+            self._values[name].append(value)
+        elapsed = values.get("elapsed_time")
+        if elapsed != self._elapsed:
+            self._elapsed, self._seconds = elapsed, seconds_of(elapsed)
+        if self._seconds is not None:
+            self._time(step, self._seconds)
+
+    def _time(self, step: int, seconds: int) -> None:
+        if not self._session or seconds < self._session[-1][1] or step < self._session[-1][0]:
+            self._session = [(step, seconds)]  # the run was started or resumed here
+        else:
+            self._session[1:] = [(step, seconds)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The curves, those of losses first and those of one point last."""
+        with self._lock:
+            points = {name: len(values) for name, values in self._values.items()}
+            return tuple(sorted(points, key=lambda name: (name != "loss", points[name] == 1, "loss" not in name, name)))
+
+    def curve(self, name: str, limit: int = MAX_POINTS) -> list[Point]:
+        """At most `limit` points of one curve."""
+        with self._lock:
+            return thinned(list(zip(self._steps.get(name, ()), self._values.get(name, ()), strict=True)), limit)
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Of the time since the run was started or resumed."""
+        if len(self._session) < 2:
+            return None
+        (first, began), (last, now) = self._session
+        return (last - first) / (now - began) if now > began else None
+
+
+def _parsed(lines: Sequence[bytes]) -> Iterator[Any]:
+    """The values of lines of JSON. A killed process can leave half a line in the middle, which is left out."""
+    try:
+        yield from json.loads(b"[" + b",".join(lines) + b"]")  # twice as fast as one by one
+        return
+    except ValueError:
+        pass
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` of the points: the first, the last, and the lowest and highest of each stretch between."""
+    if len(points) <= limit:
+        return list(points)
+    inner, count = points[1:-1], (limit - 2) // 2
+    kept = [points[0]]
+    for number in range(count):
+        stretch = inner[number * len(inner) // count : (number + 1) * len(inner) // count]
+        low, high = min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])
+        kept += sorted({low, high})
+    return [*kept, points[-1]]
+
+
+def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
+    """An exponential moving average without the bias of its first values; `weight` 0 changes nothing, 0.99 much."""
+    average = total = 0.0
+    result = []
+    for step, value in points:
+        average = weight * average + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        result.append((step, average / total))
+    return result
+
+
+def seconds_of(text: Any) -> int | None:
+    """`1 day, 2:03:04` -> 93784, as trainer_log.jsonl writes times; None for anything else."""
+    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", text) if isinstance(text, str) else None
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def console_end(path: Path, max_lines: int = 400) -> str:
+    """The last lines that a run printed, without colors; of a progress line only its last state."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _CONSOLE_BYTES)
+            file.seek(start)
+            data = file.read()
+    except OSError:
+        return ""
+    text = _COLOR.sub("", data.decode("utf-8", "replace"))
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join((lines[1:] if start else lines)[-max_lines:])

@@ -1,0 +1,86 @@
+"""Which models can be talked to, and that each answers for itself: base and tuned are never mixed up."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from luthier.core.errors import RunFailed
+from luthier.webui.chat_models import LoadedModel, chat_models
+from tests.small_world import small_world
+
+
+def finished_run(root: Path, name: str, values: Mapping[str, object], **files: str) -> Path:
+    folder = root / "saves" / name
+    (folder / "checkpoint-9").mkdir(parents=True)
+    (folder / "checkpoint-10").mkdir()
+    (folder / "board.yaml").write_text(yaml.safe_dump(dict(values)), "utf-8")
+    for stem, text in files.items():
+        (folder / f"{stem}.json").write_text(text, "utf-8")
+    return folder
+
+
+def test_results_checkpoints_and_bases_are_offered(tmp_path):
+    values = {"model_name_or_path": "models/tiny", "template": "chatml", "learning_rate": 1, "finetuning_type": "lora"}
+    folder = finished_run(tmp_path, "one", values, adapter_config="{}")
+    for name in ("checkpoint-9", "checkpoint-10"):
+        (folder / name / "adapter_config.json").write_text("{}", "utf-8")
+    finished_run(tmp_path, "two", values | {"finetuning_type": "full"}, config="{}")
+    finished_run(tmp_path, "empty", {"stage": "sft"})
+    models = chat_models(tmp_path)
+    kept = ("--model_name_or_path=models/tiny", "--template=chatml")
+    lora = "--finetuning_type=lora"
+    assert models["saves/one"].words == (*kept, lora, "--adapter_name_or_path=saves/one")
+    assert models["saves/one"].about == "models/tiny + saves/one"
+    names = [name for name in models if name.startswith("saves/one")]
+    assert names == ["saves/one", "saves/one/checkpoint-10", "saves/one/checkpoint-9"]
+    assert models["saves/two"].about == "saves/two"
+    assert models["models/tiny (base)"].words == kept
+    assert len(models) == 5
+
+
+def save_adapter(model: str, folder: Path, scale: float) -> None:
+    """An adapter whose second matrices are `scale` times a random one; 0 has no effect."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(target_modules=["q_proj", "v_proj"]))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=scale) if scale else torch.nn.init.zeros_(weight)
+    tuned.save_pretrained(folder)
+
+
+async def said(model: LoadedModel, seed: int) -> str:
+    request = {"messages": [{"role": "user", "content": "hi"}], "seed": seed, "temperature": 1, "max_tokens": 24}
+    return "".join([text async for _, text in model.answer(request)])
+
+
+@pytest.mark.thorough
+def test_answers_are_equal_for_an_adapter_without_effect_and_differ_for_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = small_world(tmp_path) | {"finetuning_type": "lora"}
+    for name, scale in (("zero", 0.0), ("tuned", 5.0)):
+        folder = finished_run(tmp_path, name, values)
+        save_adapter(values["model_name_or_path"], folder, scale)
+    models = chat_models(tmp_path)
+    base_name = f"{values['model_name_or_path']} (base)"
+    loaded = {name: LoadedModel(models[name]) for name in (base_name, "saves/zero", "saves/tuned")}
+    try:
+        answers = {name: asyncio.run(said(model, seed=3)) for name, model in loaded.items()}
+        assert answers[base_name] == answers["saves/zero"] != answers["saves/tuned"]
+        base = loaded[base_name]
+        assert asyncio.run(said(base, seed=4)) != answers[base_name]
+        with pytest.raises(RunFailed, match="temperature"):
+            asyncio.run(anext(base.answer({"messages": [{"role": "user", "content": "a"}], "temperature": "hot"})))
+        base.close()
+        assert not base.is_alive
+        with pytest.raises(RunFailed, match="does not answer any more"):
+            asyncio.run(said(base, seed=3))
+    finally:
+        for model in loaded.values():
+            model.close()

@@ -1,0 +1,296 @@
+"""The pages in a real browser, with real runs."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from luthier.core.manifest import verify_folder
+from luthier.webui import process
+from luthier.webui.runs import find_runs, read_run
+from luthier.webui.texts import LANGUAGES, texts
+from tests.small_world import small_world
+from tests.webui.browser import board, browser, needs_browser
+from tests.webui.test_chat_models import save_adapter
+
+pytestmark = needs_browser
+SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def no_run_stays(tmp_path):
+    """A run outlives whoever started it, so a test that fails must end it."""
+    yield
+    for run in find_runs(tmp_path):
+        if run.is_live and run.is_ours:
+            process.kill(run)
+
+
+def tiny_root(folder: Path, **changes: object) -> Path:
+    """A folder with a tiny model, data, and the run file `tiny.yaml`."""
+    root = folder / "root"
+    values = small_world(root) | {"output_dir": "saves/tiny", "max_steps": 100_000} | changes
+    values |= {key: str(Path(values[key]).relative_to(root)) for key in ("model_name_or_path", "dataset_dir")}
+    (root / "tiny.yaml").write_text("# a tiny run\n" + yaml.safe_dump(values), "utf-8")
+    return root
+
+
+def ended_run(root: Path, name: str, rate: float, steps: int = 30) -> Path:
+    folder = root / "saves" / name
+    folder.mkdir(parents=True)
+    lines = [
+        {"current_steps": n, "total_steps": steps, "loss": 3 / n, "lr": rate, "elapsed_time": f"0:00:{n:02d}"}
+        for n in range(1, steps + 1)
+    ]
+    (folder / "trainer_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (folder / "board.yaml").write_text(f"stage: sft\nlearning_rate: {rate}\n", "utf-8")
+    (folder / "board.json").write_text('{"started": 1}', "utf-8")
+    (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+    (folder / "console.log").write_text("<img src=x onerror=alert(1)>\n", "utf-8")
+    return folder
+
+
+def test_the_pages_open_without_an_error_and_ask_nobody_else(tmp_path):
+    root = tiny_root(tmp_path)
+    ended_run(root, "one", 1e-3)
+    with board(root) as served, browser(tmp_path) as page:
+        page.driver.get(served.home)
+        assert page.text().strip() == "Open the link that `luthier webui` printed: it holds the token."
+        page.open(served.address)
+        assert all("401" in error for error in page.errors()), "only the page before had no cookie"
+        assert page.driver.current_url == f"{served.home}/", "the token leaves the address"
+        assert page.find("[data-state=done]").text == "done"
+        for path in (
+            "/new?file=tiny.yaml",
+            "/run/saves/one",
+            "/compare?run=saves/one",
+            "/compare",
+            "/run/nowhere",
+            "/chat",
+        ):
+            page.open(served.home + path)
+            unlabeled = page.js(
+                "return [...document.querySelectorAll('input, select, textarea')].filter(input =>"
+                " !input.labels.length && !input.ariaLabel).map(input => input.id)"
+            )
+            assert unlabeled == []
+        page.open(f"{served.home}/run/saves/one")
+        page.until(lambda: page.count(".chart svg path") > 2, "no curve")
+        assert "<img src=x" in page.text() and page.count("main img") == 0
+        assert page.errors() == []
+        assert page.requested_hosts() == {"127.0.0.1"}
+
+
+@pytest.mark.thorough
+def test_a_run_is_started_by_keyboard_and_outlives_the_board(tmp_path):
+    root = tiny_root(tmp_path)
+    folder = root / "saves" / "tiny"
+    with browser(tmp_path) as page:
+        with board(root) as served:
+            page.open(served.address)
+            page.open(f"{served.home}/new?file=tiny.yaml")
+            page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
+            start = page.button("Start")
+            for _ in range(60):
+                if page.driver.switch_to.active_element == start:
+                    break
+                page.driver.switch_to.active_element.send_keys(Keys.TAB)
+            page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+            page.until(lambda: page.driver.current_url.endswith("/run/saves/tiny"), "no page of the run")
+            page.until(lambda: page.count(".chart svg path") > 2, "no curve", SECONDS)
+            assert (folder / "board.yaml").read_text("utf-8") == (root / "tiny.yaml").read_text("utf-8")
+            assert page.errors() == []
+            served.kill()
+        step = read_run(folder).last["current_steps"]
+        page.until(lambda: read_run(folder).last["current_steps"] > step + 3, "the run died with the board")
+        with board(root) as served:
+            page.open(served.address)
+            assert page.find("[data-state=running]").text == "running"
+            page.click("tiny")
+            page.until(lambda: page.count(".chart svg path") > 2, "no curve")
+            page.click("Stop")
+            page.until(lambda: page.count("[data-state=stopped]"), "it does not stop", SECONDS)
+            (saved,) = folder.glob("checkpoint-*")
+            assert verify_folder(saved) == []
+            page.click("Resume")
+            page.until(lambda: page.count("[data-state=running]"), "it is not resumed", SECONDS)
+            last = int(saved.name.removeprefix("checkpoint-"))
+            page.until(lambda: read_run(folder).last.get("current_steps", 0) > last, "no step after it", SECONDS)
+            page.click("Kill")
+            page.until(lambda: page.count(".q-dialog .danger"), "no question")
+            page.find(".q-dialog .danger").click()
+            page.until(lambda: page.count("[data-state=stopped]"), "it is not killed", SECONDS)
+
+
+@pytest.mark.thorough
+def test_fields_and_file_are_two_views_of_one_text(tmp_path):
+    root = tiny_root(tmp_path)
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/new?file=tiny.yaml")
+        page.type("#learning_rate", "quick")
+        page.type("#output_dir", "saves/other")
+        page.until(lambda: "output_dir: saves/other\n" in page.value("#yaml"), "the file does not follow")
+        page.until(lambda: page.count("#learning_rate[aria-invalid=true]"), "no problem at the field")
+        assert "must be a number" in page.find(".field:has(#learning_rate) .fault").text
+        page.click("Start")
+        page.until(lambda: "1 problem(s)" in page.text(), "it starts with a problem")
+        assert not (root / "saves" / "other").exists()
+        page.type("#yaml", "stage: dpo\nlearning_rate: 2e-4\n")
+        page.until(lambda: page.value("#learning_rate") == "2e-4", "the fields do not follow")
+        page.until(lambda: page.count("#pref_beta"), "the keys of dpo do not appear")
+        assert page.value("#stage") == "dpo"
+        page.find("#stage").send_keys("sft")
+        page.find("#max_steps").send_keys("7")  # at once, while the groups of the other stage are drawn
+        page.until(lambda: not page.count(".field:not(.hidden) > #pref_beta"), "the keys of dpo stay")
+        page.until(lambda: "max_steps: 7\n" in page.value("#yaml"), "what was typed is lost")
+        assert page.value("#max_steps") == "7" and page.js("return document.activeElement.id") == "max_steps"
+        page.type("#search", "dora")
+        page.until(lambda: page.count("#use_dora") and not page.count("#learning_rate"), "no search")
+        page.find("#use_dora").click()
+        page.until(lambda: page.value("#yaml").endswith("use_dora: true\n"), "a switch does not switch")
+        page.type("#save-name", "kept")
+        page.click("Save")
+        page.until(lambda: (root / "kept.yaml").exists(), "it is not saved")
+        assert (root / "kept.yaml").read_text("utf-8") == page.value("#yaml")
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_runs_are_compared(tmp_path):
+    root = tiny_root(tmp_path)
+    ended_run(root, "one", 1e-3)
+    ended_run(root, "two", 2e-3)
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        for name in ("one", "two"):
+            page.find(f"[id='mark-saves/{name}']").click()
+        page.until(lambda: page.button("Compare").tag_name != "button" or page.count("button:not([disabled])"), "dead")
+        page.driver.find_element(By.XPATH, "//button[normalize-space()='Compare']").click()
+        page.until(lambda: "/compare?" in page.driver.current_url, "no comparison")
+        page.until(lambda: "learning_rate" in page.text(), "no table of keys")
+        assert re.search(r"learning_rate\s+0.001\s+0.002", page.text())
+        page.until(lambda: page.count(".chart svg path") > 3, "no curves")
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_path):
+    root = tiny_root(tmp_path)
+    ended_run(root, "one", 1e-3)
+    english = {text for text in texts("en").values() if len(text) > 3}
+    with board(root) as served, browser(tmp_path, width=500) as page:
+        page.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        )
+        page.open(served.address)
+        page.find("#language").send_keys(LANGUAGES["zh"])
+        page.until(lambda: texts("zh")["page.new"] in page.text(), "the language does not change")
+        for path in (
+            "/",
+            "/new?file=tiny.yaml",
+            "/run/saves/one",
+            "/compare?run=saves/one",
+            "/chat",
+            "/data",
+            "/export",
+        ):
+            page.open(served.home + path)
+            page.until(lambda: texts("zh")["page.runs"] in page.text(), "the language is forgotten")
+            labels = page.js(
+                "return [...document.querySelectorAll('button, h1, h2, dt, th, label, nav a, .badge, .note, .card p')]"
+                ".map(item => item.innerText.trim())"
+            )
+            assert not english & set(labels)
+            assert page.js("return document.documentElement.scrollWidth") <= 360, path
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_a_run_that_dies_before_its_first_step_shows_the_end_of_its_log(tmp_path):
+    root = tiny_root(tmp_path)
+    process.start(root / "saves" / "dead", "stage: sft\nlearning_rat: 1\n")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/run/saves/dead")
+        page.until(lambda: page.count("[data-state=failed]"), "it did not fail")
+        assert "did you mean learning_rate" in page.text()
+        page.click("Delete")
+        page.find(".q-dialog .danger").click()
+        page.until(lambda: not (root / "saves" / "dead").exists(), "it is not deleted")
+    shutil.rmtree(root)
+
+
+@pytest.mark.thorough
+def test_two_models_answer_side_by_side(tmp_path):
+    root = tiny_root(tmp_path)
+    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
+    folder = root / "saves" / "tuned"
+    save_adapter(str(root / values["model_name_or_path"]), folder, scale=5.0)
+    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    said = "return [...document.querySelectorAll('.answer')].map(item => item.innerText)"
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/chat?model=saves/tuned")
+        page.find("#model-b").send_keys(f"{values['model_name_or_path']} (base)")
+        page.type("#message", "<b>hi</b>")
+        page.click("Send")
+        page.until(lambda: page.count(".said:not(:empty)") == 2, "no answers", SECONDS)
+        page.until(lambda: page.count("button.primary:not([disabled])"), "the answers do not end", SECONDS)
+        tuned, base = page.js(said)
+        assert "saves/tuned" in tuned and "saves/tuned" not in base
+        assert tuned.partition("\n")[2] != base.partition("\n")[2]
+        assert page.count(".asked b") == 0 and page.find(".asked p").text == "<b>hi</b>"
+        page.click("Unload")
+        page.until(lambda: "not loaded" in page.text(), "it is not unloaded")
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
+    root = tiny_root(tmp_path)
+    info = root / "data" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text("utf-8")) | {"broken": {"file_nam": "x.json"}}), "utf-8")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/data")
+        page.until(lambda: page.count(".entries .fault"), "the broken entry is not named")
+        assert "file_nam" in page.find(".entries .fault").text and "numbers" in page.text()
+        page.click("numbers")
+        page.until(lambda: page.value("#dataset") == "numbers", "it is not chosen")
+        page.type("#model_name_or_path", "model")
+        page.type("#template", "chatml")
+        page.click("Show rows")
+        page.until(lambda: page.count("iframe.rows"), "no rows", SECONDS)
+        assert "train row 0" in page.find("iframe.rows").get_attribute("srcdoc")
+        info.write_text("{", "utf-8")
+        page.open(f"{served.home}/data")
+        assert "not JSON" in page.find(".fault").text
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_an_adapter_is_merged_and_exported(tmp_path):
+    root = tiny_root(tmp_path)
+    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
+    folder = root / "saves" / "tuned"
+    save_adapter(str(root / values["model_name_or_path"]), folder, scale=1.0)
+    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.open(f"{served.home}/run/saves/tuned")
+        page.driver.find_element(By.CSS_SELECTOR, ".title a[href^='/export']").click()
+        page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
+        assert page.value("#export_dir") == "saves/tuned-merged" and not page.count("#learning_rate")
+        page.click("Start")
+        page.until(lambda: page.driver.current_url.endswith("/run/saves/tuned-merged"), "no page of the export")
+        page.until(lambda: page.count("[data-state=done]"), "it does not end", SECONDS)
+        assert verify_folder(root / "saves" / "tuned-merged") == []
+        assert (root / "saves" / "tuned-merged" / "model.safetensors").is_file()
+        assert page.errors() == []

@@ -1,0 +1,91 @@
+"""The state of a run follows from its files, however broken they are."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import pytest
+
+from luthier.webui.identity import mark_of
+from luthier.webui.runs import FRESH_SECONDS, find_runs, last_line, read_run
+
+OURS = {"argv": [], "pid": os.getpid(), "mark": mark_of(os.getpid()), "host": platform.node(), "started": 5.0}
+LONG_AGO = time.time() - 10 * FRESH_SECONDS
+
+
+def run_folder(folder: Path, log_age: float = 0.0, **files: object) -> Path:
+    """`files`: name without suffix -> JSON value, or text that is written as it is."""
+    folder.mkdir(parents=True)
+    names = {"log": "trainer_log.jsonl", "run_file": "board.yaml"}
+    for name, value in files.items():
+        path = folder / names.get(name, f"{name}.json")
+        path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+        os.utime(path, (time.time() - log_age,) * 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ({"board": OURS}, "running"),
+        ({"board": OURS, "stop": {}}, "stopping"),
+        ({"board": {**OURS, "mark": "of the process that had this number before"}}, "lost"),
+        ({"board": OURS, "exit": {"status": 0}}, "done"),
+        ({"board": OURS, "exit": {"status": 0}, "stop": {}}, "done"),
+        ({"board": OURS, "exit": {"status": 130}}, "stopped"),
+        ({"board": OURS, "exit": {"status": 1}}, "failed"),
+        ({"board": OURS, "exit": {"status": -9}}, "failed"),
+        ({"board": OURS, "exit": {"status": -9}, "stop": {}}, "stopped"),
+        ({"board": OURS, "exit": '{"stat'}, "running"),
+        ({"board": '{"pid": 1'}, "lost"),
+        ({"board": "[" * 9999}, "lost"),
+        ({"board": {**OURS, "pid": "1"}}, "lost"),
+        ({"run_file": "stage: sft"}, "starting"),
+        ({"board": {**OURS, "host": "elsewhere"}}, "lost"),
+        ({"board": {**OURS, "host": "elsewhere"}, "log": "{}\n"}, "running"),
+        ({"board": {**OURS, "host": "elsewhere"}, "log": "{}\n", "exit": {"status": 0}}, "done"),
+        ({"log": "{}\n"}, "running"),
+        ({"log": "{}\n", "log_age": 2 * FRESH_SECONDS}, "unfinished"),
+        ({"log": "{}\n", "all_results": {}, "log_age": 2 * FRESH_SECONDS}, "done"),
+        ({"run_file": "stage: sft", "log_age": 2 * FRESH_SECONDS}, "lost"),
+    ],
+)
+def test_the_state_in_a_word(tmp_path, files, state):
+    assert read_run(run_folder(tmp_path / "run", **files)).state == state
+
+
+def test_a_run_of_another_machine_says_where_and_cannot_be_reached(tmp_path):
+    run = read_run(run_folder(tmp_path / "run", board={**OURS, "host": "elsewhere"}, log="{}\n"))
+    assert run.host == "elsewhere" and not run.is_ours
+
+
+def test_runs_are_found_at_any_depth_and_what_is_inside_one_is_not(tmp_path):
+    run_folder(tmp_path / "saves" / "llama" / "one", board=OURS)
+    run_folder(tmp_path / "two", log="{}\n", log_age=900)
+    run_folder(tmp_path / "two" / "checkpoint-3", log="{}\n")
+    run_folder(tmp_path / ".hidden", log="{}\n")
+    (tmp_path / "data").mkdir()
+    assert [run.name for run in find_runs(tmp_path)] == ["one", "two"]
+    assert find_runs(tmp_path / "absent") == []
+
+
+def test_the_last_whole_line_is_read(tmp_path):
+    path = tmp_path / "log"
+    assert last_line(path) == {}
+    path.write_text('{"current_steps": 1}\n{"current_steps": 2}\n{"current_st', "utf-8")
+    assert last_line(path) == {"current_steps": 2}
+    path.write_text('{"current_steps": 2, "loss": 1.5}\n{"current_steps": 2, "train_loss": 2}\n', "utf-8")
+    assert last_line(path) == {"current_steps": 2, "train_loss": 2, "loss": 1.5}
+    path.write_text(f'{{"pad": "{"x" * 9000}"}}\n{{"a": 1}}\nnull\n', "utf-8")
+    assert last_line(path) == {"a": 1}
+
+
+def test_five_hundred_runs_are_listed_in_a_second(tmp_path):
+    lines = "".join(json.dumps({"current_steps": step, "loss": 1.0}) + "\n" for step in range(200))
+    for number in range(500):
+        run_folder(tmp_path / f"run-{number}", board=OURS, exit={"status": 0}, log=lines)
+    start = time.process_time()
+    assert len(find_runs(tmp_path)) == 500
+    assert time.process_time() - start < 1

@@ -1,0 +1,32 @@
+"""Five languages with the same keys, and no text that is left in English."""
+
+import re
+
+import pytest
+
+from luthier.webui.texts import LANGUAGES, preferred, texts
+
+OTHERS = [language for language in LANGUAGES if language != "en"]
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_language_has_every_text_with_the_same_placeholders(language):
+    english, own = texts("en"), texts(language)
+    assert own.keys() == english.keys()
+    for key, text in english.items():
+        assert sorted(re.findall(r"{\w+}", own[key])) == sorted(re.findall(r"{\w+}", text)), key
+        assert own[key] != text, f"{key} is English"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted", "language"),
+    [
+        ("ko", "ru", "ko"),
+        (None, "fr, ru;q=0.8, en", "ru"),
+        (None, "zh-CN,zh;q=0.9", "zh"),
+        (None, "", "en"),
+        ("../../etc", "xx", "en"),
+    ],
+)
+def test_the_language_that_is_shown(chosen, accepted, language):
+    assert preferred(chosen, accepted) == language

@@ -1,0 +1,90 @@
+"""Curves are read as the log grows, and thinned without losing an extreme."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.webui.watch import Curves, console_end, seconds_of, smoothed, thinned
+
+
+def line(step: int, **values: object) -> str:
+    return json.dumps({"current_steps": step, "total_steps": 9, **values}) + "\n"
+
+
+def test_a_growing_log_is_read_once_and_half_a_line_later(tmp_path):
+    path = tmp_path / "log"
+    curves = Curves(path)
+    assert not curves.read() and curves.names == ()
+    path.write_text(line(1, loss=3.0, lr=0.1) + line(2, loss=2.0, eval_loss=5)[:-4], "utf-8")
+    assert curves.read() and curves.curve("loss") == [(1, 3.0)]
+    assert not curves.read()
+    with path.open("a") as file:
+        file.write(line(2, loss=2.0, eval_loss=5)[-4:] + "junk\n[]\n" + line(3, loss=float("nan"), note="text"))
+    assert curves.read() and curves.curve("loss") == [(1, 3.0), (2, 2.0)]
+    assert curves.names == ("loss", "eval_loss", "lr") and curves.last["current_steps"] == 3
+
+
+def test_a_log_that_was_written_again_is_read_again(tmp_path):
+    path = tmp_path / "log"
+    path.write_text(line(1, loss=3.0) + line(2, loss=2.0), "utf-8")
+    curves = Curves(path)
+    curves.read()
+    (tmp_path / "new").write_text(line(1, loss=3.0) + line(2, loss=9.0) + line(3, loss=1.0), "utf-8")
+    (tmp_path / "new").replace(path)
+    assert curves.read() and curves.curve("loss") == [(1, 3.0), (2, 9.0), (3, 1.0)]
+
+
+def test_speed_is_that_of_the_time_since_the_last_start(tmp_path):
+    path = tmp_path / "log"
+    slow = line(1, elapsed_time="0:00:10") + line(5, elapsed_time="0:10:00")
+    path.write_text(slow + line(6, elapsed_time="0:00:01") + line(10, elapsed_time="0:00:03"), "utf-8")
+    curves = Curves(path)
+    curves.read()
+    assert curves.steps_per_second == 2.0
+
+
+@given(st.lists(st.floats(-9, 9), max_size=300), st.integers(4, 60))
+def test_thinning_keeps_ends_and_extremes(values, limit):
+    points = list(enumerate(values))
+    kept = thinned(points, limit)
+    assert len(kept) <= limit and kept == sorted(kept) and set(kept) <= set(points)
+    if points:
+        assert kept[0] == points[0] and kept[-1] == points[-1]
+        assert min(value for _, value in kept) == min(values) and max(value for _, value in kept) == max(values)
+
+
+def test_a_hundred_thousand_steps_are_ready_in_a_second(tmp_path):
+    """Of CPU time on a machine with nothing else to do; twice that leaves room for what else it does."""
+    path = tmp_path / "log"
+    values = {"lr": 1e-4, "epoch": 0.1, "grad_norm": 2.0, "elapsed_time": "0:00:01"}
+    path.write_text("".join(line(step, loss=step % 7, **values) for step in range(100_000)), "utf-8")
+    curves = Curves(path)
+    start = time.process_time()
+    curves.read()
+    assert len(curves.curve("loss")) == 2000
+    assert time.process_time() - start < 2
+
+
+def test_smoothing_keeps_a_constant_and_starts_without_bias():
+    assert smoothed([(1, 2.0), (2, 4.0)], 0) == [(1, 2.0), (2, 4.0)]
+    assert [value for _, value in smoothed([(n, 3.0) for n in range(9)], 0.9)] == pytest.approx([3.0] * 9)
+    assert smoothed([(1, 2.0), (2, 4.0)], 0.5)[1][1] == pytest.approx((0.5 * 0.5 * 2 + 0.5 * 4) / 0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0:00:07", 7), ("1 day, 2:03:04", 93784), ("12 days, 0:00:00", 1036800), ("soon", None)]
+)
+def test_times_are_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+def test_the_end_of_the_console_has_no_colors_and_one_state_of_a_progress_line(tmp_path):
+    path = tmp_path / "console.log"
+    assert console_end(path) == ""
+    path.write_bytes(b"\x1b[1mone\x1b[0m\n 10%\r 20%\r 30%\nlast \xff")
+    assert console_end(path) == "one\n 30%\nlast \N{REPLACEMENT CHARACTER}"
+    path.write_text("x" * 200_000 + "\n" + "y\n" * 500, "utf-8")
+    assert console_end(path).count("y") == 399  # and the empty line behind the last break
