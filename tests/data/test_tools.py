@@ -62,6 +62,7 @@ HOSTILE = [
 @settings(max_examples=80, deadline=None)
 @given(made=calls(text, text))
 @example(made=HOSTILE)
+@example(made=[ToolCall("f", {"name\x85": None, " name": 1, "name=": 2, "²": 3})])
 def test_round_trip_of_any_json(name, made):
     syntax = TOOL_SYNTAXES.get(name)
     assert syntax.parse(syntax.write(made)) == made

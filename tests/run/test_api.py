@@ -1,7 +1,6 @@
 """`luthier api` as a process of its own with a tiny model: what it prints, answers and does when it is stopped."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -223,11 +222,8 @@ def test_a_wrong_run_file_is_refused_before_torch_is_imported(tmp_path):
         f"status = main(['api', {str(tmp_path / 'run.yaml')!r}])\n"
         "print(status, sorted({'torch', 'fastapi', 'pydantic'} & set(sys.modules)))"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert out.stdout.strip() == "2 []"
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_an_address_that_is_taken(keys, tmp_path):

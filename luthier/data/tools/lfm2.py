@@ -17,7 +17,8 @@ from luthier.data.tools import Tool, ToolSyntax, bare, dump
 from luthier.data.types import ToolCall
 
 _NAME = re.compile(r"\s*([^\s(\[\]{},\"']+)\s*\(\s*")
-_KEY = re.compile(r"([^\W\d]\w*)\s*=\s*")
+_IDENTIFIER = re.compile(r"[^\W\d]\w*")
+_KEY = re.compile(rf"({_IDENTIFIER.pattern})\s*=\s*")
 _COMMA = re.compile(r"\s*,\s*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _WORDS = {"true": True, "false": False, "null": None}
@@ -41,7 +42,7 @@ def _literal(value: Any) -> str:
 
 def _call(call: ToolCall) -> str:
     arguments = (
-        f"{key}={_literal(value)}" if _KEY.fullmatch(f"{key}=") else f"**{_literal({key: value})}"
+        f"{key}={_literal(value)}" if _IDENTIFIER.fullmatch(key) else f"**{_literal({key: value})}"
         for key, value in call.arguments.items()
     )
     return f"{call.name}({', '.join(arguments)})"
