@@ -11,6 +11,7 @@ from benchmarks.goals import inputs, reference
 from benchmarks.goals.machine_peak import operations_of_lora
 from benchmarks.goals.rows import PAGE, Row, between, table
 from benchmarks.goals.turns import ProgramFailed, Ratio, take_turns
+from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 
@@ -23,13 +24,16 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "changes",
-    [
+    representatives(
+        [
+            {},
+            {"finetuning_type": "full"},
+            {"stage": "dpo", "dataset": "pairs"},
+            {"stage": "kto", "dataset": "feedback"},
+            {"stage": "gkd"},
+        ],
         {},
-        {"finetuning_type": "full"},
-        {"stage": "dpo", "dataset": "pairs"},
-        {"stage": "kto", "dataset": "feedback"},
-        {"stage": "gkd"},
-    ],
+    ),
     ids=lambda changes: "-".join(changes.values()) or "sft",
 )
 def test_the_reference_by_hand_trains_as_luthier_does(world, tmp_path, changes):
@@ -131,6 +135,7 @@ def test_the_page_has_a_place_for_each_table(name):
     assert "| new |" in between(text, name, "| new |")
 
 
+@pytest.mark.thorough
 def test_a_peer_that_cannot_be_installed_is_reported_with_the_words_of_pip(tmp_path, monkeypatch):
     peer = bench_peers.Peer((f"{tmp_path}/no-such-package",), ())
     monkeypatch.setitem(bench_peers.PEERS, "absent", peer)

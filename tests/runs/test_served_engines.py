@@ -30,6 +30,7 @@ def answer(keys):
     return luthier.chat(keys).ask("Hi")
 
 
+@pytest.mark.thorough
 def test_the_api_answers_alike_says_what_it_lacks_and_leaves_nothing_behind(keys, answer, tmp_path):
     from openai import BadRequestError, OpenAI
 

@@ -90,6 +90,7 @@ def test_grpo_raises_the_reward(values, loss_type):
     assert set(log_of(values)[0]) >= {"reward", "reward_spread", "answer_tokens", "finished_answers", "clip_fraction"}
 
 
+@pytest.mark.thorough
 def test_ppo_raises_the_reward_and_leaves_a_value_head(values):
     luthier.train({**values, **PPO, **LEARNS, "max_steps": 40})
     lines = log_of(values)

@@ -30,6 +30,7 @@ def ended(folder: Path) -> Run:
     return read_run(folder)
 
 
+@pytest.mark.thorough
 def test_a_run_is_stopped_with_a_checkpoint_resumed_and_killed(tmp_path):
     folder = tmp_path / "out"
     values = small_world(tmp_path) | {"max_steps": 100_000, "output_dir": str(folder)}

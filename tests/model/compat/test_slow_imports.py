@@ -24,6 +24,7 @@ def printed(code: str, **environment: str) -> list[str]:
     ).splitlines()
 
 
+@pytest.mark.thorough
 def test_the_plain_libraries_import_what_a_run_does_not_need():
     pytest.importorskip("hqq")
     code = f"import sys, transformers.trainer\nprint([name for name in {HEAVY} if name in sys.modules])"
