@@ -14,15 +14,16 @@ from luthier.core.machine import detect
 from luthier.data.prepare import prepare
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
+from luthier.workflow.plan import duration as duration_module
 from luthier.workflow.plan import make, trace
-from luthier.workflow.plan.duration import Speed, basis_of, measured_speed
+from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
 from luthier.workflow.plan.memory import Held, num_checkpoints
 from luthier.workflow.plan.recompute import as_asked, decide
 from luthier.workflow.plan.shape import Unplanned, build_shape, layers_are_alike
 from luthier.workflow.plan.text import as_json, duration, lines_of
-from luthier.workflow.plan.trace import Batch, Trace, trace_step
+from luthier.workflow.plan.trace import Batch, Call, Product, Trace, trace_step
 from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
@@ -102,6 +103,8 @@ def test_counted_tensors_are_those_of_the_run(world, spied, tmp_path, name):
     largest = max(tokens for tokens, _ in spied["batches"])
     assert plan.work.heaviest.num_tokens == largest
     assert plan.work.heaviest.num_targets in {targets for tokens, targets in spied["batches"] if tokens == largest}
+    if plan.work.heaviest.prefixes is None:  # a shared prompt is computed once, and counted with each answer
+        assert plan.work.tokens == sum(tokens for tokens, _ in spied["batches"])
     assert plan.work.steps == 2
 
 
@@ -139,7 +142,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
 
 
 def moved(calls: trace.Calls) -> float:
-    return sum(num_bytes * count for (_, num_bytes), count in calls.items())
+    return sum(call.num_bytes * count for call, count in calls.items())
 
 
 def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
@@ -153,9 +156,9 @@ def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
         (rows.view(40) + 1.0).add_(rows.view(40))
         rows @ rows.T
     assert counter.calls == {
-        (0, 2 * 160): 1 + 1,  # the rows; the sum with a number
-        (0, 3 * 160): 1,  # in place: reads two and writes one of them
-        (2 * 5 * 5 * 8, 160 + 160 + 100): 1,
+        Call(0, 2 * 160): 1 + 1,  # the rows; the sum with a number
+        Call(0, 3 * 160): 1,  # in place: reads two and writes one of them
+        Call(2 * 5 * 5 * 8, 160 + 160 + 100, Product(5, 8, 5, False, True, torch.float32)): 1,
     }
 
 
@@ -338,13 +341,23 @@ def test_time_rests_on_the_speed_of_this_machine():
     speed = measured_speed(torch.float32, "cpu", 64)
     assert measured_speed(torch.float32, "cpu", 64) == speed
     assert speed.operations > 1e6 and speed.num_bytes > 1e6
-    assert "measured here" in basis_of({(10**12, 10**9): 2}, speed, torch.float32)
+    assert "measured here" in basis_of({Call(10**12, 10**9): 2}, speed, torch.float32)
 
 
 def test_an_operation_takes_as_long_as_its_products_or_its_memory():
     speed = Speed(operations=100, num_bytes=10, call_seconds=1)
-    assert speed.seconds_for({(200, 5): 1}) == 2 + 1
-    assert speed.seconds_for({(200, 50): 3, (0, 1): 2}) == 3 * (5 + 1) + 2 * (0.1 + 1)
+    assert speed.seconds_for({Call(200, 5): 1}) == 2 + 1
+    assert speed.seconds_for({Call(200, 50): 3, Call(0, 1): 2}) == 3 * (5 + 1) + 2 * (0.1 + 1)
+
+
+def test_small_products_are_timed_in_their_own_shapes(monkeypatch):
+    timed = []
+    monkeypatch.setattr(duration_module, "product_seconds", lambda product: timed.append(product) or 7.0)
+    small, large = (Product(rows, 10**3, 10**3, False, True, torch.float32) for rows in (1, 10**4))
+    calls = {Call(2 * 10**6, 0, small): 2, Call(2 * 10**10, 0, large): 1}
+    speed = Speed(operations=10**10, num_bytes=1, call_seconds=0, times_products=True)
+    assert speed.seconds_for(calls) == 2 * 7.0 + 2 and timed == [small]
+    assert 0 < product_seconds(small) < 60
     assert [duration(seconds) for seconds in (12, 180, 9000)] == ["12 s", "3 min", "2.5 h"]
 
 

@@ -2,7 +2,8 @@
 
 Each operation takes as long as its products or its reading and writing, whichever is longer (the roofline model,
 https://doi.org/10.1145/1498765.1498785). Both speeds are measured with tensors of the model's own size, once in a
-process.
+process. On a CPU small products are timed one by one, in their own shapes: those of LoRA, with one very short side, are
+far slower than large ones.
 """
 
 import time
@@ -12,12 +13,13 @@ from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
 
 from luthier.core.allocator import keep_freed_blocks
-from luthier.workflow.plan.trace import Calls
+from luthier.workflow.plan.trace import Call, Calls, Product
 
 if TYPE_CHECKING:
     import torch
 
 NUM_ROWS = 512
+MOST_TIMED_OPERATIONS = 4 * 10**9
 KEPT_BYTES = 64 * 2**20
 """More than a processor's caches hold."""
 SECONDS_TO_MEASURE = 0.15
@@ -35,12 +37,33 @@ class Speed:
     num_bytes: float
     """Bytes read and written per second, where the result is new memory."""
     call_seconds: float
+    times_products: bool = False
+    """Whether small products are timed."""
 
     def seconds_for(self, calls: Calls) -> float:
-        return sum(
-            count * (max(operations / self.operations, num_bytes / self.num_bytes) + self.call_seconds)
-            for (operations, num_bytes), count in calls.items()
-        )
+        return sum(count * (self._seconds_of(call) + self.call_seconds) for call, count in calls.items())
+
+    def _seconds_of(self, call: Call) -> float:
+        if self.times_products and call.product is not None and call.operations <= MOST_TIMED_OPERATIONS:
+            return product_seconds(call.product)
+        return max(call.operations / self.operations, call.num_bytes / self.num_bytes)
+
+
+@lru_cache(maxsize=256)
+def product_seconds(product: Product) -> float:
+    """Of a product on the CPU, the second time that it is computed."""
+    left = _matrix(product.rows, product.inner, product.is_left_transposed, product.dtype)
+    right = _matrix(product.inner, product.columns, product.is_right_transposed, product.dtype)
+    left @ right
+    start = time.perf_counter()
+    left @ right
+    return time.perf_counter() - start
+
+
+def _matrix(rows: int, columns: int, is_transposed: bool, dtype: "torch.dtype") -> "torch.Tensor":
+    import torch
+
+    return torch.ones(columns, rows, dtype=dtype).T if is_transposed else torch.ones(rows, columns, dtype=dtype)
 
 
 @lru_cache
@@ -55,7 +78,12 @@ def measured_speed(dtype: "torch.dtype", device: str, size: int) -> Speed:
     product = _best_seconds(lambda: rows @ square)
     additions = _best_seconds(lambda: reduce(_kept_sum, range(num_kept), [rows])[-1])
     num_bytes = 3 * rows.nbytes * num_kept
-    return Speed(2 * NUM_ROWS * size * size / product, num_bytes / additions, CALL_SECONDS.get(device, 0.0))
+    return Speed(
+        2 * NUM_ROWS * size * size / product,
+        num_bytes / additions,
+        CALL_SECONDS.get(device, 0.0),
+        times_products=device == "cpu",
+    )
 
 
 def _kept_sum(kept: "list[torch.Tensor]", _: int) -> "list[torch.Tensor]":
@@ -77,7 +105,8 @@ def _best_seconds(work: "Callable[[], torch.Tensor]") -> float:
 
 def basis_of(calls: Calls, speed: Speed, dtype: "torch.dtype") -> str:
     """What the seconds rest on."""
-    operations, num_bytes = (sum(call[place] * count for call, count in calls.items()) for place in (0, 1))
+    operations = sum(call.operations * count for call, count in calls.items())
+    num_bytes = sum(call.num_bytes * count for call, count in calls.items())
     return (
         f"{operations / 1e12:,.3g} TFLOP of products at {speed.operations / 1e9:,.0f} GFLOP/s and"
         f" {num_bytes / 1e12:,.3g} TB of memory at {speed.num_bytes / 1e9:,.0f} GB/s, measured here just now in"

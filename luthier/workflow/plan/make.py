@@ -109,7 +109,7 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
     trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
     dtype = half_of(run) or shape.dtype
     speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
-    num_batches = work.tokens / work.heaviest.num_tokens / machine.world_size
+    num_batches = work.tokens / work.heaviest_tokens / machine.world_size
     calls = {call: count * num_batches for call, count in trace.calls.items()}
     return Plan(
         work=work,

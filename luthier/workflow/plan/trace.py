@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,29 @@ class Batch:
         return sum(self.lengths)
 
 
-Calls = Mapping[tuple[int, int], float]
-"""(floating-point operations, bytes read and written) of one operation of PyTorch -> how often it is called."""
+class Product(NamedTuple):
+    """Of two matrices, each either in the order of its rows or transposed."""
+
+    rows: int
+    inner: int
+    columns: int
+    is_left_transposed: bool
+    is_right_transposed: bool
+    dtype: torch.dtype
+
+
+class Call(NamedTuple):
+    """One operation of PyTorch."""
+
+    operations: int
+    """Floating-point operations of products and attention."""
+    num_bytes: int
+    """Read and written."""
+    product: Product | None = None
+
+
+Calls = Mapping[Call, float]
+"""How often each operation is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +91,7 @@ class Trace:
     @property
     def num_operations(self) -> int:
         """Floating-point operations of products and attention."""
-        return round(sum(operations * count for (operations, _), count in self.calls.items()))
+        return round(sum(call.operations * count for call, count in self.calls.items()))
 
     def extended(self, longer: "Trace", steps: float) -> "Trace":
         """What follows after `steps` times the difference to `longer`: every layer adds the same."""
@@ -219,7 +240,7 @@ class _Counter(TorchDispatchMode):
         }
         self.live_bytes = self.live_logits = self.most_logits = 0
         self.num_calls = 0
-        self.calls: Counter[tuple[int, int]] = Counter()
+        self.calls: Counter[Call] = Counter()
         self.history: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -234,7 +255,7 @@ class _Counter(TorchDispatchMode):
         ]
         moved = _moved_bytes(func, args, results)
         if moved:
-            self.calls[_operations(func, args, result), moved] += 1
+            self.calls[Call(_operations(func, args, result), moved, _product(func, args))] += 1
         for tensor in results:
             self._note(tensor)
         # PyTorch computes exp(x - max) of all numbers before it adds them up.
@@ -279,9 +300,17 @@ def _moved_bytes(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> i
     return 2 * written if name in _SELECTING else written + sum(one.nbytes for one in given)
 
 
+def _product(func: Any, args: Sequence[Any]) -> Product | None:
+    if func.overloadpacket.__name__.rstrip("_") not in ("mm", "addmm"):
+        return None
+    left, right = args[-2:]
+    (rows, inner), columns = left.shape, right.shape[1]
+    return Product(rows, inner, columns, left.stride(1) != 1, right.stride(1) != 1, left.dtype)
+
+
 def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
     """Two per multiplication with addition of matrix products and attention; everything else is small beside these."""
-    name = func.overloadpacket.__name__
+    name = func.overloadpacket.__name__.rstrip("_")
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left = args[1] if name in ("addmm", "baddbmm") else args[0]
         return int(2 * math.prod(result.shape) * left.shape[-1])

@@ -37,6 +37,8 @@ class Work:
     epochs: float
     heaviest: Batch
     """The micro-batch with the most tokens."""
+    heaviest_tokens: int
+    """Of its rows. A prompt that several of them share counts for each, as in `tokens`."""
     tokens_per_epoch: int | None
     num_answers: int = 0
     """Answers that are sampled at a time; 0 without rollouts."""
@@ -71,11 +73,13 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     num_batches = _num_batches(num_rows, size * world_size, drop_last=keys["dataloader_drop_last"])
     per_epoch = max(math.ceil(num_batches / accumulated), 1)
     steps = keys["max_steps"] if keys["max_steps"] > 0 else math.ceil(keys["num_train_epochs"] * per_epoch)
-    per_row = float(lengths.tokens.sum(1).mean())
     epochs = steps / per_epoch
     trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
     batches = micro_batches(run, len(rows), size, steps * accumulated * world_size)
+    # Those of a run that ends before it has seen all rows may be longer or shorter than the others.
+    per_row = float(lengths.tokens[list(chain.from_iterable(batches))].sum(1).mean())
     numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
+    heaviest_tokens = heaviest.num_tokens
     if stage.shares_prompts and run.model.fast_path and rollout is None and not pads:
         heaviest = sharing_prompts([rows[number] for number in numbers], heaviest.num_targets)
     return Work(
@@ -84,6 +88,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         steps=steps,
         epochs=epochs,
         heaviest=heaviest,
+        heaviest_tokens=heaviest_tokens,
         tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
         num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
     )
