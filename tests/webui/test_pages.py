@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -226,13 +227,20 @@ def test_a_run_that_dies_before_its_first_step_shows_the_end_of_its_log(tmp_path
     shutil.rmtree(root)
 
 
+def tuned_run(root: Path, scale: float) -> dict[str, Any]:
+    """Makes the folder of a run that is done, with an adapter. Returns its run file."""
+    values: dict[str, Any] = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
+    folder = root / "saves" / "tuned"
+    save_adapter(str(root / values["model_name_or_path"]), folder, scale=scale)
+    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+    return values
+
+
 @pytest.mark.thorough
 def test_two_models_answer_side_by_side(tmp_path):
     root = tiny_root(tmp_path)
-    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
-    folder = root / "saves" / "tuned"
-    save_adapter(str(root / values["model_name_or_path"]), folder, scale=5.0)
-    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    values = tuned_run(root, scale=5.0)
     said = "return [...document.querySelectorAll('.answer')].map(item => item.innerText)"
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
@@ -277,11 +285,7 @@ def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
 @pytest.mark.thorough
 def test_an_adapter_is_merged_and_exported(tmp_path):
     root = tiny_root(tmp_path)
-    values = yaml.safe_load((root / "tiny.yaml").read_text("utf-8")) | {"finetuning_type": "lora"}
-    folder = root / "saves" / "tuned"
-    save_adapter(str(root / values["model_name_or_path"]), folder, scale=1.0)
-    (folder / "board.yaml").write_text(yaml.safe_dump(values), "utf-8")
-    (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+    tuned_run(root, scale=1.0)
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/run/saves/tuned")
