@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from luthier.core.files import size
 from luthier.core.log import info
 from luthier.infer.alone import answer_alone
-from luthier.infer.batching import ROW_FAULTS, RowBatch, can_batch, num_read_together
+from luthier.infer.batching import RowBatch, can_batch, num_read_together
 from luthier.infer.grammar import Grammars
-from luthier.infer.row import Row
+from luthier.infer.row import ROW_FAULTS, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

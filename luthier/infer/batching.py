@@ -14,20 +14,15 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
-from luthier.core.errors import LuthierError
 from luthier.infer.cache import bytes_per_token, can_be_shared, filled_up, join, keep, new_cache
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
-from luthier.infer.row import Chooser, Row, chosen_together, scored
+from luthier.infer.row import ROW_FAULTS, Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
 from luthier.model.classes import CACHE_NAMES, is_routed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ROW_FAULTS = (LuthierError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
-"""What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only."""
-
 
 MAX_TOKENS_READ = 1024
 """Prompts are read together up to this many tokens, padding included; beyond, a matrix product gains nothing, and the

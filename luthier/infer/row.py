@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import InvalidInput, LuthierError
 from luthier.infer.decoding import TextStream
 from luthier.infer.sampling import chosen_tokens, sample_tokens
 from luthier.infer.stops import StopStrings
@@ -39,12 +39,17 @@ _RARE = (TopHLogitsWarper, TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWa
 """Other ways to leave out tokens. They come after temperature and the like, so then transformers does all of it."""
 
 
+ROW_FAULTS = (LuthierError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only."""
 Candidates = tuple[float, int, float, float]
 """Temperature, top-k, top-p and min-p. Answers with the same ones choose their next tokens together."""
 
 
 def chosen_together(logits: Tensor, choosers: "Sequence[Chooser]") -> list[int | None]:
-    """The next token of each answer from the (B, V) logits; None for one that must choose by itself."""
+    """The next token of each answer from the (B, V) logits; None for one that must choose by itself.
+
+    Where the settings of some lead to a fault, these choose by themselves, so that it ends no other answer.
+    """
     alike: dict[Candidates | None, list[int]] = {}
     for index, chooser in enumerate(choosers):
         if chooser.takes_largest or chooser.candidates is not None:
@@ -56,7 +61,10 @@ def chosen_together(logits: Tensor, choosers: "Sequence[Chooser]") -> list[int |
             found = scores.argmax(-1)
         else:
             numbers = torch.cat([choosers[row].number() for row in rows]).to(logits.device)
-            found = chosen_tokens(scores.float(), choosers[rows[0]].settings, numbers, candidates[-1])
+            try:
+                found = chosen_tokens(scores.float(), choosers[rows[0]].settings, numbers, candidates[-1])
+            except ROW_FAULTS:
+                continue
         for row, token_id in zip(rows, found.tolist(), strict=True):
             tokens[row] = token_id
     return tokens

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from luthier.core.errors import InvalidInput
 from luthier.infer.types import Settings
+
+COLDEST = 1e-30
+"""A lower temperature chooses the same tokens, and logits divided by it are beyond float32."""
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
@@ -32,6 +36,8 @@ def sample_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
     cumulated = scores.double().softmax(-1).cumsum(-1)
     # The probabilities sum to 1 only up to rounding. A token of probability 0 is never found.
     found = torch.searchsorted(cumulated, (numbers * cumulated[:, -1])[:, None], right=True)
+    if bool((found == scores.shape[-1]).any()):  # the sums are not numbers
+        raise InvalidInput("temperature, penalties and logit_bias leave no token with a probability")
     return found.squeeze(-1)
 
 
@@ -42,7 +48,7 @@ def chosen_tokens(scores: Tensor, settings: Settings, numbers: Tensor, min_p: fl
     and min-p, in this order. They are cut down before they are sorted, since sorting a vocabulary takes longer than a
     small model.
     """
-    values = scores / settings.temperature
+    values = scores / max(settings.temperature, COLDEST)
     ids: Tensor | None = None
     if 0 < settings.top_k < values.shape[-1]:
         values, ids = values.topk(settings.top_k)

@@ -201,6 +201,19 @@ def test_a_fault_in_one_row_ends_that_row_only(models, tokenizer):
     assert fine.new_ids == alone(models["llama"], tokenizer, fine)
 
 
+def test_settings_that_leave_no_token_end_that_row_only(models, tokenizer):
+    """Two infinite logits have no softmax."""
+    sampled = {"do_sample": True, "temperature": 1.0, "seed": 5}
+    batch, fine = RowBatch(models["llama"], tokenizer, frozenset([EOS])), Asked([3, 4], **sampled)
+    broken = Asked([1, 2], **sampled, logit_bias={7: float("inf"), 8: float("inf")})
+    for one in (broken, fine):
+        batch.add([one.row(tokenizer)])
+    while batch.rows:
+        batch.step()
+    assert isinstance(broken.arrived[-1], InvalidInput)
+    assert fine.new_ids == alone(models["llama"], tokenizer, fine)
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_a_prompt_that_cannot_be_read_fails_alone(models, tokenizer, together):
     batch, wrong, fine = RowBatch(models["llama"], tokenizer, frozenset([EOS])), Asked([100_000]), Asked([1])

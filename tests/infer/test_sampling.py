@@ -149,3 +149,12 @@ def test_tokens_are_chosen_among_the_candidates_of_transformers(seed, temperatur
     assert chosen_tokens(scores, settings, numbers, min_p).tolist() == expected
     alone = [chosen_tokens(scores[row : row + 1], settings, numbers[row : row + 1], min_p) for row in range(3)]
     assert [int(token) for token in alone] == expected
+
+
+@pytest.mark.parametrize("keys", [{}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_the_lowest_temperatures_choose_the_largest_logit(keys):
+    """1e-40 is above zero in Python, and logits divided by it are infinite in float32."""
+    scores = torch.randn(3, 300, generator=torch.Generator().manual_seed(0)) * 100
+    settings = Settings(**{"do_sample": True, "temperature": 1e-40, "top_k": 0, "top_p": 1.0} | keys)
+    numbers = torch.tensor([0.0, 0.5, 0.999], dtype=torch.float64)
+    assert chosen_tokens(scores, settings, numbers).tolist() == scores.argmax(-1).tolist()
