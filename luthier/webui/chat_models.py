@@ -8,20 +8,31 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from luthier.config.key_table import keys_of, sections
 from luthier.core.errors import LuthierError, RunFailed
 from luthier.infer.servers.child import HOST, ChildServer, free_port
 from luthier.webui.document import as_yaml, values_of
 from luthier.webui.runs import find_runs
 
-KEPT = ("model_name_or_path", "template", "finetuning_type", "quantization_bit", "trust_remote_code", "infer_dtype")
-"""The keys of a training run that its model needs when it answers."""
+TOPICS = ("model", "quantization", "rope_scaling", "generating")
+OTHERS = ("finetuning_type", "template", "tool_format", "default_system", "enable_thinking")
+STARTS = ("adapter_name_or_path", "train_from_scratch")
+"""What training started from: the result has it in it."""
 ADAPTER, WHOLE = "adapter_config.json", "config.json"
 _ANSWER_SECONDS = 600.0
+
+
+@cache
+def kept_keys() -> frozenset[str]:
+    """The keys of a training run that its model needs when it answers: how it is loaded, asked and decoded."""
+    found = (key for section in sections() if section.name in TOPICS for key in keys_of(section))
+    return frozenset({key.name for key in found if key.status == "supported"} - {*STARTS} | {*OTHERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +62,7 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
         if run.run_file is None:
             continue
         given = values_of(run.run_file.read_text(encoding="utf-8", errors="replace"))
-        kept = {key: given[key] for key in KEPT if given.get(key)}
+        kept = {key: value for key, value in given.items() if value and key in kept_keys()}
         if "model_name_or_path" not in kept:
             continue
         base = f"{kept['model_name_or_path']} (base)"

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from luthier.config.load import load_infer
 from luthier.core.errors import RunFailed
 from luthier.webui.chat_models import LoadedModel, chat_models
+from luthier.webui.document import values_of
 from tests.small_world import small_world
 
 
@@ -30,15 +32,39 @@ def test_results_checkpoints_and_bases_are_offered(tmp_path):
     finished_run(tmp_path, "two", values | {"finetuning_type": "full"}, config="{}")
     finished_run(tmp_path, "empty", {"stage": "sft"})
     models = chat_models(tmp_path)
-    kept = ("--model_name_or_path=models/tiny", "--template=chatml")
-    lora = "--finetuning_type=lora"
-    assert models["saves/one"].words == (*kept, lora, "--adapter_name_or_path=saves/one")
+    kept = {"--model_name_or_path=models/tiny", "--template=chatml"}
+    tuned = {"--finetuning_type=lora", "--adapter_name_or_path=saves/one"}
+    assert {*models["saves/one"].words} == kept | tuned
     assert models["saves/one"].about == "models/tiny + saves/one"
     names = [name for name in models if name.startswith("saves/one")]
     assert names == ["saves/one", "saves/one/checkpoint-10", "saves/one/checkpoint-9"]
     assert models["saves/two"].about == "saves/two"
-    assert models["models/tiny (base)"].words == kept
+    assert {*models["models/tiny (base)"].words} == kept
     assert len(models) == 5
+
+
+def test_a_model_is_loaded_and_asked_as_its_run_says(tmp_path):
+    """What only training reads, and what it started from, stays behind."""
+    how = {
+        "model_name_or_path": "models/tiny",
+        "finetuning_type": "lora",
+        "model_revision": "v2",
+        "trust_remote_code": True,
+        "quantization_bit": 8,
+        "quantization_method": "hqq",
+        "rope_scaling": "yarn",
+        "template": "chatml",
+        "default_system": "Be brief: yes, no",
+        "temperature": 0.5,
+    }
+    started = {"adapter_name_or_path": "first", "train_from_scratch": True, "lora_rank": 4, "learning_rate": 1e-4}
+    finished_run(tmp_path, "one", how | started, adapter_config="{}")
+    model = chat_models(tmp_path)["saves/one"]
+    assert set(values_of(model.run_file)) == {*how, "adapter_name_or_path"}
+    run = load_infer(list(model.words))
+    assert run.model.model_revision == "v2" and run.model.trust_remote_code and run.model.rope_scaling == "yarn"
+    assert run.data.default_system == "Be brief: yes, no" and run.generating.temperature == 0.5
+    assert run.model.adapter_name_or_path == ("saves/one",)
 
 
 def save_adapter(model: str, folder: Path, scale: float) -> None:
