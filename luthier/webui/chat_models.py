@@ -14,10 +14,11 @@ from typing import Any
 
 import httpx
 
-from luthier.config.key_table import keys_of, sections
+from luthier.config.key_table import catalog, keys_of, sections
 from luthier.core.errors import LuthierError, RunFailed
 from luthier.infer.servers.child import HOST, ChildServer, free_port
 from luthier.webui.document import as_yaml, values_of
+from luthier.webui.form import field_of
 from luthier.webui.runs import find_runs
 
 TOPICS = ("model", "quantization", "rope_scaling", "generating")
@@ -50,7 +51,8 @@ def model_of(name: str, values: Mapping[str, str]) -> ChatModel:
     """The model that these keys describe."""
     adapter = values.get("adapter_name_or_path")
     about = values.get("model_name_or_path", "") + (f" + {adapter}" if adapter else "")
-    text = "".join(f"{key}: {as_yaml(value, is_text=False)}\n" for key, value in values.items())
+    fields = {key: field_of(catalog()[key][0]) for key in values}
+    text = "".join(f"{key}: {as_yaml(value, is_text=fields[key].is_text)}\n" for key, value in values.items())
     return ChatModel(name, about, tuple(f"--{key}={value}" for key, value in values.items()), text)
 
 

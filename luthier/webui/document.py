@@ -10,6 +10,9 @@ import yaml
 
 from luthier.config.decode import Loader
 
+YAML_BREAKS = "\n\r\x85\u2028\u2029"
+"""What YAML folds to a space unless it is escaped."""
+
 
 def values_of(text: str) -> dict[str, str]:
     """Key -> its value as text for a field, e.g. `1e-4`, `a, b` or `{"num_cycles": 2}`. Empty if it is no mapping."""
@@ -39,15 +42,17 @@ def with_value(text: str, key: str, written: str | None) -> str:
 def as_yaml(value: str, *, is_text: bool) -> str:
     """What a user typed into a field, as a value of YAML. `is_text`: its key takes a text, so `12` gets quotes."""
     value = value.strip()
+    has_breaks = any(mark in value for mark in YAML_BREAKS)
     try:
-        read = Loader(value).get_single_data() if "\n" not in value else None
+        read = None if has_breaks else Loader(value).get_single_data()
     except yaml.YAMLError:
         read = None
     if (read == value and isinstance(read, str)) or (isinstance(read, list | dict) and value[:1] in "[{"):
         return value
-    if not is_text and not isinstance(read, str) and read is not None:
+    if not is_text and isinstance(read, bool | int | float) and len(value.split()) == 1:  # one word: no comment
         return value
-    return str(yaml.safe_dump(value, width=10_000, allow_unicode=True)).removesuffix("\n").removesuffix("\n...")
+    written = str(yaml.safe_dump(value, width=10_000, allow_unicode=not has_breaks))
+    return written.removesuffix("\n").removesuffix("\n...")
 
 
 def _members(text: str) -> Iterator[tuple[str, yaml.Node]]:

@@ -62,7 +62,7 @@ def test_a_model_is_loaded_and_asked_as_its_run_says(tmp_path):
     model = chat_models(tmp_path)["saves/one"]
     assert set(values_of(model.run_file)) == {*how, "adapter_name_or_path"}
     run = load_infer(list(model.words))
-    assert run.model.model_revision == "v2" and run.model.trust_remote_code and run.model.rope_scaling == "yarn"
+    assert run.model.model_revision == "v2" and run.model.trust_remote_code
     assert run.data.default_system == "Be brief: yes, no" and run.generating.temperature == 0.5
     assert run.model.adapter_name_or_path == ("saves/one",)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from luthier.config.decode import Loader
@@ -87,3 +87,16 @@ def test_any_text_comes_back_from_the_file(typed):
 
 def test_differing_keys_of_several_run_files():
     assert differing({"a": "x: 1\ny: 2", "b": "y: 2\nx: 3", "c": "y: 2"}) == {"x": {"a": "1", "b": "3", "c": None}}
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+@given(
+    value=st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.sampled_from(["a: b", "- x", "v # x", "1\t#", "12", "no", "null", "1e-4", "2026-01-01", "!x", "a\x85b"]),
+    )
+)
+def test_any_text_in_a_field_is_that_text_in_the_file(value, is_text):
+    """A number or switch may be one in the file too: the form shows the same."""
+    assume(value.strip()[:1] not in ("[", "{"))  # lists and mappings are meant as such
+    assert values_of(f"key: {as_yaml(value, is_text=is_text)}\nother: 1\n") == {"key": value.strip(), "other": "1"}

@@ -43,6 +43,10 @@ class Installed:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     @property
+    def num_requests(self) -> int:
+        return sum("body" in call for call in self.calls)
+
+    @property
     def num_gone(self) -> int:
         return sum("gone" in call for call in self.calls)
 
