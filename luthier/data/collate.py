@@ -9,12 +9,17 @@ target and `targets` the token ids, so that no loss shifts labels and no model c
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.errors import DataError
 from luthier.data.rows.columns import numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.data.media.pixels import Pixels
+
+FAULT = "fault"
+"""The only entry of a batch that a worker process could not make: the error."""
 PAD_MULTIPLE = 8
 """Padded lengths are multiples of this, for the tensor cores."""
 
@@ -23,37 +28,109 @@ Layout = Callable[[Sequence[Features]], dict[str, Any]]
 """`concatenate_rows`, `pad_rows`, or `luthier.data.shared_prompts.concatenate_sharing_prompts`."""
 
 
-def collate(rows: Sequence[Mapping[str, Any]], layout: Layout) -> dict[str, Any]:
-    """The sequences of all rows in this layout, and one tensor for each column with a number per row."""
+def collate(rows: Sequence[Mapping[str, Any]], layout: Layout, pixels: "Pixels | None" = None) -> dict[str, Any]:
+    """The sequences of all rows in this layout, and one tensor for each column with a number per row.
+
+    `pixels`: makes the inputs of a model that sees; None for rows of text.
+    """
     import torch
 
-    batch = layout([part_of(row, part) for part in parts_of(rows[0]) for row in rows])
+    parts = parts_of(rows[0])
+    sequences = [part_of(row, part) for part in parts for row in rows]
+    try:
+        batch = layout(sequences) if pixels is None else _with_media(rows, sequences, layout, pixels, len(parts))
+    except DataError as fault:
+        if torch.utils.data.get_worker_info() is None:
+            raise
+        return {FAULT: fault}  # torch would make a traceback of it on the way out of the worker process
     for column in numbers_of(rows[0]):
         batch[column] = torch.tensor([row[column] for row in rows]).T.flatten()
     return batch
 
 
+def require_whole(batches: Sequence[Mapping[str, Any]]) -> None:
+    """Raises the error that kept a worker process from making one of these batches."""
+    for batch in batches:
+        if FAULT in batch:
+            raise batch[FAULT]
+
+
+def _with_media(
+    rows: Sequence[Mapping[str, Any]], sequences: Sequence[Features], layout: Layout, pixels: "Pixels", num_parts: int
+) -> dict[str, Any]:
+    """A batch with the inputs `media` for the images of its rows, which each of its `media_parts` parts needs.
+
+    An image that stands in for one is a sequence behind the others, of which only the model knows: it is none of
+    `ends`, and has no target.
+    """
+    media = pixels.inputs(rows)
+    stands_in = pixels.stands_in and not media
+    if stands_in:
+        media, num_parts = pixels.stand_in_inputs(), 1
+    batch = layout([*sequences, pixels.stand_in()] if stands_in else sequences)
+    if stands_in:
+        batch["ends"] = batch["ends"][:-1]
+    batch |= pixels.token_inputs(batch, repeated(media, num_parts))
+    return {**batch, "media": media, "media_parts": num_parts} if media else batch
+
+
+def repeated(media: "Mapping[str, Tensor]", num_parts: int) -> "dict[str, Tensor]":
+    """The inputs for the images of all parts. Their first dimension goes from row to row or from image to image."""
+    if num_parts == 1:
+        return dict(media)
+    return {name: values.repeat(num_parts, *[1] * (values.dim() - 1)) for name, values in media.items()}
+
+
 def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The part of a batch with the sequences from `start` up to `stop`, without the numbers of rows."""
+    """The part of a batch with the sequences from `start` up to `stop`, without the numbers of rows.
+
+    Of a batch with media these are whole parts. What stands in for an image stays.
+    """
+    import torch
+
     rows = batch["target_rows"]
     chosen = (rows >= start) & (rows < stop)
+    num_sequences = batch["ends"].numel()
     if "cu_seq_lens_q" in batch:
         bounds = batch["cu_seq_lens_q"][start : stop + 1]
         first, last = int(bounds[0]), int(bounds[-1])
+        behind = batch["cu_seq_lens_q"][num_sequences:]
+        kept = slice(first, last)
+        if behind.numel() > 1:
+            more = slice(int(behind[0]), int(behind[-1]))
+            bounds = torch.cat([bounds, behind[1:] - behind[0] + last])
         longest = int(bounds.diff().max())
-        inputs = {name: batch[name][:, first:last] for name in ("input_ids", "position_ids")}
+        names = [name for name in ("input_ids", "position_ids", *TYPE_KEYS) if name in batch]
+        inputs = {name: batch[name][..., kept] for name in names}
+        if behind.numel() > 1:
+            inputs = {name: torch.cat([inputs[name], batch[name][..., more]], -1) for name in names}
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds - first)
         inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
     else:
         first = start * batch["input_ids"].shape[1]
-        inputs = {name: batch[name][start:stop] for name in ("input_ids", "attention_mask")}
+        names = [name for name in ("input_ids", "attention_mask", *TYPE_KEYS) if name in batch]
+        inputs = {name: batch[name][start:stop] for name in names}
+        if batch["input_ids"].shape[0] > num_sequences:
+            inputs = {name: torch.cat([inputs[name], batch[name][num_sequences:]]) for name in names}
     return {
         **inputs,
+        **_media_of(batch, stop - start),
         "positions": batch["positions"][chosen] - first,
         "targets": batch["targets"][chosen],
         "target_rows": rows[chosen] - start,
         "ends": batch["ends"][start:stop] - first,
     }
+
+
+def _media_of(batch: Mapping[str, Any], num_sequences: int) -> dict[str, Any]:
+    """The media of so many sequences, which are whole parts of the batch."""
+    if "media" not in batch:
+        return {}
+    num_parts, whole = batch["media_parts"], batch["ends"].numel()
+    if num_parts > 1:
+        assert num_sequences * num_parts % whole == 0, "the images of a part stay together"
+        num_parts = num_sequences * num_parts // whole
+    return {"media": batch["media"], "media_parts": num_parts}
 
 
 def concatenate_rows(rows: Sequence[Features]) -> dict[str, Any]:
@@ -131,18 +208,21 @@ def weights_of(rows: Sequence[Features]) -> list[float] | None:
     ]
 
 
+TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
+"""The types of tokens, of text or of an image; models call them one or the other."""
 MODEL_KEYS = (
-    *("input_ids", "attention_mask", "position_ids"),
+    *("input_ids", "attention_mask", "position_ids", *TYPE_KEYS),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes"),
 )
 """The entries of a batch that are inputs of the model; the others are for the loss.
 
-`ends` (B,) are the last tokens of the sequences."""
+`ends` (B,) are the last tokens of the sequences. `media` are more inputs, under the names of the model."""
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a batch that the model's `forward` takes."""
-    return {key: batch[key] for key in MODEL_KEYS if key in batch}
+    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    return inputs | repeated(batch["media"], batch["media_parts"]) if "media" in batch else inputs
 
 
 def tokens_in(batch: Mapping[str, Any]) -> int:

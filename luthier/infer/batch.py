@@ -1,9 +1,9 @@
 """Answers to many prompts, for `predict_with_generate` and rollouts.
 
-They share a batch in which an ended answer makes place for the next prompt (`luthier.infer.batching`). Beam search, and
-models whose answers cannot share one, go through `generate` in batches of a fixed size, padded on the left, since the
-last prompt token must be in the last column. Longer prompts come first, so that prompts that are read together need
-little padding. Answers come back in the order of the prompts.
+They share a batch in which an ended answer makes place for the next prompt (`luthier.infer.batching`). Beam search,
+prompts with images, and models whose answers cannot share one, go through `generate` in batches of a fixed size, padded
+on the left, since the last prompt token must be in the last column. Longer prompts come first, so that prompts that are
+read together need little padding. Answers come back in the order of the prompts.
 """
 
 from collections import deque
@@ -18,6 +18,7 @@ from luthier.infer.types import Answer, Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from luthier.data.media.pixels import Prompts
     from luthier.infer.engines import Delivery
     from luthier.infer.row import Row
 
@@ -32,6 +33,7 @@ def generate_answers(
     *,
     keeps_stop: bool = False,
     seeds: Sequence[int] | None = None,
+    seen: "Prompts | None" = None,
 ) -> Iterator[list[int]]:
     """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
@@ -41,11 +43,14 @@ def generate_answers(
 
     `seeds`: one per prompt. Its answer is then sampled from this seed whatever else is in the batch, up to rounding:
     if a sum differs in the last bit, the sampled token can differ. Beam search uses the first seed only.
+
+    `seen`: the prompts with their images, which go through `generate`.
     """
     from luthier.infer.batching import can_batch
 
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    if settings.num_beams == 1 and can_batch(model):
+    sees = seen is not None and seen.has_images
+    if settings.num_beams == 1 and can_batch(model) and not sees:
         own_seeds = [(settings.seed or 0) + number for number in range(len(prompts))] if seeds is None else seeds
         asked = [(number, prompts[number], replace(settings, seed=own_seeds[number])) for number in longest_first]
         found = _in_one_batch(model, tokenizer, asked, frozenset(stop_ids), batch_size)
@@ -64,6 +69,7 @@ def generate_answers(
             stop_ids,
             own,
             samples_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
+            seen=(seen, chosen) if seen is not None and sees else None,
         )
         if not keeps_stop:
             answers = [_without_stop(answer, stop_ids) for answer in answers]
@@ -153,8 +159,10 @@ def _generate_batch(
     seeds: Sequence[int],
     *,
     samples_apart: bool,
+    seen: "tuple[Prompts, Sequence[int]] | None" = None,
 ) -> list[list[int]]:
-    """`samples_apart`: each answer is sampled from its own seed; else the first seed is that of the batch."""
+    """`samples_apart`: each answer is sampled from its own seed; else the first seed is that of the batch. `seen`: the
+    prompts with images, and the numbers of these."""
     import torch
 
     from luthier.infer.decoding import generation_config, num_positions
@@ -179,6 +187,10 @@ def _generate_batch(
         pad_token_id=tokenizer.pad_token_id,
     )
     options: dict[str, Any] = {"generation_config": config}
+    if seen is not None:
+        images, numbers_of = seen
+        more = images.inputs([numbers_of[index] for index in with_room], input_ids)
+        options |= {name: values.to(model.device) for name, values in more.items()}
     if samples_apart:
         from luthier.infer.sampling import PerAnswerSampler, uniforms
 

@@ -8,17 +8,17 @@ the same with the kernels of PyTorch: one call per sample, n x n scores and no m
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
-from luthier.model.classes import gives_scores
-from luthier.model.dtype import autocast_of_training, half_of
-from luthier.model.heads.score_head import position_scores
 from luthier.model.modules import unwrap
+from luthier.model.multimodal import blind_to_bounds, text_part
+from luthier.model.trial import are_close, outputs, trying
 
 if TYPE_CHECKING:
     import torch
@@ -234,49 +234,59 @@ def per_sample_mask(
     )
 
 
+Trial = Callable[["PreTrainedModel"], tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Makes inputs of a model that sees: of a sample with an image, and of the same behind another one in one row."""
+
+
 def isolate_samples(model: "nn.Module") -> None:
     """Make `model` attend within samples only, given their boundaries as `cu_seq_lens_q` together with `position_ids`.
 
-    Only for models that `isolates_samples` approves. Some kernels do it already.
+    Only for models that `isolates_samples` approves. Some kernels do it already. Of a model that sees, the language
+    model alone is changed: an encoder has other sequences, and attends in both directions.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     base = unwrap(model)
-    if base.config._attn_implementation not in _ISOLATING:
+    text = text_part(base)
+    if text.config._attn_implementation not in _ISOLATING:
         AttentionInterface.register(PER_SAMPLE, per_sample_attention)
         AttentionMaskInterface.register(PER_SAMPLE, per_sample_mask)
-        base.set_attn_implementation(PER_SAMPLE)
+        text.set_attn_implementation(PER_SAMPLE)
+    if text is not base:
+        blind_to_bounds(base)
 
 
-def isolates_samples(model: "nn.Module") -> str | None:
+def isolates_samples(model: "nn.Module", trial: Trial | None = None) -> str | None:
     """None if `isolate_samples` works for this model, else the reason why its rows have to be padded.
 
     The class and the config are checked first. Then the model is tried: the logits of a sample must be the same after
-    another sample as alone.
+    another sample as alone. `trial`: for a run with images, what to try.
     """
     base = unwrap(model)
-    reason = reason_to_pad(base)
+    reason = reason_to_pad(base, sees=trial is not None)
     if reason is not None:
         return reason
-    if base.config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
+    if text_part(base).config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
         return None  # its kernels cannot be tried before the model has moved to its accelerator
-    if not _is_isolated(base):
+    if not _is_isolated(base, trial):
         return "tried on two samples, the first one changed the second"
     return None
 
 
-def reason_to_pad(base: "PreTrainedModel") -> str | None:
-    """Why rows of this model have to be padded, as far as class and config tell."""
-    layer_types = set(getattr(base.config, "layer_types", None) or ())
+def reason_to_pad(base: "PreTrainedModel", *, sees: bool = False) -> str | None:
+    """Why rows of this model have to be padded, as far as class and config tell. `sees`: rows may have images."""
+    layer_types = set(getattr(base.config.get_text_config(), "layer_types", None) or ())
     if base.config.is_encoder_decoder:
         return "it has an encoder"
-    if base.config.sub_configs:
+    if base.config.sub_configs and not sees:
         return "it reads more than text"
+    if sees and "token_type_ids" in inspect.signature(base.forward).parameters:
+        return "the tokens of an image attend to each other in both directions"
     if layer_types - {"full_attention", "sliding_attention"}:
         return f"its layers are not all attention ({', '.join(sorted(layer_types))})"
     if "sliding_attention" in layer_types and not base._supports_flash_attn:
         return "its sliding windows do not reach the attention function"
-    if not base._can_set_attn_implementation():
+    if not text_part(base)._can_set_attn_implementation():
         return "its attention cannot be replaced"
     return None
 
@@ -291,23 +301,28 @@ def shares_prompts(model: "nn.Module") -> bool:
     if base.config._attn_implementation != PER_SAMPLE:
         return False
     prompt, first, second = [1, 2, 3, 4, 5], [7, 8, 9], [10, 11, 12, 13]
-    with _trying(base):
-        alone = _outputs(base, _row(base, [prompt + second]))[5:]
+    with trying(base):
+        alone = outputs(base, _row(base, [prompt + second]))[5:]
         row = _row(base, [[6, 5], prompt + first, second], starts=[0, 0, 5])
         row["prefixes"] = row["cu_seq_lens_q"].new_tensor([[0, 0], [0, 0], [2, 5]])
-        together = _outputs(base, row)[10:]
-    return _are_close(base, together, alone)
+        together = outputs(base, row)[10:]
+    return are_close(base, together, alone)
 
 
-def _is_isolated(base: "PreTrainedModel") -> bool:
+def _is_isolated(base: "PreTrainedModel", trial: Trial | None) -> bool:
     first, second = [1, 2, 3, 4, 5], [7, 8, 9, 10, 11, 12, 13]
-    with _trying(base):
-        alone = _outputs(base, {"input_ids": _row(base, [second])["input_ids"]})
-        used = base.config._attn_implementation
+    text = text_part(base)
+    with trying(base):
+        if trial is not None:
+            alone, both = trial(base)
+        else:
+            alone, both = {"input_ids": _row(base, [second])["input_ids"]}, _row(base, [first, second])
+        apart = outputs(base, alone)
+        used = text.config._attn_implementation
         isolate_samples(base)
-        together = _outputs(base, _row(base, [first, second]))[5:]
-        base.set_attn_implementation(used)
-    return _are_close(base, together, alone)
+        together = outputs(base, both)[-len(apart) :]
+        text.set_attn_implementation(used)
+    return are_close(base, together, apart)
 
 
 def _row(base: "PreTrainedModel", samples: Sequence[list[int]], starts: Sequence[int] = ()) -> dict[str, Any]:
@@ -316,7 +331,7 @@ def _row(base: "PreTrainedModel", samples: Sequence[list[int]], starts: Sequence
 
     lengths = [len(sample) for sample in samples]
     begins = starts or [0] * len(samples)
-    ids = torch.tensor([token for sample in samples for token in sample]) % base.config.vocab_size
+    ids = torch.tensor([token for sample in samples for token in sample]) % base.config.get_text_config().vocab_size
     bounds = torch.tensor([0, *lengths], device=base.device).cumsum(0).to(torch.int32)
     ranges = [torch.arange(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
     longest = max(begin + length for begin, length in zip(begins, lengths, strict=True))
@@ -328,57 +343,3 @@ def _row(base: "PreTrainedModel", samples: Sequence[list[int]], starts: Sequence
         "max_length_q": longest,
         "max_length_k": longest,
     }
-
-
-def _are_close(base: "PreTrainedModel", found: "Tensor", expected: "Tensor") -> bool:
-    """Within the rounding of the format that the model computes in, which its output may not have."""
-    import torch
-
-    tolerance = max(8 * torch.finfo(half_of(base) or found.dtype).eps, 1e-4)
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-@contextlib.contextmanager
-def _trying(base: "PreTrainedModel") -> Iterator[None]:
-    """A context in which the model computes as in training, without dropout and gradients."""
-    import torch
-
-    with _evaluating(base), _rounding_token_by_token(base), torch.no_grad(), autocast_of_training(base):
-        yield
-
-
-def _outputs(base: "PreTrainedModel", inputs: Mapping[str, Any]) -> "Tensor":
-    """(T, V) logits of one row, or the (T,) scores of a reward model."""
-    if gives_scores(base.config):
-        return position_scores(base, inputs)
-    logits: Tensor = base(**inputs, use_cache=False).logits[0]
-    return logits
-
-
-@contextlib.contextmanager
-def _evaluating(model: "nn.Module") -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextlib.contextmanager
-def _rounding_token_by_token(model: "nn.Module") -> Iterator[None]:
-    """8-bit layers of bitsandbytes without their treatment of large inputs (section 3.2 of LLM.int8()).
-
-    They multiply the columns that are large in any token apart, for all tokens of a batch. So how a token is rounded
-    depends on all others, in padded batches as well, and would hide what the attention does. Without it each token is
-    rounded by its own largest number.
-    """
-    states: list[Any] = [module.state for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
-    kept = [state.threshold for state in states]
-    for state in states:
-        state.threshold = 0.0
-    try:
-        yield
-    finally:
-        for state, threshold in zip(states, kept, strict=True):
-            state.threshold = threshold

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import warn
 from luthier.model.compat import ktransformers
+from luthier.model.multimodal import text_part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,8 @@ def enable_checkpointing(
 
     `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: keep
     the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks.
-    `num_layers`: the first so many blocks, None for all.
+    `num_layers`: the first so many blocks, None for all. Both count those of the language model; all blocks of an
+    encoder of images are computed again.
     """
     if not model.supports_gradient_checkpointing:
         warn(f"{type(model).__name__} cannot be checkpointed: all activations are kept in memory")
@@ -39,7 +41,7 @@ def enable_checkpointing(
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model._set_gradient_checkpointing(enable=True)
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = [module for module in text_part(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     end = len(blocks) if num_layers is None else num_layers
     kept = {id(block) for index, block in enumerate(blocks) if index % checkpoint_every or index >= end}
     for module in model.modules():

@@ -11,7 +11,7 @@ The part of a weight is found from the structure of the model, not from its name
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _SENSES = re.compile("vision|audio|speech|image|video")
+BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""How attention kernels call the boundaries of the samples of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,28 @@ def find_parts(model: "PreTrainedModel") -> Parts:
     return (
         Parts(encoders, (*mergers, *rest), language) if has_own_text else Parts(encoders, mergers, (*language, *rest))
     )
+
+
+def text_part(base: "PreTrainedModel") -> "PreTrainedModel":
+    """The language model inside `base`; `base` itself if it is one."""
+    from transformers import PreTrainedModel
+
+    text = base.config.get_text_config()
+    if text is base.config:
+        return base
+    return next((part for part in base.modules() if isinstance(part, PreTrainedModel) and part.config is text), base)
+
+
+def blind_to_bounds(base: "PreTrainedModel") -> None:
+    """Keep from the encoders of `base` where samples begin in a row of text: their kernels would cut there, too."""
+    for name in find_parts(base).encoders:
+        encoder = base.get_submodule(name)
+        if not any(hook is _without_bounds for hook in encoder._forward_pre_hooks.values()):
+            encoder.register_forward_pre_hook(_without_bounds, with_kwargs=True)
+
+
+def _without_bounds(encoder: "nn.Module", args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in given.items() if name not in BOUNDS}
 
 
 def _sub_configs(config: "PreTrainedConfig") -> "Iterator[tuple[str, PreTrainedConfig]]":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from accelerate.utils import gather, gather_object
 
+from luthier.data.collate import require_whole
 from luthier.stages import Sums
 
 if TYPE_CHECKING:
@@ -42,15 +43,26 @@ def over_processes(sums: Sums, device: torch.device) -> dict[str, tuple[float, f
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    """Tensors, and those in the mappings of a batch."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return to_device(value, device) if isinstance(value, Mapping) else value
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def batch_by_batch(
     batches: Iterable[Mapping[str, Any]], device: torch.device, compute: Callable[[dict[str, Any]], Result]
 ) -> list[Result]:
     """The result of `compute` for each batch, on `device` and without gradients."""
+    found = []
     with torch.no_grad():
-        return [compute(to_device(batch, device)) for batch in batches]
+        for batch in batches:
+            require_whole([batch])
+            found.append(compute(to_device(batch, device)))
+    return found
 
 
 def for_every_row(

@@ -56,4 +56,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
         info(f"nothing left to train: {resume_from} is the last step of this run")
         return {}, stop.was_interrupted
     metrics = dict(output.metrics) | {"train_tokens_per_second": round(trainer.throughput(), 2)}
+    if trainer.parts.has_images:
+        info(trainer.waiting.remark(metrics["train_runtime"], trainer.args.dataloader_num_workers))
+        metrics["train_image_wait_seconds"] = round(trainer.waiting.seconds, 2)
     return metrics | {"epoch": trainer.state.epoch}, stop.was_interrupted

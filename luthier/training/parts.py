@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import parse_flag_from_env
 
-from luthier.data.collate import collate, concatenate_rows, pad_rows
+from luthier.data.collate import Layout, collate, concatenate_rows, pad_rows
+from luthier.data.media.pixels import Pixels
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table, extended
@@ -43,6 +44,7 @@ class TrainingParts:
     """The policy, its output head, and the frozen models that the loss compares it with."""
     tokenizer: "PreTrainedTokenizerBase"
     collate: Collate
+    has_images: bool = False
     train_rows: Any
     """Rows with a length, or a stream; None if the run does not train."""
     eval_rows: Mapping[str, Any]
@@ -65,12 +67,16 @@ class TrainingParts:
     """Saved with the weights, see `copy_processor`."""
 
 
-def collator(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Collate:
+def collator(
+    pad_token_id: int, concatenates: bool, shares_prompts: bool = False, pixels: Pixels | None = None
+) -> Collate:
     """`concatenates`: rows are concatenated without padding, since the model does not attend across samples.
-    `shares_prompts`: and a prompt that several rows begin with is computed once."""
+    `shares_prompts`: and a prompt that several rows begin with is computed once. `pixels`: rows may have images."""
     if not concatenates:
-        return partial(collate, layout=partial(pad_rows, pad_token_id=pad_token_id))
-    return partial(collate, layout=concatenate_sharing_prompts if shares_prompts else concatenate_rows)
+        layout: Layout = partial(pad_rows, pad_token_id=pad_token_id)
+    else:
+        layout = concatenate_sharing_prompts if shares_prompts else concatenate_rows
+    return partial(collate, layout=layout, pixels=pixels)
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

@@ -19,8 +19,9 @@ from peft import PeftModel
 
 from luthier.core.log import info
 from luthier.data.cache.fingerprint import code_digest, joint_key
+from luthier.data.media.reader import state_of
 from luthier.data.prepare import rows_digest
-from luthier.data.rows.columns import parts_of
+from luthier.data.rows.columns import IMAGES, parts_of
 from luthier.data.rows.table import Table
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
@@ -44,6 +45,7 @@ LOGPS_CODE = (
     "model/kernels",
     "data/collate.py",
     "data/shared_prompts.py",
+    "data/media/pixels.py",
     "training/reference_logps.py",
 )
 """The code that computes them, as a part of their cache key."""
@@ -89,7 +91,7 @@ class ReferenceScorer:
         # How rows are batched changes the rounding, and equal runs have equal bits, whatever the cache holds.
         batches = (*self.layout, self.args.eval_batch_size, self.args.world_size)
         how = (self.args.bf16, self.args.fp16, *batches)
-        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), how)
+        key = joint_key("reference", code_digest(LOGPS_CODE), digest, rows_digest(rows), how, files_state(rows))
         assert key is not None, "all parts of the key are known"
         values = None
         if not all(gather_object([self.cache.holds(key)])):
@@ -119,6 +121,16 @@ class ReferenceScorer:
             values = for_every_row(rows, self.args, self.collate, compute)
         model.train(was_training)
         return np.array(values, np.float32)
+
+
+def files_state(rows: Table) -> str:
+    """A hash of the size and the time of change of every image of these rows; empty for rows of text."""
+    if IMAGES.name not in rows.column_names:
+        return ""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(path for paths in rows[IMAGES.name] for path in paths):
+        digest.update(f"{path} {state_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def weights_digest(model: "nn.Module") -> str:

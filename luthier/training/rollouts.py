@@ -17,6 +17,7 @@ import torch
 
 from luthier.core.errors import RunFailed
 from luthier.data.collate import model_inputs
+from luthier.data.rows.columns import BLOCKS, IMAGES
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table
 from luthier.model.heads.output_head import token_logps
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import TrainingArguments
 
-Generate = Callable[["nn.Module", Sequence[Sequence[int]], Sequence[int]], list[list[int]]]
-"""(model, prompts, one seed per prompt) -> token ids of the answers, stop token included."""
+Generate = Callable[["nn.Module", Sequence[Mapping[str, Any]], Sequence[int]], list[list[int]]]
+"""(model, rows of prompts, one seed per prompt) -> token ids of the answers, stop token included."""
 Decode = Callable[[Sequence[int], bool], str]
 """(ids, whether to keep special tokens) -> text."""
 EXPERIENCE_FILE = "experience_{}.pt"
@@ -109,7 +110,8 @@ class Rollouts:
         return StepBatches(batches, state, metrics)
 
     def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self.collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+        names = [name for name in rows[0] if name not in ("units", "columns")]
+        batch = self.collate([{name: row[name] for name in names} for row in rows])
         columns = {name: torch.cat([row["columns"][name] for row in rows]) for name in rows[0]["columns"]}
         return {**batch, **columns, "units": sum(row["units"] for row in rows), "temperature": self.temperature}
 
@@ -122,7 +124,11 @@ class Rollouts:
         given = [answer for _, answer in prompts]
         answers = self._generated([prompt for prompt, _ in prompts], places, metrics) if is_sampled else given
         rows: list[dict[str, Any]] = [
-            {"input_ids": [*prompt, *answer], "labels": [IGNORE_INDEX] * len(prompt) + answer}
+            {
+                **prompt,
+                "input_ids": [*prompt["input_ids"], *answer],
+                "labels": [IGNORE_INDEX] * len(prompt["input_ids"]) + answer,
+            }
             for (prompt, _), answer in zip(prompts, answers, strict=True)
         ]
         if self.plan.sampled_share < 1:
@@ -150,15 +156,16 @@ class Rollouts:
         return [random.Random(name).getrandbits(63) for name in names]
 
     def _generated(
-        self, prompts: Sequence[list[int]], places: Sequence[int], metrics: "dict[str, tuple[Tensor, float]]"
+        self, prompts: Sequence[Mapping[str, Any]], places: Sequence[int], metrics: "dict[str, tuple[Tensor, float]]"
     ) -> list[list[int]]:
         """Answers sampled from the policy. Raises `RunFailed` for a prompt that leaves no room for one."""
         answers = self.generate(self.models.policy, prompts, self.answer_seeds(places))
         for prompt, answer in zip(prompts, answers, strict=True):
+            ids = prompt["input_ids"]
             if not answer:
                 raise RunFailed(
-                    f"a prompt of {len(prompt)} tokens leaves the model no room for an answer:"
-                    f" {self.decode(prompt, True)[:80]!r} -> lower cutoff_len"
+                    f"a prompt of {len(ids)} tokens leaves the model no room for an answer:"
+                    f" {self.decode(ids, True)[:80]!r} -> lower cutoff_len"
                 )
         count = float(len(answers))
         finished = sum(answer[-1] in self.stop_ids for answer in answers)
@@ -214,22 +221,26 @@ class Rollouts:
         generator = torch.Generator().manual_seed(self.args.seed + epoch)
         return torch.randperm(len(self.prompts), generator=generator).tolist()
 
-    def _split(self, index: int) -> tuple[list[int], list[int]]:
-        """(prompt, answer of the dataset) as token ids."""
+    def _split(self, index: int) -> tuple[dict[str, Any], list[int]]:
+        """(prompt as a row with its images, if it has some; token ids of the answer of the dataset)."""
         row = self.prompts[index]
         ids, labels = row["input_ids"], row["labels"]
         length = next((place for place, label in enumerate(labels) if label != IGNORE_INDEX), len(ids))
-        return list(ids[:length]), list(ids[length:])
+        prompt = {name: row[name] for name in (IMAGES.name, BLOCKS.name) if name in row}
+        return {**prompt, "input_ids": list(ids[:length])}, list(ids[length:])
 
-    def _answered(self, prompt: list[int], given: list[int], answer: list[int]) -> Answered:
+    def _answered(self, prompt: Mapping[str, Any], given: list[int], answer: list[int]) -> Answered:
+        ids = prompt["input_ids"]
         return Answered(
-            prompt_ids=prompt,
+            prompt_ids=ids,
             answer_ids=answer,
-            prompt=self.decode(prompt, False),
+            prompt=self.decode(ids, False),
             answer=self.decode(answer, False),
             given=self.decode(given, False),
-            text=self.decode([*prompt, *answer], True),
+            text=self.decode([*ids, *answer], True),
             stopped=answer[-1] in self.stop_ids,
+            images=tuple(prompt.get(IMAGES.name, ())),
+            blocks=tuple(prompt.get(BLOCKS.name, ())),
         )
 
     def _experience(

@@ -34,7 +34,7 @@ from transformers.training_args import OptimizerNames
 from luthier.core.drafts import draft_name, remove
 from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
-from luthier.data.collate import tokens_in
+from luthier.data.collate import require_whole, tokens_in
 from luthier.data.ledger import LEDGER_FILE
 from luthier.model import save
 from luthier.model.adapters._merge import unwrap
@@ -52,6 +52,7 @@ from luthier.training.hub import creating_repository
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
+from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,6 +86,7 @@ class StageTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.stage_state: StageState = {}
         self.num_trained_tokens = 0
+        self.waiting = Waiting()
         self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
         self.unsaved: dict[str, Exception] = {}
         self._superseded = list(parts.superseded)
@@ -99,7 +101,7 @@ class StageTrainer(Trainer):
         """The micro-batches of one optimizer step and their units; sampled answers if the stage has rollouts."""
         rollouts = self.parts.rollouts
         if rollouts is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            return super().get_batch_samples(self.waiting.timed(epoch_iterator), num_batches, device)
         num_batches = len(list(islice(epoch_iterator, num_batches)))
         step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
         self.stage_state = step.state
@@ -109,6 +111,7 @@ class StageTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
         self.watch.require_finite_losses(self.state.global_step)
+        require_whole(batch_samples)
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]

@@ -13,12 +13,14 @@ from luthier.model.loading.frozen import load_frozen_model
 from luthier.stages import FrozenModelSpec, Stage, cached_reference
 from luthier.training.parts import collator
 from luthier.training.reference_logps import ReferenceScorer
+from luthier.workflow.seeing import pixels_for, require_same_eyes, trial_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import TrainingArguments
 
+    from luthier.model.attention import Trial
     from luthier.model.heads.output_head import OutputHead
     from luthier.workflow.text import TextSide
 
@@ -38,11 +40,12 @@ def load_spec(run: TrainRun, spec: FrozenModelSpec, text: "TextSide") -> "nn.Mod
     return load_frozen_model(run, spec.key, spec.source, spec.adapters, text.fitted, bits=spec.bits)
 
 
-def isolate_all(models: "Mapping[str, nn.Module]") -> str | None:
-    """Why rows must be padded; None if no model attends across the samples of a row."""
+def isolate_all(models: "Mapping[str, nn.Module]", trial: "Trial | None") -> str | None:
+    """Why rows must be padded; None if no model attends across the samples of a row. `trial`: see
+    `isolates_samples`."""
 
     for name, model in models.items():
-        reason = isolates_samples(model)
+        reason = isolates_samples(model, trial)
         if reason is not None:
             return f"{name} model: {reason}"
         isolate_samples(model)
@@ -102,7 +105,8 @@ def reference_scorer(
     model = policy
     if spec.source is not None:
         model = load_spec(run, spec, text)
-        concatenates = isolate_all({spec.name: model}) is None
-        shares = concatenates and share_prompts(run, stage, [model])
-    collate = collator(text.tokenizer.pad_token_id, concatenates, shares)
+        require_same_eyes(spec.key, model, policy, text)
+        concatenates = isolate_all({spec.name: model}, trial_of(text)) is None
+        shares = concatenates and text.media is None and share_prompts(run, stage, [model])
+    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels_for(model, text))
     return ReferenceScorer(model, collate, (concatenates, shares), args, cache_of(run.data))

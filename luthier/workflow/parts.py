@@ -27,6 +27,7 @@ from luthier.workflow.frozen_models import (
 )
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
+from luthier.workflow.seeing import require_same_eyes, training_pixels, trial_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,14 +58,17 @@ def make_parts(
     weights.
     """
     separate = load_separate_models(run, stage, text)
-    padding_reason = padding_reason or isolate_all(separate)
+    for name, model in separate.items():
+        require_same_eyes(f"{name} model", model, policy, text)
+    padding_reason = padding_reason or isolate_all(separate, trial_of(text))
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
-    shares = concatenates and share_prompts(run, stage, [policy, *separate.values()])
+    pixels = training_pixels(policy, text, args)
+    shares = concatenates and pixels is None and share_prompts(run, stage, [policy, *separate.values()])
     if shares:
         info("prompts are computed once for all answers of a batch that share them")
-    collate = collator(text.tokenizer.pad_token_id, concatenates, shares)
+    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
     scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares)
@@ -82,6 +86,7 @@ def make_parts(
         models=models,
         tokenizer=text.tokenizer,
         collate=collate,
+        has_images=pixels is not None,
         train_rows=train_rows,
         eval_rows=eval_rows,
         shuffle=not run.finetuning.disable_shuffling,

@@ -73,13 +73,16 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
     """One object per row: `prompt`, `predict` (the model's answer) and `label` (the answer of the dataset)."""
     from dataclasses import replace
 
+    from luthier.data.media.pixels import Prompts
     from luthier.infer.batch import generate_answers
     from luthier.infer.types import Settings
+    from luthier.workflow.seeing import pixels_for
 
     settings = Settings.of(run.generating, run.training["seed"])
     num_beams = run.data.eval_num_beams or run.training["generation_num_beams"]
     if num_beams:
         settings = replace(settings, num_beams=num_beams)
+    pixels = pixels_for(model, text)
     written = generate_answers(
         model,  # type: ignore[arg-type]
         text.tokenizer,
@@ -87,6 +90,7 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
         settings,
         text.fitted.stop_token_ids,
         run.training["per_device_eval_batch_size"],
+        seen=None if pixels is None else Prompts(pixels, list(rows)),
     )
 
     def decode(ids: list[int], **options: bool) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
 from luthier.core.log import info
+from luthier.data.media.pixels import Prompts
 from luthier.data.rows.encoding import encode_last_turns
 from luthier.data.types import Dialogue, Message
 from luthier.infer.batch import generate_answers
@@ -15,9 +16,11 @@ from luthier.training.rewards.functions import load_function
 from luthier.training.rewards.reward_model import RewardModel
 from luthier.training.rewards.server import RewardServer
 from luthier.training.rollouts import Rollouts
+from luthier.workflow.seeing import pixels_for, require_same_eyes
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import TrainingArguments
 
     from luthier.config.runs import TrainRun
@@ -41,8 +44,13 @@ def make_rollouts(
 
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
-    def generate(model: Any, prompts: Any, seeds: Any) -> list[list[int]]:
+    pixels = pixels_for(models.policy, text)
+
+    def generate(model: Any, rows: Any, seeds: Any) -> list[list[int]]:
+        prompts = [row["input_ids"] for row in rows]
         options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds}
+        if pixels is not None:
+            options["seen"] = Prompts(pixels, rows)
         return list(generate_answers(model, text.tokenizer, prompts, settings, stop_ids, len(prompts), **options))
 
     def decode(ids: Any, with_special: bool) -> str:
@@ -58,7 +66,7 @@ def make_rollouts(
         prompts=data.table,
         generate=generate,
         decode=decode,
-        rewards=None if plan.advantages is None else load_rewards(run, text, args.device),
+        rewards=None if plan.advantages is None else load_rewards(run, text, args.device, models.policy),
         stop_ids=stop_ids,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length,
@@ -66,18 +74,18 @@ def make_rollouts(
     )
 
 
-def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device") -> "WeightedRewards":
+def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device", policy: "nn.Module") -> "WeightedRewards":
     """First the reward functions, then the reward model, each with its weight."""
 
     method = run.method
     rewards: list[Reward] = [load_function(name) for name in method.reward_funcs]
     if method.reward_model is not None:
         is_server = method.reward_model_type == "api"
-        rewards.append(RewardServer(method.reward_model) if is_server else load_reward_model(run, text, device))
+        rewards.append(RewardServer(method.reward_model) if is_server else load_reward_model(run, text, device, policy))
     return WeightedRewards(rewards, method.reward_weights or [1.0] * len(rewards))
 
 
-def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device") -> "RewardModel":
+def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device", policy: "nn.Module") -> "RewardModel":
     """The model `reward_model`, or the run's base model with the adapter `reward_model`."""
 
     method = run.method
@@ -87,10 +95,11 @@ def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device")
     bits = method.reward_model_quantization_bit
     line = adapters_of_reward_model(source) if is_adapter else None
     model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, line=line, bits=bits, scores=True)
+    require_same_eyes("reward_model", model, policy, text)
     model = model.to(device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: loaded next to the policy, {size / 1e9:.2f} GB")
-    return RewardModel(method.reward_model, model, closing_ids(text))
+    return RewardModel(method.reward_model, model, closing_ids(text), pixels_for(model, text))
 
 
 def closing_ids(text: "TextSide") -> tuple[int, ...]:

@@ -29,6 +29,8 @@ class TextSide:
     fitted: "FittedTokenizer"
     template: Template
     encoding: Encoding
+    media: "MediaProcessor | None" = None
+    """Of a model that sees, if the run has images; None for text alone."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -134,12 +134,19 @@ def load_policy(
     from luthier.model.dropout import switch_dropout_off
     from luthier.model.embeddings import add_missing_rows
     from luthier.model.save import num_saved_bytes
+    from luthier.workflow.seeing import trial_of
 
     unavailable: dict[str, str] = {}
     scores = stage.head == "score"
     if run.trains:
         loaded = load_for_training(
-            run, text.fitted, machine, source=text.source, scores=scores, recomputed_layers=recomputed_layers
+            run,
+            text.fitted,
+            machine,
+            source=text.source,
+            scores=scores,
+            recomputed_layers=recomputed_layers,
+            trial=trial_of(text),
         )
         if loaded.attention.reason:
             unavailable["flash_attn"] = loaded.attention.reason
@@ -148,7 +155,7 @@ def load_policy(
     else:
         model = load_for_inference(run, machine, source=text.source, scores=scores)
         add_missing_rows(model, text.tokenizer, text.source)
-        padding_reason = isolates_samples(model)
+        padding_reason = isolates_samples(model, trial_of(text))
     if padding_reason is None:
         isolate_samples(model)
     if not stage.has_dropout:

@@ -37,7 +37,7 @@ ROW_CODE = (
             *("program", "render", "traits"),
         )
     ),
-    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
+    *("data/packing", "data/media", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
 )
 """The files and folders of the package that decide the ids, and no others: after a change of a loss, the doctor or the
 eviction, cached rows are still valid."""

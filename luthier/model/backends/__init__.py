@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.config.runs import InferRun, Run, TrainRun
+    from luthier.model.attention import Trial
     from luthier.model.tokenizer import FittedTokenizer
     from luthier.model.types import LoadedModel
 
@@ -28,10 +29,14 @@ class Backend:
     """Whether a run asks for it."""
     prepare_arguments: "Callable[[Any, TrainRun, Machine], None]" = lambda args, run, machine: None
     """(TrainingArguments, run, machine): what the library needs to know before a model is loaded."""
-    load_for_training: "Callable[[TrainRun, ModelSource, FittedTokenizer, Machine, bool, int | None], LoadedModel]"
-    """(run, source, tokenizer, machine, scores, recomputed_layers) -> the model, with its trainable parameters settled.
+    load_for_training: (
+        "Callable[[TrainRun, ModelSource, FittedTokenizer, Machine, bool, int | None, Trial | None], LoadedModel]"
+    )
+    """(run, source, tokenizer, machine, scores, recomputed_layers, trial) -> the model, with its trainable parameters
+    settled.
 
-    `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say."""
+    `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say.
+    `trial`: for a run with images, see `luthier.model.attention`; None: the rows have none."""
     load_for_inference: "Callable[[InferRun | TrainRun, ModelSource, Machine, bool], PreTrainedModel]"
     """(run, source, machine, scores) -> the model with its adapters, in evaluation mode."""
 
@@ -50,14 +55,16 @@ def load_for_training(
     source: ModelSource | None = None,
     scores: bool = False,
     recomputed_layers: int | None = None,
+    trial: "Trial | None" = None,
 ) -> "LoadedModel":
     """The model of a training run. Raises `ModelError`.
 
     `source`: of the model, if it is located already. `scores`: load a reward model instead of a language model.
-    `recomputed_layers`: see `Backend.load_for_training`.
+    `recomputed_layers`, `trial`: see `Backend.load_for_training`.
     """
     source = source or model_source(run.model)
-    return backend_of(run).load_for_training(run, source, fitted, machine or detect(), scores, recomputed_layers)
+    load = backend_of(run).load_for_training
+    return load(run, source, fitted, machine or detect(), scores, recomputed_layers, trial)
 
 
 def load_for_inference(

@@ -29,7 +29,7 @@ from luthier.core.versions import is_installed
 from luthier.model.adapters import lora
 from luthier.model.adapters._merge import adapter_path, check_given, given_adapters, series_beneath
 from luthier.model.adapters._series import note_beneath
-from luthier.model.attention import Attention
+from luthier.model.attention import Attention, Trial
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
 from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
@@ -75,9 +75,13 @@ def load_for_training(
     machine: Machine,
     scores: bool,
     recomputed_layers: int | None = None,
+    trial: Trial | None = None,
 ) -> LoadedModel:
     """The library recomputes layers in its own way, so `recomputed_layers` is None. Raises `ModelError`."""
     import torch
+
+    if trial is not None:
+        raise ModelError("use_unsloth: rows with images are trained without this library -> leave it out")
 
     keys, pure_bf16 = run.model, run.finetuning.pure_bf16
     fast = import_unsloth(machine)
@@ -220,7 +224,7 @@ def _as_unsloth_reads(keys: "ModelConfig", source: ModelFiles) -> Iterator[str]:
 
 def _adapt(fast: Any, model: Any, run: "TrainRun", has_new: bool, **how: Any) -> Any:
     """`has_new`: there are tokens that the model has never seen. unsloth trains no single rows."""
-    frozen = parts_to_freeze(model, run.finetuning)
+    frozen = parts_to_freeze(model, run.finetuning, sees=False)
     settings = lora.settings_for(model, run.adapter, rows=NewRows(is_whole=has_new), frozen=frozen)
     return fast.get_peft_model(
         model,

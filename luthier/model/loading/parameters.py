@@ -47,14 +47,19 @@ def report_parameters(model: "nn.Module", *, one_by_one: bool) -> tuple[int, int
     return trainable, total
 
 
-def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig") -> tuple[str, ...]:
-    """Names of what the freeze keys freeze; a log line names them."""
+def parts_to_freeze(base: "PreTrainedModel", keys: "FinetuningConfig", *, sees: bool) -> tuple[str, ...]:
+    """Names of what the freeze keys freeze, and of what gets no gradient; a log line names them.
+
+    `sees`: whether rows have images.
+    """
+    keeps_tower, keeps_projector = keys.freeze_vision_tower, keys.freeze_multi_modal_projector
     frozen = frozen_parts(
         base,
-        freeze_vision_tower=keys.freeze_vision_tower,
-        freeze_multi_modal_projector=keys.freeze_multi_modal_projector,
+        freeze_vision_tower=keeps_tower or not sees,
+        freeze_multi_modal_projector=keeps_projector or not sees,
         freeze_language_model=keys.freeze_language_model,
     )
     if frozen:
-        info(f"frozen parts: {', '.join(frozen)}")
+        blind = "" if sees or (keeps_tower and keeps_projector) else " (no dataset of this run has images)"
+        info(f"frozen parts: {', '.join(frozen)}{blind}")
     return frozen

@@ -11,7 +11,7 @@ from luthier.core.machine import Machine
 from luthier.model.adapters._continued import written_for
 from luthier.model.adapters._merge import given_adapters, series_beneath
 from luthier.model.adapters._series import Series, note_beneath
-from luthier.model.attention import SHIFTED, Attention, isolates_samples
+from luthier.model.attention import SHIFTED, Attention, Trial, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
 from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
@@ -47,12 +47,13 @@ def load_for_training(
     machine: Machine,
     scores: bool = False,
     recomputed_layers: int | None = None,
+    trial: Trial | None = None,
 ) -> LoadedModel:
     """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
 
     `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model.
     `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say.
-    Raises `ModelError`.
+    `trial`: for a run with images, see `luthier.model.attention`. Raises `ModelError`.
     """
     import torch
 
@@ -80,14 +81,14 @@ def load_for_training(
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
     if keys.upcast_layernorm:
         upcast_norms(base)
-    beneath, padding_reason = _beneath(run, source), _padding_reason(run, base)
+    beneath, padding_reason = _beneath(run, source), _padding_reason(run, base, trial)
     model = ADAPTERS.get(run.finetuning_type).apply(
         base,
         run.adapter,
         given=replace(given_adapters(keys), written=written_for(run)),
         new_tokens=new_tokens_of(run, fitted),
         pure_bf16=run.finetuning.pure_bf16,
-        frozen=parts_to_freeze(base, run.finetuning),
+        frozen=parts_to_freeze(base, run.finetuning, sees=trial is not None),
         original=partial(load_original, source, base),
     )
     _prepare(run, note_beneath(model, beneath), recomputed_layers)
@@ -182,7 +183,7 @@ def _is_reentrant(run: "TrainRun") -> bool:
     return run.model.use_reentrant_gc and not run.training["fsdp"] and not balances
 
 
-def _padding_reason(run: "TrainRun", base: "PreTrainedModel") -> str | None:
+def _padding_reason(run: "TrainRun", base: "PreTrainedModel", trial: Trial | None) -> str | None:
     if run.model.flash_attn == "disabled" and not run.features.shifted_attention.shift_attn:
         return "flash_attn: disabled asks for plain attention"
-    return isolates_samples(base)
+    return isolates_samples(base, trial)

@@ -15,17 +15,22 @@ from luthier.training.rewards import Answered, checked
 
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
-    """Called with those of `prompts`, `completions` and `answers` that it has parameters for."""
+    """Called with those of `prompts`, `completions`, `answers` and `images` that it has parameters for.
+
+    `images`: a list of paths for each answer, only where prompts have images.
+    """
 
     name: str
     function: Callable[..., Any]
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
-        offered = {
+        offered: dict[str, list[Any]] = {
             "prompts": [answered.prompt for answered in answers],
             "completions": [answered.answer for answered in answers],
             "answers": [answered.given for answered in answers],
         }
+        if any(answered.images for answered in answers):
+            offered["images"] = [list(answered.images) for answered in answers]
         parameters = inspect.signature(self.function).parameters
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}

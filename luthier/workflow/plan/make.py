@@ -89,7 +89,7 @@ class Plan:
 
 def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine) -> Plan:
     """Before the weights are loaded. Raises `Unplanned` for a run that has no model of its memory."""
-    reason = unplanned_reason(run)
+    reason = unplanned_reason(run, text)
     if reason is not None:
         raise Unplanned(reason)
     libraries = resident_bytes()

@@ -57,8 +57,10 @@ class Shape:
     num_layers: int
 
 
-def unplanned_reason(run: "TrainRun") -> str | None:
+def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
+    if text.media is not None:
+        return "its images take memory by their sizes"
     if run.training["deepspeed"] or run.training["fsdp"]:
         return "its weights are spread over processes"
     if run.model.use_unsloth or run.kt.use_kt:
@@ -150,7 +152,7 @@ def _adapted(run: "TrainRun", text: "TextSide", base: Any) -> "nn.Module":
         given=GivenAdapters(),
         new_tokens=new_tokens_of(run, text.fitted),
         pure_bf16=run.finetuning.pure_bf16,
-        frozen=parts_to_freeze(base, run.finetuning),
+        frozen=parts_to_freeze(base, run.finetuning, sees=False),
     )
     return model
 
