@@ -44,13 +44,12 @@ def generate_answers(
     `seeds`: one per prompt. Its answer is then sampled from this seed whatever else is in the batch, up to rounding:
     if a sum differs in the last bit, the sampled token can differ. Beam search uses the first seed only.
 
-    `seen`: the prompts with their images, which go through `generate`.
+    `seen`: the prompts with their images, which go through `generate`. No answer has a token that stands for an image.
     """
     from luthier.infer.batching import can_batch
 
     longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    sees = seen is not None and seen.has_images
-    if settings.num_beams == 1 and can_batch(model) and not sees:
+    if settings.num_beams == 1 and can_batch(model) and seen is None:
         own_seeds = [(settings.seed or 0) + number for number in range(len(prompts))] if seeds is None else seeds
         asked = [(number, prompts[number], replace(settings, seed=own_seeds[number])) for number in longest_first]
         found = _in_one_batch(model, tokenizer, asked, frozenset(stop_ids), batch_size)
@@ -69,7 +68,7 @@ def generate_answers(
             stop_ids,
             own,
             samples_apart=seeds is not None and not settings.is_greedy and settings.num_beams == 1,
-            seen=(seen, chosen) if seen is not None and sees else None,
+            seen=None if seen is None else (seen, chosen),
         )
         if not keeps_stop:
             answers = [_without_stop(answer, stop_ids) for answer in answers]
@@ -191,6 +190,7 @@ def _generate_batch(
         images, numbers_of = seen
         more = images.inputs([numbers_of[index] for index in with_room], input_ids)
         options |= {name: values.to(model.device) for name, values in more.items()}
+        config.suppress_tokens = images.pixels.placeholders  # training on such an answer would look for an image
     if samples_apart:
         from luthier.infer.sampling import PerAnswerSampler, uniforms
 

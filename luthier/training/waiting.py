@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
-NOTABLE_SHARE = 0.05
-"""Of the time of training; less is not worth a remark."""
+NOTABLE_SHARE, NOTABLE_SECONDS = 0.05, 10
+"""Of the time of training; waiting less than one of the two needs no remedy."""
 
 
 class Waiting:
@@ -30,7 +30,7 @@ class Waiting:
         """For the log, of a training with images that took `total_seconds`."""
         share = self.seconds / max(total_seconds, 1e-9)
         told = f"training waited {self.seconds:.1f} s for images, {share:.0%} of its time"
-        if share < NOTABLE_SHARE:
+        if share < NOTABLE_SHARE or self.seconds < NOTABLE_SECONDS:
             return told
         more = "a larger dataloader_num_workers makes" if num_workers else "dataloader_num_workers: 2 or more makes"
         return f"{told} -> {more} batches while the model computes"

@@ -101,6 +101,12 @@ class Pixels:
         found, written = self._processed([[Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))]])
         return found, self._ids(written[0][0])
 
+    @cached_property
+    def placeholders(self) -> list[int]:
+        """The tokens that stand for what is no text. The model takes one of them for each vector of an image."""
+        kinds = (getattr(self.processor, f"{kind}_token_ids") for kind in ("image", "video", "audio"))
+        return sorted({token for ids in kinds for token in ids if token is not None})
+
     def trial(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs of the model for a row with an image: alone, and concatenated behind another one."""
         from luthier.data.collate import concatenate_rows, model_inputs
@@ -168,10 +174,6 @@ class Prompts:
         """What the model takes beside `input_ids` (B, T): the `chosen` prompts, padded on the left."""
         media = self.pixels.inputs([self.rows[number] for number in chosen])
         return {**media, **self.pixels.token_inputs({"input_ids": input_ids}, media)}
-
-    @property
-    def has_images(self) -> bool:
-        return any(len(row["images"]) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)

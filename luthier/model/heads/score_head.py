@@ -63,7 +63,7 @@ def position_scores(model: "nn.Module", inputs: Mapping[str, Any], layer: "nn.Mo
 def fit_scorer(model: "PreTrainedModel", pad_token_id: int) -> None:
     """Set the padding token in the config of a reward model; transformers needs it to find the last token of a text."""
     if gives_scores(model.config):
-        model.config.pad_token_id = pad_token_id
+        model.config.get_text_config().pad_token_id = pad_token_id
 
 
 def save_value_head(folder: Path, model: "nn.Module", state_dict: Mapping[str, Any] | None = None) -> None:

@@ -83,6 +83,6 @@ def load_base(
         starts_score=starts_score,
     )
     ktransformers.place_experts(model, purpose.machine)
-    if gives_scores(model.config) and model.config.pad_token_id is None:
+    if gives_scores(model.config) and model.config.get_text_config().pad_token_id is None:
         fit_scorer(model, 0)
     return BaseModel(model, dtype, attention)

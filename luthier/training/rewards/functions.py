@@ -17,7 +17,7 @@ from luthier.training.rewards import Answered, checked
 class FunctionReward:
     """Called with those of `prompts`, `completions`, `answers` and `images` that it has parameters for.
 
-    `images`: a list of paths for each answer, only where prompts have images.
+    `images`: a list of paths for each answer.
     """
 
     name: str
@@ -29,9 +29,9 @@ class FunctionReward:
             "completions": [answered.answer for answered in answers],
             "answers": [answered.given for answered in answers],
         }
-        if any(answered.images for answered in answers):
-            offered["images"] = [list(answered.images) for answered in answers]
         parameters = inspect.signature(self.function).parameters
+        if "images" in parameters or any(answered.images for answered in answers):
+            offered["images"] = [list(answered.images) for answered in answers]
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}
         with ThreadPoolExecutor(max_workers=1) as thread:  # captures any exception of the function
