@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.core.errors import MediaFault, RowError
-from luthier.data.media import media_path, require_usable
+from luthier.data.media.items import media_path, require_usable
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source
 from luthier.data.types import Media
 
@@ -28,13 +28,24 @@ def test_a_missing_file_is_named_with_its_column(spec, kind, column):
         require_usable(Media(**{kind: (media_path("a.png", spec), media_path("no", spec))}), spec)
 
 
-@pytest.mark.parametrize("path", ["a.png", "https://example.org/b.png"])
-def test_media_that_are_there_are_refused_as_such(spec, path):
-    with pytest.raises(
-        RowError, match="the row has images, videos or audio, and this version reads text only"
-    ) as found:
-        require_usable(Media(images=(media_path(path, spec),)), spec)
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("images", "the row has images, and the model reads text only"),
+        ("videos", "the row has videos or audio, and this version reads text and images only"),
+        ("audios", "the row has videos or audio, and this version reads text and images only"),
+    ],
+)
+def test_media_that_are_there_are_refused_as_such(spec, kind, reason):
+    with pytest.raises(RowError, match=reason) as found:
+        require_usable(Media(**{kind: (media_path("a.png", spec),)}), spec)
     assert not isinstance(found.value, MediaFault)
+    require_usable(Media(images=(media_path("a.png", spec),)), spec, sees=True)
+
+
+def test_an_address_is_no_file(spec):
+    with pytest.raises(MediaFault, match="'https://example.org/b.png': images are read from files only"):
+        require_usable(Media(images=("https://example.org/b.png",)), spec, sees=True)
 
 
 def test_only_relative_paths_of_local_data_start_from_media_dir(spec, tmp_path):
