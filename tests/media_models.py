@@ -4,7 +4,7 @@ Each function saves a model, its processor, a byte tokenizer and a chat template
 Images are small, so that a block has few tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +200,31 @@ def _saved(folder: Path, config: Any, processor: Any, seed: int) -> Path:
         torch.manual_seed(seed)
         AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return Path(folder)
+
+
+def talk(question: str, answer: str, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """A conversation as processors take it, the images before the question."""
+    parts = [{"type": "image", "path": str(path)} for path in images]
+    return [
+        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+
+
+def row_of(processor: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of a conversation, made by the processor alone."""
+    ids = list(processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0])
+    prompt = processor.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
+    paths = [part["path"] for part in messages[0]["content"] if part["type"] == "image"]
+    blocks = []
+    if paths:
+        text = processor.apply_chat_template(messages)
+        options = {"return_text_replacement_offsets": True, "return_offsets_mapping": True}
+        found = processor(text=[text], images=[paths], **options)
+        for piece in found["text_replacement_offsets"][0]:
+            start, stop = piece["new_span"]
+            places = [n for n, (a, b) in enumerate(found["offset_mapping"][0]) if start <= a < b <= stop]
+            blocks += [places[0], places[-1] + 1]
+    return {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :], "images": paths, "blocks": blocks}

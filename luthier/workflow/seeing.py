@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
+    from luthier.data.media.blocks import MediaProcessor
     from luthier.model.attention import Trial
     from luthier.workflow.text import TextSide
 
@@ -23,12 +24,14 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 def pixels_for(model: "nn.Module", text: "TextSide", *, stands_in: bool = False) -> Pixels | None:
     """What makes the inputs of this model from the images of rows; None for a run without images."""
-    if text.media is None:
-        return None
+    return None if text.media is None else pixels_of(model, text.media, stands_in=stands_in)
+
+
+def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = False) -> Pixels:
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
     types = next((name for name in TOKEN_TYPES if name in arguments), None)
-    return Pixels(text.media.processor, text.media.mark, types, rope_index_of(base), stands_in)
+    return Pixels(media.processor, media.mark, types, rope_index_of(base), stands_in)
 
 
 def trial_of(text: "TextSide") -> "Trial | None":

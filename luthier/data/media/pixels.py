@@ -76,8 +76,8 @@ class Pixels:
             before, now = self._named(block), self._named(self._ids(text))
             if not _is_within(now, before):
                 raise DataError(
-                    f"{path}: this image has changed since the rows were prepared: it is {image.height}x{image.width}"
-                    f" pixels now, which are {len(now)} tokens, and was {len(before)} -> run again, which prepares the"
+                    f"{path}: this image has changed since the rows were prepared: it is now {image.height}x{image.width}"
+                    f" pixels, its block {len(now)} tokens now and {len(before)} then -> run again, which prepares the"
                     " rows anew"
                 )
 
