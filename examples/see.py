@@ -76,7 +76,13 @@ def draw(folder: Path, num_images: int, *, seed: int, answers: Sequence[str] = (
 
 def write_data(folder: Path, rows: list[dict]) -> None:
     (folder / "shapes.json").write_text(json.dumps(rows), encoding="utf-8")
-    info = {"shapes": {"file_name": "shapes.json", "formatting": "openai", "columns": {"messages": "messages", "images": "images"}}}
+    info = {
+        "shapes": {
+            "file_name": "shapes.json",
+            "formatting": "openai",
+            "columns": {"messages": "messages", "images": "images"},
+        }
+    }
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 

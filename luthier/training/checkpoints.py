@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.drafts import draft_name, remove_abandoned, runs_here, this_host
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, size, sync, sync_names
-from luthier.core.log import info, warn
+from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
 
@@ -230,6 +230,33 @@ def checkpoint_mismatch(checkpoint: str) -> Iterator[None]:
             f"{checkpoint}: this checkpoint does not match the run ({reason}) -> use the model, finetuning_type and"
             " adapter keys that it was trained with, or choose another output_dir to start from scratch"
         ) from fault
+
+
+@contextmanager
+def taking_saved_names(model: "nn.Module", folder: Path) -> Iterator[None]:
+    """While open, `load_state_dict` takes weights by the names in the files of `folder`.
+
+    Those of models that see are not the names of their modules: transformers saves under the names of the hub, and only
+    its `from_pretrained` reads them. All numbers of 16 and 32 bits are read as they are.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    load, names = model.load_state_dict, set(model.state_dict())
+
+    def load_saved(state: dict[str, Any], *args: Any, **options: Any) -> Any:
+        if not set(state) <= names and isinstance(model, PreTrainedModel):
+            kind: Any = type(model)
+            with quiet("transformers"):
+                saved, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            state = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
+        return load(state, *args, **options)
+
+    vars(model)["load_state_dict"] = load_saved
+    try:
+        yield
+    finally:
+        del vars(model)["load_state_dict"]
 
 
 def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequence[str]) -> None:

@@ -278,7 +278,8 @@ class StageTrainer(Trainer):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))
             else:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                with checkpoints.taking_saved_names(self.policy, Path(resume_from_checkpoint)):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.parts.reading is not None:
             self.parts.reading.restore(Path(resume_from_checkpoint))
         if self.parts.rollouts is not None:
@@ -294,7 +295,8 @@ class StageTrainer(Trainer):
         if best is not None and is_pissa(self.policy):
             resume_pissa(self.policy, Path(best))
         else:
-            super()._load_best_model()
+            with checkpoints.taking_saved_names(self.policy, Path(best or "")):
+                super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)

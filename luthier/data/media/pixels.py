@@ -76,9 +76,9 @@ class Pixels:
             before, now = self._named(block), self._named(self._ids(text))
             if not _is_within(now, before):
                 raise DataError(
-                    f"{path}: this image has changed since the rows were prepared: it is now {image.height}x{image.width}"
-                    f" pixels, its block {len(now)} tokens now and {len(before)} then -> run again, which prepares the"
-                    " rows anew"
+                    f"{path}: this image has changed since the rows were prepared: it is now"
+                    f" {image.height}x{image.width} pixels, its block {len(now)} tokens now and {len(before)} then -> run again, which"
+                    " prepares the rows anew"
                 )
 
     def _ids(self, text: str) -> list[int]:

@@ -51,9 +51,7 @@ class Seeing:
         """By transformers alone, from the batch that the processor itself makes of each conversation."""
         total = 0.0
         for row, messages in zip(self.rows, self.talks, strict=True):
-            inputs = self.processor.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_tensors="pt"
-            )
+            inputs = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
             with torch.no_grad():
                 logits = self.model(**inputs).logits[0]
             labels = torch.tensor(row["labels"])
@@ -178,7 +176,9 @@ def test_an_image_that_stands_in_for_one_changes_no_loss_and_reaches_the_tower(p
 def test_an_image_that_has_changed_is_named_with_both_sizes(paddle, tmp_path):
     changed = draw(tmp_path / "a.png", height=28, width=28)
     row = {**paddle.rows[0], "images": [str(changed)]}
-    with pytest.raises(DataError, match=r"a\.png: this image has changed .* now 28x28 pixels, its block 1 tokens now and 6 then"):
+    with pytest.raises(
+        DataError, match=r"a\.png: this image has changed .* now 28x28 pixels, its block 1 tokens now and 6 then"
+    ):
         paddle.pixels.inputs([row])
     more = draw(tmp_path / "b.png", height=112, width=112)
     with pytest.raises(DataError, match="112x112"):
