@@ -42,7 +42,7 @@ def picture(color: str, shape: str, chance: random.Random) -> Any:
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIDE, SIDE), tuple(chance.randrange(0, 60) for _ in range(3)))
-    radius = chance.randrange(8, 16)
+    radius = chance.randrange(10, 19)
     x, y = (chance.randrange(radius + 1, SIDE - radius - 1) for _ in range(2))
     box, ink, pen = (x - radius, y - radius, x + radius, y + radius), COLORS[color], ImageDraw.Draw(image)
     if shape == "circle":
@@ -116,7 +116,7 @@ def make_model(folder: Path) -> None:
         vision_config={
             "model_type": "siglip_vision_model",
             "image_size": SIDE,
-            "patch_size": 8,
+            "patch_size": 12,
             "vision_use_head": False,
             **sizes,
         },
@@ -139,7 +139,7 @@ def make_model(folder: Path) -> None:
     processor = LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=8,
+        patch_size=12,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
     )

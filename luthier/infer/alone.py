@@ -1,4 +1,5 @@
-"""Answers one at a time, through `generate()`: for beam search, and for models whose rows cannot share a batch.
+"""Answers one at a time, through `generate()`: for beam search, prompts with images, and models whose rows cannot share
+a batch.
 
 These are models whose state is more than keys and values (Mamba, linear attention), encoder-decoders, models with
 routers between their blocks, and any model without a cache. The tokens are still chosen by the row itself.
@@ -63,6 +64,7 @@ def answer_alone(
     input_ids = torch.tensor([row.prompt_ids], device=model.device)
     generate: Any = model.generate
     given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "generation_config": config}
+    given |= {name: values.to(model.device) for name, values in row.seen.items()}
     if row.settings.num_beams > 1:
         if row.settings.seed is not None:
             torch.manual_seed(row.settings.seed)

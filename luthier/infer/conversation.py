@@ -1,12 +1,17 @@
 """One conversation: its messages so far, the prompt for the next answer, and itself as a row of training data."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import InvalidInput, RowError
 from luthier.data.chat.openai_messages import openai_messages
 from luthier.data.chat.traits import Traits
-from luthier.data.types import Message, ToolCall
+from luthier.data.media.items import image_tag
+from luthier.data.media.reader import size_of
+from luthier.data.types import PLACE, Message, ToolCall
 from luthier.infer.prompting import Prompting
 
 
@@ -17,6 +22,10 @@ class Conversation:
         self.prompting, self.system = prompting, system
         self.tools = read_tools(tools) if tools else ""
         self.history: tuple[Message, ...] = ()
+        self.images: tuple[str, ...] = ()
+        """Paths of the images of all messages, in the order of their places."""
+        self.shown: tuple[str, ...] = ()
+        """Those that the next question will have, besides its own."""
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -28,12 +37,24 @@ class Conversation:
         """Whether the last answer called a tool, so that the next message is the tool's result."""
         return bool(self.calls)
 
-    def ask(self, text: str) -> list[int]:
-        """Add a message; return the prompt ids for its answer."""
+    def show(self, path: str) -> None:
+        """Put an image before the next question. Raises `InvalidInput` if it cannot be read."""
+        self.shown = (*self.shown, _readable(path))
+
+    def ask(self, text: str, images: Sequence[str] = ()) -> list[int]:
+        """Add a message with the images that were shown, and with `images`, before its text; return the prompt ids for
+        its answer."""
         assert len(self.history) % 2 == 0, "the last question has no answer yet"
-        question = Message("observation" if self.awaits_tool_result else "user", text)
-        prompt_ids = self.prompting.prompt_ids((*self.history, question), self.system, self.tools)
-        self.history = (*self.history, question)
+        if PLACE in text:
+            raise InvalidInput("the text holds a character that Unicode keeps for programs (U+FDD0)")
+        more = (*self.shown, *map(_readable, images))
+        question = Message("observation" if self.awaits_tool_result else "user", PLACE * len(more) + text)
+        messages, seen = (*self.history, question), (*self.images, *more)
+        if seen:
+            prompt_ids: list[int] = self.prompting.seen_prompt(messages, self.system, self.tools, seen)
+        else:
+            prompt_ids = self.prompting.prompt_ids(messages, self.system, self.tools)
+        self.history, self.images, self.shown = messages, seen, ()
         return prompt_ids
 
     def answered(self, text: str) -> None:
@@ -41,28 +62,50 @@ class Conversation:
         self.history = (*self.history, self.prompting.read_answer(text, self.tools))
 
     def unanswered(self) -> None:
-        """Take back the last message."""
-        self.history = self.history[:-1]
+        """Take back the last message with its images."""
+        self._forget(self.history[:-1])
 
     def take_back(self) -> str:
-        """Forget the last answer and its question; return the question. Raises `InvalidInput` if there is none."""
+        """Forget the last answer and its question; return the question, whose images are shown again. Raises
+        `InvalidInput` if there is none."""
         if not self.history:
             raise InvalidInput("there is no answer yet")
         *earlier, question, _ = self.history
-        self.history = tuple(earlier)
-        return question.content
+        images = self.images
+        self._forget(tuple(earlier))
+        self.shown = images[len(self.images) :]
+        return question.content.replace(PLACE, "")
 
     def clear(self) -> None:
-        """Forget all messages; keep the system text and the tools."""
-        self.history = ()
+        """Forget all messages and images; keep the system text and the tools."""
+        self.history, self.images, self.shown = (), (), ()
+
+    def _forget(self, kept: tuple[Message, ...]) -> None:
+        """Keep these first messages and their images."""
+        self.history = kept
+        self.images = self.images[: sum(message.content.count(PLACE) for message in kept)]
 
     def as_row(self) -> dict[str, Any]:
         """The conversation as a row of the format `openai`. Raises `InvalidInput` if there is no answer yet."""
         if not self.history:
             raise InvalidInput("there is nothing to save yet")
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
-        messages = [*head, *openai_messages(self.history, Traits())]
-        return {"messages": messages} | ({"tools": json.loads(self.tools)} if self.tools else {})
+        history = [replace(message, content=message.content.replace(PLACE, image_tag())) for message in self.history]
+        messages = [*head, *openai_messages(history, Traits())]
+        images = {"images": list(self.images)} if self.images else {}
+        return {"messages": messages} | images | ({"tools": json.loads(self.tools)} if self.tools else {})
+
+
+def _readable(path: str) -> str:
+    """The whole path of an image. Raises `InvalidInput`."""
+    name = str(Path(path).expanduser().absolute())
+    if not Path(name).is_file():
+        raise InvalidInput(f"image: {path}: there is no such file")
+    try:
+        size_of(name)
+    except RowError as fault:
+        raise InvalidInput(f"image: {fault}") from fault
+    return name
 
 
 def read_tools(text: str) -> str:

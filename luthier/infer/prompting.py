@@ -15,8 +15,10 @@ from luthier.data.chat.answers import between
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import render
-from luthier.data.templates import Template
+from luthier.data.media.expand import MediaSide
+from luthier.data.templates import Piece, Template
 from luthier.data.types import Message, ToolCall
+from luthier.infer.seen import SeenPrompt, seen_prompt
 
 
 class Prompting(Protocol):
@@ -32,6 +34,11 @@ class Prompting(Protocol):
         Raises `InvalidInput` if the format cannot write the conversation.
         """
 
+    def seen_prompt(
+        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+    ) -> SeenPrompt:
+        """The same for messages with `PLACE` for each of `images`, which are paths."""
+
     def read_answer(self, text: str, tools: str) -> Message:
         """An answer as it goes into the history. Calls are parsed only if there are tools; they are rendered as calls
         then."""
@@ -43,12 +50,22 @@ class TemplatePrompting:
     encoder: Encoder
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
+    media: MediaSide | None = None
+    """How images are written, if the model sees."""
 
     @property
     def description(self) -> str:
         return f"the chat format {self.template.name}"
 
     def prompt_ids(self, messages: Sequence[Message], system: str | None, tools: str) -> list[int]:
+        return self.encoder.pieces(self._prompt(messages, system, tools))
+
+    def seen_prompt(
+        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+    ) -> SeenPrompt:
+        return seen_prompt(self._prompt(messages, system, tools), images, self.media, self.encoder)
+
+    def _prompt(self, messages: Sequence[Message], system: str | None, tools: str) -> "tuple[Piece, ...]":
         try:
             (turn,) = render(
                 self.template,
@@ -61,7 +78,7 @@ class TemplatePrompting:
             )
         except RowError as fault:
             raise InvalidInput(f"{self.description} cannot write this conversation: {fault}") from fault
-        return self.encoder.pieces(turn.prompt)
+        return turn.prompt
 
     def read_answer(self, text: str, tools: str) -> Message:
         thought = between(self.template.thinking_tags).match(text)
@@ -75,6 +92,8 @@ class ModelTemplatePrompting:
     model_template: ModelChatTemplate
     call_syntax: str
     """The syntax of the model's tool calls. A chat template says how to write calls, not how to parse them."""
+    media: MediaSide | None = None
+    """How images are written, if the model sees."""
 
     @property
     def description(self) -> str:
@@ -85,6 +104,16 @@ class ModelTemplatePrompting:
             return self.model_template.prompt_ids(messages, system, tools)
         except RowError as fault:
             raise InvalidInput(f"{fault} -> name another one with `template`") from fault
+
+    def seen_prompt(
+        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+    ) -> SeenPrompt:
+        program = self.model_template
+        try:
+            text = program.text(messages, system, tools, asks=True, thinks=program.enable_thinking is True)
+        except RowError as fault:
+            raise InvalidInput(f"{fault} -> name another one with `template`") from fault
+        return seen_prompt((text,), images, self.media, program.encoder)
 
     def read_answer(self, text: str, tools: str) -> Message:
         return with_calls(text, 0, self.call_syntax, tools)

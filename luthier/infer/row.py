@@ -4,7 +4,7 @@ V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,6 +158,8 @@ class Row:
             frozenset() if settings.ignore_eos else frozenset(stop_ids)
         )
         self.is_canceled = False
+        self.seen: Mapping[str, Tensor] = {}
+        """What the model takes beside a prompt with images."""
         self.prompt_tokens: tuple[Token, ...] = ()
         self.chooser: Chooser | None = None
         self._text = None if tokenizer is None else TextStream(tokenizer, settings.skip_special_tokens)

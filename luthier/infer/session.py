@@ -1,7 +1,7 @@
 """A chat with a loaded model: what `luthier.chat({...})` returns and the terminal uses."""
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.conversation import Conversation
@@ -30,12 +30,16 @@ class ChatSession:
         self._answers, self._decode = answers, decode
         self._prompt_ids: list[int] = []
 
-    def stream(self, text: str, settings: Settings | None = None) -> Generator[str, None, Answer]:
+    def stream(
+        self, text: str, settings: Settings | None = None, images: Sequence[str] = ()
+    ) -> Generator[str, None, Answer]:
         """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
+
+        `images`: paths of images that stand before the text.
 
         Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
-        self._prompt_ids = self.conversation.ask(text)
+        self._prompt_ids = self.conversation.ask(text, images)
         written: list[str] = []
         answer = None
         pieces = self.model.stream(self._prompt_ids, settings or self.settings)
@@ -70,9 +74,9 @@ class ChatSession:
         finally:
             pieces.close()
 
-    def ask(self, text: str, settings: Settings | None = None) -> str:
-        """The whole answer to `text`."""
-        return "".join(self.stream(text, settings))
+    def ask(self, text: str, settings: Settings | None = None, images: Sequence[str] = ()) -> str:
+        """The whole answer to `text`. `images`: paths of images that stand before it."""
+        return "".join(self.stream(text, settings, images))
 
     @property
     def tool_calls(self) -> "list[ToolCall]":

@@ -24,6 +24,7 @@ HELP = """\
 /retry         answer the last question again
 /system TEXT   set the system text; without TEXT remove it
 /tools FILE    give the model the tools in a JSON file; without FILE remove them
+/image FILE    show the model an image before the next question; several may follow each other
 /save FILE     add the conversation to FILE (.jsonl) as a row of training data, format openai
 /help          this list
 exit           leave (so does the end of input)
@@ -120,6 +121,7 @@ class Terminal:
             "/retry": self._retry,
             "/system": self._set_system,
             "/tools": self._set_tools,
+            "/image": self._show,
             "/save": self._save,
             "/help": lambda _: print(HELP),
         }
@@ -191,6 +193,12 @@ class Terminal:
 
     def _retry(self, _: str) -> None:
         self._answer(self.session.conversation.take_back())
+
+    def _show(self, name: str) -> None:
+        if not name:
+            raise InvalidInput("/image: the file is missing: /image photo.jpg")
+        self.session.conversation.show(name)
+        info(f"The next question is about {name}.")
 
     def _save(self, name: str) -> None:
         if not name:

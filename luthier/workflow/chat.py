@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from luthier.core.errors import MissingExtra, ModelError
 from luthier.core.importing import without_collection
 from luthier.core.kinds import ENGINES
 from luthier.core.log import info
@@ -17,20 +18,40 @@ if TYPE_CHECKING:
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
     from luthier.infer.conversation import Conversation
+    from luthier.infer.engines.huggingface import HuggingFaceModel
     from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
-    from luthier.workflow.text import load_text_side
+    from luthier.workflow.seeing import pixels_of
 
     with without_collection():
         import peft  # noqa: F401  # with the models of transformers, which are loaded next
 
-        text = load_text_side(run)
+        text = load_seeing(run)
     prompting = prompting_of(run, text)
     model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
+    if text.media is not None and isinstance(model, HuggingFaceModel):
+        model.pixels = pixels_of(model.model, text.media)
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     answers = AnswerFormat(thinking_tags(text), text.template.call_syntax)
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating), answers, text.tokenizer.decode)
+
+
+def load_seeing(run: "InferRun") -> "TextSide":
+    """The text side with the processor of images, if the model sees. Without one, text is read as ever."""
+    from luthier.model.files.sources import model_source
+    from luthier.model.processor import reads_text_only
+    from luthier.workflow.text import load_text_side
+
+    source = model_source(run.model)
+    if reads_text_only(source):
+        return load_text_side(run, source)
+    try:
+        return load_text_side(run, source, sees=True)
+    except (ModelError, MissingExtra) as fault:
+        text = load_text_side(run, source)  # raises again what is no matter of images
+        info(f"images cannot be read: {fault}")
+        return text
 
 
 def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
@@ -39,9 +60,9 @@ def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
 
     program = text.encoding.model_template
     if program is not None:
-        return ModelTemplatePrompting(program, text.template.call_syntax)
+        return ModelTemplatePrompting(program, text.template.call_syntax, text.encoding.media)
     thinking, keeps_thoughts = run.data.enable_thinking, run.data.preserve_thinking
-    return TemplatePrompting(text.template, text.encoding.encoder, thinking, keeps_thoughts)
+    return TemplatePrompting(text.template, text.encoding.encoder, thinking, keeps_thoughts, text.encoding.media)
 
 
 def thinking_tags(text: "TextSide") -> tuple[str, str] | None:

@@ -75,10 +75,10 @@ class Pixels:
         for path, image, block, text in zip(sample.paths, images, sample.blocks, written, strict=True):
             before, now = self._named(block), self._named(self._ids(text))
             if not _is_within(now, before):
+                now_size = f"{image.height}x{image.width} pixels and {len(now)} tokens"
                 raise DataError(
-                    f"{path}: this image has changed since the rows were prepared: it is now"
-                    f" {image.height}x{image.width} pixels, its block {len(now)} tokens now and {len(before)} then -> run again, which"
-                    " prepares the rows anew"
+                    f"{path}: this image has changed since the rows were prepared: it is now {now_size}, and was"
+                    f" {len(before)} tokens -> run again, which prepares the rows anew"
                 )
 
     def _ids(self, text: str) -> list[int]:

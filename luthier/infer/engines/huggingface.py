@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from luthier.config.runs import InferRun
+    from luthier.data.media.pixels import Pixels
     from luthier.model.files.sources import ModelSource
 
 
@@ -33,6 +34,8 @@ class HuggingFaceModel(Streaming):
 
         fill_head(model)
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, frozenset(stop_ids)
+        self.pixels: Pixels | None = None
+        """Makes what the model takes of images; None if it does not see, or is not asked to."""
         self._thread = AnswerThread(
             model,
             tokenizer,
@@ -65,6 +68,7 @@ class HuggingFaceModel(Streaming):
     ) -> Ticket:
         from luthier.infer.alone import check_beams
         from luthier.infer.row import new_row
+        from luthier.infer.seen import SeenPrompt
 
         check_beams(settings)
         ticket = QueuedTicket()
@@ -76,6 +80,9 @@ class HuggingFaceModel(Streaming):
             tokenizer=self.tokenizer,
             deliver=deliver or ticket.deliver,
         )
+        if isinstance(prompt_ids, SeenPrompt):
+            assert self.pixels is not None, "prompts with images are written for models that see"
+            row.seen = prompt_ids.inputs(self.pixels)
         ticket.belongs_to(row)
         self._thread.submit(row)
         return ticket

@@ -113,9 +113,14 @@ class ServedModel(Streaming):
         self, prompt_ids: Sequence[int], settings: Settings, deliver: "Callable[[Delivery], None] | None" = None
     ) -> "Ticket":
         from luthier.infer.row import new_row
+        from luthier.infer.seen import SeenPrompt
 
         if settings.num_beams > 1:
             raise UnsupportedSetting("num_beams", f"{self._dialect.name} has no beam search that streams")
+        if isinstance(prompt_ids, SeenPrompt):
+            raise UnsupportedSetting(
+                "images", f"{self._dialect.name} gets token ids alone -> infer_backend: huggingface"
+            )
         self._dialect.check(settings)
         if settings.min_p is None:
             settings = replace(settings, min_p=self._min_p)

@@ -177,7 +177,7 @@ def test_an_image_that_has_changed_is_named_with_both_sizes(paddle, tmp_path):
     changed = draw(tmp_path / "a.png", height=28, width=28)
     row = {**paddle.rows[0], "images": [str(changed)]}
     with pytest.raises(
-        DataError, match=r"a\.png: this image has changed .* now 28x28 pixels, its block 1 tokens now and 6 then"
+        DataError, match=r"a\.png: this image has changed .* now 28x28 pixels and 1 tokens, and was 6 tokens"
     ):
         paddle.pixels.inputs([row])
     more = draw(tmp_path / "b.png", height=112, width=112)

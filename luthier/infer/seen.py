@@ -1,0 +1,53 @@
+"""Prompts with images: their token ids as in training, and the tensors that the model takes beside them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InvalidInput, RowError
+from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.render import Turn
+from luthier.data.media.expand import MediaSide
+from luthier.data.media.pixels import Pixels, Prompts
+from luthier.data.media.tokens import blocks_in
+from luthier.data.templates import Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SeenPrompt(list[int]):
+    """The ids of a prompt with images."""
+
+    images: tuple[str, ...]
+    """Their paths."""
+    blocks: tuple[int, ...]
+    """Where the tokens of each begin and end: start, stop, start, stop, ..."""
+
+    def inputs(self, pixels: Pixels) -> "dict[str, Tensor]":
+        """What the model takes beside the ids. Raises `DataError` for an image that has changed meanwhile."""
+        import torch
+
+        row = {"input_ids": list(self), "images": self.images, "blocks": self.blocks}
+        return Prompts(pixels, [row]).inputs([0], torch.tensor([list(self)]))
+
+
+def seen_prompt(
+    pieces: "Sequence[Piece]", images: Sequence[str], media: MediaSide | None, encoder: Encoder
+) -> SeenPrompt:
+    """The ids of a prompt that has `PLACE` for each image.
+
+    Raises `InvalidInput` for a model that does not see, and for an image that cannot be read.
+    """
+    if media is None:
+        raise InvalidInput("this model does not read images, or its processor could not be loaded")
+    written = (Turn(tuple(pieces), ()),)
+    try:
+        seen = media.seen(images)
+        (whole,) = seen.expanded(written)
+        ((ids, _),) = seen.marked([(encoder.pieces(whole.prompt), [])], written, encoder)
+    except RowError as fault:
+        raise InvalidInput(f"image: {fault}") from fault
+    prompt = SeenPrompt(map(int, ids))
+    prompt.images = tuple(images)
+    prompt.blocks = tuple(place for _, start, stop in blocks_in(ids) for place in (start, stop))
+    return prompt
