@@ -44,7 +44,7 @@ def test_media_that_are_there_are_refused_as_such(spec, kind, reason):
 
 
 def test_an_address_is_no_file(spec):
-    with pytest.raises(MediaFault, match="'https://example.org/b.png': images are read from files only"):
+    with pytest.raises(MediaFault, match=r"'https://example\.org/b\.png': images are read from files only"):
         require_usable(Media(images=("https://example.org/b.png",)), spec, sees=True)
 
 
