@@ -3,7 +3,6 @@
 Chat templates of models that see read images there. Some read nothing else and write no word of a content that is text.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -72,4 +71,7 @@ def around_image(tokenizer: "PreTrainedTokenizerBase", chat_template: str, mark:
 
 def _shared(texts: Sequence[str]) -> str:
     """What all texts begin with."""
-    return os.path.commonprefix(list(texts))
+    first, last = min(texts), max(texts)
+    return first[
+        : next((at for at, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
+    ]
