@@ -146,9 +146,7 @@ def media_side(
     own = program or (ModelChatTemplate(encoder, mark=media.mark) if encoder.tokenizer.chat_template else None)
     before, after = (own.around_image if own is not None else None) or ("", "")
     around = f"{before}{BARE}{after}"
-    if program is not None:
-        return MediaSide(media, around, writes_slot=False)
-    return MediaSide(media, slot_of(template.multimodal) or around)
+    return MediaSide(media, around if program is not None else slot_of(template.multimodal) or around)
 
 
 def report_end(run: "Run", template: Template, encoding: Encoding) -> None:

@@ -156,15 +156,17 @@ class ModelChatTemplate:
         ]
 
     def _with_places(self, text: str, num_images: int) -> str:
-        """A rendered text with `PLACE` for each image. Raises `RowError` if the template leaves one out."""
-        num_written = text.count(self.mark)
-        if num_written != num_images:
+        """A rendered text with `PLACE` for each image and what the template writes around it. Raises `RowError` if the
+        template leaves one out."""
+        before, after = self.around_image or ("", "")
+        num_written = text.count(before + self.mark + after)
+        if not num_written == num_images == text.count(self.mark):
             raise RowError(
                 f"the model's own chat template writes {num_written} of {num_images} images",
                 str(num_written),
                 str(num_images),
             )
-        return text.replace(self.mark, PLACE)
+        return text.replace(before + self.mark + after, PLACE)
 
     def _backwards(self, dialogue: Dialogue, *, only_last: bool) -> Iterator[RenderedAnswer]:
         """The answers, the last one first. `only_last`: it ends before an earlier one that the template refuses."""

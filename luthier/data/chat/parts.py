@@ -3,6 +3,7 @@
 Chat templates of models that see read images there. Some read nothing else and write no word of a content that is text.
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from luthier.data.types import PLACE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BEFORE, _AFTER = "Words1", "Words2"
+_WORDS = ("Words1", "Words2", "Words3")
 
 
 def as_parts(content: str) -> list[dict[str, str]]:
@@ -45,18 +46,32 @@ def num_places(messages: Sequence[OpenAIMessage]) -> int:
 
 @lru_cache(maxsize=8)
 def around_image(tokenizer: "PreTrainedTokenizerBase", chat_template: str, mark: str) -> tuple[str, str] | None:
-    """The texts that a chat template writes before and after an image, which is `mark` in its text; both are empty if
-    it moves images. None if it takes no parts.
+    """The texts that a chat template writes before and after every image, which is `mark` in its text; both are empty
+    if it moves images. None if it takes no parts.
 
     `chat_template`: of the tokenizer; part of the key of the cache, since a tokenizer may get another one.
     """
-    content: Any = [{"type": "text", "text": _BEFORE}, {"type": "image"}, {"type": "text", "text": _AFTER}]
+    image: Any = {"type": "image"}
+    words: list[Any] = [{"type": "text", "text": word} for word in _WORDS]
+    content = [words[0], image, words[1], image, words[2]]
     try:
         text = run(tokenizer, [{"role": "user", "content": content}], asks=True, switches={})
     except RowError:
         return None
-    if text.count(mark) != 1 or "'type'" in text or _BEFORE not in text or _AFTER not in text:
+    if text.count(mark) != 2 or "'type'" in text or any(word not in text for word in _WORDS):
         return None
-    start, end = text.index(_BEFORE) + len(_BEFORE), text.index(_AFTER)
-    before, found, after = text[start:end].partition(mark)
-    return (before.strip(), after.strip()) if found else ("", "")
+    found = re.search("(.*?)".join(_WORDS), text, re.DOTALL)
+    pairs = [] if found is None else [between.partition(mark) for between in found.groups()]
+    if not all(middle for _, middle, _ in pairs):
+        return "", ""
+    before = _shared([first[::-1] for first, _, _ in pairs])[::-1]  # a number before each of them is no part of it
+    after = _shared([last for _, _, last in pairs])
+    return before.lstrip(), after.rstrip()
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts), max(texts)
+    return first[
+        : next((at for at, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
+    ]

@@ -52,12 +52,16 @@ class MediaSide:
     processor: MediaProcessor
     slot: str = BARE
     """The text around a block."""
-    writes_slot: bool = True
-    """Whether it is written here; else the model's own chat template has written it."""
 
     def seen(self, images: Sequence[str]) -> "Seen":
-        """The images of an example. Raises `RowError` for one that cannot be read."""
-        return Seen(self, tuple(map(size_of, images)))
+        """The images of an example. Raises `RowError` for one that cannot be read, or that the processor refuses."""
+        sizes = tuple(map(size_of, images))
+        for path, size in zip(images, sizes, strict=True):
+            try:
+                self.processor.blocks((size,))
+            except RowError as fault:
+                raise RowError(f"{path!r}: {fault}", repr(path), *fault.quoted) from fault
+        return Seen(self, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Seen:
     sizes: tuple[Size, ...]
 
     def blocks(self, written: Written) -> list[Block]:
-        """The blocks of a row, for its places. Raises `RowError` for a size that the processor refuses."""
+        """The blocks of a row, for its places."""
         num_places = sum(text.count(PLACE) for text in _texts(written))
         texts = self.side.processor.blocks(self.sizes[:num_places])
         found = []
@@ -77,10 +81,18 @@ class Seen:
             found.append(Block(before, text, after))
         return found
 
+    def require_all(self, written: Written, num_left: int) -> None:
+        """Raises `RowError` if truncation left `num_left` images of a row, and the blocks of these are now others."""
+        if num_left < len(self.blocks(written)) and self.side.processor.is_joint:
+            raise RowError(
+                "truncation to cutoff_len would leave out an image, and this model writes other tokens for the others"
+                " then -> raise cutoff_len, or lower image_max_pixels"
+            )
+
     def texts(self, written: Written) -> Iterator[str]:
         """What takes the places of a row, in order."""
         for block in self.blocks(written):
-            yield block.before + block.text + block.after if self.side.writes_slot else block.text
+            yield block.before + block.text + block.after
 
     def expanded(self, written: Written) -> Written:
         """The row with its blocks."""

@@ -39,7 +39,12 @@ class Encoding:
 
     def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
         """The turns of a conversation for training: (prompt ids, answer ids) for each answer."""
-        return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
+        written = self.written(dialogue, keep_past_thinking=keep_past_thinking)
+        if self.media is None or not dialogue.media.images:
+            return turn_ids(self.encoder, written)
+        seen = self.media.seen(dialogue.media.images)
+        turns = turn_ids(self.encoder, list(map(seen.expanded, written)))
+        return [seen.marked(found, row, self.encoder) for found, row in zip(turns, written, strict=True)]
 
     def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
         """The same before it is tokenized.

@@ -262,6 +262,9 @@ class RowMaker:
         if item.seen is None:
             return rows
         apart = [tuple(map(with_blocks_apart, row)) for row in rows]
+        for row, parts in zip(apart, item.written, strict=True):
+            for part, written in zip(row, parts, strict=True):
+                item.seen.require_all(written, len(part.items))
         if encoding.cutoff_len is None or not any(part.lost_tokens for row in rows for part in row):
             return apart
         whole = self._encoded(item, encoding.unlimited())
