@@ -37,7 +37,7 @@ TEMPLATE = (
 )
 
 
-def picture(color: str, shape: str, chance: random.Random) -> Any:
+def drawn(color: str, shape: str, chance: random.Random) -> Any:
     """The shape at any place, in any size, on a dark ground."""
     from PIL import Image, ImageDraw
 
@@ -65,7 +65,7 @@ def draw(folder: Path, num_images: int, *, seed: int, answers: Sequence[str] = (
     for number in range(num_images):
         named = {"color": chance.choice(list(COLORS)), "shape": chance.choice(SHAPES)}
         path = folder / f"{number}.png"
-        picture(named["color"], named["shape"], chance).save(path)
+        drawn(named["color"], named["shape"], chance).save(path)
         messages = [
             {"role": "user", "content": f"<image>{QUESTION}"},
             {"role": "assistant", "content": " ".join(named[answer] for answer in answers)},

@@ -16,7 +16,7 @@ from luthier.data.rows.labels import IGNORE_INDEX
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from luthier.data.media.pixels import Pixels
+    from luthier.data.pixels import Pixels
 
 FAULT = "fault"
 """The only entry of a batch that a worker process could not make: the error."""

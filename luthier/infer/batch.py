@@ -18,7 +18,7 @@ from luthier.infer.types import Answer, Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from luthier.data.media.pixels import Prompts
+    from luthier.data.pixels import Prompts
     from luthier.infer.engines import Delivery
     from luthier.infer.row import Row
 

@@ -7,8 +7,8 @@ from luthier.core.errors import InvalidInput, RowError
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.render import Turn
 from luthier.data.media.expand import MediaSide
-from luthier.data.media.pixels import Pixels, Prompts
 from luthier.data.media.tokens import blocks_in
+from luthier.data.pixels import Pixels, Prompts
 from luthier.data.templates import Piece
 
 if TYPE_CHECKING:

@@ -235,7 +235,7 @@ def per_sample_mask(
 
 
 Trial = Callable[["PreTrainedModel"], tuple[Mapping[str, Any], Mapping[str, Any]]]
-"""Makes inputs of a model that sees: of a sample with an image, and of the same behind another one in one row."""
+"""Makes inputs of a model that sees: of a sample with an image, and of the same after another sample in one row."""
 
 
 def isolate_samples(model: "nn.Module") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import parse_flag_from_env
 
 from luthier.data.collate import Layout, collate, concatenate_rows, pad_rows
-from luthier.data.media.pixels import Pixels
+from luthier.data.pixels import Pixels
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table, extended

@@ -45,7 +45,7 @@ LOGPS_CODE = (
     "model/kernels",
     "data/collate.py",
     "data/shared_prompts.py",
-    "data/media/pixels.py",
+    "data/pixels.py",
     "training/reference_logps.py",
 )
 """The code that computes them, as a part of their cache key."""

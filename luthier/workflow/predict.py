@@ -73,7 +73,7 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
     """One object per row: `prompt`, `predict` (the model's answer) and `label` (the answer of the dataset)."""
     from dataclasses import replace
 
-    from luthier.data.media.pixels import Prompts
+    from luthier.data.pixels import Prompts
     from luthier.infer.batch import generate_answers
     from luthier.infer.types import Settings
     from luthier.workflow.seeing import pixels_for

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
 from luthier.core.log import info
-from luthier.data.media.pixels import Prompts
+from luthier.data.pixels import Prompts
 from luthier.data.rows.encoding import encode_last_turns
 from luthier.data.types import Dialogue, Message
 from luthier.infer.batch import generate_answers

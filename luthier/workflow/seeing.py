@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
-from luthier.data.media.pixels import Pixels
+from luthier.data.collate import concatenate_rows, model_inputs
+from luthier.data.pixels import SMALLEST_SIDE, Pixels
+from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.modules import unwrap
-from luthier.model.multimodal import find_parts, in_parts
+from luthier.model.multimodal import BOUNDS, find_parts, in_parts
 from luthier.model.positions import rope_index_of
+from luthier.training.distributed import to_device
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
     from transformers import TrainingArguments
 
@@ -42,12 +46,31 @@ def trial_of(text: "TextSide") -> "Trial | None":
     def trial(base: Any) -> Any:
         pixels = pixels_for(base, text)
         assert pixels is not None, "the run has images"
-        return tuple(
-            {name: value.to(base.device) if hasattr(value, "to") else value for name, value in inputs.items()}
-            for inputs in pixels.trial()
-        )
+        return tuple(to_device(inputs, base.device) for inputs in samples_with_images(pixels))
 
     return trial
+
+
+def samples_with_images(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of the model for a row with an image: alone, and concatenated with another one before it."""
+    words = pixels.ids("What is this?")
+    images = [_noise(SMALLEST_SIDE, 2 * SMALLEST_SIDE), _noise(2 * SMALLEST_SIDE, 3 * SMALLEST_SIDE)]
+    found = []
+    for chosen in (images[1:], images):
+        media, written = pixels.processed([[image] for image in chosen])
+        rows = [[*words, *pixels.ids(block), *words] for (block,) in written]
+        batch = concatenate_rows([{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in rows])
+        batch |= pixels.token_inputs(batch, media)
+        found.append(model_inputs({**batch, "media": media, "media_parts": 1}))
+    alone, both = found
+    return {name: value for name, value in alone.items() if name not in BOUNDS}, both
+
+
+def _noise(height: int, width: int) -> "Image":
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def training_pixels(policy: "nn.Module", text: "TextSide", args: "TrainingArguments") -> Pixels | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from luthier.config.runs import InferRun
-    from luthier.data.media.pixels import Pixels
+    from luthier.data.pixels import Pixels
     from luthier.model.files.sources import ModelSource
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from luthier.data.media.pixels import Pixels, Prompts
+from luthier.data.pixels import Pixels, Prompts
 from luthier.model.heads.score_head import position_scores
 from luthier.training.distributed import to_device
 from luthier.training.rewards import Answered, checked

@@ -55,12 +55,12 @@ class Pixels:
         if not samples:
             return {}
         images = [[_opened(path) for path in sample.paths] for sample in samples]
-        found, written = self._processed(images)
+        found, written = self.processed(images)
         for sample, opened, texts in zip(samples, images, written, strict=True):
             self._require_same(sample, opened, texts)
         return found
 
-    def _processed(self, images: "Sequence[Sequence[Image]]") -> "tuple[dict[str, Tensor], list[list[str]]]":
+    def processed(self, images: "Sequence[Sequence[Image]]") -> "tuple[dict[str, Tensor], list[list[str]]]":
         """(what the model takes, what the processor writes for each image of each sample)."""
         found = self.processor(
             text=[self.mark * len(some) for some in images],
@@ -73,15 +73,15 @@ class Pixels:
 
     def _require_same(self, sample: "Sample", images: "Sequence[Image]", written: Sequence[str]) -> None:
         for path, image, block, text in zip(sample.paths, images, sample.blocks, written, strict=True):
-            before, now = self._named(block), self._named(self._ids(text))
+            before, now = self._named(block), self._named(self.ids(text))
             if not _is_within(now, before):
                 now_size = f"{image.height}x{image.width} pixels and {len(now)} tokens"
                 raise DataError(
                     f"{path}: this image has changed since the rows were prepared: it is now {now_size}, and was"
-                    f" {len(before)} tokens -> run again, which prepares the rows anew"
+                    f" {len(before)} tokens -> run again: the rows are prepared once more"
                 )
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[attr-defined]
         return ids
 
@@ -98,30 +98,14 @@ class Pixels:
         """(what the model takes, token ids) for a small black image."""
         from PIL import Image
 
-        found, written = self._processed([[Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))]])
-        return found, self._ids(written[0][0])
+        found, written = self.processed([[Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))]])
+        return found, self.ids(written[0][0])
 
     @cached_property
     def placeholders(self) -> list[int]:
         """The tokens that stand for what is no text. The model takes one of them for each vector of an image."""
         kinds = (getattr(self.processor, f"{kind}_token_ids") for kind in ("image", "video", "audio"))
         return sorted({token for ids in kinds for token in ids if token is not None})
-
-    def trial(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs of the model for a row with an image: alone, and concatenated behind another one."""
-        from luthier.data.collate import concatenate_rows, model_inputs
-
-        text = self._ids("What is this?")
-        images = [_noise(SMALLEST_SIDE, 2 * SMALLEST_SIDE), _noise(2 * SMALLEST_SIDE, 3 * SMALLEST_SIDE)]
-        found = []
-        for chosen in (images[1:], images):
-            media, written = self._processed([[image] for image in chosen])
-            rows = [[*text, *self._ids(block), *text] for (block,) in written]
-            batch = concatenate_rows([{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in rows])
-            batch |= self.token_inputs(batch, media)
-            found.append(model_inputs({**batch, "media": media, "media_parts": 1}))
-        alone, both = found
-        return {name: value for name, value in alone.items() if not name.startswith(("cu_seq", "max_length"))}, both
 
     def stand_in(self) -> dict[str, list[int]]:
         """A row with one small image and without labels, which changes no loss."""
@@ -195,13 +179,6 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(
             tuple(row["images"][number] for number in mine), tuple(list(ids[slice(*places[number])]) for number in mine)
         )
-
-
-def _noise(height: int, width: int) -> "Image":
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def _opened(path: str) -> "Image":

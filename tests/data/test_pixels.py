@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from luthier.core.errors import DataError
 from luthier.data.collate import model_inputs, require_whole, sequences
 from luthier.data.media.blocks import MediaProcessor
-from luthier.data.media.pixels import Pixels, samples_of
+from luthier.data.pixels import Pixels, samples_of
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss
 from luthier.training.parts import collator
-from luthier.workflow.seeing import pixels_of
+from luthier.workflow.seeing import pixels_of, samples_with_images
 from tests.media_models import FAMILIES, draw, row_of, talk
 
 SIZES = ((56, 84), (30, 30), (28, 112), (84, 56))
@@ -79,7 +79,7 @@ def test_the_loss_of_a_batch_is_that_of_plain_transformers_in_every_layout(seein
     expected = pytest.approx(seeing.plain_loss(), rel=1e-6)
     assert seeing.loss(padded(seeing.rows)) == expected
     assert sum(seeing.loss(padded([row])) for row in seeing.rows) == expected
-    reason = isolates_samples(seeing.model, lambda base: seeing.pixels.trial())
+    reason = isolates_samples(seeing.model, lambda base: samples_with_images(seeing.pixels))
     if seeing.model.config.model_type == "gemma3":
         assert reason == "the tokens of an image attend to each other in both directions"
         return
