@@ -5,7 +5,8 @@ One optimizer step, from top to bottom of `StageTrainer`:
 
     get_batch_samples         the micro-batches of the step: rows, or sampled answers
     _get_num_items_in_batch   their units over all processes, and the statistics of the step
-    compute_loss              for each micro-batch: loss sum / units of the whole step; transformers runs backward
+    training_step             for each micro-batch: forward and backward, in parts if memory was out before
+    compute_loss              loss sum / units of the whole step
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
 
@@ -15,7 +16,7 @@ Saving and resuming are in `luthier.training.checkpointed`.
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,13 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import RunFailed
+from luthier.core.log import warn
 from luthier.data.collate import tokens_in
+from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.checkpointed import CheckpointedTrainer
+from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
 from luthier.training.parts import TrainingParts
@@ -38,6 +42,16 @@ from luthier.training.parts import TrainingParts
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
+
+
+@dataclass(slots=True)
+class BegunStep:
+    """What the present optimizer step began with, so that it can begin again."""
+
+    batches: list[Any] = field(default_factory=list)
+    """Those that were computed so far, or are now."""
+    metrics: "dict[str, tuple[Tensor, float]]" = field(default_factory=dict)
+    random_state: RandomState = field(default_factory=RandomState.now)
 
 
 class StageTrainer(CheckpointedTrainer):
@@ -49,7 +63,7 @@ class StageTrainer(CheckpointedTrainer):
             args,
             parts,
             model=parts.models.policy,
-            data_collator=parts.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch,
+            data_collator=KeepsRows(parts.collate) if parts.rollouts is None else parts.rollouts.numbers_or_batch,
             train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
             eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
             processing_class=parts.tokenizer,
@@ -60,6 +74,9 @@ class StageTrainer(CheckpointedTrainer):
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
+        self.num_parts = 1
+        """Into how many parts batches are cut, so that they fit in memory."""
+        self._begun = BegunStep()
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
@@ -80,6 +97,7 @@ class StageTrainer(CheckpointedTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
         self.watch.require_finite_losses(self.state.global_step)
+        self._begun = BegunStep(metrics=dict(self._metrics))
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
@@ -92,6 +110,46 @@ class StageTrainer(CheckpointedTrainer):
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
+
+    def training_step(self, model: "nn.Module", inputs: Any, num_items_in_batch: Any = None) -> "Tensor":
+        """As in transformers. If memory is out, the step begins again with its batches cut into smaller parts."""
+        self._begun.batches.append(inputs)
+        batches = [inputs]
+        while True:
+            try:
+                return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
+            except (RuntimeError, MemoryError) as error:
+                if not (is_out_of_memory(error) and self._can_cut_more()):
+                    raise
+            # Here, and not above: as long as the error is handled, it holds the tensors of the step.
+            batches = self._begin_again()
+
+    def _in_parts(self, model: "nn.Module", batch: Any, num_items: Any) -> "Tensor":
+        """Forward and backward of a batch; its loss."""
+        losses = []
+        for part in cut(batch, self.num_parts, KeepsRows(self.parts.collate)):
+            losses.append(super().training_step(model, part, num_items))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _can_cut_more(self) -> bool:
+        """Several processes compute the same step together, so one alone cannot begin it again."""
+        is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        return is_alone and max(map(num_rows, self._begun.batches)) > self.num_parts and can_begin_again(self.policy)
+
+    def _begin_again(self) -> list[Any]:
+        """Undo what the step has done so far; the batches to compute again."""
+        rows = max(map(num_rows, self._begun.batches))
+        before, after = (-(-rows // num_parts) for num_parts in (self.num_parts, 2 * self.num_parts))
+        self.num_parts *= 2
+        clear(self.policy)
+        self._metrics = dict(self._begun.metrics)
+        self.watch.forget()
+        self._begun.random_state.restore()
+        warn(
+            f"out of memory at step {self.state.global_step + 1} with {before} rows at a time;"
+            f" from now on {after} at a time are computed, with the same losses and updates"
+        )
+        return self._begun.batches
 
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -158,7 +216,7 @@ class StageTrainer(CheckpointedTrainer):
     def get_train_dataloader(self) -> Any:
         if self.parts.reading is None:
             return super().get_train_dataloader()
-        return self.parts.reading.loader(self._train_batch_size, self.parts.collate)
+        return self.parts.reading.loader(self._train_batch_size, KeepsRows(self.parts.collate))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.parts.shuffle:
