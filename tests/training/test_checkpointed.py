@@ -84,8 +84,15 @@ def test_the_best_of_the_checkpoints_that_are_there_is_loaded(world, tmp_path, f
 
 
 def test_a_stop_whose_checkpoint_cannot_be_saved_is_a_failure(world, tmp_path, full_at):
+    """Ctrl-C during the save of step 2 stops the run after step 3."""
+    pressed = []
+
+    def press_once() -> None:
+        if not pressed:
+            pressed.append(os.kill(os.getpid(), signal.SIGINT))
+
+    full_at(2, 3, before=press_once)
     with pytest.raises(RunFailed, match=r"cannot save to .*/checkpoint-3: .* is .*/checkpoint-1 -> free some space"):
-        full_at(2, 3, before=lambda: os.kill(os.getpid(), signal.SIGINT))
         luthier.train({**world, "output_dir": str(tmp_path / "out")})
 
 
