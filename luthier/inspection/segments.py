@@ -104,11 +104,11 @@ def shown_tokens(
     `images`: the blocks, each of which is shown as one token."""
     counts = weights or [1.0] * len(input_ids)
     tokens: list[Shown] = []
-    for start, stop, text in between(0, len(input_ids), list(images)):
-        if text:
-            tokens.append(Shown(tuple(input_ids[start:stop]), text, is_learned=False, is_special=False))
+    for first, last, name in between(0, len(input_ids), list(images)):
+        if name:
+            tokens.append(Shown(tuple(input_ids[first:last]), name, is_learned=False, is_special=False))
             continue
-        own = input_ids[start:stop], labels[start:stop], counts[start:stop]
+        own = input_ids[first:last], labels[first:last], counts[first:last]
         tokens += _characters(*own, tokenizer, marks.special_ids)
     searched = [_SPECIAL + token.text if token.is_special else token.text for token in tokens]
     found = marks.found("".join(searched))

@@ -151,5 +151,10 @@ def _paths(row: Row, column: str | None, spec: DatasetSpec) -> tuple[str, ...]:
     items = [value] if isinstance(value, (str, bytes, Mapping)) else value
     if not isinstance(items, (list, tuple)):
         raise RowError(f"column {column!r} is {kind(value)}, not a list of paths")
-    places = (f"item {index} of column {column!r}" for index in range(1, len(items) + 1))
-    return tuple(media_path(path_of(item, place), spec) for item, place in zip(items, places, strict=True))
+    paths = []
+    for index, item in enumerate(items, start=1):
+        place = f"item {index} of column {column!r}"
+        if not isinstance(item, (str, bytes, Mapping)):
+            raise RowError(f"{place} is {kind(item)}, not a path")
+        paths.append(media_path(path_of(item, place), spec))
+    return tuple(paths)

@@ -50,8 +50,8 @@ def blocks_in(ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 def first_whole(ids: list[int], num_tokens: int) -> list[int]:
     """The first `num_tokens` ids, and fewer where a block would be cut."""
-    if 0 < num_tokens < len(ids) and type(ids[num_tokens]) is BlockToken:
-        item = ids[num_tokens].item
+    if 0 < num_tokens < len(ids) and isinstance(ids[num_tokens], BlockToken):
+        item = getattr(ids[num_tokens], "item", -1)
         while num_tokens and getattr(ids[num_tokens - 1], "item", -1) == item:
             num_tokens -= 1
     return ids[:num_tokens]
@@ -59,9 +59,9 @@ def first_whole(ids: list[int], num_tokens: int) -> list[int]:
 
 def first_around(ids: Sequence[int], num_text: int) -> list[int]:
     """All blocks, and of the text around them the first `num_text` tokens."""
-    kept = []
+    kept: list[int] = []
     for token in ids:
-        if type(token) is BlockToken:
+        if isinstance(token, BlockToken):
             kept.append(token)
         elif num_text:
             kept.append(token)

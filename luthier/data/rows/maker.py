@@ -106,7 +106,7 @@ class RowMaker:
         plan = self.plan
         sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
         weights = [part.weights for part in parts] if plan.weigh is not None else []
-        values = (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
+        values: tuple[Sequence[Any], ...] = (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
         if self.encoding.media is None:
             return values
         return (*values, *(part.blocks for part in parts), paths_of(example, parts[0]))

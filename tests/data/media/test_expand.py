@@ -191,3 +191,26 @@ def test_borders_move_along(worlds):
     seen = see.text.encoding.media.seen([str(see.folder / see.image(28, 28))])
     whole = seen.expanded(TextWithSpans(f"a{PLACE}b", (2, 3)))
     assert whole == TextWithSpans("a<image><image><image><image>b", (29, 30))
+
+
+def test_a_model_whose_blocks_depend_on_each_other_keeps_all_images_or_none(worlds, monkeypatch):
+    """As LLaVA-OneVision, which needs torchvision."""
+    see = worlds("paddleocr_vl")
+    data = TestTruncation().row(see)
+    monkeypatch.setitem(see.text.media.__dict__, "is_joint", True)
+    made, account, _ = see.made([data], cutoff_len=64)
+    assert not made
+    assert next(iter(account.dropped)).startswith("truncation to cutoff_len would leave out an image")
+    assert see.made([data])[1].images == 2
+
+
+def test_a_chat_template_that_leaves_images_out(worlds, monkeypatch):
+    see, slot = worlds("paddleocr_vl"), "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
+    program = see.text.tokenizer.chat_template.replace(slot, f"{{% if message == messages[0] %}}{slot}{{% endif %}}")
+    monkeypatch.setattr(see.text.tokenizer, "chat_template", program)
+    name = see.image(28, 28)
+    good = row(user(f"a{TAG}"), answer("b"), user("c"), answer("d"), images=[name])
+    bad = row(user("a"), answer("b"), user(f"c{TAG}"), answer("d"), images=[name])
+    _, account, _ = see.made([good, bad])
+    assert account.kept == 1
+    assert list(account.dropped) == ["the model's own chat template writes … of … images"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,32 @@ def test_media_dir_is_where_paths_start(keys, tmp_path):
         (tmp_path / f"{number}.png").rename(tmp_path / "apart" / f"{number}.png")
     table = prepared(keys, media_dir=str(tmp_path / "apart")).table
     assert table[0]["images"] == [str(tmp_path / "apart" / "0.png")]
+
+
+def test_images_in_a_table(keys, tmp_path):
+    """As the hub has them: the bytes of each image beside its name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    contents = [{"bytes": (tmp_path / f"{number}.png").read_bytes(), "path": f"{number}.png"} for number in range(4)]
+    columns = {"instruction": [f"{TAG}what"] * 4, "output": ["red"] * 4, "picture": [[item] for item in contents]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    info = {
+        "table": {
+            "file_name": "rows.parquet",
+            "columns": {"prompt": "instruction", "response": "output", "images": "picture"},
+        }
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    table = prepared(keys, dataset="table").table
+    assert table["blocks"] == prepared(keys, dataset="table").table["blocks"] == [[6, 8 + n] for n in range(1, 5)]
+    for (path,), item in zip(table["images"], contents, strict=True):
+        assert Path(path).read_bytes() == item["bytes"]
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_text_of_a_model_that_sees(keys, worlds, family):
+    """The chat template of LLaVA writes no word of a content that is text."""
+    data = prepared(keys, dataset="plain", model_name_or_path=str(worlds(family).folder / "model"))
+    text = worlds(family).text.tokenizer.decode(data.table[0]["input_ids"])
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
