@@ -42,7 +42,7 @@ def drawn(color: str, shape: str, chance: random.Random) -> Any:
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIDE, SIDE), tuple(chance.randrange(0, 60) for _ in range(3)))
-    radius = chance.randrange(10, 19)
+    radius = chance.randrange(14, 21)
     x, y = (chance.randrange(radius + 1, SIDE - radius - 1) for _ in range(2))
     box, ink, pen = (x - radius, y - radius, x + radius, y + radius), COLORS[color], ImageDraw.Draw(image)
     if shape == "circle":
@@ -123,7 +123,7 @@ def make_model(folder: Path) -> None:
         vision_config={
             "model_type": "siglip_vision_model",
             "image_size": SIDE,
-            "patch_size": 12,
+            "patch_size": 16,
             "vision_use_head": False,
             **sizes,
         },
@@ -146,7 +146,7 @@ def make_model(folder: Path) -> None:
     processor = LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=12,
+        patch_size=16,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
     )

@@ -82,7 +82,7 @@ class Pixels:
                 )
 
     def ids(self, text: str) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[attr-defined]
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _named(self, ids: Sequence[int]) -> list[int]:
@@ -91,7 +91,7 @@ class Pixels:
 
     @cached_property
     def _named_tokens(self) -> frozenset[int]:
-        return frozenset(self.processor.tokenizer.get_added_vocab().values())  # type: ignore[attr-defined]
+        return frozenset(self.processor.tokenizer.get_added_vocab().values())
 
     @cached_property
     def _substitute(self) -> "tuple[dict[str, Tensor], list[int]]":

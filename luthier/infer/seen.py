@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import InvalidInput, RowError
-from luthier.data.chat.encoder import Encoder
+from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.render import Turn
 from luthier.data.media.expand import MediaSide
 from luthier.data.media.tokens import blocks_in
@@ -43,8 +43,9 @@ def seen_prompt(
     written = (Turn(tuple(pieces), ()),)
     try:
         seen = media.seen(images)
-        (whole,) = seen.expanded(written)
-        ((ids, _),) = seen.marked([(encoder.pieces(whole.prompt), [])], written, encoder)
+        whole = seen.expanded(written)
+        assert not isinstance(whole, TextWithSpans), "turns stay turns"
+        ((ids, _),) = seen.marked([(encoder.pieces(whole[0].prompt), [])], written, encoder)
     except RowError as fault:
         raise InvalidInput(f"image: {fault}") from fault
     prompt = SeenPrompt(map(int, ids))
