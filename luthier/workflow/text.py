@@ -94,7 +94,7 @@ def load_text_side(
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
-    media = load_media(run, source) if sees or _has_images(run) else None
+    media = _media(run, source, for_model=for_model) if sees or _has_images(run) else None
     if media is not None and program is not None:
         program = replace(program, mark=media.mark)
     side = None if media is None else media_side(media, template, encoder, program)
@@ -118,6 +118,18 @@ def _has_images(run: "Run") -> bool:
         record = read_record(Path(run.data.tokenized_path))
         return record is not None and IMAGES_KEY in record["chat_format"]
     return declares_images(run.data, hf_hub_token=run.model.hf_hub_token)
+
+
+def _media(run: "Run", source: ModelSource, *, for_model: bool) -> MediaProcessor | None:
+    """That of the model. Where rows are only inspected, a model without one is a warning: rows with images are refused,
+    and the others are shown."""
+    try:
+        return load_media(run, source)
+    except ModelError as fault:
+        if for_model:
+            raise
+        warn(str(fault))
+        return None
 
 
 def load_media(run: "Run", source: ModelSource) -> MediaProcessor:

@@ -7,6 +7,7 @@ image of an example is one character, `PLACE`. No tokenizer sees these three: Un
 
 import base64
 import binascii
+import functools
 import hashlib
 import os
 import re
@@ -117,6 +118,12 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'s' if number != 1 else ''}"
 
 
+@functools.cache
+def _pattern_of(tag: str) -> re.Pattern[str]:
+    """Finds tags, and paths that parts bring along."""
+    return re.compile(f"{re.escape(tag)}|{OPEN}([^{CLOSE}]*){CLOSE}")
+
+
 class _Placer:
     """Replaces tags and paths in messages, one after the other."""
 
@@ -125,7 +132,7 @@ class _Placer:
         self.num_tags = 0
         self._found: list[str | None] = []
         """The path of an image that a part brings along; None for a tag."""
-        self._pattern = re.compile(f"{re.escape(image_tag())}|{OPEN}([^{CLOSE}]*){CLOSE}")
+        self._pattern = _pattern_of(image_tag())
 
     def message(self, message: Message) -> Message:
         content, loss = message.content, message.loss
