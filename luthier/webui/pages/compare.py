@@ -103,8 +103,8 @@ class Compare:
         metrics = dict.fromkeys(name for curves in self.curves.values() for name in curves.names)
         rows = []
         for metric in metrics:
-            ends = [curves.curve(metric)[-1:] for curves in self.curves.values()]
-            rows.append([metric, *(f"{end[0][1]:.5g}" if end else "–" for end in ends)])
+            ends = [curves.last_value(metric) for curves in self.curves.values()]
+            rows.append([metric, *("–" if end is None else f"{end:.5g}" for end in ends)])
         table(["", *self.folders], rows, self.frame.say("compare.last"))
 
 

@@ -214,7 +214,7 @@ def _values(found: Run, curves: Curves) -> tuple[str, ...]:
     """Step, loss, speed, time left and elapsed time, as far as they are known."""
     last = curves.last or found.last
     step, total = last.get("current_steps"), last.get("total_steps")
-    loss = next((value for _, value in curves.curve("loss")[-1:]), last.get("loss"))
+    loss = last.get("loss") if (value := curves.last_value("loss")) is None else value
     speed = curves.steps_per_second
     left = last.get("remaining_time", "") if found.is_live else ""
     if found.is_live and speed and isinstance(step, int) and isinstance(total, int):
