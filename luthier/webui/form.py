@@ -37,6 +37,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 """The keys that most people set. They stand first and open; the others are below, by topic."""
 FEWEST = 3
 """A topic with fewer keys has no heading of its own."""
+_DATASETS = ("dataset", "eval_dataset")
 FILE_NAME = "run.yaml"
 """How a text that has no file yet is called in messages."""
 
@@ -133,13 +134,18 @@ def _literals(part: Any) -> Sequence[Any]:
     return get_args(part) if get_origin(part) is Literal else ()
 
 
+def is_name(key: str) -> bool:
+    """Whether `suggestions` may have values for this key."""
+    return key in ("template", *_DATASETS)
+
+
 def suggestions(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
     """Values that exist here, for keys whose values are names."""
     if name == "template":
         from luthier.data.templates import template_names
 
         return ("auto", *template_names())
-    if name in ("dataset", "eval_dataset"):
+    if name in _DATASETS:
         from luthier.data.sources.catalog import load_catalog
 
         try:

@@ -33,7 +33,10 @@ class Curves:
         self.version = 0
         """Grows with each change."""
         self.last: dict[str, Any] = {}
+        self._reading = Lock()
+        """Held for as long as a file is read and parsed, which may take a second."""
         self._lock = Lock()
+        """Held while numbers are added or taken, so that nobody who draws has to wait."""
         self._forget((0, 0))
 
     def _forget(self, file: tuple[int, int]) -> None:
@@ -50,7 +53,7 @@ class Curves:
 
     def read(self) -> bool:
         """Read what has been written since. Returns whether there was anything."""
-        with self._lock:
+        with self._reading:
             return self._read()
 
     def _read(self) -> bool:
@@ -59,8 +62,9 @@ class Curves:
                 found = os.fstat(file.fileno())
                 if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:
                     # A resumed run writes the file again, up to its checkpoint.
-                    self._forget((found.st_dev, found.st_ino))
-                    self.version += 1
+                    with self._lock:
+                        self._forget((found.st_dev, found.st_ino))
+                        self.version += 1
                 file.seek(self._offset)
                 data = file.read()
         except OSError:
@@ -71,8 +75,10 @@ class Curves:
         self._offset += len(whole)
         lines = whole.splitlines()
         for start in range(0, len(lines), _LINES_AT_ONCE):
-            self._add([v for v in _parsed(lines[start : start + _LINES_AT_ONCE]) if _is_of_a_step(v)])
-        self.version += 1
+            logs = [values for values in _parsed(lines[start : start + _LINES_AT_ONCE]) if _is_of_a_step(values)]
+            with self._lock:
+                self._add(logs)
+                self.version += 1
         return True
 
     def _add(self, logs: Sequence[dict[str, Any]]) -> None:
@@ -170,6 +176,8 @@ def thinned(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POIN
 
 def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
     """An exponential moving average without the bias of its first values; `weight` 0 changes nothing, 0.99 much."""
+    if weight == 0:
+        return list(points)
     average = total = 0.0
     result = []
     for step, value in points:

@@ -82,12 +82,11 @@ class Compare:
         self._draw()
 
     def _draw(self) -> None:
-        versions = tuple(curves.version for curves in self.curves.values())
-        now = (versions, self.metric, self.is_log, self.smoothing)
-        if now != self._drawn:
-            self._drawn = now
-            self.chart.name = self.metric
-            self.chart.draw(self.series(), is_log=self.is_log, smoothing=self.smoothing)
+        settings = (self.metric, self.is_log, self.smoothing)
+        draw = self.chart.follow if settings == self._drawn else self.chart.draw
+        self._drawn = settings
+        self.chart.name = self.metric
+        draw(self.series(), is_log=self.is_log, smoothing=self.smoothing)
 
     def _keys(self) -> None:
         files = {name: read_run(folder).run_file for name, folder in self.folders.items()}

@@ -44,10 +44,10 @@ EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 
 class NewRun:
-    def __init__(self, frame: Frame, content: str, files: list[str], command: str) -> None:
+    def __init__(self, frame: Frame, content: str, command: str) -> None:
         """`command`: `train` or `export`, which decides the keys and what runs."""
         self.command = command
-        self.frame, self.root, self.text, self.files = frame, frame.board.root, content, files
+        self.frame, self.root, self.text = frame, frame.board.root, content
         self.checked = Checked()
         self.name = ""
         self.found_by = ""
@@ -87,7 +87,9 @@ class NewRun:
         say = self.frame.say
         with box(classes="row"):
             label_for("load", say("new.load"))
-            text_input("load", "", self._load, hint="run.yaml", known=self.files).element.classes("grow")
+            text_input(
+                "load", "", self._load, hint="run.yaml", known=lambda: run_files.run_files(self.root)
+            ).element.classes("grow")
 
     @ui.refreshable_method
     def fields(self) -> None:
@@ -167,7 +169,7 @@ class NewRun:
             options = {"": f"{self.frame.say('new.default')}: {field.default}"}
             options |= {name: name for name in field.choices}
             return choice(field.name, value, options | ({value: value} if value else {}), changed)
-        known = form.suggestions(field.name, values_of(self.text))
+        known = (lambda: form.suggestions(field.name, values_of(self.text))) if form.is_name(field.name) else None
         return text_input(field.name, value, changed, hint=default, known=known)
 
     async def _set(self, field: Field, value: str) -> None:
@@ -286,13 +288,11 @@ async def build(board: Board, frame: Frame, file: str) -> None:
             content = run_files.load(path)
         except LuthierError as fault:
             tell(str(fault))
-    files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or [], "train").content)
+    frame.show(NewRun(frame, content, "train").content)
 
 
 async def build_export(board: Board, frame: Frame, name: str) -> None:
     """The form of an export. `name`: the run or checkpoint whose adapter is merged into its model."""
     model = (await run.io_bound(chat_models, board.root) or {}).get(name)
     content = f"{model.run_file}export_dir: {name}-merged\n" if model else "export_dir: merged\n"
-    files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or [], "export").content)
+    frame.show(NewRun(frame, content, "export").content)

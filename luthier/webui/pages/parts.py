@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import ui
+from nicegui import run, ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
@@ -87,20 +87,36 @@ def label_for(name: str, content: str) -> TextElement:
 
 
 def text_input(
-    name: str, value: str, on_change: Handler, *, hint: str = "", known: Sequence[str] = (), kind: str = "text"
+    name: str,
+    value: str,
+    on_change: Handler,
+    *,
+    hint: str = "",
+    known: Callable[[], Sequence[str]] | None = None,
+    kind: str = "text",
 ) -> Input:
-    """`known`: values that are offered while typing. `kind`: the type of HTML's input, e.g. `range`."""
+    """`known`: gives values that are offered while typing; asked each time the input gets the focus.
+
+    `kind`: the type of HTML's input, e.g. `range`.
+    """
     attributes: dict[str, Any] = {"type": kind, "placeholder": hint}
     if value:
         attributes["^value"] = value
-    if known:
-        attributes["list"] = f"known-{name}"
-        with box("datalist") as offered:
-            offered.props["id"] = f"known-{name}"
-            for item in known:
-                option = box("option")
-                option.props["value"] = item
-    return Input(ui.element("input"), name, value, on_change, attributes)
+    if known is None:
+        return Input(ui.element("input"), name, value, on_change, attributes)
+    made = Input(ui.element("input"), name, value, on_change, attributes | {"list": f"known-{name}"})
+    with box("datalist") as offered:
+        offered.props["id"] = f"known-{name}"
+
+    async def offer() -> None:
+        items = await run.io_bound(known) or ()
+        offered.clear()
+        with offered:
+            for item in items:
+                box("option").props["value"] = item
+
+    made.element.on("focus", offer, args=[])
+    return made
 
 
 def slider(name: str, value: float, most: float, on_change: Handler) -> Input:

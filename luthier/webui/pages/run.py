@@ -1,5 +1,6 @@
 """One run: its state, numbers, curves, log and files, and what can be done with it."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -34,8 +35,12 @@ from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0
 """Between two looks."""
+READ_SECONDS = 0.2
+"""So long the page waits for its curves."""
 NUMBERS = ("step", "loss", "speed", "left", "elapsed")
 MAX_FILES = 200
+NOTHING: tuple[int, tuple[str, ...]] = (-1, ())
+"""No version of the curves is drawn."""
 
 
 class RunPage:
@@ -44,7 +49,7 @@ class RunPage:
         self.curves = frame.board.curves(folder)
         self.found, self.console = read_run(folder), console_end(folder / CONSOLE)
         self.smoothing, self.is_log = 0.0, False
-        self._drawn: tuple[int, tuple[str, ...]] = (-1, ())
+        self._drawn = NOTHING
 
     def content(self) -> None:
         say = self.frame.say
@@ -78,7 +83,7 @@ class RunPage:
         self.log = text(self.console, "pre", "log")
         self.log.props.update({"tabindex": 0, "aria-label": say("run.log")})
         self._details()
-        self._drawn = (-1, ())
+        self._drawn = NOTHING
         self._draw()
         ui.timer(SECONDS, self._look)
 
@@ -93,7 +98,7 @@ class RunPage:
     def _set(self, is_log: bool | None = None, smoothing: float | None = None) -> None:
         self.is_log = self.is_log if is_log is None else is_log
         self.smoothing = self.smoothing if smoothing is None else smoothing
-        self._drawn = (-1, ())
+        self._drawn = NOTHING
         self._draw()
 
     @ui.refreshable_method
@@ -120,6 +125,7 @@ class RunPage:
             self.state.refresh()
             self.results.refresh()
             self.files.refresh()
+            self._drawn = NOTHING
         self._draw()
 
     def _draw(self) -> None:
@@ -144,13 +150,13 @@ class RunPage:
         names = self.curves.names
         if (self.curves.version, names) == self._drawn:
             return
-        self._drawn = (self.curves.version, names)
+        is_first, self._drawn = self._drawn == NOTHING, (self.curves.version, names)
         for name in names:
             if name not in self.charts:
                 with self.places:
                     self.charts[name] = Chart(name)
-            points = {name: self.curves.curve(name)}
-            self.charts[name].draw(points, is_log=self.is_log, smoothing=self.smoothing)
+            draw = self.charts[name].draw if is_first else self.charts[name].follow
+            draw({name: self.curves.curve(name)}, is_log=self.is_log, smoothing=self.smoothing)
 
     def _details(self) -> None:
         with box("details"):
@@ -243,5 +249,7 @@ async def build(board: Board, frame: Frame, name: str) -> None:
     if folder is None or not folder.is_dir():
         frame.show(lambda: text(frame.say("run.absent").format(name=name), "p", "empty"))
         return
-    await run.io_bound(board.curves(folder).read)
+    # A page that waited for a log of 100,000 steps would stay white for a second; its curves come with the first look.
+    reading = asyncio.create_task(run.io_bound(board.curves(folder).read))
+    await asyncio.wait([reading], timeout=READ_SECONDS)
     frame.show(RunPage(frame, folder).content, folder.name)
