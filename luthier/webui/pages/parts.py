@@ -9,6 +9,7 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 Handler = Callable[..., Any]
+PAUSE_SECONDS = 0.3
 
 
 def text(content: str, tag: str = "span", classes: str = "") -> TextElement:
@@ -60,9 +61,11 @@ class Input:
         self._property = "checked" if attributes.get("type") == "checkbox" else "value"
         self.element = element.classes("input")
         self.element.props.update({"id": name, "name": name, "autocomplete": "off", "spellcheck": "false"} | attributes)
-        reads = f"(event) => emit(String(event.target.{self._property}))"
-        self.element.on("input", self._changed, throttle=0.3, leading_events=False, js_handler=reads)
-        self.element.on("change", self._changed, js_handler=reads)
+        # A pause in typing is waited for. Nothing comes later than `change`, e.g. when a message has been sent already.
+        for event, wait in (("input", f"setTimeout(tell, {1000 * PAUSE_SECONDS:.0f})"), ("change", "tell()")):
+            reads = f"() => emit(String(input.{self._property}))"
+            code = f"const input = event.target, tell = {reads}; clearTimeout(input.waits); input.waits = {wait};"
+            self.element.on(event, self._changed, js_handler=f"(event) => {{ {code} }}")
 
     def set(self, value: str) -> None:
         if value == self.value:
