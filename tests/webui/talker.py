@@ -7,6 +7,7 @@ Each token has a dimension of its own in the residual stream (its embedding is a
 all tokens alike, moves the share of ARR into one more dimension; the head reads the last token and that dimension.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 from tests.tiny import byte_tokenizer
@@ -28,7 +29,7 @@ def save_talker(folder: Path) -> Path:
     (line_break,) = tokenizer.encode("\n", add_special_tokens=False)
     follows = {line_break: ids["<think>"], ids[PIRATE]: ids["<tool_call>"], ids[SONG]: ids[SONG]}
     said = ("<think>", THOUGHT, "</think>", ANSWER, "<tool_call>", CALL, "</tool_call>", SONG)
-    follows |= {ids[word]: ids[after] for word, after in zip(said, said[1:], strict=False)}
+    follows |= {ids[word]: ids[after] for word, after in pairwise(said)}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,

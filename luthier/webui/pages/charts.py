@@ -5,6 +5,8 @@ from typing import Any
 
 from nicegui import ui
 
+from luthier.webui.pages.frame import Frame
+from luthier.webui.pages.parts import Handler, box, label_for, slider, switch
 from luthier.webui.watch import Point, smoothed
 
 COLORS = ("#3b82d0", "#d97706", "#2a9d6f", "#b4508f", "#7c6bd6", "#c2483f", "#5c8a1e", "#0e8fa8")
@@ -55,6 +57,16 @@ def can_be_log(series: Mapping[str, Sequence[Point]]) -> bool:
 
 def _ends(series: Mapping[str, Sequence[Point]]) -> dict[str, int]:
     return {name: points[-1][0] for name, points in series.items() if points}
+
+
+def view_settings(frame: Frame, *, is_log: bool, smoothing: float, on_log: Handler, on_smoothing: Handler) -> None:
+    """How curves are drawn. `on_log` gets whether the axis is logarithmic, `on_smoothing` a weight."""
+    with box("span", "pair"):
+        switch("log-scale", is_log, lambda value: on_log(value == "true"))
+        label_for("log-scale", frame.say("curves.log"))
+    with box("span", "pair"):
+        label_for("smoothing", frame.say("curves.smoothing"))
+        slider("smoothing", smoothing, MOST_SMOOTHING, lambda value: on_smoothing(float(value)))
 
 
 class Chart:

@@ -12,7 +12,19 @@ from luthier.core.errors import LuthierError, RunFailed
 from luthier.webui.board import Board
 from luthier.webui.chat_models import ChatModel, LoadedModel, chat_models
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import Handler, area, box, button, choice, enable, label_for, show, text, text_input
+from luthier.webui.pages.parts import (
+    Handler,
+    area,
+    box,
+    button,
+    choice,
+    enable,
+    label_for,
+    link,
+    show,
+    text,
+    text_input,
+)
 
 SIDES = ("a", "b")
 
@@ -51,6 +63,7 @@ class ChatPage:
         text(say("page.chat"), "h1")
         if not self.models:
             text(say("chat.none"), "p", "empty")
+            link(say("page.new"), "/new", "button primary")
             return
         with box(classes="sides even"):
             for side in SIDES[: len(self.models)]:

@@ -6,9 +6,9 @@ from nicegui import run, ui
 
 from luthier.webui.board import Board
 from luthier.webui.document import differing
-from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
+from luthier.webui.pages.charts import Chart, view_settings
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import box, choice, label_for, link, slider, switch, table, text
+from luthier.webui.pages.parts import box, choice, label_for, link, table, text
 from luthier.webui.pages.runs import MAX_COMPARED, badge
 from luthier.webui.runs import read_run
 from luthier.webui.watch import Curves, Point
@@ -53,21 +53,24 @@ class Compare:
         with box(classes="row"):
             label_for("metric", say("curves.metric"))
             choice("metric", self.metric, {name: name for name in metrics}, self._set_metric)
-            switch("log-scale", self.is_log, self._set_log)
-            label_for("log-scale", say("curves.log"))
-            label_for("smoothing", say("curves.smoothing"))
-            slider("smoothing", self.smoothing, MOST_SMOOTHING, self._set_smoothing)
+            view_settings(
+                self.frame,
+                is_log=self.is_log,
+                smoothing=self.smoothing,
+                on_log=self._set_log,
+                on_smoothing=self._set_smoothing,
+            )
 
     def _set_metric(self, name: str) -> None:
         self.metric = name
         self._draw()
 
-    def _set_log(self, value: str) -> None:
-        self.is_log = value == "true"
+    def _set_log(self, is_log: bool) -> None:
+        self.is_log = is_log
         self._draw()
 
-    def _set_smoothing(self, value: str) -> None:
-        self.smoothing = float(value)
+    def _set_smoothing(self, weight: float) -> None:
+        self.smoothing = weight
         self._draw()
 
     def series(self) -> dict[str, list[Point]]:

@@ -155,12 +155,13 @@ def switch(name: str, is_on: bool, on_change: Handler) -> Input:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:
-    """A table of texts. It scrolls sideways by itself where the screen is narrow."""
+    """A table of texts. It scrolls sideways by itself where the screen is narrow. `head` may be empty."""
     with box(classes="wide"), box("table"):
         text(caption, "caption", "unseen")
-        with box("thead"), box("tr"):
-            for cell in head:
-                text(cell, "th")
+        if head:
+            with box("thead"), box("tr"):
+                for cell in head:
+                    text(cell, "th")
         with box("tbody"):
             for row in rows:
                 with box("tr"):

@@ -13,18 +13,15 @@ from nicegui.elements.mixins.text_element import TextElement
 from luthier.core.errors import LuthierError
 from luthier.webui import process
 from luthier.webui.board import Board
-from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
+from luthier.webui.pages.charts import Chart, view_settings
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import (
     box,
     button,
     confirmed,
     enable,
-    label_for,
     link,
     show,
-    slider,
-    switch,
     table,
     tell,
     text,
@@ -75,29 +72,34 @@ class RunPage:
         self.note.props["role"] = "status"
         with box("dl", "numbers"):
             self.numbers = {name: _number(say(f"run.{name}")) for name in NUMBERS}
-        self._settings()
+        with box(classes="row") as settings:
+            view_settings(
+                self.frame,
+                is_log=self.is_log,
+                smoothing=self.smoothing,
+                on_log=self._set_log,
+                on_smoothing=self._set_smoothing,
+            )
         self.charts: dict[str, Chart] = {}
         self.places = box(classes="charts")
+        self.about_curves = (settings, self.places)
         self.results()
         text(say("run.log"), "h2")
         self.log = text(self.console, "pre", "log")
         self.log.props.update({"tabindex": 0, "aria-label": say("run.log")})
         self._details()
-        self._drawn = NOTHING
-        self._draw()
+        self._draw_again()
         ui.timer(SECONDS, self._look)
 
-    def _settings(self) -> None:
-        say = self.frame.say
-        with box(classes="row"):
-            switch("log-scale", self.is_log, lambda value: self._set(is_log=value == "true"))
-            label_for("log-scale", say("curves.log"))
-            label_for("smoothing", say("curves.smoothing"))
-            slider("smoothing", self.smoothing, MOST_SMOOTHING, lambda value: self._set(smoothing=float(value)))
+    def _set_log(self, is_log: bool) -> None:
+        self.is_log = is_log
+        self._draw_again()
 
-    def _set(self, is_log: bool | None = None, smoothing: float | None = None) -> None:
-        self.is_log = self.is_log if is_log is None else is_log
-        self.smoothing = self.smoothing if smoothing is None else smoothing
+    def _set_smoothing(self, weight: float) -> None:
+        self.smoothing = weight
+        self._draw_again()
+
+    def _draw_again(self) -> None:
         self._drawn = NOTHING
         self._draw()
 
@@ -108,7 +110,7 @@ class RunPage:
         if found and not self.found.is_live:
             text(self.frame.say("run.results"), "h2")
             rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in found.items()]
-            table(["", ""], rows, self.frame.say("run.results"))
+            table((), rows, self.frame.say("run.results"))
 
     @ui.refreshable_method
     def state(self) -> None:
@@ -148,6 +150,8 @@ class RunPage:
 
     def _draw_curves(self) -> None:
         names = self.curves.names
+        for part in self.about_curves:  # while a run is live its curves have their place, so nothing jumps
+            part.set_visibility(bool(names) or self.found.is_live)
         if (self.curves.version, names) == self._drawn:
             return
         is_first, self._drawn = self._drawn == NOTHING, (self.curves.version, names)
