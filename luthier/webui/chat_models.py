@@ -63,9 +63,7 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
     tuned: dict[str, ChatModel] = {}
     bases: dict[str, ChatModel] = {}
     for run in find_runs(root):
-        if run.run_file is None:
-            continue
-        given = values_of(run.run_file.read_text(encoding="utf-8", errors="replace"))
+        given = values_of(run.text)
         kept = {key: value for key, value in given.items() if value and key in kept_keys()}
         if "model_name_or_path" not in kept:
             continue

@@ -92,8 +92,7 @@ class Compare:
         draw(self.series(), is_log=self.is_log, smoothing=self.smoothing)
 
     def _keys(self) -> None:
-        files = {name: read_run(folder).run_file for name, folder in self.folders.items()}
-        texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in files.items() if path}
+        texts = {name: read_run(folder).text for name, folder in self.folders.items()}
         rows = [[key, *(row[name] or "–" for name in texts)] for key, row in differing(texts).items()]
         if rows:
             table(["", *texts], rows, self.frame.say("compare.keys"))

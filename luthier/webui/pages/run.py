@@ -169,7 +169,7 @@ class RunPage:
         if self.found.run_file is not None:
             with box("details"):
                 text(self.frame.say("run.run_file"), "summary")
-                text(_read(self.found.run_file), "pre", "log")
+                text(self.found.text, "pre", "log")
                 link(self.frame.say("run.again"), f"/new?file={self.frame.board.name_of(self.found.run_file)}")
 
     @ui.refreshable_method
@@ -239,13 +239,6 @@ def _values(found: Run, curves: Curves) -> tuple[str, ...]:
         str(left) or "–",
         str(last.get("elapsed_time", "–")),
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as fault:
-        return str(fault.strerror)
 
 
 async def build(board: Board, frame: Frame, name: str) -> None:
