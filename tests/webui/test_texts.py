@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from luthier.config.key_table import sections
+from luthier.webui.form import USUAL, groups
 from luthier.webui.texts import LANGUAGES, preferred, texts
 
 OTHERS = [language for language in LANGUAGES if language != "en"]
@@ -16,6 +18,13 @@ def test_a_language_has_every_text_with_the_same_placeholders(language):
     for key, text in english.items():
         assert sorted(re.findall(r"{\w+}", own[key])) == sorted(re.findall(r"{\w+}", text)), key
         assert own[key] != text, f"{key} is English"
+
+
+def test_every_topic_of_keys_has_a_title():
+    """Keys of one method are shown under the name that a run file has for it."""
+    of_one_method = {section.name for section in sections() if section.key}
+    shown = {group.name for command in USUAL for group in groups(command, {})[1:]}
+    assert {f"group.{name}" for name in shown - of_one_method} <= texts("en").keys()
 
 
 @pytest.mark.parametrize(

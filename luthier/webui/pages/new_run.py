@@ -27,19 +27,8 @@ from luthier.webui.pages.parts import (
     text_input,
 )
 from luthier.webui.pages.plan import PlanPane
+from luthier.webui.texts import texts
 
-TOPICS = (
-    "model",
-    "data",
-    "processor",
-    "finetuning",
-    "training",
-    "legacy",
-    "generating",
-    "quantization",
-    "export",
-    "other",
-)
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 
@@ -138,8 +127,8 @@ class NewRun:
         group.on("toggle", fill, args=[])
 
     def _title_of(self, group: str) -> str:
-        """Topics have a title; groups of one method or optimizer are called by its name, which is that of its key."""
-        return self.frame.say(f"group.{group}") if group in TOPICS else group.replace("_", " ")
+        """Topics have a title; keys of one method or optimizer stand under its name, as a run file has it."""
+        return texts(self.frame.language).get(f"group.{group}", group)
 
     def _is_wanted(self, field: Field) -> bool:
         words = self.found_by.lower().split()
