@@ -151,6 +151,12 @@ def test_fields_and_file_are_two_views_of_one_text(tmp_path):
         page.until(lambda: not page.count(".field:not(.hidden) > #pref_beta"), "the keys of dpo stay")
         page.until(lambda: "max_steps: 7\n" in page.value("#yaml"), "what was typed is lost")
         assert page.value("#max_steps") == "7" and page.js("return document.activeElement.id") == "max_steps"
+        page.find("#template").click()
+        page.until(lambda: page.count("#known-template option[value=qwen3]"), "no template is offered")
+        assert not page.count("#weight_decay")
+        page.driver.find_element(By.XPATH, "//summary[contains(., 'Training')]").click()
+        page.type("#weight_decay", "0.1")
+        page.until(lambda: "weight_decay: 0.1\n" in page.value("#yaml"), "a field of a closed group does not work")
         page.type("#search", "dora")
         page.until(lambda: page.count("#use_dora") and not page.count("#learning_rate"), "no search")
         page.find("#use_dora").click()
@@ -208,6 +214,8 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
                 ".map(item => item.innerText.trim())"
             )
             assert not english & set(labels)
+            helped = page.js("return [...document.querySelectorAll('.field .help')].map(item => item.innerText)")
+            assert all(re.search(r"[\u4e00-\u9fff]", text) for text in helped)
             assert page.js("return document.documentElement.scrollWidth") <= 360, path
         assert page.errors() == []
 

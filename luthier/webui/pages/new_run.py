@@ -27,7 +27,7 @@ from luthier.webui.pages.parts import (
     text_input,
 )
 from luthier.webui.pages.plan import PlanPane
-from luthier.webui.texts import texts
+from luthier.webui.texts import key_help, texts
 
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
@@ -132,7 +132,10 @@ class NewRun:
 
     def _is_wanted(self, field: Field) -> bool:
         words = self.found_by.lower().split()
-        return all(word in field.name or word in field.help.lower() for word in words)
+        return all(word in field.name or word in self._help_of(field).lower() for word in words)
+
+    def _help_of(self, field: Field) -> str:
+        return key_help(self.frame.language).get(field.name, field.help)
 
     def _field(self, field: Field, values: dict[str, str]) -> Element:
         value = values.get(field.name, "")
@@ -141,7 +144,7 @@ class NewRun:
             made = self._input(field, value)
             made.element.props["aria-describedby"] = f"help-{field.name}"
             self.inputs[field.name] = made
-            help_text = text(field.help, "div", "help")
+            help_text = text(self._help_of(field), "div", "help")
             help_text.props["id"] = f"help-{field.name}"
             self.places[field.name] = box(classes="faults")
             self._show_faults(field.name)
