@@ -4,6 +4,7 @@ import pytest
 
 from tests.webui.browser import Browser, board, browser, needs_browser
 from tests.webui.talker import ANSWER, PIRATE, SONG, THOUGHT, TOOLS, save_talker
+from tests.webui.test_pages import no_run_stays, tiny_root  # noqa: F401  # a fixture
 
 pytestmark = needs_browser
 SECONDS = 120
@@ -79,4 +80,25 @@ def test_a_conversation_with_its_settings(tmp_path):
         wait_for_answers(page, PIRATE, ANSWER, ANSWER)
         page.click("Clear")
         page.until(lambda: not page.count(".asked"), "it is not cleared")
+        assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_four_clicks_lead_from_the_first_page_to_a_tuned_model_that_answers(tmp_path):
+    changes = {"output_dir": "quickstart/lora", "max_steps": 2, "finetuning_type": "lora"}
+    root = tiny_root(tmp_path, **changes)
+    (root / "examples").mkdir()
+    (root / "tiny.yaml").rename(root / "examples" / "quickstart.yaml")
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        page.click("Open the first run")
+        page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
+        page.click("Start")
+        page.until(lambda: page.count("[data-state=done]"), "the run does not end", SECONDS)
+        page.click("Talk to it")
+        page.until(lambda: page.count("#message"), "no chat")
+        assert page.value("#model-a") == "quickstart/lora"
+        send(page, "Who are you?")
+        page.until(lambda: page.js(SAID) and page.js(SAID)[0], "no answer", SECONDS)
+        assert "loaded · model + quickstart/lora" in page.text() and not page.count(".answer .fault:not(:empty)")
         assert page.errors() == []
