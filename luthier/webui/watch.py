@@ -10,7 +10,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -90,7 +90,7 @@ class Curves:
         for name in dict.fromkeys(itertools.chain.from_iterable(logs)):
             if name in NOT_A_CURVE:
                 continue
-            at, numbers = steps, [values.get(name) for values in logs]
+            at, numbers = steps, [values.get(name, nan) for values in logs]
             if {*map(type, numbers)} != {float} or not all(map(isfinite, numbers)):
                 points = [point for point in zip(steps, numbers, strict=True) if _is_number(point[1])]
                 at, numbers = [step for step, _ in points], [number for _, number in points]
