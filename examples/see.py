@@ -2,7 +2,7 @@
 
     python examples/see.py
 
-It draws 2,400 images of 48x48 pixels, six colors and four shapes, makes a model of the LLaVA form with 0.7 M random
+It draws 2,400 images of 48x48 pixels, six colors and four shapes, makes a model of the LLaVA form with 0.8 M random
 weights, trains it with examples/see.yaml, and asks it about 120 new images. Black images are the control.
 """
 
