@@ -187,7 +187,7 @@ class RowMaker:
         example = item.example
         assert example is not None, "a row that is not refused has been read"
         try:
-            if self.encoding.media is not None and item.drawn.spec.columns.images:
+            if self.encoding.media is not None:
                 _require_no_mark(example, self.encoding.media.processor.reserved)
                 if example.media.images:
                     item.seen = self.encoding.media.seen(example.media.images)
@@ -321,10 +321,12 @@ def _require_no_mark(example: Example, reserved: Sequence[str]) -> None:
     for text in (example.system or "", *(text for message in messages for text in (message.content, message.thought))):
         for word in reserved:
             if word in text:
-                raise RowError(
-                    f"the text holds {word}, which the model takes for an image -> remove it; an image is written as"
-                    f" {image_tag()}"
+                remedy = (
+                    "name its column of images in the description of the data"
+                    if word == image_tag()
+                    else (f"remove it; an image is written as {image_tag()}")
                 )
+                raise RowError(f"the text holds {word}, which the model takes for an image -> {remedy}")
 
 
 def _shortened(row: Encoded, whole: Encoded) -> Encoded:

@@ -197,6 +197,11 @@ class TestPlaces:
         undeclared = replace(see.spec, columns=replace(see.spec.columns, images=None))
         [(_, [(part,)])], _, _ = see.made([row(user(f"{TAG} is a tag"), answer("x"))], spec=undeclared)
         assert "<image> is a tag" in see.text.tokenizer.decode(part.input_ids)
+        _, account, _ = worlds("llava").made([row(user(f"{TAG} is a tag"), answer("x"))], spec=undeclared)
+        assert list(account.dropped) == [
+            "the text holds <image>, which the model takes for an image -> name its column of images in the"
+            " description of the data"
+        ]
 
     def test_one_path_as_text(self, worlds):
         see = worlds("paddleocr_vl")
