@@ -41,7 +41,7 @@ class Evaluation:
 
 @enough_memory("take a smaller batch_size, quantization_bit: 4, or a smaller model")
 def evaluate(run: "EvalRun") -> Evaluation:
-    """Ask all questions of the task, or go on with unfinished results in save_dir. `luthier.evaluate` calls this."""
+    """Ask all questions of the task, or resume unfinished results in save_dir. `luthier.evaluate` calls this."""
     assert run.evaluation.task is not None, "a rule demands it"
     run = as_trained(run)
     folder = None if run.evaluation.save_dir is None else Path(run.evaluation.save_dir)
