@@ -22,7 +22,6 @@ def open_chat(run: "InferRun") -> "ChatSession":
     from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
-    from luthier.workflow.seeing import pixels_of
 
     with without_collection():
         import peft  # noqa: F401  # with the models of transformers, which are loaded next
@@ -31,6 +30,8 @@ def open_chat(run: "InferRun") -> "ChatSession":
     prompting = prompting_of(run, text)
     model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
     if text.media is not None and isinstance(model, HuggingFaceModel):
+        from luthier.workflow.seeing import pixels_of
+
         model.pixels = pixels_of(model.model, text.media)
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     answers = AnswerFormat(thinking_tags(text), text.template.call_syntax)
