@@ -1,4 +1,4 @@
-"""The three functions of `import luthier`. Each takes the keys of a run file as a dict."""
+"""The four functions of `import luthier`. Each takes the keys of a run file as a dict."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
     from luthier.infer.session import ChatSession
     from luthier.training.fit import RunResult
+    from luthier.workflow.evaluate import Evaluation
 
 
 def train(keys: Mapping[str, Any]) -> "RunResult":
@@ -28,6 +29,16 @@ def export(keys: Mapping[str, Any]) -> "Path":
 
     set_up()
     return command.export(load_export(keys))
+
+
+def evaluate(keys: Mapping[str, Any]) -> "Evaluation":
+    """Measure a model, as `luthier eval` does."""
+    from luthier.config.load import load_eval
+    from luthier.core.log import set_up
+    from luthier.workflow import evaluate as command
+
+    set_up()
+    return command.evaluate(load_eval(keys))
 
 
 def chat(keys: Mapping[str, Any]) -> "ChatSession":

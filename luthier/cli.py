@@ -9,7 +9,10 @@ import sys
 
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
-    "check": ("RUN [key=value ...] [--for train|chat|export]", "find every problem of a run file and its datasets"),
+    "check": (
+        "RUN [key=value ...] [--for train|chat|export|eval]",
+        "find every problem of a run file and its datasets",
+    ),
     "plan": ("RUN [key=value ...] [--json]", "tell work, memory and time of a run before any weight is loaded"),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
@@ -24,6 +27,7 @@ COMMANDS = {
     "webchat": ("RUN", "talk to a model in a browser"),
     "webui": ("[--host H] [--port P] [--root DIR]", "start, watch, compare and try runs in a browser"),
     "export": ("RUN", "merge adapters, quantize, write a model folder"),
+    "eval": ("RUN task=TASK [key=value ...]", "measure a model: multiple choice, perplexity, lm-evaluation-harness"),
     "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
     "verify": ("DIR", "compare a folder with its manifest"),
     "schema": ("", "print the JSON Schema of a run file"),
@@ -36,7 +40,7 @@ COMMANDS = {
 
 WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("eval", "sweep")
+LATER = ("sweep",)
 """Commands that this version does not have."""
 
 

@@ -15,6 +15,7 @@ from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
     DATA,
+    EVALUATION,
     EXPORT,
     FINETUNING,
     FP8,
@@ -38,7 +39,7 @@ from luthier.config.keys.legacy import LegacyTrainingConfig
 from luthier.config.keys.training import OWN_DEFAULTS, TrainingKeys
 from luthier.config.masking import is_secret
 from luthier.config.rules.table import broken_rules
-from luthier.config.runs import ExportRun, Features, InferRun, Run, TrainRun
+from luthier.config.runs import EvalRun, ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
 from luthier.config.source import COMMAND_LINE, Written, parse, read
 from luthier.core.errors import ConfigError, Problem
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 PATHS = frozenset(
     {
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
+        *("task_dir", "save_dir", "compare"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
         *("profiler_output_dir", "swanlab_logdir", "kt_weight_path", "kt_non_expert_weight_path"),
@@ -83,6 +85,13 @@ def load_export(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides
     """As `load_train`, for `luthier export`."""
     run = load("export", read_source(source, overrides))
     assert isinstance(run, ExportRun)
+    return run
+
+
+def load_eval(source: "StrPath | Mapping[str, Any] | Sequence[str]", overrides: Sequence[str] = ()) -> EvalRun:
+    """As `load_train`, for `luthier eval`."""
+    run = load("eval", read_source(source, overrides))
+    assert isinstance(run, EvalRun)
     return run
 
 
@@ -203,9 +212,7 @@ class Draft:
         values = {name: self._value(name) for name in switches}
         for name in self.given:
             keys = catalog()[name]
-            readers = [
-                key for key in keys if key.section.reads(self.command, values, os.environ) or self._is_switch(key)
-            ]
+            readers = [key for key in keys if self._reads(key.section, values) or self._is_switch(key)]
             if readers:
                 self._judge_status(readers[0])
                 continue
@@ -216,6 +223,11 @@ class Draft:
                 self._blame(name, f"is for {reader} only", f"set {reader}, or leave it out")
             else:
                 self._warn(name, f"is not read here, only by {reader}")
+
+    def _reads(self, section: Section, values: Mapping[str, Any]) -> bool:
+        """The run file of a training run can be evaluated as it is, so that has no unread keys."""
+        commands = (self.command, "train") if self.command == "eval" else (self.command,)
+        return any(section.reads(command, values, os.environ) for command in commands)
 
     def _is_switch(self, key: Key) -> bool:
         return key.name == key.section.key and self.command in key.section.commands
@@ -247,22 +259,25 @@ class Draft:
             "given": MappingProxyType(dict(self.given)),
             "changed": frozenset(n for n, value in self.given.items() if value != catalog()[n][0].default),
         }
-        if self.command == "train":
+        if self.command in ("train", "eval"):
             method = self._section(self._variant_section("stage", stage))
             optimizers = {name: self._section(section) for name, section in self._optimizers().items()}
-            return TrainRun(
-                **common,
-                method=method,
-                training=self._training(),
-                optimizers=MappingProxyType(optimizers),
-                profiler=self._section(PROFILER),
-                fp8=self._section(FP8),
-                swanlab=self._section(SWANLAB),
-                kt=self._section(KT),
-            )
+            common |= {
+                "method": method,
+                "training": self._training(),
+                "optimizers": MappingProxyType(optimizers),
+                "profiler": self._section(PROFILER),
+                "fp8": self._section(FP8),
+                "swanlab": self._section(SWANLAB),
+                "kt": self._section(KT),
+            }
+            return TrainRun(**common) if self.command == "train" else self._eval_run(common)
         if self.command == "export":
             return ExportRun(**common, export=self._section(EXPORT))
         return InferRun(**common, vllm=self._section(VLLM), sglang=self._section(SGLANG))
+
+    def _eval_run(self, common: Mapping[str, Any]) -> EvalRun:
+        return EvalRun(**common, evaluation=self._section(EVALUATION))
 
     def _optimizers(self) -> Mapping[str, Section]:
         """Those that are switched on."""

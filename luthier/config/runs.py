@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.engines import SglangConfig, VllmConfig
+from luthier.config.keys.evaluate import EvalConfig
 from luthier.config.keys.export import ExportConfig
 from luthier.config.keys.finetuning import FinetuningConfig
 from luthier.config.keys.fp8 import Fp8Config
@@ -98,3 +99,14 @@ class ExportRun(Run):
     """A run of `luthier export`."""
 
     export: ExportConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRun(TrainRun):
+    """A run of `luthier eval`. It has the keys of a training run too, since rows are read as training reads them."""
+
+    evaluation: EvalConfig
+
+    @property
+    def trains(self) -> bool:
+        return False

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-RUN_COMMANDS = ("train", "infer", "export")
+RUN_COMMANDS = ("train", "infer", "export", "eval")
 """The kinds of run file. `infer` stands for every command that generates text."""
 COMMAND_WORDS = {"train": "luthier train", "infer": "luthier chat", "export": "luthier export", "eval": "luthier eval"}
 TRUE_WORDS = ("true", "y", "1")

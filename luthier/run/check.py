@@ -7,7 +7,7 @@ from luthier.config.load import read_source
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.workflow.preflight import load_checked
 
-KINDS = {"train": "train", "chat": "infer", "export": "export"}
+KINDS = {"train": "train", "chat": "infer", "export": "export", "eval": "eval"}
 """Value of `--for` -> kind of run file."""
 
 
@@ -49,6 +49,8 @@ def guess_kind(keys: Collection[str]) -> str:
     """The kind of run file that these keys belong to."""
     if "export_dir" in keys:
         return "export"
+    if "task" in keys:
+        return "eval"
     trains = ("dataset", "eval_dataset", "output_dir", "do_train", "do_eval", "do_predict")
     if any(key in keys for key in trains) or ("stage" in keys and "adapter_name_or_path" not in keys):
         return "train"

@@ -8,7 +8,7 @@ from luthier.core.log import info
 from luthier.data.chat.answers import THINKING_TAGS
 
 if TYPE_CHECKING:
-    from luthier.config.runs import InferRun
+    from luthier.config.runs import InferRun, Run
     from luthier.infer.prompting import Prompting
     from luthier.infer.session import ChatSession
     from luthier.workflow.text import TextSide
@@ -33,7 +33,7 @@ def open_chat(run: "InferRun") -> "ChatSession":
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating), answers, text.tokenizer.decode)
 
 
-def prompting_of(run: "InferRun", text: "TextSide") -> "Prompting":
+def prompting_of(run: "Run", text: "TextSide") -> "Prompting":
     """How the run writes conversations: with its chat format, or with the model's own chat template."""
     from luthier.infer.prompting import ModelTemplatePrompting, TemplatePrompting
 

@@ -6,9 +6,11 @@ from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.fsdp import LAYERS, SMALLEST, fsdp_settings
 from luthier.config.keys.training import read_mapping
 from luthier.config.load import PATHS, Draft
-from luthier.config.runs import Run, TrainRun
+from luthier.config.rules.eval_command import kind_of
+from luthier.config.runs import EvalRun, Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import InvalidInput, Problem
+from luthier.core.kinds import EVAL_KINDS
 from luthier.core.paths import windows_remedy
 from luthier.core.registry import did_you_mean
 from luthier.model.adapters._continued import local_problems
@@ -30,13 +32,14 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     draft = Draft(command, written, writes=writes)
     run = draft.run
     draft.add(*content_problems(run, draft.unknown, others=not begins))
-    if isinstance(run, TrainRun):
-        draft.add(*settings_problems(run))
+    trained = run if isinstance(run, TrainRun) and not isinstance(run, EvalRun) else None
+    if trained is not None:
+        draft.add(*settings_problems(trained))
     draft.add((), [*text_only_problems(run), *path_problems(run)])
     missing = [*source_problems(run), *quantizer_problems(run), *engine_problems(run)]
-    if isinstance(run, TrainRun):
-        missing += [*library_problems(run), *frozen_model_problems(run)]
-        draft.add((), local_problems(run))
+    if trained is not None:
+        missing += [*library_problems(trained), *frozen_model_problems(trained)]
+        draft.add((), local_problems(trained))
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
 
@@ -57,7 +60,7 @@ def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tup
         if name not in known:
             remedy = did_you_mean(name, known) or "`luthier template list` names them"
             problems.append(Problem("template", "no chat format has this name", remedy))
-    if isinstance(run, TrainRun) and "dataset_dir" not in unknown and not holds_tokenized_rows(run.data):
+    if reads_datasets(run) and "dataset_dir" not in unknown and not holds_tokenized_rows(run.data):
         from luthier.data.sources.catalog import check_datasets
 
         stage = None if "stage" in unknown else run.stage
@@ -65,6 +68,13 @@ def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tup
         problems += problems_found
         warnings += warnings_found
     return problems, warnings
+
+
+def reads_datasets(run: Run) -> bool:
+    if isinstance(run, EvalRun):
+        kind = kind_of(run.evaluation.task)
+        return kind is not None and bool(EVAL_KINDS.get(kind).reads_rows)
+    return isinstance(run, TrainRun)
 
 
 def path_problems(run: Run) -> Iterator[Problem]:

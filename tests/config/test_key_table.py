@@ -20,6 +20,7 @@ from tools import training_keys
 REFERENCE_KEYS = (Path(__file__).parent / "reference_keys.txt").read_text(encoding="utf-8").split()
 OWN_KEYS = {
     "checkpoint_every",
+    "compare",
     "epsilon",
     "epsilon_high",
     "export_check",
@@ -30,8 +31,11 @@ OWN_KEYS = {
     "gkd_lambda",
     "gkd_temperature",
     "grpo_beta",
+    "judge_model",
+    "judge_url",
     "loftq_init",
     "loss_type",
+    "metrics",
     "num_generations",
     "num_iterations",
     "on_overlong",

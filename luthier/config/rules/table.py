@@ -9,6 +9,7 @@ from typing import Any
 from luthier.config.rules.data import DATA_RULES
 from luthier.config.rules.engine import Rule, Rules
 from luthier.config.rules.engines import ENGINE_EXPORT_RULES, ENGINE_RULES, ENGINE_TRAINING_RULES
+from luthier.config.rules.eval_command import EVAL_RULES, kind_of
 from luthier.config.rules.evaluation import EVALUATION_RULES
 from luthier.config.rules.export import EXPORT_RULES
 from luthier.config.rules.fp8 import FP8_RULES
@@ -30,7 +31,7 @@ from luthier.config.rules.swanlab import SWANLAB_RULES
 from luthier.config.rules.task import OUTPUT_RULES, TASK_RULES
 from luthier.config.rules.training import TRAINING_RULES
 from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
-from luthier.core.kinds import ADAPTERS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
+from luthier.core.kinds import ADAPTERS, EVAL_KINDS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
 from luthier.core.registry import Registry
 
 COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
@@ -48,6 +49,10 @@ COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
         *(MODEL_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),
         *(PROCESSOR_RULES, EXPORT_RULES, ENGINE_EXPORT_RULES),
     ),
+    "eval": (
+        *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
+        *(PROCESSOR_RULES, DATA_RULES, EVAL_RULES),
+    ),
 }
 
 
@@ -55,6 +60,12 @@ def _quantizer(run: Any) -> Iterator[str]:
     keys = run.quantization
     if keys.quantization_bit is not None and keys.quantization_method in QUANTIZERS.names:
         yield keys.quantization_method
+
+
+def _eval_kind(run: Any) -> Iterator[str]:
+    kind = kind_of(run.evaluation.task)
+    if kind is not None:
+        yield kind
 
 
 Chosen = Callable[[Any], Iterable[str]]
@@ -70,6 +81,7 @@ VARIANTS: Mapping[str, tuple[tuple[Registry, Chosen], ...]] = {
     ),
     "infer": (_ALL_FEATURES, (QUANTIZERS, _quantizer)),
     "export": (_ALL_FEATURES,),
+    "eval": (_ALL_FEATURES, (QUANTIZERS, _quantizer), (EVAL_KINDS, _eval_kind)),
 }
 """Command -> the kinds of variants whose `check` is read."""
 

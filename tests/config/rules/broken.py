@@ -10,6 +10,7 @@ BASES: dict[str, dict[str, Any]] = {
     "train": {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True},
     "infer": {"model_name_or_path": "m"},
     "export": {"model_name_or_path": "m", "export_dir": "e"},
+    "eval": {"model_name_or_path": "m", "task": "perplexity", "dataset": "d"},
 }
 
 
@@ -489,7 +490,21 @@ ENGINES = [
     *cases({}, {"infer_backend": "sglang"}),
     *cases({}, {"infer_backend": "vllm"}, command="export"),
 ]
+EVALUATED = [
+    *cases(
+        {},
+        {"task": None},
+        {"task": "mmlu"},
+        {"stage": "rm"},
+        {"stage": "dpo"},
+        {"batch_size": 0},
+        {"n_shot": -1},
+        {"infer_backend": "vllm"},
+        {"dataset": ""},
+        command="eval",
+    ),
+]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES),
+    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + EVALUATED),
 ]

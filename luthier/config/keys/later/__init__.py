@@ -4,7 +4,7 @@ They are listed so that files written for the reference get a reason instead of 
 its class moves to the variant's file and its line leaves this table.
 """
 
-from luthier.config.keys.later import evaluation, launch
+from luthier.config.keys.later import launch
 from luthier.config.sections import Section
 
 LATER = (
@@ -12,5 +12,4 @@ LATER = (
     Section("mca", launch.McaConfig, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
     Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
-    Section("evaluation", evaluation.EvaluationConfig, commands=("eval",)),
 )

@@ -1,0 +1,36 @@
+"""The keys of `luthier eval`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.config.keys.fields import no_effect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    task: str | None = None
+    """What is measured: a folder of multiple-choice questions and its split (`mmlu_test`), `perplexity`, `generation`,
+    `pairwise`, or tasks of lm-evaluation-harness (`harness/arc_easy,piqa`)."""
+    task_dir: str = "evaluation"
+    """Folder with the folders of multiple-choice questions, e.g. `evaluation/mmlu/`."""
+    batch_size: int = 4
+    """Questions that the model reads together."""
+    seed: int = 42
+    """Seed of the solved examples that are drawn, and of sampled answers."""
+    lang: Literal["en", "zh"] = "en"
+    """Language of the words around a multiple-choice question."""
+    n_shot: int = 5
+    """Solved examples before each multiple-choice question. In tasks of lm-evaluation-harness, only if it is given."""
+    save_dir: str | None = None
+    """Folder for the results. It must be new, or hold unfinished results of the same command, which then goes on."""
+    download_mode: str = no_effect("reuse_dataset_if_exists", "questions are read from task_dir, nothing is downloaded")
+    """When questions are downloaded again."""
+    compare: str | None = None
+    """Compare question by question with `base`, the model without what was trained, or with the results in another
+    `save_dir`."""
+    metrics: tuple[str, ...] = ()
+    """What `task: generation` measures of each answer."""
+    judge_url: str | None = None
+    """Address of the OpenAI-style API that judges for `task: pairwise`. The variable JUDGE_API_KEY holds its key."""
+    judge_model: str | None = None
+    """Name of the model that judges."""

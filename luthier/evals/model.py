@@ -1,0 +1,70 @@
+"""The model that is measured: loaded weights with their tokenizer and chat format, ready to score and to answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from luthier.data.rows.encoding import Encoding
+from luthier.data.types import Message
+from luthier.infer.prompting import Prompting
+from luthier.infer.types import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.evals.scorer import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation that waits for its next answer."""
+
+    messages: tuple[Message, ...]
+    system: str | None = None
+    tools: str = ""
+    """JSON text, or empty."""
+
+
+@dataclass(frozen=True)
+class EvalModel:
+    model: "PreTrainedModel"
+    """In evaluation mode, with the adapters of the run."""
+    tokenizer: "PreTrainedTokenizerBase"
+    encoding: Encoding
+    """How training makes rows."""
+    prompting: Prompting
+    """How conversations are written for an answer."""
+    stop_ids: frozenset[int]
+    settings: Settings
+    """How answers are generated, as the run file says."""
+    batch_size: int
+
+    @cached_property
+    def scorer(self) -> "Scorer":
+        from luthier.evals.scorer import Scorer
+
+        return Scorer(self.model, self.batch_size)
+
+    @property
+    def num_positions(self) -> int | None:
+        """The longest sequence that the model takes; None without a limit."""
+        from luthier.infer.decoding import num_positions
+
+        return num_positions(self.model)
+
+    def prompt_ids(self, asked: Asked) -> list[int]:
+        """The token ids up to where the answer begins. Raises `InvalidInput` if the chat format cannot write it."""
+        return self.prompting.prompt_ids(asked.messages, asked.system, asked.tools)
+
+    def generate(self, asked: Sequence[Asked], max_new_tokens: int | None = None) -> Iterator[str]:
+        """The answers, in order. `max_new_tokens` None: as the run file has it."""
+        from luthier.infer.batch import generate_answers
+
+        settings = self.settings
+        if max_new_tokens is not None:
+            settings = replace(settings, max_new_tokens=max_new_tokens)
+        prompts = [self.prompt_ids(one) for one in asked]
+        answers = generate_answers(self.model, self.tokenizer, prompts, settings, self.stop_ids, self.batch_size)
+        for ids in answers:
+            yield str(self.tokenizer.decode(ids, skip_special_tokens=settings.skip_special_tokens))

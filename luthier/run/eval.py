@@ -1,0 +1,17 @@
+"""`luthier eval RUN task=TASK`: measure a model and print the table of its scores."""
+
+from luthier.core.log import warn
+
+
+def main(argv: list[str]) -> int:
+    from luthier.config.load import read_source
+    from luthier.config.runs import EvalRun
+    from luthier.workflow.evaluate import evaluate
+    from luthier.workflow.preflight import load_checked
+
+    run = load_checked("eval", read_source(argv), begins=True)
+    assert isinstance(run, EvalRun)
+    for warning in run.warnings:
+        warn(str(warning))
+    print(evaluate(run).table)
+    return 0
