@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 PATHS = frozenset(
     {
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
-        *("task_dir", "save_dir", "compare"),
+        *("task_dir", "save_dir", "compare", "html"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
         *("profiler_output_dir", "swanlab_logdir", "kt_weight_path", "kt_non_expert_weight_path"),

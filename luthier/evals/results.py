@@ -24,8 +24,8 @@ LOG_FILE, SUMMARY_FILE = "results.log", "summary.json"
 class ResultsFolder:
     """Where results go. Without a folder they are only kept in memory."""
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """`identity`: what must be the same for unfinished results to go on.
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, reuses: bool = False) -> None:
+        """`identity`: what must be the same for unfinished results to go on. `reuses`: finished ones are taken too.
 
         Raises `OutputError` for a folder that holds anything else than unfinished results with this identity.
         """
@@ -34,11 +34,15 @@ class ResultsFolder:
         """Those so far, in order."""
         self._file: IO[str] | None = None
         if folder is not None:
-            self._open(folder, json.loads(json.dumps(identity)))
+            self._open(folder, json.loads(json.dumps(identity)), reuses)
 
-    def _open(self, folder: Path, identity: Any) -> None:
+    @property
+    def is_finished(self) -> bool:
+        return self.folder is not None and (self.folder / SUMMARY_FILE).exists()
+
+    def _open(self, folder: Path, identity: Any, reuses: bool) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            require_same(folder, identity)
+            require_same(folder, identity, reuses=reuses)
             self.records = read_records(folder)
         else:
             write_atomically(folder / RUN_FILE, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
@@ -82,10 +86,10 @@ def _line(record: Record) -> str:
     return json.dumps(record.as_json(), ensure_ascii=False) + "\n"
 
 
-def require_same(folder: Path, identity: Any) -> None:
-    """Raises `OutputError` unless `folder` holds unfinished results with this identity."""
+def require_same(folder: Path, identity: Any, *, reuses: bool = False) -> None:
+    """Raises `OutputError` unless `folder` holds unfinished results with this identity, or finished if `reuses`."""
     remedy = "name a new folder in save_dir"
-    if (folder / SUMMARY_FILE).exists():
+    if (folder / SUMMARY_FILE).exists() and not reuses:
         raise OutputError(f"save_dir: {folder} holds finished results -> {remedy}")
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -94,7 +98,7 @@ def require_same(folder: Path, identity: Any) -> None:
     if written != identity:
         differing = sorted(_differing(written, identity)) or ["its content"]
         raise OutputError(
-            f"save_dir: {folder} holds unfinished results of another command (it differs in {', '.join(differing)})"
+            f"save_dir: {folder} holds results of another command (it differs in {', '.join(differing)})"
             f" -> {remedy}"
         )
 

@@ -146,10 +146,11 @@ def load_eval_model(run: "EvalRun", text: TextSide) -> "EvalModel":
 
         from luthier.evals.model import EvalModel
         from luthier.infer.decoding import end_ids
+        from luthier.infer.reading import AnswerFormat
         from luthier.infer.types import Settings
         from luthier.model.backends import load_for_inference
         from luthier.model.embeddings import add_missing_rows
-        from luthier.workflow.chat import prompting_of
+        from luthier.workflow.chat import prompting_of, thinking_tags
 
     model = load_for_inference(run, source=text.source)
     add_missing_rows(model, text.tokenizer, text.source)
@@ -161,6 +162,7 @@ def load_eval_model(run: "EvalRun", text: TextSide) -> "EvalModel":
         encoding=text.encoding,
         prompting=prompting,
         stop_ids=frozenset({*text.fitted.stop_token_ids, *end_ids(model)}),
+        answer_format=AnswerFormat(thinking_tags(text), text.template.call_syntax),
         settings=Settings.of(run.generating, run.evaluation.seed),
         batch_size=run.evaluation.batch_size,
     )

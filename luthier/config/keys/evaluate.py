@@ -6,11 +6,17 @@ from typing import Literal
 from luthier.config.keys.fields import no_effect
 
 
+MetricName = Literal[
+    "exact", "number", "f1", "accuracy", "precision", "recall", "class_f1", "json", "tool_call", "bleu", "rouge"
+]
+"""Metrics of generated answers; `luthier.evals.metrics` says what each compares."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    task: str | None = None
-    """What is measured: a folder of multiple-choice questions and its split (`mmlu_test`), `perplexity`, `generation`,
-    `pairwise`, or tasks of lm-evaluation-harness (`harness/arc_easy,piqa`)."""
+    task: tuple[str, ...] = ()
+    """What is measured, one task or a list: a folder of multiple-choice questions and its split (`mmlu_test`),
+    `perplexity`, `generation`, `pairwise`, or tasks of lm-evaluation-harness (`harness/arc_easy,piqa`)."""
     task_dir: str = "evaluation"
     """Folder with the folders of multiple-choice questions, e.g. `evaluation/mmlu/`."""
     batch_size: int = 4
@@ -28,7 +34,9 @@ class EvalConfig:
     compare: str | None = None
     """Compare question by question with `base`, the model without what was trained, or with the results in another
     `save_dir`."""
-    metrics: tuple[str, ...] = ()
+    html: str | None = None
+    """File for the comparison as a web page."""
+    metrics: tuple[MetricName, ...] = ("exact", "f1")
     """What `task: generation` measures of each answer."""
     judge_url: str | None = None
     """Address of the OpenAI-style API that judges for `task: pairwise`. The variable JUDGE_API_KEY holds its key."""

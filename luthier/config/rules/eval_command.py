@@ -2,19 +2,38 @@
 
 from typing import Any
 
-from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_given, is_other_than, not_, warning
+from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_given, is_other_than, is_set, not_, warning
 from luthier.core.kinds import EVAL_KINDS, STAGES
 
 
-def kind_of(task: str | None) -> str | None:
+def kind_of(task: str) -> str | None:
     """The name of the kind of task (a file in luthier/evals/tasks/) that measures `task`; None if there is none."""
-    if task is None:
-        return None
     return next((name for name in EVAL_KINDS.names if EVAL_KINDS.get(name).is_chosen(task)), None)
 
 
+def tasks_of(run: Any) -> tuple[str, ...]:
+    """The tasks of a run. Tasks of lm-evaluation-harness may be listed after one `harness/`, and stay together."""
+    tasks: list[str] = []
+    for name in run.evaluation.task:
+        if tasks and tasks[-1].startswith("harness/") and "/" not in name and kind_of(name) is None:
+            tasks[-1] += f",{name}"
+        else:
+            tasks.append(name)
+    return tuple(tasks)
+
+
+def kinds_of(run: Any) -> tuple[str, ...]:
+    """The kinds of the tasks of a run, each once."""
+    found = (kind_of(task) for task in tasks_of(run))
+    return tuple(dict.fromkeys(kind for kind in found if kind is not None))
+
+
 def _is_unknown(run: Any) -> bool:
-    return kind_of(run.evaluation.task) is None
+    return any(kind_of(task) is None for task in tasks_of(run))
+
+
+def _names_one_twice(run: Any) -> bool:
+    return len(set(tasks_of(run))) < len(tasks_of(run))
 
 
 EVAL_RULES = Rules(
@@ -23,13 +42,20 @@ EVAL_RULES = Rules(
             ("task",),
             "is missing",
             "say what to measure, e.g. task: mmlu_test or task: perplexity",
-            not_(is_given("evaluation", "task")),
+            not_(is_set("evaluation", "task")),
         ),
         Rule(
             ("task",),
             "nothing is measured under this name",
-            "write perplexity, <folder>_<split> such as mmlu_test, or harness/<task>",
-            all_of(is_given("evaluation", "task"), _is_unknown),
+            "write perplexity, generation, pairwise, <folder>_<split> such as mmlu_test, or harness/<task>",
+            _is_unknown,
+        ),
+        Rule(("task",), "names a task twice", "name each task once", _names_one_twice),
+        Rule(
+            ("html", "compare"),
+            "is a page of a comparison, and nothing is compared",
+            "set compare: base or compare: <save_dir of another model>",
+            all_of(is_given("evaluation", "html"), not_(is_given("evaluation", "compare"))),
         ),
         Rule(
             ("stage",),
