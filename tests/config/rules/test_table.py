@@ -66,7 +66,7 @@ def test_every_variant_with_rules_is_in_the_table():
     [
         (
             "use_unsloth",
-            "error in `luthier train` and `luthier chat` and `luthier eval`: rope_scaling (together with use_unsloth): unsloth scales",
+            "error in `luthier train` and `luthier chat` and `luthier eval`: rope_scaling (together with use_unsloth)",
         ),
         ("use_unsloth", "warning in `luthier export`: use_unsloth: is not read here"),
         ("use_kt", "error in `luthier train`: use_kt (together with deepspeed): makes its optimizer"),
