@@ -31,6 +31,8 @@ class Measure:
     """(N,): the score of each question alone; it decides which questions flipped."""
     goal: Goal = "higher"
     """Whether a higher or a lower value is better."""
+    has_grades: bool = False
+    """Whether a score may lie between right and wrong, even if none here does."""
 
     @property
     def num_questions(self) -> int:
@@ -55,14 +57,14 @@ class Measure:
     @property
     def is_right_or_wrong(self) -> bool:
         """Whether it is the share of questions with a score of 1, all others having 0."""
-        is_mean = self.statistic is _ratio and bool(np.all(self.columns[:, 1] == 1))
+        is_mean = self.statistic is _ratio and not self.has_grades and bool(np.all(self.columns[:, 1] == 1))
         return is_mean and bool(np.isin(self.scores, (0.0, 1.0)).all())
 
 
-def mean_of(scores: Sequence[float], goal: Goal = "higher") -> Measure:
+def mean_of(scores: Sequence[float], *, has_grades: bool = False) -> Measure:
     """The mean score of the questions."""
     values = np.asarray(scores, dtype=np.float64)
-    return Measure(np.stack([values, np.ones_like(values)], axis=1), _ratio, values, goal)
+    return Measure(np.stack([values, np.ones_like(values)], axis=1), _ratio, values, has_grades=has_grades)
 
 
 def perplexity_of(losses: Sequence[float], tokens: Sequence[int]) -> Measure:

@@ -31,6 +31,8 @@ from luthier.evals.text_metrics import score_pair
 
 CLASS_METRICS = ("precision", "recall", "class_f1")
 """Metrics of all questions together: one question has no precision."""
+GRADED = ("f1", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
+"""Scores that are not only right or wrong."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*?)\n?```\s*", re.DOTALL)
@@ -57,7 +59,7 @@ def scores_of(names: Sequence[str], answer: Reply, reference: Reply) -> dict[str
 
 def measures(names: Sequence[str], scores: Sequence[Mapping[str, float]], classes: "Classes") -> dict[str, Measure]:
     """The metrics of all questions. `scores`: what `scores_of` gave for each."""
-    found = {key: mean_of([score[key] for score in scores]) for key in scores[0]}
+    found = {key: mean_of([score[key] for score in scores], has_grades=key in GRADED) for key in scores[0]}
     return found | {name: classes.measure(name) for name in CLASS_METRICS if name in names}
 
 

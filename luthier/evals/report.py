@@ -13,7 +13,7 @@ from luthier.evals.measure import Goal
 from luthier.evals.paired import PairedDifference
 
 Verdict = Literal["better", "worse", "not clear"]
-HEADS = ("task", "metric", "base", "tuned", "difference", "95 % interval", "p", "better", "worse", "of", "")
+HEADS = ("task", "metric", "base", "tuned", "difference", "95 % interval", "p", "better", "worse", "of", "verdict")
 NOTE = (
     "difference: tuned - base, paired by question. better, worse: questions that flipped each way. p: McNemar's exact"
     " test, for scores of 0 and 1."

@@ -23,7 +23,7 @@ def page(report: Report, facts: Mapping[str, str]) -> str:
         base=escape(report.base),
         tuned=escape(report.tuned),
         facts=" · ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in facts.items()),
-        heads="".join(f'<th scope="col">{escape(head)}</th>' for head in (*HEADS[:-1], "verdict", "")),
+        heads="".join(f'<th scope="col">{escape(head)}</th>' for head in (*HEADS, "")),
         lines="\n".join(_row(line) for line in report.lines),
         note=escape(NOTE),
         notes="".join(f"<p>{escape(note)}</p>" for note in report.notes),

@@ -5,6 +5,7 @@ results.jsonl   {"subject": ..., "index": ..., ...} for each question, in order
 results.json    as LLaMA-Factory writes it; for multiple choice {subject: {index: letter}}
 results.log     the table that is also printed
 summary.json    n, metrics, standard errors, versions, hashes; it is written last, so it marks finished results
+base/           the same of the base, with `compare: base`
 """
 
 import json
@@ -18,7 +19,7 @@ from luthier.core.files import write_atomically
 from luthier.evals.task import Record
 
 RUN_FILE, LINES_FILE, RESULTS_FILE = "run.json", "results.jsonl", "results.json"
-LOG_FILE, SUMMARY_FILE = "results.log", "summary.json"
+LOG_FILE, SUMMARY_FILE, BASE_FOLDER = "results.log", "summary.json", "base"
 
 
 class ResultsFolder:
@@ -41,7 +42,7 @@ class ResultsFolder:
         return self.folder is not None and (self.folder / SUMMARY_FILE).exists()
 
     def _open(self, folder: Path, identity: Any, reuses: bool) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != BASE_FOLDER for path in folder.iterdir())):
             require_same(folder, identity, reuses=reuses)
             self.records = read_records(folder)
         else:

@@ -45,7 +45,12 @@ def test_one_question_has_no_error():
 
 @pytest.mark.parametrize(
     ("measure", "expected"),
-    [(mean_of([0, 1, 1]), True), (mean_of([0, 0.5]), False), (perplexity_of([1.0, 0.0], [1, 1]), False)],
+    [
+        (mean_of([0, 1, 1]), True),
+        (mean_of([0, 0.5]), False),
+        (mean_of([0, 0], has_grades=True), False),
+        (perplexity_of([1.0, 0.0], [1, 1]), False),
+    ],
 )
 def test_right_or_wrong(measure, expected):
     assert measure.is_right_or_wrong is expected

@@ -87,7 +87,7 @@ class Pairwise:
         from luthier.evals.measure import mean_of
         from luthier.evals.pairwise import SCORE
 
-        return {WIN_RATE: mean_of([SCORE[record.values["outcome"]] for record in records])}
+        return {WIN_RATE: mean_of([SCORE[record.values["outcome"]] for record in records], has_grades=True)}
 
     def judged(self, records: Sequence[Record]) -> "PairedDifference":
         """Win rate of the other answers, ours, and their difference: (wins - losses) / pairs."""
