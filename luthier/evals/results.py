@@ -99,8 +99,7 @@ def require_same(folder: Path, identity: Any, *, reuses: bool = False) -> None:
     if written != identity:
         differing = sorted(_differing(written, identity)) or ["its content"]
         raise OutputError(
-            f"save_dir: {folder} holds results of another command (it differs in {', '.join(differing)})"
-            f" -> {remedy}"
+            f"save_dir: {folder} holds results of another command (it differs in {', '.join(differing)}) -> {remedy}"
         )
 
 

@@ -163,9 +163,7 @@ def require_same_questions(name: str, compare: str, own: Mapping[str, str], othe
             )
 
 
-def report_of(
-    base: str, tuned: str, found: Sequence[Measured], others: Sequence[Other], seed: int
-) -> "Report":
+def report_of(base: str, tuned: str, found: Sequence[Measured], others: Sequence[Other], seed: int) -> "Report":
     from luthier.evals.report import Report
 
     lines: list[Line] = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from luthier.evals.measure import mean_of, perplexity_of
 
-SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=40)
+SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
 
 
 @given(SCORES)

@@ -5,7 +5,6 @@ from typing import Literal
 
 from luthier.config.keys.fields import no_effect
 
-
 MetricName = Literal[
     "exact", "number", "f1", "accuracy", "precision", "recall", "class_f1", "json", "tool_call", "bleu", "rouge"
 ]

@@ -1,7 +1,7 @@
 """`task: pairwise`: another model judges, in both orders, whether an answer is better than another one.
 
-The answers are those of `task: generation`. The other ones are the answers of the dataset, or with `compare` those of the
-other model. `luthier.evals.pairwise` says how verdicts are counted.
+The answers are those of `task: generation`. The other ones are the answers of the dataset, or with `compare` those of
+the other model. `luthier.evals.pairwise` says how verdicts are counted.
 """
 
 import hashlib
@@ -45,7 +45,9 @@ class Pairwise:
     def against(self, records: Sequence[Record]) -> None:
         """Compare with the answers in the records of another model instead of those of the dataset."""
         if any("answer" not in record.values for record in records):
-            raise InvalidInput("compare: those results hold no answers -> compare with results of generation or pairwise")
+            raise InvalidInput(
+                "compare: those results hold no answers -> compare with results of generation or pairwise"
+            )
         others = {(record.subject, record.index): shown_text("answer", record.values) for record in records}
         self.hashes["other answers"] = hashlib.sha256("\0".join(others.values()).encode()).hexdigest()
         self._others = others

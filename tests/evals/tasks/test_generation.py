@@ -35,10 +35,11 @@ def world(tmp_path_factory) -> dict[str, Any]:
 
 def speaks_ascii(folder: Path) -> Path:
     """The model says whole characters only: the logits of other bytes are 0, below the best of the rest."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.lm_head.weight.data[127:] = 0
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    parts = [number for number in range(len(tokenizer)) if not tokenizer.decode([number]).isascii()]
+    model.lm_head.weight.data[parts] = 0
     model.save_pretrained(folder)
     return folder
 

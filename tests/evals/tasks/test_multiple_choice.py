@@ -6,7 +6,7 @@ import pytest
 
 from luthier.config.load import load_eval
 from luthier.evals.tasks.multiple_choice import MultipleChoice
-from luthier.workflow.evaluate import load_eval_model, measure
+from luthier.workflow.evaluate import load_eval_model, measure_all
 from luthier.workflow.text import load_text_side
 from tests.evals.small_benchmark import NUM_QUESTIONS, constant_model, write_benchmark, write_csv
 from tests.tiny import tiny_llama
@@ -34,15 +34,15 @@ def model_b(tmp_path_factory):
 
 
 def measured(keys, **changes):
-    run = load_eval({**keys, **changes})
-    return measure(run, MultipleChoice(run), None)
+    (found,) = measure_all(load_eval({**keys, **changes}))
+    return found
 
 
 def prompts(keys, **changes):
     """The prompts of all questions, as text, each with the number of examples in it."""
     run = load_eval({**keys, **changes})
     text = load_text_side(run)
-    task, model = MultipleChoice(run), load_eval_model(run, text)
+    task, model = MultipleChoice(run, keys["task"]), load_eval_model(run, text)
     found = [task._prompt(model, asking) for asking in task.questions(text.encoding)]
     return [(text.tokenizer.decode(ids), count) for ids, count in found]
 
@@ -113,7 +113,7 @@ def test_the_seed_draws_the_examples(keys):
 def test_a_long_prompt_drops_examples_and_says_how_many(keys, tmp_path):
     short = str(tiny_llama(tmp_path / "short", max_position_embeddings=512))
     counts = [count for _, count in prompts(keys, model_name_or_path=short, n_shot=5)]
-    assert 0 < min(counts) and max(counts) < 5
+    assert min(counts) > 0 and max(counts) < 5
     result = measured(keys, model_name_or_path=short, n_shot=5)
     assert result.summary["num_dropped_examples"] == sum(5 - count for count in counts)
 
