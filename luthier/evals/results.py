@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from luthier.core.drafts import is_draft, remove_abandoned
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import write_atomically
 from luthier.evals.task import Record
@@ -33,7 +34,6 @@ class ResultsFolder:
         self.folder = folder
         self.records: list[Record] = []
         """Those so far, in order."""
-        self._file: IO[str] | None = None
         if folder is not None:
             self._open(folder, json.loads(json.dumps(identity)), reuses)
 
@@ -42,15 +42,21 @@ class ResultsFolder:
         return self.folder is not None and (self.folder / SUMMARY_FILE).exists()
 
     def _open(self, folder: Path, identity: Any, reuses: bool) -> None:
-        if folder.exists() and (not folder.is_dir() or any(path.name != BASE_FOLDER for path in folder.iterdir())):
+        if folder.is_dir():
+            remove_abandoned(folder)
+        if folder.exists() and (not folder.is_dir() or any(map(_is_own, folder.iterdir()))):
             require_same(folder, identity, reuses=reuses)
             self.records = read_records(folder)
         else:
             write_atomically(folder / RUN_FILE, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
 
-    def keep_groups_of(self, size: int) -> None:
-        """Forget the records of a group that is not whole: all questions of a group are answered together."""
-        self.records = self.records[: len(self.records) - len(self.records) % size]
+    def keep_groups(self, size: int, total: int) -> None:
+        """Forget the records of a group that is not whole, since the questions of a group are answered together.
+
+        `total`: the number of questions, of which the last group may have fewer than `size`.
+        """
+        if len(self.records) < total:
+            self.records = self.records[: len(self.records) - len(self.records) % size]
         if self.folder is not None:
             write_atomically(self.folder / LINES_FILE, "".join(map(_line, self.records)))
 
@@ -60,27 +66,25 @@ class ResultsFolder:
         if self.folder is None:
             return
         try:
-            if self._file is None:
-                self._file = (self.folder / LINES_FILE).open("a", encoding="utf-8")
-            self._file.write("".join(map(_line, records)))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with (self.folder / LINES_FILE).open("a", encoding="utf-8") as file:
+                file.write("".join(map(_line, records)))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as fault:
             raise RunFailed(f"{self.folder / LINES_FILE}: it cannot be written ({fault.strerror or fault})") from fault
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def finish(self, results: Any, log: str, summary: Mapping[str, Any]) -> None:
         """Write the results of all records."""
-        self.close()
         if self.folder is None:
             return
         write_atomically(self.folder / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         write_atomically(self.folder / LOG_FILE, log + "\n")
         write_atomically(self.folder / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is neither a draft nor the folder of the base, which is measured first."""
+    return path.name != BASE_FOLDER and not is_draft(path.name)
 
 
 def _line(record: Record) -> str:
@@ -123,5 +127,5 @@ def read_records(folder: Path) -> list[Record]:
     lines = path.read_bytes().split(b"\n")[:-1]
     try:
         return [Record.of(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise OutputError(f"{path}: this is no file of results ({fault}) -> name a new folder in save_dir") from fault

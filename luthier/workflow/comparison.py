@@ -57,6 +57,11 @@ class Evaluation:
         return next(iter(summaries.values())) if len(summaries) == 1 else {"tasks": summaries}
 
     @property
+    def records(self) -> Sequence[Record]:
+        """Those of all tasks."""
+        return [record for one in self.tasks.values() for record in one.records]
+
+    @property
     def table(self) -> str:
         """What is printed."""
         from luthier.evals.report import as_text

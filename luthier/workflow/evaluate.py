@@ -119,10 +119,11 @@ def measure(
 ) -> Measured:
     """All records of a task, saved in `folder`. `reuses`: results there may be finished, and are only read then."""
     run, hashes = side.run, dict(task.hashes)
-    results = ResultsFolder(folder, {"keys": identity_of(run, name), "hashes": hashes}, reuses=reuses)
+    identity = {"keys": keys_of(run, name), "hashes": hashes, "model": model_files(run)}
+    results = ResultsFolder(folder, identity, reuses=reuses)
     is_finished = results.is_finished
     if not is_finished:
-        results.keep_groups_of(task.questions_at_once)
+        results.keep_groups(task.questions_at_once, len(questions))
     if len(results.records) < len(questions):
         ask(task, side.model, questions, results)
     records = results.records
@@ -158,8 +159,6 @@ def ask(task: EvalTask, model: "EvalModel", questions: Sequence[Any], results: R
             if results.folder is not None:
                 info(f"{len(results.records):,} of {len(questions):,} answers are kept; the same command goes on")
             raise
-        finally:
-            results.close()
 
 
 @contextmanager
@@ -178,22 +177,40 @@ def progress(total: int, done: int) -> Iterator[Any]:
         yield lambda count: bar.advance(line, count)
 
 
-def identity_of(run: "EvalRun", task: str) -> dict[str, Any]:
-    """What decides the records of a task: the keys of the run, with the model that is measured."""
+def keys_of(run: "EvalRun", task: str) -> dict[str, Any]:
+    """The keys that decide the records of a task."""
     keys = {key: value for key, value in run.given.items() if key not in NOT_IDENTITY}
-    model = {"model": run.model.model_name_or_path, "adapters": list(run.model.adapter_name_or_path)}
-    return dict(sorted({**keys, **model, "task": task}.items()))
+    return dict(sorted({**keys, "task": task}.items()))
+
+
+def model_files(run: "EvalRun") -> dict[str, list[int]]:
+    """Each file of a local model and its adapters -> its size in bytes and when it was written, in nanoseconds."""
+    found = {}
+    for name in (run.model.model_name_or_path, *run.model.adapter_name_or_path):
+        path = Path(name)
+        for file in sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []:
+            if file.is_file():
+                state = file.stat()
+                found[str(file)] = [state.st_size, state.st_mtime_ns]
+    return found
 
 
 def as_trained(run: "EvalRun") -> "EvalRun":
-    """The run file of a training run stands for what it trained: the adapter or the model in its output_dir."""
+    """The run file of a training run stands for what it trained: the adapter or the model in its output_dir.
+
+    Raises `InvalidInput` if that has not been trained yet.
+    """
     output_dir, keys = run.training["output_dir"], run.model
+    adapters = keys.adapter_name_or_path
     if not output_dir or not run.given.get("do_train"):
         return run
     folder = Path(output_dir)
+    if any(Path(name).is_relative_to(folder) for name in adapters):
+        return run  # the command line has chosen a checkpoint
     if (folder / "adapter_config.json").is_file():
         info(f"the model is that of the run, with the adapter in {folder}")
-        return replace(run, model=replace(keys, adapter_name_or_path=(*keys.adapter_name_or_path, str(folder))))
+        kept = adapters if run.given.get("create_new_adapter") else adapters[:-1]
+        return replace(run, model=replace(keys, adapter_name_or_path=(*kept, str(folder))))
     if (folder / "config.json").is_file():
         info(f"the model is what the run trained, in {folder}")
         return replace(run, model=replace(keys, model_name_or_path=str(folder), adapter_name_or_path=()))
