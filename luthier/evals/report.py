@@ -40,15 +40,15 @@ class Line:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        found = self.found
-        interval = "-" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+        found, digits = self.found, decimals(max(abs(self.found.base), abs(self.found.tuned)))
+        ends = [f"{end:+,.{digits}f}" for end in (found.low, found.high) if end is not None]
         return (
             self.task,
             self.metric,
-            number(found.base),
-            number(found.tuned),
-            signed(found.difference),
-            interval,
+            f"{found.base:,.{digits}f}",
+            f"{found.tuned:,.{digits}f}",
+            f"{found.difference:+,.{digits}f}",
+            " to ".join(ends) or "-",
             "" if found.p is None else ("<0.0001" if found.p < 1e-4 else f"{found.p:.4f}"),
             f"{found.num_better:,}",
             f"{found.num_worse:,}",
@@ -108,14 +108,9 @@ def texts_of(example: Example) -> list[tuple[str, str]]:
     return [(name, text) for name, text in texts if text] + [("base", example.base), ("tuned", example.tuned)]
 
 
-def number(value: float) -> str:
-    """Four decimals for small values, fewer for large ones."""
-    size = abs(value)
-    return f"{value:,.{4 if size < 10 else 2 if size < 1000 else 0}f}" if size < 1e9 else f"{value:.3e}"
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "") + number(value)
+def decimals(size: float) -> int:
+    """How many a number of this size is written with, and all numbers beside it."""
+    return 4 if size < 10 else 2 if size < 1000 else 0
 
 
 def _one_line(text: str) -> str:

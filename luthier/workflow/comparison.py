@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.eval_command import kind_of, tasks_of
+from luthier.config.rules.eval_command import asks_learned_rows, kind_of, tasks_of
 from luthier.core.errors import InvalidInput
 from luthier.core.files import write_atomically
 from luthier.core.kinds import EVAL_KINDS
@@ -38,6 +38,7 @@ BASE = "base"
 COMPARISON_FILE, COMPARISON_LOG = "comparison.json", "comparison.log"
 NUM_EXAMPLES = 3
 """Of each task, each way."""
+LEARNED_ROWS = "The model was trained on these rows, so this does not tell how it answers new ones."
 NUM_MANY = 5
 MANY_LINES = "Of 20 intervals about one leaves out 0 by chance, so one clear metric among many says little."
 
@@ -90,8 +91,9 @@ def evaluate(run: "EvalRun") -> Evaluation:
 def compare_models(run: "EvalRun", compare: str) -> Evaluation:
     """Everything that can be refused is refused before weights are loaded; then the base is measured, then the run."""
     names, root = tasks_of(run), open_root(run, COMPARISON_FILE)
-    tuned = Side(as_trained(run))
-    base = Side(base_of(run)) if compare == BASE else None
+    trained = as_trained(run)
+    base = Side(base_of(run, trained)) if compare == BASE else None
+    tuned = Side(trained)
     opened = [(name, *open_task(tuned, name)) for name in names]
     others: list[Other] = []
     for name in names:
@@ -110,14 +112,13 @@ def compare_models(run: "EvalRun", compare: str) -> Evaluation:
         found.append(measure(tuned, name, task, questions, folder, reuses=True))
     if root is not None and len(names) > 1:
         save_together(root, {one.name: one.summary for one in found})
-    report = report_of(compare if base is None else base.name, tuned.name, found, others, run.evaluation.seed)
+    report = report_of(run, compare if base is None else base.name, tuned.name, found, others)
     save(run, report, root)
     return Evaluation({one.name: one for one in found}, report)
 
 
-def base_of(run: "EvalRun") -> "EvalRun":
+def base_of(run: "EvalRun", trained: "EvalRun") -> "EvalRun":
     """The run without what it trained: its model before training, or the model without its adapters."""
-    trained = as_trained(run)
     if trained.model != run.model:
         return run
     if run.model.adapter_name_or_path:
@@ -168,15 +169,16 @@ def require_same_questions(name: str, compare: str, own: Mapping[str, str], othe
             )
 
 
-def report_of(base: str, tuned: str, found: Sequence[Measured], others: Sequence[Other], seed: int) -> "Report":
+def report_of(run: "EvalRun", base: str, tuned: str, found: Sequence[Measured], others: Sequence[Other]) -> "Report":
     from luthier.evals.report import Report
 
     lines: list[Line] = []
     examples: list[Example] = []
     for one, other in zip(found, others, strict=True):
-        lines += lines_of(one, other, seed)
+        lines += lines_of(one, other, run.evaluation.seed)
         examples += examples_of(one, other)
-    notes = [MANY_LINES] if len(lines) >= NUM_MANY else []
+    notes = [LEARNED_ROWS] if asks_learned_rows(run) else []
+    notes += [MANY_LINES] if len(lines) >= NUM_MANY else []
     return Report(base, tuned, lines, sorted(examples, key=lambda example: example.verdict), notes)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_given, is_other_than, is_set, not_, warning
 from luthier.core.kinds import EVAL_KINDS, STAGES
 
@@ -36,6 +37,13 @@ def _names_one_twice(run: Any) -> bool:
     return len(set(tasks_of(run))) < len(tasks_of(run))
 
 
+def asks_learned_rows(run: Any) -> bool:
+    """Whether the rows that are evaluated are those that the run has trained on."""
+    reads_rows = any(EVAL_KINDS.get(kind).reads_rows for kind in kinds_of(run))
+    held_out = run.data.eval_dataset or run.data.val_size or holds_tokenized_rows(run.data)
+    return bool(reads_rows and run.given.get("do_train") and run.data.dataset and not held_out)
+
+
 EVAL_RULES = Rules(
     (
         Rule(
@@ -65,6 +73,12 @@ EVAL_RULES = Rules(
         ),
         at_least("evaluation", "batch_size", 1),
         at_least("evaluation", "n_shot", 0),
+        warning(
+            ("dataset", "val_size", "eval_dataset", "do_train"),
+            "the model was trained on these rows, so they do not tell how it answers new ones",
+            "name other rows in eval_dataset, or train with val_size",
+            asks_learned_rows,
+        ),
         warning(
             ("infer_backend",),
             "is not read here: transformers computes the log-probabilities",
