@@ -61,10 +61,10 @@ class Measure:
         return is_mean and bool(np.isin(self.scores, (0.0, 1.0)).all())
 
 
-def mean_of(scores: Sequence[float], *, has_grades: bool = False) -> Measure:
+def mean_of(scores: Sequence[float], *, goal: Goal = "higher", has_grades: bool = False) -> Measure:
     """The mean score of the questions."""
     values = np.asarray(scores, dtype=np.float64)
-    return Measure(np.stack([values, np.ones_like(values)], axis=1), _ratio, values, has_grades=has_grades)
+    return Measure(np.stack([values, np.ones_like(values)], axis=1), _ratio, values, goal, has_grades)
 
 
 def perplexity_of(losses: Sequence[float], tokens: Sequence[int]) -> Measure:
