@@ -239,7 +239,7 @@ def shared_beginning(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """With the tokens that the tokenizer puts around a text, unless the text begins with them already."""
-    start = tokenizer.decode([prefix_token_id(tokenizer)])
+    start = str(tokenizer.decode([prefix_token_id(tokenizer)]))
     return list(tokenizer.encode(text, add_special_tokens=False) if text.startswith(start) else tokenizer.encode(text))
 
 

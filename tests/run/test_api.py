@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from luthier.core.errors import MissingExtra
+from luthier.evals.scorer import Scorer, encode_pair
 from luthier.run import api as command
 from tests.serve.fakes import until
 from tests.serve.process import Api, api, free_port, wait_for_port
@@ -126,7 +127,7 @@ def test_the_evaluation_harness_gets_the_same_numbers_from_the_server(url, model
         chosen = [float(logprobs[k - 1, ids[k]]) for k in range(start, len(ids))]
         assert found == pytest.approx(sum(chosen), abs=1e-3)
         (scored,) = Scorer(model, 1).scores([encode_pair(tokenizer, context, continuation)])
-        assert (scored.logprob, scored.is_greedy) == (pytest.approx(found, abs=1e-3), is_greedy)
+        assert (scored.logprob, scored.is_greedy) == (pytest.approx(found, rel=1e-6), is_greedy)
         assert is_greedy == all(int(logprobs[k - 1].argmax()) == ids[k] for k in range(start, len(ids)))
     best = tokenizer.decode([int(model(torch.tensor([ids])).logits[0, -1].argmax())])
     generate = [Instance("generate_until", {}, ("".join(pairs[-1]), {"until": ["\n\n"], "max_gen_toks": 1}), 0)]
