@@ -15,6 +15,7 @@ from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
     DATA,
+    EVAL_TASKS,
     EVALUATION,
     EXPORT,
     FINETUNING,
@@ -270,6 +271,7 @@ class Draft:
                 "fp8": self._section(FP8),
                 "swanlab": self._section(SWANLAB),
                 "kt": self._section(KT),
+                "tasks": self._section(EVAL_TASKS),
             }
             return TrainRun(**common) if self.command == "train" else self._eval_run(common)
         if self.command == "export":

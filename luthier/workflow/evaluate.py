@@ -23,6 +23,8 @@ from luthier.model.loading.memory_check import enough_memory
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from luthier.config.runs import EvalRun
     from luthier.evals.model import EvalModel
 
@@ -224,23 +226,29 @@ def load_eval_model(run: "EvalRun", text: TextSide) -> "EvalModel":
     with without_collection():
         import peft  # noqa: F401  # with the models of transformers, which are loaded next
 
-        from luthier.evals.model import EvalModel
-        from luthier.infer.decoding import end_ids
-        from luthier.infer.reading import AnswerFormat
-        from luthier.infer.types import Settings
         from luthier.model.backends import load_for_inference
         from luthier.model.embeddings import add_missing_rows
-        from luthier.workflow.chat import prompting_of, thinking_tags
 
     model = load_for_inference(run, source=text.source)
     add_missing_rows(model, text.tokenizer, text.source)
-    prompting = prompting_of(run, text)
-    info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
+    found = as_eval_model(run, model, text)
+    info(f"ready: {run.model.model_name_or_path}, prompts in {found.prompting.description}")
+    return found
+
+
+def as_eval_model(run: "EvalRun", model: "PreTrainedModel", text: TextSide) -> "EvalModel":
+    """A loaded model as tasks ask it."""
+    from luthier.evals.model import EvalModel
+    from luthier.infer.decoding import end_ids
+    from luthier.infer.reading import AnswerFormat
+    from luthier.infer.types import Settings
+    from luthier.workflow.chat import prompting_of, thinking_tags
+
     return EvalModel(
         model=model,
         tokenizer=text.tokenizer,
         encoding=text.encoding,
-        prompting=prompting,
+        prompting=prompting_of(run, text),
         stop_ids=frozenset({*text.fitted.stop_token_ids, *end_ids(model)}),
         answer_format=AnswerFormat(thinking_tags(text), text.template.call_syntax),
         settings=Settings.of(run.generating, run.evaluation.seed),

@@ -44,23 +44,26 @@ class Generation:
         self.hashes: dict[str, str] = {}
 
     def questions(self, encoding: "Encoding") -> Sequence[PromptQuestion]:
+        from luthier.data.chat.answers import split_thought
+        from luthier.evals.metrics import Reply, fault_of
+
         self.hashes, found = prompt_questions(self.run, encoding)
-        return found
-
-    def score(self, model: "EvalModel", questions: Sequence[PromptQuestion]) -> Sequence[Record]:
-        from luthier.evals.metrics import fault_of, scores_of
-
-        replies = []
-        for question in questions:  # before anything is generated
-            read, reference = self._read(model, question, model.text_of(question.reference))
-            fault = fault_of(self.metrics, reference)
+        tags = encoding.template.thinking_tags
+        for question in found:
+            text = str(encoding.encoder.tokenizer.decode(question.reference, skip_special_tokens=True))
+            fault = fault_of(self.metrics, Reply(split_thought(text, tags)[1]))
             if fault is not None:
                 where = f"{question.subject} row {question.index}".strip()
                 raise DataError(f"metrics: the answer of {where} {fault} -> correct the row, or choose other metrics")
-            replies.append((read, reference))
+        return found
+
+    def score(self, model: "EvalModel", questions: Sequence[PromptQuestion]) -> Sequence[Record]:
+        from luthier.evals.metrics import scores_of
+
         records = []
         answers = model.answers([question.prompt for question in questions])
-        for question, (wanted, reference), text in zip(questions, replies, answers, strict=True):
+        for question, text in zip(questions, answers, strict=True):
+            wanted, reference = self._read(model, question, model.text_of(question.reference))
             read, answer = self._read(model, question, text)
             scores = scores_of(self.metrics, answer, reference)
             values: dict[str, Any] = {"prompt": question.text, **as_values("answer", read)}
