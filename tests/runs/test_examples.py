@@ -111,6 +111,12 @@ def test_an_export_example_writes_a_model(name, places, tmp_path):
     assert {"model.safetensors", "config.json", "tokenizer.json", "Modelfile", "manifest.json"} <= names
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if KINDS[name] == "eval"])
+def test_an_evaluation_example_prints_its_table(name, places, capsys):
+    assert run("eval", name, places, "max_samples=2") == 0
+    assert "Average: " in capsys.readouterr().out
+
+
 def test_every_dataset_of_the_examples_is_used_by_one():
     described = json.loads((ROOT / "examples" / "data" / "dataset_info.json").read_text(encoding="utf-8"))
     used = {
