@@ -190,7 +190,9 @@ class _Builder:
         self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
         self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
-        self.catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
+        self.catalog = load_catalog(
+            run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir
+        )
         self.maker = RowMaker(
             plan, plan.settings(run.method), encoding, run.data.on_overlong, run.data.preprocessing_batch_size
         )

@@ -67,7 +67,9 @@ class Examination:
             return None
 
     def _samples(self, run: "TrainRun", stage: "Stage", encoding: Encoding) -> Iterator[Sample | Finding]:
-        catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
+        catalog = load_catalog(
+            run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir
+        )
         hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         plan = stage.rows
         maker = RowMaker(plan, plan.settings(run.method), encoding, run.data.on_overlong, BATCH_ROWS)

@@ -45,9 +45,17 @@ _SET_ASIDE = re.compile(r"\.(checkpoint-\d+)(?:\.(\d{1,9})\.(h[0-9a-f]{7}))?\.ea
 # -- writing -----------------------------------------------------------------------------------------
 
 
+class NotSaved(RunFailed):
+    """The disk has failed during a save. What was saved before is still there."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault} -> free some space or choose another output_dir, then resume")
+        self.fault = fault
+
+
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Wraps a save to `folder`. Raises `RunFailed` that names the last whole checkpoint if the disk fails."""
+    """Wraps a save to `folder`. Raises `NotSaved` that names the last whole checkpoint if the disk fails."""
     try:
         with DiskFaults():
             yield
@@ -55,10 +63,7 @@ def saving(folder: Path) -> Iterator[None]:
         output_dir = folder.parent if folder.name.startswith(CHECKPOINT_PREFIX) else folder
         last = newest_whole(output_dir)
         kept = f"the last complete checkpoint is {last}" if last else "no checkpoint was saved before"
-        raise RunFailed(
-            f"cannot save to {folder}: {error.strerror or error}; {kept}"
-            " -> free some space or choose another output_dir, then resume"
-        ) from error
+        raise NotSaved(f"cannot save to {folder}: {error.strerror or error}; {kept}") from error
 
 
 @contextmanager

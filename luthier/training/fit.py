@@ -32,7 +32,8 @@ class RunResult:
 def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, float], bool]:
     """Train to the end. Returns the training metrics, and whether a signal stopped it (after saving a checkpoint).
 
-    The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory.
+    The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory, and when a
+    signal stopped it whose checkpoint could not be saved.
     """
     if resume_from is not None:
         info(f"resuming from {resume_from}")
@@ -52,6 +53,8 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
                 f"out of memory at step {trainer.state.global_step}: {error}"
                 " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
             ) from error
+    if stop.was_interrupted and trainer.not_saved is not None:
+        raise trainer.not_saved
     if not trainer.num_trained_tokens:
         info(f"nothing left to train: {resume_from} is the last step of this run")
         return {}, stop.was_interrupted

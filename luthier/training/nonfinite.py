@@ -32,6 +32,10 @@ class NonFiniteWatch:
     def note(self, batch: Mapping[str, Any], loss: "Tensor") -> None:
         self._seen.append((batch, loss.detach()))
 
+    def forget(self) -> None:
+        """The losses noted since the last check belong to a step that begins again."""
+        self._seen = []
+
     def require_finite_losses(self, num_steps: int) -> None:
         """Checks the losses of step `num_steps`. Raises `RunFailed` with the rows of the batch."""
         seen, self._seen = self._seen, []

@@ -5,90 +5,78 @@ One optimizer step, from top to bottom of `StageTrainer`:
 
     get_batch_samples         the micro-batches of the step: rows, or sampled answers
     _get_num_items_in_batch   their units over all processes, and the statistics of the step
-    compute_loss              for each micro-batch: loss sum / units of the whole step; transformers runs backward
+    training_step             for each micro-batch: forward and backward, in parts if memory was out before
+    compute_loss              loss sum / units of the whole step
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
+
+Saving and resuming are in `luthier.training.checkpointed`.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from peft import PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from luthier.core.drafts import draft_name, remove
 from luthier.core.errors import RunFailed
-from luthier.core.files import save_folder_atomically
+from luthier.core.log import warn
 from luthier.data.collate import tokens_in
-from luthier.data.ledger import LEDGER_FILE
-from luthier.model import save
-from luthier.model.adapters._merge import unwrap
-from luthier.model.adapters._pissa import is_pissa, resume_pissa
-from luthier.model.adapters._series import check_resumed
-from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
-from luthier.model.heads.score_head import save_value_head, without_value_head
-from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
-from luthier.training import checkpoints
 from luthier.training.arguments import accepted
-from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
+from luthier.training.checkpointed import CheckpointedTrainer
+from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
-from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
-from luthier.training.report import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
 
-MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
-"""The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
 
-STAGE_STATE_FILE = "stage_state.json"
-"""In a checkpoint: the state of the stage (`luthier.stages.StageState`)."""
+@dataclass(slots=True)
+class BegunStep:
+    """What the present optimizer step began with, so that it can begin again."""
+
+    batches: list[Any] = field(default_factory=list)
+    """Those that were computed so far, or are now."""
+    metrics: "dict[str, tuple[Tensor, float]]" = field(default_factory=dict)
+    random_state: RandomState = field(default_factory=RandomState.now)
 
 
-class StageTrainer(Trainer):
+class StageTrainer(CheckpointedTrainer):
     """transformers.Trainer for any stage."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts) -> None:
         evals = parts.eval_rows
         super().__init__(
+            args,
+            parts,
             model=parts.models.policy,
-            args=args,
-            data_collator=parts.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch,  # type: ignore[arg-type]
+            data_collator=KeepsRows(parts.collate) if parts.rollouts is None else parts.rollouts.numbers_or_batch,
             train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
             eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
             processing_class=parts.tokenizer,
             callbacks=list(parts.callbacks),
         )
         self.remove_callback(PrinterCallback)
-        assert args.output_dir is not None, "the rules require output_dir"
-        self.parts, self.stage, self.policy, self.output_dir = parts, parts.stage, parts.models.policy, args.output_dir
+        self.stage = parts.stage
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
-        self.stage_state: StageState = {}
         self.num_trained_tokens = 0
-        self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
-        self.unsaved: dict[str, Exception] = {}
-        self._superseded = list(parts.superseded)
-        self._drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
+        self.num_parts = 1
+        """Into how many parts batches are cut, so that they fit in memory."""
+        self._begun = BegunStep()
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
@@ -109,6 +97,7 @@ class StageTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
         self.watch.require_finite_losses(self.state.global_step)
+        self._begun = BegunStep(metrics=dict(self._metrics))
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
@@ -121,6 +110,46 @@ class StageTrainer(Trainer):
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
+
+    def training_step(self, model: "nn.Module", inputs: Any, num_items_in_batch: Any = None) -> "Tensor":
+        """As in transformers. If memory is out, the step begins again with its batches cut into smaller parts."""
+        self._begun.batches.append(inputs)
+        batches = [inputs]
+        while True:
+            try:
+                return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
+            except (RuntimeError, MemoryError) as error:
+                if not (is_out_of_memory(error) and self._can_cut_more()):
+                    raise
+            # Here, and not above: as long as the error is handled, it holds the tensors of the step.
+            batches = self._begin_again()
+
+    def _in_parts(self, model: "nn.Module", batch: Any, num_items: Any) -> "Tensor":
+        """Forward and backward of a batch; its loss."""
+        losses = []
+        for part in cut(batch, self.num_parts, KeepsRows(self.parts.collate)):
+            losses.append(super().training_step(model, part, num_items))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _can_cut_more(self) -> bool:
+        """Several processes compute the same step together, so one alone cannot begin it again."""
+        is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        return is_alone and max(map(num_rows, self._begun.batches)) > self.num_parts and can_begin_again(self.policy)
+
+    def _begin_again(self) -> list[Any]:
+        """Undo what the step has done so far; the batches to compute again."""
+        rows = max(map(num_rows, self._begun.batches))
+        before, after = (-(-rows // num_parts) for num_parts in (self.num_parts, 2 * self.num_parts))
+        self.num_parts *= 2
+        clear(self.policy)
+        self._metrics = dict(self._begun.metrics)
+        self.watch.forget()
+        self._begun.random_state.restore()
+        warn(
+            f"out of memory at step {self.state.global_step + 1} with {before} rows at a time;"
+            f" from now on {after} at a time are computed, with the same losses and updates"
+        )
+        return self._begun.batches
 
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -187,7 +216,7 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         if self.parts.reading is None:
             return super().get_train_dataloader()
-        return self.parts.reading.loader(self._train_batch_size, self.parts.collate)
+        return self.parts.reading.loader(self._train_batch_size, KeepsRows(self.parts.collate))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.parts.shuffle:
@@ -267,130 +296,5 @@ class StageTrainer(Trainer):
                 f"metric_for_best_model: {wanted}: is not an evaluation metric"
                 f" -> use one of {', '.join(sorted(metrics))}"
             )
+        self.best_saved = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
         return super()._determine_best_metric(metrics, trial)
-
-    # -- saving and resuming ---------------------------------------------------------------------
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        check_resumed(self.policy, Path(resume_from_checkpoint))
-        with checkpoint_mismatch(resume_from_checkpoint):
-            if is_pissa(self.policy):
-                resume_pissa(self.policy, Path(resume_from_checkpoint))
-            else:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.parts.reading is not None:
-            self.parts.reading.restore(Path(resume_from_checkpoint))
-        if self.parts.rollouts is not None:
-            self.parts.rollouts.load(Path(resume_from_checkpoint))
-        saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
-        if saved.is_file():
-            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if best is not None:
-            checkpoints.require_whole_best(Path(best))
-        if best is not None and is_pissa(self.policy):
-            resume_pissa(self.policy, Path(best))
-        else:
-            super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoint_mismatch(checkpoint or ""):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
-
-        peft does not query the hub for a changed vocabulary of the base model. It need not: a trainable embedding is
-        among the adapter's `modules_to_save`.
-        """
-        folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
-        more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
-        if writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_value_head(folder, self.policy, state_dict)
-        if not isinstance(self.model, PeftModel):
-            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
-        elif writes:
-            save.save_adapter(self.model, folder, state_dict)
-            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
-        if writes:
-            self.unsaved = save.save_beside_weights(
-                self.policy, self.parts.tokenizer, folder, self.parts.processor, more
-            )
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where transformers writes checkpoints and would remove old ones: a folder that holds nothing but a draft."""
-        return str(self._drafts)
-
-    def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
-        self.watch.require_finite_weights(self.policy, self.state.global_step)
-        writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
-        draft = self._drafts / folder.name
-        with checkpoints.saving(folder):
-            with checkpoints.writing(draft, folder, is_writer=writes):
-                # Every process writes here: after the writer has made the folder, before it makes the manifest.
-                self.accelerator.wait_for_everyone()
-                draft.mkdir(parents=True, exist_ok=True)
-                if self.stage_state and writes:
-                    (draft / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
-                ledger = self.parts.reading.save(draft, writes=writes) if self.parts.reading is not None else None
-                if self.parts.rollouts is not None:
-                    self.parts.rollouts.save(draft, self.state.global_step)
-                super()._save_checkpoint(model, trial)
-                save.raise_disk_fault(self.unsaved)
-                self._note_best(draft)
-                self.accelerator.wait_for_everyone()
-            if writes:
-                if ledger is not None:
-                    write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
-                self._remove_superseded(folder)
-                best = self.state.best_model_checkpoint
-                checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
-        self.accelerator.wait_for_everyone()
-        if self.args.local_process_index == 0:
-            remove(self._drafts)
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder))
-
-    def _note_best(self, draft: Path) -> None:
-        """Name the best checkpoint where it will be; transformers looked for it among the drafts."""
-        best = Path(self.output_dir, f"checkpoint-{self.state.best_global_step}")
-        if self.state.best_global_step and (best.name == draft.name or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(draft / TRAINER_STATE))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: transformers calls this for a draft. `_save_checkpoint` uploads what is whole."""
-
-    def save_final(self) -> None:
-        """Save the weights of the finished run to `output_dir`, replacing earlier ones.
-
-        Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
-        """
-        self.watch.require_finite_weights(self.policy, self.state.global_step)
-        output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
-        with checkpoints.saving(output_dir):
-            if self.args.should_save:
-                with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
-                    self.save_model(str(folder), _internal_call=True)
-                self._remove_superseded(output_dir)
-                if best is not None and self.args.save_total_limit == 1 and checkpoints.is_whole(Path(best)):
-                    checkpoints.rotate(Path(best), 1, None)
-            else:
-                self.save_model(_internal_call=True)
-        if self.unsaved:
-            raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
-
-    def _remove_superseded(self, saved: Path) -> None:
-        """`saved`: what this run has saved in their place."""
-        for folder in self._superseded:
-            if folder != saved:
-                checkpoints.remove(folder)
-        self._superseded = []

@@ -131,7 +131,9 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
     from luthier.data.sources.read import read_rows
 
     data = run.data
-    catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=run.model.hf_hub_token)
+    catalog = load_catalog(
+        data.dataset_dir, data.media_dir, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir
+    )
     hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
     thinking = data.enable_thinking
     for spec in map(catalog.get, data.dataset or data.eval_dataset):

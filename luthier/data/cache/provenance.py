@@ -54,7 +54,12 @@ def file_hashes(run: "TrainRun", memos: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys((*run.data.dataset, *run.data.eval_dataset)):
         try:
-            catalog = load_catalog(run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token)
+            catalog = load_catalog(
+                run.data.dataset_dir,
+                run.data.media_dir,
+                hf_hub_token=run.model.hf_hub_token,
+                cache_dir=run.model.cache_dir,
+            )
             spec = catalog.get(name)
             found[name] = [file_digest(file, memos) for file in data_files(spec)] if spec.source.kind == "file" else []
         except (DataError, OSError):

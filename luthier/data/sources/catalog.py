@@ -60,12 +60,17 @@ class Catalog:
 
 
 def load_catalog(
-    dataset_dir: str | Mapping[str, Any], media_dir: str | None = None, *, hf_hub_token: str | None = None
+    dataset_dir: str | Mapping[str, Any],
+    media_dir: str | None = None,
+    *,
+    hf_hub_token: str | None = None,
+    cache_dir: str | None = None,
 ) -> Catalog:
     """The catalog of a folder, of `ONLINE`, of `REMOTE:<hub repository>`, or of a dict of descriptions (Python only).
 
-    `media_dir` defaults to the folder; files named in a dict are relative to the working directory. Raises `DataError`
-    if there is no catalog or it is not a JSON object; an invalid entry is kept with its problems.
+    `media_dir` defaults to the folder; files named in a dict are relative to the working directory. What is fetched
+    from the hub is kept in `cache_dir`. Raises `DataError` if there is no catalog or it is not a JSON object; an
+    invalid entry is kept with its problems.
     """
     if isinstance(dataset_dir, Mapping):
         return _catalog("dataset_dir", LocatedJson(dataset_dir), root="", media_dir=media_dir or "")
@@ -73,7 +78,7 @@ def load_catalog(
         return Catalog("ONLINE", {}, {}, {}, is_online=True)
     if dataset_dir.startswith("REMOTE:"):
         repository = dataset_dir.removeprefix("REMOTE:")
-        path, root = _remote_catalog(repository, hf_hub_token), f"hf://datasets/{repository}"
+        path, root = _remote_catalog(repository, hf_hub_token, cache_dir), f"hf://datasets/{repository}"
         return _catalog(path, _located(path), root=root, media_dir=media_dir or "")
     path = os.path.join(dataset_dir, CATALOG_FILE)
     if not os.path.isfile(path):
@@ -87,13 +92,13 @@ def load_catalog(
     return _catalog(path, _located(path), root=dataset_dir, media_dir=media_dir or dataset_dir)
 
 
-def _remote_catalog(repository: str, token: str | None) -> str:
+def _remote_catalog(repository: str, token: str | None, cache_dir: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     from luthier.data.sources.readers.remote import first_line
 
     try:
-        return hf_hub_download(repository, CATALOG_FILE, repo_type="dataset", token=token)
+        return hf_hub_download(repository, CATALOG_FILE, repo_type="dataset", token=token, cache_dir=cache_dir)
     except (OSError, ValueError) as error:
         raise DataError(
             f"dataset_dir: {CATALOG_FILE} of the hub repository {repository!r} cannot be fetched ({first_line(error)}) "

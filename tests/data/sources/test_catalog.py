@@ -306,16 +306,16 @@ class TestWhereTheCatalogIs:
 
         asked = {}
 
-        def hf_hub_download(repository, file, *, repo_type, token):
-            asked.update(repository=repository, repo_type=repo_type, token=token)
+        def hf_hub_download(repository, file, *, repo_type, token, cache_dir):
+            asked.update(repository=repository, repo_type=repo_type, token=token, cache_dir=cache_dir)
             return f"{local}/{file}"
 
         local = folder({"d": {"file_name": "sub/d.jsonl"}, "e": {"hf_hub_url": "o/r"}})
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-        catalog = load_catalog("REMOTE:owner/data", hf_hub_token="t")
+        catalog = load_catalog("REMOTE:owner/data", hf_hub_token="t", cache_dir="kept")
         assert catalog.get("d").source == Source("cloud", "hf://datasets/owner/data/sub/d.jsonl")
         assert catalog.get("e").source == Source("hf_hub", "o/r")
-        assert asked == {"repository": "owner/data", "repo_type": "dataset", "token": "t"}
+        assert asked == {"repository": "owner/data", "repo_type": "dataset", "token": "t", "cache_dir": "kept"}
 
     def test_remote_catalog_out_of_reach(self):
         with pytest.raises(DataError, match=r"'nobody/nothing' cannot be fetched .* -> check the name, the network"):

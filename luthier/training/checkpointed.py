@@ -1,0 +1,201 @@
+"""The part of the trainer that saves and resumes: checkpoints, the final weights, and what belongs to them."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from luthier.core.drafts import draft_name, remove
+from luthier.core.files import save_folder_atomically
+from luthier.core.log import warn
+from luthier.data.ledger import LEDGER_FILE
+from luthier.model import save
+from luthier.model.adapters._merge import unwrap
+from luthier.model.adapters._pissa import is_pissa, resume_pissa
+from luthier.model.adapters._series import check_resumed
+from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
+from luthier.model.heads.score_head import save_value_head, without_value_head
+from luthier.model.processor import PROCESSOR_FILES
+from luthier.training import checkpoints
+from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
+from luthier.training.nonfinite import NonFiniteWatch
+from luthier.training.parts import TrainingParts
+from luthier.training.report import write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Seq2SeqTrainingArguments
+
+    from luthier.stages import StageState
+
+MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
+"""The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
+
+STAGE_STATE_FILE = "stage_state.json"
+"""In a checkpoint: the state of the stage (`luthier.stages.StageState`)."""
+
+
+class CheckpointedTrainer(Trainer):
+    """transformers.Trainer whose checkpoints are whole at every moment; see `luthier.training.checkpoints`."""
+
+    def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts, **words: Any) -> None:
+        super().__init__(args=args, **words)
+        assert args.output_dir is not None, "the rules require output_dir"
+        self.parts, self.policy, self.output_dir = parts, parts.models.policy, args.output_dir
+        self.stage_state: StageState = {}
+        self.watch = NonFiniteWatch(parts.tokenizer, Path(args.output_dir))
+        self.unsaved: dict[str, Exception] = {}
+        """Files beside the weights that could not be saved the last time, and why."""
+        self.not_saved: checkpoints.NotSaved | None = None
+        """Why there is no checkpoint of the last save; None if there is one."""
+        self.best_saved: tuple[Any, Any, Any] = (None, None, None)
+        """Metric, step and folder of the best checkpoint before the last evaluation."""
+        self.superseded = list(parts.superseded)
+        self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        check_resumed(self.policy, Path(resume_from_checkpoint))
+        with checkpoint_mismatch(resume_from_checkpoint):
+            if is_pissa(self.policy):
+                resume_pissa(self.policy, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.parts.reading is not None:
+            self.parts.reading.restore(Path(resume_from_checkpoint))
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.load(Path(resume_from_checkpoint))
+        saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
+        if saved.is_file():
+            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            checkpoints.require_whole_best(Path(best))
+        if best is not None and is_pissa(self.policy):
+            resume_pissa(self.policy, Path(best))
+        else:
+            super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoint_mismatch(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
+
+        peft does not query the hub for a changed vocabulary of the base model. It need not: a trainable embedding is
+        among the adapter's `modules_to_save`.
+        """
+        folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
+        more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_value_head(folder, self.policy, state_dict)
+        if not isinstance(self.model, PeftModel):
+            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
+        elif writes:
+            save.save_adapter(self.model, folder, state_dict)
+            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
+        if writes:
+            self.unsaved = save.save_beside_weights(
+                self.policy, self.parts.tokenizer, folder, self.parts.processor, more
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes checkpoints and would remove old ones: a folder that holds nothing but a draft."""
+        return str(self.drafts)
+
+    def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        """As `_write_checkpoint`. If the disk fails, training goes on without this checkpoint.
+
+        Several processes end instead: they could not agree in the middle of a save that only one of them cannot do.
+        """
+        try:
+            self._write_checkpoint(model, trial)
+            self.not_saved = None
+        except checkpoints.NotSaved as fault:
+            if self.accelerator.num_processes > 1:
+                raise
+            self.not_saved = fault
+            if self.state.best_global_step == self.state.global_step:  # only what is saved can be loaded at the end
+                self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.best_saved
+            remove(self.drafts)
+            warn(f"{fault.fault}; training goes on -> free some space before the next save")
+
+    def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
+        """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
+        self.watch.require_finite_weights(self.policy, self.state.global_step)
+        writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        draft = self.drafts / folder.name
+        with checkpoints.saving(folder):
+            with checkpoints.writing(draft, folder, is_writer=writes):
+                # Every process writes here: after the writer has made the folder, before it makes the manifest.
+                self.accelerator.wait_for_everyone()
+                draft.mkdir(parents=True, exist_ok=True)
+                if self.stage_state and writes:
+                    (draft / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
+                ledger = self.parts.reading.save(draft, writes=writes) if self.parts.reading is not None else None
+                if self.parts.rollouts is not None:
+                    self.parts.rollouts.save(draft, self.state.global_step)
+                super()._save_checkpoint(model, trial)
+                save.raise_disk_fault(self.unsaved)
+                self._note_best(draft)
+                self.accelerator.wait_for_everyone()
+            if writes:
+                if ledger is not None:
+                    write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
+                self._remove_superseded(folder)
+                best = self.state.best_model_checkpoint
+                checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0:
+            remove(self.drafts)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder))
+
+    def _note_best(self, draft: Path) -> None:
+        """Name the best checkpoint where it will be; transformers looked for it among the drafts."""
+        best = Path(self.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and (best.name == draft.name or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(draft / TRAINER_STATE))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: transformers calls this for a draft. `_save_checkpoint` uploads what is whole."""
+
+    def save_final(self) -> None:
+        """Save the weights of the finished run to `output_dir`, replacing earlier ones.
+
+        Raises `RunFailed` if they do not fit on the disk or are not finite; earlier weights are kept then.
+        """
+        self.watch.require_finite_weights(self.policy, self.state.global_step)
+        output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
+        with checkpoints.saving(output_dir):
+            if self.args.should_save:
+                with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
+                    self.save_model(str(folder), _internal_call=True)
+                self._remove_superseded(output_dir)
+                if best is not None and self.args.save_total_limit == 1 and checkpoints.is_whole(Path(best)):
+                    checkpoints.rotate(Path(best), 1, None)
+            else:
+                self.save_model(_internal_call=True)
+        if self.unsaved:
+            raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
+
+    def _remove_superseded(self, saved: Path) -> None:
+        """`saved`: what this run has saved in their place."""
+        for folder in self.superseded:
+            if folder != saved:
+                checkpoints.remove(folder)
+        self.superseded = []
