@@ -39,7 +39,7 @@ class JudgeClient:
     """With or without /chat/completions at its end."""
     model: str
     pause_seconds: float = PAUSE_SECONDS
-    """Before the second attempt; it doubles with each further one. A Retry-After header goes before it."""
+    """Before the second attempt; it doubles with each further one. A Retry-After header takes precedence."""
     timeout_seconds: float = TIMEOUT_SECONDS
     _takes_temperature: bool = True
     """False once the server has refused it, as it does for reasoning models of OpenAI."""

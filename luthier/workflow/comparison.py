@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from luthier.config.rules.eval_command import asks_learned_rows, kind_of, tasks_of
 from luthier.core.errors import InvalidInput
@@ -16,7 +16,7 @@ from luthier.core.files import write_atomically
 from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
 from luthier.evals.results import BASE_FOLDER, SUMMARY_FILE, read_records
-from luthier.evals.task import Record
+from luthier.evals.task import JudgedTask, Record
 from luthier.workflow.evaluate import (
     Measured,
     Side,
@@ -106,7 +106,7 @@ def compare_models(run: "EvalRun", compare: str) -> Evaluation:
     found = []
     for (name, task, questions), other in zip(opened, others, strict=True):
         if EVAL_KINDS.get(str(kind_of(name))).judges:
-            task.against(other.records)
+            cast(JudgedTask, task).against(other.records)
         require_same_questions(name, compare, task.hashes, other.hashes)
         folder = folder_of(root, name, names)
         found.append(measure(tuned, name, task, questions, folder, reuses=True))
@@ -189,7 +189,12 @@ def lines_of(one: Measured, other: Other, seed: int) -> "Iterator[Line]":
 
     kind = EVAL_KINDS.get(str(kind_of(one.name)))
     if kind.judges:
-        yield Line(one.name, next(iter(one.task.measures(one.records))), "higher", one.task.judged(one.records))
+        yield Line(
+            one.name,
+            next(iter(one.task.measures(one.records))),
+            "higher",
+            cast(JudgedTask, one.task).judged(one.records),
+        )
         return
     require_same_places(one, other)
     theirs = one.task.measures(other.records)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.rules.data import has_rows
 from luthier.config.rules.engine import Rule, Rules
 from luthier.core.kinds import STAGES
-from luthier.evals.measure import Measure, perplexity_of
 from luthier.evals.task import EvalKind, EvalTask, Record
 
 if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.table import Table
+    from luthier.evals.measure import Measure
     from luthier.evals.model import EvalModel
     from luthier.model.heads.output_head import OutputHead
 
@@ -74,8 +74,10 @@ class Perplexity:
             for question, (logp, weight) in zip(questions, found, strict=True)
         ]
 
-    def measures(self, records: Sequence[Record]) -> Mapping[str, Measure]:
+    def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
         """Rows without labels say nothing."""
+        from luthier.evals.measure import perplexity_of
+
         values = [record.values for record in records if record.values["num_tokens"]]
         losses = [-one["loglikelihood"] for one in values]
         return {NAME: perplexity_of(losses, [one["num_tokens"] for one in values])} if values else {}
