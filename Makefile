@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-api methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,7 +61,7 @@ bench-peers: $(VENV)/.installed $(MODEL)  ## the same against llamafactory and t
 check-gpu: $(VENV)/.installed  ## what only a GPU can show: every stage, attention, 4 bits, kernels, memory, speed
 	$(BIN)/python -m benchmarks.check_gpu
 
-bench-all: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-rollouts bench-api  ## the benchmarks of the parts
+bench-all: bench-startup bench-train bench-qlora bench-data bench-load bench-generate bench-rollouts bench-eval bench-api  ## the benchmarks of the parts
 
 bench-startup: $(VENV)/.installed  ## CPU seconds until a command answers, or begins to train or chat
 	$(BIN)/python -m benchmarks.bench_startup
@@ -86,6 +86,9 @@ bench-generate: $(VENV)/.installed $(MODEL)  ## tokens per second to one caller 
 
 bench-rollouts: $(VENV)/.installed $(MODEL)  ## tokens per CPU second of answers sampled in training, one and eight to a prompt
 	$(BIN)/python -m benchmarks.bench_rollouts
+
+bench-eval: $(VENV)/.installed $(MODEL)  ## multiple-choice questions against lm-evaluation-harness with its own model
+	$(BIN)/python -m benchmarks.bench_eval
 
 bench-plan: $(VENV)/.installed $(MODEL)  ## planned against measured peak memory of runs of different methods and lengths
 	$(BIN)/python -m benchmarks.bench_plan

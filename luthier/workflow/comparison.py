@@ -17,6 +17,7 @@ from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
 from luthier.evals.results import BASE_FOLDER, SUMMARY_FILE, read_records
 from luthier.evals.task import JudgedTask, Record
+from luthier.model.loading.memory_check import enough_memory
 from luthier.workflow.evaluate import (
     Measured,
     Side,
@@ -88,6 +89,7 @@ def evaluate(run: "EvalRun") -> Evaluation:
     return compare_models(run, run.evaluation.compare)
 
 
+@enough_memory("take a smaller batch_size, quantization_bit: 4, or a smaller model")
 def compare_models(run: "EvalRun", compare: str) -> Evaluation:
     """Everything that can be refused is refused before weights are loaded; then the base is measured, then the run."""
     names, root = tasks_of(run), open_root(run, COMPARISON_FILE)

@@ -71,7 +71,7 @@ class Side:
 
 @enough_memory("take a smaller batch_size, quantization_bit: 4, or a smaller model")
 def measure_all(run: "EvalRun") -> list[Measured]:
-    """Ask all questions of all tasks, or finish what is unfinished in save_dir."""
+    """Ask all questions of all tasks, or resume unfinished results in save_dir."""
     side, names = Side(as_trained(run)), tasks_of(run)
     root = open_root(run)
     opened = [(name, *open_task(side, name)) for name in names]

@@ -185,7 +185,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(person):
     assert person.types("check", path).status == 0
 
 
-@pytest.mark.parametrize("command", ["train", "check", "data", "chat", "export"])
+@pytest.mark.parametrize("command", ["train", "check", "data", "chat", "export", "eval"])
 def test_run_file_that_is_not_there_or_not_named(person, command):
     assert "does not exist" in person.is_refused_words(command, str(person.folder / "run.yaml"))
     assert "run file" in person.is_refused_words(command)
