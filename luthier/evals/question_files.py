@@ -72,10 +72,12 @@ def read_benchmark(task_dir: Path, task: str, *, with_examples: bool) -> Benchma
     mapping_digest, questions_digest = hashlib.sha256(), hashlib.sha256()
     subjects = []
     for key, (name, category) in _read_mapping(folder / "mapping.json", mapping_digest).items():
-        questions = _read_questions(folder / "data" / split / f"{key}_{split}.csv", questions_digest)
+        path = folder / "data" / split / f"{key}_{split}.csv"
+        questions = _read_questions(path, questions_digest, "each subject of mapping.json needs this file")
         examples: tuple[Question, ...] = ()
         if with_examples:
-            examples = _read_questions(folder / "data" / EXAMPLES / f"{key}_{EXAMPLES}.csv", questions_digest)
+            path = folder / "data" / EXAMPLES / f"{key}_{EXAMPLES}.csv"
+            examples = _read_questions(path, questions_digest, "solved examples come from it; n_shot: 0 asks without")
         subjects.append(Subject(key, name, category, questions, examples))
     hashes = {"mapping.json": mapping_digest.hexdigest(), "questions": questions_digest.hexdigest()}
     return Benchmark(tuple(subjects), hashes)
@@ -100,8 +102,8 @@ def _described(path: Path, key: str, entry: Any) -> tuple[str, str]:
     return name, category
 
 
-def _read_questions(path: Path, digest: "hashlib._Hash") -> tuple[Question, ...]:
-    text = _read(path, digest, "each subject of mapping.json needs this file")
+def _read_questions(path: Path, digest: "hashlib._Hash", remedy: str) -> tuple[Question, ...]:
+    text = _read(path, digest, remedy)
     found: list[Question] = []
     lines = csv.reader(io.StringIO(text, newline=""))
     try:

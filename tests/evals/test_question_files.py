@@ -89,8 +89,13 @@ def test_files_that_are_missing(tmp_path, mmlu):
         read_benchmark(tmp_path / "nowhere", "mmlu_test", with_examples=False)
     (mmlu / "data" / "dev" / "towns_dev.csv").unlink()
     read_benchmark(tmp_path, "mmlu_test", with_examples=False)
-    with pytest.raises(DataError, match=r"towns_dev\.csv: cannot be read .* -> each subject of mapping\.json needs"):
+    with pytest.raises(
+        DataError, match=r"towns_dev\.csv: cannot be read .* -> solved examples come from it; n_shot: 0"
+    ):
         read_benchmark(tmp_path, "mmlu_test", with_examples=True)
+    (mmlu / "data" / "test" / "towns_test.csv").unlink()
+    with pytest.raises(DataError, match=r"towns_test\.csv: cannot be read .* -> each subject of mapping\.json needs"):
+        read_benchmark(tmp_path, "mmlu_test", with_examples=False)
     (mmlu / "mapping.json").unlink()
     with pytest.raises(DataError, match=r"mapping\.json: cannot be read .* -> it lists the subjects"):
         read_benchmark(tmp_path, "mmlu_test", with_examples=False)
