@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api bench-board methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ bench-plan: $(VENV)/.installed $(MODEL)  ## planned against measured peak memory
 
 bench-api: $(VENV)/.installed $(MODEL)  ## what HTTP adds to the time of one caller
 	$(BIN)/python -m benchmarks.bench_api
+
+bench-board: $(VENV)/.installed  ## milliseconds of the board's pages in Chromium, and what open pages cost a run
+	$(BIN)/python -m benchmarks.bench_board
 
 clean:  ## delete what the quickstart made
 	rm -rf models quickstart

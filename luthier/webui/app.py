@@ -5,6 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI, Query, Request
 from nicegui import ui
 
+from luthier.config.key_table import catalog
 from luthier.webui.board import Board
 from luthier.webui.pages import chat, compare, data, new_run, runs
 from luthier.webui.pages import run as run_page
@@ -23,6 +24,7 @@ def build(board: Board) -> FastAPI:
     ui.add_css(_STYLE.read_text(encoding="utf-8"), shared=True)
 
     if board.only is None:
+        catalog()  # read here, so that nobody waits for it at the first form
         _add_pages(board)
     else:
 

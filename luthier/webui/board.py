@@ -1,13 +1,17 @@
 """What all pages share: the folder that is shown, and what has been read of it. Nothing of a run is kept here."""
 
+import time
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 
 from luthier.webui.chat_models import ChatModel, LoadedModel
-from luthier.webui.runs import LOG
+from luthier.webui.runs import LOG, Run, find_runs
 from luthier.webui.watch import Curves
 
 MAX_CURVES = 64
+LISTED_SECONDS = 1.0
+"""So long a list of the runs is used again. Many pages that look at the same time cost no more than one."""
 
 
 class Board:
@@ -17,6 +21,15 @@ class Board:
         self.models: dict[str, LoadedModel] = {}
         """Name -> the process of a model that somebody talks to."""
         self._curves: OrderedDict[Path, Curves] = OrderedDict()
+        self._listed: tuple[float, list[Run]] = (float("-inf"), [])
+        self._list_lock = Lock()
+
+    def runs(self) -> list[Run]:
+        """Every run below the root, the latest first."""
+        with self._list_lock:
+            if time.monotonic() - self._listed[0] > LISTED_SECONDS:
+                self._listed = (time.monotonic(), find_runs(self.root))
+            return self._listed[1]
 
     def close(self) -> None:
         """End the processes of the models. Runs go on."""
@@ -24,7 +37,7 @@ class Board:
             model.close()
 
     def curves(self, folder: Path) -> Curves:
-        """The curves of a run. All pages share what has been read, so that many pages cost no more than one."""
+        """The curves of a run. All pages share what has been read."""
         if folder not in self._curves:
             self._curves[folder] = Curves(folder / LOG)
         self._curves.move_to_end(folder)

@@ -15,11 +15,13 @@ from typing import Any
 import httpx
 
 from luthier.config.key_table import catalog, keys_of, sections
-from luthier.core.errors import LuthierError, RunFailed
+from luthier.core.errors import LuthierError, ModelError, RunFailed
+from luthier.core.manifest import MANIFEST_NAME
 from luthier.infer.servers.child import HOST, ChildServer, free_port
+from luthier.model.adapters._series import MERGED, read_series
 from luthier.webui.document import as_yaml, values_of
 from luthier.webui.form import field_of
-from luthier.webui.runs import find_runs
+from luthier.webui.runs import find_runs, read_object
 
 TOPICS = ("model", "quantization", "rope_scaling", "generating")
 OTHERS = ("finetuning_type", "template", "tool_format", "default_system", "enable_thinking")
@@ -61,9 +63,7 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
     tuned: dict[str, ChatModel] = {}
     bases: dict[str, ChatModel] = {}
     for run in find_runs(root):
-        if run.run_file is None:
-            continue
-        given = values_of(run.run_file.read_text(encoding="utf-8", errors="replace"))
+        given = values_of(run.text)
         kept = {key: value for key, value in given.items() if value and key in kept_keys()}
         if "model_name_or_path" not in kept:
             continue
@@ -72,10 +72,23 @@ def chat_models(root: Path) -> dict[str, ChatModel]:
         for folder in (run.folder, *sorted(run.folder.glob("checkpoint-*"), key=_step, reverse=True)):
             name = folder.relative_to(root).as_posix()
             if (folder / ADAPTER).is_file():
-                tuned[name] = model_of(name, kept | {"adapter_name_or_path": name})
+                adapters = ",".join([*_beneath(folder, Path(kept["model_name_or_path"])), name])
+                tuned[name] = model_of(name, kept | {"adapter_name_or_path": adapters})
             elif (folder / WHOLE).is_file():
                 tuned[name] = model_of(name, kept | {"model_name_or_path": name})
     return tuned | bases
+
+
+def _beneath(adapter: Path, model: Path) -> list[str]:
+    """The adapters that this one was trained on top of, in order, without those that an export merged into `model`."""
+    try:
+        found = read_series(adapter)
+    except ModelError:  # the process of the model says what is wrong
+        return []
+    merged = read_object(model / MANIFEST_NAME).get(MERGED)
+    merged = [one.get("sha256") for one in merged if isinstance(one, dict)] if isinstance(merged, list) else []
+    is_inside = merged == [one.sha256 for one in found[: len(merged)]]
+    return [one.path for one in (found[len(merged) :] if is_inside else found)]
 
 
 def _step(folder: Path) -> int:

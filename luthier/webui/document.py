@@ -51,7 +51,9 @@ def as_yaml(value: str, *, is_text: bool) -> str:
         return value
     if not is_text and isinstance(read, bool | int | float) and len(value.split()) == 1:  # one word: no comment
         return value
-    written = str(yaml.safe_dump(value, width=10_000, allow_unicode=not has_breaks))
+    # PyYAML writes 1E5 without quotes, which is a number to the loader of run files.
+    style = None if isinstance(read, str) or has_breaks else "'"
+    written = str(yaml.safe_dump(value, width=10_000, allow_unicode=not has_breaks, default_style=style))
     return written.removesuffix("\n").removesuffix("\n...")
 
 

@@ -44,6 +44,9 @@ FOLDER_KEYS = {"train": "output_dir", "export": "export_dir", "eval": "save_dir"
 """The key that says where a command writes to."""
 FEWEST = 3
 """A topic with fewer keys has no heading of its own."""
+OTHER = "other"
+"""The group of their keys, which stands last."""
+_DATASETS = ("dataset", "eval_dataset")
 FILE_NAME = "run.yaml"
 """How a text that has no file yet is called in messages."""
 
@@ -80,9 +83,10 @@ def groups(command: str, values: Mapping[str, str]) -> list[Group]:
     for topic, keys in topics.items():
         for name in keys:
             if name not in usual:
-                rest.setdefault(topic if len(keys) >= FEWEST else "other", []).append(found[name])
+                rest.setdefault(topic if len(keys) >= FEWEST else OTHER, []).append(found[name])
     first = Group("usual", tuple(found[name] for name in usual if name in found))
-    return [first, *(Group(topic, tuple(fields)) for topic, fields in rest.items())]
+    topics_in_order = sorted(rest, key=lambda topic: topic == OTHER)
+    return [first, *(Group(topic, tuple(rest[topic])) for topic in topics_in_order)]
 
 
 def usual_fields(command: str) -> list[Field]:
@@ -140,13 +144,18 @@ def _literals(part: Any) -> Sequence[Any]:
     return get_args(part) if get_origin(part) is Literal else ()
 
 
+def is_name(key: str) -> bool:
+    """Whether `suggestions` may have values for this key."""
+    return key in ("template", *_DATASETS)
+
+
 def suggestions(name: str, values: Mapping[str, str]) -> tuple[str, ...]:
     """Values that exist here, for keys whose values are names."""
     if name == "template":
         from luthier.data.templates import template_names
 
         return ("auto", *template_names())
-    if name in ("dataset", "eval_dataset"):
+    if name in _DATASETS:
         from luthier.data.sources.catalog import load_catalog
 
         try:

@@ -72,15 +72,14 @@ def resume(run: Run) -> Run:
 
     Raises `InvalidInput` without a run file.
     """
-    path = run.run_file
-    if path is None:
+    if not run.text:
         raise InvalidInput(f"{run.folder}: has no run file -> start it with `luthier train`")
     argv = read_object(run.folder / RECORD).get("argv")
     command = argv[len(_LUTHIER)] if isinstance(argv, list) and len(argv) > len(_LUTHIER) else "train"
     words: tuple[str, ...] = ("overwrite_output_dir=false",) if command == "train" else ()
     if command == "eval":
         words = words_for(run.folder)
-    return start(run.folder, path.read_text(encoding="utf-8"), command, words)
+    return start(run.folder, run.text, command, words)
 
 
 def delete(run: Run, root: Path) -> None:

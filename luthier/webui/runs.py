@@ -72,6 +72,14 @@ class Run:
         """The file that it was started with, or the one that `luthier train` left at its end."""
         return next((path for name in (RUN_FILE, "run.yaml") if (path := self.folder / name).is_file()), None)
 
+    @property
+    def text(self) -> str:
+        """The text of its run file; empty if there is none that can be read."""
+        try:
+            return self.run_file.read_text(encoding="utf-8", errors="replace") if self.run_file else ""
+        except OSError:
+            return ""
+
 
 def is_run(names: set[str]) -> bool:
     """Whether a folder with these files is that of a run."""

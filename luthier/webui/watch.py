@@ -4,12 +4,13 @@ Only what is new is read. A line that is not complete yet is left for the next l
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,6 +19,8 @@ MAX_POINTS = 2000
 NOT_A_CURVE = frozenset({"current_steps", "total_steps", "percentage"})
 _COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LINES_AT_ONCE = 1000
+_MOST = 2**53
+"""A whole number of this size or more is none that training logs, and may be too large for an array."""
 _CONSOLE_BYTES = 64 * 1024
 Point = tuple[int, float]
 
@@ -30,7 +33,10 @@ class Curves:
         self.version = 0
         """Grows with each change."""
         self.last: dict[str, Any] = {}
+        self._reading = Lock()
+        """Held for as long as a file is read and parsed, which may take a second."""
         self._lock = Lock()
+        """Held while numbers are added or taken, so that nobody who draws has to wait."""
         self._forget((0, 0))
 
     def _forget(self, file: tuple[int, int]) -> None:
@@ -38,6 +44,8 @@ class Curves:
         # Arrays and not pairs: half a million pairs would keep the garbage collector busy.
         self._steps: dict[str, array[int]] = {}
         self._values: dict[str, array[float]] = {}
+        self._drawn: dict[str, tuple[tuple[int, int], list[Point]]] = {}
+        """Curve -> (version, limit) and its points. Many pages that show one run cost one thinning."""
         self._session: list[tuple[int, int]] = []
         self._elapsed: Any = None
         self._seconds: int | None = None
@@ -45,7 +53,7 @@ class Curves:
 
     def read(self) -> bool:
         """Read what has been written since. Returns whether there was anything."""
-        with self._lock:
+        with self._reading:
             return self._read()
 
     def _read(self) -> bool:
@@ -54,8 +62,9 @@ class Curves:
                 found = os.fstat(file.fileno())
                 if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:
                     # A resumed run writes the file again, up to its checkpoint.
-                    self._forget((found.st_dev, found.st_ino))
-                    self.version += 1
+                    with self._lock:
+                        self._forget((found.st_dev, found.st_ino))
+                        self.version += 1
                 file.seek(self._offset)
                 data = file.read()
         except OSError:
@@ -66,28 +75,36 @@ class Curves:
         self._offset += len(whole)
         lines = whole.splitlines()
         for start in range(0, len(lines), _LINES_AT_ONCE):
-            for values in _parsed(lines[start : start + _LINES_AT_ONCE]):
-                self._add(values)
-        self.version += 1
+            logs = [values for values in _parsed(lines[start : start + _LINES_AT_ONCE]) if _is_of_a_step(values)]
+            with self._lock:
+                self._add(logs)
+                self.version += 1
         return True
 
-    def _add(self, values: Any) -> None:
-        step = values.get("current_steps") if isinstance(values, dict) else None
-        if not isinstance(step, int):
+    def _add(self, logs: Sequence[dict[str, Any]]) -> None:
+        """Curve by curve and not step by step: a log of 100,000 steps has half a million numbers."""
+        if not logs:
             return
-        self.last = values
-        for name, value in values.items():
-            if name in NOT_A_CURVE or type(value) not in (float, int) or not isfinite(value):
+        self.last = logs[-1]
+        steps = [values["current_steps"] for values in logs]
+        for name in dict.fromkeys(itertools.chain.from_iterable(logs)):
+            if name in NOT_A_CURVE:
                 continue
-            if name not in self._values:
+            at, numbers = steps, [values.get(name, nan) for values in logs]
+            if {*map(type, numbers)} != {float} or not all(map(isfinite, numbers)):
+                points = [point for point in zip(steps, numbers, strict=True) if _is_number(point[1])]
+                at, numbers = [step for step, _ in points], [number for _, number in points]
+            if numbers and name not in self._values:
                 self._steps[name], self._values[name] = array("q"), array("d")
-            self._steps[name].append(step)
-            self._values[name].append(value)
-        elapsed = values.get("elapsed_time")
-        if elapsed != self._elapsed:
-            self._elapsed, self._seconds = elapsed, seconds_of(elapsed)
-        if self._seconds is not None:
-            self._time(step, self._seconds)
+            if numbers:
+                self._steps[name].extend(at)
+                self._values[name].extend(numbers)
+        for values in logs:
+            elapsed = values.get("elapsed_time")
+            if elapsed != self._elapsed:
+                self._elapsed, self._seconds = elapsed, seconds_of(elapsed)
+            if self._seconds is not None:
+                self._time(values["current_steps"], self._seconds)
 
     def _time(self, step: int, seconds: int) -> None:
         if not self._session or seconds < self._session[-1][1] or step < self._session[-1][0]:
@@ -105,7 +122,14 @@ class Curves:
     def curve(self, name: str, limit: int = MAX_POINTS) -> list[Point]:
         """At most `limit` points of one curve."""
         with self._lock:
-            return thinned(list(zip(self._steps.get(name, ()), self._values.get(name, ()), strict=True)), limit)
+            if (found := self._drawn.get(name)) is None or found[0] != (self.version, limit):
+                points = thinned(self._steps.get(name, ()), self._values.get(name, ()), limit)
+                self._drawn[name] = found = (self.version, limit), points
+            return found[1]
+
+    def last_value(self, name: str) -> float | None:
+        with self._lock:
+            return self._values[name][-1] if name in self._values else None
 
     @property
     def steps_per_second(self) -> float | None:
@@ -114,6 +138,15 @@ class Curves:
             return None
         (first, began), (last, now) = self._session
         return (last - first) / (now - began) if now > began else None
+
+
+def _is_of_a_step(values: Any) -> bool:
+    step = values.get("current_steps") if isinstance(values, dict) else None
+    return type(step) is int and abs(step) < _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is float and isfinite(value)) or (type(value) is int and abs(value) < _MOST)
 
 
 def _parsed(lines: Sequence[bytes]) -> Iterator[Any]:
@@ -128,21 +161,23 @@ def _parsed(lines: Sequence[bytes]) -> Iterator[Any]:
             yield json.loads(line)
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+def thinned(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POINTS) -> list[Point]:
     """At most `limit` of the points: the first, the last, and the lowest and highest of each stretch between."""
-    if len(points) <= limit:
-        return list(points)
-    inner, count = points[1:-1], (limit - 2) // 2
-    kept = [points[0]]
-    for number in range(count):
-        stretch = inner[number * len(inner) // count : (number + 1) * len(inner) // count]
-        low, high = min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])
-        kept += sorted({low, high})
-    return [*kept, points[-1]]
+    if len(steps) <= limit:
+        return list(zip(steps, values, strict=True))
+    num_inner, num_stretches = len(steps) - 2, (limit - 2) // 2
+    kept = [0]
+    for number in range(num_stretches):
+        start = 1 + number * num_inner // num_stretches
+        stretch = values[start : 1 + (number + 1) * num_inner // num_stretches]
+        kept += sorted({start + stretch.index(min(stretch)), start + stretch.index(max(stretch))})
+    return [(steps[index], values[index]) for index in (*kept, len(steps) - 1)]
 
 
 def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
     """An exponential moving average without the bias of its first values; `weight` 0 changes nothing, 0.99 much."""
+    if weight == 0:
+        return list(points)
     average = total = 0.0
     result = []
     for step, value in points:

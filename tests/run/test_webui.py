@@ -10,7 +10,12 @@ from luthier.core import versions
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--port", "many"], "should be a whole number"), (["--root", "/nowhere"], "is not a folder"), (["x"], "webui:")],
+    [
+        (["--port", "many"], "should be a whole number"),
+        (["--root", "/nowhere"], "is not a folder"),
+        (["--root", "/proc"], "webui: --root: /proc"),  # nobody can write there, not even root
+        (["x"], "webui:"),
+    ],
 )
 def test_what_is_wrong_is_said_in_one_line(words, said, capsys):
     assert main(["webui", *words]) == 2

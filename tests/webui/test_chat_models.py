@@ -1,12 +1,14 @@
 """Which models can be talked to, and that each answers for itself: base and tuned are never mixed up."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
+from luthier.api import train
 from luthier.config.load import load_infer
 from luthier.core.errors import RunFailed
 from luthier.webui.chat_models import LoadedModel, chat_models
@@ -65,6 +67,42 @@ def test_a_model_is_loaded_and_asked_as_its_run_says(tmp_path):
     assert run.model.model_revision == "v2" and run.model.trust_remote_code
     assert run.data.default_system == "Be brief: yes, no" and run.generating.temperature == 0.5
     assert run.model.adapter_name_or_path == ("saves/one",)
+
+
+def test_an_adapter_is_put_on_those_it_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"model_name_or_path": "model", "adapter_name_or_path": "first", "create_new_adapter": True}
+    folder = finished_run(tmp_path, "third", values, adapter_config="{}")
+    beneath = [{"path": "saves/first", "sha256": "1"}, {"path": "saves/second", "sha256": "2"}]
+    (folder / "adapter_trained_on.json").write_text(json.dumps({"adapters": beneath}), "utf-8")
+
+    def given() -> str:
+        return values_of(chat_models(tmp_path)["saves/third"].run_file)["adapter_name_or_path"]
+
+    assert given() == "saves/first,saves/second,saves/third"
+    run = load_infer(list(chat_models(tmp_path)["saves/third"].words))
+    assert run.model.adapter_name_or_path == ("saves/first", "saves/second", "saves/third")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps({"merged_adapters": beneath[:1]}), "utf-8")
+    assert given() == "saves/second,saves/third"
+    (folder / "adapter_trained_on.json").write_text("{", "utf-8")
+    assert given() == "saves/third"
+
+
+@pytest.mark.thorough
+def test_a_series_of_adapters_answers(tmp_path, monkeypatch):
+    """The second adapter was trained with `create_new_adapter`, so alone it is refused."""
+    monkeypatch.chdir(tmp_path)
+    values = small_world(tmp_path) | {"finetuning_type": "lora", "max_steps": 1}
+    first, second = (values | {"output_dir": f"saves/{name}"} for name in ("first", "second"))
+    train(first)
+    train(second | {"adapter_name_or_path": "saves/first", "create_new_adapter": True})
+    model = LoadedModel(chat_models(tmp_path)["saves/second"])
+    try:
+        assert model.model.about.endswith(" + saves/first,saves/second")
+        assert isinstance(asyncio.run(said(model, seed=3)), str)
+    finally:
+        model.close()
 
 
 def save_adapter(model: str, folder: Path, scale: float) -> None:

@@ -66,6 +66,7 @@ def test_a_text_without_keys_gets_one_and_a_broken_one_stays():
         ("models/a b.gguf", True, "models/a b.gguf"),
         ("12", True, "'12'"),
         ("no", True, "'no'"),
+        ("0E0", True, "'0E0'"),
         ("a: b", True, "'a: b'"),
         ("# a", True, "'# a'"),
         ("{'a': 1}", True, "{'a': 1}"),

@@ -151,6 +151,12 @@ def test_fields_and_file_are_two_views_of_one_text(tmp_path):
         page.until(lambda: not page.count(".field:not(.hidden) > #pref_beta"), "the keys of dpo stay")
         page.until(lambda: "max_steps: 7\n" in page.value("#yaml"), "what was typed is lost")
         assert page.value("#max_steps") == "7" and page.js("return document.activeElement.id") == "max_steps"
+        page.find("#template").click()
+        page.until(lambda: page.count("#known-template option[value=qwen3]"), "no template is offered")
+        assert not page.count("#weight_decay")
+        page.driver.find_element(By.XPATH, "//summary[contains(., 'Training')]").click()
+        page.type("#weight_decay", "0.1")
+        page.until(lambda: "weight_decay: 0.1\n" in page.value("#yaml"), "a field of a closed group does not work")
         page.type("#search", "dora")
         page.until(lambda: page.count("#use_dora") and not page.count("#learning_rate"), "no search")
         page.find("#use_dora").click()
@@ -208,6 +214,8 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
                 ".map(item => item.innerText.trim())"
             )
             assert not english & set(labels)
+            helped = page.js("return [...document.querySelectorAll('.field .help')].map(item => item.innerText)")
+            assert all(re.search(r"[\u4e00-\u9fff]", text) for text in helped)
             assert page.js("return document.documentElement.scrollWidth") <= 360, path
         assert page.errors() == []
 
@@ -260,22 +268,35 @@ def test_two_models_answer_side_by_side(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_broken_entry_is_named_and_rows_show_their_labels(tmp_path):
+def test_a_broken_entry_is_named_and_rows_are_shown_raw_and_as_tokens(tmp_path):
     root = tiny_root(tmp_path)
-    info = root / "data" / "dataset_info.json"
-    info.write_text(json.dumps(json.loads(info.read_text("utf-8")) | {"broken": {"file_nam": "x.json"}}), "utf-8")
+    info, hostile = root / "data" / "dataset_info.json", '<img src=x onerror="document.title=1">'
+    described = {"broken": {"file_nam": "x.json"}, "hostile": {"file_name": "hostile.json"}}
+    info.write_text(json.dumps(json.loads(info.read_text("utf-8")) | described), "utf-8")
+    rows = [{"instruction": hostile, "output": hostile}, {"instruction": "b", "output": "c", "note": 1}]
+    (root / "data" / "hostile.json").write_text(json.dumps(rows), "utf-8")
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/data")
         page.until(lambda: page.count(".entries .fault"), "the broken entry is not named")
         assert "file_nam" in page.find(".entries .fault").text and "numbers" in page.text()
-        page.click("numbers")
-        page.until(lambda: page.value("#dataset") == "numbers", "it is not chosen")
-        page.type("#model_name_or_path", "model")
+        page.click("hostile")
+        page.until(lambda: page.value("#dataset") == "hostile", "it is not chosen")
+        page.type("#model_name_or_path", "nowhere")
         page.type("#template", "chatml")
         page.click("Show rows")
+        page.until(lambda: page.count(".log.fault"), "no word about the model", SECONDS)
+        assert "nowhere" in page.find(".log.fault").text and hostile.replace('"', '\\"') in page.find(".raw").text
+        page.type("#model_name_or_path", "model")
+        page.click("Show rows")
         page.until(lambda: page.count("iframe.rows"), "no rows", SECONDS)
-        assert "train row 0" in page.find("iframe.rows").get_attribute("srcdoc")
+        raw = page.js("return [...document.querySelectorAll('.raw pre')].map(row => JSON.parse(row.innerText))")
+        assert raw == rows and "hostile.json, row 1" in page.find(".raw").text
+        assert page.count("main img") == 0 and "Data" in page.driver.title
+        page.driver.switch_to.frame(page.find("iframe.rows"))
+        tokens = page.text()
+        assert "train row 0" in tokens and "img src=x onerror" in tokens.replace("\n", "") and page.count("img") == 0
+        page.driver.switch_to.default_content()
         info.write_text("{", "utf-8")
         page.open(f"{served.home}/data")
         assert "not JSON" in page.find(".fault").text

@@ -1,5 +1,8 @@
 """Runs are started, stopped, resumed and deleted; nobody else's process or folder is touched."""
 
+import json
+import os
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import yaml
 from luthier.core.errors import InvalidInput, OutputError
 from luthier.core.manifest import verify_folder
 from luthier.webui import process
+from luthier.webui.identity import mark_of
 from luthier.webui.runs import Run, read_run
 from luthier.webui.watch import Curves, console_end
 from tests.small_world import small_world
@@ -101,6 +105,27 @@ def test_a_run_of_a_terminal_is_left_to_it(tmp_path):
             act(read_run(tmp_path))
     with pytest.raises(InvalidInput, match="no run file"):
         process.resume(read_run(tmp_path))
+
+
+def test_a_process_that_only_got_the_number_of_a_run_is_left_alone(tmp_path):
+    """The number of this very process, noted down by a run of an earlier start of the machine."""
+    record = {"argv": [], "pid": os.getpid(), "mark": "of an earlier start", "host": platform.node(), "started": 1.0}
+    (tmp_path / "board.json").write_text(json.dumps(record), "utf-8")
+    run = read_run(tmp_path)
+    assert run.state == "lost"
+    process.stop(run)
+    process.kill(run)  # this process would not come further
+
+
+def test_a_run_of_another_machine_is_left_to_it(tmp_path):
+    record = {"argv": [], "pid": os.getpid(), "mark": mark_of(os.getpid()), "host": "elsewhere", "started": 1.0}
+    (tmp_path / "board.json").write_text(json.dumps(record), "utf-8")
+    (tmp_path / "trainer_log.jsonl").write_text("{}\n", "utf-8")
+    for act in (process.stop, process.kill):
+        with pytest.raises(InvalidInput, match="runs on elsewhere -> stop it there"):
+            act(read_run(tmp_path))
+    with pytest.raises(OutputError, match="a run is going on"):
+        process.start(tmp_path, "stage: sft")
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):

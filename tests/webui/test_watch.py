@@ -22,6 +22,7 @@ def test_a_growing_log_is_read_once_and_half_a_line_later(tmp_path):
     assert not curves.read()
     with path.open("a") as file:
         file.write(line(2, loss=2.0, eval_loss=5)[-4:] + "junk\n[]\n" + line(3, loss=float("nan"), note="text"))
+        file.write(line(10**400, loss=1.0) + line(3, huge=10**400, flag=True))
     assert curves.read() and curves.curve("loss") == [(1, 3.0), (2, 2.0)]
     assert curves.names == ("loss", "eval_loss", "lr") and curves.last["current_steps"] == 3
 
@@ -48,7 +49,7 @@ def test_speed_is_that_of_the_time_since_the_last_start(tmp_path):
 @given(st.lists(st.floats(-9, 9), max_size=300), st.integers(4, 60))
 def test_thinning_keeps_ends_and_extremes(values, limit):
     points = list(enumerate(values))
-    kept = thinned(points, limit)
+    kept = thinned(range(len(values)), values, limit)
     assert len(kept) <= limit and kept == sorted(kept) and set(kept) <= set(points)
     if points:
         assert kept[0] == points[0] and kept[-1] == points[-1]
@@ -57,11 +58,18 @@ def test_thinning_keeps_ends_and_extremes(values, limit):
 
 def test_a_hundred_thousand_steps_become_two_thousand_points(tmp_path):
     path = tmp_path / "log"
-    values = {"lr": 1e-4, "epoch": 0.1, "grad_norm": 2.0, "elapsed_time": "0:00:01"}
-    path.write_text("".join(line(step, loss=step % 7, **values) for step in range(100_000)), "utf-8")
+    losses = [step % 7 + 1 for step in range(100_000)]
+    losses[31_415], losses[92_653] = 500, -500
+    path.write_text("".join(line(step, loss=loss, lr=1e-4) for step, loss in enumerate(losses)), "utf-8")
     curves = Curves(path)
     curves.read()
-    assert len(curves.curve("loss")) == 2000
+    points = curves.curve("loss")
+    assert len(points) == 2000 and {(31_415, 500), (92_653, -500), (0, 1), (99_999, losses[-1])} <= set(points)
+    assert curves.curve("loss") is points, "thinned once for all pages"
+    with path.open("a") as file:
+        file.write(line(100_000, loss=2.5))
+    assert curves.read() and curves.curve("loss")[-1] == (100_000, 2.5) and curves.last_value("loss") == 2.5
+    assert curves.last_value("eval_loss") is None
 
 
 def test_smoothing_keeps_a_constant_and_starts_without_bias():

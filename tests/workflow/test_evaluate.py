@@ -143,7 +143,7 @@ class TestTheModelOfATrainingRun:
         return lambda **changes: load_eval({**values, "task": "perplexity", **changes})
 
     def test_its_keys_raise_no_warning(self, run):
-        assert run(finetuning_type="lora", lora_rank=4).warnings == ()
+        assert run(finetuning_type="lora", lora_rank=4, val_size=0.1).warnings == ()
 
     def test_it_is_the_adapter_in_output_dir(self, run, adapter):
         found = as_trained(run(finetuning_type="lora", output_dir=adapter))

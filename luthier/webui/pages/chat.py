@@ -12,7 +12,19 @@ from luthier.core.errors import LuthierError, RunFailed
 from luthier.webui.board import Board
 from luthier.webui.chat_models import ChatModel, LoadedModel, chat_models
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import Handler, area, box, button, choice, enable, label_for, show, text, text_input
+from luthier.webui.pages.parts import (
+    Handler,
+    area,
+    box,
+    button,
+    choice,
+    enable,
+    label_for,
+    link,
+    show,
+    text,
+    text_input,
+)
 
 SIDES = ("a", "b")
 
@@ -43,6 +55,8 @@ class ChatPage:
         self.given = {"system": "", "tools": "", "message": "", "seed": "0", "temperature": "0", "max_tokens": "256"}
         self.turns: list[Turn] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.loading: set[str] = set()
+        """The names of models that are being loaded."""
         self.places: dict[tuple[int, str, str], TextElement] = {}
         self.states: dict[str, TextElement] = {}
 
@@ -51,6 +65,7 @@ class ChatPage:
         text(say("page.chat"), "h1")
         if not self.models:
             text(say("chat.none"), "p", "empty")
+            link(say("page.new"), "/new", "button primary")
             return
         with box(classes="sides even"):
             for side in SIDES[: len(self.models)]:
@@ -105,10 +120,13 @@ class ChatPage:
         self._show_state(side)
 
     def _show_state(self, side: str) -> None:
-        model = self.models.get(self.chosen[side])
-        loaded = self.chosen[side] in self.frame.board.models
-        words = self.frame.say("chat.loaded" if loaded else "chat.unloaded") if model else ""
-        show(self.states[side], f"{words} · {model.about}" if model else "")
+        name, state = self.chosen[side], "unloaded"
+        if name in self.loading:
+            state = "loading"
+        elif name in self.frame.board.models:
+            state = "loaded"
+        about = f"{self.frame.say(f'chat.{state}')} · {self.models[name].about}" if name in self.models else ""
+        show(self.states[side], about)
 
     async def _unload(self, side: str) -> None:
         """End the process of a model, which frees its memory."""
@@ -188,8 +206,13 @@ class ChatPage:
     async def _loaded(self, side: str) -> LoadedModel:
         board, name = self.frame.board, self.chosen[side]
         if name not in board.models or not board.models[name].is_alive:
-            show(self.states[side], self.frame.say("chat.loading"))
-            loaded = await run.io_bound(LoadedModel, self.models[name])
+            self.loading.add(name)
+            self._show_state(side)
+            try:
+                loaded = await run.io_bound(LoadedModel, self.models[name])
+            finally:
+                self.loading.discard(name)
+                self._show_state(side)
             if loaded is None:
                 raise RunFailed("the board is ending")
             board.models[name] = loaded

@@ -6,9 +6,9 @@ from nicegui import run, ui
 
 from luthier.webui.board import Board
 from luthier.webui.document import differing
-from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
+from luthier.webui.pages.charts import Chart, view_settings
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import box, choice, label_for, link, slider, switch, table, text
+from luthier.webui.pages.parts import box, choice, label_for, link, table, text
 from luthier.webui.pages.runs import MAX_COMPARED, badge
 from luthier.webui.runs import read_run
 from luthier.webui.watch import Curves, Point
@@ -53,21 +53,24 @@ class Compare:
         with box(classes="row"):
             label_for("metric", say("curves.metric"))
             choice("metric", self.metric, {name: name for name in metrics}, self._set_metric)
-            switch("log-scale", self.is_log, self._set_log)
-            label_for("log-scale", say("curves.log"))
-            label_for("smoothing", say("curves.smoothing"))
-            slider("smoothing", self.smoothing, MOST_SMOOTHING, self._set_smoothing)
+            view_settings(
+                self.frame,
+                is_log=self.is_log,
+                smoothing=self.smoothing,
+                on_log=self._set_log,
+                on_smoothing=self._set_smoothing,
+            )
 
     def _set_metric(self, name: str) -> None:
         self.metric = name
         self._draw()
 
-    def _set_log(self, value: str) -> None:
-        self.is_log = value == "true"
+    def _set_log(self, is_log: bool) -> None:
+        self.is_log = is_log
         self._draw()
 
-    def _set_smoothing(self, value: str) -> None:
-        self.smoothing = float(value)
+    def _set_smoothing(self, weight: float) -> None:
+        self.smoothing = weight
         self._draw()
 
     def series(self) -> dict[str, list[Point]]:
@@ -82,16 +85,14 @@ class Compare:
         self._draw()
 
     def _draw(self) -> None:
-        versions = tuple(curves.version for curves in self.curves.values())
-        now = (versions, self.metric, self.is_log, self.smoothing)
-        if now != self._drawn:
-            self._drawn = now
-            self.chart.name = self.metric
-            self.chart.draw(self.series(), is_log=self.is_log, smoothing=self.smoothing)
+        settings = (self.metric, self.is_log, self.smoothing)
+        draw = self.chart.follow if settings == self._drawn else self.chart.draw
+        self._drawn = settings
+        self.chart.name = self.metric
+        draw(self.series(), is_log=self.is_log, smoothing=self.smoothing)
 
     def _keys(self) -> None:
-        files = {name: read_run(folder).run_file for name, folder in self.folders.items()}
-        texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in files.items() if path}
+        texts = {name: read_run(folder).text for name, folder in self.folders.items()}
         rows = [[key, *(row[name] or "–" for name in texts)] for key, row in differing(texts).items()]
         if rows:
             table(["", *texts], rows, self.frame.say("compare.keys"))
@@ -103,8 +104,8 @@ class Compare:
         metrics = dict.fromkeys(name for curves in self.curves.values() for name in curves.names)
         rows = []
         for metric in metrics:
-            ends = [curves.curve(metric)[-1:] for curves in self.curves.values()]
-            rows.append([metric, *(f"{end[0][1]:.5g}" if end else "–" for end in ends)])
+            ends = [curves.last_value(metric) for curves in self.curves.values()]
+            rows.append([metric, *("–" if end is None else f"{end:.5g}" for end in ends)])
         table(["", *self.folders], rows, self.frame.say("compare.last"))
 
 

@@ -1,6 +1,7 @@
-"""The datasets of a dataset_info.json with their faults, their rows as tokens with labels, and the doctor."""
+"""The datasets of a dataset_info.json with their faults, their rows raw and as tokens with labels, and the doctor."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from nicegui import run, ui
 
@@ -11,6 +12,7 @@ from luthier.webui.commands import doctor_of, rows_of
 from luthier.webui.document import as_yaml
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import Handler, box, button, enable, label_for, show, text, text_input
+from luthier.webui.raw_rows import RawRow, raw_rows
 
 NUM_ROWS = 20
 KEYS = ("dataset_dir", "dataset", "model_name_or_path", "template", "stage")
@@ -23,7 +25,9 @@ class DataPage:
         self.frame, self.given = frame, given
         self.found: Catalog | str = ""
         """The catalog, or why there is none."""
-        self.rows, self.report = "", ""
+        self.raw: list[RawRow] = []
+        self.page, self.report, self.fault = "", "", ""
+        """The rows as tokens, what the doctor says, or why there is neither."""
 
     def content(self) -> None:
         say = self.frame.say
@@ -59,12 +63,31 @@ class DataPage:
 
     @ui.refreshable_method
     def result(self) -> None:
+        say = self.frame.say
         if self.report:
-            text(self.report, "pre", "log")
-        if self.rows:
-            page = box("iframe", "rows")
-            # The page brings its own style and script; it can reach neither this page nor another host.
-            page.props.update({"srcdoc": self.rows, "sandbox": "allow-scripts", "title": self.frame.say("data.rows")})
+            text(self.report, "pre", "log whole")
+        with box(classes="sides even"):
+            if self.raw:
+                with box("section"):
+                    text(say("data.raw"), "h2")
+                    with box("ol", "raw") as rows:
+                        rows.props.update({"tabindex": 0, "aria-label": say("data.raw")})
+                        for row in self.raw:
+                            with box("li"):
+                                text(row.place, "div", "faint path")
+                                text(row.text, "pre", "" if row.is_usable else "fault")
+            if self.page or self.fault:
+                with box("section"):
+                    text(say("data.tokens"), "h2")
+                    self._tokens()
+
+    def _tokens(self) -> None:
+        if self.fault:
+            text(self.fault, "pre", "log fault")
+            return
+        page = box("iframe", "rows")
+        # The page brings its own style and script; it can reach neither this page nor another host.
+        page.props.update({"srcdoc": self.page, "sandbox": "allow-scripts", "title": self.frame.say("data.tokens")})
 
     def _setter(self, key: str) -> Handler:
         def set_it(value: str) -> None:
@@ -84,25 +107,35 @@ class DataPage:
         self.given["dataset"] = name
         self.inputs["dataset"].set(name)
 
-    @property
-    def run_file(self) -> str:
-        return "".join(f"{key}: {as_yaml(value, is_text=True)}\n" for key, value in self.given.items() if value.strip())
+    def run_file(self, **others: str) -> str:
+        given = {key: value for key, value in self.given.items() if value.strip()}
+        return "".join(f"{key}: {as_yaml(value, is_text=True)}\n" for key, value in given.items()) + "".join(
+            f"{key}: {value}\n" for key, value in others.items()
+        )
 
     async def _show_rows(self) -> None:
-        await self._run(lambda: rows_of(self.run_file, NUM_ROWS), is_page=True)
+        """The rows of the files at once, and beside them what training makes of them."""
+        with self._working():
+            names = [name.strip() for name in self.given["dataset"].split(",") if name.strip()]
+            self.raw = await run.io_bound(raw_rows, self.given["dataset_dir"], names, NUM_ROWS) or []
+            self.result.refresh()
+            self.page = await rows_of(self.run_file(max_samples=str(NUM_ROWS)), NUM_ROWS)
 
     async def _examine(self) -> None:
-        await self._run(lambda: doctor_of(self.run_file), is_page=False)
+        with self._working():
+            self.report = await doctor_of(self.run_file())
 
-    async def _run(self, command: Callable[[], Awaitable[str]], *, is_page: bool) -> None:
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Shows that something is being done, and then what came of it."""
+        self.raw, self.page, self.report, self.fault = [], "", "", ""
         show(self.state, self.frame.say("data.working"))
         for made in self.buttons:
             enable(made, False)
         try:
-            answer = await command()
-            self.rows, self.report = (answer, "") if is_page else ("", answer)
+            yield
         except LuthierError as fault:
-            self.rows, self.report = "", str(fault)
+            self.fault = str(fault)
         show(self.state, "")
         for made in self.buttons:
             enable(made, True)

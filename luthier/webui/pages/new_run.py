@@ -28,28 +28,16 @@ from luthier.webui.pages.parts import (
 )
 from luthier.webui.pages.plan import PlanPane
 from luthier.webui.runs import read_run
+from luthier.webui.texts import key_help, texts
 
-TOPICS = (
-    "model",
-    "data",
-    "processor",
-    "finetuning",
-    "training",
-    "legacy",
-    "generating",
-    "quantization",
-    "export",
-    "evaluation",
-    "other",
-)
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 
 class NewRun:
-    def __init__(self, frame: Frame, content: str, files: list[str], command: str) -> None:
+    def __init__(self, frame: Frame, content: str, command: str) -> None:
         """`command`: `train`, `export` or `eval`, which decides the keys and what runs."""
         self.command = command
-        self.frame, self.root, self.text, self.files = frame, frame.board.root, content, files
+        self.frame, self.root, self.text = frame, frame.board.root, content
         self.checked = Checked()
         self.name = ""
         self.found_by = ""
@@ -89,7 +77,9 @@ class NewRun:
         say = self.frame.say
         with box(classes="row"):
             label_for("load", say("new.load"))
-            text_input("load", "", self._load, hint="run.yaml", known=self.files).element.classes("grow")
+            text_input(
+                "load", "", self._load, hint="run.yaml", known=lambda: run_files.run_files(self.root)
+            ).element.classes("grow")
 
     @ui.refreshable_method
     def fields(self) -> None:
@@ -138,12 +128,15 @@ class NewRun:
         group.on("toggle", fill, args=[])
 
     def _title_of(self, group: str) -> str:
-        """Topics have a title; groups of one method or optimizer are called by its name, which is that of its key."""
-        return self.frame.say(f"group.{group}") if group in TOPICS else group.replace("_", " ")
+        """Topics have a title; keys of one method or optimizer stand under its name, as a run file has it."""
+        return texts(self.frame.language).get(f"group.{group}", group)
 
     def _is_wanted(self, field: Field) -> bool:
         words = self.found_by.lower().split()
-        return all(word in field.name or word in field.help.lower() for word in words)
+        return all(word in field.name or word in self._help_of(field).lower() for word in words)
+
+    def _help_of(self, field: Field) -> str:
+        return key_help(self.frame.language).get(field.name, field.help)
 
     def _field(self, field: Field, values: dict[str, str]) -> Element:
         value = values.get(field.name, "")
@@ -152,7 +145,7 @@ class NewRun:
             made = self._input(field, value)
             made.element.props["aria-describedby"] = f"help-{field.name}"
             self.inputs[field.name] = made
-            help_text = text(field.help, "div", "help")
+            help_text = text(self._help_of(field), "div", "help")
             help_text.props["id"] = f"help-{field.name}"
             self.places[field.name] = box(classes="faults")
             self._show_faults(field.name)
@@ -169,7 +162,7 @@ class NewRun:
             options = {"": f"{self.frame.say('new.default')}: {field.default}"}
             options |= {name: name for name in field.choices}
             return choice(field.name, value, options | ({value: value} if value else {}), changed)
-        known = form.suggestions(field.name, values_of(self.text))
+        known = (lambda: form.suggestions(field.name, values_of(self.text))) if form.is_name(field.name) else None
         return text_input(field.name, value, changed, hint=default, known=known)
 
     async def _set(self, field: Field, value: str) -> None:
@@ -291,16 +284,14 @@ async def build(board: Board, frame: Frame, file: str) -> None:
             content = run_files.load(path)
         except LuthierError as fault:
             tell(str(fault))
-    files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or [], "train").content)
+    frame.show(NewRun(frame, content, "train").content)
 
 
 async def build_export(board: Board, frame: Frame, name: str) -> None:
     """The form of an export. `name`: the run or checkpoint whose adapter is merged into its model."""
     model = (await run.io_bound(chat_models, board.root) or {}).get(name)
     content = f"{model.run_file}export_dir: {name}-merged\n" if model else "export_dir: merged\n"
-    files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or [], "export").content)
+    frame.show(NewRun(frame, content, "export").content)
 
 
 async def build_evaluation(board: Board, frame: Frame, name: str) -> None:
@@ -312,11 +303,9 @@ async def build_evaluation(board: Board, frame: Frame, name: str) -> None:
     if given or model:
         given = given or (model.run_file if model else "")
         content = f"{given.rstrip()}\n\ntask: generation\ncompare: base\nsave_dir: {name}-evaluation\n"
-    files = await run.io_bound(run_files.run_files, board.root)
-    frame.show(NewRun(frame, content, files or [], "eval").content)
+    frame.show(NewRun(frame, content, "eval").content)
 
 
 def _text_of(folder: Path) -> str:
     """The run file of a run; empty for a folder without one, such as a checkpoint."""
-    path = read_run(folder).run_file
-    return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+    return read_run(folder).text

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import ui
+from nicegui import run, ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 Handler = Callable[..., Any]
+PAUSE_SECONDS = 0.3
 
 
 def text(content: str, tag: str = "span", classes: str = "") -> TextElement:
@@ -60,9 +61,11 @@ class Input:
         self._property = "checked" if attributes.get("type") == "checkbox" else "value"
         self.element = element.classes("input")
         self.element.props.update({"id": name, "name": name, "autocomplete": "off", "spellcheck": "false"} | attributes)
-        reads = f"(event) => emit(String(event.target.{self._property}))"
-        self.element.on("input", self._changed, throttle=0.3, leading_events=False, js_handler=reads)
-        self.element.on("change", self._changed, js_handler=reads)
+        # A pause in typing is waited for. Nothing comes later than `change`, e.g. when a message has been sent already.
+        for event, wait in (("input", f"setTimeout(tell, {1000 * PAUSE_SECONDS:.0f})"), ("change", "tell()")):
+            reads = f"() => emit(String(input.{self._property}))"
+            code = f"const input = event.target, tell = {reads}; clearTimeout(input.waits); input.waits = {wait};"
+            self.element.on(event, self._changed, js_handler=f"(event) => {{ {code} }}")
 
     def set(self, value: str) -> None:
         if value == self.value:
@@ -87,20 +90,36 @@ def label_for(name: str, content: str) -> TextElement:
 
 
 def text_input(
-    name: str, value: str, on_change: Handler, *, hint: str = "", known: Sequence[str] = (), kind: str = "text"
+    name: str,
+    value: str,
+    on_change: Handler,
+    *,
+    hint: str = "",
+    known: Callable[[], Sequence[str]] | None = None,
+    kind: str = "text",
 ) -> Input:
-    """`known`: values that are offered while typing. `kind`: the type of HTML's input, e.g. `range`."""
+    """`known`: gives values that are offered while typing; asked each time the input gets the focus.
+
+    `kind`: the type of HTML's input, e.g. `range`.
+    """
     attributes: dict[str, Any] = {"type": kind, "placeholder": hint}
     if value:
         attributes["^value"] = value
-    if known:
-        attributes["list"] = f"known-{name}"
-        with box("datalist") as offered:
-            offered.props["id"] = f"known-{name}"
-            for item in known:
-                option = box("option")
-                option.props["value"] = item
-    return Input(ui.element("input"), name, value, on_change, attributes)
+    if known is None:
+        return Input(ui.element("input"), name, value, on_change, attributes)
+    made = Input(ui.element("input"), name, value, on_change, attributes | {"list": f"known-{name}"})
+    with box("datalist") as offered:
+        offered.props["id"] = f"known-{name}"
+
+    async def offer() -> None:
+        items = await run.io_bound(known) or ()
+        offered.clear()
+        with offered:
+            for item in items:
+                box("option").props["value"] = item
+
+    made.element.on("focus", offer, args=[])
+    return made
 
 
 def slider(name: str, value: float, most: float, on_change: Handler) -> Input:
@@ -136,12 +155,13 @@ def switch(name: str, is_on: bool, on_change: Handler) -> Input:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:
-    """A table of texts. It scrolls sideways by itself where the screen is narrow."""
+    """A table of texts. It scrolls sideways by itself where the screen is narrow. `head` may be empty."""
     with box(classes="wide"), box("table"):
         text(caption, "caption", "unseen")
-        with box("thead"), box("tr"):
-            for cell in head:
-                text(cell, "th")
+        if head:
+            with box("thead"), box("tr"):
+                for cell in head:
+                    text(cell, "th")
         with box("tbody"):
             for row in rows:
                 with box("tr"):

@@ -1,5 +1,6 @@
 """One run: its state, numbers, curves, log and files, and what can be done with it."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.webui import process
 from luthier.webui.board import Board
 from luthier.webui.evaluations import RESULTS
-from luthier.webui.pages.charts import MOST_SMOOTHING, Chart
+from luthier.webui.pages.charts import Chart, view_settings
 from luthier.webui.pages.evaluation import EvaluationPart
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import (
@@ -21,11 +22,8 @@ from luthier.webui.pages.parts import (
     button,
     confirmed,
     enable,
-    label_for,
     link,
     show,
-    slider,
-    switch,
     table,
     tell,
     text,
@@ -36,8 +34,12 @@ from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0
 """Between two looks."""
+READ_SECONDS = 0.2
+"""So long the page waits for its curves."""
 NUMBERS = ("step", "loss", "speed", "left", "elapsed")
 MAX_FILES = 200
+NOTHING: tuple[int, tuple[str, ...]] = (-1, ())
+"""No version of the curves is drawn."""
 
 
 class RunPage:
@@ -46,7 +48,7 @@ class RunPage:
         self.curves = frame.board.curves(folder)
         self.found, self.console = read_run(folder), console_end(folder / CONSOLE)
         self.smoothing, self.is_log = 0.0, False
-        self._drawn: tuple[int, tuple[str, ...]] = (-1, ())
+        self._drawn = NOTHING
 
     def content(self) -> None:
         say = self.frame.say
@@ -73,30 +75,35 @@ class RunPage:
         self.note.props["role"] = "status"
         with box("dl", "numbers"):
             self.numbers = {name: _number(say(f"run.{name}")) for name in NUMBERS}
-        self._settings()
+        with box(classes="row") as settings:
+            view_settings(
+                self.frame,
+                is_log=self.is_log,
+                smoothing=self.smoothing,
+                on_log=self._set_log,
+                on_smoothing=self._set_smoothing,
+            )
         self.charts: dict[str, Chart] = {}
         self.places = box(classes="charts")
+        self.about_curves = (settings, self.places)
         self.results()
         text(say("run.log"), "h2")
         self.log = text(self.console, "pre", "log")
         self.log.props.update({"tabindex": 0, "aria-label": say("run.log")})
         self._details()
-        self._drawn = (-1, ())
-        self._draw()
+        self._draw_again()
         ui.timer(SECONDS, self._look)
 
-    def _settings(self) -> None:
-        say = self.frame.say
-        with box(classes="row"):
-            switch("log-scale", self.is_log, lambda value: self._set(is_log=value == "true"))
-            label_for("log-scale", say("curves.log"))
-            label_for("smoothing", say("curves.smoothing"))
-            slider("smoothing", self.smoothing, MOST_SMOOTHING, lambda value: self._set(smoothing=float(value)))
+    def _set_log(self, is_log: bool) -> None:
+        self.is_log = is_log
+        self._draw_again()
 
-    def _set(self, is_log: bool | None = None, smoothing: float | None = None) -> None:
-        self.is_log = self.is_log if is_log is None else is_log
-        self.smoothing = self.smoothing if smoothing is None else smoothing
-        self._drawn = (-1, ())
+    def _set_smoothing(self, weight: float) -> None:
+        self.smoothing = weight
+        self._draw_again()
+
+    def _draw_again(self) -> None:
+        self._drawn = NOTHING
         self._draw()
 
     @ui.refreshable_method
@@ -106,7 +113,7 @@ class RunPage:
         if found and not self.found.is_live:
             text(self.frame.say("run.results"), "h2")
             rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in found.items()]
-            table(["", ""], rows, self.frame.say("run.results"))
+            table((), rows, self.frame.say("run.results"))
         EvaluationPart(self.frame, self.folder).content()
 
     @ui.refreshable_method
@@ -124,6 +131,7 @@ class RunPage:
             self.state.refresh()
             self.results.refresh()
             self.files.refresh()
+            self._drawn = NOTHING
         self._draw()
 
     def _draw(self) -> None:
@@ -146,15 +154,17 @@ class RunPage:
 
     def _draw_curves(self) -> None:
         names = self.curves.names
+        for part in self.about_curves:  # while a run is live its curves have their place, so nothing jumps
+            part.set_visibility(bool(names) or self.found.is_live)
         if (self.curves.version, names) == self._drawn:
             return
-        self._drawn = (self.curves.version, names)
+        is_first, self._drawn = self._drawn == NOTHING, (self.curves.version, names)
         for name in names:
             if name not in self.charts:
                 with self.places:
                     self.charts[name] = Chart(name)
-            points = {name: self.curves.curve(name)}
-            self.charts[name].draw(points, is_log=self.is_log, smoothing=self.smoothing)
+            draw = self.charts[name].draw if is_first else self.charts[name].follow
+            draw({name: self.curves.curve(name)}, is_log=self.is_log, smoothing=self.smoothing)
 
     def _details(self) -> None:
         with box("details"):
@@ -163,7 +173,7 @@ class RunPage:
         if self.found.run_file is not None:
             with box("details"):
                 text(self.frame.say("run.run_file"), "summary")
-                text(_read(self.found.run_file), "pre", "log")
+                text(self.found.text, "pre", "log")
                 link(self.frame.say("run.again"), f"/new?file={self.frame.board.name_of(self.found.run_file)}")
 
     @ui.refreshable_method
@@ -218,7 +228,7 @@ def _values(found: Run, curves: Curves) -> tuple[str, ...]:
     """Step, loss, speed, time left and elapsed time, as far as they are known."""
     last = curves.last or found.last
     step, total = last.get("current_steps"), last.get("total_steps")
-    loss = next((value for _, value in curves.curve("loss")[-1:]), last.get("loss"))
+    loss = last.get("loss") if (value := curves.last_value("loss")) is None else value
     speed = curves.steps_per_second
     left = last.get("remaining_time", "") if found.is_live else ""
     if found.is_live and speed and isinstance(step, int) and isinstance(total, int):
@@ -235,17 +245,12 @@ def _values(found: Run, curves: Curves) -> tuple[str, ...]:
     )
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as fault:
-        return str(fault.strerror)
-
-
 async def build(board: Board, frame: Frame, name: str) -> None:
     folder = board.folder_of(name)
     if folder is None or not folder.is_dir():
         frame.show(lambda: text(frame.say("run.absent").format(name=name), "p", "empty"))
         return
-    await run.io_bound(board.curves(folder).read)
+    # A page that waited for a log of 100,000 steps would stay white for a second; its curves come with the first look.
+    reading = asyncio.create_task(run.io_bound(board.curves(folder).read))
+    await asyncio.wait([reading], timeout=READ_SECONDS)
     frame.show(RunPage(frame, folder).content, folder.name)

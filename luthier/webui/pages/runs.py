@@ -1,8 +1,8 @@
 """The list of all runs below the root, and the card for a first run."""
 
 from datetime import datetime
-from typing import NamedTuple
-from urllib.parse import urlencode
+from typing import Any
+from urllib.parse import quote, urlencode
 
 from nicegui import run, ui
 from nicegui.element import Element
@@ -10,8 +10,8 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from luthier.webui.board import Board
 from luthier.webui.pages.frame import Frame
-from luthier.webui.pages.parts import box, button, choice, enable, link, show, switch, text
-from luthier.webui.runs import Run, find_runs
+from luthier.webui.pages.parts import Handler, box, button, choice, enable, link, text
+from luthier.webui.runs import Run
 
 SECONDS = 2.0
 """Between two looks."""
@@ -20,14 +20,21 @@ QUICKSTART = "examples/quickstart.yaml"
 ADDRESS_OF_QUICKSTART = f"/new?file={QUICKSTART}"
 
 
-class Cells(NamedTuple):
-    """What changes in the row of a run."""
+COLUMNS = ("run", "state", "progress", "loss", "started")
 
-    state: TextElement
-    steps: TextElement
-    bar: Element
-    done: Element
-    loss: TextElement
+
+class RunTable(Element, component="run_table.js"):
+    """All rows as one element: 500 runs as elements of NiceGUI would take two seconds."""
+
+    def __init__(self, rows: list[dict[str, Any]], head: list[str], caption: str, on_mark: Handler) -> None:
+        """`on_mark` gets the path of a run and whether it is marked."""
+        super().__init__()
+        self.props.update({"head": head, "caption": caption})
+        self.show(rows)
+        self.on("mark", lambda event: on_mark(*event.args))
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        self.props["rows"] = tuple(rows)  # NiceGUI watches lists and what is in them for changes
 
 
 class RunList:
@@ -36,7 +43,6 @@ class RunList:
         self.chosen: set[str] = set()
         """The addresses of the runs that are marked for comparison."""
         self.state = "all"
-        self.cells: dict[str, Cells] = {}
 
     def content(self) -> None:
         say = self.frame.say
@@ -58,58 +64,44 @@ class RunList:
     @ui.refreshable_method
     def rows(self) -> None:
         say = self.frame.say
-        shown = [run for run in self.found if self.state in ("all", run.state)]
-        if not shown:
+        rows = self._rows()
+        if not rows:
             text(say("runs.none"), "p", "empty")
             return
-        with box(classes="wide"), box("table", "runs"):
-            text(say("page.runs"), "caption", "unseen")
-            with box("thead"), box("tr"):
-                for name in ("", "run", "state", "progress", "loss", "started"):
-                    text(say(f"runs.{name}") if name else "", "th" if name else "td")
-            with box("tbody"):
-                for found in shown:
-                    self._row(found)
+        with box(classes="wide"):
+            self.table = RunTable(rows, [say(f"runs.{name}") for name in COLUMNS], say("page.runs"), self._mark)
 
-    def _row(self, found: Run) -> None:
-        say, name = self.frame.say, self.board.name_of(found.folder)
-        with box("tr"):
-            with box("td"):
-                mark = switch(f"mark-{name}", name in self.chosen, lambda value: self._mark(name, value == "true"))
-                mark.element.props["aria-label"] = f"{say('runs.mark')} {found.name}"
-            with box("td"):
-                link(found.name, f"/run/{name}", "name")
-                text(name, "div", "faint path")
-            with box("td"):
-                state = badge(self.frame, found)
-            with box("td"):
-                steps = text("", "div", "number")
-                with box(classes="bar") as bar:
-                    done = box()
-            self.cells[name] = Cells(state, steps, bar, done, text("", "td", "number"))
-            self._update(found)
-            with box("td"):
-                when(found.started)
+    def _rows(self) -> list[dict[str, Any]]:
+        return [self._row(run) for run in self.found if self.state in ("all", run.state)]
+
+    def _row(self, found: Run) -> dict[str, Any]:
+        """What a row shows, for its template."""
+        name, loss = self.board.name_of(found.folder), found.last.get("loss")
+        step, total = steps_of(found)
+        return {
+            "path": name,
+            "address": f"/run/{quote(name)}",
+            "name": found.name,
+            "mark": f"{self.frame.say('runs.mark')} {found.name}",
+            "is_marked": name in self.chosen,
+            "state": found.state,
+            "word": state_in_a_word(self.frame, found),
+            "steps": f"{step} / {total}" if total else "",
+            "percent": round(min(100, 100 * step / total), 1) if total else 0,
+            "loss": f"{loss:.4g}" if isinstance(loss, int | float) else "",
+            "started": when(found.started),
+        }
 
     async def _look(self) -> None:
-        found = await run.io_bound(find_runs, self.board.root)
+        found = await run.io_bound(self.board.runs)
         if found is None or found == self.found:
             return
-        were, self.found = self.found, found
-        if self.state == "all" and [run.folder for run in were] == [run.folder for run in found]:
-            for one in found:  # in place, so that nobody loses the link he is about to click
-                self._update(one)
+        had_rows, self.found = bool(self._rows()), found
+        rows = self._rows()
+        if had_rows and rows:
+            self.table.show(rows)
         else:
             self.rows.refresh()
-
-    def _update(self, found: Run) -> None:
-        cells, step, total = self.cells[self.board.name_of(found.folder)], *steps_of(found)
-        show_state(self.frame, cells.state, found)
-        show(cells.steps, f"{step} / {total}" if total else "")
-        cells.bar.set_visibility(total > 0)
-        cells.done.style(f"width: {min(100, 100 * step / total) if total else 0:.1f}%")
-        loss = found.last.get("loss")
-        show(cells.loss, f"{loss:.4g}" if isinstance(loss, int | float) else "")
 
     def _filter(self, state: str) -> None:
         self.state = state
@@ -128,17 +120,14 @@ class RunList:
 
 def badge(frame: Frame, found: Run) -> TextElement:
     """The state in a word, with a color that only repeats it."""
-    made = text("", classes="badge")
-    show_state(frame, made, found)
+    made = text(state_in_a_word(frame, found), classes=f"badge {found.state}")
+    made.props["data-state"] = found.state
     return made
 
 
-def show_state(frame: Frame, made: TextElement, found: Run) -> None:
-    where = f" · {found.host}" if found.host else ""
-    show(made, frame.say(f"state.{found.state}") + where)
-    if made.props.get("data-state") != found.state:
-        made.classes(replace=f"badge {found.state}")
-        made.props["data-state"] = found.state
+def state_in_a_word(frame: Frame, found: Run) -> str:
+    """With the machine, if it is another one."""
+    return frame.say(f"state.{found.state}") + (f" · {found.host}" if found.host else "")
 
 
 def steps_of(found: Run) -> tuple[int, int]:
@@ -147,10 +136,9 @@ def steps_of(found: Run) -> tuple[int, int]:
     return (step, total) if isinstance(step, int) and isinstance(total, int) else (0, 0)
 
 
-def when(seconds: float) -> None:
-    """A time, in the time zone of the machine that the board runs on."""
-    if seconds:
-        text(f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}", "time", "faint")
+def when(seconds: float) -> str:
+    """A time, in the time zone of the machine that the board runs on; empty if it is not known."""
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds else ""
 
 
 def first_run(frame: Frame) -> None:
@@ -170,5 +158,5 @@ def first_run(frame: Frame) -> None:
 
 
 async def build(board: Board, frame: Frame) -> None:
-    found = await run.io_bound(find_runs, board.root)
+    found = await run.io_bound(board.runs)
     frame.show(RunList(frame, found or []).content)
