@@ -32,6 +32,22 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def worlds(tmp_path_factory):
+    """(family of models that see, chat format) -> a model with the text side of a run on it; each is made once."""
+    from tests.data.media.rows import world
+    from tests.media_models import FAMILIES
+
+    root, made = tmp_path_factory.mktemp("see"), {}
+
+    def get(family: str, template: str = "auto"):
+        if (family, template) not in made:
+            made[family, template] = world(root / family, FAMILIES[family], template)
+        return made[family, template]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory) -> Path:
     """A saved tiny Llama with its tokenizer; read-only for tests."""
     return tiny.tiny_llama(tmp_path_factory.mktemp("tiny-llama"))

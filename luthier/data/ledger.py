@@ -81,6 +81,10 @@ class Ledger:
             drawn = " drawn so far" if self.is_streamed else ""
             line = f"data {name}: {account.rows_in} rows{drawn} = {account.kept} kept + {account.num_dropped} dropped"
             line += f"; {account.tokens} tokens, {account.labeled_tokens} of them learned"
+            if account.images or account.images_left_out:
+                line += f"; {account.images} image{'s' * (account.images != 1)} of {account.image_tokens} tokens"
+            if account.images_left_out:
+                line += f", and {account.images_left_out} left out by cutoff_len"
             if account.truncated:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"

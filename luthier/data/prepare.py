@@ -29,12 +29,13 @@ from luthier.data.cache.provenance import (
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
 from luthier.data.ledger import Ledger
+from luthier.data.media.reader import state_of
 from luthier.data.mix import mix, split_validation
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
-from luthier.data.rows.columns import LENGTHS, NUMBER, SEQUENCE, Column
+from luthier.data.rows.columns import IMAGES, LENGTHS, NUMBER, SEQUENCE, Column, kind_of, with_media
 from luthier.data.rows.encoding import Encoding, encode_last_turns
-from luthier.data.rows.maker import Parts, RowMaker, column_values
+from luthier.data.rows.maker import Parts, RowMaker, image_paths, paths_of
 from luthier.data.rows.table import Table, joined
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from luthier.data.rows.row_plan import Packer, RowPlan
     from luthier.data.stream import StreamedRows
 
-ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
+ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE, IMAGES_FILE = "rows.arrow", "prompts.arrow", "account.json", "images.json"
 EXAMPLE = Column("example", NUMBER)
 """The number of the example that a row comes from."""
 
@@ -98,10 +99,13 @@ class PreparedData:
 
 
 def rows_digest(*tables: Table) -> str:
-    """A hash of every number in these rows, in order."""
+    """A hash of every number in these rows, in order, and of the paths of images."""
     digest = hashlib.sha256()
     for rows in tables:
         for column in rows.column_names:
+            if kind_of(column) is IMAGES:
+                digest.update(repr(rows[column]).encode("utf-8", "surrogatepass"))
+                continue
             for values, lengths in batches_of(rows, column):
                 digest.update(values.tobytes() + lengths.tobytes())
     return digest.hexdigest()
@@ -143,7 +147,7 @@ def _saved(run: "TrainRun", plan: "RowPlan", encoding: Encoding, folder: Path) -
         require_same_maker(folder, record, made_by(run, plan, encoding))
     packer = plan.packer(run, encoding)
     columns = plan.columns if packer is None or packer.is_optional else packer.columns
-    train, evals, prompts, ledger = load_tokenized(folder, columns)
+    train, evals, prompts, ledger = load_tokenized(folder, columns, sees=encoding.media is not None)
     if record is None:
         check_unrecorded(folder, [*([] if train is None else [train]), *evals.values(), *prompts.values()], encoding)
     else:
@@ -196,6 +200,7 @@ class _Builder:
         self.maker = RowMaker(
             plan, plan.settings(run.method), encoding, run.data.on_overlong, run.data.preprocessing_batch_size
         )
+        self.sees = encoding.media is not None
         self.made_by = joint_key(plan.name, self.maker.settings, encoding_digest(encoding), run.data.on_overlong)
         self.cache = cache_of(run.data)
         self.buffer_size = 1 if run.finetuning.disable_shuffling else run.data.buffer_size
@@ -215,11 +220,26 @@ class _Builder:
             source = source_digest(spec, self.cache.folder, **self.hub)
             chosen = (self.data.max_samples or "all", self.seed if spec.num_samples else "in order")
             key = joint_key(self.made_by, source, chosen, with_prompts)
+            if self.sees and spec.columns.images:
+                key = joint_key(key, self._images_digest(spec, joint_key("images", source, chosen)))
         entry = self.cache.entry(key, lambda folder: self._write(spec, folder, with_prompts))
         # A dataset may be used for both training and evaluation; it has one account.
         account = DatasetAccount(**json.loads((entry / ACCOUNT_FILE).read_text()))
         self.ledger.accounts.setdefault(spec.name, account)
         return self._table_in(entry, key, with_prompts, num_examples=account.kept)
+
+    def _images_digest(self, spec: DatasetSpec, key: str | None) -> str:
+        """A hash of the paths, sizes and times of change of the images of a dataset. Their names are remembered under
+        `key`, so that unchanged data are not read again."""
+
+        def write(folder: Path) -> None:
+            source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
+            (folder / IMAGES_FILE).write_text(json.dumps(list(image_paths(source, spec))), encoding="utf-8")
+
+        paths = json.loads((self.cache.entry(key, write) / IMAGES_FILE).read_text(encoding="utf-8"))
+        return hashlib.sha256(
+            repr([(path, state_of(path)) for path in paths]).encode("utf-8", "surrogatepass")
+        ).hexdigest()
 
     def _table_in(self, entry: Path, key: str | None, with_prompts: bool, *, num_examples: int) -> _Table:
         import numpy as np
@@ -229,7 +249,7 @@ class _Builder:
         if with_prompts:
             self.prompts[self.num_examples] = table_at(entry / PROMPTS_FILE)
         table = _Table(
-            rows.select_columns([column.name for column in self.plan.columns]), examples + self.num_examples, key
+            rows.select_columns([column.name for column in self.maker.columns]), examples + self.num_examples, key
         )
         self.num_examples += num_examples
         return table
@@ -246,15 +266,15 @@ class _Builder:
         (folder / ACCOUNT_FILE).write_text(json.dumps(asdict(account)))
 
     def _write_rows(self, examples: "Iterable[tuple[Any, list[Parts]]]", folder: Path, with_prompts: bool) -> None:
-        columns = (*self.plan.columns, EXAMPLE)
+        columns = (*self.maker.columns, EXAMPLE)
         with (
             TableWriter(folder / ROWS_FILE, columns) as rows,
-            TableWriter(folder / PROMPTS_FILE, SEQUENCE) as prompts,
+            TableWriter(folder / PROMPTS_FILE, with_media(SEQUENCE) if self.sees else SEQUENCE) as prompts,
         ):
             waiting: list[Dialogue] = []
             for number, (example, encoded_rows) in enumerate(examples):
                 for parts in encoded_rows:
-                    rows.add((*column_values(self.plan, example, parts), [number]))
+                    rows.add((*self.maker.values(example, parts), [number]))
                 if with_prompts:
                     assert isinstance(example, Dialogue), "only stages that take dialogues generate answers"
                     waiting.append(example)
@@ -264,8 +284,9 @@ class _Builder:
             self._write_prompts(waiting, prompts)
 
     def _write_prompts(self, dialogues: Sequence[Dialogue], prompts: TableWriter) -> None:
-        for prompt in encode_last_turns(dialogues, self.encoding):
-            prompts.add((prompt.input_ids, prompt.labels))
+        for dialogue, prompt in zip(dialogues, encode_last_turns(dialogues, self.encoding), strict=True):
+            images = (prompt.blocks, paths_of(dialogue, prompt)) if self.sees else ()
+            prompts.add((prompt.input_ids, prompt.labels, *images))
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
         """The datasets as a stream. The first `val_size` examples become the evaluation rows and go into `evals`."""
@@ -333,7 +354,8 @@ class _Builder:
             return rows
 
         def write(folder: Path) -> None:
-            with TableWriter(folder / ROWS_FILE, packer.columns) as writer:
+            columns = with_media(packer.columns) if self.sees else packer.columns
+            with TableWriter(folder / ROWS_FILE, columns) as writer:
                 for batch in packer.join(rows):
                     writer.add_arrays(batch)
 

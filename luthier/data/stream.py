@@ -25,8 +25,8 @@ from luthier.data.interleave import interleaved, shuffled
 from luthier.data.ledger import MAX_SHOWN_ROWS, Ledger
 from luthier.data.mix import MixStrategy
 from luthier.data.rows.arrow import flat, row_lengths, table_of
-from luthier.data.rows.columns import IDS, LABELS
-from luthier.data.rows.maker import Drawn, Parts, RowMaker, column_values
+from luthier.data.rows.columns import IDS, LABELS, with_media
+from luthier.data.rows.maker import Drawn, Parts, RowMaker
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.sources.read import local_files, read_rows
 
@@ -157,7 +157,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
     @property
     def column_names(self) -> tuple[str, ...]:
         columns = self.maker.plan.columns if self.packer is None else self.packer.columns
-        return tuple(column.name for column in columns)
+        return tuple(column.name for column in (with_media(columns) if self.maker.encoding.media else columns))
 
     @property
     def fingerprint(self) -> str:
@@ -236,7 +236,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
         for _, example, rows in self.maker.made(drawn()):
             kept[:] = [True]
             for parts in rows:
-                yield column_values(self.maker.plan, example, parts)
+                yield self.maker.values(example, parts)
         if not kept:
             raise _no_usable_row(ledger)
 
@@ -250,7 +250,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
         """Packs one window at a time. Tokens that do not fill the last block are carried over to the next window."""
         rest: list[Columns] = []
         for some in _windows(rows, window):
-            table = table_of([*rest, *some], self.maker.plan.columns)
+            table = table_of([*rest, *some], self.maker.columns)
             lengths = row_lengths(table)
             if packer.cuts_rows:
                 ledger.leftover_tokens += int(lengths.sum()) - sum(len(row[0]) for row in rest)

@@ -13,6 +13,8 @@ LOSS_KEY = "loss"
 
 RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
 """Between the results of several calls where they are one text, as named formats write them."""
+PLACE = "\ufdd0"
+"""Stands for an image in the text of a message. Unicode keeps this character for programs; no tokenizer sees it."""
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which servers and other tools give the thought of an answer apart from its content."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from luthier.inspection.images import Shown as ShownImage
 from luthier.inspection.segments import RoleMarks, Shown, shown_tokens
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _ACCOUNT_HEADS = (
     "thoughts left out",
     "shortened prompts",
 )
+_IMAGE_HEADS = ("images", "image tokens", "images left out")
+"""Shown if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class PageRow:
     labels: Sequence[int]
     weights: Sequence[float] = ()
     """Empty if the weight of every target is 1."""
+    images: Sequence[ShownImage] = ()
 
 
 def page(
@@ -72,7 +76,7 @@ def page(
 
 
 def _row(row: PageRow, anchor: str, tokenizer: "PreTrainedTokenizerBase", marks: RoleMarks) -> str:
-    tokens = shown_tokens(row.input_ids, row.labels, tokenizer, marks, row.weights)
+    tokens = shown_tokens(row.input_ids, row.labels, tokenizer, marks, row.weights, row.images)
     learned = sum(len(token.ids) for token in tokens if token.is_learned)
     parts = "".join(
         f'<div class="part">{f"<b>{role}</b>" if role else ""}<pre>{"".join(map(_token, own))}</pre></div>'
@@ -99,6 +103,7 @@ def _visible(text: str) -> str:
 
 
 def _ledger(ledger: "Ledger") -> str:
+    sees = any(account.images or account.images_left_out for account in ledger.accounts.values())
     accounts = [
         (
             name,
@@ -113,6 +118,7 @@ def _ledger(ledger: "Ledger") -> str:
             account.lost_terminators,
             account.thoughts_left_out,
             account.shortened_prompts,
+            *((account.images, account.image_tokens, account.images_left_out) if sees else ()),
         )
         for name, account in ledger.accounts.items()
     ]
@@ -121,7 +127,7 @@ def _ledger(ledger: "Ledger") -> str:
         for name, account in ledger.accounts.items()
         for reason, count in account.dropped.items()
     ]
-    text = _table(_ACCOUNT_HEADS, accounts, "")
+    text = _table((*_ACCOUNT_HEADS, *(_IMAGE_HEADS if sees else ())), accounts, "")
     if reasons:
         text += "<h2>Dropped rows</h2>" + _table(("dataset", "rows", "reason", "the first of them"), reasons, "reasons")
     return text

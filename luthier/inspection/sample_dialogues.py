@@ -1,9 +1,9 @@
 """Conversations for comparing two renderings. Each has a feature that chat formats treat differently."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from luthier.data.types import Dialogue, Message, ToolCall, ToolResult
+from luthier.data.types import PLACE, Dialogue, Media, Message, ToolCall, ToolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,13 @@ SAMPLES = (
     Sample("blanks around", _talk("  two blanks before\n", "two blanks and a line behind  \n")),
     Sample("Chinese", _talk("你好,请介绍一下北京。", "北京是中国的首都。", "谢谢!", "不客气。")),
 )
+
+
+def with_images(first: str, second: str) -> Sample:
+    """A conversation about the images in two files."""
+    talk = _talk(f"{PLACE}What is this?", "A cat.", f"And is {PLACE} one, too?", "Yes.")
+    return Sample("images", replace(talk, media=Media(images=(first, second))))
+
 
 SHORT = tuple(sample for sample in SAMPLES if sample.name in ("single", "multi-turn, system"))
 """For the check at the start of a run."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from luthier.data.chat.render import as_text
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.templates import Slot, Template
+from luthier.inspection.images import Shown as ShownImage
+from luthier.inspection.images import between
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,10 +98,18 @@ def shown_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     marks: RoleMarks,
     weights: Sequence[float] = (),
+    images: Sequence[ShownImage] = (),
 ) -> list[Shown]:
-    """The tokens of a row in order; their texts add up to the text of the row. `weights`: empty if all are 1."""
+    """The tokens of a row in order; their texts add up to the text of the row. `weights`: empty if all are 1.
+    `images`: the blocks, each of which is shown as one token."""
     counts = weights or [1.0] * len(input_ids)
-    tokens = list(_characters(input_ids, labels, counts, tokenizer, marks.special_ids))
+    tokens: list[Shown] = []
+    for first, last, name in between(0, len(input_ids), list(images)):
+        if name:
+            tokens.append(Shown(tuple(input_ids[first:last]), name, is_learned=False, is_special=False))
+            continue
+        own = input_ids[first:last], labels[first:last], counts[first:last]
+        tokens += _characters(*own, tokenizer, marks.special_ids)
     searched = [_SPECIAL + token.text if token.is_special else token.text for token in tokens]
     found = marks.found("".join(searched))
     start, end, next_role = next(found, (None, 0, ""))

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import RowError
 from luthier.data.chat.answers import has_thought, split_thought, take_apart
 from luthier.data.chat.model_template import openai_tools
+from luthier.data.chat.parts import around_image, in_parts
 from luthier.data.chat.program import run, source
-from luthier.data.chat.traits import THOUGHT_KEYS, traits_of
-from luthier.data.types import Dialogue, Message
+from luthier.data.chat.traits import THOUGHT_KEYS, Traits, traits_of
+from luthier.data.media.reader import load_image
+from luthier.data.types import PLACE, Dialogue, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.media.blocks import MediaProcessor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +50,56 @@ class Server:
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
     default_system: str | None = None
+    media: "MediaProcessor | None" = None
+    """The processor of a model that sees."""
+    images: tuple[str, ...] = ()
+    """Those of the conversation: a client sends them with it."""
 
     def asked(self, dialogue: Dialogue) -> list[Served]:
         """Every answer of a conversation. Raises `RowError` for one that the template refuses."""
         return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of a rendered text."""
+        """The token ids of a rendered text; of one with images, those that the processor gives for both."""
+        num_images = text.count(self.media.mark) if self.media is not None else 0
+        if self.media is not None and num_images:
+            images = [load_image(path) for path in self.images[:num_images]]
+            return list(self.media.processor(text=[text], images=[images])["input_ids"][0])
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, dialogue: Dialogue, end: int, *, asks: bool, thinks: bool) -> str:
         """The rendering of the first `end` messages. Raises `RowError`."""
         tools = openai_tools(dialogue.tools)
-        names = traits_of(self.tokenizer, has_tools=tools is not None).switches
-        switches = dict.fromkeys(("enable_thinking", *names), thinks) | {"preserve_thinking": self.preserve_thinking}
+        traits = traits_of(self.tokenizer, has_tools=tools is not None)
+        switches = dict.fromkeys(("enable_thinking", *traits.switches), thinks)
+        switches |= {"preserve_thinking": self.preserve_thinking}
         template = source(self.tokenizer, has_tools=tools is not None)
         messages = dialogue.messages[:end]
         head = self._system(dialogue)
         objects = [*head, *_messages(messages, template, self.enable_thinking is False, arguments_as_text=False)]
         refusal = None
         try:
-            text = run(self.tokenizer, objects, tools, asks=asks, switches=switches)
+            text = run(self.tokenizer, self._sent(objects, traits), tools, asks=asks, switches=switches)
         except RowError as error:
             refusal, text = error, ""
         if refusal or any(str(call.arguments) in text for call in _calls(messages) if call.arguments):
             texts = [*head, *_messages(messages, template, self.enable_thinking is False, arguments_as_text=True)]
             if texts == objects and refusal:
                 raise refusal
-            text = run(self.tokenizer, texts, tools, asks=asks, switches=switches)
+            text = run(self.tokenizer, self._sent(texts, traits), tools, asks=asks, switches=switches)
         if any(str(tool["function"].get("name")) not in text for tool in tools or ()):
             raise RowError("the model's own chat template does not render tools")
         return text
+
+    def _sent(self, messages: list[dict[str, Any]], traits: Traits) -> list[dict[str, Any]]:
+        """The messages with their images: as parts where the template reads these, else as marks in the text."""
+        mark = "" if self.media is None else self.media.mark
+        program = str(self.tokenizer.chat_template)
+        if traits.wants_parts or (mark and around_image(self.tokenizer, program, mark) is not None):
+            return in_parts(messages, all_contents=traits.wants_parts)
+        if not mark:
+            return messages
+        return [{**message, "content": str(message["content"]).replace(PLACE, mark)} for message in messages]
 
     def _system(self, dialogue: Dialogue) -> list[dict[str, Any]]:
         system = self.default_system or None if dialogue.system is None else dialogue.system

@@ -167,6 +167,7 @@ def _print_rows(options: argparse.Namespace, data: "PreparedData", text: "TextSi
 def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedData", text: "TextSide") -> None:
     from luthier.core.files import write_atomically
     from luthier.data.rows.columns import WEIGHTS
+    from luthier.inspection.images import shown_images
     from luthier.inspection.page import PageRow, page
     from luthier.inspection.segments import RoleMarks, prompt_and_answer
     from luthier.inspection.terminal import sequences_of
@@ -177,7 +178,11 @@ def _write_page(options: argparse.Namespace, run: "TrainRun", data: "PreparedDat
     chosen = list(_chosen(options, data))
     rows = [
         PageRow(
-            f"{name} ({title})" if title else name, index, *ids_and_labels(sequence), sequence.get(WEIGHTS.name) or ()
+            f"{name} ({title})" if title else name,
+            index,
+            *ids_and_labels(sequence),
+            sequence.get(WEIGHTS.name) or (),
+            shown_images(sequence),
         )
         for name, index, row in chosen
         for title, sequence in sequences_of(row)

@@ -4,6 +4,7 @@ NAME is the chat format of training, by default the model's own chat template (a
 conversations is used. Exit status 0: all equal, 1: something differs, 2: bad input.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,19 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.hubs import HubTokens
-from luthier.core.errors import InvalidInput, RowError
+from luthier.config.keys.processor import given_limits
+from luthier.core.errors import InvalidInput, MissingExtra, ModelError, RowError
 from luthier.core.importing import import_when_used, without_collection
-from luthier.core.log import silence_libraries
+from luthier.core.log import silence_libraries, warn
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
+from luthier.data.media.blocks import MediaProcessor
+from luthier.data.media.items import stored
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.maker import read_example, require_taken
 from luthier.data.types import Dialogue
 from luthier.inspection.agreement import Finding, compare, default_systems
-from luthier.inspection.sample_dialogues import SAMPLES, Sample
+from luthier.inspection.sample_dialogues import SAMPLES, Sample, with_images
 from luthier.inspection.server import Server
 from luthier.model.files.sources import ModelSource, model_source
+from luthier.workflow.text import media_side
 
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
@@ -41,7 +46,8 @@ class Sides:
     """Inference stops at these."""
 
     def check(self, sample: Sample) -> Finding:
-        server = replace(self.server, enable_thinking=sample.enable_thinking)
+        images = sample.dialogue.media.images
+        server = replace(self.server, enable_thinking=sample.enable_thinking, images=images)
         return compare(self.training.with_thinking(sample.enable_thinking), server, sample.dialogue, self.stop_ids)
 
 
@@ -66,8 +72,9 @@ def check(
     source = replace(source, trust_remote_code=source.trust_remote_code or trust_remote_code)
     import_when_used("torch")  # for tokenizers that come as Python code
     with without_collection():
-        sides = load_sides(source, name, run.data if run else None)
-    samples = islice(_rows_of(run), num_rows) if run else iter(SAMPLES)
+        media = _media(source, run)
+        sides = load_sides(source, name, run.data if run else None, media)
+    samples = islice(_rows_of(run, sees=media is not None), num_rows) if run else iter(_samples(media))
     findings = [(sample.name, sides.check(sample)) for sample in samples]
     differing = [finding for _, finding in findings if finding.status == "differs"]
     if as_json:
@@ -77,8 +84,40 @@ def check(
     return 1 if differing else 0
 
 
-def load_sides(source: ModelSource, name: str, data: "DataConfig | None" = None) -> Sides:
-    """The tokenizer is loaded once for each side, since a format may change it."""
+def _media(source: ModelSource, run: "TrainRun | None") -> MediaProcessor | None:
+    """The processor of a model that sees; None for one that reads text, or whose processor cannot be loaded here."""
+    from luthier.model.processor import load_processor, reads_text_only
+
+    if reads_text_only(source):
+        return None
+    try:
+        processor, _ = load_processor(source, given_limits(run) if run else {})
+        return MediaProcessor(processor)
+    except MissingExtra as fault:
+        warn(f"images are not compared: {fault}")
+    except ModelError:  # without a processor that reads images, there are none to compare
+        pass
+    return None
+
+
+def _samples(media: MediaProcessor | None) -> tuple[Sample, ...]:
+    """The built-in conversations; for a model that sees, one with two images too."""
+    if media is None:
+        return SAMPLES
+    from PIL import Image
+
+    paths = []
+    for width, height in ((84, 56), (100, 40)):
+        content = io.BytesIO()
+        Image.new("RGB", (width, height)).save(content, "PNG")
+        paths.append(stored(content.getvalue()))
+    return (*SAMPLES, with_images(*paths))
+
+
+def load_sides(
+    source: ModelSource, name: str, data: "DataConfig | None" = None, media: MediaProcessor | None = None
+) -> Sides:
+    """The tokenizer is loaded once for each side, since a format may change it. `media`: of a model that sees."""
     from luthier.model.tokenizer import fit_tokenizer, load_tokenizer, stop_token_ids
 
     silence_libraries()
@@ -90,12 +129,14 @@ def load_sides(source: ModelSource, name: str, data: "DataConfig | None" = None)
     thinking, keeps, system = (
         (data.enable_thinking, data.preserve_thinking, data.default_system) if data else (True, False, None)
     )
-    server = Server(tokenizer, thinking, keeps, system)
+    server = Server(tokenizer, thinking, keeps, system, media)
     own = choose_template("auto", tokenizer)
     stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(source.name))
     if name == "auto":
-        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "")
-        return Sides(Encoding(program.encoder, own, None, thinking, keeps, program), server, stop_ids)
+        mark = "" if media is None else media.mark
+        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "", mark)
+        side = None if media is None else media_side(media, own, program.encoder, program)
+        return Sides(Encoding(program.encoder, own, None, thinking, keeps, program, side), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)
     fitted = fit_tokenizer(
         load_tokenizer(source),
@@ -103,7 +144,9 @@ def load_sides(source: ModelSource, name: str, data: "DataConfig | None" = None)
         replace_eos=template.replace_eos,
         vocab_size=len(tokenizer),
     )
-    training = Encoding(Encoder(fitted.tokenizer), template, None, thinking, keeps)
+    encoder = Encoder(fitted.tokenizer)
+    side = None if media is None else media_side(media, template, encoder, None)
+    training = Encoding(encoder, template, None, thinking, keeps, media=side)
     return Sides(training, server, tuple(dict.fromkeys((*stop_ids, *fitted.stop_token_ids))))
 
 
@@ -125,7 +168,7 @@ def _run(file: str) -> "TrainRun":
     return load_train(Path(file))
 
 
-def _rows_of(run: "TrainRun") -> Iterator[Sample]:
+def _rows_of(run: "TrainRun", *, sees: bool) -> Iterator[Sample]:
     """The dialogues of a run's datasets, named by their places. Rows that training cannot use are skipped."""
     from luthier.data.sources.catalog import load_catalog
     from luthier.data.sources.read import read_rows
@@ -140,7 +183,7 @@ def _rows_of(run: "TrainRun") -> Iterator[Sample]:
         for row in read_rows(spec, seed=run.training["seed"], max_samples=data.max_samples, **hub):
             try:
                 example = read_example(row, spec)
-                require_taken(example, spec, (Dialogue,))
+                require_taken(example, spec, (Dialogue,), sees=sees)
             except RowError:
                 continue
             assert isinstance(example, Dialogue), "no other example is taken"

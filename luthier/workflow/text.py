@@ -4,12 +4,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.config.keys.data import holds_tokenized_rows
+from luthier.config.keys.processor import given_limits
 from luthier.config.runs import Run, TrainRun
+from luthier.core.errors import ModelError
 from luthier.core.log import info, silence_libraries, warn
+from luthier.data.cache.provenance import IMAGES_KEY, read_record
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
+from luthier.data.media.blocks import MediaProcessor
+from luthier.data.media.expand import BARE, MediaSide, slot_of
 from luthier.data.rows.encoding import Encoding
+from luthier.data.sources.catalog import declares_images
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
 from luthier.model.files.sources import ModelSource, check_source, local_path, model_source
@@ -29,6 +36,8 @@ class TextSide:
     fitted: "FittedTokenizer"
     template: Template
     encoding: Encoding
+    media: MediaProcessor | None = None
+    """The processor of a model that sees, if the data or the command have images."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -45,11 +54,16 @@ def tokenizer_source(keys: "ModelConfig", source: ModelSource) -> ModelSource:
 
 
 def load_text_side(
-    run: "Run", source: ModelSource | None = None, *, reads_chat: bool = True, for_model: bool = True
+    run: "Run",
+    source: ModelSource | None = None,
+    *,
+    reads_chat: bool = True,
+    for_model: bool = True,
+    sees: bool = False,
 ) -> TextSide:
     """`source`: of the model, if it is located already. `reads_chat` false: rows are plain text, so a chat format is
     not looked for where none is named. `for_model` false: rows are only inspected, so tokens without a row in the
-    embedding are a warning.
+    embedding are a warning. `sees`: the processor of images is loaded whatever the data are.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
@@ -80,7 +94,11 @@ def load_text_side(
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
-    encoding = Encoding(encoder, template, data.cutoff_len, *settings, program)
+    media = _media(run, source, for_model=for_model) if sees or _has_images(run) else None
+    if media is not None and program is not None:
+        program = replace(program, mark=media.mark)
+    side = None if media is None else media_side(media, template, encoder, program)
+    encoding = Encoding(encoder, template, data.cutoff_len, *settings, program, side)
     if reads_chat:
         encoding = with_end(encoding, fitted.stop_token_ids)
         report_end(run, template, encoding)
@@ -88,7 +106,59 @@ def load_text_side(
     if isinstance(run, TrainRun) and reads_chat and tokenizer.chat_template and not runs_own:
         report_template(encoding, model.model_name_or_path, fitted.stop_token_ids)
     give_chat_template(tokenizer, template)
-    return TextSide(source, fitted, template, encoding)
+    return TextSide(source, fitted, template, encoding, media)
+
+
+def _has_images(run: "Run") -> bool:
+    """Whether the data of a training run have images."""
+    if not isinstance(run, TrainRun):
+        return False
+    if holds_tokenized_rows(run.data):
+        assert run.data.tokenized_path is not None, "the rows are read from there"
+        record = read_record(Path(run.data.tokenized_path))
+        return record is not None and IMAGES_KEY in record["chat_format"]
+    return declares_images(run.data, hf_hub_token=run.model.hf_hub_token)
+
+
+def _media(run: "Run", source: ModelSource, *, for_model: bool) -> MediaProcessor | None:
+    """That of the model. Where rows are only inspected, a model without one is a warning: rows with images are refused,
+    and the others are shown."""
+    try:
+        return load_media(run, source)
+    except ModelError as fault:
+        if for_model:
+            raise
+        warn(str(fault))
+        return None
+
+
+def load_media(run: "Run", source: ModelSource) -> MediaProcessor:
+    """The processor of the model with the limits of the run. Raises `ModelError` for a model that reads text only, and
+    `MissingExtra` without a library that the processor needs."""
+    from luthier.model.processor import load_processor, reads_text_only
+
+    if reads_text_only(source):
+        raise ModelError(
+            f"{source.name}: the model reads text only, and the data declare images -> take a model that sees, or"
+            ' remove "images" from the columns of the data'
+        )
+    if run.model.split_special_tokens:
+        raise ModelError(
+            "split_special_tokens: true would write the tokens of images as text -> leave it out for data with images"
+        )
+    processor, _ = load_processor(source, given_limits(run))
+    return MediaProcessor(processor)
+
+
+def media_side(
+    media: MediaProcessor, template: Template, encoder: Encoder, program: ModelChatTemplate | None
+) -> MediaSide:
+    """How the chat format writes images. A format without a slot of its own writes what the chat template of the model
+    has around an image."""
+    own = program or (ModelChatTemplate(encoder, mark=media.mark) if encoder.tokenizer.chat_template else None)
+    before, after = (own.around_image if own is not None else None) or ("", "")
+    around = f"{before}{BARE}{after}"
+    return MediaSide(media, around if program is not None else slot_of(template.multimodal) or around)
 
 
 def report_end(run: "Run", template: Template, encoding: Encoding) -> None:

@@ -450,8 +450,8 @@ BROKEN = [
     # media
     (
         spec(columns=columns(prompt="instruction", response="output", images="images")),
-        {"instruction": "q", "output": "a", "images": {"path": "a"}},
-        "column 'images' is an object, not a list of paths",
+        {"instruction": "q", "output": "a", "images": 5},
+        "column 'images' is a number, not a list of paths",
     ),
     (
         spec(columns=columns(prompt="instruction", response="output", videos="videos")),

@@ -17,8 +17,8 @@ class DataConfig:
     """Datasets to evaluate on, by their names in `dataset_info.json`."""
     dataset_dir: dict[str, Any] | str = "data"
     """Folder with `dataset_info.json`; `ONLINE` or `REMOTE:<repository>` (hub); or the descriptions themselves."""
-    media_dir: str | None = no_effect(None, "this version reads text only")
-    """Folder that paths of images, videos and audio files are relative to."""
+    media_dir: str | None = None
+    """Folder that paths of images are relative to; the folder of the datasets if not given."""
     cutoff_len: int = 2048
     """Longest row, in tokens."""
     streaming: bool = False

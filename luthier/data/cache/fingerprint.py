@@ -34,10 +34,10 @@ ROW_CODE = (
         f"data/chat/{name}.py"
         for name in (
             *("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "openai_messages"),
-            *("program", "render", "traits"),
+            *("parts", "program", "render", "traits"),
         )
     ),
-    *("data/packing", "data/media.py", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
+    *("data/packing", "data/media", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),
 )
 """The files and folders of the package that decide the ids, and no others: after a change of a loss, the doctor or the
 eviction, cached rows are still valid."""
@@ -116,6 +116,8 @@ def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
     if encoding.model_template is not None:
         chat_template = str(encoding.encoder.tokenizer.chat_template)
         parts += [chat_template, replace(encoding.model_template, encoder=None)]  # type: ignore[arg-type]
+    if encoding.media is not None:
+        parts += [encoding.media.processor.digest, encoding.media.slot]
     return (*parts, date.today().isoformat() if is_dated(encoding) else "")
 
 

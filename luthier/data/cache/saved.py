@@ -13,7 +13,7 @@ from luthier.core.errors import DataError
 from luthier.core.files import save_folder_atomically
 from luthier.data.cache.provenance import MADE_BY_FILE
 from luthier.data.ledger import LEDGER_FILE, Ledger, ledger_of
-from luthier.data.rows.columns import LENGTHS, SEQUENCE, Column
+from luthier.data.rows.columns import IMAGES, LENGTHS, SEQUENCE, Column, with_media
 from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ def save_tokenized(
         (draft / MADE_BY_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def load_tokenized(folder: Path, columns: Sequence[Column]) -> tuple[Table | None, Sets, Sets, Ledger]:
-    """(train, eval, prompts, ledger). `columns`: the columns that rows must have.
+def load_tokenized(
+    folder: Path, columns: Sequence[Column], *, sees: bool = False
+) -> tuple[Table | None, Sets, Sets, Ledger]:
+    """(train, eval, prompts, ledger). `columns`: the columns that rows must have; `sees`: and those of images.
 
     Raises `DataError` for a folder with other contents.
     """
@@ -61,6 +63,10 @@ def load_tokenized(folder: Path, columns: Sequence[Column]) -> tuple[Table | Non
     found = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     sets = {name: _table(rows) for name, rows in found.items()}
     wanted = {name: SEQUENCE if name.split("_")[0] == PROMPTS else tuple(columns) for name in sets}
+    if sees:
+        wanted = {name: with_media(own) for name, own in wanted.items()}
+    elif any(IMAGES.name in table.column_names for table in sets.values()):
+        raise DataError(f"tokenized_path: {folder} holds rows with images, and the model reads text only")
     rows = {name: _own_columns(folder, name, table, wanted[name]) for name, table in sets.items()}
     ledger = _ledger(folder) if (folder / LEDGER_FILE).is_file() else Ledger()
     ledger.samples = {name: len(table) for name, table in rows.items()}

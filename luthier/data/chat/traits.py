@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
+from luthier.data.chat.parts import in_parts
 from luthier.data.chat.program import OpenAIMessage, function_call, run, source
 from luthier.data.types import THOUGHT_KEYS
 
@@ -55,6 +56,8 @@ class Traits:
     """What it writes after an answer."""
     lead: str = ""
     """What it writes before the text of the last answer only: an empty thought."""
+    wants_parts: bool = False
+    """Whether contents have to be lists of parts: it writes no word of a content that is text."""
 
 
 def traits_of(tokenizer: "PreTrainedTokenizerBase", *, has_tools: bool) -> Traits:
@@ -65,7 +68,11 @@ def traits_of(tokenizer: "PreTrainedTokenizerBase", *, has_tools: bool) -> Trait
 @lru_cache(maxsize=8)
 def _traits(tokenizer: "PreTrainedTokenizerBase", chat_template: str, has_tools: bool) -> Traits:
     """`chat_template` is part of the key of the cache, since that of a tokenizer may be exchanged."""
-    probe = _Probe(tokenizer, has_tools, _other_switches(chat_template))
+    switches = _other_switches(chat_template)
+    probe = _Probe(tokenizer, has_tools, switches)
+    if wants_parts := not probe.shows_question():
+        in_lists = _Probe(tokenizer, has_tools, switches, in_lists=True)
+        probe, wants_parts = (in_lists, True) if in_lists.shows_question() else (probe, False)
     key = next((key for key in THOUGHT_KEYS if probe.shows_thought(key)), "")
     text_arguments = probe.wants_text_arguments()
     needs_ids, writes_ids = probe.ids(text_arguments)
@@ -79,6 +86,7 @@ def _traits(tokenizer: "PreTrainedTokenizerBase", chat_template: str, has_tools:
         writes_ids=writes_ids,
         end=probe.end(),
         lead=probe.lead(),
+        wants_parts=wants_parts,
     )
 
 
@@ -99,6 +107,11 @@ class _Probe:
     tokenizer: "PreTrainedTokenizerBase"
     has_tools: bool
     switches: tuple[str, ...]
+    in_lists: bool = False
+    """Whether contents are lists of parts."""
+
+    def shows_question(self) -> bool:
+        return _QUESTION in (self._text() or "")
 
     def shows_thought(self, key: str) -> bool:
         """In a last answer, or in one that calls a tool."""
@@ -147,12 +160,13 @@ class _Probe:
         """The text after a question; None if the template fails."""
         switches = dict.fromkeys(("enable_thinking", *self.switches), True)
         tools = [_TOOL] if self.has_tools else None
+        listed = [{"role": "user", "content": _QUESTION}, *messages]
         try:
             return run(
                 self.tokenizer,
-                [{"role": "user", "content": _QUESTION}, *messages],
+                in_parts(listed, all_contents=True) if self.in_lists else listed,
                 tools,
-                asks=messages[-1]["role"] == "tool",
+                asks=not messages or messages[-1]["role"] == "tool",
                 switches=switches,
             )
         except RowError:

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
 from luthier.data.chat.answers import read_json, require_shallow
-from luthier.data.media import media_path
+from luthier.data.media.items import media_path, path_of
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
 
@@ -135,7 +135,7 @@ def _check_tool(tool: Any, where: str) -> None:
 
 
 def media(row: Row, spec: DatasetSpec) -> Media:
-    """Paths of the media columns, joined with `media_dir` where they are relative."""
+    """The files of the media columns. Relative paths start from `media_dir`; bytes are written to the cache."""
     columns = spec.columns
     return Media(
         images=_paths(row, columns.images, spec),
@@ -148,10 +148,13 @@ def _paths(row: Row, column: str | None, spec: DatasetSpec) -> tuple[str, ...]:
     value = row.get(column) if column else None
     if value is None:
         return ()
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list):
+    items = [value] if isinstance(value, (str, bytes, Mapping)) else value
+    if not isinstance(items, (list, tuple)):
         raise RowError(f"column {column!r} is {kind(value)}, not a list of paths")
+    paths = []
     for index, item in enumerate(items, start=1):
-        if not isinstance(item, str):
-            raise RowError(f"item {index} of column {column!r} is {kind(item)}, not a path")
-    return tuple(media_path(item, spec) for item in items)
+        place = f"item {index} of column {column!r}"
+        if not isinstance(item, (str, bytes, Mapping)):
+            raise RowError(f"{place} is {kind(item)}, not a path")
+        paths.append(media_path(path_of(item, place), spec))
+    return tuple(paths)

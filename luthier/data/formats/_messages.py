@@ -16,7 +16,8 @@ AnyRole = Role | Literal["system"]
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
-_MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_MEDIA_PARTS = (*_IMAGE_PARTS, "video", "video_url", "audio", "audio_url", "input_audio")
 """Values of `type` of the parts of a content."""
 
 
@@ -109,11 +110,20 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
             thoughts.append(_text({what: held}, what, where)[0])
         else:
             raise RowError(
-                f"{where} is of type {what!r}, and this version trains on text only "
-                "-> remove the part and what the text says of it, or the row",
+                f"{where} is of type {what!r}, and {_why_not(what)}",
                 repr(what),
             )
     return "".join(texts), "".join(thoughts)
+
+
+def _why_not(what: Any) -> str:
+    """Why a part of this type is not read."""
+    if what in _IMAGE_PARTS:
+        return (
+            'the description of the data declares no images -> add "images": "images" to `columns`, whether or not rows'
+            " have such a column"
+        )
+    return "this version trains on text and images only -> remove the part and what the text says of it, or the row"
 
 
 def _are_parts(value: Any) -> bool:

@@ -11,10 +11,11 @@ A pack stores the lengths of its samples (`sample_lengths`), so that attention a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.rows.arrow import flat, list_array, row_lengths
-from luthier.data.rows.columns import IDS, LABELS, LENGTHS, WEIGHTS, Column, columns_of_part
+from luthier.data.rows.arrow import flat, from_lists, list_array, row_lengths
+from luthier.data.rows.columns import BLOCKS, IDS, IMAGES, LABELS, LENGTHS, WEIGHTS, Column, columns_of_part
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table
 
@@ -40,7 +41,9 @@ class Packs:
 
         lengths = row_lengths(rows)
         packs = packs_of(lengths, self.size_tokens)
-        chosen = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name])
+        sees = IMAGES.name in rows.column_names
+        media = (BLOCKS.name, IMAGES.name) if sees else ()
+        chosen = rows.select_columns([IDS.name, LABELS.name, WEIGHTS.name, *media])
         for start in range(0, len(packs), PACKS_PER_BATCH):
             batch = packs[start : start + PACKS_PER_BATCH]
             samples = np.concatenate(batch)
@@ -57,7 +60,26 @@ class Packs:
                 list_array(labels, num_tokens),
                 list_array(*weights),
                 list_array(sample_lengths, num_samples),
+                *(_joined_media(taken, sample_lengths, num_samples) if sees else ()),
             )
+
+
+def _joined_media(
+    taken: "pa.Table", sample_lengths: "np.ndarray", num_samples: "np.ndarray"
+) -> "tuple[pa.ListArray, pa.ListArray]":
+    """The blocks of images of every pack, at their places in the pack, and the images."""
+    import numpy as np
+
+    starts = np.cumsum(sample_lengths) - sample_lengths
+    firsts = np.cumsum(num_samples) - num_samples
+    begins = starts - np.repeat(starts[firsts], num_samples)
+    blocks, images = taken.column(BLOCKS.name).to_pylist(), taken.column(IMAGES.name).to_pylist()
+    moved = [[int(begin) + place for place in own] for begin, own in zip(begins, blocks, strict=True)]
+    packs = [slice(first, first + number) for first, number in zip(firsts, num_samples, strict=True)]
+    return (
+        from_lists([list(chain.from_iterable(moved[pack])) for pack in packs]),
+        from_lists([list(chain.from_iterable(images[pack])) for pack in packs], IMAGES.dtype),
+    )
 
 
 def _joined_weights(

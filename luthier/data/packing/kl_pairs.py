@@ -5,16 +5,17 @@ Each prompt gets the answer of the nearest earlier row with another prompt; the 
 pairs do not depend on the batch size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.core.errors import DataError
+from luthier.data.media.tokens import with_blocks
 from luthier.data.rows.arrow import from_lists
 from luthier.data.rows.closing_marks import Marks, num_closing_marks
-from luthier.data.rows.columns import IDS, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers
+from luthier.data.rows.columns import BLOCKS, IDS, IMAGES, LABELS, NUMBER, SEQUENCE, Column, columns_of_part
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_answers, with_blocks_apart
 from luthier.data.rows.table import Table
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class MismatchedPairs:
         earlier = _PromptRing(rows)
         for start in range(0, len(rows), BATCH_ROWS):
             batch = rows[start : start + BATCH_ROWS]
-            mismatched = [
-                self._mismatched(*_taken_apart(ids, labels), earlier)
-                for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
-            ]
+            sees = IMAGES.name in batch
+            mismatched = [self._mismatched(*found, earlier) for found in _taken_apart(batch)]
+            if sees:  # all images stand in the prompt, which both parts share
+                mismatched = [with_blocks_apart(row) for row in mismatched]
             yield [
                 from_lists(column)
                 for column in (
@@ -54,12 +55,13 @@ class MismatchedPairs:
                     [row.input_ids for row in mismatched],
                     [row.labels for row in mismatched],
                     batch["kto_tags"],
+                    *((batch[BLOCKS.name], [row.blocks for row in mismatched]) if sees else ()),
                 )
-            ]
+            ] + ([from_lists(batch[IMAGES.name], IMAGES.dtype)] if sees else [])
 
-    def _mismatched(self, prompt: list[int], answer: list[int], earlier: "_PromptRing") -> Encoded:
+    def _mismatched(self, prompt: "_Prompt", answer: list[int], earlier: "_PromptRing") -> Encoded:
         (row,) = label_answers(
-            [(prompt, earlier.answer_before(prompt, answer))],
+            [(prompt[0], earlier.answer_before(prompt, answer))],
             cutoff_len=self.size_tokens,
             num_marks=partial(num_closing_marks, marks=self.marks),
         )
@@ -70,11 +72,11 @@ class _PromptRing:
     """Iterates over the rows, keeping the last two distinct prompts with their latest answers."""
 
     def __init__(self, rows: Table) -> None:
-        self._last: tuple[list[int], list[int]] | None = None
-        self._before: tuple[list[int], list[int]] | None = None
+        self._last: tuple[_Prompt, list[int]] | None = None
+        self._before: tuple[_Prompt, list[int]] | None = None
         """The latest row whose prompt is not that of `_last`."""
         for index in range(len(rows) - 1, -1, -1):
-            row = _taken_apart(rows[index]["input_ids"], rows[index]["labels"])
+            (row,) = _taken_apart(rows[index : index + 1])
             if self._last is None:
                 self._last = row
             elif row[0] != self._last[0]:
@@ -86,7 +88,7 @@ class _PromptRing:
                 " -> add rows with other prompts, to the evaluation rows as well"
             )
 
-    def answer_before(self, prompt: list[int], answer: list[int]) -> list[int]:
+    def answer_before(self, prompt: "_Prompt", answer: list[int]) -> list[int]:
         """The answer of the nearest earlier row with another prompt; then the given row becomes the latest one."""
         assert self._last is not None and self._before is not None, "the rows have at least two prompts"
         is_same = prompt == self._last[0]
@@ -97,7 +99,15 @@ class _PromptRing:
         return found[1]
 
 
-def _taken_apart(input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-    """(prompt, answer) of a row: the answer begins at the first target."""
-    start = next((index for index, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
-    return input_ids[:start], input_ids[start:]
+_Prompt = tuple[list[int], list[str]]
+"""The ids of a prompt, and its images: those of equal size have equal ids."""
+
+
+def _taken_apart(rows: Mapping[str, list[Any]]) -> Iterator[tuple[_Prompt, list[int]]]:
+    """(prompt, answer) of each row: the answer begins at the first target."""
+    without: list[list[Any]] = [[]] * len(rows["labels"])
+    blocks, images = rows.get(BLOCKS.name, without), rows.get(IMAGES.name, without)
+    for input_ids, labels, own, paths in zip(rows["input_ids"], rows["labels"], blocks, images, strict=True):
+        start = next((index for index, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
+        ids = with_blocks(input_ids, own) if own else input_ids
+        yield (ids[:start], paths), ids[start:]

@@ -11,6 +11,7 @@ from luthier.data.types import Dialogue
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.chat.encoder import TurnIds
+    from luthier.data.media.expand import Seen
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.tokenize import Written
 
@@ -44,6 +45,7 @@ def weigh(
     turns: "Sequence[list[TurnIds]]",
     encoding: "Encoding",
     settings: RowSettings,
+    seen: "Seen | None" = None,
 ) -> list[Encoded]:
     """What the messages themselves say takes precedence over `train_on_prompt` and `mask_history`."""
     from luthier.data.rows.loss_weights import weighted_rows
@@ -55,6 +57,7 @@ def weigh(
         encoding,
         train_on_prompt=settings.train_on_prompt,
         mask_history=settings.mask_history,
+        seen=seen,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
+from luthier.data.media.tokens import first_whole
 from luthier.data.plans import dialogues
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded
 from luthier.data.rows.row_plan import RowPlan, RowSettings
@@ -12,6 +13,7 @@ from luthier.data.types import Dialogue
 
 if TYPE_CHECKING:
     from luthier.data.chat.encoder import TurnIds
+    from luthier.data.media.expand import Seen
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.tokenize import Written
 
@@ -36,9 +38,10 @@ def label(parts: "Sequence[list[TurnIds]]", encoding: "Encoding", settings: RowS
     room = len(whole) if encoding.cutoff_len is None else encoding.cutoff_len - len(prompt)
     if room <= 0:
         raise RowError(f"the prompt alone fills cutoff_len {encoding.cutoff_len}")
-    num_lost = max(len(whole) - room, 0)
-    labels = [IGNORE_INDEX] * len(prompt) + whole[:room]
-    return (Encoded([*prompt, *whole[:room]], labels, num_lost, num_lost, lost_terminator=num_lost > 0),)
+    kept = first_whole(whole, room)
+    num_lost = len(whole) - len(kept)
+    labels = [IGNORE_INDEX] * len(prompt) + kept
+    return (Encoded([*prompt, *kept], labels, num_lost, num_lost, lost_terminator=num_lost > 0),)
 
 
 def weigh(
@@ -47,10 +50,11 @@ def weigh(
     turns: "Sequence[list[TurnIds]]",
     encoding: "Encoding",
     settings: RowSettings,
+    seen: "Seen | None" = None,
 ) -> list[Encoded]:
     if settings.own_answers:
         raise RowError('a message carries "loss", which answers of the student\'s own (gkd_lambda) do not have')
-    return dialogues.weigh(example, written, turns, encoding, settings)
+    return dialogues.weigh(example, written, turns, encoding, settings, seen)
 
 
 DISTILLATION = RowPlan(

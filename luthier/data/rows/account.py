@@ -1,8 +1,13 @@
 """The account of one dataset: rows in = kept + dropped, and what truncation removed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
+
+if TYPE_CHECKING:
+    from luthier.data.rows.labels import Encoded
 
 MAX_LISTED_ROWS = 20
 """Rows named per reason in the report; the count is always complete."""
@@ -35,6 +40,12 @@ class DatasetAccount:
     """Rows that overlong ones were split into (`on_overlong: split`)."""
     thoughts_left_out: int = 0
     """Thoughts of answers that are not learned, since `enable_thinking` is false."""
+    images: int = 0
+    """Images in the rows that are kept."""
+    image_tokens: int = 0
+    """Their tokens, which are among `tokens`."""
+    images_left_out: int = 0
+    """Images of kept rows that truncation left out."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Kind of reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
@@ -47,6 +58,15 @@ class DatasetAccount:
         if len(rows) < MAX_LISTED_ROWS:
             quoted = ", ".join(part[:MAX_QUOTED_CHARS] for part in refusal.quoted)
             rows.append(f"{place}: {quoted}" if quoted else place)
+
+    def count_images(self, num_images: int, parts: "Sequence[Encoded]") -> None:
+        """Count the images of an example, which has `num_images`, in the parts of its rows."""
+        shown = {item for part in parts for item in part.items}
+        self.images += len(shown)
+        self.images_left_out += num_images - len(shown)
+        self.image_tokens += sum(
+            stop - start for part in parts for start, stop in zip(part.blocks[::2], part.blocks[1::2], strict=True)
+        )
 
     @property
     def num_dropped(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from luthier.data.rows.columns import Column
 from luthier.data.rows.table import Table, from_numpy, to_numpy
@@ -27,7 +27,7 @@ class TableWriter:
         import pyarrow as pa
 
         self.columns, self.num_rows = tuple(columns), 0
-        self._pending: list[Sequence[Sequence[float]]] = []
+        self._pending: list[Sequence[Sequence[Any]]] = []
         self._file = pa.OSFile(str(path), "wb") if isinstance(path, Path) else path
         types = {column.name: pa.list_(getattr(pa, column.kind.dtype)()) for column in columns}
         self._stream = pa.ipc.new_stream(self._file, pa.schema(list(types.items())))
@@ -43,7 +43,7 @@ class TableWriter:
         self._stream.close()
         self._file.close()
 
-    def add(self, row: Sequence[Sequence[float]]) -> None:
+    def add(self, row: Sequence[Sequence[Any]]) -> None:
         """A row: one list per column."""
         self._pending.append(row)
         if len(self._pending) == BATCH_ROWS:
@@ -116,9 +116,12 @@ def row_lengths(rows: Table) -> "np.ndarray":
     return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
 
 
-def from_lists(lists: Sequence[Sequence[float]], dtype: str = "int32") -> "pa.ListArray":
-    """A column of lists of numbers."""
+def from_lists(lists: Sequence[Sequence[Any]], dtype: str = "int32") -> "pa.ListArray":
+    """A column of lists of numbers, or of texts."""
     import numpy as np
+    import pyarrow as pa
 
+    if dtype == "string":
+        return pa.array(lists, pa.list_(pa.string()))
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     return list_array(np.fromiter(chain.from_iterable(lists), dtype, int(lengths.sum())), lengths)

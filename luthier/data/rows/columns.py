@@ -17,10 +17,10 @@ class Kind:
 
     name: str
     """The name of the column, without the prefix of its part."""
-    dtype: Literal["int32", "float32"]
+    dtype: Literal["int32", "float32", "string"]
     """How values are stored."""
-    per: Literal["token", "sample", "row"]
-    """What each value belongs to: a token of a part, a sample of a packed row, or the whole row."""
+    per: Literal["token", "sample", "item", "row"]
+    """What each value belongs to: a token of a part, a sample of a packed row, an image, or the whole row."""
     is_optional: bool = False
     """Whether the list of a row may be empty. Saved rows may lack such a column."""
 
@@ -31,8 +31,13 @@ WEIGHTS = Kind("weights", "float32", per="token", is_optional=True)
 """The weight of each token in the loss; empty if the weight of every target of the row is 1."""
 LENGTHS = Kind("sample_lengths", "int32", per="sample")
 """The number of tokens of each sample of a packed row."""
-KINDS = (IDS, LABELS, WEIGHTS, LENGTHS)
+BLOCKS = Kind("blocks", "int32", per="item", is_optional=True)
+"""Where the tokens of images lie: start, stop, start, stop, ...; `stop` is behind the last token.
+Only runs with a dataset that declares images have this column and the next one."""
+KINDS = (IDS, LABELS, WEIGHTS, LENGTHS, BLOCKS)
 """The kinds of columns that a part has."""
+IMAGES = Kind("images", "string", per="row")
+"""The paths of the images, in the order of the blocks of each part: the parts of a row have the same ones."""
 NUMBER = Kind("", "int32", per="row")
 """One number of the whole row, under any other name, e.g. whether an answer was liked."""
 
@@ -55,7 +60,13 @@ SEQUENCE = columns_of_part("", IDS, LABELS)
 
 def kind_of(name: str) -> Kind:
     """The kind of the column with this name."""
-    return next((kind for kind in KINDS if name.endswith(kind.name)), NUMBER)
+    return next((kind for kind in (*KINDS, IMAGES) if name.endswith(kind.name)), NUMBER)
+
+
+def with_media(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    """The columns, and those of images: the blocks of each part, then the paths."""
+    parts = parts_of(column.name for column in columns)
+    return (*columns, *(Column(part + BLOCKS.name, BLOCKS) for part in parts), Column(IMAGES.name, IMAGES))
 
 
 def parts_of(names: Iterable[str]) -> tuple[str, ...]:

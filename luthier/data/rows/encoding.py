@@ -7,8 +7,9 @@ from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.encoder import Encoder, TurnIds
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.render import Turn, render
+from luthier.data.media.expand import MediaSide
 from luthier.data.rows.closing_marks import closing_marks, num_closing_marks
-from luthier.data.rows.labels import Encoded, cut_turn
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, cut_turn, with_blocks_apart
 from luthier.data.rows.tokenize import Written, turn_ids
 from luthier.data.templates import Template
 from luthier.data.types import Dialogue
@@ -24,6 +25,8 @@ class Encoding:
     preserve_thinking: bool = False
     model_template: ModelChatTemplate | None = None
     """The model's own chat template, if it renders the conversations instead of `template`."""
+    media: MediaSide | None = None
+    """How images are written, if a dataset of the run declares some and the model sees."""
 
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
@@ -36,7 +39,12 @@ class Encoding:
 
     def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
         """The turns of a conversation for training: (prompt ids, answer ids) for each answer."""
-        return turn_ids(self.encoder, self.written(dialogue, keep_past_thinking=keep_past_thinking))
+        written = self.written(dialogue, keep_past_thinking=keep_past_thinking)
+        if self.media is None or not dialogue.media.images:
+            return turn_ids(self.encoder, written)
+        seen = self.media.seen(dialogue.media.images)
+        turns = turn_ids(self.encoder, list(map(seen.expanded, written)))
+        return [seen.marked(found, row, self.encoder) for found, row in zip(turns, written, strict=True)]
 
     def written(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> Sequence[Written]:
         """The same before it is tokenized.
@@ -124,8 +132,22 @@ class Encoding:
 
 def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
     """For generation: `input_ids` is the prompt of the last answer, `labels` is that answer. They share one budget."""
-    turns = turn_ids(encoding.encoder, [encoding.written_apart(dialogue) for dialogue in dialogues])
-    return [_prompt_and_answer(*turn, encoding) for (turn,) in turns]
+    written = [encoding.written_apart(dialogue) for dialogue in dialogues]
+    seen = [encoding.media.seen(d.media.images) if encoding.media and d.media.images else None for d in dialogues]
+    whole = [row if images is None else images.expanded(row) for row, images in zip(written, seen, strict=True)]
+    turns = turn_ids(encoding.encoder, whole)
+    rows = []
+    for row, images, found in zip(written, seen, turns, strict=True):
+        ((prompt, answer),) = found if images is None else images.marked(found, row, encoding.encoder)
+        made = _prompt_and_answer(prompt, answer, encoding)
+        rows.append(made if images is None else _apart(made))
+    return rows
+
+
+def _apart(row: Encoded) -> Encoded:
+    """A row for generation with the places of its blocks. Its labels are no part of its ids."""
+    blocks = with_blocks_apart(replace(row, labels=[IGNORE_INDEX] * len(row.input_ids)))
+    return replace(blocks, labels=list(map(int, row.labels)))
 
 
 def _prompt_and_answer(prompt: list[int], answer: list[int], encoding: Encoding) -> Encoded:

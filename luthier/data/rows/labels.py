@@ -3,11 +3,16 @@
 The prompt and the answer of a turn share one budget. An answer is truncated at its end; a prompt loses text, but keeps
 its closing marks, which end the turn of the user and open the answer. Turns are added in order (from the last one
 backwards with `mask_history`) until the budget is used up.
+
+The block of an image is whole or absent: text around it goes first. A turn with images that has no room for a token of
+its answer is left out, with all that would follow.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+
+from luthier.data.media.tokens import blocks_in, first_around, first_whole, num_block_tokens
 
 IGNORE_INDEX = -100
 """The label of a token that is not a target."""
@@ -32,6 +37,10 @@ class Encoded:
     """Prompts that lost text before their closing marks."""
     weights: list[float] = field(default_factory=list)
     """The weight of each token in the loss; empty if the weight of every target is 1."""
+    blocks: list[int] = field(default_factory=list)
+    """Where the blocks of images lie: start, stop, start, stop, ..."""
+    items: list[int] = field(default_factory=list)
+    """The image of each block, counted from 0 in the example."""
 
     @property
     def num_tokens(self) -> int:
@@ -69,10 +78,30 @@ def no_marks(prompt: Sequence[int]) -> int:
     return 0
 
 
+def with_blocks_apart(row: Encoded) -> Encoded:
+    """The row with the places of its blocks, and without a label in any of them."""
+    ids, labels, weights = list(map(int, row.input_ids)), list(row.labels), list(row.weights)
+    found = list(blocks_in(row.input_ids))
+    for _, start, stop in found:
+        labels[start:stop] = [IGNORE_INDEX] * (stop - start)
+        if weights:
+            weights[start:stop] = [0.0] * (stop - start)
+    places = [border for _, *block in found for border in block]
+    return replace(
+        row, input_ids=ids, labels=labels, weights=weights, blocks=places, items=[item for item, _, _ in found]
+    )
+
+
 def cut_prompt(prompt: list[int], budget: int, num_marks: int) -> list[int]:
-    """The first `budget` tokens of a prompt, the last `num_marks` of which are its closing marks if they fit."""
+    """The first `budget` tokens of a prompt, the last `num_marks` of which are its closing marks if they fit.
+
+    It keeps all blocks of images; without room for them and the marks, nothing is kept.
+    """
     if len(prompt) <= budget:
         return prompt
+    if num_blocks := num_block_tokens(prompt):
+        room, end = budget - num_marks - num_blocks, len(prompt) - num_marks
+        return first_around(prompt[:end], room) + prompt[end:] if room >= 0 else []
     if num_marks > budget:
         return prompt[:budget]
     return prompt[: budget - num_marks] + prompt[len(prompt) - num_marks :]
@@ -83,15 +112,25 @@ def cut_turn(
 ) -> tuple[list[int], list[int]]:
     """(prompt, answer) of a turn within `budget` tokens.
 
-    Without room for the closing marks of the prompt, nothing is kept of the answer: it would follow no marks.
+    Without room for the closing marks of the prompt and its blocks of images, nothing is kept of the answer: it would
+    follow no marks.
     """
     num_source, num_target = split_budget(len(source), len(target), budget)
     if num_source == len(source):
-        return source, target[:num_target]
+        return source, first_whole(target, num_target)
     marks = num_marks(source)
-    if marks > num_source:
-        num_source, num_target = min(marks, budget), min(len(target), max(budget - marks, 0))
-    return cut_prompt(source, num_source, marks), target[:num_target]
+    fixed = marks + num_block_tokens(source)
+    if fixed > num_source:
+        num_source, num_target = min(fixed, budget), min(len(target), max(budget - fixed, 0))
+    return cut_prompt(source, num_source, marks), first_whole(target, num_target)
+
+
+def _is_left_out(turn: tuple[list[int], list[int]], prompt: list[int], answer: list[int]) -> bool:
+    """Whether nothing of a turn with images is kept: its answer has no room, or its prompt none for its blocks."""
+    source, target = turn
+    if (answer or not target) and (prompt or not source):
+        return False
+    return num_block_tokens(source) + num_block_tokens(target) > 0
 
 
 def label_turns(
@@ -122,6 +161,9 @@ def label_turns(
         if budget - num_kept <= 0:
             continue
         prompt, answer = cut_turn(source, target, budget - num_kept, num_marks)
+        if _is_left_out((source, target), prompt, answer):
+            budget = num_kept
+            continue
         num_kept += len(prompt) + len(answer)
         num_learned += len(answer) * learned + len(prompt) * train_on_prompt
         num_shortened += len(prompt) < len(source) and bool(answer)
@@ -162,8 +204,9 @@ def label_answers(
     longest = (max(len(prompt) for prompt, _ in closed), max(len(answer) for _, answer in closed))
     prompt_budget, answer_budget = longest if cutoff_len is None else split_budget(*longest, cutoff_len)
     marks = [num_marks(prompt) if len(prompt) > prompt_budget else 0 for prompt, _ in closed]
-    if cutoff_len is not None and max(marks) > prompt_budget:
-        prompt_budget = min(max(marks), cutoff_len)
+    fixed = max(n + num_block_tokens(p) * (len(p) > prompt_budget) for n, (p, _) in zip(marks, closed, strict=True))
+    if cutoff_len is not None and fixed > prompt_budget:
+        prompt_budget = min(fixed, cutoff_len)
         answer_budget = cutoff_len - prompt_budget
     return tuple(
         _cut_answer(cut_prompt(prompt, prompt_budget, number), len(prompt), answer, answer_budget)
@@ -173,7 +216,7 @@ def label_answers(
 
 def _cut_answer(kept_prompt: list[int], num_prompt: int, answer: list[int], answer_budget: int) -> Encoded:
     """`num_prompt`: tokens of the prompt before it was cut."""
-    kept_answer = answer[:answer_budget]
+    kept_answer = first_whole(answer, answer_budget)
     lost_labels = len(answer) - len(kept_answer)
     return Encoded(
         kept_prompt + kept_answer,

@@ -13,6 +13,8 @@ from itertools import chain, pairwise
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
+from luthier.data.media.expand import Seen, expanded_pieces, expanded_text
+from luthier.data.media.tokens import BlockToken
 from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, NumMarks, label_turns
 from luthier.data.rows.tokenize import Written
@@ -36,9 +38,11 @@ def weighted_rows(
     *,
     train_on_prompt: bool,
     mask_history: bool,
+    seen: Seen | None = None,
 ) -> list[Encoded]:
-    """The rows of a conversation, with `turns` the (prompt ids, answer ids) of each. Raises `RowError`."""
-    weigher = _Weigher(dialogue, encoding, keeps_thoughts=not mask_history)
+    """The rows of a conversation, with `turns` the (prompt ids, answer ids) of each. Raises `RowError`.
+
+    `seen`: its images, which have one character each in `written` and a block in `turns`."""
     rows: list[Encoded] = []
     last = len(dialogue.messages) // 2
     for row, own_turns in zip(reversed(written), reversed(turns), strict=True):
@@ -47,6 +51,8 @@ def weighted_rows(
             (float(train_on_prompt), 0.0 if mask_history and number < len(dialogue.messages) // 2 - 1 else 1.0)
             for number in range(first, last)
         ]
+        texts = iter(()) if seen is None else seen.texts(row)
+        weigher = _Weigher(dialogue, encoding, keeps_thoughts=not mask_history, texts=texts)
         if isinstance(row, TextWithSpans):
             weights = weigher.of_spans(row, first, defaults)
         else:
@@ -71,6 +77,8 @@ class _Weigher:
     encoding: Encoding
     keeps_thoughts: bool
     """Whether earlier answers were rendered with their thoughts."""
+    texts: Iterator[str]
+    """What takes the places of images in a row, in order; each message takes its own."""
 
     def of_turn(self, turn: Turn, number: int, base: tuple[float, float]) -> tuple[Weights, Weights]:
         """The weights of the tokens of a turn that consists of pieces. `base`: the defaults of its two sides."""
@@ -83,15 +91,16 @@ class _Weigher:
         message, encoder = self.dialogue.messages[index], self.encoding.encoder
         even = _even_weight(message, base)
         if even is not None:
-            return [even] * len(encoder.pieces(pieces))
+            return [even] * len(encoder.pieces(expanded_pieces(pieces, self.texts)))
         at, start = self._place_in_pieces(index, pieces)
         spans = [Span(start + s.start, start + s.end, s.weight) for s in _spans(message)]
         weights: Weights = []
         for order, piece in enumerate(pieces):
             if order == at and isinstance(piece, str):
-                weights += _by_character(encoder.begins(piece), spans, base)
+                text, moved = expanded_text(piece, self.texts, spans)
+                weights += _by_character(encoder.begins(text), moved, base)
             else:
-                weights += [base] * len(encoder.pieces([piece]))
+                weights += [base] * len(encoder.pieces(expanded_pieces([piece], self.texts)))
         return weights
 
     def of_spans(
@@ -109,7 +118,11 @@ class _Weigher:
                 spans += _filled_up(inner, bounds[order], bounds[order + 1], weight)
             else:
                 spans.append(Span(bounds[order], bounds[order + 1], even))
-        sides = [_by_character(begins, spans, 0.0) for begins in self.encoding.encoder.begins_of(row)]
+        borders = [Span(0, border, 0.0) for border in row.borders]
+        text, moved = expanded_text(row.text, self.texts, [*spans, *borders])
+        spans, ends = moved[: len(spans)], tuple(border.end for border in moved[len(spans) :])
+        begun = self.encoding.encoder.begins_of(TextWithSpans(text, ends))
+        sides = [_by_character(begins, spans, 0.0) for begins in begun]
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _place_in_pieces(self, index: int, pieces: Sequence[Piece]) -> tuple[int, int]:
@@ -213,6 +226,14 @@ def _rewritten(message: Message) -> RowError:
     )
 
 
+def _numbers(ids: Sequence[int], start: int) -> list[int]:
+    """The numbers of tokens from `start` on; those of blocks of images know their image, as the ids do."""
+    return [
+        BlockToken.of(number, token.item) if isinstance(token, BlockToken) else number
+        for number, token in enumerate(ids, start)
+    ]
+
+
 def _within_budget(
     turns: Sequence[TurnIds],
     weights: Sequence[tuple[Weights, Weights]],
@@ -229,7 +250,7 @@ def _within_budget(
     numbered, at = [], 0
     for prompt, answer in turns:
         middle, end = at + len(prompt), at + len(prompt) + len(answer)
-        numbered.append((list(range(at, middle)), list(range(middle, end))))
+        numbered.append((_numbers(prompt, at), _numbers(answer, middle)))
         at = end
     num_closing = 0 if eos_token_id is None else 1
     budget = None if cutoff_len is None else cutoff_len - num_closing

@@ -5,7 +5,7 @@ Training, streaming and the doctor make rows here. `labeled` makes the rows of a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,18 @@ from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import FORMATS
 from luthier.data.chat.completeness import learned_answers, num_left_out
 from luthier.data.chat.encoder import TurnIds
-from luthier.data.media import require_usable
+from luthier.data.media.ahead import measured_ahead
+from luthier.data.media.expand import Seen
+from luthier.data.media.items import image_tag, placed, require_usable
+from luthier.data.media.tokens import num_block_tokens
 from luthier.data.rows.account import DatasetAccount
+from luthier.data.rows.columns import Column, with_media
 from luthier.data.rows.encoding import Encoding
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, with_blocks_apart
 from luthier.data.rows.loss_weights import carries_weights
 from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.rows.tokenize import Written, ahead, num_characters, text_of, turn_ids
-from luthier.data.types import Example, Prompt
+from luthier.data.types import PLACE, Dialogue, Example, Preference, Prompt
 
 if TYPE_CHECKING:
     from luthier.data.sources.dataset_info import DatasetSpec
@@ -57,19 +61,22 @@ class Labeled:
     rows: list[Parts] = field(default_factory=list)
     """Truncated to `cutoff_len`."""
     written: "tuple[tuple[Written, ...], ...]" = ()
-    """The parts of each row before tokenization."""
+    """The parts of each row before tokenization, with one character (`PLACE`) for each image."""
+    seen: Seen | None = None
+    """Its images; None for an example without any."""
     turns: list[list[list[TurnIds]]] = field(default_factory=list)
     """The token ids of `written`."""
 
 
 def read_example(row: "Row", spec: "DatasetSpec") -> Example:
     """The canonical example in a row of a dataset. Raises `RowError` for a row that its format cannot read."""
-    return FORMATS.get(spec.formatting).read(row.usable(), spec)
+    return placed(FORMATS.get(spec.formatting).read(row.usable(), spec), spec)
 
 
-def require_taken(example: Example, spec: "DatasetSpec", takes: tuple[type, ...]) -> None:
-    """Raises `RowError` for an example that the training method cannot use: with media, or of another type."""
-    require_usable(example.media, spec)
+def require_taken(example: Example, spec: "DatasetSpec", takes: tuple[type, ...], *, sees: bool = False) -> None:
+    """Raises `RowError` for an example that the training method cannot use: of another type, or with media that are
+    missing or that the model cannot take (`sees`: it takes images)."""
+    require_usable(example.media, spec, sees=sees)
     if isinstance(example, takes):
         return
     if isinstance(example, Prompt):
@@ -88,6 +95,21 @@ class RowMaker:
     on_overlong: str
     batch_rows: int
     """How many rows are tokenized together. The result does not depend on it."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of a row; those of images only where the run has some."""
+        return with_media(self.plan.columns) if self.encoding.media is not None else self.plan.columns
+
+    def values(self, example: Any, parts: Parts) -> tuple[Sequence[Any], ...]:
+        """The lists of a row, in the order of `columns`."""
+        plan = self.plan
+        sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
+        weights = [part.weights for part in parts] if plan.weigh is not None else []
+        values: tuple[Sequence[Any], ...] = (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
+        if self.encoding.media is None:
+            return values
+        return (*values, *(part.blocks for part in parts), paths_of(example, parts[0]))
 
     def rows(
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
@@ -108,6 +130,8 @@ class RowMaker:
                 continue
             account.kept += 1
             account.thoughts_left_out += self._num_thoughts_left_out(item)
+            if item.seen is not None:
+                account.count_images(len(item.seen.sizes), list(chain.from_iterable(rows)))
             parts = list(chain.from_iterable(rows))
             num_tokens, num_labels = sum(len(p.input_ids) for p in parts), sum(p.num_labels for p in parts)
             account.tokens += num_tokens
@@ -127,6 +151,8 @@ class RowMaker:
                 item.turns = [[next(turns) for _ in row] for row in item.written]
                 if item.refusal is None:
                     try:
+                        if item.seen is not None:
+                            item.turns = self._with_blocks(item, item.seen)
                         item.rows = self._encoded(item, self.encoding)
                     except RowError as error:
                         item.refusal = error
@@ -135,8 +161,10 @@ class RowMaker:
     def _batches(self, source: Iterable[Drawn]) -> Iterator[list[Labeled]]:
         batch: list[Labeled] = []
         room = MAX_BATCH_CHARACTERS
-        for drawn in source:
-            batch.append(self._written(drawn))
+        read = map(self._read, source)
+        for item in read if self.encoding.media is None else measured_ahead(read, _images_of):
+            self._write(item)
+            batch.append(item)
             room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
             if len(batch) == self.batch_rows or room < 0:
                 yield batch
@@ -144,18 +172,51 @@ class RowMaker:
         if batch:
             yield batch
 
-    def _written(self, drawn: Drawn) -> Labeled:
+    def _read(self, drawn: Drawn) -> Labeled:
         item = Labeled(drawn)
         try:
             item.example = read_example(drawn.row, drawn.spec)
-            require_taken(item.example, drawn.spec, self.plan.examples)
-            item.written = tuple(self.plan.write(item.example, self.encoding, self.settings))
+            require_taken(item.example, drawn.spec, self.plan.examples, sees=self.encoding.media is not None)
         except RowError as error:
             item.refusal = error
         return item
 
+    def _write(self, item: Labeled) -> None:
+        if item.refusal is not None:
+            return
+        example = item.example
+        assert example is not None, "a row that is not refused has been read"
+        try:
+            if self.encoding.media is not None:
+                _require_no_mark(example, self.encoding.media.processor.reserved)
+                if example.media.images:
+                    item.seen = self.encoding.media.seen(example.media.images)
+                if not self.plan.has_targets and PLACE in _answer_of(example):
+                    raise RowError("an image stands in the answer, which this stage takes as plain text")
+            item.written = tuple(self.plan.write(example, self.encoding, self.settings))
+        except RowError as error:
+            item.refusal = error
+
     def _tokenized(self, batch: list[Labeled]) -> list[list[TurnIds]]:
-        return turn_ids(self.encoding.encoder, [part for item in batch for row in item.written for part in row])
+        return turn_ids(self.encoding.encoder, [part for item in batch for part in self._with_texts(item)])
+
+    def _with_texts(self, item: Labeled) -> "Iterator[Written]":
+        """The parts of all rows, with the text that stands for each image."""
+        for part in chain.from_iterable(item.written):
+            if item.seen is not None:
+                try:
+                    part = item.seen.expanded(part)
+                except RowError as error:
+                    item.refusal = error
+            yield part
+
+    def _with_blocks(self, item: Labeled, seen: Seen) -> list[list[list[TurnIds]]]:
+        """The turns of each part, with the tokens of images as such. Raises `RowError`."""
+        encoder = self.encoding.encoder
+        return [
+            [seen.marked(turns, part, encoder) for turns, part in zip(*row, strict=True)]
+            for row in zip(item.turns, item.written, strict=True)
+        ]
 
     def _kept(self, item: Labeled, account: DatasetAccount) -> list[Parts]:
         """The rows of an example within `cutoff_len`, after applying `on_overlong`."""
@@ -180,7 +241,7 @@ class RowMaker:
             pieces = _with_targets([p for row in whole for p in _split(row, cutoff_len)], "no token of it is learned")
             account.split_into += len(pieces)
             return pieces
-        kept = _with_targets(item.rows, f"no learned token is left after truncation to cutoff_len {cutoff_len}")
+        kept = _with_targets(item.rows, *_no_target(item, cutoff_len))
         account.truncated += 1
         account.lost_tokens += sum(part.lost_tokens for part in overlong)
         account.lost_labeled_tokens += sum(part.lost_labels for part in overlong)
@@ -197,7 +258,17 @@ class RowMaker:
         return num_left_out(learned_answers(item.example, only_last), text, self.encoding.template.thinking_tags)
 
     def _encoded(self, item: Labeled, encoding: Encoding) -> list[Parts]:
-        return encoded_rows(self.plan, item.example, item.written, item.turns, encoding, self.settings)
+        rows = encoded_rows(self.plan, item.example, item.written, item.turns, encoding, self.settings, item.seen)
+        if item.seen is None:
+            return rows
+        apart = [tuple(map(with_blocks_apart, row)) for row in rows]
+        for row, parts in zip(apart, item.written, strict=True):
+            for part, written in zip(row, parts, strict=True):
+                item.seen.require_all(written, len(part.items))
+        if encoding.cutoff_len is None or not any(part.lost_tokens for row in rows for part in row):
+            return apart
+        whole = self._encoded(item, encoding.unlimited())
+        return [tuple(map(_shortened, *pair)) for pair in zip(apart, whole, strict=True)]
 
 
 def encoded_rows(
@@ -207,19 +278,78 @@ def encoded_rows(
     turns: Sequence[list[list[TurnIds]]],
     encoding: Encoding,
     settings: RowSettings,
+    seen: Seen | None = None,
 ) -> list[Parts]:
-    """The rows of an example, given the token ids of each part of each row."""
+    """The rows of an example, given the token ids of each part of each row. `seen`: its images."""
     if plan.weigh is None or not carries_weights(example.messages):
         return [plan.label(row, encoding, settings) for row in turns]
     only_parts = [part for (part,) in written], [part for (part,) in turns]
-    return [(row,) for row in plan.weigh(example, *only_parts, encoding, settings)]
+    return [(row,) for row in plan.weigh(example, *only_parts, encoding, settings, seen)]
 
 
-def column_values(plan: RowPlan, example: Any, parts: Parts) -> tuple[Sequence[float], ...]:
-    """The lists of a row, in the order of `RowPlan.columns`."""
-    sequences = [ids for part in parts for ids in (part.input_ids, part.labels)]
-    weights = [part.weights for part in parts] if plan.weigh is not None else []
-    return (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
+def paths_of(example: Example, part: Encoded) -> list[str]:
+    """The images of a row. All its parts show the same ones."""
+    return [example.media.images[item] for item in part.items]
+
+
+def image_paths(source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[str]:
+    """The images of all rows that can be read, each once."""
+    known = set()
+    for row in source:
+        try:
+            images = read_example(row, spec).media.images
+        except RowError:
+            continue
+        for path in images:
+            if path not in known:
+                known.add(path)
+                yield path
+
+
+def _images_of(item: Labeled) -> Sequence[str]:
+    return item.example.media.images if item.example is not None and item.refusal is None else ()
+
+
+def _answer_of(example: Example) -> str:
+    return example.messages[-1].content if isinstance(example, Dialogue) else ""
+
+
+def _require_no_mark(example: Example, reserved: Sequence[str]) -> None:
+    """Raises `RowError` for a text that the model would take for an image."""
+    answers = (example.chosen, example.rejected) if isinstance(example, Preference) else ()
+    messages = (*(example.prompt if isinstance(example, Preference) else example.messages), *answers)
+    for text in (example.system or "", *(text for message in messages for text in (message.content, message.thought))):
+        for word in reserved:
+            if word in text:
+                remedy = (
+                    "name its column of images in the description of the data"
+                    if word == image_tag()
+                    else (f"remove it; an image is written as {image_tag()}")
+                )
+                raise RowError(f"the text holds {word}, which the model takes for an image -> {remedy}")
+
+
+def _shortened(row: Encoded, whole: Encoded) -> Encoded:
+    """A truncated row with images, which lost those targets that the whole row has more."""
+    return replace(row, lost_labels=max(whole.num_labels - row.num_labels, 0))
+
+
+def _no_target(item: Labeled, cutoff_len: int) -> tuple[str, ...]:
+    """The reason for a row of which truncation leaves nothing to learn, and what it quotes."""
+    otherwise = f"no learned token is left after truncation to cutoff_len {cutoff_len}"
+    if item.seen is None:
+        return (otherwise,)
+    num_tokens = max(
+        sum(num_block_tokens(side) for turn in part for side in turn) for row in item.turns for part in row
+    )
+    count = f"{len(item.seen.sizes)} image{'s are' if len(item.seen.sizes) > 1 else ' is'} {num_tokens:,} tokens"
+    if 2 * num_tokens < cutoff_len:
+        return (otherwise,)
+    return (
+        f"its {count}, which leaves too little of cutoff_len {cutoff_len} for the answer -> raise cutoff_len, or lower"
+        " image_max_pixels",
+        count,
+    )
 
 
 def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
@@ -232,9 +362,9 @@ def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:
         yield (Encoded(ids, labels, weights=encoded.weights[part]),)
 
 
-def _with_targets(rows: Iterable[Parts], otherwise: str) -> list[Parts]:
-    """The rows with a target in every part; if there is none, raises `RowError` with the reason."""
+def _with_targets(rows: Iterable[Parts], otherwise: str, *quoted: str) -> list[Parts]:
+    """The rows with a target in every part; if there is none, raises `RowError` with the reason and what it quotes."""
     kept = [row for row in rows if all(part.has_target for part in row)]
     if not kept:
-        raise RowError(otherwise)
+        raise RowError(otherwise, *quoted)
     return kept

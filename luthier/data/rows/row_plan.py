@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import TrainRun
     from luthier.data.chat.encoder import TurnIds
+    from luthier.data.media.expand import Seen
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.labels import Encoded
     from luthier.data.rows.tokenize import Written
@@ -49,6 +50,7 @@ class Weigh(Protocol):
         turns: "Sequence[list[TurnIds]]",
         encoding: "Encoding",
         settings: "RowSettings",
+        seen: "Seen | None" = None,
     ) -> "list[Encoded]": ...
 
 

@@ -22,7 +22,7 @@ from luthier.data.types import Feedback, Preference
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
 
-__all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "load_catalog"]
+__all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "declares_images", "load_catalog"]
 
 CATALOG_FILE = "dataset_info.json"
 
@@ -163,7 +163,7 @@ def check_datasets(
         catalog = load_catalog(data.dataset_dir, data.media_dir)
     except DataError as error:
         return [Problem("dataset_dir", str(error).removeprefix(f"dataset_dir {data.dataset_dir!r} "))], []
-    errors: list[Problem] = []
+    errors = [*_media_dir_faults(data)]
     warnings: list[Problem] = []
     checked = set()
     for key, name in uses:
@@ -179,11 +179,42 @@ def check_datasets(
         if name in catalog.specs:
             found, notes = check_columns(catalog.specs[name], reads_loss=reads_loss)
             errors += [*(_stage_faults(catalog.specs[name], stage) if stage is not None else ()), *found]
+            errors += _media_faults(catalog.specs[name], data, stage)
             warnings += notes
     for name in catalog.names if others else ():
         if name not in checked:
             warnings += catalog.errors.get(name, ())
     return errors, warnings
+
+
+def _media_dir_faults(data: "DataConfig") -> Iterator[Problem]:
+    folder = data.media_dir
+    if folder is not None and not os.path.isdir(folder):
+        reason = "is a file, not a folder" if os.path.exists(folder) else "is not there"
+        remedy = absent_remedy(folder, "name the folder that the paths of images start from")
+        yield Problem("media_dir", reason, remedy, value=folder, has_value=True)
+
+
+def _media_faults(spec: DatasetSpec, data: "DataConfig", stage: str | None) -> Iterator[Problem]:
+    """What keeps a run from using a dataset with images."""
+    if not spec.columns.images:
+        return
+    key = f"{spec.name}.columns.images"
+    if stage is not None and not STAGES.get(stage).rows.reads_chat:
+        reason, remedy = f"stage {stage} learns plain text without images", "use stage: sft, or leave the column out"
+        yield Problem(key, reason, remedy, file=spec.file, line=spec.line)
+    if data.on_overlong == "split":
+        reason = "on_overlong: split would cut rows apart from their images"
+        yield Problem(key, reason, "set on_overlong: truncate or drop", file=spec.file, line=spec.line)
+
+
+def declares_images(data: "DataConfig", *, hf_hub_token: str | None = None) -> bool:
+    """Whether a dataset of the run has a column of images. False for datasets that cannot be found."""
+    try:
+        catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=hf_hub_token)
+        return any(catalog.get(name).columns.images for name in (*data.dataset, *data.eval_dataset))
+    except DataError:  # told where the data are read
+        return False
 
 
 def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:

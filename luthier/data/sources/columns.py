@@ -115,7 +115,8 @@ def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
 def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(key, column, reason) of described columns that the first rows lack. The default `input` may be missing."""
     for key, column in _effective(spec, found).items():
-        if column not in found and (spec.columns_given or key in FORMATS.get(spec.formatting).needs):
+        may_lack = key == "images" and FORMATS.get(spec.formatting).has_roles  # images may stand in messages alone
+        if column not in found and not may_lack and (spec.columns_given or key in FORMATS.get(spec.formatting).needs):
             how = "" if spec.columns_given else " (the default, since `columns` is not given)"
             yield key, column, f"the data have no such column{how}"
 

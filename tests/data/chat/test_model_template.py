@@ -260,13 +260,22 @@ def test_where_nothing_ends_an_answer_the_eos_is_learned():
 
 
 def test_words_that_the_program_does_not_write_are_a_reason_to_drop_the_row():
+    tokenizer = tokenizer_with("chatml")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.text }}{% endfor %}"
+    with pytest.raises(RowError, match="does not write the text of an answer"):
+        ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer"))
+
+
+@pytest.mark.parametrize("system", [None, "s"])
+def test_a_program_that_takes_lists_of_parts_gets_them(system):
     """As in templates for pictures, which take contents apart into pictures and texts."""
     tokenizer = tokenizer_with("chatml")
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+        "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    with pytest.raises(RowError, match="does not write the text of an answer"):
-        ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer"))
+    (row,) = ModelChatTemplate(Encoder(tokenizer)).rows(talk("q", "an answer", "r", "another", system=system))
+    assert row.text == ("system:s;" if system else "") + "user:q;assistant:an answer;user:r;assistant:another;"
 
 
 def merging_tokenizer(chat_template: str):

@@ -98,8 +98,14 @@ class TestParts:
         with pytest.raises(RowError) as caught:
             read(chat(*messages), OPENAI)
         assert str(caught.value) == (
-            f"part 2 of 'content' of message {place + 1} is of type {what!r}, and this version trains on text only "
-            "-> remove the part and what the text says of it, or the row"
+            f"part 2 of 'content' of message {place + 1} is of type {what!r}, and "
+            + (
+                'the description of the data declares no images -> add "images": "images" to `columns`, whether or not'
+                " rows have such a column"
+                if what in ("image", "image_url")
+                else "this version trains on text and images only -> remove the part and what the text says of it, or"
+                " the row"
+            )
         )
 
     def test_an_item_that_is_no_part(self):

@@ -8,7 +8,7 @@ from luthier.data.packing.best_fit import Packs
 from luthier.data.packing.blocks import Blocks
 from luthier.data.packing.kl_pairs import MismatchedPairs
 from luthier.data.rows.arrow import table_of
-from luthier.data.rows.columns import KINDS, kind_of, numbers_of, part_of, parts_of
+from luthier.data.rows.columns import IMAGES, KINDS, kind_of, numbers_of, part_of, parts_of, with_media
 
 PACKERS = (Packs(8), Blocks(8), MismatchedPairs(8))
 TABLES = [STAGES.get(name).rows.columns for name in STAGES.names] + [packer.columns for packer in PACKERS]
@@ -36,3 +36,17 @@ def test_a_row_is_its_parts_and_its_numbers(columns):
 def test_no_name_of_a_kind_ends_in_another():
     names = [kind.name for kind in KINDS]
     assert not [(a, b) for a in names for b in names if a != b and a.endswith(b)]
+
+
+@pytest.mark.parametrize("columns", TABLES, ids=lambda columns: " ".join(column.name for column in columns))
+def test_columns_of_images(columns):
+    """Each part has blocks, the row has the images, and neither is a number of the row."""
+    seen = with_media(columns)
+    names = [column.name for column in seen]
+    parts = parts_of(names)
+    assert names[len(columns) :] == [*(f"{part}blocks" for part in parts), "images"]
+    table = table_of([[["a.png"] if column.kind is IMAGES else [7] for column in seen]], seen)
+    assert all(kind_of(column.name) is column.kind for column in seen)
+    assert numbers_of(names) == numbers_of(column.name for column in columns)
+    assert table[0]["images"] == ["a.png"]
+    assert part_of(table[0], parts[0])["blocks"] == [7]

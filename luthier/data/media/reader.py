@@ -1,0 +1,141 @@
+"""Opens images: measuring, training and chat see the same pixels.
+
+An image is upright (its EXIF orientation is applied) and in RGB. Sizes are remembered in the folder of the cache by
+path, bytes and time of change, so that a file is decoded once to be measured.
+"""
+
+import functools
+import json
+import os
+import struct
+import threading
+import warnings
+import zlib
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import RowError
+from luthier.core.paths import cache_root
+from luthier.core.versions import require
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+State = tuple[int, int]
+"""(bytes, time of the last change in nanoseconds) of a file."""
+SIZES_FILE = "sizes.jsonl"
+_FAULTS = (
+    OSError,  # an unknown kind of file, a cut one
+    SyntaxError,  # a broken PNG
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for damaged files, apart from its own error for too many pixels."""
+
+
+def load_image(path: str) -> "Image.Image":
+    """The image in a file, upright, in RGB. Raises `RowError` for a file that holds none."""
+    require("PIL", "vision", "reading images")
+    from PIL import Image, UnidentifiedImageError
+    from transformers.image_utils import load_image as load
+
+    _silence()
+    try:
+        if not os.path.getsize(path):
+            raise RowError(f"{path!r} is an empty file, not an image", repr(path))
+        return load(path)
+    except UnidentifiedImageError as fault:
+        raise RowError(f"{path!r} is not an image of a known kind", repr(path)) from fault
+    except Image.DecompressionBombError as fault:
+        reason = str(fault).partition(",")[0]
+        raise RowError(f"{path!r} has too many pixels to be decoded: {reason}", repr(path), reason) from fault
+    except _FAULTS as fault:
+        if isinstance(fault, RowError):
+            raise
+        reason = " ".join(str(fault).split()) or type(fault).__name__
+        raise RowError(f"{path!r} cannot be read as an image: {reason}", repr(path), reason) from fault
+
+
+def size_of(path: str) -> Size:
+    """The size of an upright image. The file is decoded the first time. Raises `RowError`."""
+    return _sizes().of(path)
+
+
+def state_of(path: str) -> State | None:
+    """What tells whether a file has changed; None for a file that is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+class Sizes:
+    """The sizes of images, remembered in a file with one line for each. Threads and processes may share it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[State, Size]] = {}
+        try:
+            with open(file, encoding="utf-8") as lines:
+                for line in lines:
+                    self._learn(line)
+        except OSError:
+            pass
+
+    def of(self, path: str) -> Size:
+        state = state_of(path)
+        remembered, size = self._known.get(path, (None, (0, 0)))
+        if state is not None and remembered == state:
+            return size
+        image = load_image(path)
+        size = (image.height, image.width)
+        if state is not None and state_of(path) == state:
+            self._remember(path, state, size)
+        return size
+
+    def _learn(self, line: str) -> None:
+        try:
+            path, num_bytes, changed, height, width = json.loads(line)
+            self._known[str(path)] = ((int(num_bytes), int(changed)), (int(height), int(width)))
+        except (ValueError, TypeError):  # a line that a killed process left half written
+            return
+
+    def _remember(self, path: str, state: State, size: Size) -> None:
+        with self._lock:
+            self._known[path] = (state, size)
+            try:
+                os.makedirs(os.path.dirname(self.file), exist_ok=True)
+                with open(self.file, "a", encoding="utf-8") as lines:
+                    lines.write(json.dumps([path, *state, *size]) + "\n")
+            except OSError:  # without a cache, each start measures again
+                return
+
+
+@functools.lru_cache(maxsize=4)
+def _sizes_in(file: str) -> Sizes:
+    return Sizes(file)
+
+
+def _sizes() -> Sizes:
+    return _sizes_in(str(cache_root() / "media" / SIZES_FILE))
+
+
+@functools.cache
+def _silence() -> None:
+    """Pillow's remarks on palettes, EXIF and many pixels: what matters of them is an error here."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

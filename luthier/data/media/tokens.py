@@ -1,0 +1,69 @@
+"""Tokens that belong to the block of an image. They are whole numbers that know their image.
+
+So truncation sees blocks without a list of positions beside every list of ids: a cut list still knows them.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+
+class BlockToken(int):
+    """The id of a token in the block of image `item`, counted from 0 in its row."""
+
+    item: int
+
+    @classmethod
+    def of(cls, token: int, item: int) -> "BlockToken":
+        made = cls(token)
+        made.item = item
+        return made
+
+
+def num_block_tokens(ids: Sequence[int]) -> int:
+    """The tokens of all blocks in `ids`."""
+    return list(map(type, ids)).count(BlockToken)
+
+
+def as_block(ids: list[int], start: int, stop: int, item: int) -> None:
+    """Make the tokens from `start` up to `stop` the block of image `item`."""
+    shared = {token: BlockToken.of(token, item) for token in ids[start:stop]}
+    ids[start:stop] = [shared[token] for token in ids[start:stop]]
+
+
+def with_blocks(ids: Sequence[int], blocks: Sequence[int]) -> list[int]:
+    """The ids with the blocks at these places (start, stop, start, stop, ...)."""
+    tokens = list(ids)
+    for item, (start, stop) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
+        as_block(tokens, start, stop, item)
+    return tokens
+
+
+def blocks_in(ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(image, start, stop) of every block, in order."""
+    at = 0
+    for item, run in groupby(ids, key=lambda token: getattr(token, "item", -1)):
+        length = len(list(run))
+        if item >= 0:
+            yield item, at, at + length
+        at += length
+
+
+def first_whole(ids: list[int], num_tokens: int) -> list[int]:
+    """The first `num_tokens` ids, and fewer where a block would be cut."""
+    if 0 < num_tokens < len(ids) and isinstance(ids[num_tokens], BlockToken):
+        item = getattr(ids[num_tokens], "item", -1)
+        while num_tokens and getattr(ids[num_tokens - 1], "item", -1) == item:
+            num_tokens -= 1
+    return ids[:num_tokens]
+
+
+def first_around(ids: Sequence[int], num_text: int) -> list[int]:
+    """All blocks, and of the text around them the first `num_text` tokens."""
+    kept: list[int] = []
+    for token in ids:
+        if isinstance(token, BlockToken):
+            kept.append(token)
+        elif num_text:
+            kept.append(token)
+            num_text -= 1
+    return kept

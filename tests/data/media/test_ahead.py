@@ -1,0 +1,22 @@
+"""Images are measured ahead of their rows, which keep their order."""
+
+from luthier.data.media import reader
+from luthier.data.media.ahead import measured_ahead
+from tests.media_models import draw
+
+
+def test_rows_keep_their_order_and_find_their_sizes(tmp_path, monkeypatch):
+    paths = [str(draw(tmp_path / f"{number}.png", width=number)) for number in range(1, 60)]
+    rows = [*paths, str(tmp_path / "missing.png")]
+    opened = []
+    monkeypatch.setattr(reader, "load_image", lambda path, load=reader.load_image: opened.append(path) or load(path))
+    for row, path in zip(measured_ahead(iter(rows), lambda row: [row]), rows, strict=True):
+        assert row == path
+        assert path not in paths or reader.size_of(path) == (28, paths.index(path) + 1)
+    assert sorted(opened) == sorted(rows), "each file is opened once"
+
+
+def test_an_early_end(tmp_path):
+    rows = measured_ahead(iter(range(1000)), lambda row: [])
+    assert next(rows) == 0
+    rows.close()

@@ -1,0 +1,78 @@
+"""Images are upright and in RGB, whatever their file is like, and measured once."""
+
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from luthier.core.errors import RowError
+from luthier.data.media.reader import Sizes, load_image, size_of, state_of
+from tests.media_models import draw
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode(tmp_path, mode):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)) if mode == "I;16" else noise.convert(mode)
+    path = tmp_path / f"a.{'tiff' if mode in ('CMYK', 'F') else 'png'}"
+    image.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_image(str(path))
+    assert (loaded.mode, loaded.size) == ("RGB", (30, 20))
+    assert size_of(str(path)) == (20, 30)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(tmp_path, orientation):
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert size_of(str(tmp_path / "a.jpg")) == ((20, 30) if orientation < 5 else (30, 20))
+
+
+def test_the_first_image_of_a_film(tmp_path):
+    frames = [Image.new("RGB", (30, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert load_image(str(tmp_path / "a.gif")).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_cut_jpeg_has_a_good_header(tmp_path):
+    draw(tmp_path / "a.jpg", height=100, width=100)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    assert Image.open(tmp_path / "a.jpg").size == (100, 100)
+    with pytest.raises(RowError, match=r"a\.jpg' cannot be read as an image: image file is truncated"):
+        size_of(str(tmp_path / "a.jpg"))
+
+
+def test_a_size_is_remembered_until_the_file_changes(tmp_path):
+    path, file = draw(tmp_path / "a.png"), tmp_path / "memo" / "sizes.jsonl"
+    assert Sizes(str(file)).of(str(path)) == (28, 28)
+    state = state_of(str(path))
+    path.write_bytes(b"x" * state[0])
+    os.utime(path, ns=(0, state[1]))
+    assert Sizes(str(file)).of(str(path)) == (28, 28), "an unchanged file is not opened"
+    draw(path, height=40)
+    assert Sizes(str(file)).of(str(path)) == (40, 28)
+
+
+def test_a_half_written_line_is_left_out(tmp_path):
+    path, file = draw(tmp_path / "a.png"), tmp_path / "sizes.jsonl"
+    file.write_text('["/a.png", 1, 2\n' + json.dumps([str(path), *state_of(str(path)), 7, 8]) + "\n[1]\n")
+    assert Sizes(str(file)).of(str(path)) == (7, 8)
+
+
+def test_without_a_folder_that_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert Sizes(str(tmp_path / "file" / "sizes.jsonl")).of(str(draw(tmp_path / "a.png"))) == (28, 28)
+
+
+def test_a_file_that_is_not_there_has_no_state(tmp_path):
+    assert state_of(str(tmp_path / "no")) is None
