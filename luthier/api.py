@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from luthier.infer.session import ChatSession
     from luthier.training.fit import RunResult
-    from luthier.workflow.evaluate import Evaluation
+    from luthier.workflow.comparison import Evaluation
 
 
 def train(keys: Mapping[str, Any]) -> "RunResult":
@@ -35,7 +35,7 @@ def evaluate(keys: Mapping[str, Any]) -> "Evaluation":
     """Measure a model, as `luthier eval` does."""
     from luthier.config.load import load_eval
     from luthier.core.log import set_up
-    from luthier.workflow import evaluate as command
+    from luthier.workflow import comparison as command
 
     set_up()
     return command.evaluate(load_eval(keys))

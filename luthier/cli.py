@@ -27,7 +27,7 @@ COMMANDS = {
     "webchat": ("RUN", "talk to a model in a browser"),
     "webui": ("[--host H] [--port P] [--root DIR]", "start, watch, compare and try runs in a browser"),
     "export": ("RUN", "merge adapters, quantize, write a model folder"),
-    "eval": ("RUN task=TASK [key=value ...]", "measure a model: multiple choice, perplexity, lm-evaluation-harness"),
+    "eval": ("RUN task=TASK [key=value ...]", "measure a model, and how much better it is than its base"),
     "expand": ("MODEL OUT --blocks N", "insert blocks that are the identity at first, for use_llama_pro"),
     "verify": ("DIR", "compare a folder with its manifest"),
     "schema": ("", "print the JSON Schema of a run file"),

@@ -63,6 +63,8 @@ def describe_type(expected: Any, choices: tuple[str, ...] = ()) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin is tuple:
+        if get_origin(args[0]) is Literal:
+            return f"list of texts out of {', '.join(get_args(args[0]))}"
         items = {str: "texts", float: "numbers"}[args[0]]
         return f"list of {items}" + (f" out of {', '.join(choices)}" if choices else "")
     if choices and expected is str:

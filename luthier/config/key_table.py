@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.engines import SglangConfig, VllmConfig
-from luthier.config.keys.evaluate import EvalConfig
+from luthier.config.keys.evaluate import EvalConfig, EvalTasksConfig
 from luthier.config.keys.export import ExportConfig
 from luthier.config.keys.finetuning import FinetuningConfig, MethodChoice
 from luthier.config.keys.fp8 import Fp8Config
@@ -38,6 +38,7 @@ GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer",
 VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
 SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
 EVALUATION = Section("evaluation", EvalConfig, commands=("eval",))
+EVAL_TASKS = Section("tasks while training", EvalTasksConfig, ("train",), "eval_tasks", example="mmlu_test")
 EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
@@ -101,7 +102,7 @@ def sections() -> tuple[Section, ...]:
             SWANLAB,
             KT,
         ),
-        *(TRAINING, LEGACY, GENERATING, VLLM, SGLANG, EXPORT, EVALUATION, *LATER),
+        *(TRAINING, LEGACY, GENERATING, VLLM, SGLANG, EXPORT, EVALUATION, EVAL_TASKS, *LATER),
     )
 
 

@@ -15,6 +15,7 @@ from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
     DATA,
+    EVAL_TASKS,
     EVALUATION,
     EXPORT,
     FINETUNING,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 PATHS = frozenset(
     {
         *("output_dir", "resume_from_checkpoint", "dataset_dir", "media_dir", "tokenized_path", "export_dir"),
-        *("task_dir", "save_dir", "compare"),
+        *("task_dir", "save_dir", "compare", "html"),
         *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
         *("reward_model_adapters", "cache_dir", "offload_folder", "new_special_tokens_config", "deepspeed"),
         *("profiler_output_dir", "swanlab_logdir", "kt_weight_path", "kt_non_expert_weight_path"),
@@ -270,6 +271,7 @@ class Draft:
                 "fp8": self._section(FP8),
                 "swanlab": self._section(SWANLAB),
                 "kt": self._section(KT),
+                "tasks": self._section(EVAL_TASKS),
             }
             return TrainRun(**common) if self.command == "train" else self._eval_run(common)
         if self.command == "export":

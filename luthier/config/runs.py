@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.engines import SglangConfig, VllmConfig
-from luthier.config.keys.evaluate import EvalConfig
+from luthier.config.keys.evaluate import EvalConfig, EvalTasksConfig
 from luthier.config.keys.export import ExportConfig
 from luthier.config.keys.finetuning import FinetuningConfig
 from luthier.config.keys.fp8 import Fp8Config
@@ -79,6 +79,7 @@ class TrainRun(Run):
     fp8: Fp8Config
     swanlab: SwanlabConfig
     kt: KTransformersConfig
+    tasks: EvalTasksConfig
 
     @property
     def trains(self) -> bool:

@@ -6,8 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from luthier.data.rows.encoding import Encoding
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
+from luthier.infer.prompting import with_calls as split_calls
+from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought
 from luthier.infer.types import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +28,15 @@ class Asked:
     """JSON text, or empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The parts of an answer."""
+
+    thought: str
+    words: str
+    calls: tuple[ToolCall, ...] = ()
+
+
 @dataclass(frozen=True)
 class EvalModel:
     model: "PreTrainedModel"
@@ -36,6 +47,8 @@ class EvalModel:
     prompting: Prompting
     """How conversations are written for an answer."""
     stop_ids: frozenset[int]
+    answer_format: AnswerFormat
+    """How the model writes thoughts and calls."""
     settings: Settings
     """How answers are generated, as the run file says."""
     batch_size: int
@@ -59,12 +72,32 @@ class EvalModel:
 
     def generate(self, asked: Sequence[Asked], max_new_tokens: int | None = None) -> Iterator[str]:
         """The answers, in order. `max_new_tokens` None: as the run file has it."""
+        return self.answers([self.prompt_ids(one) for one in asked], max_new_tokens)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None = None) -> Iterator[str]:
+        """The answers to prompts that are token ids already, in order."""
         from luthier.infer.batch import generate_answers
 
         settings = self.settings
         if max_new_tokens is not None:
             settings = replace(settings, max_new_tokens=max_new_tokens)
-        prompts = [self.prompt_ids(one) for one in asked]
         answers = generate_answers(self.model, self.tokenizer, prompts, settings, self.stop_ids, self.batch_size)
         for ids in answers:
-            yield str(self.tokenizer.decode(ids, skip_special_tokens=settings.skip_special_tokens))
+            yield self.text_of(ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=self.settings.skip_special_tokens))
+
+    def read(self, answer: str, prompt: Sequence[int], *, with_calls: bool) -> "Read":
+        """An answer with thought, words and calls told apart. `prompt`: ids; its end may open a thought."""
+        end_of_prompt = str(self.tokenizer.decode(list(prompt[-TAIL_TOKENS:])))
+        tags = self.answer_format.thinking_tags
+        reader = AnswerReader(tags, is_thinking=opens_thought(end_of_prompt, tags))
+        parts = [*reader.push(answer), *reader.finish()]
+        thought = "".join(part.text for part in parts if isinstance(part, Thought))
+        words = "".join(part.text for part in parts if isinstance(part, Words))
+        if not with_calls:
+            return Read(thought, words)
+        # Rows are token ids here and have no list of tools; the syntax shows what is a call.
+        message = split_calls(words, 0, self.answer_format.call_syntax, "[]")
+        return Read(thought, message.content, message.calls)

@@ -5,6 +5,7 @@ results.jsonl   {"subject": ..., "index": ..., ...} for each question, in order
 results.json    as LLaMA-Factory writes it; for multiple choice {subject: {index: letter}}
 results.log     the table that is also printed
 summary.json    n, metrics, standard errors, versions, hashes; it is written last, so it marks finished results
+base/           the same of the base, with `compare: base`
 """
 
 import json
@@ -19,14 +20,14 @@ from luthier.core.files import write_atomically
 from luthier.evals.task import Record
 
 RUN_FILE, LINES_FILE, RESULTS_FILE = "run.json", "results.jsonl", "results.json"
-LOG_FILE, SUMMARY_FILE = "results.log", "summary.json"
+LOG_FILE, SUMMARY_FILE, BASE_FOLDER = "results.log", "summary.json", "base"
 
 
 class ResultsFolder:
     """Where results go. Without a folder they are only kept in memory."""
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
-        """`identity`: what must be the same for unfinished results to go on.
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any], *, reuses: bool = False) -> None:
+        """`identity`: what must be the same for unfinished results to go on. `reuses`: finished ones are taken too.
 
         Raises `OutputError` for a folder that holds anything else than unfinished results with this identity.
         """
@@ -34,13 +35,17 @@ class ResultsFolder:
         self.records: list[Record] = []
         """Those so far, in order."""
         if folder is not None:
-            self._open(folder, json.loads(json.dumps(identity)))
+            self._open(folder, json.loads(json.dumps(identity)), reuses)
 
-    def _open(self, folder: Path, identity: Any) -> None:
+    @property
+    def is_finished(self) -> bool:
+        return self.folder is not None and (self.folder / SUMMARY_FILE).exists()
+
+    def _open(self, folder: Path, identity: Any, reuses: bool) -> None:
         if folder.is_dir():
             remove_abandoned(folder)
-        if folder.exists() and (not folder.is_dir() or any(not is_draft(path.name) for path in folder.iterdir())):
-            require_same(folder, identity)
+        if folder.exists() and (not folder.is_dir() or any(map(_is_own, folder.iterdir()))):
+            require_same(folder, identity, reuses=reuses)
             self.records = read_records(folder)
         else:
             write_atomically(folder / RUN_FILE, json.dumps(identity, indent=2, ensure_ascii=False) + "\n")
@@ -77,14 +82,19 @@ class ResultsFolder:
         write_atomically(self.folder / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
+def _is_own(path: Path) -> bool:
+    """Whether it is neither a draft nor the folder of the base, which is measured first."""
+    return path.name != BASE_FOLDER and not is_draft(path.name)
+
+
 def _line(record: Record) -> str:
     return json.dumps(record.as_json(), ensure_ascii=False) + "\n"
 
 
-def require_same(folder: Path, identity: Any) -> None:
-    """Raises `OutputError` unless `folder` holds unfinished results with this identity."""
+def require_same(folder: Path, identity: Any, *, reuses: bool = False) -> None:
+    """Raises `OutputError` unless `folder` holds unfinished results with this identity, or finished if `reuses`."""
     remedy = "name a new folder in save_dir"
-    if (folder / SUMMARY_FILE).exists():
+    if (folder / SUMMARY_FILE).exists() and not reuses:
         raise OutputError(f"save_dir: {folder} holds finished results -> {remedy}")
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -93,8 +103,7 @@ def require_same(folder: Path, identity: Any) -> None:
     if written != identity:
         differing = sorted(_differing(written, identity)) or ["its content"]
         raise OutputError(
-            f"save_dir: {folder} holds unfinished results of another command (it differs in {', '.join(differing)})"
-            f" -> {remedy}"
+            f"save_dir: {folder} holds results of another command (it differs in {', '.join(differing)}) -> {remedy}"
         )
 
 

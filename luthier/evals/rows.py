@@ -1,5 +1,6 @@
 """The rows of a run's datasets that an evaluation reads, made by the code that makes them for training."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -8,12 +9,14 @@ from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import DataError
 from luthier.core.kinds import STAGES
+from luthier.data.rows.columns import IMAGES
 
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
     from luthier.config.runs import EvalRun
     from luthier.data.prepare import PreparedData
     from luthier.data.rows.encoding import Encoding
+    from luthier.data.rows.table import Table
 
 
 def evaluated_rows(run: "EvalRun", encoding: "Encoding", *, with_prompts: bool = False) -> "PreparedData":
@@ -27,11 +30,22 @@ def evaluated_rows(run: "EvalRun", encoding: "Encoding", *, with_prompts: bool =
     keys = MappingProxyType({**run.training.given, "predict_with_generate": with_prompts})
     run = replace(run, data=evaluated_data(run.data), training=TrainingKeys(keys))
     data = prepare(run, STAGES.get(run.stage).rows, encoding)
+    refuse_images({**data.eval, **data.prompts})
     if data.eval:
         return data
     if data.table is None or with_prompts:
         raise DataError(f"tokenized_path: {run.data.tokenized_path} holds no evaluation rows -> name a dataset")
     return replace(data, eval={"": data.table})
+
+
+def refuse_images(tables: "Mapping[str, Table]") -> None:
+    """Raises `DataError` for rows with images: a task shows its model token ids alone."""
+    for name, rows in tables.items():
+        if IMAGES.name in rows.column_names and any(rows[IMAGES.name]):
+            raise DataError(
+                f"dataset {name}: has rows with images, which `luthier eval` does not show to the model"
+                " -> name a dataset without images in eval_dataset"
+            )
 
 
 def evaluated_data(data: "DataConfig") -> "DataConfig":

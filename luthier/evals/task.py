@@ -1,7 +1,7 @@
 """What `luthier eval` measures: a task has questions, and each answered question is one line of results.jsonl.
 
 kind = EVAL_KINDS.get("multiple_choice")     a file in luthier/evals/tasks/
-task = kind.open(run)
+task = kind.open(run, "mmlu_test")
 questions = task.questions(encoding)         read and checked before a model is loaded
 records = task.score(model, questions[:8])   one record for each question, in order
 task.summary(records)                        {"n": 8, "accuracy": 0.5, "standard_error": ...}
@@ -16,7 +16,9 @@ from luthier.config.rules.engine import NO_RULES, Rules
 if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
     from luthier.data.rows.encoding import Encoding
+    from luthier.evals.measure import Measure
     from luthier.evals.model import EvalModel
+    from luthier.evals.paired import PairedDifference
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,15 @@ class Record:
         return cls(line["subject"], line["index"], rest)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Texts for a reader."""
+
+    question: str
+    reference: str
+    answer: str
+
+
 class EvalTask(Protocol):
     """One task of a run. Its methods are called in the order in which they stand here."""
 
@@ -56,8 +67,11 @@ class EvalTask(Protocol):
     def score(self, model: "EvalModel", questions: Sequence[Any]) -> Sequence[Record]:
         """One record for each of these questions, in order. It must not depend on questions of earlier calls."""
 
-    def scores(self, values: Mapping[str, Any]) -> Mapping[str, float]:
-        """Metric -> the score of one question, from the values of its record. Paired differences are made of these."""
+    def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
+        """The metrics of these records, the most telling one first. Paired differences are made of these."""
+
+    def example(self, question: Any, values: Mapping[str, Any]) -> "Shown | None":
+        """A question with what the model made of it, for a reader; None if that tells nothing."""
 
     def summary(self, records: Sequence[Record]) -> Mapping[str, Any]:
         """What summary.json says of all records: `n`, metrics, `standard_error`."""
@@ -69,6 +83,16 @@ class EvalTask(Protocol):
         """What is printed, and written to results.log."""
 
 
+class JudgedTask(EvalTask, Protocol):
+    """A task that compares answers with those of another model."""
+
+    def against(self, records: Sequence[Record]) -> None:
+        """Called before `score`, with the answers of the other model. Raises `InvalidInput` if these are none."""
+
+    def judged(self, records: Sequence[Record]) -> "PairedDifference":
+        """The comparison of the two models."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalKind:
     """A kind of task. The file in luthier/evals/tasks/ has its name."""
@@ -76,7 +100,12 @@ class EvalKind:
     name: str
     is_chosen: Callable[[str], bool]
     """(value of `task`) -> whether this kind measures it."""
-    open: "Callable[[EvalRun], EvalTask]"
+    open: "Callable[[EvalRun, str], EvalTask]"
+    """(run, the value of `task`) -> the task."""
     reads_rows: bool = False
     """Whether its questions are rows of the run's datasets, so that these must be there."""
+    judges: bool = False
+    """Whether it compares answers with those of another model by itself: the task is a `JudgedTask`."""
+    in_training: bool = False
+    """Whether `eval_tasks` may name it."""
     check: Rules = NO_RULES

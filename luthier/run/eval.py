@@ -6,7 +6,7 @@ from luthier.core.log import warn
 def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import EvalRun
-    from luthier.workflow.evaluate import evaluate
+    from luthier.workflow.comparison import evaluate
     from luthier.workflow.preflight import load_checked
 
     run = load_checked("eval", read_source(argv), begins=True)

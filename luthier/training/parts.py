@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
 """(model, metric prefix) -> metrics besides the loss, such as ROUGE."""
+TaskMetrics = Callable[["nn.Module", str], Mapping[str, float]]
+"""(model, metric prefix) -> eval_<task>_<metric> of `eval_tasks`; nothing where the prefix is of another evaluation."""
 BuildOptimizer = Callable[["nn.Module", "TrainingArguments"], "torch.optim.Optimizer"]
 
 
@@ -61,6 +63,8 @@ class TrainingParts:
     """Called at each log line."""
     eval_metrics: EvalMetrics | None = None
     """Called after every evaluation."""
+    task_metrics: TaskMetrics | None = None
+    """Called after every evaluation, if there are `eval_tasks`."""
     superseded: Sequence[Path] = ()
     """Checkpoints of an earlier run, removed once this run has saved something."""
     processor: FittedProcessor = AS_IT_IS

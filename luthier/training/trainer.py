@@ -270,6 +270,8 @@ class StageTrainer(CheckpointedTrainer):
         if self.parts.eval_metrics is not None:
             means |= self.parts.eval_metrics(model, metric_key_prefix)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+        if self.parts.task_metrics is not None:
+            metrics |= self.parts.task_metrics(model, metric_key_prefix)
         # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 

@@ -51,6 +51,10 @@ def _add_pages(board: Board) -> None:
     async def _(request: Request, model: str = "") -> None:
         await new_run.build_export(board, Frame(board, request, "export"), model)
 
+    @ui.page("/evaluate")
+    async def _(request: Request, model: str = "") -> None:
+        await new_run.build_evaluation(board, Frame(board, request, "evaluate"), model)
+
     @ui.page("/run/{name:path}")
     async def _(request: Request, name: str) -> None:
         await run_page.build(board, Frame(board, request, "run"), name)

@@ -33,8 +33,15 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         *("model_name_or_path", "adapter_name_or_path", "template", "finetuning_type", "export_dir", "export_size"),
         *("export_device", "export_quantization_bit", "export_legacy_format", "infer_dtype", "trust_remote_code"),
     ),
+    "eval": (
+        *("model_name_or_path", "adapter_name_or_path", "template", "finetuning_type", "task", "compare", "save_dir"),
+        *("metrics", "dataset_dir", "dataset", "eval_dataset", "val_size", "max_samples", "task_dir", "n_shot", "lang"),
+        *("batch_size", "max_new_tokens", "do_sample", "seed", "judge_url", "judge_model", "quantization_bit"),
+    ),
 }
 """The keys that most people set. They stand first and open; the others are below, by topic."""
+FOLDER_KEYS = {"train": "output_dir", "export": "export_dir", "eval": "save_dir"}
+"""The key that says where a command writes to."""
 FEWEST = 3
 """A topic with fewer keys has no heading of its own."""
 OTHER = "other"
@@ -181,4 +188,4 @@ def check(text: str, command: str) -> Checked:
 
 def folder_in(text: str, command: str) -> str:
     """The folder that the run will write to; empty if the text does not say."""
-    return values_of(text).get("export_dir" if command == "export" else "output_dir", "").strip()
+    return values_of(text).get(FOLDER_KEYS[command], "").strip()

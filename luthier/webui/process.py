@@ -13,6 +13,7 @@ from pathlib import Path
 from luthier.core.errors import InvalidInput, OutputError, RunFailed
 from luthier.core.files import write_atomically
 from luthier.webui import identity
+from luthier.webui.evaluations import words_for
 from luthier.webui.runs import EXIT, RECORD, RUN_FILE, STOP, Run, is_run, read_object, read_run
 
 START_SECONDS = 20.0
@@ -75,7 +76,9 @@ def resume(run: Run) -> Run:
         raise InvalidInput(f"{run.folder}: has no run file -> start it with `luthier train`")
     argv = read_object(run.folder / RECORD).get("argv")
     command = argv[len(_LUTHIER)] if isinstance(argv, list) and len(argv) > len(_LUTHIER) else "train"
-    words = ("overwrite_output_dir=false",) if command == "train" else ()
+    words: tuple[str, ...] = ("overwrite_output_dir=false",) if command == "train" else ()
+    if command == "eval":
+        words = words_for(run.folder)
     return start(run.folder, run.text, command, words)
 
 

@@ -3,72 +3,135 @@
 Questions are read before weights are loaded, and each group of records is saved as soon as it is there.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.eval_command import kind_of
-from luthier.core.errors import InvalidInput
+from luthier.config.rules.eval_command import kind_of, tasks_of
+from luthier.core.errors import InvalidInput, OutputError
+from luthier.core.files import write_atomically
 from luthier.core.importing import without_collection
 from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
 from luthier.core.versions import library_version
-from luthier.evals.results import ResultsFolder
+from luthier.evals.results import SUMMARY_FILE, ResultsFolder
 from luthier.evals.task import EvalTask, Record
 from luthier.model.loading.memory_check import enough_memory
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from luthier.config.runs import EvalRun
     from luthier.evals.model import EvalModel
 
-NOT_IDENTITY = frozenset({"save_dir", "compare", "download_mode"})
+NOT_IDENTITY = frozenset({"save_dir", "compare", "html", "download_mode"})
 """Keys that do not change any record."""
 LIBRARIES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The result of `luthier eval`."""
+class Measured:
+    """What one task found."""
 
+    name: str
     task: EvalTask
+    questions: Sequence[Any]
     records: Sequence[Record]
     summary: Mapping[str, Any]
     table: str
 
 
+class Side:
+    """A model to measure. Its weights are loaded when a question is asked, since finished results need none."""
+
+    def __init__(self, run: "EvalRun") -> None:
+        self.run = run
+        with without_collection():
+            self.text = load_text_side(run)
+        self._model: EvalModel | None = None
+
+    @property
+    def model(self) -> "EvalModel":
+        if self._model is None:
+            self._model = load_eval_model(self.run, self.text)
+        return self._model
+
+    def free(self) -> None:
+        """Give back the memory of the weights."""
+        self._model = None
+
+    @property
+    def name(self) -> str:
+        return " + ".join([self.run.model.model_name_or_path or "", *self.run.model.adapter_name_or_path])
+
+
 @enough_memory("take a smaller batch_size, quantization_bit: 4, or a smaller model")
-def evaluate(run: "EvalRun") -> Evaluation:
-    """Ask all questions of the task, or resume unfinished results in save_dir. `luthier.evaluate` calls this."""
-    assert run.evaluation.task is not None, "a rule demands it"
-    run = as_trained(run)
-    folder = None if run.evaluation.save_dir is None else Path(run.evaluation.save_dir)
-    return measure(run, open_task(run), folder)
+def measure_all(run: "EvalRun") -> list[Measured]:
+    """Ask all questions of all tasks, or resume unfinished results in save_dir."""
+    side, names = Side(as_trained(run)), tasks_of(run)
+    root = open_root(run)
+    opened = [(name, *open_task(side, name)) for name in names]
+    found = [
+        measure(side, name, task, questions, folder_of(root, name, names), reuses=len(names) > 1)
+        for name, task, questions in opened
+    ]
+    if root is not None and len(names) > 1:
+        save_together(root, {one.name: one.summary for one in found})
+    return found
 
 
-def open_task(run: "EvalRun") -> EvalTask:
-    kind = kind_of(run.evaluation.task)
+def open_task(side: Side, name: str) -> tuple[EvalTask, Sequence[Any]]:
+    """A task and its questions. Raises `InvalidInput` for questions that cannot be read."""
+    kind = kind_of(name)
     assert kind is not None, "a rule demands it"
-    task: EvalTask = EVAL_KINDS.get(kind).open(run)
-    return task
-
-
-def measure(run: "EvalRun", task: EvalTask, folder: Path | None) -> Evaluation:
-    """All records of a task with the model of `run`, saved in `folder`."""
+    task: EvalTask = EVAL_KINDS.get(kind).open(side.run, name)
     with without_collection():
-        text = load_text_side(run)
-        questions = task.questions(text.encoding)
-    hashes = dict(task.hashes)
-    results = ResultsFolder(folder, {"keys": keys_of(run), "hashes": hashes, "model": model_files(run)})
-    results.keep_groups(task.questions_at_once, len(questions))
+        return task, task.questions(side.text.encoding)
+
+
+def open_root(run: "EvalRun", marker: str = SUMMARY_FILE) -> Path | None:
+    """The folder save_dir. Raises `OutputError` if it holds finished results, of which `marker` is the last file."""
+    save_dir = run.evaluation.save_dir
+    if save_dir is None:
+        return None
+    if (Path(save_dir) / marker).exists():
+        raise OutputError(f"save_dir: {save_dir} holds finished results -> name a new folder in save_dir")
+    return Path(save_dir)
+
+
+def folder_of(root: Path | None, name: str, names: Sequence[str]) -> Path | None:
+    """Where a task saves its results: in save_dir itself, or in a folder of its own there if there are several."""
+    if root is None or len(names) == 1:
+        return root
+    return root / name.replace("/", "_").replace(",", "_")
+
+
+def save_together(root: Path, summaries: Mapping[str, Any]) -> None:
+    """The summary of several tasks."""
+    text = json.dumps({"tasks": summaries}, indent=2, ensure_ascii=False)
+    write_atomically(root / SUMMARY_FILE, text + "\n")
+
+
+def measure(
+    side: Side, name: str, task: EvalTask, questions: Sequence[Any], folder: Path | None, *, reuses: bool = False
+) -> Measured:
+    """All records of a task, saved in `folder`. `reuses`: results there may be finished, and are only read then."""
+    run, hashes = side.run, dict(task.hashes)
+    identity = {"keys": keys_of(run, name), "hashes": hashes, "model": model_files(run)}
+    results = ResultsFolder(folder, identity, reuses=reuses)
+    is_finished = results.is_finished
+    if not is_finished:
+        results.keep_groups(task.questions_at_once, len(questions))
     if len(results.records) < len(questions):
-        ask(task, load_eval_model(run, text), questions, results)
+        ask(task, side.model, questions, results)
     records = results.records
-    versions = {name: library_version(name) for name in LIBRARIES}
+    versions = {library: library_version(library) for library in LIBRARIES}
     summary = {
-        "task": run.evaluation.task,
+        "task": name,
         "model": run.model.model_name_or_path,
         "adapters": list(run.model.adapter_name_or_path),
         **task.summary(records),
@@ -76,10 +139,11 @@ def measure(run: "EvalRun", task: EvalTask, folder: Path | None) -> Evaluation:
         "hashes": hashes,
     }
     table = task.table(records)
-    results.finish(task.results(records), table, summary)
+    if not is_finished:
+        results.finish(task.results(records), table, summary)
     if folder is not None:
         info(f"results: {folder}")
-    return Evaluation(task, records, summary, table)
+    return Measured(name, task, questions, records, summary, table)
 
 
 def ask(task: EvalTask, model: "EvalModel", questions: Sequence[Any], results: ResultsFolder) -> None:
@@ -115,9 +179,10 @@ def progress(total: int, done: int) -> Iterator[Any]:
         yield lambda count: bar.advance(line, count)
 
 
-def keys_of(run: "EvalRun") -> dict[str, Any]:
-    """The keys that decide the records."""
-    return {key: value for key, value in sorted(run.given.items()) if key not in NOT_IDENTITY}
+def keys_of(run: "EvalRun", task: str) -> dict[str, Any]:
+    """The keys that decide the records of a task."""
+    keys = {key: value for key, value in run.given.items() if key not in NOT_IDENTITY}
+    return dict(sorted({**keys, "task": task}.items()))
 
 
 def model_files(run: "EvalRun") -> dict[str, list[int]]:
@@ -161,23 +226,31 @@ def load_eval_model(run: "EvalRun", text: TextSide) -> "EvalModel":
     with without_collection():
         import peft  # noqa: F401  # with the models of transformers, which are loaded next
 
-        from luthier.evals.model import EvalModel
-        from luthier.infer.decoding import end_ids
-        from luthier.infer.types import Settings
         from luthier.model.backends import load_for_inference
         from luthier.model.embeddings import add_missing_rows
-        from luthier.workflow.chat import prompting_of
 
     model = load_for_inference(run, source=text.source)
     add_missing_rows(model, text.tokenizer, text.source)
-    prompting = prompting_of(run, text)
-    info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
+    found = as_eval_model(run, model, text)
+    info(f"ready: {run.model.model_name_or_path}, prompts in {found.prompting.description}")
+    return found
+
+
+def as_eval_model(run: "EvalRun", model: "PreTrainedModel", text: TextSide) -> "EvalModel":
+    """A loaded model as tasks ask it."""
+    from luthier.evals.model import EvalModel
+    from luthier.infer.decoding import end_ids
+    from luthier.infer.reading import AnswerFormat
+    from luthier.infer.types import Settings
+    from luthier.workflow.chat import prompting_of, thinking_tags
+
     return EvalModel(
         model=model,
         tokenizer=text.tokenizer,
         encoding=text.encoding,
-        prompting=prompting,
+        prompting=prompting_of(run, text),
         stop_ids=frozenset({*text.fitted.stop_token_ids, *end_ids(model)}),
+        answer_format=AnswerFormat(thinking_tags(text), text.template.call_syntax),
         settings=Settings.of(run.generating, run.evaluation.seed),
         batch_size=run.evaluation.batch_size,
     )

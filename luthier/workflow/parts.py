@@ -15,7 +15,7 @@ from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
 from luthier.training.gauges import Utilization, gauges_of
 from luthier.training.optimizers import chosen
-from luthier.training.parts import TrainingParts, collator, policy_head, with_fillers
+from luthier.training.parts import TaskMetrics, TrainingParts, collator, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
 from luthier.training.streaming import StreamReading
 from luthier.workflow.frozen_models import (
@@ -50,12 +50,13 @@ def make_parts(
     padding_reason: str | None,
     superseded: Sequence[Path] = (),
     processor: FittedProcessor = AS_IT_IS,
+    task_metrics: TaskMetrics | None = None,
 ) -> "TrainingParts":
     """Everything that the trainer needs.
 
     `padding_reason`: why rows must be padded; None if `policy` does not attend across the samples of a row.
     `superseded`: checkpoints of an earlier run, removed once this one has saved something. `processor`: saved with the
-    weights.
+    weights. `task_metrics`: of `eval_tasks`.
     """
     separate = load_separate_models(run, stage, text)
     for name, model in separate.items():
@@ -96,6 +97,7 @@ def make_parts(
         callbacks=[*callbacks_of(run, stage), *(gauge for gauge in gauges if isinstance(gauge, Utilization))],
         gauges=gauges,
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
+        task_metrics=task_metrics,
         superseded=superseded,
         processor=processor,
     )

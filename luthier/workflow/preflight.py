@@ -6,7 +6,7 @@ from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.keys.fsdp import LAYERS, SMALLEST, fsdp_settings
 from luthier.config.keys.training import read_mapping
 from luthier.config.load import PATHS, Draft
-from luthier.config.rules.eval_command import kind_of
+from luthier.config.rules.eval_command import kinds_of
 from luthier.config.runs import EvalRun, Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import InvalidInput, Problem
@@ -72,8 +72,7 @@ def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tup
 
 def reads_datasets(run: Run) -> bool:
     if isinstance(run, EvalRun):
-        kind = kind_of(run.evaluation.task)
-        return kind is not None and bool(EVAL_KINDS.get(kind).reads_rows)
+        return any(EVAL_KINDS.get(kind).reads_rows for kind in kinds_of(run))
     return isinstance(run, TrainRun)
 
 

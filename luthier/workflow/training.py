@@ -56,6 +56,7 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.training.report import describes_step
         from luthier.training.trained_on import compare_rows
         from luthier.training.trainer import StageTrainer
+        from luthier.workflow.eval_tasks import task_metrics
         from luthier.workflow.parts import make_parts
         from luthier.workflow.plan.foresight import foresee
 
@@ -73,6 +74,7 @@ def train(run: TrainRun) -> "RunResult":
     if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
+    tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     foresight = foresee(run, stage, text, data, machine)
     policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
@@ -86,6 +88,7 @@ def train(run: TrainRun) -> "RunResult":
         padding_reason=policy.padding_reason,
         superseded=checkpoints_in(output_dir) if from_scratch else (),
         processor=processor,
+        task_metrics=tasks,
     )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)

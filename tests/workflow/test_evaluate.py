@@ -123,7 +123,7 @@ def test_a_quantized_model_is_measured_as_it_computes(keys, batch_size):
     changes = {**keys, "quantization_bit": 8, "quantization_method": "hqq", "batch_size": batch_size}
     run = load_eval(changes)
     text = load_text_side(run)
-    task, model = MultipleChoice(run), load_eval_model(run, text)
+    task, model = MultipleChoice(run, keys["task"]), load_eval_model(run, text)
     assert any("HQQ" in type(module).__name__ for module in model.model.modules())
     letters = text.tokenizer.convert_tokens_to_ids(list("ABCD"))
     expected = []
@@ -143,7 +143,7 @@ class TestTheModelOfATrainingRun:
         return lambda **changes: load_eval({**values, "task": "perplexity", **changes})
 
     def test_its_keys_raise_no_warning(self, run):
-        assert run(finetuning_type="lora", lora_rank=4).warnings == ()
+        assert run(finetuning_type="lora", lora_rank=4, val_size=0.1).warnings == ()
 
     def test_it_is_the_adapter_in_output_dir(self, run, adapter):
         found = as_trained(run(finetuning_type="lora", output_dir=adapter))

@@ -4,6 +4,8 @@ from typing import Any
 
 from luthier.config.keys.data import holds_tokenized_rows
 from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is_given, is_other_than, is_set, not_
+from luthier.config.rules.eval_command import kind_of
+from luthier.core.kinds import EVAL_KINDS, STAGES
 
 EVAL_METRICS = ("loss", "accuracy", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
 """What an evaluation can measure. With several evaluation sets the name of a set stands before the metric."""
@@ -58,6 +60,29 @@ def _does_not_name_the_set(run: Any) -> bool:
     )
 
 
+def _names_none(run: Any) -> bool:
+    """Whether `eval_tasks` has a name of no task, or of one that does not run while training."""
+    kinds = map(kind_of, run.tasks.eval_tasks or ())
+    return any(kind is None or not EVAL_KINDS.get(kind).in_training for kind in kinds)
+
+
+def _lacks_rows_of_tasks(run: Any) -> bool:
+    tasks, stage = run.tasks.eval_tasks or (), STAGES.get(run.stage)
+    lacks_texts = "perplexity" in tasks and stage.reads != "cross_entropy"
+    return lacks_texts or ("generation" in tasks and stage.rows.name != "dialogues")
+
+
+def _is_unknown_metric(run: Any) -> bool:
+    metric = (run.training["metric_for_best_model"] or "loss").removeprefix("eval_")
+    of_tasks = tuple(f"{task}_" for task in run.tasks.eval_tasks or ())
+    return not metric.endswith(EVAL_METRICS) and not metric.startswith(of_tasks)
+
+
+def _prefers_a_high_perplexity(run: Any) -> bool:
+    metric = run.training["metric_for_best_model"] or ""
+    return metric.endswith("perplexity") and run.training["greater_is_better"] is not False
+
+
 EVALUATION_RULES = Rules(
     (
         *(_without_rows(key, is_set("training", key)) for key in ("do_eval", "do_predict", "predict_with_generate")),
@@ -91,7 +116,46 @@ EVALUATION_RULES = Rules(
             ("metric_for_best_model", "compute_accuracy", "predict_with_generate"),
             "no evaluation of this version gives this metric",
             f"use one that ends in {', '.join(EVAL_METRICS)}",
-            lambda run: not (run.training["metric_for_best_model"] or "loss").endswith(EVAL_METRICS),
+            _is_unknown_metric,
+        ),
+        Rule(
+            ("eval_tasks",),
+            "names something that is not measured while training",
+            "name perplexity, generation, or <folder>_<split> such as mmlu_test",
+            _names_none,
+        ),
+        Rule(
+            ("eval_tasks", "eval_strategy", "do_eval"),
+            "are measured at each evaluation, and there is none",
+            "set eval_strategy: steps or epoch, or do_eval: true",
+            all_of(is_set("tasks", "eval_tasks"), not_(evaluates_while_training), not_(is_set("training", "do_eval"))),
+        ),
+        Rule(
+            ("eval_tasks", "stage"),
+            "are questions to a language model, and this stage trains another kind of model",
+            "leave it out",
+            all_of(is_set("tasks", "eval_tasks"), lambda run: STAGES.get(run.stage).head != "language_model"),
+        ),
+        Rule(
+            ("eval_tasks", "stage"),
+            "has a task that needs rows with one text or one answer each, which this stage does not have",
+            "name a folder of questions, such as mmlu_test",
+            _lacks_rows_of_tasks,
+        ),
+        Rule(
+            ("eval_tasks", "fsdp", "deepspeed"),
+            "need whole weights on each device, and these are sharded",
+            "leave it out, and run `luthier eval` on a checkpoint",
+            all_of(
+                is_set("tasks", "eval_tasks"),
+                lambda run: bool(run.training["fsdp"] or run.training["deepspeed"]),
+            ),
+        ),
+        Rule(
+            ("greater_is_better", "metric_for_best_model"),
+            "a lower perplexity is better",
+            "set greater_is_better: false",
+            _prefers_a_high_perplexity,
         ),
         Rule(
             ("metric_for_best_model", "eval_on_each_dataset"),

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.config.rules.data import DATA_RULES
 from luthier.config.rules.engine import Rule, Rules
 from luthier.config.rules.engines import ENGINE_EXPORT_RULES, ENGINE_RULES, ENGINE_TRAINING_RULES
-from luthier.config.rules.eval_command import EVAL_RULES, kind_of
+from luthier.config.rules.eval_command import EVAL_RULES, kinds_of
 from luthier.config.rules.evaluation import EVALUATION_RULES
 from luthier.config.rules.export import EXPORT_RULES
 from luthier.config.rules.fp8 import FP8_RULES
@@ -62,12 +62,6 @@ def _quantizer(run: Any) -> Iterator[str]:
         yield keys.quantization_method
 
 
-def _eval_kind(run: Any) -> Iterator[str]:
-    kind = kind_of(run.evaluation.task)
-    if kind is not None:
-        yield kind
-
-
 Chosen = Callable[[Any], Iterable[str]]
 """(run) -> the names of the variants that it uses."""
 _ALL_FEATURES = (FEATURES, lambda run: FEATURES.names)
@@ -81,7 +75,7 @@ VARIANTS: Mapping[str, tuple[tuple[Registry, Chosen], ...]] = {
     ),
     "infer": (_ALL_FEATURES, (QUANTIZERS, _quantizer)),
     "export": (_ALL_FEATURES,),
-    "eval": (_ALL_FEATURES, (QUANTIZERS, _quantizer), (EVAL_KINDS, _eval_kind)),
+    "eval": (_ALL_FEATURES, (QUANTIZERS, _quantizer), (EVAL_KINDS, kinds_of)),
 }
 """Command -> the kinds of variants whose `check` is read."""
 

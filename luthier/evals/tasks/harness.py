@@ -22,6 +22,7 @@ from luthier.evals.task import EvalKind, EvalTask, Record
 if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
     from luthier.data.rows.encoding import Encoding
+    from luthier.evals.measure import Goal, Measure
     from luthier.evals.model import EvalModel
 
 PREFIX = "harness/"
@@ -43,10 +44,9 @@ class Document:
 
 
 class Harness:
-    def __init__(self, run: "EvalRun") -> None:
+    def __init__(self, run: "EvalRun", task: str) -> None:
         keys = run.evaluation
-        assert keys.task is not None, "a rule demands it"
-        self.names = [name.strip() for name in keys.task.removeprefix(PREFIX).split(",") if name.strip()]
+        self.names = [name.strip() for name in task.removeprefix(PREFIX).split(",") if name.strip()]
         self.task_dir = Path(keys.task_dir)
         self.num_fewshot = keys.n_shot if "n_shot" in run.given else None
         self.seed = keys.seed if "seed" in run.given else DEFAULT_SEED
@@ -129,9 +129,22 @@ class Harness:
         scores = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         return Record(document.task, document.number, {"answers": answers, "scores": scores})
 
-    def scores(self, values: Mapping[str, Any]) -> Mapping[str, float]:
-        found: Mapping[str, float] = values["scores"]
+    def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
+        """The metrics that are means over documents, with the name of the task if there are several."""
+        from luthier.evals.measure import mean_of
+
+        found = {}
+        for name, task in self._loaded["tasks"].items():
+            own = [record.values["scores"] for record in records if record.subject == name]
+            for metric in own[0] if own else ():
+                if task.aggregation()[metric].__name__ == "mean":
+                    goal: Goal = "higher" if task.higher_is_better()[metric] else "lower"
+                    label = metric if len(self._loaded["tasks"]) == 1 else f"{name} {metric}"
+                    found[label] = mean_of([scores[metric] for scores in own], goal=goal)
         return found
+
+    def example(self, question: Document, values: Mapping[str, Any]) -> None:
+        """What a document asks is known to its task alone."""
 
     def summary(self, records: Sequence[Record]) -> Mapping[str, Any]:
         found = self._evaluation(records)
@@ -180,8 +193,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name.removesuffix(",none"): float(value) for name, value in found.items()}
 
 
-def open_task(run: "EvalRun") -> EvalTask:
-    return Harness(run)
+def open_task(run: "EvalRun", task: str) -> EvalTask:
+    return Harness(run, task)
 
 
 KIND = EvalKind(name="harness", is_chosen=lambda task: task.startswith(PREFIX), open=open_task)

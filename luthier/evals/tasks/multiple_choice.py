@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.evals.question_files import NAME, Question, Subject, read_benchmark
-from luthier.evals.task import EvalKind, EvalTask, Record
+from luthier.evals.task import EvalKind, EvalTask, Record, Shown
 
 if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
     from luthier.data.rows.encoding import Encoding
+    from luthier.evals.measure import Measure
     from luthier.evals.model import EvalModel
 
 CATEGORIES = ("STEM", "Social Sciences", "Humanities", "Other")
@@ -52,8 +53,8 @@ class Asking:
 
 
 class MultipleChoice:
-    def __init__(self, run: "EvalRun") -> None:
-        self.keys, self.max_samples = run.evaluation, run.data.max_samples
+    def __init__(self, run: "EvalRun", task: str) -> None:
+        self.name, self.keys, self.max_samples = task, run.evaluation, run.data.max_samples
         self.questions_at_once = self.keys.batch_size
         self.hashes: Mapping[str, str] = {}
         self._category_of: dict[str, str] = {}
@@ -61,9 +62,8 @@ class MultipleChoice:
         """Subject -> the tokens that all its prompts begin with."""
 
     def questions(self, encoding: "Encoding") -> Sequence[Asking]:
-        assert self.keys.task is not None, "a rule demands it"
         with_examples = self.keys.n_shot > 0
-        benchmark = read_benchmark(Path(self.keys.task_dir), self.keys.task, with_examples=with_examples)
+        benchmark = read_benchmark(Path(self.keys.task_dir), self.name, with_examples=with_examples)
         self.hashes = benchmark.hashes
         self._category_of = {subject.key: subject.category for subject in benchmark.subjects}
         return [asking for subject in benchmark.subjects for asking in self._askings(subject)]
@@ -127,8 +127,14 @@ class MultipleChoice:
             self._beginnings[subject.key] = shared_beginning(prompts) if len(prompts) > 1 else ()
         return self._beginnings[subject.key]
 
-    def scores(self, values: Mapping[str, Any]) -> Mapping[str, float]:
-        return {"accuracy": float(values["predicted"] == values["answer"])}
+    def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
+        from luthier.evals.measure import mean_of
+
+        return {"accuracy": mean_of([_is_right(record) for record in records])}
+
+    def example(self, question: Asking, values: Mapping[str, Any]) -> Shown:
+        text = _as_text(question.question, WORDINGS[self.keys.lang])
+        return Shown(text, values["answer"], values["predicted"])
 
     def summary(self, records: Sequence[Record]) -> Mapping[str, Any]:
         by_category = {category: self._accuracy(chosen) for category, chosen in self._categories(records)}
@@ -138,7 +144,7 @@ class MultipleChoice:
     def _accuracy(self, records: Sequence[Record]) -> dict[str, Any]:
         """`standard_error`: of the mean of n zeros and ones, sqrt(p (1 - p) / (n - 1))."""
         n = len(records)
-        accuracy = sum(self.scores(record.values)["accuracy"] for record in records) / n
+        accuracy = sum(map(_is_right, records)) / n
         error = math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else None
         return {"n": n, "accuracy": accuracy, "standard_error": error}
 
@@ -165,6 +171,10 @@ class MultipleChoice:
         return "\n".join(lines)
 
 
+def _is_right(record: Record) -> bool:
+    return bool(record.values["predicted"] == record.values["answer"])
+
+
 def _as_text(question: Question, wording: Wording) -> str:
     choices = zip(question.letters, question.choices, strict=True)
     return question.text + "".join(f"\n{letter}. {choice}" for letter, choice in choices) + wording.answer
@@ -189,8 +199,13 @@ def _record(asking: Asking, logprobs: Sequence[float], num_examples: int) -> Rec
     )
 
 
-def open_task(run: "EvalRun") -> EvalTask:
-    return MultipleChoice(run)
+def open_task(run: "EvalRun", task: str) -> EvalTask:
+    return MultipleChoice(run, task)
 
 
-KIND = EvalKind(name="multiple_choice", is_chosen=lambda task: NAME.fullmatch(task) is not None, open=open_task)
+KIND = EvalKind(
+    name="multiple_choice",
+    is_chosen=lambda task: NAME.fullmatch(task) is not None,
+    open=open_task,
+    in_training=True,
+)

@@ -3,8 +3,7 @@
     loss = - sum_rows sum_t w_t log p(x_t | x_<t) / sum_rows sum_t w_t        perplexity = exp(loss)
 
 The rows and the loss are those of training, so this is exp(eval_loss) of a training run on the same rows. Each token
-counts the same, whatever row it is in. The standard error is that of a ratio of two sums over rows (Cochran, Sampling
-Techniques, 1977, section 6.3).
+counts the same, whatever row it is in.
 """
 
 import math
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
     from luthier.data.rows.encoding import Encoding
     from luthier.data.rows.table import Table
+    from luthier.evals.measure import Measure
     from luthier.evals.model import EvalModel
     from luthier.model.heads.output_head import OutputHead
 
@@ -74,31 +74,37 @@ class Perplexity:
             for question, (logp, weight) in zip(questions, found, strict=True)
         ]
 
-    def scores(self, values: Mapping[str, Any]) -> Mapping[str, float]:
-        """The mean loss of the row's tokens; nothing for a row without labels."""
-        return {"loss": -values["loglikelihood"] / values["num_tokens"]} if values["num_tokens"] else {}
+    def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
+        """Rows without labels say nothing."""
+        from luthier.evals.measure import perplexity_of
+
+        values = [record.values for record in records if record.values["num_tokens"]]
+        losses = [-one["loglikelihood"] for one in values]
+        return {NAME: perplexity_of(losses, [one["num_tokens"] for one in values])} if values else {}
+
+    def example(self, question: RowQuestion, values: Mapping[str, Any]) -> None:
+        """Every row has another loss, which says little of it."""
 
     def summary(self, records: Sequence[Record]) -> Mapping[str, Any]:
         tokens = sum(record.values["num_tokens"] for record in records)
-        loss = -sum(record.values["loglikelihood"] for record in records) / tokens if tokens else 0.0
-        rest = [-record.values["loglikelihood"] - loss * record.values["num_tokens"] for record in records]
-        n = len(records)
-        spread = math.sqrt(sum(one * one for one in rest) * n / (n - 1)) / tokens if n > 1 and tokens else None
+        measure = self.measures(records).get(NAME)
+        value = measure.value if measure else 1.0
         return {
-            "n": n,
+            "n": len(records),
             "num_tokens": tokens,
-            "loss": loss,
-            "perplexity": math.exp(loss),
-            "standard_error": None if spread is None else math.exp(loss) * spread,
+            "loss": math.log(value),
+            "perplexity": value,
+            "standard_error": measure.standard_error if measure else None,
         }
 
     def results(self, records: Sequence[Record]) -> Any:
         """{dataset: {number of the row: its perplexity}}"""
         found: dict[str, dict[str, float]] = {}
         for record in records:
-            scores = self.scores(record.values)
-            if scores:
-                found.setdefault(record.subject, {})[str(record.index)] = math.exp(scores["loss"])
+            tokens = record.values["num_tokens"]
+            if tokens:
+                perplexity = math.exp(-record.values["loglikelihood"] / tokens)
+                found.setdefault(record.subject, {})[str(record.index)] = perplexity
         return found
 
     def table(self, records: Sequence[Record]) -> str:
@@ -118,7 +124,7 @@ class Perplexity:
         )
 
 
-def open_task(run: "EvalRun") -> EvalTask:
+def open_task(run: "EvalRun", task: str) -> EvalTask:
     return Perplexity(run)
 
 
@@ -127,6 +133,7 @@ KIND = EvalKind(
     is_chosen=lambda task: task == NAME,
     open=open_task,
     reads_rows=True,
+    in_training=True,
     check=Rules(
         (
             Rule(

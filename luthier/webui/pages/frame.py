@@ -11,7 +11,15 @@ from luthier.webui.board import Board
 from luthier.webui.pages.parts import box, button, choice, link, text
 from luthier.webui.texts import LANGUAGES, preferred, texts
 
-PAGES = {"runs": "/", "new": "/new", "compare": "/compare", "data": "/data", "chat": "/chat", "export": "/export"}
+PAGES = {
+    "runs": "/",
+    "new": "/new",
+    "compare": "/compare",
+    "data": "/data",
+    "chat": "/chat",
+    "evaluate": "/evaluate",
+    "export": "/export",
+}
 """Name in the locales -> address."""
 LANGUAGE_COOKIE, THEME_COOKIE = "luthier_language", "luthier_theme"
 THEMES: Mapping[str, bool | None] = {"auto": None, "light": False, "dark": True}

@@ -1,4 +1,4 @@
-"""A form for a run file of training or export, with the file itself beside it."""
+"""A form for a run file of training, export or evaluation, with the file itself beside it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from nicegui import run, ui
 from nicegui.element import Element
 
 from luthier.core.errors import LuthierError, Problem
-from luthier.webui import form, process, run_files
+from luthier.webui import evaluations, form, process, run_files
 from luthier.webui.board import Board
 from luthier.webui.chat_models import chat_models
 from luthier.webui.document import as_yaml, values_of, with_value
@@ -27,6 +27,7 @@ from luthier.webui.pages.parts import (
     text_input,
 )
 from luthier.webui.pages.plan import PlanPane
+from luthier.webui.runs import read_run
 from luthier.webui.texts import key_help, texts
 
 EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
@@ -34,7 +35,7 @@ EMPTY = "stage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: auto\n"
 
 class NewRun:
     def __init__(self, frame: Frame, content: str, command: str) -> None:
-        """`command`: `train` or `export`, which decides the keys and what runs."""
+        """`command`: `train`, `export` or `eval`, which decides the keys and what runs."""
         self.command = command
         self.frame, self.root, self.text = frame, frame.board.root, content
         self.checked = Checked()
@@ -253,8 +254,11 @@ class NewRun:
         if not self.frame.board.holds(folder):
             tell(self.frame.say("new.outside").format(folder=folder, root=self.root))
             return
-        if await self._do(lambda: process.start(folder, content, self.command)) is not None:
+        if await self._do(lambda: process.start(folder, content, self.command, self._words(folder))) is not None:
             ui.navigate.to(f"/run/{self.frame.board.name_of(folder.resolve())}")
+
+    def _words(self, folder: Path) -> tuple[str, ...]:
+        return evaluations.words_for(folder) if self.command == "eval" else ()
 
     async def _do(self, action: Callable[[], Any]) -> Any:
         """The result of an action, or None with its fault on the page."""
@@ -288,3 +292,20 @@ async def build_export(board: Board, frame: Frame, name: str) -> None:
     model = (await run.io_bound(chat_models, board.root) or {}).get(name)
     content = f"{model.run_file}export_dir: {name}-merged\n" if model else "export_dir: merged\n"
     frame.show(NewRun(frame, content, "export").content)
+
+
+async def build_evaluation(board: Board, frame: Frame, name: str) -> None:
+    """The form of an evaluation. `name`: the run or checkpoint that is compared with its base."""
+    content = "task: generation\nsave_dir: evaluation\n"
+    folder = board.folder_of(name) if name else None
+    given = "" if folder is None else (await run.io_bound(_text_of, folder) or "")
+    model = (await run.io_bound(chat_models, board.root) or {}).get(name)
+    if given or model:
+        given = given or (model.run_file if model else "")
+        content = f"{given.rstrip()}\n\ntask: generation\ncompare: base\nsave_dir: {name}-evaluation\n"
+    frame.show(NewRun(frame, content, "eval").content)
+
+
+def _text_of(folder: Path) -> str:
+    """The run file of a run; empty for a folder without one, such as a checkpoint."""
+    return read_run(folder).text

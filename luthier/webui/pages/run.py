@@ -13,7 +13,9 @@ from nicegui.elements.mixins.text_element import TextElement
 from luthier.core.errors import LuthierError
 from luthier.webui import process
 from luthier.webui.board import Board
+from luthier.webui.evaluations import RESULTS
 from luthier.webui.pages.charts import Chart, view_settings
+from luthier.webui.pages.evaluation import EvaluationPart
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import (
     box,
@@ -59,6 +61,7 @@ class RunPage:
                 self.results_of = [
                     link(say("run.talk"), f"/chat?model={name}", "button primary"),
                     link(say("page.export"), f"/export?model={name}", "button"),
+                    link(say("page.evaluate"), f"/evaluate?model={name}", "button"),
                 ]
                 self.buttons = {
                     "stop": button(say("run.stop"), self._stop),
@@ -111,6 +114,7 @@ class RunPage:
             text(self.frame.say("run.results"), "h2")
             rows = [[name, f"{value:.6g}" if isinstance(value, float) else str(value)] for name, value in found.items()]
             table((), rows, self.frame.say("run.results"))
+        EvaluationPart(self.frame, self.folder).content()
 
     @ui.refreshable_method
     def state(self) -> None:
@@ -142,7 +146,7 @@ class RunPage:
         enable(self.buttons["resume"], not found.is_live and found.state != "done" and found.run_file is not None)
         enable(self.buttons["delete"], not found.is_live)
         for way in self.results_of:
-            way.set_visibility(found.state == "done")
+            way.set_visibility(found.state == "done" and not (self.folder / RESULTS).is_dir())
         if self.log.text != self.console:
             self.log.set_text(self.console)
             ui.run_javascript(f"const log = getElement({self.log.id}); if (log) log.scrollTop = log.scrollHeight")

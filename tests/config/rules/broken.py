@@ -38,6 +38,7 @@ def cases(base: dict[str, Any], *changes: dict[str, Any], command: str = "train"
 
 NO_TASK = {"dataset": "", "do_train": False}
 NOT_TRAINING = {"do_train": False, "do_eval": True, "val_size": 0.1}
+WATCHED = {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 1}
 BEST = {"val_size": 0.1, "load_best_model_at_end": True, "eval_strategy": "steps"}
 ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
 FSDP = {"fsdp": "full_shard"}
@@ -208,6 +209,17 @@ DATA = [
         {"dataloader_prefetch_factor": 2},
         {"early_stopping_steps": 3},
         {"early_stopping_steps": 0},
+        *({**WATCHED, "eval_tasks": tasks} for tasks in ("piqa", "pairwise", "harness/piqa")),
+        {"eval_tasks": "mmlu_test"},
+        *({**WATCHED, "stage": stage, "eval_tasks": "perplexity"} for stage in ("rm", "dpo")),
+        {**WATCHED, "stage": "pt", "eval_tasks": "generation"},
+        {**WATCHED, "eval_tasks": "mmlu_test", "deepspeed": "z3.json"},
+        {
+            **WATCHED,
+            "eval_tasks": "perplexity",
+            "metric_for_best_model": "perplexity_perplexity",
+            "greater_is_better": True,
+        },
         {"metric_for_best_model": "blue"},
         {"eval_dataset": "e", "eval_on_each_dataset": True, "early_stopping_steps": 3, "metric_for_best_model": "loss"},
         {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 0},
@@ -495,6 +507,13 @@ EVALUATED = [
         {},
         {"task": None},
         {"task": "mmlu"},
+        {"task": "perplexity,perplexity"},
+        {"html": "page.html"},
+        {"do_train": True, "dataset": "d"},
+        {"task": "generation", "dataset": ""},
+        {"task": "generation", "stage": "dpo"},
+        {"task": "pairwise", "judge_model": "j", "judge_url": None},
+        {"task": "pairwise", "judge_url": "http://h/v1", "judge_model": None},
         {"stage": "rm"},
         {"stage": "dpo"},
         {"batch_size": 0},

@@ -110,15 +110,22 @@ def test_the_answers_are_those_of_the_harness(ours, theirs):
                     assert answers == expected
 
 
+def task_of(evaluation):
+    (measured,) = evaluation.tasks.values()
+    return measured.task
+
+
 def test_each_document_has_its_scores(ours, theirs):
     found = [record.values["scores"]["acc"] for record in ours.records if record.subject == "choices"]
     assert found == [sample["acc"] for sample in theirs["samples"]["choices"]]
-    assert ours.task.scores(ours.records[0].values).keys() == {"acc", "acc_norm"}
+    measures = task_of(ours).measures(ours.records)
+    assert list(measures) == ["choices acc", "choices acc_norm", "answers exact_match"]
+    assert measures["choices acc"].value == theirs["results"]["choices"]["acc,none"]
 
 
 def test_the_table_and_the_results(ours):
     assert re.search(r"\|choices\s*\|.*\|\s*2\|acc ", ours.table)
-    assert ours.task.results(ours.records)["results"]["choices"]["alias"] == "choices"
+    assert task_of(ours).results(ours.records)["results"]["choices"]["alias"] == "choices"
     assert ours.summary["n"] == 18 and ours.summary["n_shot"]["choices"] == 2
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from luthier.config.load import load_eval
 from luthier.evals.tasks.multiple_choice import MultipleChoice
-from luthier.workflow.evaluate import load_eval_model, measure
+from luthier.workflow.evaluate import load_eval_model, measure_all
 from luthier.workflow.text import load_text_side
 from tests.evals.small_benchmark import NUM_QUESTIONS, constant_model, write_benchmark, write_csv
 from tests.tiny import tiny_llama
@@ -34,15 +34,15 @@ def model_b(tmp_path_factory):
 
 
 def measured(keys, **changes):
-    run = load_eval({**keys, **changes})
-    return measure(run, MultipleChoice(run), None)
+    (found,) = measure_all(load_eval({**keys, **changes}))
+    return found
 
 
 def prompts(keys, **changes):
     """The prompts of all questions, as text, each with the number of examples in it."""
     run = load_eval({**keys, **changes})
     text = load_text_side(run)
-    task, model = MultipleChoice(run), load_eval_model(run, text)
+    task, model = MultipleChoice(run, keys["task"]), load_eval_model(run, text)
     found = [task._prompt(model, asking) for asking in task.questions(text.encoding)]
     return [(text.tokenizer.decode(ids), count) for ids, count in found]
 
@@ -71,7 +71,7 @@ def test_the_table_and_the_results_of_the_reference(keys, model_b):
     ]
     assert result.task.results(result.records)["towns"] == {str(number): "B" for number in range(12)}
     assert result.summary["categories"]["STEM"]["n"] == 12
-    assert result.task.scores(result.records[1].values) == {"accuracy": 1.0}
+    assert list(result.task.measures(result.records)["accuracy"].scores[:2]) == [0, 1]
 
 
 def test_ten_choices_and_an_own_category(keys, model_b, tmp_path):

@@ -72,9 +72,10 @@ def test_each_token_counts_the_same(keys):
     assert found.summary["perplexity"] == pytest.approx(math.exp(loss))
     assert found.table.splitlines()[0].split() == ["dataset", "rows", "tokens", "loss", "perplexity", "±"]
     assert [line.split()[0] for line in found.table.splitlines()[1:]] == ["numbers", "tools", "all"]
-    first = found.records[0]
-    assert found.task.scores(first.values) == {"loss": pytest.approx(-per_row[0][0] / per_row[0][1])}
-    assert set(found.task.results(found.records)) == {"numbers", "tools"}
+    task = found.tasks["perplexity"].task
+    losses = task.measures(found.records)["perplexity"].scores
+    assert losses[0] == pytest.approx(-per_row[0][0] / per_row[0][1])
+    assert set(task.results(found.records)) == {"numbers", "tools"}
 
 
 def test_the_standard_error_is_that_of_resampled_rows(keys):

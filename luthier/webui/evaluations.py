@@ -1,0 +1,79 @@
+"""What `luthier eval` has left: its tables and its answers, and which evaluations are of a run.
+
+An evaluation that the board starts has a folder of its own like every run; its save_dir is `results` in it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from luthier.webui.runs import Run, read_object
+
+RESULTS = "results"
+TABLES = ("comparison.log", "results.log")
+"""The first one that is there says the most."""
+LINES, SUMMARY = "results.jsonl", "summary.json"
+MAX_RECORDS = 50
+MAX_TEXT_CHARS = 600
+
+
+def words_for(folder: Path) -> tuple[str, ...]:
+    """What follows the run file in the command of an evaluation in this folder."""
+    return (f"save_dir={folder / RESULTS}",)
+
+
+def tables_in(folder: Path) -> dict[str, str]:
+    """Name of the task -> its table; the name is empty for a single task or a comparison of several."""
+    root = folder / RESULTS
+    for name in TABLES:
+        if (root / name).is_file():
+            return {"": _read(root / name)}
+    return {path.parent.name: _read(path) for path in sorted(root.glob(f"*/{TABLES[1]}"))}
+
+
+def records_in(folder: Path) -> list[list[str]]:
+    """The first records: subject, number, and what the model made of the question."""
+    root = folder / RESULTS
+    files = [root / LINES] if (root / LINES).is_file() else sorted(root.glob(f"*/{LINES}"))
+    return [row for file in files for row in islice(_rows(file), MAX_RECORDS // len(files))]
+
+
+def evaluations_of(folder: Path, runs: Sequence[Run]) -> list[Run]:
+    """Those of the finished evaluations among `runs` that measured what is in this folder."""
+    return [run for run in runs if run.folder != folder and folder in _models(run.folder)]
+
+
+def _models(folder: Path) -> set[Path]:
+    """The models and adapters of an evaluation, as folders."""
+    summary = read_object(folder / RESULTS / SUMMARY)
+    tasks = summary.get("tasks")
+    found = set()
+    for one in tasks.values() if isinstance(tasks, dict) else [summary]:
+        adapters = one.get("adapters")
+        for name in (one.get("model"), *(adapters if isinstance(adapters, list) else ())):
+            if isinstance(name, str) and name:
+                found.add(Path(name).resolve())
+    return found
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record: Any = json.loads(line)
+            except ValueError:  # half of a line
+                continue
+            rest = {name: value for name, value in record.items() if name not in ("subject", "index")}
+            shown = "\n".join(f"{name}: {_shown(value)}" for name, value in rest.items())
+            yield [str(record.get("subject", "")), str(record.get("index", "")), shown]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]} …"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").rstrip()

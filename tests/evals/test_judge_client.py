@@ -1,0 +1,118 @@
+"""Requests to a judge, against a real server."""
+
+import pytest
+
+from luthier.core.errors import InvalidInput, RunFailed
+from luthier.evals.judge_client import NUM_ATTEMPTS, JudgeClient
+from tests.evals.judge_server import judge_server, says
+
+MESSAGES = [{"role": "user", "content": "which?"}]
+
+
+def client_of(server, **options):
+    return JudgeClient(server.url, "judge-1", pause_seconds=0, **options)
+
+
+def test_the_request_is_openais(monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "secret")
+    with judge_server(lambda count, body: says("first")) as server:
+        assert client_of(server).ask(MESSAGES) == "first"
+        assert JudgeClient(server.url + "/chat/completions", "judge-1").ask(MESSAGES) == "first"
+    path, headers, body = server.requests[0]
+    assert server.requests[1][0] == path == "/v1/chat/completions"
+    assert headers["authorization"] == "Bearer secret"
+    assert body == {"model": "judge-1", "messages": MESSAGES, "temperature": 0}
+
+
+def test_without_a_key_none_is_sent(monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "for another server")
+    with judge_server(lambda count, body: says("tie")) as server:
+        client_of(server).ask(MESSAGES)
+    assert "authorization" not in server.requests[0][1]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"}), (503, b"busy", {}), (200, b"no JSON", {})],
+)
+def test_what_may_pass_is_tried_again(fault):
+    with judge_server(lambda count, body: fault if count < 2 else says("second")) as server:
+        assert client_of(server).ask(MESSAGES) == "second"
+    assert len(server.requests) == 3
+
+
+def test_a_fault_that_stays_ends_the_run():
+    with (
+        judge_server(lambda count, body: (500, {"error": {"message": "out of memory"}}, {})) as server,
+        pytest.raises(RunFailed, match=r"no answer after 5 attempts \(status 500: out of memory\).*same command"),
+    ):
+        client_of(server).ask(MESSAGES)
+    assert len(server.requests) == NUM_ATTEMPTS
+
+
+def test_nobody_listens():
+    with judge_server(lambda count, body: says("")) as server:
+        pass
+    with pytest.raises(RunFailed, match=r"Connection refused"):
+        client_of(server).ask(MESSAGES)
+
+
+def test_a_server_that_is_too_slow():
+    import time
+
+    def slow(count, body):
+        time.sleep(0.2)
+        return says("first")
+
+    with judge_server(slow) as server, pytest.raises(RunFailed, match="timed out"):
+        client_of(server, timeout_seconds=0.02).ask(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "remedy"),
+    [
+        (401, {}, "environment variable JUDGE_API_KEY"),
+        (404, {}, "check judge_url and judge_model"),
+        (307, {"Location": "https://elsewhere/v1"}, "name the address that it redirects to: https://elsewhere/v1"),
+    ],
+)
+def test_what_the_user_must_correct_is_said_at_once(status, headers, remedy):
+    with (
+        judge_server(lambda count, body: (status, {"error": {"message": "no"}}, headers)) as server,
+        pytest.raises(InvalidInput, match=remedy),
+    ):
+        client_of(server).ask(MESSAGES)
+    assert len(server.requests) == 1
+
+
+def test_a_model_without_temperature():
+    refused = (400, {"error": {"message": "unsupported", "param": "temperature"}}, {})
+    with judge_server(lambda count, body: refused if "temperature" in body else says("tie")) as server:
+        client = client_of(server)
+        assert [client.ask(MESSAGES), client.ask(MESSAGES)] == ["tie", "tie"]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("content", [{"choices": []}, {"scores": [1]}, [1], {"choices": [{"message": {"content": 3}}]}])
+def test_a_response_that_is_no_chat_completion(content):
+    with (
+        judge_server(lambda count, body: (200, content, {})) as server,
+        pytest.raises(RunFailed, match="is no chat completion"),
+    ):
+        client_of(server).ask(MESSAGES)
+
+
+def test_a_refusal_to_answer_is_an_empty_answer():
+    content = {"choices": [{"message": {"content": None, "refusal": "no"}}]}
+    with judge_server(lambda count, body: (200, content, {})) as server:
+        assert client_of(server).ask(MESSAGES) == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "http://[::1", "ftp://host/v1", "http://", "https://me:secret@host/v1"]
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(InvalidInput, match="judge_url") as caught:
+        JudgeClient(url, "judge-1")
+    assert "secret" not in str(caught.value)
