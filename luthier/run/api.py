@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 from luthier.core.log import warn
 from luthier.core.versions import is_installed, missing_extra
@@ -29,9 +30,11 @@ def main(argv: list[str]) -> int:
         )
 
     from luthier.serve.app import build
+    from luthier.serve.images import ImageRules
     from luthier.serve.loading import load_model
     from luthier.serve.server import Running, listening_socket
 
     app, service = build(options)
-    load = partial(load_model, run, options.model_name)
+    folder = None if options.media_folder is None else Path(options.media_folder)
+    load = partial(load_model, run, options.model_name, ImageRules(folder=folder, allows_urls=options.allows_urls))
     return Running(app, service, options, load).run(listening_socket(options))

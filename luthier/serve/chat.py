@@ -91,7 +91,8 @@ def prompt_of(
     if enable_thinking is not None and not isinstance(enable_thinking, bool):
         param = "chat_template_kwargs.enable_thinking"
         raise ApiError(f"{param}: should be true or false", param=param)
-    return model.prompt_ids(conversation(messages, continues=continues), tools_text(tools), enable_thinking)
+    asked = conversation(messages, continues=continues, rules=model.images)
+    return model.prompt_ids(asked, tools_text(tools), enable_thinking)
 
 
 class Choice:

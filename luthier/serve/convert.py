@@ -6,14 +6,16 @@ results of several calls follow each other and become one observation.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.types import RESULT_JOINER, Message, ToolCall, ToolResult
+from luthier.data.types import PLACE, RESULT_JOINER, Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
-from luthier.serve.protocol import ChatMessage, FunctionCall, Tool, plain
+from luthier.serve.images import ImageRules
+from luthier.serve.protocol import ChatMessage, ContentPart, FunctionCall, Tool, plain
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
+_IMAGE_PARTS = ("image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _SYSTEM_JOINER = "\n\n"
 _TOOL_KEYS_OF_THE_API = ("strict",)
@@ -29,10 +31,36 @@ class Asked:
     """None if there is no system message."""
     begun: str | None = None
     """The beginning of the answer, for `continue_final_message`."""
+    images: tuple[str, ...] = ()
+    """The paths of all images, in the order of their places in the messages."""
 
 
-def conversation(messages: Sequence[ChatMessage], *, continues: bool = False) -> Asked:
-    """Raises `ApiError` that names the message at fault. `continues`: the last message is the answer's beginning."""
+@dataclass(slots=True)
+class _Shown:
+    """The images of a conversation, as its messages are read."""
+
+    rules: ImageRules | None
+    """None: the model sees nothing."""
+    paths: list[str] = field(default_factory=list)
+
+    def place(self, part: ContentPart, where: str) -> str:
+        """What stands for the image of this part in its message. Raises `ApiError`."""
+        if self.rules is None:
+            raise ApiError(f"{where}: this model takes text only, no part of type {part.type[:40]!r}", param=where)
+        given = (part.model_extra or {}).get("image_url")
+        url = given.get("url") if isinstance(given, dict) else given
+        if not isinstance(url, str) or not url:
+            raise ApiError(f"{where}.image_url: this field is required, as an object with url", param=where)
+        self.paths.append(self.rules.file_of(url, where))
+        return PLACE
+
+
+def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, rules: ImageRules | None = None) -> Asked:
+    """Raises `ApiError` that names the message at fault. `continues`: the last message is the answer's beginning.
+
+    `rules`: which images questions may have; None for a model that reads text only.
+    """
+    shown = _Shown(rules)
     num_system = next((i for i, message in enumerate(messages) if message.role not in _SYSTEM_ROLES), len(messages))
     system = [text_of(message, f"messages[{i}]") for i, message in enumerate(messages[:num_system])]
     rest = list(enumerate(messages))[num_system:]
@@ -52,12 +80,12 @@ def conversation(messages: Sequence[ChatMessage], *, continues: bool = False) ->
         if message.role in _SYSTEM_ROLES:
             raise ApiError(f"{place}: a {message.role} message can only stand at the beginning", param=f"{place}.role")
         if message.role in _RESULT_ROLES:
-            _add_result(spoken, message, place)
+            _add_result(spoken, message, place, shown)
         elif message.role == "user":
-            spoken.append(Message("user", text_of(message, place)))
+            spoken.append(Message("user", text_of(message, place, shown)))
         else:
             spoken.append(_assistant(message, place))
-    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun)
+    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun, tuple(shown.paths))
 
 
 def require_turns(messages: Sequence[Message]) -> None:
@@ -86,25 +114,37 @@ def tools_text(tools: Sequence[Tool] | None) -> str:
     return json.dumps([_tool(tool) for tool in tools], ensure_ascii=False)
 
 
-def text_of(message: ChatMessage, place: str) -> str:
-    """The text of a message; parts are joined as in training. Raises `ApiError` for an image and the like."""
+def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> str:
+    """The text of a message; parts are joined as in training. `shown` takes its images; without, it may have none.
+
+    Raises `ApiError` for a part that the message cannot have.
+    """
     content = message.content
     if content is None:
         if message.role == "assistant":
             return ""
         raise ApiError(f"{place}.content: this field is required", param=f"{place}.content")
     if isinstance(content, str):
-        return content
+        return _plain(content, f"{place}.content")
     texts = []
     for number, part in enumerate(content):
         where = f"{place}.content[{number}]"
+        if part.type in _IMAGE_PARTS and shown is not None:
+            texts.append(shown.place(part, where))
+            continue
         if part.type not in _TEXT_PARTS:
-            raise ApiError(f"{where}: this model takes text only, no part of type {part.type[:40]!r}", param=where)
+            raise ApiError(f"{where}: there can be no part of type {part.type[:40]!r} here", param=where)
         text = (part.model_extra or {}).get("refusal") if part.type == "refusal" else part.text
         if not isinstance(text, str):
             raise ApiError(f"{where}.text: this field is required", param=f"{where}.text")
-        texts.append(text)
+        texts.append(_plain(text, f"{where}.text"))
     return "".join(texts)
+
+
+def _plain(text: str, place: str) -> str:
+    if PLACE in text:
+        raise ApiError(f"{place}: it holds a character that Unicode keeps for programs (U+FDD0)", param=place)
+    return text
 
 
 def _assistant(message: ChatMessage, place: str) -> Message:
@@ -136,8 +176,8 @@ def _call(function: FunctionCall, call_id: str, place: str) -> ToolCall:
     return ToolCall(function.name, arguments, call_id)
 
 
-def _add_result(spoken: list[Message], message: ChatMessage, place: str) -> None:
-    result = ToolResult(text_of(message, place), message.tool_call_id or "", message.name or "")
+def _add_result(spoken: list[Message], message: ChatMessage, place: str, shown: _Shown) -> None:
+    result = ToolResult(text_of(message, place, shown), message.tool_call_id or "", message.name or "")
     if spoken and spoken[-1].role == "observation":
         before = spoken.pop()
         results = (*before.results, result)

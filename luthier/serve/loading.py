@@ -6,24 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.kinds import ENGINES, STAGES
+from luthier.core.kinds import STAGES
 from luthier.core.log import info
 from luthier.infer.types import Settings
+from luthier.serve.images import ONLY_SENT, ImageRules
 from luthier.serve.model import ChatModel, Loaded, RewardModel
 from luthier.serve.token_texts import TokenTexts
-from luthier.workflow.chat import prompting_of, thinking_tags
+from luthier.workflow.chat import load_seeing, open_engine, prompting_of, thinking_tags
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun
 
 
-def load_model(run: "InferRun", name: str | None) -> Loaded:
-    """The model, and what releases it. `name`: under which it is served; None for the name of its folder."""
-    text = load_text_side(run)
+def load_model(run: "InferRun", name: str | None, images: ImageRules = ONLY_SENT) -> Loaded:
+    """The model, and what releases it. `name`: under which it is served; None for the name of its folder. `images`:
+    which of them requests may have, if the model sees."""
     if STAGES.get(run.stage).head == "score":
-        return _reward_model(run, text, name), lambda: None
-    return _chat_model(run, text, name)
+        return _reward_model(run, load_text_side(run), name), lambda: None
+    return _chat_model(run, load_seeing(run), name, images)
 
 
 def default_name(path: str) -> str:
@@ -45,11 +46,9 @@ def _facts(run: "InferRun", text: TextSide, name: str | None) -> dict[str, Any]:
     }
 
 
-def _chat_model(run: "InferRun", text: TextSide, name: str | None) -> Loaded:
+def _chat_model(run: "InferRun", text: TextSide, name: str | None, images: ImageRules) -> Loaded:
     prompting = prompting_of(run, text)
-    engine = ENGINES.get(run.model.infer_backend).open(
-        run, text.source, text.tokenizer, set(text.fitted.stop_token_ids)
-    )
+    engine = open_engine(run, text)
     info(f"loaded: {run.model.model_name_or_path}, prompts in {prompting.description}")
     model = ChatModel(
         **{**_facts(run, text, name), "num_positions": engine.num_positions},
@@ -58,6 +57,7 @@ def _chat_model(run: "InferRun", text: TextSide, name: str | None) -> Loaded:
         settings=Settings.of(run.generating),
         call_syntax=text.template.call_syntax,
         thinking_tags=thinking_tags(text),
+        images=None if text.media is None else images,
     )
     _answer_once(model)
     return model, engine.close

@@ -12,6 +12,7 @@ from luthier.infer.reading import TAIL_TOKENS, opens_thought
 from luthier.infer.types import Settings
 from luthier.serve.convert import Asked, require_turns
 from luthier.serve.errors import ApiError
+from luthier.serve.images import ImageRules
 from luthier.serve.token_texts import TokenTexts
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class ChatModel(ServedModel):
     call_syntax: str
     thinking_tags: tuple[str, str] | None
     """None: answers have no thoughts."""
+    images: ImageRules | None = None
+    """Which images requests may have; None for a model that reads text only."""
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -58,10 +61,12 @@ class ChatModel(ServedModel):
         if isinstance(prompting, TemplatePrompting):
             require_turns(asked.messages)
         try:
-            ids = prompting.prompt_ids(asked.messages, asked.system, tools)
+            ids = _prompt_ids(prompting, asked, tools)
         except InvalidInput as fault:
             raise ApiError(str(fault), param=_at_fault(prompting, asked, tools)) from fault
-        return [*ids, *_encoded(prompting, asked.begun)] if asked.begun else ids
+        if asked.begun:
+            ids += _encoded(prompting, asked.begun)
+        return ids
 
     def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the answer begins inside a thought that the prompt has opened."""
@@ -74,12 +79,18 @@ class RewardModel(ServedModel):
     """Token ids of texts -> their scores. Slow: call it in a thread."""
 
 
+def _prompt_ids(prompting: Prompting, asked: Asked, tools: str) -> list[int]:
+    if asked.images:
+        return prompting.seen_prompt(asked.messages, asked.system, tools, asked.images)
+    return prompting.prompt_ids(asked.messages, asked.system, tools)
+
+
 def _at_fault(prompting: Prompting, asked: Asked, tools: str) -> str:
     """The field because of which a prompt cannot be written: the tools, if it can be without them."""
     if not tools:
         return "messages"
     try:
-        prompting.prompt_ids(asked.messages, asked.system, "")
+        _prompt_ids(prompting, asked, "")
     except InvalidInput:
         return "messages"
     return "tools"

@@ -1,14 +1,13 @@
 """What environment variables say about the server. Those with the reference's names mean what they mean there."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from luthier.core.errors import InvalidInput
-from luthier.core.log import warn
 from luthier.infer.concurrency import MAX_CONCURRENT, max_concurrent
 
 _YES = ("1", "true", "yes", "on", "y")
-MEDIA_VARIABLES = ("SAFE_MEDIA_PATH", "ALLOW_LOCAL_FILES", "API_ALLOW_URLS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,11 @@ class ServerOptions:
     cors_origins: tuple[str, ...] | None = None
     """Web pages that may call the server; None decides by the address: none on loopback, else all, without cookies."""
 
+    media_folder: str | None = None
+    """Requests may name images in this folder; None for no files of the server."""
+    allows_urls: bool = False
+    """Whether images on the web are fetched."""
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
@@ -50,9 +54,11 @@ class ServerOptions:
 def from_environment(environ: Mapping[str, str]) -> ServerOptions:
     """Empty variables count as unset. Raises `InvalidInput` for a number that is none."""
     given = {name: value.strip() for name, value in environ.items() if value.strip()}
-    for name in MEDIA_VARIABLES:
-        if name in given:
-            warn(f"{name} has no effect: this version serves text models only")
+    folder = given.get("SAFE_MEDIA_PATH")
+    if folder is not None and not os.path.isdir(folder):
+        raise InvalidInput(f"SAFE_MEDIA_PATH: {folder} is not a folder -> name the folder with the images")
+    if given.get("ALLOW_LOCAL_FILES", "1").lower() not in _YES:
+        folder = None
     origins = given.get("API_CORS_ORIGINS")
     return ServerOptions(
         host=given.get("API_HOST", "0.0.0.0"),
@@ -63,6 +69,8 @@ def from_environment(environ: Mapping[str, str]) -> ServerOptions:
         root_path=given.get("FASTAPI_ROOT_PATH", ""),
         max_concurrent=max_concurrent(environ),
         max_queue=_number(given, "API_MAX_QUEUE", 64, 0, 1_000_000),
+        media_folder=folder,
+        allows_urls=given.get("API_ALLOW_URLS", "0").lower() in _YES,
         cors_origins=None if origins is None else _listed(origins),
     )
 

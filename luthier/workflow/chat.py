@@ -10,6 +10,7 @@ from luthier.data.chat.answers import THINKING_TAGS
 
 if TYPE_CHECKING:
     from luthier.config.runs import InferRun, Run
+    from luthier.infer.engines import Generating
     from luthier.infer.prompting import Prompting
     from luthier.infer.session import ChatSession
     from luthier.workflow.text import TextSide
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
     from luthier.infer.conversation import Conversation
-    from luthier.infer.engines.huggingface import HuggingFaceModel
     from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
@@ -28,14 +28,24 @@ def open_chat(run: "InferRun") -> "ChatSession":
 
         text = load_seeing(run)
     prompting = prompting_of(run, text)
-    model = ENGINES.get(run.model.infer_backend).open(run, text.source, text.tokenizer, set(text.fitted.stop_token_ids))
-    if text.media is not None and isinstance(model, HuggingFaceModel):
-        from luthier.workflow.seeing import pixels_of
-
-        model.pixels = pixels_of(model.model, text.media)
+    model = open_engine(run, text)
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     answers = AnswerFormat(thinking_tags(text), text.template.call_syntax)
     return ChatSession(model, Conversation(prompting), Settings.of(run.generating), answers, text.tokenizer.decode)
+
+
+def open_engine(run: "InferRun", text: "TextSide") -> "Generating":
+    """The engine of the run with its model; that of transformers takes images, if the model sees."""
+    from luthier.infer.engines.huggingface import HuggingFaceModel
+
+    engine: Generating = ENGINES.get(run.model.infer_backend).open(
+        run, text.source, text.tokenizer, set(text.fitted.stop_token_ids)
+    )
+    if text.media is not None and isinstance(engine, HuggingFaceModel):
+        from luthier.workflow.seeing import pixels_of
+
+        engine.pixels = pixels_of(engine.model, text.media)
+    return engine
 
 
 def load_seeing(run: "InferRun") -> "TextSide":

@@ -58,9 +58,7 @@ def make_parts(
     `superseded`: checkpoints of an earlier run, removed once this one has saved something. `processor`: saved with the
     weights. `task_metrics`: of `eval_tasks`.
     """
-    separate = load_separate_models(run, stage, text)
-    for name, model in separate.items():
-        require_same_eyes(f"{name} model", model, policy, text)
+    separate = _separate_models(run, stage, policy, text)
     padding_reason = padding_reason or isolate_all(separate, trial_of(text))
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
@@ -101,6 +99,14 @@ def make_parts(
         superseded=superseded,
         processor=processor,
     )
+
+
+def _separate_models(run: "TrainRun", stage: "Stage", policy: "nn.Module", text: "TextSide") -> "dict[str, Any]":
+    """The other models of the stage by their names. They must read the batches of the policy."""
+    found = load_separate_models(run, stage, text)
+    for name, model in found.items():
+        require_same_eyes(f"{name} model", model, policy, text)
+    return found
 
 
 def rows_of(

@@ -59,6 +59,10 @@ def test_web_pages_may_call_unless_the_server_is_for_this_machine():
     assert ServerOptions(host="127.0.0.1", cors_origins=("http://a",)).allowed_origins == ("http://a",)
 
 
-def test_variables_for_media_have_no_effect(said):
-    from_environment({"SAFE_MEDIA_PATH": "/x"})
-    assert any("SAFE_MEDIA_PATH" in line for line in said)
+def test_images_that_a_request_may_name(tmp_path):
+    assert from_environment({}).media_folder is None and not from_environment({}).allows_urls
+    given = {"SAFE_MEDIA_PATH": str(tmp_path), "API_ALLOW_URLS": "1"}
+    assert from_environment(given).media_folder == str(tmp_path) and from_environment(given).allows_urls
+    assert from_environment(given | {"ALLOW_LOCAL_FILES": "0"}).media_folder is None
+    with pytest.raises(InvalidInput, match=r"^SAFE_MEDIA_PATH: .*/absent is not a folder"):
+        from_environment({"SAFE_MEDIA_PATH": f"{tmp_path}/absent"})

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import MediaFault, RowError
@@ -37,9 +38,9 @@ def media_path(path: str, spec: "DatasetSpec") -> str:
     return os.path.abspath(os.path.join(spec.media_dir, path)) if _is_local(path, spec) else path
 
 
-def stored(content: bytes) -> str:
-    """The path of a file with this content, which is written once, in the folder of the cache."""
-    file = cache_root() / "media" / hashlib.sha256(content).hexdigest()
+def stored(content: bytes, folder: Path | None = None) -> str:
+    """The path of a file with this content, which is written once, in `folder` or that of the cache."""
+    file = (folder or cache_root() / "media") / hashlib.sha256(content).hexdigest()
     if not file.is_file() or file.stat().st_size != len(content):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)

@@ -1,0 +1,126 @@
+"""Images in requests: from what a part names to a file that the model reads.
+
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0..."}}     always
+    {"type": "image_url", "image_url": {"url": "photos/cat.jpg"}}                       inside SAFE_MEDIA_PATH
+    {"type": "image_url", "image_url": {"url": "https://example.org/cat.jpg"}}          with API_ALLOW_URLS=1
+
+What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.core.errors import RowError
+from luthier.core.paths import cache_root
+from luthier.data.media.items import stored
+from luthier.data.media.reader import size_of
+from luthier.serve.errors import ApiError
+from luthier.serve.fetching import NotFetched, fetched
+
+MAX_IMAGE_BYTES = 20_000_000
+MAX_KEPT_BYTES = 64 * MAX_IMAGE_BYTES
+"""As many as requests can wait, so that no image goes before its answer has begun."""
+FOLDER = "served"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRules:
+    """What a request may name."""
+
+    folder: Path | None = None
+    """Files of the server in this folder; None for no files."""
+    allows_urls: bool = False
+    fetch: Callable[[str, int], bytes] = fetched
+    """(address, most bytes) -> content."""
+
+    def file_of(self, url: str, place: str) -> str:
+        """The path of the image. `place` is that of the part, e.g. `messages[0].content[1]`. Raises `ApiError`."""
+        if url.startswith("data:"):
+            path = _kept(_decoded(url, place), place)
+        elif url.startswith(("http://", "https://")):
+            path = _kept(self._fetched(url, place), place)
+        else:
+            path = self._local(url.removeprefix("file://"), place)
+        try:
+            size_of(path)
+        except RowError as fault:
+            reason = str(fault).replace(repr(path), "it").replace(path, "it")
+            raise ApiError(f"{place}: this is no image that can be read: {reason}", param=place) from fault
+        return path
+
+    def _fetched(self, url: str, place: str) -> bytes:
+        if not self.allows_urls:
+            raise ApiError(
+                f"{place}: this server fetches no images -> send the image as data:image/png;base64,..., or start the"
+                " server with API_ALLOW_URLS=1",
+                param=place,
+            )
+        try:
+            return self.fetch(url, MAX_IMAGE_BYTES)
+        except NotFetched as fault:
+            raise ApiError(f"{place}: the image cannot be fetched: {fault}", param=place) from fault
+
+    def _local(self, name: str, place: str) -> str:
+        """The same answer for a file outside and for one that is absent: nobody learns which files there are."""
+        path = None if self.folder is None else (self.folder / name).resolve()
+        if (
+            path is None
+            or not path.is_relative_to(self.folder.resolve() if self.folder else path)
+            or not path.is_file()
+        ):
+            raise ApiError(
+                f"{place}: there is no such image in the folder of the server (SAFE_MEDIA_PATH) -> send it as"
+                " data:image/png;base64,...",
+                param=place,
+            )
+        return str(path)
+
+
+ONLY_SENT = ImageRules()
+"""Images must come with the request."""
+
+
+def _decoded(url: str, place: str) -> bytes:
+    head, comma, text = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ApiError(f"{place}: the address should begin with data:image/...;base64,", param=place)
+    if len(text) > (MAX_IMAGE_BYTES + 2) // 3 * 4:
+        raise ApiError(f"{place}: the image has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as fault:
+        raise ApiError(f"{place}: this is no base64 ({fault})", param=place) from fault
+
+
+def _kept(content: bytes, place: str) -> str:
+    folder = cache_root() / FOLDER
+    try:
+        path = stored(content, folder)
+        os.utime(path)
+        _forget_oldest(folder)
+    except OSError as fault:
+        raise ApiError(
+            f"{place}: the server cannot keep the image ({fault.strerror})", status=500, type="server_error"
+        ) from fault
+    return path
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Another server on this machine may do the same at the same time."""
+    found = []
+    for file in folder.iterdir():
+        try:
+            state = file.stat()
+        except FileNotFoundError:
+            continue
+        found.append((state.st_mtime_ns, state.st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if total <= MAX_KEPT_BYTES:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
