@@ -111,6 +111,6 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_none(world, tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", is_full)
-    with pytest.raises(RunFailed, match="the weights are saved, but not all files that describe them"):
+    with pytest.raises(RunFailed, match="the weights are saved, but not the tokenizer"):
         train(load_train({**world, "output_dir": str(tmp_path / "out")}))
     assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -5,6 +5,7 @@ a time, so that an evaluation that is killed goes on. A question is a document w
 are YAML files in task_dir. https://github.com/EleutherAI/lm-evaluation-harness
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -31,6 +32,8 @@ GROUPS_TOGETHER = 16
 from."""
 BOOTSTRAPS = 1000
 """Resamples for standard errors without a formula."""
+_FAULTS = (OSError, ValueError, KeyError)
+"""What the harness raises for a task that it cannot load."""
 DEFAULT_SEED = 1234
 """Of the solved examples, as the harness has it."""
 
@@ -73,18 +76,29 @@ class Harness:
         self.hashes = {"requests": digest.hexdigest()}
         return found
 
-    def _load(self) -> Any:
+    def _found(self) -> Any:
+        """The tasks, as the harness loads them. To read the list of all its tasks takes it seconds, which tasks in
+        task_dir do without unless they are made of others."""
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=str(self.task_dir) if self.task_dir.is_dir() else None)
+        own = str(self.task_dir) if self.task_dir.is_dir() else None
+        if own is not None:
+            manager = TaskManager(include_path=own, include_defaults=False)
+            with contextlib.suppress(*_FAULTS):
+                if set(self.names) <= set(manager.all_tasks):
+                    return manager.load(list(self.names))
+        manager = TaskManager(include_path=own)
         for name in self.names:
             if name not in manager.all_tasks:
                 hint = did_you_mean(name, manager.all_tasks) or "name a task of lm_eval, or a YAML file in task_dir"
                 raise DataError(f"task: {PREFIX}{name}: lm_eval has no task of this name -> {hint}")
         try:
-            loaded = manager.load(list(self.names))
-        except (OSError, ValueError, KeyError) as fault:
+            return manager.load(list(self.names))
+        except _FAULTS as fault:
             raise DataError(f"task: {PREFIX}{','.join(self.names)}: lm_eval cannot load it ({fault})") from fault
+
+    def _load(self) -> Any:
+        loaded = self._found()
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                 raise DataError(f"task: {PREFIX}{name}: it runs programs that the model writes, or needs images")

@@ -133,7 +133,7 @@ def test_a_pack_is_a_batch_of_its_samples():
 
 
 def unable(reason):
-    return lambda model: reason
+    return lambda model, trial: reason
 
 
 def test_a_model_that_cannot_keep_samples_apart(tmp_path, llama_folder, monkeypatch, said):

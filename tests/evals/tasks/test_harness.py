@@ -75,7 +75,7 @@ def theirs(keys):
     return lm_eval.simple_evaluate(
         HFLM(pretrained=model, tokenizer=byte_tokenizer(), batch_size=2, max_length=300),
         tasks=list(TASKS),
-        task_manager=TaskManager(include_path=keys["task_dir"]),
+        task_manager=TaskManager(include_path=keys["task_dir"], include_defaults=False),
         limit=6,
         bootstrap_iters=1000,
     )
@@ -148,6 +148,7 @@ def test_killed_at_a_write_the_same_command_ends_with_the_same_files(keys, tmp_p
     assert content(folder) == content(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_a_name_that_the_harness_does_not_know(keys):
     with pytest.raises(
         DataError, match=r"task: harness/choises: lm_eval has no task of this name -> did you mean choices"
