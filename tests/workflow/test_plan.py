@@ -87,7 +87,7 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("name", representatives(COUNTED, "dpo", "bf16"))
+@pytest.mark.parametrize("name", representatives(COUNTED, "dpo"))
 def test_counted_tensors_are_those_of_the_run(world, spied, tmp_path, name):
     values = {**world, **COUNTED[name], "output_dir": str(tmp_path / "out")}
     plan = plan_of(values)
