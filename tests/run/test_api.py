@@ -177,6 +177,7 @@ def test_an_answer_ends_when_its_client_leaves(url):
         until(lambda: running(url) == 0, seconds=5)
 
 
+@pytest.mark.thorough
 def test_a_server_is_stopped(keys, tmp_path):
     """Its socket is open before its model is loaded; running answers end, new requests are refused."""
     port = free_port()

@@ -31,6 +31,7 @@ def test_without_a_gpu_it_ends_with_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 @without_gpu
 def test_attention_without_padding_equals_padded_rows(world, tmp_path):
     found = {check.name.partition(",")[0]: check for check in run("attention", world, tmp_path)}

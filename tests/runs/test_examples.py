@@ -60,7 +60,7 @@ def test_an_example_passes_the_check_as_it_is(name, capsys):
 
 
 TRAINED = [name for name in FILES if KINDS[name] == "train"]
-SOME = ("dpo.yaml", "grpo.yaml", "pt.yaml", "rm.yaml", "sft_eval.yaml", "sft_oft.yaml", "sft_predict.yaml")
+SOME = ("grpo.yaml", "pt.yaml", "sft_eval.yaml", "sft_predict.yaml")
 
 
 @pytest.mark.parametrize("name", representatives(TRAINED, *SOME))

@@ -56,6 +56,7 @@ def ended_run(root: Path, name: str, rate: float, steps: int = 30) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_the_pages_open_without_an_error_and_ask_nobody_else(tmp_path):
     root = tiny_root(tmp_path)
     ended_run(root, "one", 1e-3)

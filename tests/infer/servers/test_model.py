@@ -43,7 +43,7 @@ def here(llama_folder, tokenizer):
     return HuggingFaceModel(AutoModelForCausalLM.from_pretrained(llama_folder).eval(), tokenizer, {EOS})
 
 
-@pytest.fixture(scope="module", params=ENGINES_UNDER_TEST)
+@pytest.fixture(scope="module", params=representatives(ENGINES_UNDER_TEST, "vllm"))
 def served(request, llama_folder, tmp_path_factory):
     """(the served model, its program)."""
     installed = stand_in_for(request.param, tmp_path_factory.mktemp(request.param))
