@@ -6,6 +6,7 @@ results.json    as LLaMA-Factory writes it; for multiple choice {subject: {index
 results.log     the table that is also printed
 summary.json    n, metrics, standard errors, versions, hashes; it is written last, so it marks finished results
 base/           the same of the base, with `compare: base`
+comparison.*    the report of a comparison, as data and as the table that is also printed
 """
 
 import json
@@ -21,6 +22,7 @@ from luthier.evals.task import Record
 
 RUN_FILE, LINES_FILE, RESULTS_FILE = "run.json", "results.jsonl", "results.json"
 LOG_FILE, SUMMARY_FILE, BASE_FOLDER = "results.log", "summary.json", "base"
+COMPARISON_FILE, COMPARISON_LOG = "comparison.json", "comparison.log"
 
 
 class ResultsFolder:

@@ -64,7 +64,8 @@ def answer_alone(
     input_ids = torch.tensor([row.prompt_ids], device=model.device)
     generate: Any = model.generate
     given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "generation_config": config}
-    given |= {name: values.to(model.device) for name, values in row.seen.items()}
+    if row.seen is not None:
+        given |= {name: values.to(model.device) for name, values in row.seen().items()}
     if row.settings.num_beams > 1:
         if row.settings.seed is not None:
             torch.manual_seed(row.settings.seed)

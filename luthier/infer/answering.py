@@ -107,7 +107,7 @@ class AnswerThread:
             return [self._waiting.popleft() for _ in range(count)]
 
     def _goes_alone(self, row: Row) -> bool:
-        return self._batch is None or row.settings.num_beams > 1 or bool(row.seen)
+        return self._batch is None or row.settings.num_beams > 1 or row.seen is not None
 
     def _fits(self, row: Row, before: list[Row]) -> bool:
         """Whether a row may begin beside those that run and those `before` it: is there a place, and memory?"""

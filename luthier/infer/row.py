@@ -158,8 +158,8 @@ class Row:
             frozenset() if settings.ignore_eos else frozenset(stop_ids)
         )
         self.is_canceled = False
-        self.seen: Mapping[str, Tensor] = {}
-        """What the model takes beside a prompt with images."""
+        self.seen: Callable[[], Mapping[str, Tensor]] | None = None
+        """Makes what the model takes beside a prompt with images, which takes long: for the thread of the model."""
         self.prompt_tokens: tuple[Token, ...] = ()
         self.chooser: Chooser | None = None
         self._text = None if tokenizer is None else TextStream(tokenizer, settings.skip_special_tokens)

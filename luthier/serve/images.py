@@ -7,8 +7,6 @@
 What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
 """
 
-import base64
-import binascii
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from luthier.core.errors import RowError
 from luthier.core.paths import cache_root
-from luthier.data.media.items import stored
+from luthier.data.media.items import decoded, stored
 from luthier.data.media.reader import size_of
 from luthier.serve.errors import ApiError
 from luthier.serve.fetching import NotFetched, fetched
@@ -85,15 +83,13 @@ ONLY_SENT = ImageRules()
 
 
 def _decoded(url: str, place: str) -> bytes:
-    head, comma, text = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ApiError(f"{place}: the address should begin with data:image/...;base64,", param=place)
-    if len(text) > (MAX_IMAGE_BYTES + 2) // 3 * 4:
-        raise ApiError(f"{place}: the image has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as fault:
-        raise ApiError(f"{place}: this is no base64 ({fault})", param=place) from fault
+        content = decoded(url)
+    except ValueError as fault:
+        raise ApiError(f"{place}: this is no image in base64: {fault}", param=place) from fault
+    if len(content) > MAX_IMAGE_BYTES:
+        raise ApiError(f"{place}: the image has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
+    return content
 
 
 def _kept(content: bytes, place: str) -> str:

@@ -44,14 +44,16 @@ class KeepsRows:
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """The random numbers to come, on the host and on CUDA devices."""
+    """The random numbers to come, on the host and on CUDA devices. Several processes never begin a step again, and must
+    not touch each other's devices, so theirs is that of the host alone."""
 
     host: torch.Tensor
     devices: Sequence[torch.Tensor]
 
     @classmethod
     def now(cls) -> "RandomState":
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())
+        has_devices = torch.cuda.is_initialized() and not torch.distributed.is_initialized()
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if has_devices else ())
 
     def restore(self) -> None:
         torch.set_rng_state(self.host)

@@ -59,12 +59,12 @@ class StageTrainer(CheckpointedTrainer):
     """transformers.Trainer for any stage."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts) -> None:
-        evals = parts.eval_rows
+        evals, self.collate = parts.eval_rows, KeepsRows(parts.collate)
         super().__init__(
             args,
             parts,
             model=parts.models.policy,
-            data_collator=KeepsRows(parts.collate) if parts.rollouts is None else parts.rollouts.numbers_or_batch,
+            data_collator=self.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch,
             train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
             eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
             processing_class=parts.tokenizer,
@@ -130,7 +130,7 @@ class StageTrainer(CheckpointedTrainer):
     def _in_parts(self, model: "nn.Module", batch: Any, num_items: Any) -> "Tensor":
         """Forward and backward of a batch; its loss."""
         losses = []
-        for part in cut(batch, self.num_parts, KeepsRows(self.parts.collate)):
+        for part in cut(batch, self.num_parts, self.collate):
             losses.append(super().training_step(model, part, num_items))
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
@@ -219,7 +219,7 @@ class StageTrainer(CheckpointedTrainer):
     def get_train_dataloader(self) -> Any:
         if self.parts.reading is None:
             return super().get_train_dataloader()
-        return self.parts.reading.loader(self._train_batch_size, KeepsRows(self.parts.collate))
+        return self.parts.reading.loader(self._train_batch_size, self.collate)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.parts.shuffle:

@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from luthier.evals.results import COMPARISON_LOG, LINES_FILE, LOG_FILE, SUMMARY_FILE
 from luthier.webui.runs import Run, read_object
 
 RESULTS = "results"
-TABLES = ("comparison.log", "results.log")
+TABLES = (COMPARISON_LOG, LOG_FILE)
 """The first one that is there says the most."""
-LINES, SUMMARY = "results.jsonl", "summary.json"
 MAX_RECORDS = 50
 MAX_TEXT_CHARS = 600
 
@@ -36,7 +36,7 @@ def tables_in(folder: Path) -> dict[str, str]:
 def records_in(folder: Path) -> list[list[str]]:
     """The first records: subject, number, and what the model made of the question."""
     root = folder / RESULTS
-    files = [root / LINES] if (root / LINES).is_file() else sorted(root.glob(f"*/{LINES}"))
+    files = [root / LINES_FILE] if (root / LINES_FILE).is_file() else sorted(root.glob(f"*/{LINES_FILE}"))
     return [row for file in files for row in islice(_rows(file), MAX_RECORDS // len(files))]
 
 
@@ -47,7 +47,7 @@ def evaluations_of(folder: Path, runs: Sequence[Run]) -> list[Run]:
 
 def _models(folder: Path) -> set[Path]:
     """The models and adapters of an evaluation, as folders."""
-    summary = read_object(folder / RESULTS / SUMMARY)
+    summary = read_object(folder / RESULTS / SUMMARY_FILE)
     tasks = summary.get("tasks")
     found = set()
     for one in tasks.values() if isinstance(tasks, dict) else [summary]:

@@ -15,7 +15,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.files import write_atomically
 from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
-from luthier.evals.results import BASE_FOLDER, SUMMARY_FILE, read_records
+from luthier.evals.results import BASE_FOLDER, COMPARISON_FILE, COMPARISON_LOG, SUMMARY_FILE, read_records
 from luthier.evals.task import JudgedTask, Record
 from luthier.model.loading.memory_check import enough_memory
 from luthier.workflow.evaluate import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from luthier.evals.report import Example, Line, Report
 
 BASE = "base"
-COMPARISON_FILE, COMPARISON_LOG = "comparison.json", "comparison.log"
 NUM_EXAMPLES = 3
 """Of each task, each way."""
 LEARNED_ROWS = "The model was trained on these rows, so this does not tell how it answers new ones."

@@ -117,7 +117,7 @@ def _has_images(run: "Run") -> bool:
         assert run.data.tokenized_path is not None, "the rows are read from there"
         record = read_record(Path(run.data.tokenized_path))
         return record is not None and IMAGES_KEY in record["chat_format"]
-    return declares_images(run.data, hf_hub_token=run.model.hf_hub_token)
+    return declares_images(run.data, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir)
 
 
 def _media(run: "Run", source: ModelSource, *, for_model: bool) -> MediaProcessor | None:

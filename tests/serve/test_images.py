@@ -91,8 +91,8 @@ def test_files_outside_the_folder_look_absent(tmp_path):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("data:image/png,abc", "should begin with data:image/...;base64,"),
-        ("data:image/png;base64,@@@", "this is no base64"),
+        ("data:image/png,abc", "no image in base64: it does not begin with data:image/...;base64,"),
+        ("data:image/png;base64,@@@", "this is no image in base64: "),
         ("data:image/png;base64,", "this is no image that can be read"),
         ("data:text/html;base64,PGh0bWw+", "this is no image that can be read"),
         ("data:image/png;base64," + "A" * 26_700_000, "more than 20,000,000 bytes"),

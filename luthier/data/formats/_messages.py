@@ -16,8 +16,8 @@ AnyRole = Role | Literal["system"]
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
-_IMAGE_PARTS = ("image", "image_url", "input_image")
-_MEDIA_PARTS = (*_IMAGE_PARTS, "video", "video_url", "audio", "audio_url", "input_audio")
+IMAGE_PARTS = ("image", "image_url", "input_image")
+_MEDIA_PARTS = (*IMAGE_PARTS, "video", "video_url", "audio", "audio_url", "input_audio")
 """Values of `type` of the parts of a content."""
 
 
@@ -118,7 +118,7 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
 
 def _why_not(what: Any) -> str:
     """Why a part of this type is not read."""
-    if what in _IMAGE_PARTS:
+    if what in IMAGE_PARTS:
         return (
             'the description of the data declares no images -> add "images": "images" to `columns`, whether or not rows'
             " have such a column"

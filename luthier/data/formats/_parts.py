@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import RowError
+from luthier.data.formats._messages import IMAGE_PARTS
 from luthier.data.media.items import image_tag, in_text, path_of
 
 _KEYS = ("image", "image_url", "url", "path", "bytes", "base64")
 """Where a part holds its image."""
-_TYPES = ("image", "image_url", "input_image")
 
 
 def with_images(message: Mapping[str, Any], key: str | None, place: str) -> Mapping[str, Any]:
@@ -27,7 +27,7 @@ def with_images(message: Mapping[str, Any], key: str | None, place: str) -> Mapp
         return message
     parts = [
         {"type": "text", "text": _text_of(part, f"part {number} of {key!r} of {place}")}
-        if isinstance(part, Mapping) and part.get("type") in _TYPES
+        if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
         else part
         for number, part in enumerate(content, start=1)
     ]

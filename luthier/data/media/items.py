@@ -6,7 +6,6 @@ image of an example is one character, `PLACE`. No tokenizer sees these three: Un
 """
 
 import base64
-import binascii
 import functools
 import hashlib
 import os
@@ -64,17 +63,20 @@ def path_of(item: Any, place: str) -> str:
         raise RowError(f"{place} is {what}, not a path")
     if not item:
         raise RowError(f"{place} is empty, not a path")
-    return _decoded(item, place) if item.startswith("data:") else item
-
-
-def _decoded(address: str, place: str) -> str:
-    head, comma, text = address.partition(",")
+    if not item.startswith("data:"):
+        return item
     try:
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("it does not begin with data:image/...;base64,")
-        return stored(base64.b64decode(text, validate=True))
-    except (ValueError, binascii.Error) as fault:
+        return stored(decoded(item))
+    except ValueError as fault:
         raise RowError(f"{place} is no image in base64: {fault}", str(fault)) from fault
+
+
+def decoded(address: str) -> bytes:
+    """The content of `data:image/png;base64,...`. Raises `ValueError` that says what is wrong."""
+    head, comma, text = address.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ValueError("it does not begin with data:image/...;base64,")
+    return base64.b64decode(text, validate=True)
 
 
 def in_text(path: str) -> str:

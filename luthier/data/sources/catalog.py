@@ -208,10 +208,10 @@ def _media_faults(spec: DatasetSpec, data: "DataConfig", stage: str | None) -> I
         yield Problem(key, reason, "set on_overlong: truncate or drop", file=spec.file, line=spec.line)
 
 
-def declares_images(data: "DataConfig", *, hf_hub_token: str | None = None) -> bool:
+def declares_images(data: "DataConfig", *, hf_hub_token: str | None = None, cache_dir: str | None = None) -> bool:
     """Whether a dataset of the run has a column of images. False for datasets that cannot be found."""
     try:
-        catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=hf_hub_token)
+        catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=hf_hub_token, cache_dir=cache_dir)
         return any(catalog.get(name).columns.images for name in (*data.dataset, *data.eval_dataset))
     except DataError:  # told where the data are read
         return False

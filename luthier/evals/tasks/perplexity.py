@@ -88,12 +88,11 @@ class Perplexity:
     def summary(self, records: Sequence[Record]) -> Mapping[str, Any]:
         tokens = sum(record.values["num_tokens"] for record in records)
         measure = self.measures(records).get(NAME)
-        value = measure.value if measure else 1.0
         return {
             "n": len(records),
             "num_tokens": tokens,
-            "loss": math.log(value),
-            "perplexity": value,
+            "loss": math.log(measure.value) if measure else None,
+            "perplexity": measure.value if measure else None,
             "standard_error": measure.standard_error if measure else None,
         }
 
@@ -117,11 +116,9 @@ class Perplexity:
 
     def _line(self, name: str, records: Sequence[Record]) -> str:
         found = self.summary(records)
-        error = "" if found["standard_error"] is None else f"{found['standard_error']:.4f}"
-        return (
-            f"{name:<24} {found['n']:>7,} {found['num_tokens']:>10,.0f} {found['loss']:>8.4f}"
-            f" {found['perplexity']:>11.4f} {error:>8}"
-        )
+        numbers = [found[key] for key in ("loss", "perplexity", "standard_error")]
+        loss, perplexity, error = ("" if number is None else f"{number:.4f}" for number in numbers)
+        return f"{name:<24} {found['n']:>7,} {found['num_tokens']:>10,.0f} {loss:>8} {perplexity:>11} {error:>8}"
 
 
 def open_task(run: "EvalRun", task: str) -> EvalTask:

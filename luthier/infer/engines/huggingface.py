@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from luthier.infer.concurrency import MAX_CONCURRENT, max_concurrent
@@ -82,7 +83,7 @@ class HuggingFaceModel(Streaming):
         )
         if isinstance(prompt_ids, SeenPrompt):
             assert self.pixels is not None, "prompts with images are written for models that see"
-            row.seen = prompt_ids.inputs(self.pixels)
+            row.seen = partial(prompt_ids.inputs, self.pixels)
         ticket.belongs_to(row)
         self._thread.submit(row)
         return ticket

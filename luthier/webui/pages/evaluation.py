@@ -6,7 +6,6 @@ from urllib.parse import quote
 from luthier.webui.evaluations import evaluations_of, records_in, tables_in
 from luthier.webui.pages.frame import Frame
 from luthier.webui.pages.parts import box, link, table, text
-from luthier.webui.runs import find_runs
 
 
 class EvaluationPart:
@@ -25,7 +24,7 @@ class EvaluationPart:
                 heads = [say(f"run.record_{name}") for name in ("subject", "number", "content")]
                 table(heads, records, say("run.records"))
         board = self.frame.board
-        for run in evaluations_of(self.folder.resolve(), find_runs(board.root)):
+        for run in evaluations_of(self.folder.resolve(), board.runs()):
             text(say("run.evaluation"), "h2")
             link(board.name_of(run.folder), f"/run/{quote(board.name_of(run.folder))}")
             for found in tables_in(run.folder).values():

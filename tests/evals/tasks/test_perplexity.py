@@ -85,3 +85,16 @@ def test_the_standard_error_is_that_of_resampled_rows(keys):
     chosen = torch.randint(len(values), (2000, len(values)), generator=torch.Generator().manual_seed(0))
     sums = values[chosen].sum(1)
     assert found.summary["standard_error"] == pytest.approx((-sums[:, 0] / sums[:, 1]).exp().std().item(), rel=0.1)
+
+
+def test_rows_without_labels_have_no_perplexity(keys):
+    """And not that of a perfect model."""
+    from luthier.config.load import load_eval
+    from luthier.evals.task import Record
+    from luthier.evals.tasks.perplexity import KIND
+
+    task = KIND.open(load_eval(keys), "perplexity")
+    records = [Record("", index, {"loglikelihood": 0.0, "num_tokens": 0}) for index in range(2)]
+    summary = task.summary(records)
+    assert summary["perplexity"] is summary["loss"] is summary["standard_error"] is None
+    assert task.measures(records) == {} and task.table(records).splitlines()[-1].split() == ["all", "rows", "2", "0"]
