@@ -56,24 +56,49 @@ class CheckpointedTrainer(Trainer):
         """Why there is no checkpoint of the last save; None if there is one."""
         self.best_saved: tuple[Any, Any, Any] = (None, None, None)
         """Metric, step and folder of the best checkpoint before the last evaluation."""
+        self.last_saved: Path | None = None
+        """The last checkpoint that this run has written or resumed from."""
         self.superseded = list(parts.superseded)
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        check_resumed(self.policy, Path(resume_from_checkpoint))
-        with checkpoint_mismatch(resume_from_checkpoint):
-            if is_pissa(self.policy):
-                resume_pissa(self.policy, Path(resume_from_checkpoint))
-            else:
-                with checkpoints.taking_saved_names(self.policy, Path(resume_from_checkpoint)):
-                    super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_learned(Path(resume_from_checkpoint), model)
         if self.parts.reading is not None:
             self.parts.reading.restore(Path(resume_from_checkpoint))
+        self.last_saved = Path(resume_from_checkpoint)
+
+    def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
+        """Weights, sampled answers and the state of the stage."""
+        check_resumed(self.policy, checkpoint)
+        with checkpoint_mismatch(str(checkpoint)):
+            if is_pissa(self.policy):
+                resume_pissa(self.policy, checkpoint)
+            else:
+                with checkpoints.taking_saved_names(self.policy, checkpoint):
+                    super()._load_from_checkpoint(str(checkpoint), model)
         if self.parts.rollouts is not None:
-            self.parts.rollouts.load(Path(resume_from_checkpoint))
-        saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
-        if saved.is_file():
-            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
+            self.parts.rollouts.load(checkpoint)
+        saved = checkpoint / STAGE_STATE_FILE
+        self.stage_state = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+
+    def go_back(self) -> Path | None:
+        """Take what was learned from the last checkpoint; the schedule, the rows and the random numbers go on.
+
+        Returns the checkpoint, and None if there is none that all processes can read.
+        """
+        saved = self.last_saved
+        is_there = saved is not None and checkpoints.is_whole(saved)
+        if saved is None or not all(gather_object([is_there])):
+            return None
+        schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
+        self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
+        self._load_optimizer_and_scheduler(str(saved))
+        self.lr_scheduler.load_state_dict(schedule)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.rows = []  # of another policy; the next step samples anew
+        return saved
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -136,6 +161,7 @@ class CheckpointedTrainer(Trainer):
 
     def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
+        self.watch.require_finite_step(self.state.global_step)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
         draft = self.drafts / folder.name
@@ -160,6 +186,7 @@ class CheckpointedTrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
+        self.last_saved = folder
         if self.args.local_process_index == 0:
             remove(self.drafts)
         if self.args.push_to_hub:
