@@ -16,7 +16,8 @@ Saving and resuming are in `luthier.training.checkpointed`.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from luthier.data.collate import require_whole, tokens_in
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
+from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.checkpointed import CheckpointedTrainer
 from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
@@ -100,7 +102,8 @@ class StageTrainer(CheckpointedTrainer):
         if rollouts is None:
             return super().get_batch_samples(self.waiting.timed(epoch_iterator), num_batches, device)
         num_batches = len(list(islice(epoch_iterator, num_batches)))
-        step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
+        with self.stop.in_step(may_give_up=self.may_give_up_step):
+            step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
         self.stage_state = step.state
         add_to(self._metrics, step.metrics)
         return step.batches, self._get_num_items_in_batch(step.batches, device)
@@ -129,7 +132,8 @@ class StageTrainer(CheckpointedTrainer):
         batches = [inputs]
         while True:
             try:
-                return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
+                with self.stop.in_step(may_give_up=self.may_give_up_step):
+                    return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
             except (RuntimeError, MemoryError) as error:
                 if not (is_out_of_memory(error) and self._can_cut_more()):
                     raise
@@ -283,9 +287,10 @@ class StageTrainer(CheckpointedTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Stops at `max_steps`: transformers takes one more step when it resumes from the last one."""
+        self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
+        elif not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -315,17 +320,18 @@ class StageTrainer(CheckpointedTrainer):
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        # Reading batches consumes random numbers, which must not change the training that follows.
-        device = self.args.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            totals = over_processes(self._evaluation_sums(model, dataloader), device)
-        means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
-        means |= self.stage.reporting.derived(means)
-        if self.parts.eval_metrics is not None:
-            means |= self.parts.eval_metrics(model, metric_key_prefix)
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
-        if self.parts.task_metrics is not None:
-            metrics |= self.parts.task_metrics(model, metric_key_prefix)
+        device, is_alone = self.args.device, self.accelerator.num_processes == 1
+        with self.stop.evaluating(is_alone=is_alone):
+            # Reading batches consumes random numbers, which must not change the training that follows.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                totals = over_processes(self._evaluation_sums(model, dataloader), device)
+            means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
+            means |= self.stage.reporting.derived(means)
+            if self.parts.eval_metrics is not None:
+                means |= self.parts.eval_metrics(model, metric_key_prefix)
+            metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+            if self.parts.task_metrics is not None:
+                metrics |= self.parts.task_metrics(model, metric_key_prefix)
         # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
@@ -337,14 +343,27 @@ class StageTrainer(CheckpointedTrainer):
             state = self._state_for(self.stage.statistics, model, dataloader, state)
 
         def compute(batch: dict[str, Any]) -> Sums:
+            self.stop.require_time()
             output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
 
         sums: dict[str, tuple[Tensor, float]] = {}
-        for more in batch_by_batch(dataloader, self.args.device, compute):
-            add_to(sums, more)
+        with self._giving_up_together():
+            for more in batch_by_batch(dataloader, self.args.device, compute):
+                add_to(sums, more)
         return sums
+
+    @contextmanager
+    def _giving_up_together(self) -> Iterator[None]:
+        """Raises `GaveUp` in all processes if it is raised in one of them, each of which has its own batches."""
+        is_up = False
+        try:
+            yield
+        except GaveUp:
+            is_up = True
+        if any(gather_object([is_up])):
+            raise GaveUp
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         wanted = self.args.metric_for_best_model

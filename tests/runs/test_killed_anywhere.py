@@ -27,8 +27,15 @@ KILLS = {True: 5, False: 3}
 STEPS = 10
 DPO = {"stage": "dpo", "dataset": "pairs", "learning_rate": 1e-3}
 GRPO = {
-    "stage": "grpo", "num_generations": 4, "num_iterations": 2, "grpo_beta": 0.1, "learning_rate": 1e-3,
-    "max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "reward_funcs": "tests.small_world:small_letters",
+    "stage": "grpo",
+    "num_generations": 4,
+    "num_iterations": 2,
+    "grpo_beta": 0.1,
+    "learning_rate": 1e-3,
+    "max_new_tokens": 6,
+    "temperature": 1.0,
+    "top_k": 0,
+    "reward_funcs": "tests.small_world:small_letters",
 }
 FULL, LORA = {"finetuning_type": "full"}, {"finetuning_type": "lora"}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -52,8 +59,13 @@ PLAIN = ("sft, lora, streamed", "grpo, lora")
 def world(tmp_path_factory) -> dict[str, Any]:
     return {
         **small_world(tmp_path_factory.mktemp("world")),
-        "overwrite_output_dir": False, "disable_shuffling": False, "lr_scheduler_type": "cosine",
-        "max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
+        "overwrite_output_dir": False,
+        "disable_shuffling": False,
+        "lr_scheduler_type": "cosine",
+        "max_steps": STEPS,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 2,
     }
 
 
