@@ -3,6 +3,7 @@
 Everything that a run imports is imported once, by the fork server of `multiprocessing`, which computes nothing itself.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,8 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import luthier
 import luthier.training.trainer
@@ -25,6 +28,23 @@ def start(keys: dict[str, Any], log: Path, num_processes: int = 1) -> BaseProces
     process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port()))
     process.start()
     return process
+
+
+def wait(process: BaseProcess, kill_at: float = math.inf, delay_seconds: float = 0.0) -> float:
+    """Waits for the end of a run, or kills it once it has used `kill_at` seconds of a CPU, and after a delay more, when it
+    may wait for the disk. Returns the seconds it has used; how busy the machine is does not matter to them."""
+    used, seen = 0.0, psutil.Process(process.pid)
+    while process.exitcode is None and used < kill_at:
+        try:
+            used = sum(seen.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            break
+        process.join(0.005)
+    if used >= kill_at:
+        process.join(delay_seconds)
+        kill(process)
+    process.join()
+    return used
 
 
 def kill(process: BaseProcess) -> None:
