@@ -3,6 +3,7 @@
 Everything that a run imports is imported once, by the fork server of `multiprocessing`, which computes nothing itself.
 """
 
+import json
 import math
 import multiprocessing
 import os
@@ -18,21 +19,24 @@ import psutil
 import luthier
 import luthier.training.trainer
 import luthier.workflow.training  # imported for the fork server
+from luthier.cli import main
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([__name__])
 
 
-def start(keys: dict[str, Any], log: Path, num_processes: int = 1) -> BaseProcess:
-    """A run in a process group of its own. What it says is added to `log`."""
-    process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port()))
+def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
+    """A run in a process group of its own. What it says is added to `log`. `typed`: as the command `luthier train`."""
+    process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port(), typed))
     process.start()
     return process
 
 
 def wait(process: BaseProcess, kill_at: float = math.inf, delay_seconds: float = 0.0) -> float:
-    """Waits for the end of a run, or kills it once it has used `kill_at` seconds of a CPU, and after a delay more, when it
-    may wait for the disk. Returns the seconds it has used; how busy the machine is does not matter to them."""
+    """Waits for the end of a run. Returns the seconds of a CPU that it has used, however busy the machine is.
+
+    Once they are `kill_at` it is killed, `delay_seconds` later, since it may wait for the disk then.
+    """
     used, seen = 0.0, psutil.Process(process.pid)
     while process.exitcode is None and used < kill_at:
         try:
@@ -57,7 +61,7 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
-def _train(keys: dict[str, Any], log: str, num_processes: int, port: int) -> None:
+def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed: bool) -> None:
     os.setsid()
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -72,6 +76,12 @@ def _train(keys: dict[str, Any], log: str, num_processes: int, port: int) -> Non
     if num_processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if typed:
+        run_file = Path(f"{log}.json")
+        run_file.write_text(json.dumps(keys))
+        status = main(["train", str(run_file)])
+        sys.stderr.flush()
+        os._exit(status)
     luthier.train(keys)
     sys.stderr.flush()
     if rank:

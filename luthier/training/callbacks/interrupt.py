@@ -10,6 +10,7 @@ give up a step, and give up an evaluation after the batch that each is at.
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ class StopOnSignal(TrainerCallback):
         self.save_seconds = save_seconds
         self.was_interrupted = False
         self.has_signal = False
+        self.process = 0
         self.signal_time = 0.0
         """When the signal came, by the monotonic clock."""
         self.longest_save_seconds: float | None = None
@@ -54,6 +56,7 @@ class StopOnSignal(TrainerCallback):
         self._is_late = self._may_give_up = self._is_evaluating = False
 
     def __enter__(self) -> Self:
+        self.process = os.getpid()
         for number in STOPPING:
             self.previous[number] = signal.signal(number, self.handle)
         self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up_step)
@@ -65,6 +68,8 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # of the loader, which serves this process until it ends
+            return
         if self.has_signal:
             raise KeyboardInterrupt
         self.has_signal, self.signal_time = True, time.monotonic()
