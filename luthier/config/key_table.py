@@ -23,6 +23,7 @@ from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
+from luthier.config.keys.recovery import RecoveryConfig
 from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import NOTES, TrainingKeys, training_table
 from luthier.config.sections import Section
@@ -34,6 +35,7 @@ DATA = Section("data", DataConfig)
 PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
+RECOVERY = Section("recovery", RecoveryConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer", "eval"))
 VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
 SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
@@ -96,6 +98,7 @@ def sections() -> tuple[Section, ...]:
             PROCESSOR,
             *stages,
             FINETUNING,
+            RECOVERY,
             *optimizers,
             PROFILER,
             FP8,

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,8 @@ from luthier.core.versions import library_version
 MANIFEST_NAME = "manifest.json"
 OF_THE_BOARD = ("board.json", "board.yaml", "console.log", "exit.json", "stop.json")
 """What the board keeps in the folder of a run; `luthier.webui.runs` says what they are."""
+_HEARTBEAT = re.compile(r"heartbeat(_\d+)?\.json")
+"""It goes when the run has ended (`luthier.training.heartbeat`)."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4
@@ -51,7 +54,9 @@ def manifest_files(folder: Path) -> Iterator[Path]:
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
         is_part = not in_checkpoint and not is_draft(inside.parts[0])
-        is_part = is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD)
+        is_part = (
+            is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD) and not _HEARTBEAT.fullmatch(str(inside))
+        )
         if is_part and path.is_file():
             yield path
 

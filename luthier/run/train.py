@@ -2,9 +2,15 @@
 
 from luthier.config.runs import TrainRun
 from luthier.core.log import is_main_process
+from luthier.core.signals import ending_on_signals
 
 
 def main(argv: list[str]) -> int:
+    with ending_on_signals():
+        return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.workflow.launch import end_with_launcher, launch_if_needed
     from luthier.workflow.preflight import load_checked

@@ -427,6 +427,7 @@ OPTIMIZERS = [
             ({"fp16": True}, "", {}),
             ({"max_grad_norm": 0.5}, "max_grad_norm", {}),
             ({}, "", {"WORLD_SIZE": "2"}),
+            ({"on_nonfinite": "skip"}, "on_nonfinite", {}),
         )
     ),
     Case(SWITCHES["badam"], environment={"WORLD_SIZE": "2"}),
@@ -502,6 +503,18 @@ ENGINES = [
     *cases({}, {"infer_backend": "sglang"}),
     *cases({}, {"infer_backend": "vllm"}, command="export"),
 ]
+RECOVERY = [
+    *(
+        Case({**keys, "on_nonfinite": action})
+        for action, keys in (
+            ("skip", ZERO_3),
+            ("skip", {"optim": "lomo"}),
+            ("rollback", {"save_strategy": "no"}),
+            ("rollback", {"save_only_model": True}),
+        )
+    ),
+    *cases({}, {"max_nonfinite_steps": 3}, {"max_nonfinite_steps": -1}, {"save_on_signal_seconds": 0}),
+]
 EVALUATED = [
     *cases(
         {},
@@ -525,5 +538,5 @@ EVALUATED = [
 ]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + EVALUATED),
+    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + RECOVERY + EVALUATED),
 ]
