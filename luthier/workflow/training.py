@@ -14,6 +14,7 @@ from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
+from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -66,11 +67,13 @@ def train(run: TrainRun) -> "RunResult":
     resume_from = starting_point(run, output_dir)
     from_scratch = resume_from is None and run.training["overwrite_output_dir"]
     machine = detect()
+    rerun = Rerun(run, machine)
     args = training_arguments(run, machine)
     require_one_start(resume_from, gather_object([str(resume_from)]))
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     rows = compare_rows(run, data, resume_from, is_dated=is_dated(text.encoding))
+    rerun.compare(rows.now.get("rows"))
     if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
@@ -92,7 +95,7 @@ def train(run: TrainRun) -> "RunResult":
     )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
-    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight)
+    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight, rerun)
     if args.local_process_index == 0:
         tidy(output_dir)
     return result
@@ -189,6 +192,7 @@ def carry_out(
     rows: "TrainedOn",
     unavailable: Mapping[str, str],
     foresight: "Foresight",
+    rerun: Rerun,
 ) -> "RunResult":
     """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
 
@@ -230,8 +234,10 @@ def carry_out(
     compared = foresight.compared(metrics.get("train", {}).get("train_runtime"))
     if trainer.is_world_process_zero():
         is_new = run.trains and not was_finished
-        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} if is_new else None
+        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} | rerun.facts() if is_new else None
         describe(run, trainer, metrics, facts, was_finished=was_finished)
+        if is_new:
+            rerun.compare_weights(output_dir)
     if run.trains:
         upload(trainer)
     return RunResult(output_dir, metrics, trainer.state.log_history, compared=compared)
