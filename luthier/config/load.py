@@ -26,6 +26,7 @@ from luthier.config.key_table import (
     PROCESSOR,
     PROFILER,
     QUANTIZATION,
+    RAY,
     SGLANG,
     SWANLAB,
     VLLM,
@@ -270,6 +271,7 @@ class Draft:
                 "profiler": self._section(PROFILER),
                 "fp8": self._section(FP8),
                 "swanlab": self._section(SWANLAB),
+                "ray": self._section(RAY),
                 "kt": self._section(KT),
                 "tasks": self._section(EVAL_TASKS),
             }

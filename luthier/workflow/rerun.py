@@ -2,8 +2,9 @@
 
     luthier train OUT/run.yaml output_dir=NEW
 
-The manifest in OUT says what decides the weights besides the keys: `read` has the hashes of models and data, `ran_on` the
-processors, threads and processes, `versions` the libraries. If all of it is the same, so are the weights, to the bit.
+The manifest in OUT says what decides the weights besides the keys: `read` has the hashes of models and data, `ran_on`
+the processors, threads and processes, `versions` the libraries. If all of it is the same, so are the weights, to the
+bit.
 """
 
 import os
@@ -98,9 +99,9 @@ def _cpu_name() -> str:
 class Rerun:
     """What a run reads and runs on, for its manifest, beside that of the run whose run.yaml it was started with.
 
-    What is read is hashed before the model is loaded, since files may change while a run trains. Hashes of big files are
-    remembered until they change, so that only the first run on a large model computes them. Nothing is done in a run
-    that does not train, and in other processes than the first.
+    What is read is hashed before the model is loaded, since files may change while a run trains. Hashes of big files
+    are remembered until they change, so that only the first run on a large model computes them. Nothing is done in a
+    run that does not train, and in other processes than the first.
     """
 
     def __init__(self, run: "TrainRun", machine: Machine) -> None:

@@ -16,7 +16,7 @@ from luthier.config.sections import is_on
 from luthier.core.errors import ConfigError, InvalidInput
 from luthier.core.log import info, warn
 from luthier.workflow.sweep_grid import GridRun, grid
-from luthier.workflow.sweep_runs import CONSOLE, RunProcess, error_of, problem_of, state_of
+from luthier.workflow.sweep_runs import CONSOLE, RunProcess, SignalsTo, error_of, problem_of, state_of
 from luthier.workflow.sweep_table import Table, read_table
 
 
@@ -55,7 +55,7 @@ def run_in_turn(left: Sequence[GridRun], runs: Sequence[GridRun], root: Path) ->
     for number, one in enumerate(left, start=1):
         info(f"run {number} of {len(left)}: {one.name} (its output: {one.folder / CONSOLE})")
         begin = time.monotonic()
-        with RunProcess(one) as process:
+        with RunProcess(one.folder, one.run.given) as process, SignalsTo(process.process) as signals:
             state = process.wait()
         seconds = time.monotonic() - begin
         table = read_table(runs)
@@ -64,7 +64,7 @@ def run_in_turn(left: Sequence[GridRun], runs: Sequence[GridRun], root: Path) ->
             warn(f"{one.name} failed after {seconds:.0f} s: {error_of(one.folder)}")
         else:
             info(f"{one.name}: {state} after {seconds:.0f} s{table.remark(one.name)}")
-        if process.was_asked:
+        if signals.was_asked:
             info(f"stopped: {table.num_done} of {len(runs)} runs are done -> run the same command to go on")
             return True
     return False

@@ -8,17 +8,15 @@
 These are the names of the board, whose pages therefore show the runs of a sweep while they go on.
 
 Why a process for each run: whatever libraries hold on to is freed when it ends, the memory of accelerators included; a
-crash or the killer of the system, out of memory, costs one run; and several devices are used through torchrun as always.
+crash costs one run, and so does the killer of the system; several devices are used through torchrun as always.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Mapping
@@ -32,6 +30,7 @@ from luthier.core.drafts import is_draft
 from luthier.core.errors import OutputError, Problem
 from luthier.core.files import write_atomically
 from luthier.core.manifest import MANIFEST_NAME
+from luthier.workflow.child import command_of
 from luthier.workflow.run_files import run_file
 from luthier.workflow.sweep_grid import GridRun
 
@@ -42,8 +41,6 @@ State = Literal["waiting", "done", "stopped", "failed"]
 _TAIL_BYTES = 16384
 MAX_ERROR_CHARS = 300
 _OWN_ERROR = re.compile(r"^luthier: (.*(?:\n  .*)*)", re.MULTILINE)
-_PR_SET_PDEATHSIG = 1
-"""The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
 
 
 def problem_of(one: GridRun) -> Problem | None:
@@ -97,7 +94,7 @@ def status_of(folder: Path) -> int | None:
 
 
 def error_of(folder: Path) -> str:
-    """Why a failed run failed: the error that luthier printed last, else the last line of its output, else the signal."""
+    """Why a run failed: the error that luthier printed last, else the signal, else the last line of its output."""
     with (folder / CONSOLE).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
@@ -115,53 +112,43 @@ def error_of(folder: Path) -> str:
 
 
 class RunProcess:
-    """A context in which a run goes on; SIGINT and SIGTERM are passed on to it, so it can save a checkpoint.
+    """A context in which a run goes on.
 
     Its session is its own: a terminal would send Ctrl-C to it as well, and a second signal makes a run leave at once.
     On Linux it ends with this process, even by SIGKILL. Elsewhere the lock of its console keeps others out.
     """
 
-    def __init__(self, one: GridRun) -> None:
-        self.folder, self.was_asked = one.folder, False
+    def __init__(self, folder: Path, keys: Mapping[str, Any]) -> None:
+        """`keys`: decoded ones, with `folder` as `output_dir`."""
+        self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.console = _locked(self.folder / CONSOLE)
-        keys = dict(one.run.given)
-        if any(self.folder.glob("checkpoint-*")):
-            keys.pop(RESUME, None)  # it goes on from its own
+        self.console = locked(self.folder / CONSOLE)
+        if any(self.folder.glob("checkpoint-*")):  # it goes on from its own
+            keys = {name: value for name, value in keys.items() if name != RESUME}
         file = run_file(keys)
         write_atomically(self.folder / RUN_FILE, file.text)
         (self.folder / EXIT).unlink(missing_ok=True)
         self.environment = {**os.environ, **file.environment}
         self.environment.pop("USE_RAY", None)
-        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         path = str(self.folder / RUN_FILE)
         self.console.write(f"$ luthier train {path}\n".encode())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "luthier", "train", path],
+            command_of(["train", path]),
             stdin=subprocess.DEVNULL,
             stdout=self.console,
             stderr=self.console,
             env=self.environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._pass_on)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         self.console.close()
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.was_asked = True
-        self.process.send_signal(number)
 
     def wait(self) -> State:
         """Returns when the run has ended and its end is written down."""
@@ -170,7 +157,28 @@ class RunProcess:
         return state_of(self.folder)
 
 
-def _locked(path: Path) -> IO[bytes]:
+class SignalsTo:
+    """A context in which SIGINT and SIGTERM are passed on to a process, so that it can save a checkpoint."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process, self.was_asked = process, False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.was_asked = True
+        self.process.send_signal(number)
+
+
+def locked(path: Path) -> IO[bytes]:
     """The console of a run. The process of the run inherits the lock, so it lasts as long as that process."""
     console = path.open("ab", buffering=0)
     try:
@@ -179,7 +187,3 @@ def _locked(path: Path) -> IO[bytes]:
         console.close()
         raise OutputError(f"output_dir: {path.parent}: a run is going on in this folder -> wait for its end") from None
     return console
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -15,7 +15,7 @@ from luthier.cli import main
 from luthier.core.errors import ConfigError, OutputError
 from luthier.core.manifest import verify_folder
 from luthier.workflow.sweep import sweep
-from luthier.workflow.sweep_runs import CONSOLE, EXIT, _locked, state_of
+from luthier.workflow.sweep_runs import CONSOLE, EXIT, locked, state_of
 from tests.small_world import small_world
 
 LIMIT_SECONDS = 240
@@ -90,7 +90,7 @@ def test_a_signal_lets_the_run_save_a_checkpoint(run_file, tmp_path, capsys):
 def is_free(folder) -> bool:
     """Whether no process of a run is left."""
     try:
-        _locked(folder / CONSOLE).close()
+        locked(folder / CONSOLE).close()
     except OutputError:
         return False
     return True
