@@ -50,7 +50,7 @@ OF_A_NODE = {
         "USE_RAY",
     ),
 }
-"""Environment variables that each node has its own values of; all others are those of the driver, as in the reference."""
+"""Environment variables of which each node has its own; all others are those of the driver, as in the reference."""
 POLL_SECONDS = 0.5
 
 
@@ -203,7 +203,7 @@ def _set_address(host: str, port: str) -> None:
 
 
 def _fit(trainer: Any, ask_to_stop: Any) -> Exception | None:
-    """Runs in a thread, since Ray would take Ctrl-C for the wish to leave at once. Returns why Ray gave up, if it did."""
+    """Runs in a thread, since Ray takes Ctrl-C for the wish to leave at once. Returns why Ray gave up, if it did."""
     faults: list[Exception] = []
 
     def fit() -> None:

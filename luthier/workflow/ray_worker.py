@@ -1,4 +1,4 @@
-"""What happens in each worker of Ray: it starts a process that trains, passes on what that prints, and tells its end."""
+"""What each worker of Ray does: it starts a process that trains, passes on what that prints, and tells its end."""
 
 import os
 import re
