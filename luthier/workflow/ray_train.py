@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.ray import RAY_KEYS
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 
 MAX_RESTARTS = 3
 """How often all processes start again after one has failed, unless the environment variable MAX_RESTARTS says."""
-OWN_KEYS = (
-    *("ray_num_workers", "ray_init_kwargs", "master_addr", "master_port", "ray_run_name", "ray_storage_path"),
-    *("placement_strategy", "resources_per_worker"),
-)
-"""The keys that are read here, and not in the processes."""
 OF_A_NODE = {
     *("PATH", "HOME", "USER", "LOGNAME", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_LIBRARY_PATH"),
     *(
@@ -128,18 +124,22 @@ def _gist(fault: BaseException) -> str:
 
 def _work_of(run: "TrainRun", output_dir: Path, endings: Any) -> dict[str, Any]:
     """The argument of `ray_worker.work`."""
-    keys = {name: value for name, value in run.given.items() if name not in OWN_KEYS} | {"output_dir": str(output_dir)}
+    keys = {name: value for name, value in run.given.items() if name not in RAY_KEYS} | {"output_dir": str(output_dir)}
     file = run_file(keys)
-    own = {name: value for name, value in os.environ.items() if name not in OF_A_NODE and not name.startswith("RAY_")}
     return {
         "keys": keys,
-        "environment": {**own, **file.environment},
+        "environment": {**environment_of_driver(), **file.environment},
         "folder": os.getcwd(),
         "endings": endings,
         "earlier": {
             path.parent.name: path.stat().st_mtime_ns for path in output_dir.glob(f"checkpoint-*/{MANIFEST_NAME}")
         },
     }
+
+
+def environment_of_driver() -> dict[str, str]:
+    """The variables of this process that its processes on other nodes get."""
+    return {name: value for name, value in os.environ.items() if name not in OF_A_NODE and not name.startswith("RAY_")}
 
 
 def _trainer(run: "TrainRun", each: Mapping[str, float], storage: Path, config: Mapping[str, Any]) -> Any:

@@ -42,7 +42,8 @@ def sweep(words: Sequence[str]) -> tuple[Table, bool]:
     if is_on(os.environ, "USE_RAY"):
         from luthier.workflow.sweep_ray import run_with_tune
 
-        was_stopped = run_with_tune(left, root)
+        run_with_tune(left, root)
+        was_stopped = any(state_of(one.folder) in ("waiting", "stopped") for one in runs)
     else:
         was_stopped = run_in_turn(left, runs, root)
     table = read_table(runs)
@@ -55,7 +56,7 @@ def run_in_turn(left: Sequence[GridRun], runs: Sequence[GridRun], root: Path) ->
     for number, one in enumerate(left, start=1):
         info(f"run {number} of {len(left)}: {one.name} (its output: {one.folder / CONSOLE})")
         begin = time.monotonic()
-        with RunProcess(one.folder, one.run.given) as process, SignalsTo(process.process) as signals:
+        with RunProcess(one.folder, one.keys()) as process, SignalsTo(process.process) as signals:
             state = process.wait()
         seconds = time.monotonic() - begin
         table = read_table(runs)

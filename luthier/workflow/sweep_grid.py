@@ -12,15 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from luthier.config.key_table import catalog
+from luthier.config.keys.ray import RAY_KEYS
 from luthier.config.load import read_source
 from luthier.config.runs import TrainRun
 from luthier.config.source import Entry, is_file_name, starts_key
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.core.log import warn
 from luthier.workflow.preflight import load_checked
-from luthier.workflow.run_files import RunFile, run_file
 
 MAX_VALUE_CHARS, MAX_NAME_CHARS = 40, 180
 HASH_CHARS = 6
@@ -52,8 +53,10 @@ class GridRun:
     def folder(self) -> Path:
         return Path(self.run.training["output_dir"])
 
-    def file(self) -> RunFile:
-        return run_file(self.run.given)
+    def keys(self) -> dict[str, Any]:
+        """Those of its process, whoever starts it."""
+        keys = {name: value for name, value in self.run.given.items() if name not in RAY_KEYS}
+        return keys | {"output_dir": str(self.folder.absolute())}
 
 
 def split_values(text: str) -> list[str]:

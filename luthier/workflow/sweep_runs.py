@@ -53,7 +53,7 @@ def problem_of(one: GridRun) -> Problem | None:
     remedy = "choose another output_dir, or remove this folder"
     if earlier is None:
         return Problem("output_dir", f"{folder} holds something that no sweep wrote", remedy)
-    differing = _differences(earlier, one.file().keys)
+    differing = _differences(earlier, run_file(one.keys()).keys)
     if not differing or not (state_of(folder) == "done" or any(folder.glob("checkpoint-*"))):
         return None
     return Problem("output_dir", f"{folder} holds a run with other keys ({'; '.join(differing)})", remedy)

@@ -26,21 +26,25 @@ def test_the_board_reads_the_same_files():
 
 
 def test_the_run_file_says_all_but_secrets_and_one_process_has_the_folder(one):
-    process = RunProcess(one.folder, one.run.given)
+    process = RunProcess(one.folder, one.keys())
     text = (one.folder / RUN_FILE).read_text()
     keys = yaml.safe_load(text)
-    assert keys["lora_rank"] == 8 and keys["output_dir"] == str(one.folder) and keys["overwrite_output_dir"] is False
+    assert (
+        keys["lora_rank"] == 8
+        and keys["output_dir"] == str(one.folder.absolute())
+        and keys["overwrite_output_dir"] is False
+    )
     assert "hf_secret" not in text and process.environment["LUTHIER_HUB_TOKEN"] == "hf_secret"
     assert keys["hub_token"] == "${oc.env:LUTHIER_HUB_TOKEN}"
     with pytest.raises(OutputError, match="a run is going on in this folder"):
-        RunProcess(one.folder, one.run.given)
+        RunProcess(one.folder, one.keys())
     process.console.close()
     assert state_of(one.folder) == "waiting" and problem_of(one) is None
 
 
 @pytest.mark.parametrize("held", ["nothing", "a finished run", "a checkpoint"])
 def test_a_folder_with_other_keys_is_refused_once_something_depends_on_them(one, held):
-    RunProcess(one.folder, one.run.given).console.close()
+    RunProcess(one.folder, one.keys()).console.close()
     if held == "a finished run":
         (one.folder / EXIT).write_text(json.dumps({"status": 0}))
         (one.folder / "manifest.json").write_text("{}")

@@ -24,3 +24,7 @@ class RayConfig:
     one, or each on its own."""
     resources_per_worker: dict[str, Any] | None = None
     """What Ray reserves for each process, e.g. {CPU: 4, GPU: 1}."""
+
+
+RAY_KEYS = tuple(RayConfig.__dataclass_fields__)
+"""They say how a run is started, and nothing of what it computes."""
