@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,8 @@ from luthier.workflow.run_files import run_file
 
 INTERRUPTED, WRONG_INPUT = 130, 2
 POLL_SECONDS = 1.0
+SETTLE_SECONDS = 10.0
+"""How long the other processes may take to end with the same error."""
 TAIL_LINES = 40
 _OWN_ERROR = re.compile(r"^luthier: (.*(?:\n  .*)*)", re.MULTILINE)
 
@@ -62,6 +65,12 @@ class Endings:
         elif len(found) == self.num_workers and all(ending.error for ending in found):
             self.final = self.final or found[0]
 
+    def verdict(self) -> str:
+        """`over`: all have ended with an error that would come again; `again`: one has crashed; `open`: not known."""
+        if any(ending.status != 0 and not ending.error for ending in self.ended.values()):
+            return "again"
+        return "over" if self.final is not None and len(self.ended) == self.num_workers else "open"
+
     def ask_to_stop(self) -> None:
         self.num_asked += 1
 
@@ -74,7 +83,7 @@ class Endings:
 
 
 def work(config: Mapping[str, Any]) -> None:
-    """The function of each worker. Raises `RuntimeError` if its process failed: Ray starts all of them again."""
+    """The function of each worker. Raises `RuntimeError` if its process crashed: Ray starts all of them again."""
     import ray
     from ray import train
 
@@ -94,8 +103,18 @@ def work(config: Mapping[str, Any]) -> None:
         status = child.watch(lambda: ray.get(endings.asked.remote()))
     ray.get(endings.end.remote(rank, status, child.error, child.printed))
     if status not in (0, INTERRUPTED):
+        if is_over(lambda: ray.get(endings.verdict.remote())):
+            return
         raise RuntimeError(f"process {rank} ended with status {status}: {child.error or 'see its log'}")
     train.report(metrics_of(Path(keys["output_dir"])) if rank == 0 else {})
+
+
+def is_over(verdict: Callable[[], str]) -> bool:
+    """Whether all processes end soon with an error that would come again. Otherwise Ray has to end the others."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (found := verdict()) == "open" and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return found == "over"
 
 
 def environment_of(given: Mapping[str, str], context: Any) -> dict[str, str]:
@@ -165,7 +184,7 @@ class Child:
         own = _OWN_ERROR.findall("".join(self.lines))
         return str(own[-1]) if own else ""
 
-    def watch(self, num_asked: Any) -> int:
+    def watch(self, num_asked: Callable[[], int]) -> int:
         """Waits for the end, and passes on that the user asked to stop. Returns the exit status."""
         assert self.process.stdout is not None and self.process.stderr is not None, "both are pipes"
         pumps = [

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ import yaml
 
 from luthier.cli import main
 from luthier.core.errors import InvalidInput
+from luthier.core.manifest import verify_folder
 from luthier.workflow import requirements
+from luthier.workflow.launch import free_port
 from luthier.workflow.ray_train import require_resources, resources_of
 from tests.small_world import small_world
 from tests.working_folder import write
@@ -122,8 +125,33 @@ def test_an_error_of_the_user_is_told_once_and_not_tried_again(world, tmp_path):
     process = start({**values, "ray_init_kwargs": {"num_cpus": 1}}, tmp_path / "out", USE_RAY="1")
     _, told = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 2, told
-    assert told.splitlines()[-1].startswith("luthier: ") or "\nluthier: " in told
-    assert "Traceback (most recent call last)" not in told.rpartition("\nluthier: ")[2]
+    assert "\nluthier: dataset 'empty' has no usable row" in told and "Traceback" not in told
+
+
+@pytest.mark.thorough
+def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
+    pytest.importorskip("ray")
+    port, folder = free_port(), tmp_path / "out"
+    words = ["start", "--head", "--block", "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
+    cluster = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: answers(int(port)))
+        more = {"ray_num_workers": 2, "ray_init_kwargs": {"address": f"127.0.0.1:{port}"}, "max_steps": 20000}
+        process = start({**world, **more}, folder, USE_RAY="1")
+        wait_for(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        cluster.terminate()
+        cluster.wait()
+    assert process.returncode == 130, told
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert verify_folder(checkpoint) == [] and "run the same command to resume" in told
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def processes_of(folder: Path) -> list[int]:

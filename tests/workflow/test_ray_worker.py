@@ -7,17 +7,21 @@ from types import SimpleNamespace
 import pytest
 
 from luthier.core.manifest import write_manifest
-from luthier.workflow.ray_worker import Child, Endings, environment_of, where_to_go_on
+from luthier.workflow.ray_worker import Child, Endings, environment_of, is_over, where_to_go_on
 
 
 def test_a_crash_is_tried_again_and_an_error_of_all_is_not():
     endings = Endings(2)
     assert [endings.begin(rank) for rank in (0, 1)] == [(0, True), (0, True)]
     endings.end(0, 1, "a process of this run has ended", "")  # what the others say when one was killed
+    assert endings.verdict() == "open"
     endings.end(1, -9, "", "")
+    assert endings.verdict() == "again"
     assert [endings.begin(rank) for rank in (0, 1)] == [(1, True), (1, True)]
     endings.end(0, 1, "the loss became nan", "")
+    assert endings.verdict() == "open"
     endings.end(1, 1, "the loss became nan", "")
+    assert endings.verdict() == "over" and is_over(endings.verdict)
     assert endings.begin(0) == (2, False) and endings.result() == (1, "the loss became nan", "")
 
 
