@@ -27,6 +27,7 @@ from luthier.config.key_table import (
     PROFILER,
     QUANTIZATION,
     RECOVERY,
+    RAY,
     SGLANG,
     SWANLAB,
     VLLM,
@@ -272,6 +273,7 @@ class Draft:
                 "fp8": self._section(FP8),
                 "swanlab": self._section(SWANLAB),
                 "recovery": self._section(RECOVERY),
+                "ray": self._section(RAY),
                 "kt": self._section(KT),
                 "tasks": self._section(EVAL_TASKS),
             }

@@ -34,7 +34,10 @@ FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4
 """About 1 GB a second each, on one core of an EPYC; a disk is seldom faster than four of them."""
-RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+RECORDED_LIBRARIES = (
+    *("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("bitsandbytes", "hqq", "deepspeed", "torchao"),
+)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,18 +64,22 @@ def manifest_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def versions_here() -> dict[str, str]:
+    """Of Python, luthier and the libraries that decide what is computed, as far as they are installed."""
+    versions = {"python": platform.python_version(), "luthier": luthier.__version__}
+    return versions | {name: found for name in RECORDED_LIBRARIES if (found := library_version(name)) is not None}
+
+
 def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
     """Write the manifest of the finished `folder`, atomically. Returns its path.
 
     `facts` (seeds, data fingerprint, source model, ...) are written as JSON as they are.
     """
     root = Path(folder)
-    versions = {"python": platform.python_version(), "luthier": luthier.__version__}
-    versions |= {name: found for name in RECORDED_LIBRARIES if (found := library_version(name)) is not None}
     content = {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": versions,
+        "versions": versions_here(),
         **facts,
         "files": dict(_for_each(lambda path, stop: _record(root, path, stop), manifest_files(root))),
     }

@@ -25,6 +25,7 @@ from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
+from luthier.training.foreign_checkpoints import is_foreign, require_readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -345,7 +346,7 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
     if found := checkpoints_in(output_dir):
         warn(
             f"{output_dir} has no complete checkpoint ({_names(found)}), so training starts from scratch"
-            f" -> {_record_hint(found[0].with_name('checkpoint-N'))}"
+            f" -> resume_from_checkpoint: {found[0].with_name('checkpoint-N')} resumes from one of another program"
         )
     return None
 
@@ -375,6 +376,9 @@ def _require_whole(folder: Path) -> None:
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
+    if is_foreign(folder):
+        require_readable(folder)
+        return
     fault = fault_of(folder)
     if fault is None:
         return

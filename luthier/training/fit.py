@@ -10,6 +10,7 @@ from luthier.core.log import info, warn
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.checkpoints import STATES, missing_states
+from luthier.training.foreign_checkpoints import is_foreign, not_taken_over, require_same_adapter
 
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer
@@ -42,6 +43,10 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
             warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate schedule restart")
         elif missing:
             warn(f"{resume_from} holds no state of these, so they restart: {', '.join(missing)}")
+    if resume_from is not None and is_foreign(resume_from):
+        require_same_adapter(resume_from, trainer.policy)
+        for difference in not_taken_over(resume_from, trainer.policy, trainer.args):
+            warn(f"{resume_from}: {difference}")
     stop = trainer.stop
     try:
         output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

@@ -14,6 +14,7 @@ from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
+from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
 
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
     from_scratch = resume_from is None and run.training["overwrite_output_dir"]
+    rerun = Rerun(run, machine)
     args = training_arguments(run, machine)
     require_one_start(resume_from, gather_object([str(resume_from)]))
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     rows = compare_rows(run, data, resume_from, is_dated=is_dated(text.encoding))
+    rerun.compare(rows.now.get("rows"))
     if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
@@ -106,7 +109,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
     trainer.add_callback(heartbeat)
-    return carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight)
+    return carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight, rerun)
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
@@ -200,6 +203,7 @@ def carry_out(
     rows: "TrainedOn",
     unavailable: Mapping[str, str],
     foresight: "Foresight",
+    rerun: Rerun,
 ) -> "RunResult":
     """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
 
@@ -242,8 +246,10 @@ def carry_out(
         compared["peak_bytes_of_processes"] = gather_object([compared.get("peak_bytes")])
     if trainer.is_world_process_zero():
         is_new = run.trains and not was_finished
-        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} if is_new else None
+        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} | rerun.facts() if is_new else None
         describe(run, trainer, metrics, facts, was_finished=was_finished)
+        if is_new:
+            rerun.compare_weights(output_dir)
     if ends_early:
         info(f"stopped: training had ended, and its weights are saved in {output_dir}")
     elif run.trains:

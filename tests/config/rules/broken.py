@@ -262,7 +262,12 @@ TRAINING = [
         {"use_swanlab": True, "swanlab_lark_secret": "s"},
     ),
     *(Case({"optim": values[0]}, has_libraries=False) for values, _ in LIBRARIES.values()),
-    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_RAY", "USE_MCA", "USE_MEGATRON_BRIDGE")),
+    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")),
+    Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
+    *(
+        Case({key: value}, environment={"USE_RAY": "1"})
+        for key, value in (("ray_num_workers", 0), ("master_port", "x"), ("resources_per_worker", {"GPU": -1}))
+    ),
 ]
 
 ADAPTERS = [
