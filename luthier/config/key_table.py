@@ -23,8 +23,8 @@ from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
-from luthier.config.keys.recovery import RecoveryConfig
 from luthier.config.keys.ray import RayConfig
+from luthier.config.keys.recovery import RecoveryConfig
 from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import NOTES, TrainingKeys, training_table
 from luthier.config.sections import Section

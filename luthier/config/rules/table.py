@@ -26,8 +26,8 @@ from luthier.config.rules.quantization import (
     QUANTIZED_EXPORT_RULES,
     QUANTIZED_TRAINING_RULES,
 )
-from luthier.config.rules.recovery import RECOVERY_RULES
 from luthier.config.rules.ray import RAY_RULES
+from luthier.config.rules.recovery import RECOVERY_RULES
 from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.config.rules.swanlab import SWANLAB_RULES
 from luthier.config.rules.task import OUTPUT_RULES, TASK_RULES
