@@ -72,8 +72,9 @@ def start_ray(keys: "RayConfig") -> Any:
     except (TypeError, ValueError, ConnectionError, RuntimeError) as fault:
         first = next(iter(str(fault).splitlines()), type(fault).__name__)
         raise InvalidInput(
-            f"ray_init_kwargs: Ray cannot be started ({first}) -> correct the address of the cluster and the other"
-            " arguments of ray.init, or leave them out to start Ray on this machine"
+            f"ray_init_kwargs: Ray cannot be started ({first}) -> correct the address of the cluster, its token"
+            " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN) and the other arguments of ray.init, or leave them out to start Ray"
+            " on this machine"
         ) from fault
     return ray
 

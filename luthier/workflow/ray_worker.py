@@ -145,7 +145,7 @@ def metrics_of(output_dir: Path) -> dict[str, Any]:
 
 
 def where_to_go_on(keys: Mapping[str, Any], earlier: Mapping[str, int]) -> dict[str, Any]:
-    """The keys that let a restarted run go on from its own newest checkpoint, where the run file says something else.
+    """The keys that let a restarted run resume from its own newest checkpoint, where the run file says something else.
 
     `earlier`: checkpoint -> time of its manifest, of those that were there before the run began.
     """
