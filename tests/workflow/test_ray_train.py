@@ -149,7 +149,7 @@ def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
         cluster.wait()
     assert process.returncode == 130, told
     (checkpoint,) = folder.glob("checkpoint-*")
-    assert verify_folder(checkpoint) == [] and "run the same command to resume" in told
+    assert verify_folder(checkpoint) == [] and f"stopped: {checkpoint} is saved" in told
 
 
 def answers(port: int) -> bool:
