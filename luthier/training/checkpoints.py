@@ -25,7 +25,7 @@ from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
-from luthier.training.foreign_checkpoints import is_foreign, require_readable
+from luthier.training.foreign_checkpoints import is_readable_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -376,10 +376,7 @@ def _require_whole(folder: Path) -> None:
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
-    if is_foreign(folder):
-        require_readable(folder)
-        return
-    fault = fault_of(folder)
+    fault = None if is_readable_foreign(folder) else fault_of(folder)
     if fault is None:
         return
     if not (folder / MANIFEST_NAME).is_file():

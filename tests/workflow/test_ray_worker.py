@@ -55,7 +55,7 @@ def test_a_restart_goes_on_from_a_checkpoint_of_this_run(tmp_path):
     for step in (2, 4, 9):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
+        (folder / "trainer_state.json").write_text('{"global_step": 1}')
         if step != 4:
             write_manifest(folder)
         if step == 9:
