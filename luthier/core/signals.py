@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,7 +18,7 @@ def ending_on_signals() -> Iterator[None]:
 
     A shell that starts a program in the background lets it ignore Ctrl-C, and so it does.
     """
-    previous = {number: signal.getsignal(number) for number in STOPPING}
+    previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in STOPPING}
     taken = [number for number in STOPPING if previous[number] is not signal.SIG_IGN]
     for number in taken:
         signal.signal(number, _interrupt)
@@ -32,9 +33,9 @@ def ending_on_signals() -> Iterator[None]:
         _restore(previous, taken)
 
 
-def _restore(previous: dict[signal.Signals, object], taken: list[signal.Signals]) -> None:
+def _restore(previous: dict[signal.Signals, Any], taken: list[signal.Signals]) -> None:
     for number in taken:
-        signal.signal(number, previous[number])  # type: ignore[arg-type]
+        signal.signal(number, previous[number])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -203,13 +203,14 @@ class StageTrainer(CheckpointedTrainer):
         faults: list[tuple[str, list[str]]] = gather_object([(self.watch.fault(), self.watch.rows())])
         what, rows = max(faults, key=lambda fault: (bool(fault[0]), "loss" in fault[0]))
         self.watch.forget()
-        total = self.state.stateful_callbacks.get(KEY, 0) + 1  # type: ignore[union-attr, operator, call-overload]
+        total = self.noted.get(KEY, 0) + 1
         if total > limit:
             more = f" after {limit} steps that were left out (max_nonfinite_steps)" if limit else ""
             raise self.watch.failure(what + more, step, f"; the rows of this step:{listed(rows)}")
-        self.state.stateful_callbacks[KEY] = total  # type: ignore[index, call-overload]
+        self.noted[KEY] = total
         if self.accelerator.scaler is None:
             self.accelerator.gradient_state._set_sync_gradients(False)  # so that accelerate makes no update
+        assert self._begun.loss is not None, "the step has begun"
         self._tr_loss, self._metrics = self._begun.loss, dict(self._begun.metrics)
         self.stage_state = self._begun.stage_state
         saved = self.go_back() if self.left_out.action == "rollback" else None
@@ -233,7 +234,7 @@ class StageTrainer(CheckpointedTrainer):
             self.left_out.correct_end(logs, self.state.global_step - self._initial_global_step)
         if "loss" in logs:
             self.watch.require_finite_step(self.state.global_step)
-            self.left_out.correct_line(logs, self.state.stateful_callbacks.get(KEY, 0))  # type: ignore[union-attr, arg-type, call-overload]
+            self.left_out.correct_line(logs, self.noted.get(KEY, 0))
             if not math.isfinite(logs.get("loss", 0.0)):
                 raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
             totals = over_processes(self._metrics, self.args.device)
