@@ -24,18 +24,12 @@ def ending_on_signals() -> Iterator[None]:
         signal.signal(number, _interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        raise  # what is left to do is to end, and the next signal should not wait for it
-    except BaseException:
-        _restore(previous, taken)
-        raise
-    else:
-        _restore(previous, taken)
-
-
-def _restore(previous: dict[signal.Signals, Any], taken: list[signal.Signals]) -> None:
-    for number in taken:
-        signal.signal(number, previous[number])
+    finally:
+        for number in taken:
+            if (
+                signal.getsignal(number) is _interrupt
+            ):  # else what is left to do is to end, and a second one need not wait
+                signal.signal(number, previous[number])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

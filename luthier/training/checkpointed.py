@@ -107,7 +107,7 @@ class CheckpointedTrainer(Trainer):
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if self.parts.rollouts is not None:
-            self.parts.rollouts.rows = []  # of another policy; the next step samples anew
+            self.parts.rollouts.rows = []  # of another policy; the next step samples again
         return saved
 
     def _load_best_model(self) -> None:
