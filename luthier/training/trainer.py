@@ -16,10 +16,9 @@ Saving and resuming are in `luthier.training.checkpointed`.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +49,10 @@ from luthier.training.waiting import Waiting
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
+
+
+ASKED_BATCHES = 8
+"""After so many batches of an evaluation, the processes ask each other for a signal."""
 
 
 @dataclass(slots=True)
@@ -343,27 +346,24 @@ class StageTrainer(CheckpointedTrainer):
         if self.stage.statistics is not None:
             state = self._state_for(self.stage.statistics, model, dataloader, state)
 
+        batch_numbers = count()
+
         def compute(batch: dict[str, Any]) -> Sums:
-            self.stop.require_time()
+            if next(batch_numbers) % ASKED_BATCHES == 0:
+                self._require_time()
             output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
 
         sums: dict[str, tuple[Tensor, float]] = {}
-        with self._giving_up_together():
-            for more in batch_by_batch(dataloader, self.args.device, compute):
-                add_to(sums, more)
+        for more in batch_by_batch(dataloader, self.args.device, compute):
+            add_to(sums, more)
         return sums
 
-    @contextmanager
-    def _giving_up_together(self) -> Iterator[None]:
-        """Raises `GaveUp` in all processes if it is raised in one of them, each of which has its own batches."""
-        is_up = False
-        try:
-            yield
-        except GaveUp:
-            is_up = True
-        if any(gather_object([is_up])):
+    def _require_time(self) -> None:
+        """Raises `GaveUp` in all processes if one of them has a signal. All of them evaluate as many batches."""
+        has_signal = torch.tensor([self.stop.has_signal], device=self.args.device)
+        if bool(self.accelerator.gather(has_signal).any()):
             raise GaveUp
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
