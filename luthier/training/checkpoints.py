@@ -152,8 +152,6 @@ def rotate(newest: Path, limit: int | None, best: Path | None) -> None:
         remove(folder)
 
 
-# -- which are whole ---------------------------------------------------------------------------------
-
 Stamps = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and time of the last change in nanoseconds of each file."""
 _known_whole: dict[Path, Stamps] = {}
@@ -286,9 +284,6 @@ def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequenc
                 f"the checkpoint {fault} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
                 " -> use the model that it was trained with, or choose another output_dir to start from scratch"
             )
-
-
-# -- which one to resume from ------------------------------------------------------------------------
 
 
 def step_of(folder: Path) -> int:
