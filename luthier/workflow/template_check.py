@@ -46,8 +46,8 @@ class Sides:
     """Inference stops at these."""
 
     def check(self, sample: Sample) -> Finding:
-        images = sample.dialogue.media.images
-        server = replace(self.server, enable_thinking=sample.enable_thinking, images=images)
+        items = sample.dialogue.media.items
+        server = replace(self.server, enable_thinking=sample.enable_thinking, items=items)
         return compare(self.training.with_thinking(sample.enable_thinking), server, sample.dialogue, self.stop_ids)
 
 
@@ -92,7 +92,7 @@ def _media(source: ModelSource, run: "TrainRun | None") -> MediaProcessor | None
         return None
     try:
         processor, _ = load_processor(source, given_limits(run) if run else {})
-        return MediaProcessor(processor)
+        return MediaProcessor(processor, ("image",))
     except MissingExtra as fault:
         warn(f"images are not compared: {fault}")
     except ModelError:  # without a processor that reads images, there are none to compare
@@ -133,8 +133,8 @@ def load_sides(
     own = choose_template("auto", tokenizer)
     stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(source.name))
     if name == "auto":
-        mark = "" if media is None else media.mark
-        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "", mark)
+        marks = {} if media is None else media.marks
+        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "", marks)
         side = None if media is None else media_side(media, own, program.encoder, program)
         return Sides(Encoding(program.encoder, own, None, thinking, keeps, program, side), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)

@@ -1,0 +1,204 @@
+"""Frames of videos, decoded by PyAV: only those that are asked for, upright, each the one shown at its time.
+
+Frame i of n is the picture that is shown i / fps seconds after the first one. In a video of constant rate, that is its
+i-th picture. In a video of variable rate (a screen recording, some phones), fps is its average.
+
+A file is measured without being decoded: its packets tell the times of all pictures.
+"""
+
+import bisect
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import RowError
+from luthier.core.versions import require
+from luthier.data.media.reader import load_image, size_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.data.media.kinds import Measure
+
+LIST_SUFFIX = ".frames"
+"""Of a file that lists the paths of frames, as JSON."""
+_EARLY = 0.25
+"""Of the time between two frames: a picture counts as shown so much before its time, since containers round times."""
+_LEAST_SHARE = 0.9
+"""Of the pictures that the header of a file promises; with fewer, the file is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a video stream, in the order in which they are shown."""
+
+    stamps: tuple[int, ...]
+    """Their times in ticks of the stream."""
+    keys: tuple[int, ...]
+    """Those that can be decoded without others."""
+    tick: float
+    """Seconds."""
+    usual_fps: float
+    """As the header says; 0 if it says nothing."""
+
+    @property
+    def fps(self) -> float:
+        seconds = (self.stamps[-1] - self.stamps[0]) * self.tick
+        return (len(self.stamps) - 1) / seconds if seconds else self.usual_fps
+
+    def at(self, number: int, fps: float) -> int:
+        """The time of the picture that is shown `number` / fps seconds after the first one."""
+        time = self.stamps[0] + (number + _EARLY) / fps / self.tick
+        return self.stamps[max(bisect.bisect_right(self.stamps, time) - 1, 0)]
+
+
+def is_list(path: str) -> bool:
+    return path.endswith(LIST_SUFFIX)
+
+
+def listed(path: str) -> list[str]:
+    """The paths of frames in a list."""
+    with open(path, encoding="utf-8") as file:
+        return [str(name) for name in json.load(file)]
+
+
+def measure_of(path: str) -> "Measure":
+    """(height, width, frames, frames a second, seconds); a list of frames has no rate and no seconds, 0 and 0.
+
+    Raises `RowError`.
+    """
+    if is_list(path):
+        return _measure_of_list(listed(path))
+    with _opened(path) as (container, stream):
+        pictures = _pictures(path, container, stream)
+        expected = stream.frames
+        if len(pictures.stamps) < _LEAST_SHARE * expected:
+            raise RowError(
+                f"{path!r} is cut: it holds {len(pictures.stamps):,} of the {expected:,} frames in its header",
+                repr(path), f"{len(pictures.stamps):,}", f"{expected:,}",
+            )  # fmt: skip
+        if not pictures.fps:
+            raise RowError(f"{path!r} does not tell how many frames it shows in a second", repr(path))
+        height, width = _first(path, container, stream, pictures).shape[:2]
+    num_frames = len(pictures.stamps)
+    return height, width, num_frames, pictures.fps, num_frames / pictures.fps
+
+
+def _measure_of_list(paths: Sequence[str]) -> "Measure":
+    sizes = {size_of(name): name for name in reversed(paths)}
+    if len(sizes) > 1:
+        (first, name), (second, other) = list(sizes.items())[-1], list(sizes.items())[0]
+        raise RowError(
+            f"the frames of a video have different sizes: {name!r} {first[0]}x{first[1]}, {other!r}"
+            f" {second[0]}x{second[1]} pixels",
+            repr(name), f"{first[0]}x{first[1]}", repr(other), f"{second[0]}x{second[1]}",
+        )  # fmt: skip
+    height, width = next(iter(sizes))
+    return height, width, len(paths), 0.0, 0.0
+
+
+def frames_in(path: str) -> "np.ndarray":
+    """All frames of a list (T, H, W, 3). Raises `RowError`."""
+    import numpy as np
+
+    return np.stack([np.asarray(load_image(name)) for name in listed(path)])
+
+
+def frames_of(path: str, numbers: Sequence[int], fps: float) -> "np.ndarray":
+    """The frames with these numbers (T, H, W, 3), which may repeat. Raises `RowError`."""
+    import numpy as np
+
+    with _opened(path) as (container, stream):
+        pictures = _pictures(path, container, stream)
+        wanted = [pictures.at(number, fps) for number in numbers]
+        found = {stamp: _upright(frame) for stamp, frame in _decoded(path, container, stream, pictures, wanted)}
+    return np.stack([found[stamp] for stamp in wanted])
+
+
+def require_readable(path: str, numbers: Sequence[int], fps: float) -> None:
+    """Decodes these frames and keeps none. Raises `RowError`."""
+    if is_list(path):
+        return  # measured, and so decoded
+    with _opened(path) as (container, stream):
+        pictures = _pictures(path, container, stream)
+        for _ in _decoded(path, container, stream, pictures, [pictures.at(number, fps) for number in numbers]):
+            pass
+
+
+@contextmanager
+def _opened(path: str) -> "Iterator[tuple[Any, Any]]":
+    """(container, video stream). Faults of PyAV become `RowError`."""
+    av = require("av", "video", "reading videos")
+    try:
+        if not os.path.getsize(path):
+            raise RowError(f"{path!r} is an empty file, not a video", repr(path))
+        with av.open(path, metadata_errors="ignore") as container:
+            covers = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+            if not streams:
+                raise RowError(f"{path!r} has no pictures: it holds sound or text alone", repr(path))
+            streams[0].thread_type = "AUTO"
+            yield container, streams[0]
+    except (av.FFmpegError, OSError, ValueError) as fault:
+        if isinstance(fault, RowError):
+            raise
+        reason = " ".join(str(getattr(fault, "strerror", None) or fault).split()) or type(fault).__name__
+        raise RowError(f"{path!r} cannot be read as a video: {reason}", repr(path), reason) from fault
+
+
+def _pictures(path: str, container: Any, stream: Any) -> Pictures:
+    """From the packets of the stream, none of which is decoded."""
+    stamps, keys = [], []
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None:
+                stamps.append(stamp)
+                if packet.is_keyframe:
+                    keys.append(stamp)
+    if not stamps:
+        raise RowError(f"{path!r} holds no frames", repr(path))
+    usual = stream.average_rate or stream.guessed_rate or 0
+    return Pictures(tuple(sorted(set(stamps))), tuple(sorted(keys)), float(stream.time_base), float(usual))
+
+
+def _first(path: str, container: Any, stream: Any, pictures: Pictures) -> "np.ndarray":
+    """The first frame, which tells the size of all."""
+    ((_, frame),) = _decoded(path, container, stream, pictures, pictures.stamps[:1])
+    return _upright(frame)
+
+
+def _decoded(
+    path: str, container: Any, stream: Any, pictures: Pictures, wanted: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """(time, frame) of the wanted pictures, in order of time. Between them it jumps to the nearest key picture."""
+    rest = sorted(set(wanted), reverse=True)
+    while rest:
+        key = pictures.keys[max(bisect.bisect_right(pictures.keys, rest[-1]) - 1, 0)] if pictures.keys else rest[-1]
+        container.seek(key, stream=stream, backward=True)
+        before = len(rest)
+        for frame in container.decode(stream):
+            if frame.pts is None or frame.pts < rest[-1]:
+                continue
+            yield rest.pop(), frame
+            if not rest or _is_worth_a_jump(pictures, frame.pts, rest[-1]):
+                break
+        if len(rest) == before:
+            seconds = f"{(rest[-1] - pictures.stamps[0]) * pictures.tick:.1f}"
+            raise RowError(f"{path!r} has no picture that can be decoded at {seconds} s", repr(path), seconds)
+
+
+def _is_worth_a_jump(pictures: Pictures, now: int, following: int) -> bool:
+    """Whether a key picture lies between two pictures, so that those before it need not be decoded."""
+    return bisect.bisect_right(pictures.keys, following) > bisect.bisect_right(pictures.keys, now)
+
+
+def _upright(frame: Any) -> "np.ndarray":
+    """(H, W, 3) as it is shown, whatever way the camera was held."""
+    import numpy as np
+
+    turns = round(-frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), -turns))
