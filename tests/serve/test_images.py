@@ -9,11 +9,11 @@ import pytest
 
 import luthier
 from luthier.config.load import load_infer
+from luthier.data.media.kinds import media_kind
 from luthier.serve import images
 from luthier.serve.chat import prompt_of
 from luthier.serve.errors import ApiError
 from luthier.serve.fetching import NotFetched
-from luthier.data.media.kinds import media_kind
 from luthier.serve.images import ImageRules
 from luthier.serve.loading import load_model
 from luthier.serve.protocol import ChatMessage

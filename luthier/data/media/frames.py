@@ -90,7 +90,7 @@ def measure_of(path: str) -> "Measure":
 def _measure_of_list(paths: Sequence[str]) -> "Measure":
     sizes = {size_of(name): name for name in reversed(paths)}
     if len(sizes) > 1:
-        (first, name), (second, other) = list(sizes.items())[-1], list(sizes.items())[0]
+        (second, other), *_, (first, name) = sizes.items()
         raise RowError(
             f"the frames of a video have different sizes: {name!r} {first[0]}x{first[1]}, {other!r}"
             f" {second[0]}x{second[1]} pixels",

@@ -110,8 +110,8 @@ class TestParts:
         assert str(caught.value) == (
             f"part 2 of 'content' of message {place + 1} is of type {what!r}, and "
             + (
-                f'the description of the data declares no {plural} -> add "{column}": "{column}" to `columns`, whether or'
-                " not rows have such a column"
+                f'the description of the data declares no {plural} -> add "{column}": "{column}" to `columns`, whether'
+                " or not rows have such a column"
                 if column
                 else "this version trains on no such part -> remove it and what the text says of it, or the row"
             )
