@@ -43,11 +43,11 @@ AUDIO = {
 
 def numbered() -> str:
     """As that of Qwen2-Audio: it numbers what it hears."""
-    audio = (
-        "{% set count.value = count.value + 1 %}Audio {{ count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
-    )
+    audio = "{% set count.value = count.value + 1 %}Audio {{ count.value }}: <|audio_bos|><|AUDIO|><|audio_eos|>\n"
     parts = (
-        "{% for part in message.content %}{% if part.type == 'audio' %}" + audio + "{% else %}{{ part.text }}{% endif %}"
+        "{% for part in message.content %}{% if part.type == 'audio' %}"
+        + audio
+        + "{% else %}{{ part.text }}{% endif %}"
         "{% endfor %}"
     )
     return (
