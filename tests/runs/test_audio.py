@@ -117,7 +117,7 @@ def test_ids_are_those_of_the_processor(keys):
     account = data.ledger.accounts["rows"]
     assert (account.audios, account.images, account.media_cut) == (9, 0, 0)
     num_tokens = sum(list(made["input_ids"]).count(processor.audio_token_id) for made in made_rows)
-    assert account.audio_tokens == num_tokens + 2 * account.audios, "each block has its opening and closing mark"
+    assert account.audio_tokens == num_tokens + 4 * account.audios, "around each stand a colon, a space and two marks"
 
 
 @pytest.mark.parametrize("layout", [concatenate_rows, lambda rows: pad_rows(rows, 256)], ids=["concatenated", "padded"])
@@ -223,7 +223,7 @@ class TestBadFiles:
             "is an empty file, not audio",
             "cannot be read as audio",
             "which is not a file",
-            "item 1 of column 'audios' is a number, not a path",
+            "of column 'audios' is a number, not a path",
         ):
             assert any(words in line for line in told), (words, told)
         assert all(
@@ -276,8 +276,8 @@ def test_a_conversation_about_sounds_is_that_of_training(keys, tmp_path):
     banned = [processor.audio_token_id]
     found = model.generate(**inputs, max_new_tokens=4, do_sample=False, suppress_tokens=banned)
     own = processor.tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer == own
-    with pytest.raises(InvalidInput, match="audio: nowhere.wav: there is no such file"):
+    assert answer == own.rstrip("\ufffd")  # a character that is cut is not shown
+    with pytest.raises(InvalidInput, match=r"audio: nowhere\.wav: there is no such file"):
         chat.ask("what", audios=["nowhere.wav"])
     with pytest.raises(InvalidInput, match="this model does not read images"):
         from tests.media_models import draw

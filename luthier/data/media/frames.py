@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 LIST_SUFFIX = ".frames"
 """Of a file that lists the paths of frames, as JSON."""
-_EARLY = 0.25
-"""Of the time between two frames: a picture counts as shown so much before its time, since containers round times."""
+_EARLY_SECONDS = 0.002
+"""A picture counts as shown so long before its time, since containers round times."""
+_LATE_FRAMES = 0.5
+"""The decoder may tell another time than the container, by less than a frame."""
 _LEAST_SHARE = 0.9
 """Of the pictures that the header of a file promises; with fewer, the file is cut."""
 
@@ -51,7 +53,7 @@ class Pictures:
 
     def at(self, number: int, fps: float) -> int:
         """The time of the picture that is shown `number` / fps seconds after the first one."""
-        time = self.stamps[0] + (number + _EARLY) / fps / self.tick
+        time = self.stamps[0] + (number / fps + _EARLY_SECONDS) / self.tick
         return self.stamps[max(bisect.bisect_right(self.stamps, time) - 1, 0)]
 
 
@@ -88,15 +90,14 @@ def measure_of(path: str) -> "Measure":
 
 
 def _measure_of_list(paths: Sequence[str]) -> "Measure":
-    sizes = {size_of(name): name for name in reversed(paths)}
-    if len(sizes) > 1:
-        (second, other), *_, (first, name) = sizes.items()
-        raise RowError(
-            f"the frames of a video have different sizes: {name!r} {first[0]}x{first[1]}, {other!r}"
-            f" {second[0]}x{second[1]} pixels",
-            repr(name), f"{first[0]}x{first[1]}", repr(other), f"{second[0]}x{second[1]}",
-        )  # fmt: skip
-    height, width = next(iter(sizes))
+    height, width = size_of(paths[0])
+    for name in paths[1:]:
+        if size_of(name) != (height, width):
+            sizes = [f"{height}x{width}", "{}x{}".format(*size_of(name))]
+            raise RowError(
+                f"the frames of a video have different sizes: {paths[0]!r} {sizes[0]}, {name!r} {sizes[1]} pixels",
+                repr(paths[0]), sizes[0], repr(name), sizes[1],
+            )  # fmt: skip
     return height, width, len(paths), 0.0, 0.0
 
 
@@ -179,10 +180,12 @@ def _decoded(
     while rest:
         key = pictures.keys[max(bisect.bisect_right(pictures.keys, rest[-1]) - 1, 0)] if pictures.keys else rest[-1]
         container.seek(key, stream=stream, backward=True)
-        before = len(rest)
+        before, late = len(rest), _LATE_FRAMES / (pictures.fps or 1) / pictures.tick
         for frame in container.decode(stream):
             if frame.pts is None or frame.pts < rest[-1]:
                 continue
+            if frame.pts > rest[-1] + late:
+                break  # the picture in between could not be decoded
             yield rest.pop(), frame
             if not rest or _is_worth_a_jump(pictures, frame.pts, rest[-1]):
                 break
