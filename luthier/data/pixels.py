@@ -31,6 +31,7 @@ from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import ProcessorMixin
 
@@ -55,6 +56,8 @@ class Pixels:
     """The argument of the model that tells tokens of text and of media apart."""
     positions: "Callable[[Mapping[str, Any]], Tensor] | None" = None
     """`luthier.model.positions.RopeIndex`, if the positions of the model have several axes."""
+    dtype: "torch.dtype | None" = None
+    """Of the weights, for pixels that the processor gives in 16 bits (that of Llama 4 does)."""
     stands_in: bool = False
     """Whether a batch without an item of a kind gets one, since several processes train or share the weights that see
     or hear."""
@@ -82,7 +85,12 @@ class Pixels:
             **arguments_for(samples, self.processor),
         )
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]
-        return {name: value for name, value in found.items() if name not in TEXT_KEYS}, written
+        media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
+        return media, written
+
+    def _fitting(self, values: "Tensor") -> "Tensor":
+        is_half = values.is_floating_point() and values.element_size() < 4
+        return values.to(self.dtype) if is_half and self.dtype is not None else values
 
     def _opened(self, item: str) -> Loaded:
         try:
@@ -97,11 +105,12 @@ class Pixels:
         for item, own, block, text in zip(sample.items, loaded, sample.blocks, written, strict=True):
             before, now = self._named(block), self._named(self.ids(text))
             if not _is_within(now, before):
-                kind = kind_of(item)
+                kind, former = kind_of(item), kind_of(item).former(path_in(item))
+                was = "" if former is None else f"{kind.shown(former)}{kind.unit} and "
                 raise DataError(
                     f"{path_in(item)}: this {kind.one} has changed since the rows were prepared: it is now"
-                    f" {kind.of_loaded(own.content)} and {len(now)} tokens, and was {len(before)} tokens -> run again:"
-                    " the rows are prepared once more"
+                    f" {kind.of_loaded(own.content)} and {len(now)} tokens, and was {was}{len(before)} tokens"
+                    " -> run again: the rows are prepared once more"
                 )
 
     def ids(self, text: str) -> list[int]:

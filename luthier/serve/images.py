@@ -9,7 +9,6 @@
 What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,6 @@ def _kept(content: bytes, kind: MediaKind, place: str) -> str:
     folder = cache_root() / FOLDER
     try:
         path = stored(content, folder)
-        os.utime(path)
         _forget_oldest(folder)
     except OSError as fault:
         raise ApiError(
@@ -120,7 +118,7 @@ def _forget_oldest(folder: Path) -> None:
             state = file.stat()
         except FileNotFoundError:
             continue
-        found.append((state.st_mtime_ns, state.st_size, file))
+        found.append((state.st_atime_ns, state.st_size, file))
     total = sum(size for _, size, _ in found)
     for _, size, file in sorted(found):
         if total <= MAX_KEPT_BYTES:

@@ -67,6 +67,11 @@ def listed(path: str) -> list[str]:
         return [str(name) for name in json.load(file)]
 
 
+def files_of(path: str) -> tuple[str, ...]:
+    """A video file, or a list with its frames."""
+    return (path, *listed(path)) if is_list(path) and os.path.isfile(path) else (path,)
+
+
 def measure_of(path: str) -> "Measure":
     """(height, width, frames, frames a second, seconds); a list of frames has no rate and no seconds, 0 and 0.
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,10 @@ def item_in(path: str, kind: MediaKind, spec: "DatasetSpec") -> str:
 def stored(content: bytes, folder: Path | None = None, suffix: str = "") -> str:
     """The path of a file with this content, which is written once, in `folder` or that of the cache."""
     file = (folder or cache_root() / "media") / f"{hashlib.sha256(content).hexdigest()}{suffix}"
-    if not file.is_file() or file.stat().st_size != len(content):
+    if file.is_file() and (state := file.stat()).st_size == len(content):
+        # The time of access says which files are used. That of the change says that they are the same.
+        os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
+    else:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
     return str(file)

@@ -8,7 +8,7 @@ import pytest
 from luthier.core.errors import ModelError, RowError
 from luthier.data.media.blocks import MediaProcessor
 from luthier.data.media.kinds import Shape
-from tests.media_models import FAMILIES
+from tests.torchvision_models import FAMILIES
 
 
 def images(*sizes: tuple[int, int]) -> tuple[Shape, ...]:
@@ -22,12 +22,16 @@ def test_a_size_is_asked_for_once(worlds, family, monkeypatch):
     monkeypatch.setattr(
         MediaProcessor, "_asked", lambda self, sizes, ask=MediaProcessor._asked: asked.append(sizes) or ask(self, sizes)
     )
-    assert not media.is_joint
+    assert media.is_joint == (family == "llava_onevision")
     asked.clear()
-    first = media.blocks(images((56, 84), (30, 200), (56, 84)))
-    assert first[0] == first[2]
-    assert media.blocks(images((30, 200))) == first[1:2]
-    assert asked == [images((56, 84)), images((30, 200))]
+    shapes = images((56, 84), (30, 200), (56, 84))
+    first = media.blocks(shapes)
+    assert first[0] == first[2] and media.blocks(shapes) == first
+    if media.is_joint:
+        assert asked == [shapes]
+        return
+    assert media.blocks(shapes[1:2]) == first[1:2]
+    assert asked == [shapes[:1], shapes[1:2]]
 
 
 def test_it_can_be_sent_to_another_process(worlds):

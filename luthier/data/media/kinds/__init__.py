@@ -73,6 +73,8 @@ class MediaKind:
     """The content of a file as the processor takes it. Raises `RowError`."""
     given: Callable[[Sequence[Sequence[Any]], Processor], dict[str, Any]]
     """The arguments of a processor for the items of each sample."""
+    former: Callable[[str], Measure | None]
+    """What was measured last of a file, by this process or one before; None if it never was."""
     of_loaded: Callable[[Any], str]
     """The size of what `loaded` gave, for people."""
     shown: Callable[[Measure], str]

@@ -100,7 +100,11 @@ def _measures_in(file: str) -> Measures:
 
 
 def _measured(path: str) -> Measure:
-    return _measures_in(str(cache_root() / "media" / MEASURES_FILE)).of(path)
+    return _memory().of(path)
+
+
+def _memory() -> Measures:
+    return _measures_in(str(cache_root() / "media" / MEASURES_FILE))
 
 
 def _part(processor: Processor) -> Any:
@@ -203,6 +207,7 @@ KIND = MediaKind(
     given=_given,
     library="soundfile",
     extra="audio",
+    former=lambda path: _memory().known(path),
     of_loaded=lambda wave: f"{len(wave):,} samples",
     shown=_shown,
     left=_left,

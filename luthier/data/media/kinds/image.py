@@ -66,7 +66,8 @@ KIND = MediaKind(
     noise=_noise,
     loaded=_loaded,
     given=_given,
+    former=reader.former_size,
     of_loaded=lambda image: f"{image.height}x{image.width} pixels",
     shown=_shown,
-    unit=" pixels (height x width)",
+    unit=" pixels",
 )

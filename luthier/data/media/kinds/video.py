@@ -45,7 +45,11 @@ def _measures_in(file: str) -> Measures:
 def _measured(path: str) -> Measure:
     if frames.is_list(path):
         return frames.measure_of(path)  # the files in the list may change without it
-    return _measures_in(str(cache_root() / "media" / MEASURES_FILE)).of(path)
+    return _memory().of(path)
+
+
+def _memory() -> Measures:
+    return _measures_in(str(cache_root() / "media" / MEASURES_FILE))
 
 
 def _part(processor: Processor) -> Any:
@@ -191,9 +195,10 @@ KIND = MediaKind(
     others=(list, tuple),
     library="av",
     extra="video",
+    former=lambda path: _memory().known(path),
     of_loaded=lambda video: _shown(video.size),
     shown=_shown,
     require_readable=lambda path, size: _require_readable(path, state_of(path), size),
-    files=lambda path: (path, *frames.listed(path)) if frames.is_list(path) else (path,),
+    files=frames.files_of,
     in_folder=in_folder,
 )
