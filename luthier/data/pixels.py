@@ -10,7 +10,7 @@ the rows were prepared.
 B sequences, T tokens of the longest, N tokens in total, S samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -71,7 +71,14 @@ class Pixels:
         if not samples:
             return {}
         loaded = [[self._opened(item) for item in sample.items] for sample in samples]
-        found, written = self.processed(loaded)
+        try:
+            found, written = self.processed(loaded)
+        except ValueError as fault:
+            names = ", ".join(dict.fromkeys(path_in(item) for sample in samples for item in sample.items))
+            raise DataError(
+                f"{type(self.processor).__name__} cannot put these files into one batch: {names}:"
+                f" {' '.join(str(fault).partition('You can try')[0].split())} -> set per_device_train_batch_size: 1"
+            ) from fault
         for sample, opened, texts in zip(samples, loaded, written, strict=True):
             self._require_same(sample, opened, texts)
         return found
@@ -88,7 +95,10 @@ class Pixels:
         media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
         return media, written
 
-    def _fitting(self, values: "Tensor") -> "Tensor":
+    def _fitting(self, given: "Tensor | list[float]") -> "Tensor":
+        import torch
+
+        values = torch.as_tensor(given)  # the seconds between frames are a list
         is_half = values.is_floating_point() and values.element_size() < 4
         return values.to(self.dtype) if is_half and self.dtype is not None else values
 
@@ -104,7 +114,7 @@ class Pixels:
     def _require_same(self, sample: "Sample", loaded: Sequence[Loaded], written: Sequence[str]) -> None:
         for item, own, block, text in zip(sample.items, loaded, sample.blocks, written, strict=True):
             before, now = self._named(block), self._named(self.ids(text))
-            if not _is_within(now, before):
+            if not _is_within(now, before, self.placeholders):
                 kind, former = kind_of(item), kind_of(item).former(path_in(item))
                 was = "" if former is None else f"{kind.shown(former)}{kind.unit} and "
                 raise DataError(
@@ -222,8 +232,8 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
         )
 
 
-def _is_within(block: Sequence[int], row: Sequence[int]) -> bool:
-    """Whether `block` stands in `row`, and no token of it outside."""
+def _is_within(block: Sequence[int], row: Sequence[int], placeholders: Collection[int]) -> bool:
+    """Whether `block` stands in `row`, and none of its placeholders outside."""
     places = (
         start for start in range(len(row) - len(block) + 1) if list(row[start : start + len(block)]) == list(block)
     )
@@ -231,4 +241,5 @@ def _is_within(block: Sequence[int], row: Sequence[int]) -> bool:
     if start is None:
         return False
     around = (*row[:start], *row[start + len(block) :])
-    return not set(around) & set(block)
+    own = set(block).intersection(placeholders) or set(block)
+    return not set(around) & own

@@ -26,7 +26,7 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """How models call the argument that tells tokens of text and of media apart."""
 _TRIED = {
     "image": (Shape("image", (28, 56)), Shape("image", (56, 84))),
-    "video": (Shape("video", (56, 56, 2, 2.0, 1.0, 0, 1)), Shape("video", (56, 84, 4, 2.0, 2.0, 0, 1, 2, 3))),
+    "video": (Shape("video", (56, 56, 4, 2.0, 2.0, 0, 1, 2, 3)), Shape("video", (56, 84, 4, 2.0, 2.0, 0, 1, 2, 3))),
     "audio": (Shape("audio", (4_000, 16_000)), Shape("audio", (6_000, 16_000))),
 }
 """Two items of each kind."""

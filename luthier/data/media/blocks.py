@@ -26,6 +26,9 @@ _UNSUPPORTED: Mapping[str, str] = {
     "VoxtralProcessor": "its chat template is part of the library mistral_common, and takes no text here",
 }
 """Class of a processor -> why no model with it can be trained on media yet."""
+_APART = ("Glm4vProcessor", "Glm46VProcessor", "SmolVLMProcessor")
+"""Their models take the pixels of images or those of videos, not both at once: videos are written with the token of
+images, or have the same name as an input."""
 _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError, AttributeError)
 
 
@@ -50,9 +53,19 @@ class MediaProcessor:
         why = _UNSUPPORTED.get(name)
         if why is None and missing:
             why = f"it has no token that stands for {media_kind(missing[0]).noun}"
+        if why is None and self.is_apart and {"image", "video"} <= set(self.needs):
+            raise ModelError(
+                f"images, videos: {name}: its model takes one of the two in a batch -> train on them in two runs, or"
+                " take another model"
+            )
         if why is not None:
             plural = media_kind((*missing, *self.needs, "image")[0]).plural
             raise ModelError(f"{plural}: {name}: {why} -> take another model, or remove the column of {plural}")
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether images and videos cannot be in one batch."""
+        return type(self.processor).__name__ in _APART
 
     @functools.cached_property
     def marks(self) -> Mapping[str, str]:

@@ -58,6 +58,8 @@ class MediaSide:
 
     def seen(self, items: Sequence[str]) -> "Seen":
         """The items of an example. Raises `RowError` for one that cannot be read, or that the processor refuses."""
+        if self.processor.is_apart and {"image", "video"} <= {kind_of(item).name for item in items}:
+            raise RowError("the model takes images or videos, not both at once")
         shapes = tuple(map(self.processor.shape, items))
         for item, shape in zip(items, shapes, strict=True):
             try:

@@ -40,9 +40,7 @@ def _loaded(path: str, processor: Processor) -> "Image":
 
 
 def _given(samples: "Sequence[Sequence[Image]]", processor: Processor) -> dict[str, Any]:
-    nested = [list(some) for some in samples]
-    flat = [image for some in nested for image in some]
-    return {"images": nested if all(nested) else flat, "images_kwargs": {"return_tensors": "pt"}}
+    return {"images": [list(some) for some in samples], "images_kwargs": {"return_tensors": "pt"}}
 
 
 def _shown(measure: Measure) -> str:
