@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
+from luthier.data.chat.parts import around_item
 from luthier.data.media.kinds import (
     Loaded,
     Shape,
@@ -127,6 +128,15 @@ class Pixels:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def framed(self, name: str, block: str) -> list[int]:
+        """The token ids of a block with what the chat template of the model writes around it: GLM-4V tells images and
+        videos apart by that."""
+        tokenizer = self.processor.tokenizer
+        mark = marks_of(self.processor)[name]
+        around = around_item(tokenizer, str(tokenizer.chat_template), name, mark) if tokenizer.chat_template else None
+        before, after = around or ("", "")
+        return self.ids(before + block + after)
+
     def _named(self, ids: Sequence[int]) -> list[int]:
         """Those tokens that no neighbor can change, in contrast to line breaks at the ends of a block."""
         return [token for token in ids if token in self._named_tokens]
@@ -142,7 +152,7 @@ class Pixels:
         for name in self.kinds:
             blank = media_kind(name).blank(SMALLEST[name].size, self.processor)
             tensors, written = self.processed([[Loaded(name, blank)]])
-            found[name] = tensors, self.ids(written[0][0])
+            found[name] = tensors, self.framed(name, written[0][0])
         return found
 
     @cached_property

@@ -64,7 +64,17 @@ def samples_with_media(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]:
     found = []
     for chosen in ([after], [before, after]):
         media, written = pixels.processed(chosen)
-        rows = [[*words, *[token for block in blocks for token in (*pixels.ids(block), *words)]] for blocks in written]
+        rows = [
+            [
+                *words,
+                *(
+                    token
+                    for name, block in zip(pixels.kinds, blocks, strict=True)
+                    for token in (*pixels.framed(name, block), *words)
+                ),
+            ]
+            for blocks in written
+        ]
         batch = concatenate_rows([{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in rows])
         batch |= pixels.token_inputs(batch, media)
         found.append(model_inputs({**batch, "media": media, "media_parts": 1}))
