@@ -156,6 +156,8 @@ def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> 
         raise ModelError(
             "split_special_tokens: true would write the tokens of media as text -> leave it out for data with media"
         )
+    if run.given.get("use_audio_in_video") and (not kinds or "video" in kinds):
+        raise ModelError("use_audio_in_video: this version reads the frames of a video only -> leave it out")
     for name in kinds:
         media_kind(name).require_libraries()
     processor, _ = load_processor(source, given_limits(run))
