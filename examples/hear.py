@@ -131,19 +131,19 @@ def make_model(folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = Qwen2AudioForConditionalGeneration(config)
-    sounds = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, sampling_rate=RATE)
-    processor = Qwen2AudioProcessor(feature_extractor=sounds, tokenizer=tokenizer, chat_template=TEMPLATE)
+    part = WhisperFeatureExtractor(feature_size=64, chunk_length=SECONDS, sampling_rate=RATE)
+    processor = Qwen2AudioProcessor(feature_extractor=part, tokenizer=tokenizer, chat_template=TEMPLATE)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     print(f"{folder}: {sum(weight.numel() for weight in model.parameters()):,} weights")
 
 
-def share_right(chat: Any, rows: list[dict], sounds: Sequence[str]) -> float:
-    """The share of answers about `sounds` that are those of `rows`."""
+def share_right(chat: Any, rows: list[dict], files: Sequence[str]) -> float:
+    """The share of answers about `files` that are those of `rows`."""
     right = 0
-    for row, sound in zip(rows, sounds, strict=True):
+    for row, file in zip(rows, files, strict=True):
         chat.clear()
-        right += chat.ask(QUESTION, audios=[sound]).strip() == row["messages"][1]["content"]
+        right += chat.ask(QUESTION, audios=[file]).strip() == row["messages"][1]["content"]
     return right / len(rows)
 
 
@@ -156,7 +156,7 @@ def main() -> None:
         sys.exit("hear: soundfile is not installed: pip install 'luthier[audio]'")
     start = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    write_data(FOLDER / "data", make(FOLDER / "data" / "sounds", NUM_TONES, seed=0))
+    write_data(FOLDER / "data", make(FOLDER / "data" / "tones", NUM_TONES, seed=0))
     make_model(FOLDER / "model")
     unseen = make(FOLDER / "new", NUM_ASKED, seed=1)
     silence(FOLDER / "silence.wav")

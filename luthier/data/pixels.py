@@ -89,6 +89,7 @@ class Pixels:
         marks = marks_of(self.processor)
         found = self.processor(
             text=["".join(marks[loaded.kind] for loaded in sample) for sample in samples],
+            text_kwargs={"return_tensors": None},  # rows have different numbers of items
             return_text_replacement_offsets=True,
             **arguments_for(samples, self.processor),
         )

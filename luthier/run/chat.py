@@ -34,7 +34,7 @@ exit           leave (so does the end of input)
 A line that ends with \\ goes on in the next line. A line \"\"\" begins a text of several lines, and another one
 ends it.
 Ctrl-C stops an answer. A line that begins with a space is sent unchanged."""
-_FILES = {"image": "photo.jpg", "video": "film.mp4", "audio": "voice.wav"}
+_FILES = {"image": "photo.jpg", "video": "clip.mp4", "audio": "voice.wav"}
 QUOTES = '"""'
 
 

@@ -1,9 +1,8 @@
 """Frames of videos, decoded by PyAV: only those that are asked for, upright, each the one shown at its time.
 
-Frame i of n is the picture that is shown i / fps seconds after the first one. In a video of constant rate, that is its
-i-th picture. In a video of variable rate (a screen recording, some phones), fps is its average.
+Frame i of n is what is shown i / fps seconds after the first one. In a video of constant rate, that is its i-th frame. In a video of variable rate (a screen recording, some phones), fps is its average.
 
-A file is measured without being decoded: its packets tell the times of all pictures.
+A file is measured without being decoded: its packets tell the times of all frames.
 """
 
 import bisect
@@ -26,16 +25,16 @@ if TYPE_CHECKING:
 LIST_SUFFIX = ".frames"
 """Of a file that lists the paths of frames, as JSON."""
 _EARLY_SECONDS = 0.002
-"""A picture counts as shown so long before its time, since containers round times."""
+"""A frame counts as shown so long before its time, since containers round times."""
 _LATE_FRAMES = 0.5
 """The decoder may tell another time than the container, by less than a frame."""
 _LEAST_SHARE = 0.9
-"""Of the pictures that the header of a file promises; with fewer, the file is cut."""
+"""Of the frames that the header of a file promises; with fewer, the file is cut."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """The pictures of a video stream, in the order in which they are shown."""
+class Timeline:
+    """The times of the frames of a video stream, in the order in which they are shown."""
 
     stamps: tuple[int, ...]
     """Their times in ticks of the stream."""
@@ -52,7 +51,7 @@ class Pictures:
         return (len(self.stamps) - 1) / seconds if seconds else self.usual_fps
 
     def at(self, number: int, fps: float) -> int:
-        """The time of the picture that is shown `number` / fps seconds after the first one."""
+        """The time of the frame that is shown `number` / fps seconds after the first one."""
         time = self.stamps[0] + (number / fps + _EARLY_SECONDS) / self.tick
         return self.stamps[max(bisect.bisect_right(self.stamps, time) - 1, 0)]
 
@@ -80,18 +79,18 @@ def measure_of(path: str) -> "Measure":
     if is_list(path):
         return _measure_of_list(listed(path))
     with _opened(path) as (container, stream):
-        pictures = _pictures(path, container, stream)
+        timeline = _timeline(path, container, stream)
         expected = stream.frames
-        if len(pictures.stamps) < _LEAST_SHARE * expected:
+        if len(timeline.stamps) < _LEAST_SHARE * expected:
             raise RowError(
-                f"{path!r} is cut: it holds {len(pictures.stamps):,} of the {expected:,} frames in its header",
-                repr(path), f"{len(pictures.stamps):,}", f"{expected:,}",
+                f"{path!r} is cut: it holds {len(timeline.stamps):,} of the {expected:,} frames in its header",
+                repr(path), f"{len(timeline.stamps):,}", f"{expected:,}",
             )  # fmt: skip
-        if not pictures.fps:
+        if not timeline.fps:
             raise RowError(f"{path!r} does not tell how many frames it shows in a second", repr(path))
-        height, width = _first(path, container, stream, pictures).shape[:2]
-    num_frames = len(pictures.stamps)
-    return height, width, num_frames, pictures.fps, num_frames / pictures.fps
+        height, width = _first(path, container, stream, timeline).shape[:2]
+    num_frames = len(timeline.stamps)
+    return height, width, num_frames, timeline.fps, num_frames / timeline.fps
 
 
 def _measure_of_list(paths: Sequence[str]) -> "Measure":
@@ -118,9 +117,9 @@ def frames_of(path: str, numbers: Sequence[int], fps: float) -> "np.ndarray":
     import numpy as np
 
     with _opened(path) as (container, stream):
-        pictures = _pictures(path, container, stream)
-        wanted = [pictures.at(number, fps) for number in numbers]
-        found = {stamp: _upright(frame) for stamp, frame in _decoded(path, container, stream, pictures, wanted)}
+        timeline = _timeline(path, container, stream)
+        wanted = [timeline.at(number, fps) for number in numbers]
+        found = {stamp: _upright(frame) for stamp, frame in _decoded(path, container, stream, timeline, wanted)}
     return np.stack([found[stamp] for stamp in wanted])
 
 
@@ -129,8 +128,8 @@ def require_readable(path: str, numbers: Sequence[int], fps: float) -> None:
     if is_list(path):
         return  # measured, and so decoded
     with _opened(path) as (container, stream):
-        pictures = _pictures(path, container, stream)
-        for _ in _decoded(path, container, stream, pictures, [pictures.at(number, fps) for number in numbers]):
+        timeline = _timeline(path, container, stream)
+        for _ in _decoded(path, container, stream, timeline, [timeline.at(number, fps) for number in numbers]):
             pass
 
 
@@ -145,7 +144,7 @@ def _opened(path: str) -> "Iterator[tuple[Any, Any]]":
             covers = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & covers]
             if not streams:
-                raise RowError(f"{path!r} has no pictures: it holds sound or text alone", repr(path))
+                raise RowError(f"{path!r} has no frames: it holds sound or text alone", repr(path))
             streams[0].thread_type = "AUTO"
             yield container, streams[0]
     except (av.FFmpegError, OSError, ValueError) as fault:
@@ -155,7 +154,7 @@ def _opened(path: str) -> "Iterator[tuple[Any, Any]]":
         raise RowError(f"{path!r} cannot be read as a video: {reason}", repr(path), reason) from fault
 
 
-def _pictures(path: str, container: Any, stream: Any) -> Pictures:
+def _timeline(path: str, container: Any, stream: Any) -> Timeline:
     """From the packets of the stream, none of which is decoded."""
     stamps, keys = [], []
     for packet in container.demux(stream):
@@ -168,40 +167,40 @@ def _pictures(path: str, container: Any, stream: Any) -> Pictures:
     if not stamps:
         raise RowError(f"{path!r} holds no frames", repr(path))
     usual = stream.average_rate or stream.guessed_rate or 0
-    return Pictures(tuple(sorted(set(stamps))), tuple(sorted(keys)), float(stream.time_base), float(usual))
+    return Timeline(tuple(sorted(set(stamps))), tuple(sorted(keys)), float(stream.time_base), float(usual))
 
 
-def _first(path: str, container: Any, stream: Any, pictures: Pictures) -> "np.ndarray":
+def _first(path: str, container: Any, stream: Any, timeline: Timeline) -> "np.ndarray":
     """The first frame, which tells the size of all."""
-    ((_, frame),) = _decoded(path, container, stream, pictures, pictures.stamps[:1])
+    ((_, frame),) = _decoded(path, container, stream, timeline, timeline.stamps[:1])
     return _upright(frame)
 
 
 def _decoded(
-    path: str, container: Any, stream: Any, pictures: Pictures, wanted: Sequence[int]
+    path: str, container: Any, stream: Any, timeline: Timeline, wanted: Sequence[int]
 ) -> Iterator[tuple[int, Any]]:
-    """(time, frame) of the wanted pictures, in order of time. Between them it jumps to the nearest key picture."""
+    """(time, frame) of the wanted times, in order of time. Between them it jumps to the nearest key frame."""
     rest = sorted(set(wanted), reverse=True)
     while rest:
-        key = pictures.keys[max(bisect.bisect_right(pictures.keys, rest[-1]) - 1, 0)] if pictures.keys else rest[-1]
+        key = timeline.keys[max(bisect.bisect_right(timeline.keys, rest[-1]) - 1, 0)] if timeline.keys else rest[-1]
         container.seek(key, stream=stream, backward=True)
-        before, late = len(rest), _LATE_FRAMES / (pictures.fps or 1) / pictures.tick
+        before, late = len(rest), _LATE_FRAMES / (timeline.fps or 1) / timeline.tick
         for frame in container.decode(stream):
             if frame.pts is None or frame.pts < rest[-1]:
                 continue
             if frame.pts > rest[-1] + late:
-                break  # the picture in between could not be decoded
+                break  # the frame in between could not be decoded
             yield rest.pop(), frame
-            if not rest or _is_worth_a_jump(pictures, frame.pts, rest[-1]):
+            if not rest or _is_worth_a_jump(timeline, frame.pts, rest[-1]):
                 break
         if len(rest) == before:
-            seconds = f"{(rest[-1] - pictures.stamps[0]) * pictures.tick:.1f}"
-            raise RowError(f"{path!r} has no picture that can be decoded at {seconds} s", repr(path), seconds)
+            seconds = f"{(rest[-1] - timeline.stamps[0]) * timeline.tick:.1f}"
+            raise RowError(f"{path!r} has no frame that can be decoded at {seconds} s", repr(path), seconds)
 
 
-def _is_worth_a_jump(pictures: Pictures, now: int, following: int) -> bool:
-    """Whether a key picture lies between two pictures, so that those before it need not be decoded."""
-    return bisect.bisect_right(pictures.keys, following) > bisect.bisect_right(pictures.keys, now)
+def _is_worth_a_jump(timeline: Timeline, now: int, following: int) -> bool:
+    """Whether a key frame lies between two frames, so that those before it need not be decoded."""
+    return bisect.bisect_right(timeline.keys, following) > bisect.bisect_right(timeline.keys, now)
 
 
 def _upright(frame: Any) -> "np.ndarray":

@@ -94,7 +94,7 @@ class TestBadFiles:
             frame.sample_rate = 16_000
             for packet in (*stream.encode(frame), *stream.encode(None)):
                 container.mux(packet)
-        assert self.refused(tmp_path / "a.mp4") == "it has no pictures: it holds sound or text alone"
+        assert self.refused(tmp_path / "a.mp4") == "it has no frames: it holds sound or text alone"
 
     def test_a_cut_file_with_a_good_header(self, tmp_path):
         path = film(tmp_path / "a.mp4", range(0, 200, 2), rate=8, noisy=True, header_first=True)
