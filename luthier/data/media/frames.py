@@ -1,6 +1,7 @@
 """Frames of videos, decoded by PyAV: only those that are asked for, upright, each the one shown at its time.
 
-Frame i of n is what is shown i / fps seconds after the first one. In a video of constant rate, that is its i-th frame. In a video of variable rate (a screen recording, some phones), fps is its average.
+Frame i of n is what is shown i / fps seconds after the first one. In a video of constant rate, that is its i-th frame.
+In a video of variable rate (a screen recording, some phones), fps is its average.
 
 A file is measured without being decoded: its packets tell the times of all frames.
 """
