@@ -67,7 +67,7 @@ def tiny_llava(folder: Path, *, seed: int = 0) -> Path:
         image_token_index=tokenizer.image_token_id,
         image_seq_length=4,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
@@ -90,7 +90,7 @@ def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
         image_seq_length=4,
         image_grid_pinpoints=grid,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_paddleocr_vl(folder: Path, *, seed: int = 0) -> Path:
@@ -115,7 +115,7 @@ def tiny_paddleocr_vl(folder: Path, *, seed: int = 0) -> Path:
         vision_start_token_id=tokenizer.vision_start_token_id,
         vision_end_token_id=tokenizer.vision_end_token_id,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_idefics3(folder: Path, *, seed: int = 0) -> Path:
@@ -141,7 +141,7 @@ def tiny_idefics3(folder: Path, *, seed: int = 0) -> Path:
         scale_factor=2,
         pad_token_id=256,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_gemma3(folder: Path, *, seed: int = 0) -> Path:
@@ -163,7 +163,7 @@ def tiny_gemma3(folder: Path, *, seed: int = 0) -> Path:
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 FAMILIES: Mapping[str, Callable[..., Path]] = {
@@ -191,7 +191,7 @@ def draw(path: Path, *, height: int = 28, width: int = 28, seed: int = 0) -> Pat
     return path
 
 
-def _saved(folder: Path, config: Any, processor: Any, seed: int) -> Path:
+def saved(folder: Path, config: Any, processor: Any, seed: int) -> Path:
     import torch
     from transformers import AutoModelForImageTextToText
 

@@ -17,11 +17,12 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
-from luthier.data.media.reader import load_image
+from luthier.data.media.reader import Size, former_size, load_image
 from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
     from transformers import ProcessorMixin
@@ -43,6 +44,8 @@ class Pixels:
     """The argument of the model that tells tokens of text and of images apart."""
     positions: "Callable[[Mapping[str, Any]], Tensor] | None" = None
     """`luthier.model.positions.RopeIndex`, if the positions of the model have several axes."""
+    dtype: "torch.dtype | None" = None
+    """Of the weights, for pixels that the processor gives in 16 bits (that of Llama 4 does)."""
     stands_in: bool = False
     """Whether a batch without an image gets one, since several processes train or share the weights that see."""
 
@@ -69,16 +72,22 @@ class Pixels:
             return_text_replacement_offsets=True,
         )
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]
-        return {name: value for name, value in found.items() if name not in TEXT_KEYS}, written
+        media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
+        return media, written
+
+    def _fitting(self, values: "Tensor") -> "Tensor":
+        is_half = values.is_floating_point() and values.element_size() < 4
+        return values.to(self.dtype) if is_half and self.dtype is not None else values
 
     def _require_same(self, sample: "Sample", images: "Sequence[Image]", written: Sequence[str]) -> None:
         for path, image, block, text in zip(sample.paths, images, sample.blocks, written, strict=True):
             before, now = self._named(block), self._named(self.ids(text))
             if not _is_within(now, before):
-                now_size = f"{image.height}x{image.width} pixels and {len(now)} tokens"
+                former = former_size(path)
                 raise DataError(
-                    f"{path}: this image has changed since the rows were prepared: it is now {now_size}, and was"
-                    f" {len(before)} tokens -> run again: the rows are prepared once more"
+                    f"{path}: this image has changed since the rows were prepared: it is now"
+                    f" {_described((image.height, image.width), len(now))}, and was {_described(former, len(before))}"
+                    " -> run again: the rows are prepared once more"
                 )
 
     def ids(self, text: str) -> list[int]:
@@ -188,6 +197,11 @@ def _opened(path: str) -> "Image":
         raise DataError(
             f"{path}: this image could be read when the rows were prepared, and cannot now: {fault}"
         ) from None
+
+
+def _described(size: Size | None, num_tokens: int) -> str:
+    pixels = "" if size is None else f"{size[0]}x{size[1]} pixels and "
+    return f"{pixels}{num_tokens} tokens"
 
 
 def _is_within(block: Sequence[int], row: Sequence[int]) -> bool:

@@ -18,6 +18,7 @@ from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
+from luthier.data.cache.kept_images import IMAGES_FILE
 from luthier.data.cache.provenance import (
     check_unrecorded,
     file_hashes,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from luthier.data.rows.row_plan import Packer, RowPlan
     from luthier.data.stream import StreamedRows
 
-ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE, IMAGES_FILE = "rows.arrow", "prompts.arrow", "account.json", "images.json"
+ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
 EXAMPLE = Column("example", NUMBER)
 """The number of the example that a row comes from."""
 

@@ -96,7 +96,6 @@ def _kept(content: bytes, place: str) -> str:
     folder = cache_root() / FOLDER
     try:
         path = stored(content, folder)
-        os.utime(path)
         _forget_oldest(folder)
     except OSError as fault:
         raise ApiError(
@@ -113,7 +112,7 @@ def _forget_oldest(folder: Path) -> None:
             state = file.stat()
         except FileNotFoundError:
             continue
-        found.append((state.st_mtime_ns, state.st_size, file))
+        found.append((state.st_atime_ns, state.st_size, file))
     total = sum(size for _, size, _ in found)
     for _, size, file in sorted(found):
         if total <= MAX_KEPT_BYTES:

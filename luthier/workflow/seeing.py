@@ -35,7 +35,7 @@ def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = 
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
     types = next((name for name in TOKEN_TYPES if name in arguments), None)
-    return Pixels(media.processor, media.mark, types, rope_index_of(base), stands_in)
+    return Pixels(media.processor, media.mark, types, rope_index_of(base), base.dtype, stands_in)
 
 
 def trial_of(text: "TextSide") -> "Trial | None":

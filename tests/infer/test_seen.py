@@ -16,8 +16,9 @@ from luthier.data.types import PLACE
 from luthier.infer.seen import SeenPrompt
 from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
-from tests.media_models import FAMILIES, draw, talk
+from tests.media_models import draw, talk
 from tests.tiny import byte_tokenizer, tiny_llama
+from tests.torchvision_models import FAMILIES
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6}
 

@@ -10,7 +10,8 @@ from luthier.cli import main
 from luthier.inspection.images import between, shown_images
 from luthier.inspection.terminal import sequences_of
 from tests.data.media.rows import TAG, answer, row, user, world
-from tests.media_models import FAMILIES, draw
+from tests.media_models import draw
+from tests.torchvision_models import FAMILIES
 
 BLOCK = "[image 1: 56x84, 8 tokens]"
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import luthier
 from luthier.core.errors import DataError, ModelError
 from tests.matrix import representatives
-from tests.media_models import FAMILIES, draw, talk
+from tests.media_models import draw, talk
 from tests.runs.test_processes import start_two
+from tests.torchvision_models import FAMILIES
 
 ANSWERS = ("red", "a green one", "blue")
 NUM_ROWS = 12
@@ -197,7 +198,7 @@ def test_an_image_replaced_after_preparation_is_named(worlds, tmp_path, monkeypa
     monkeypatch.setattr("luthier.workflow.training.report_data", lambda *given: draw(path, height=84, width=30))
     try:
         with pytest.raises(
-            DataError, match=r"0_0\.png: this image has changed since the rows were prepared: it is now 84x30"
+            DataError, match=r"0_0\.png: this image has changed since the rows were prepared: it is now 84x30 pixels and \d+ tokens, and was 28x84 pixels"
         ):
             luthier.train(keys)
     finally:

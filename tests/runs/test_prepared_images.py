@@ -84,6 +84,7 @@ def test_a_second_start_opens_no_image_and_calls_no_processor(keys, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(reader, "load_image", refuse)
+        patch.setattr(reader, "decoded_size", refuse)
         patch.setattr(MediaProcessor, "_asked", refuse)
         second = prepared(keys)
     assert second.fingerprint == first.fingerprint

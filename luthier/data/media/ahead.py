@@ -18,16 +18,19 @@ Row = TypeVar("Row")
 
 def measured_ahead(rows: Iterable[Row], images_of: Callable[[Row], Sequence[str]]) -> Iterator[Row]:
     """The rows in order, each after `size_of` has been asked for all its images. Files that hold none are left to the
-    caller, who asks again."""
+    caller, who asks again. After an interrupt, only the images that are being read are finished."""
     num_threads = min(MAX_THREADS, os.cpu_count() or 1)
     waiting: deque[tuple[Row, list[Future[None]]]] = deque()
-    with ThreadPoolExecutor(num_threads) as threads:
+    threads = ThreadPoolExecutor(num_threads)
+    try:
         for row in rows:
             waiting.append((row, [threads.submit(_measure, path) for path in images_of(row)]))
             if len(waiting) > num_threads * ROWS_PER_THREAD:
                 yield _measured(waiting)
         while waiting:
             yield _measured(waiting)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _measured(waiting: "deque[tuple[Row, list[Future[None]]]]") -> Row:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,10 @@ def media_path(path: str, spec: "DatasetSpec") -> str:
 def stored(content: bytes, folder: Path | None = None) -> str:
     """The path of a file with this content, which is written once, in `folder` or that of the cache."""
     file = (folder or cache_root() / "media") / hashlib.sha256(content).hexdigest()
-    if not file.is_file() or file.stat().st_size != len(content):
+    if file.is_file() and (state := file.stat()).st_size == len(content):
+        # The time of access says which images are used. That of the change says that they are the same.
+        os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
+    else:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
     return str(file)

@@ -11,6 +11,8 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
@@ -41,27 +43,57 @@ _FAULTS = (
     zlib.error,
 )
 """What Pillow raises for damaged files, apart from its own error for too many pixels."""
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag of an image, and its values for one whose height and width change places."""
 
 
 def load_image(path: str) -> "Image.Image":
     """The image in a file, upright, in RGB. Raises `RowError` for a file that holds none."""
     require("PIL", "vision", "reading images")
-    from PIL import Image, UnidentifiedImageError
     from transformers.image_utils import load_image as load
 
     _silence()
+    with _explaining_damage(path):
+        return load(path)
+
+
+def decoded_size(path: str) -> Size:
+    """The size of an upright image, whose file is decoded to its end: a cut one has a good header. Raises `RowError`.
+
+    A JPEG is decoded in gray and at an eighth of its sides, which finds the same damage in a third of the time.
+    """
+    require("PIL", "vision", "reading images")
+    from PIL import Image
+
+    _silence()
+    with _explaining_damage(path), Image.open(path) as image:
+        if image.format == "JPEG":
+            width, height = image.size
+            is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+            image.draft("L", (1, 1))
+            image.load()
+            return (width, height) if is_turned else (height, width)
+    whole = load_image(path)
+    return whole.height, whole.width
+
+
+@contextmanager
+def _explaining_damage(path: str) -> Iterator[None]:
+    """Turns what Pillow raises for a file into `RowError`."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         if not os.path.getsize(path):
             raise RowError(f"{path!r} is an empty file, not an image", repr(path))
-        return load(path)
+        yield
+    except RowError:
+        raise
     except UnidentifiedImageError as fault:
         raise RowError(f"{path!r} is not an image of a known kind", repr(path)) from fault
     except Image.DecompressionBombError as fault:
         reason = str(fault).partition(",")[0]
         raise RowError(f"{path!r} has too many pixels to be decoded: {reason}", repr(path), reason) from fault
     except _FAULTS as fault:
-        if isinstance(fault, RowError):
-            raise
         reason = " ".join(str(fault).split()) or type(fault).__name__
         raise RowError(f"{path!r} cannot be read as an image: {reason}", repr(path), reason) from fault
 
@@ -69,6 +101,11 @@ def load_image(path: str) -> "Image.Image":
 def size_of(path: str) -> Size:
     """The size of an upright image. The file is decoded the first time. Raises `RowError`."""
     return _sizes().of(path)
+
+
+def former_size(path: str) -> Size | None:
+    """The size that an image had when it was measured last, by this process or one before; None if it never was."""
+    return _sizes().known(path)
 
 
 def state_of(path: str) -> State | None:
@@ -99,11 +136,14 @@ class Sizes:
         remembered, size = self._known.get(path, (None, (0, 0)))
         if state is not None and remembered == state:
             return size
-        image = load_image(path)
-        size = (image.height, image.width)
+        size = decoded_size(path)
         if state is not None and state_of(path) == state:
             self._remember(path, state, size)
         return size
+
+    def known(self, path: str) -> Size | None:
+        remembered = self._known.get(path)
+        return None if remembered is None else remembered[1]
 
     def _learn(self, line: str) -> None:
         try:

@@ -7,7 +7,7 @@ import pytest
 
 from luthier.core.errors import ModelError, RowError
 from luthier.data.media.blocks import MediaProcessor
-from tests.media_models import FAMILIES
+from tests.torchvision_models import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -17,10 +17,14 @@ def test_a_size_is_asked_for_once(worlds, family, monkeypatch):
     monkeypatch.setattr(
         MediaProcessor, "_asked", lambda self, sizes, ask=MediaProcessor._asked: asked.append(sizes) or ask(self, sizes)
     )
-    assert not media.is_joint
+    assert media.is_joint == (family == "llava_onevision")
     asked.clear()
-    first = media.blocks([(56, 84), (30, 200), (56, 84)])
-    assert first[0] == first[2]
+    sizes = [(56, 84), (30, 200), (56, 84)]
+    first = media.blocks(sizes)
+    assert first[0] == first[2] and media.blocks(sizes) == first
+    if media.is_joint:
+        assert asked == [tuple(sizes)]
+        return
     assert media.blocks([(30, 200)]) == first[1:2]
     assert asked == [((56, 84),), ((30, 200),)]
 

@@ -9,7 +9,7 @@ from luthier.data.media.expand import expanded_text, slot_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.types import PLACE, Span
 from tests.data.media.rows import TAG, answer, random_row, row, user
-from tests.media_models import FAMILIES
+from tests.torchvision_models import FAMILIES
 
 NUM_ROWS = 24
 

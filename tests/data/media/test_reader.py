@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from luthier.core.errors import RowError
-from luthier.data.media.reader import Sizes, load_image, size_of, state_of
+from luthier.data.media.reader import Sizes, decoded_size, former_size, load_image, size_of, state_of
 from tests.media_models import draw
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F")
@@ -50,6 +50,29 @@ def test_a_cut_jpeg_has_a_good_header(tmp_path):
     assert Image.open(tmp_path / "a.jpg").size == (100, 100)
     with pytest.raises(RowError, match=r"a\.jpg' cannot be read as an image: image file is truncated"):
         size_of(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_measured_as_it_is_loaded(tmp_path, mode, progressive):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (201, 99, 3), dtype=np.uint8)).convert(mode)
+    path = tmp_path / "a.jpg"
+    noise.save(path, progressive=progressive)
+    assert decoded_size(str(path)) == load_image(str(path)).size[::-1] == (201, 99)
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * share)])
+        for read in (decoded_size, load_image):
+            with pytest.raises(RowError, match="cannot be read as an image"):
+                read(str(path))
+
+
+def test_the_former_size_of_a_file_that_was_replaced(tmp_path):
+    path = str(draw(tmp_path / "a.png"))
+    assert former_size(path) is None
+    size_of(path)
+    draw(tmp_path / "a.png", height=40)
+    assert former_size(path) == (28, 28)
 
 
 def test_a_size_is_remembered_until_the_file_changes(tmp_path):
