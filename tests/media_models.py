@@ -213,10 +213,9 @@ def talk(question: str, answer: str, images: Sequence[Path]) -> list[dict[str, A
 
 def row_of(processor: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of a conversation, made by the processor alone."""
-    ids = list(processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0])
-    prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ][0]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    ids = processor.apply_chat_template(messages, **options)["input_ids"][0].tolist()
+    prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)["input_ids"][0]
     paths = [part["path"] for part in messages[0]["content"] if part["type"] == "image"]
     blocks = []
     if paths:

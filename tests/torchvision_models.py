@@ -239,7 +239,9 @@ def tiny_lfm2_vl(folder: Path, *, seed: int = 0) -> Path:
     """Images keep their shape, 32x32 pixels are a token; large ones are cut into tiles. One layer is a convolution."""
     from transformers import Lfm2VlConfig, Lfm2VlImageProcessor, Lfm2VlProcessor
 
-    places = {f"place_{row}_{column}": f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)}
+    places = {
+        f"place_{row}_{column}": f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)
+    }
     tokenizer = media_tokenizer(
         image_token="<image>",
         image_start_token="<|image_start|>",

@@ -69,6 +69,7 @@ class Pixels:
             text=[self.mark * len(some) for some in images],
             images=[list(some) for some in images],
             images_kwargs={"return_tensors": "pt"},
+            text_kwargs={"return_tensors": None},  # rows have different numbers of images
             return_text_replacement_offsets=True,
         )
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]

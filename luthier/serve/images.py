@@ -7,7 +7,6 @@
 What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

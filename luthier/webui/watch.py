@@ -160,7 +160,7 @@ def _is_of_a_step(values: Any) -> bool:
 def _are_numbers(values: Sequence[Any]) -> bool:
     kinds = {*map(type, values)}
     if kinds == {int}:
-        return -_MOST < min(values) and max(values) < _MOST
+        return min(values) > -_MOST and max(values) < _MOST
     return kinds == {float} and isfinite(sum(values))
 
 

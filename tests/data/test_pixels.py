@@ -14,6 +14,7 @@ from luthier.data.media.blocks import MediaProcessor
 from luthier.data.media.reader import size_of
 from luthier.data.pixels import Pixels, samples_of
 from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss
@@ -25,6 +26,7 @@ from tests.torchvision_models import FAMILIES
 SIZES = ((56, 84), (30, 30), (28, 112), (84, 56))
 PADDED = {
     "gemma3": "the tokens of an image attend to each other in both directions",
+    "gemma4": "its sliding windows do not reach the attention function",
     "lfm2_vl": "its layers are not all attention (conv, full_attention)",
     "llama4": "its layers are not all attention (chunked_attention)",
 }
@@ -37,6 +39,7 @@ class Seeing:
     def __init__(self, folder, family):
         self.processor = AutoProcessor.from_pretrained(FAMILIES[family](folder))
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        give_image_outputs(self.model)
         for weight in self.model.parameters():
             weight.data.mul_(3)
         self.images = [draw(folder / f"{n}.png", height=h, width=w, seed=n) for n, (h, w) in enumerate(SIZES)]
@@ -185,7 +188,8 @@ def test_an_image_that_has_changed_is_named_with_both_sizes(paddle, tmp_path):
     changed = draw(tmp_path / "a.png", height=28, width=28)
     row = {**paddle.rows[0], "images": [str(changed)]}
     with pytest.raises(
-        DataError, match=r"a\.png: this image has changed .* now 28x28 pixels and 1 tokens, and was 56x84 pixels and 6 tokens"
+        DataError,
+        match=r"a\.png: this image has changed .* now 28x28 pixels and 1 tokens, and was 56x84 pixels and 6 tokens",
     ):
         paddle.pixels.inputs([row])
     more = draw(tmp_path / "b.png", height=112, width=112)

@@ -14,6 +14,7 @@ from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.data.types import PLACE
 from luthier.infer.seen import SeenPrompt
+from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
 from tests.media_models import draw, talk
@@ -46,7 +47,8 @@ def test_an_answer_about_images_is_that_of_transformers(folders, family, tmp_pat
         talk("what", "", images)[:1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert chat._prompt_ids == inputs["input_ids"][0].tolist()
-    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    give_image_outputs(model)
+    output = model.generate(**inputs.to(model.dtype), max_new_tokens=6, do_sample=False)
     expected = output[0, inputs["input_ids"].shape[1] :]
     assert found == processor.tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
 

@@ -127,7 +127,7 @@ def test_a_model_of_each_family_learns_from_images(worlds, family, tmp_path):
     after = load_file(tmp_path / "model.safetensors")
     changed = [name for name in after if not torch.equal(after[name], before[name])]
     assert any("vision" in name or "visual" in name for name in changed)
-    assert AutoProcessor.from_pretrained(tmp_path)(text=["hi"])["input_ids"]
+    assert len(AutoProcessor.from_pretrained(tmp_path)(text=["hi"])["input_ids"][0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,8 @@ def test_an_image_replaced_after_preparation_is_named(worlds, tmp_path, monkeypa
     monkeypatch.setattr("luthier.workflow.training.report_data", lambda *given: draw(path, height=84, width=30))
     try:
         with pytest.raises(
-            DataError, match=r"0_0\.png: this image has changed since the rows were prepared: it is now 84x30 pixels and \d+ tokens, and was 28x84 pixels"
+            DataError,
+            match=r"0_0\.png: this image has changed .* it is now 84x30 pixels and \d+ tokens, and was 28x84 pixels",
         ):
             luthier.train(keys)
     finally:

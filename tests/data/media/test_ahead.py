@@ -9,7 +9,9 @@ def test_rows_keep_their_order_and_find_their_sizes(tmp_path, monkeypatch):
     paths = [str(draw(tmp_path / f"{number}.png", width=number)) for number in range(1, 60)]
     rows = [*paths, str(tmp_path / "missing.png")]
     opened = []
-    monkeypatch.setattr(reader, "decoded_size", lambda path, size=reader.decoded_size: opened.append(path) or size(path))
+    monkeypatch.setattr(
+        reader, "decoded_size", lambda path, size=reader.decoded_size: opened.append(path) or size(path)
+    )
     for row, path in zip(measured_ahead(iter(rows), lambda row: [row]), rows, strict=True):
         assert row == path
         assert path not in paths or reader.size_of(path) == (28, paths.index(path) + 1)
