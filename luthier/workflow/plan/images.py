@@ -9,21 +9,27 @@ without data, as the language model does (`luthier.workflow.plan.trace`), and th
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from luthier.data.collate import repeated
 from luthier.data.pixels import Pixels
 from luthier.data.rows.columns import BLOCKS, IMAGES, parts_of
+from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.modules import unwrap
+from luthier.model.multimodal import find_parts, in_parts
 from luthier.workflow.plan.trace import Call, StepCounter, Substitutes, Trace
 
 if TYPE_CHECKING:
     from luthier.data.media.blocks import MediaProcessor
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +56,22 @@ class Seeing:
     kept_bytes: int
     """What is left of it for the backward pass."""
     late_bytes: int
-    """The most in the backward pass; 0 if neither of them learns."""
+    """The most in the backward pass, with all gradients of the language model; 0 if neither of them learns."""
     calls: Mapping[Call, float]
 
 
-def images_of(rows: Sequence[Mapping[str, Any]], media: "MediaProcessor", num_parts: int) -> Images | None:
-    """Those of the rows of a batch; None if they have none. Raises `DataError` for one that cannot be read."""
+def images_of(
+    rows: Sequence[Mapping[str, Any]], media: "MediaProcessor | None", num_parts: int | None, dtype: torch.dtype
+) -> Images | None:
+    """Those of the rows of a batch; None if they have none, or if the model reads text only.
+
+    Raises `DataError` for a file that cannot be read.
+    """
     number = sum(len(row[IMAGES.name]) for row in rows)
-    if not number:
+    if media is None or not number:
         return None
-    inputs = repeated(Pixels(media.processor, media.mark).inputs(rows), num_parts)
     parts = parts_of(rows[0])[:num_parts]
+    inputs = repeated(Pixels(media.processor, media.mark, dtype=dtype).inputs(rows), len(parts))
     blocks = [row[part + BLOCKS.name] for row in rows for part in parts]
     num_tokens = sum(sum(bounds[1::2]) - sum(bounds[::2]) for bounds in blocks)
     return Images(number, num_tokens, {name: _without_data(values) for name, values in inputs.items()})
@@ -70,47 +81,71 @@ def _without_data(values: Tensor) -> Tensor:
     return torch.empty_like(values, device="meta") if values.is_floating_point() else values
 
 
-def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None) -> Seeing:
-    """`model` is on the `meta` device, in training mode."""
+def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None) -> tuple[Seeing, Seeing]:
+    """(with all activations kept, with every layer computed again). `model` is on the `meta` device, in training mode,
+    and without checkpointing."""
+    recomputed = deepcopy(model)
+    enable_checkpointing(unwrap(recomputed), use_reentrant=True)
+    return _trace(model, images, half), _trace(recomputed, images, half)
+
+
+def _trace(model: nn.Module, images: Images, half: torch.dtype | None) -> Seeing:
     base = unwrap(model)
     taken = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
     given = {name: values for name, values in images.inputs.items() if name in taken}
     counter = _ImageCounter(model, given.values())
     with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
         found = base.get_image_features(**given, return_dict=True)  # type: ignore[operator]
-        features = found.pooler_output
+        # The class of Llama 4 calls its projector apart.
+        features = found.last_hidden_state if found.pooler_output is None else found.pooler_output
         vectors = list(features) if isinstance(features, list | tuple) else [features]
-        del found, features
+        del found
         num_forward, kept = counter.num_calls, counter.live_bytes
-        if any(one.requires_grad for one in vectors):
+        learns = any(one.requires_grad for one in vectors)
+        if learns:
             torch.autograd.backward([one.float().sum() for one in vectors])
-    for weight in model.parameters():
+    parts = find_parts(base)
+    others = 0
+    for name, weight in base.named_parameters():
+        if weight.requires_grad and not in_parts(name, (*parts.encoders, *parts.projector)):
+            others += weight.nbytes
         weight.grad = None
     early, late = counter.history[:num_forward], counter.history[num_forward:]
-    return Seeing(max(early, default=0), kept, max(late, default=0), counter.calls)
+    return Seeing(max(early, default=0), kept, max(late) + others if learns else 0, counter.calls)
 
 
-def with_images(step: Trace, images: Images, seeing: Seeing, gradients_bytes: int) -> Trace:
-    """The trace of a step of the language model, with its images. `gradients_bytes`: of all trained weights."""
-    late = step.late_bytes + seeing.kept_bytes
-    if seeing.late_bytes:
-        late = max(late, gradients_bytes + seeing.late_bytes)
+def with_images(step: Trace, seeing: Seeing, images: Images) -> Trace:
+    """The trace of a step of the language model, with its images."""
     return replace(
         step,
         early_bytes=max(seeing.early_bytes, step.early_bytes + seeing.kept_bytes) + images.pixel_bytes,
-        late_bytes=late + images.pixel_bytes,
+        late_bytes=max(seeing.late_bytes, step.late_bytes + seeing.kept_bytes) + images.pixel_bytes,
         calls=dict(Counter(step.calls) + Counter(seeing.calls)),
     )
 
 
 class _ImageCounter(StepCounter):
-    """Sizes and grids are real numbers here, and pixels are counted apart."""
+    """Sizes and grids are real numbers here, as long as they meet no tensor without data. Pixels are counted apart."""
 
-    def __init__(self, model: nn.Module, given: Any) -> None:
+    def __init__(self, model: nn.Module, given: Iterable[Tensor]) -> None:
         super().__init__(model)
         self.known |= {values.untyped_storage()._cdata for values in given}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and not args[0].is_meta:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if not any(one.is_meta for one in tensors):
+            return func(*args, **kwargs)
+        if func is aten._to_copy.default and kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "meta"}
+        args, kwargs = tree_map_only(Tensor, lambda one: one if one.is_meta else one.to("meta"), (args, kwargs))
+        if func is aten.index.Tensor:
+            args = (args[0], [_all_of(index) for index in args[1]])
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _all_of(index: Tensor | None) -> Tensor | None:
+    """The numbers of all items that an index may choose. At worst all are."""
+    if index is None or index.dtype != torch.bool or index.ndim != 1:
+        return index
+    return torch.empty(index.shape, dtype=torch.long, device="meta")
