@@ -35,7 +35,7 @@ _TURN, _AFTER = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n",
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
 )
-_IMAGES_FIRST = (
+IMAGES_FIRST = (
     _TURN + "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
     "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}" + _AFTER
 )
@@ -59,7 +59,7 @@ def tiny_llava(folder: Path, *, seed: int = 0) -> Path:
     part = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
         image_processor=part, tokenizer=tokenizer, patch_size=14, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=_IMAGES_FIRST,
+        vision_feature_select_strategy="default", chat_template=IMAGES_FIRST,
     )  # fmt: skip
     config = LlavaConfig(
         text_config={**TEXT, "model_type": "llama"},
@@ -81,7 +81,7 @@ def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
     )
     processor = LlavaNextProcessor(
         image_processor=part, tokenizer=tokenizer, patch_size=14, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=_IMAGES_FIRST,
+        vision_feature_select_strategy="default", chat_template=IMAGES_FIRST,
     )  # fmt: skip
     config = LlavaNextConfig(
         text_config={**TEXT, "model_type": "llama"},

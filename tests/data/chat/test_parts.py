@@ -4,7 +4,7 @@ import pytest
 
 from luthier.data.chat.parts import around_image, as_parts, in_parts, num_places
 from luthier.data.types import PLACE
-from tests.media_models import _IMAGES_FIRST, in_order
+from tests.media_models import IMAGES_FIRST, in_order
 from tests.tiny import byte_tokenizer
 
 
@@ -28,7 +28,7 @@ def test_only_contents_with_images_or_all():
         (in_order("<a><m><b>"), ("<a>", "<b>")),
         (in_order("\n<a> <m> <b>\n"), ("<a> ", " <b>")),
         (in_order("Picture {{ loop.index }}:<a><m><b>"), (":<a>", "<b>")),
-        (_IMAGES_FIRST.replace("<image>", "<m>"), ("", "")),
+        (IMAGES_FIRST.replace("<image>", "<m>"), ("", "")),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
         ("{% for m in messages %}{{ m.content + 'x' }}{% endfor %}", None),
     ],
