@@ -11,6 +11,7 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.duration import basis_of, measured_speed
+from luthier.workflow.plan.images import Images, images_of, trace_images, with_images
 from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
 from luthier.workflow.plan.remedies import Remedy, remedies
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 FEW_LAYERS, MORE_LAYERS = 2, 4
 """Models of these lengths are traced, and a longer one follows from them."""
+FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+"""Of code of the model that reads numbers, which tensors on `meta` do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class Traces:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     work: Work
+    images: Images | None
+    """Of the largest batch."""
     parameters: int
     trainable_parameters: int
     patterns: Sequence[Pattern]
@@ -100,7 +105,8 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
     except ValueError as fault:
         raise Unplanned(str(fault)) from fault
     held = held_by(run, stage, text, shape, work, machine, libraries)
-    traces = trace_run(run, stage, text, config, machine, shape, work)
+    images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
+    traces = _traces(run, stage, text, config, machine, shape, work, images)
     available = _available_bytes(machine, libraries)
     recompute = as_asked(run) or decide(
         shape.num_layers, lambda count: held.peak_bytes(traces.at(count)), available, machine.device
@@ -113,6 +119,7 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
     calls = {call: count * num_batches for call, count in trace.calls.items()}
     return Plan(
         work=work,
+        images=images,
         parameters=sum(weight.numel() for weight in parameters.values()),
         trainable_parameters=sum(weight.numel() for weight in parameters.values() if weight.requires_grad),
         patterns=patterns_of(parameters),
@@ -127,6 +134,30 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
         what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
     )
+
+
+def _traces(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    config: "PreTrainedConfig",
+    machine: Machine,
+    shape: Shape,
+    work: Work,
+    images: Images | None,
+) -> Traces:
+    """Of the language model, and of what reads images."""
+    if images is None:
+        return trace_run(run, stage, text, config, machine, shape, work)
+    try:
+        seeing = trace_images(shape.model, images, half=half_of(run))
+    except FAULTS as fault:
+        raise Unplanned(f"what reads images cannot be traced ({_first_line(fault)})") from fault
+    traces = trace_run(run, stage, text, config, machine, shape, work)
+    kept, recomputed = (
+        with_images(*pair, images) for pair in zip((traces.kept, traces.recomputed), seeing, strict=True)
+    )
+    return Traces(kept, recomputed, traces.num_layers)
 
 
 def half_of(run: "TrainRun") -> "torch.dtype | None":
@@ -181,9 +212,12 @@ def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, *, recomp
             half=half_of(run),
             accumulates=run.training["gradient_accumulation_steps"] > 1,
         )
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as fault:
-        # Code of the model that reads numbers, which tensors on `meta` do not have.
-        raise Unplanned(f"a step cannot be traced ({str(fault).strip().partition(chr(10))[0]})") from fault
+    except FAULTS as fault:
+        raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().partition("\n")[0]
 
 
 def _available_bytes(machine: Machine, own_bytes: int) -> int | None:

@@ -120,10 +120,10 @@ def trace_step(
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
     autocast. `accumulates`: the gradients of earlier batches are in memory."""
     head = _head_of(model)
-    counter = _Counter(model)
+    counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
-    with torch.autocast("cpu", dtype=half, enabled=half is not None), _Substitutes(half), counter:
+    with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
         if accumulates:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -186,7 +186,7 @@ def _scores(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: B
 _LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "logps": _logps, "score": _scores}
 
 
-class _Substitutes(TorchFunctionMode):
+class Substitutes(TorchFunctionMode):
     """What a real device does and `meta` does not: fused attention, and autocast."""
 
     def __init__(self, half: torch.dtype | None) -> None:
@@ -229,7 +229,7 @@ class Affirming(TorchDispatchMode):
         return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
-class _Counter(TorchDispatchMode):
+class StepCounter(TorchDispatchMode):
     """Adds up the storages that are alive after each operation, except those of `model`."""
 
     def __init__(self, model: nn.Module) -> None:
