@@ -13,7 +13,10 @@ COMMANDS = {
         "RUN [key=value ...] [--for train|chat|export|eval]",
         "find every problem of a run file and its datasets",
     ),
-    "plan": ("RUN [key=value ...] [--json]", "tell work, memory and time of a run before any weight is loaded"),
+    "plan": (
+        "RUN [key=value ...] [--processes N[,N ...]] [--accelerator 80GB] [--json | --table]",
+        "tell work, memory and time of a run before any weight is loaded",
+    ),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
         "show the tokenized rows, or find what is wrong with the datasets",

@@ -58,21 +58,30 @@ class Held:
     mapped_bytes: int = 0
     """Of the files, as long as the model exists."""
     margin_share: float = 0.0
+    gathered_bytes: int = 0
+    """Weights of other processes, while a layer computes."""
+    buckets_bytes: int = 0
+    """Gradients on their way between processes."""
+    traces_gradients: bool = True
+    """Whether a trace of the step holds the gradients. Where they are sharded, it does not."""
+    host_bytes: int = 0
+    """In the memory of the host beside an accelerator: while the weights are loaded, or what is offloaded to it."""
 
     @property
     def all_bytes(self) -> int:
-        """Without gradients, which a trace of the step holds."""
-        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes
-        return self.libraries_bytes + weights + self.optimizer_bytes
+        """Without the gradients that a trace of the step holds."""
+        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes + self.gathered_bytes
+        gradients = self.buckets_bytes + (0 if self.traces_gradients else self.gradients_bytes)
+        return self.libraries_bytes + weights + self.optimizer_bytes + gradients
 
     @property
     def least_bytes(self) -> int:
         """What no setting of batch, length or checkpointing changes."""
-        return self.all_bytes + self.gradients_bytes
+        return self.all_bytes + (self.gradients_bytes if self.traces_gradients else 0)
 
     def peak_bytes(self, trace: Trace) -> int:
         loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
-        step = max(self.all_bytes + trace.peak_bytes, self.all_bytes + self.gradients_bytes)
+        step = max(self.all_bytes + trace.peak_bytes, self.least_bytes)
         return round(max(loading, step, self.all_bytes + self.cache_bytes) * (1 + self.margin_share))
 
     def parts(self, trace: Trace) -> Mapping[str, int]:
@@ -82,7 +91,9 @@ class Held:
             "libraries": self.libraries_bytes,
             "loader": self.loading_bytes + self.mapped_bytes,
             "weights": self.weights_bytes,
+            "gathered_weights": self.gathered_bytes,
             "gradients": self.gradients_bytes,
+            "gradients_on_their_way": self.buckets_bytes,
             "optimizer": self.optimizer_bytes,
             "frozen_models": self.frozen_bytes,
             "activations": max(activations, 0),
@@ -110,7 +121,7 @@ def held_by(
     mapped = 0
     if on_device:
         files = full = 0
-    elif is_mapped:
+    elif files and is_mapped:
         # Weights in the format of the files are the files themselves, mapped. What stays unquantized keeps the mapping.
         files, mapped = 0, files if shape.low_bit else 0
     return Held(

@@ -61,8 +61,6 @@ def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if text.media is not None:
         return "its images take memory by their sizes"
-    if run.training["deepspeed"] or run.training["fsdp"]:
-        return "its weights are spread over processes"
     if run.model.use_unsloth or run.kt.use_kt:
         return "another library loads and trains the model"
     if run.optimizers:
