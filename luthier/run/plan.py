@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
     from luthier.workflow.text import load_text_side
 
     stage = STAGES.get(run.stage)
-    counts = asked.num_processes or (num_processes_asked() or detect().world_size,)
+    # `train` starts a process for each accelerator.
+    counts = asked.num_processes or (num_processes_asked() or max(detect().world_size, detect().num_accelerators),)
     machines = [machine_for(detect(), count, asked.accelerator_bytes) for count in counts]
     import_what_training_needs(run)
     text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)

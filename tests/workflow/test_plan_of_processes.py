@@ -18,7 +18,6 @@ from luthier.data.prepare import prepare
 from luthier.run.plan import machine_for
 from luthier.workflow.plan.engine import Engine, engine_of, num_processes_asked
 from luthier.workflow.plan.make import Plan, make_plan, sketch
-from luthier.workflow.plan.shape import Unplanned
 from luthier.workflow.plan.text import as_json, lines_of, table_of
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.text import load_text_side
@@ -82,3 +81,90 @@ def test_two_processes_hold_and_send_what_is_planned(world, tied, counted, name)
     assert held[0]["weights"] == plan.held.weights_bytes
     assert held[0]["gradients"] == plan.held.gradients_bytes
     assert held[0]["optimizer"] == plan.held.optimizer_bytes
+
+
+def zero(stage, **settings):
+    return {"deepspeed": {"zero_optimization": {"stage": stage, **settings}}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, Engine("ddp", 4)),
+        (FSDP, Engine("fsdp2", 4)),
+        ({"fsdp": "shard_grad_op"}, Engine("fsdp2", 4, reshards=False)),
+        (
+            {"fsdp": "full_shard offload", "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}},
+            Engine("fsdp2", 4, wrapped=("LlamaDecoderLayer",), offloads_weights=True, offloads_optimizer=True),
+        ),
+        (zero(0), Engine("ddp", 4)),
+        (zero(1, offload_optimizer={"device": "none"}), Engine("zero1", 4)),
+        (zero(2, reduce_bucket_size=1e6, allgather_bucket_size="auto"), Engine("zero2", 4, bucket_numbers=10**6)),
+        (
+            zero(3, offload_param={"device": "cpu"}, offload_optimizer={"device": "nvme"}),
+            Engine("zero3", 4, offloads_weights=True, offloads_optimizer=True),
+        ),
+    ],
+)
+def test_the_keys_choose_the_engine(world, keys, expected):
+    assert engine_of(load_train({**world, **keys}), 4) == expected
+
+
+def test_torchrun_says_how_many_processes_there_are():
+    assert num_processes_asked({"NPROC_PER_NODE": "8", "NNODES": "2"}) == 16
+    assert num_processes_asked({"NPROC_PER_NODE": "8", "NNODES": "1:4"}) == 32
+    assert num_processes_asked({"NPROC_PER_NODE": "gpu"}) is None and num_processes_asked({}) is None
+
+
+def test_in_a_ring_each_process_sends_its_share():
+    assert Transfer("all-gather", "weights", 800, 2).sent_bytes(8) == 1400
+    assert Transfer("reduce-scatter", "gradients", 800, 1).sent_bytes(8) == 700
+    assert Transfer("all-reduce", "gradients", 800, 1).sent_bytes(8) == 1400
+
+
+def test_zero_holds_what_its_paper_says(world):
+    """P numbers, N processes, bf16 and Adam: 2 P of weights, 2 P of gradients and 12 P of the optimizer are shared."""
+    keys, count = {**world, **WAYS["full"], "bf16": True}, 4
+    plans = {name: plan_of(keys, count, Engine(name, count)) for name in ("ddp", "zero1", "zero2", "zero3")}
+    numbers = plans["ddp"].parameters
+    whole = {"weights": 2 * numbers, "gradients": 2 * numbers, "optimizer": 12 * numbers}
+    shared = {"zero1": ("optimizer",), "zero2": ("optimizer", "gradients"), "zero3": tuple(whole)}
+    for name, parts in shared.items():
+        held = plans[name].held
+        found = {"weights": held.weights_bytes, "gradients": held.gradients_bytes, "optimizer": held.optimizer_bytes}
+        assert found == {part: size // count if part in parts else size for part, size in whole.items()}
+    sent = {name: sum(t.num_bytes for t in plan.transfers if t.what != "buffers") for name, plan in plans.items()}
+    assert sent == {"ddp": 4 * numbers, "zero1": 4 * numbers, "zero2": 4 * numbers, "zero3": 6 * numbers}
+
+
+def test_what_is_offloaded_is_in_the_memory_of_the_host(world):
+    keys = {**world, **WAYS["full"], "bf16": True}
+    near = plan_of({**keys, **FSDP}, 4, accelerator_bytes=10**9)
+    far = plan_of({**keys, "fsdp": "full_shard offload"}, 4, accelerator_bytes=10**9)
+    moved = near.held.weights_bytes + near.held.gradients_bytes + near.held.optimizer_bytes
+    assert far.held.all_bytes == near.held.all_bytes - moved
+    assert far.held.host_bytes == max(near.held.host_bytes, moved) and near.held.host_bytes == 4 * near.parameters + 64
+
+
+def test_on_a_machine_that_is_not_here_nothing_is_timed(world):
+    plan = plan_of({**world, **WAYS["lora"]}, 8, accelerator_bytes=80 * 10**9)
+    assert plan.seconds is None and plan.available_bytes == 80 * 10**9
+    found, text = as_json(plan), "\n".join(lines_of(plan))
+    assert found["seconds"] is None and found["processes"] == 8 and found["engine"] == "ddp"
+    assert found["sent_bytes_per_step"] == sum(transfer["sent_bytes"] for transfer in found["transfers"])
+    assert "ddp, 8 processes; each sends" in text and "on a machine not here" in text and "assumed" in text
+
+
+def test_the_table_has_a_line_for_each_plan(world):
+    keys = {**world, **WAYS["lora"]}
+    run = load_train(keys)
+    machine, stage = machine_for(detect(), 8, 10**9), STAGES.get("sft")
+    text = load_text_side(run, reads_chat=True)
+    data, drawn = prepare(run, stage.rows, text.encoding), sketch(run, stage, text, machine)
+    plans = [make_plan(run, stage, text, data, machine, Engine(name, 8), drawn) for name in ("ddp", "zero3", "fsdp2")]
+    head, line, *rows = table_of(plans)
+    assert {head.count("|"), line.count("|"), *(row.count("|") for row in rows)} == {13}
+    assert [row.split(" | ")[1] for row in rows] == ["ddp", "zero3", "fsdp2"]
+    assert plans[1].traces is plans[2].traces and plans[0].traces is not plans[1].traces
+    short = replace(plans[0], available_bytes=1)
+    assert "| no |" in list(table_of([short]))[2] and "| yes |" in rows[0]

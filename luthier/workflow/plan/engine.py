@@ -72,11 +72,11 @@ class Engine:
 
 
 def num_processes_asked(environment: Mapping[str, str] = os.environ) -> int | None:
-    """That torchrun would start: NPROC_PER_NODE on each of NNODES; None if neither is set."""
-    counts = [environment.get(name, "") for name in ("NPROC_PER_NODE", "NNODES")]
-    if not any(counts):
+    """That torchrun would start: NPROC_PER_NODE on each of NNODES; None where they do not say (`gpu`, `auto`)."""
+    per_node, nodes = environment.get("NPROC_PER_NODE", ""), environment.get("NNODES", "").rpartition(":")[2]
+    if not per_node.isdecimal():
         return None
-    return int(counts[0] or 1) * int(counts[1].rpartition(":")[2] or 1)
+    return max(int(per_node) * int(nodes if nodes.isdecimal() else 1), 1)
 
 
 def engine_of(run: "TrainRun", num_processes: int) -> Engine:

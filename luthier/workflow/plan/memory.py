@@ -116,12 +116,13 @@ def held_by(
     on_device = machine.device != "cpu"
     weights = num_weight_bytes(run, shape)
     numbers = STATES.get(run.training["optim"], 2.0)
-    files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
+    files = num_file_bytes(text.source)
+    is_mapped = files > 0 and holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
     mapped = 0
     if on_device:
         files = full = 0
-    elif files and is_mapped:
+    elif is_mapped:
         # Weights in the format of the files are the files themselves, mapped. What stays unquantized keeps the mapping.
         files, mapped = 0, files if shape.low_bit else 0
     return Held(
