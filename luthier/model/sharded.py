@@ -36,23 +36,23 @@ def whole_weights(model: "nn.Module") -> Iterator[None]:
     if not modules:
         yield
         return
-    freed = [module for module in modules if _is_freed(module)]
     was_training = model.training
-    try:
-        for module in freed:
-            module.set_reshard_after_forward(False, recurse=False)
-        model.eval()
-        ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-        with torch.no_grad():  # The first forward pass is what prepares FSDP.
-            model(input_ids=ids, use_cache=False)
-            for module in modules:  # A part that text does not run through, such as the eyes of a model.
+    model.eval()
+    ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)  # FSDP prepares itself in the first forward pass of all
+        freed = [module for module in modules if _is_freed(module)]
+        try:
+            for module in modules:
+                if module in freed:
+                    module.set_reshard_after_forward(False, recurse=False)
                 module.unshard()
             yield
-    finally:
-        model.train(was_training)
-        for module in freed:
-            module.set_reshard_after_forward(True, recurse=False)
-        reshard(model)
+        finally:
+            model.train(was_training)
+            for module in freed:
+                module.set_reshard_after_forward(True, recurse=False)
+            reshard(model)
 
 
 def reshard(model: "nn.Module") -> None:

@@ -1,0 +1,69 @@
+"""Two processes that share the weights of a policy through FSDP 2 sample and learn what one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import luthier
+from tests.small_world import small_world
+
+FSDP = {"fsdp": "full_shard auto_wrap"}
+ANSWERS = {"max_new_tokens": 6, "top_p": 0.95, "top_k": 0, "reward_funcs": "tests.small_world:small_letters"}
+CASES: dict[str, dict[str, Any]] = {
+    "grpo": {"stage": "grpo", "finetuning_type": "lora", "num_generations": 4, "num_iterations": 2, "grpo_beta": 0.1},
+    "grpo, all weights": {"stage": "grpo", "finetuning_type": "full", "num_generations": 4, "grpo_beta": 0.1},
+    "ppo": {"stage": "ppo", "finetuning_type": "lora", "ppo_epochs": 2, "ppo_buffer_size": 2},
+}
+pytestmark = pytest.mark.thorough
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    values = small_world(tmp_path_factory.mktemp("world"))
+    common = {"cutoff_len": 200, "gradient_accumulation_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8}
+    common |= {"learning_rate": 1e-3, "temperature": 1.0, "lr_scheduler_type": "constant"}
+    return {**values, **common, **ANSWERS}
+
+
+@pytest.fixture(scope="module")
+def of_two(world, tmp_path_factory) -> Path:
+    """Where two processes have left each run: one start for all, each with half the batch."""
+    folder, run_files = tmp_path_factory.mktemp("two"), []
+    for name, keys in CASES.items():
+        values = {**world, **keys, **FSDP, "per_device_train_batch_size": 4, "output_dir": str(folder / name)}
+        run_files.append(folder / f"{name}.yaml")
+        run_files[-1].write_text(yaml.safe_dump(values))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "tests.runs.each_of", *map(str, run_files)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_learn_what_one_does(world, of_two, tmp_path, name):
+    """Every logged number of each step (rewards, lengths of answers, divergences, losses), and the weights."""
+    alone = luthier.train({**world, **CASES[name], "output_dir": str(tmp_path)})
+    state = json.loads((of_two / name / "trainer_state.json").read_text())
+    steps = [numbers_of(logs) for logs in state["log_history"] if "loss" in logs]
+    expected = [numbers_of(logs) for logs in alone.log_history if "loss" in logs]
+    assert len(steps) == 4
+    for found, wanted in zip(steps, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5, rel=1e-4)
+    for file in tmp_path.glob("*.safetensors"):
+        both, one = load_file(of_two / name / file.name), load_file(file)
+        assert both.keys() == one.keys() and one
+        assert all((both[weight] - one[weight]).abs().max() < 1e-4 for weight in one)
+
+
+def numbers_of(logs: dict[str, Any]) -> dict[str, float]:
+    """What does not depend on the machine or the clock."""
+    return {name: value for name, value in logs.items() if name != "throughput"}
