@@ -30,7 +30,6 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
-from luthier.model.compat.fsdp_on_cpu import arrived, fsdp_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
@@ -83,13 +82,6 @@ class StageTrainer(CheckpointedTrainer):
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
-
-    def create_accelerator_and_postprocess(self) -> None:
-        with fsdp_on_cpu(bool(self.args.fsdp)):
-            super().create_accelerator_and_postprocess()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, arrived(state_dict) if self.is_fsdp_enabled else state_dict)
 
     # -- one optimizer step -----------------------------------------------------------------------
 
