@@ -1,7 +1,9 @@
 """transformers' TrainingArguments, built from the frozen run just before training."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
@@ -60,6 +62,8 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.training["ddp_find_unused_parameters"] is None:
         # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
+    if machine.device == "cpu":
+        join_on_cpu(run.training["ddp_timeout"])
     try:
         args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError) as error:
@@ -72,14 +76,20 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     return args
 
 
+def join_on_cpu(timeout_seconds: float) -> None:
+    """Meet the other processes of a run on CPUs; transformers gives their collectives no `ddp_timeout`."""
+    from torch import distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def is_in_16_bits(run: "TrainRun") -> bool:
     return bool(run.training["bf16"] or run.training["fp16"] or run.finetuning.pure_bf16)
 
 
 def trackers(report_to: Any) -> "list[TrainerCallback]":
     """One callback per tracker named by `report_to`. Raises `MissingExtra` for one whose library is not installed."""
-    import os
-
     from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
     names = [report_to] if isinstance(report_to, str) else list(report_to or ())

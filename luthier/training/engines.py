@@ -36,10 +36,10 @@ def gathering_whole(accelerator: "Accelerator") -> Iterator[None]:
     (`state_dict_type: SHARDED_STATE_DICT`)."""
     from torch.distributed.fsdp import StateDictType
 
-    plugin: Any = accelerator.state.fsdp_plugin
-    if plugin is None:
+    if engine_of(accelerator) != FSDP:
         yield
         return
+    plugin: Any = accelerator.state.fsdp_plugin
     usual, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
     try:
         yield
@@ -48,8 +48,9 @@ def gathering_whole(accelerator: "Accelerator") -> Iterator[None]:
 
 
 def engine_of(accelerator: "Accelerator") -> str:
-    state = accelerator.state
-    return FSDP if state.fsdp_plugin is not None else DEEPSPEED if state.deepspeed_plugin is not None else DDP
+    from accelerate.utils import DistributedType
+
+    return {DistributedType.FSDP: FSDP, DistributedType.DEEPSPEED: DEEPSPEED}.get(accelerator.distributed_type, DDP)
 
 
 def require_same_engine(checkpoint: Path, accelerator: "Accelerator") -> None:

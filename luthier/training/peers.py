@@ -2,8 +2,8 @@
 
 A process that waits for a dead one in a collective operation may wait for as long as `ddp_timeout` allows, which is
 years in many run files. So a thread in each process says every ten seconds, in the store that all of them share, that
-it is alive, and listens to the process of the next rank. If that one is silent for five minutes, all processes end, each
-with the place where it was.
+it is alive, and listens to the process of the next rank. If that one is silent for five minutes, all processes end,
+each with the place where it was.
 
 Where the main thread is at the moment stands in `PLACE_FILE` in the log folder of the process, which torchrun makes.
 The launcher names it if the run fails (`luthier.workflow.launch`).

@@ -25,8 +25,8 @@ POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """How long a process waits for another one to start making an entry before it makes the entry itself."""
 ALONE = (
-    "data: the first process of the run has not begun to make the rows in {folder} in a minute, so this machine makes its"
-    " own -> set data_shared_file_system: false, or let all machines share the folder of LUTHIER_CACHE"
+    "data: the first process of the run has not begun to make the rows in {folder} in a minute, so this machine makes"
+    " its own -> set data_shared_file_system: false, or let all machines share the folder of LUTHIER_CACHE"
 )
 
 
