@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import luthier
+from luthier.core.errors import OutputError
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
@@ -44,20 +45,25 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero2_offload": {"deepspeed": str(CONFIGS / "ds_z2_offload_config.json")},
     "zero3_offload": {"deepspeed": str(CONFIGS / "ds_z3_offload_config.json")},
 }
-WITH_ALL_STAGES = ("ddp", "fsdp2", "zero2", "zero3")
-WITH_QLORA = [("sft", engine) for engine in WITH_ALL_STAGES]
-HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
-
-CASES: dict[str, tuple[str, str, str]] = {
-    f"{engine}-{stage}-{way}": (engine, stage, way)
-    for engine in ENGINES
-    for stage in STAGES
-    for way in WAYS
-    if (engine in WITH_ALL_STAGES or stage == "sft") and (way != "qlora" or (stage, engine) in WITH_QLORA)
+MATRIX = {
+    "ddp": "pt-lora sft-full rm-full dpo-lora kto-lora",
+    "fsdp2": "pt-full pt-lora sft-full sft-lora sft-qlora rm-full rm-lora dpo-full dpo-lora kto-full kto-lora",
+    "fsdp2_offload": "sft-full",
+    "fsdp2_sharded_files": "sft-lora",
+    "zero0": "sft-lora",
+    "zero1": "rm-full",
+    "zero2": "pt-full sft-qlora kto-lora",
+    "zero3": "pt-full sft-full sft-lora rm-lora dpo-full kto-lora",
+    "zero2_offload": "sft-full",
+    "zero3_offload": "sft-full",
 }
-"""Name -> engine, stage, way to train."""
+"""Engine -> stages and ways to train."""
+CASES: dict[str, tuple[str, str, str]] = {
+    f"{engine}-{case}": (engine, *case.split("-")) for engine, cases in MATRIX.items() for case in cases.split()
+}
 PLAIN = ("fsdp2-sft-full", "fsdp2-dpo-lora")
 """Those of `make test`."""
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +143,26 @@ def test_two_processes_are_one_run(case, of_one, of_two):
         found, expected = loaded(out), loaded(alone)
         assert found.keys() == expected.keys()
         assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", ["ddp-sft-full"])
+def test_one_process_goes_on_where_two_have_stopped(case, world, of_one, of_two, tmp_path):
+    """With the batch of both, so that every step has the same rows."""
+    folder = of_two / case / f"checkpoint-{SAVED_STEP}"
+    keys = {**world, **STAGES["sft"], **WAYS["full"], "output_dir": str(tmp_path / "out")}
+    again = luthier.train({**keys, "resume_from_checkpoint": str(folder)})
+    assert losses(again) == pytest.approx(of_one("sft", "full")[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["fsdp2-sft-full"])
+def test_another_engine_is_refused_in_one_sentence(case, world, of_two, tmp_path):
+    keys = {**world, **STAGES["sft"], **WAYS["full"], "output_dir": str(tmp_path / "out")}
+    saved = of_two / case / f"checkpoint-{SAVED_STEP}"
+    with pytest.raises(
+        OutputError, match="was saved with FSDP, and this run trains with whole weights in each process"
+    ):
+        luthier.train({**keys, "resume_from_checkpoint": str(saved)})
 
 
 def logged(folder: Path) -> list[float]:
