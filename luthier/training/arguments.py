@@ -1,12 +1,14 @@
 """transformers' TrainingArguments, built from the frozen run just before training."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
+from luthier.config.keys.quantization import GATHERS
+from luthier.config.keys.training import read_mapping
 from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.log import warn
@@ -62,6 +64,8 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.training["ddp_find_unused_parameters"] is None:
         # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
+    if values.get("deepspeed") is not None:
+        values["deepspeed"] = gathering(read_mapping("deepspeed", values["deepspeed"]))
     if machine.device == "cpu":
         join_on_cpu(run.training["ddp_timeout"])
     try:
@@ -74,6 +78,14 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def gathering(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of DeepSpeed with which ZeRO-3 saves whole weights; by itself it leaves them in its own files."""
+    zero = settings.get("zero_optimization")
+    if not isinstance(zero, Mapping) or zero.get("stage") != 3:
+        return dict(settings)
+    return {**settings, "zero_optimization": {GATHERS: True, **zero}}
 
 
 def join_on_cpu(timeout_seconds: float) -> None:

@@ -11,6 +11,7 @@ The launcher names it if the run fails (`luthier.workflow.launch`).
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def watched() -> Iterator[None]:
         watch.end(place, lost_peer=True)
         raise RunFailed(
             f"rank {rank} has lost another process of this run, or waited for it in vain: it was in {place}"
-            f" ({str(error).splitlines()[0]}) -> see the messages of the other processes"
+            f" ({_reason(error)}) -> see the messages of the other processes"
         ) from error
     except BaseException:
         watch.end()
@@ -209,6 +210,12 @@ def _log_folder() -> Path | None:
     """The folder that torchrun has made for the logs of this process."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(error_file).parent if error_file else None
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of what the network library says, without the file of its own that says it."""
+    line = (str(error).splitlines() or [""])[0]
+    return re.sub(r"^\[[^\]]*\] *", "", line).split(". ")[0]
 
 
 def _innermost(error: BaseException) -> FrameType | None:

@@ -22,6 +22,10 @@ LOFTQ_FILE = "loftq.json"
 """File beside an adapter trained with `loftq_init`: how its base is quantized, by keys of this group."""
 
 
+GATHERS = "stage3_gather_16bit_weights_on_model_save"
+"""The setting of ZeRO-3 by which whole weights are saved, in whatever format they are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     quantization_bit: int | None = None

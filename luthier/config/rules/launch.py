@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from luthier.config.keys.quantization import deepspeed_settings, zero_stage
+from luthier.config.keys.quantization import GATHERS, deepspeed_settings, zero_stage
 from luthier.config.rules.engine import Rule, Rules, all_of, is_set, not_, warning
 from luthier.config.sections import is_on
 
@@ -32,10 +32,7 @@ def _names_checkpoint(run: Any) -> bool:
 
 def _keeps_shards(run: Any) -> bool:
     """The weights of ZeRO-3 would stay in the files of DeepSpeed."""
-    settings = deepspeed_settings(run)
-    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
-    gathers = isinstance(zero, dict) and zero.get("stage3_gather_16bit_weights_on_model_save") is True
-    return zero_stage(run) == 3 and not gathers and isinstance(zero, dict)
+    return zero_stage(run) == 3 and (deepspeed_settings(run) or {})["zero_optimization"].get(GATHERS) is False
 
 
 def _unavailable(variable: str, reason: str) -> Rule:
@@ -51,7 +48,7 @@ LAUNCH_RULES = Rules(
         Rule(
             ("deepspeed",),
             "does not gather the weights that ZeRO-3 shards, so there would be no model in output_dir",
-            "set stage3_gather_16bit_weights_on_model_save: true in its zero_optimization",
+            f"leave {GATHERS} out of its zero_optimization, or set it to true",
             _keeps_shards,
             for_rows=False,
         ),

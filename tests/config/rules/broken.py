@@ -40,7 +40,7 @@ NO_TASK = {"dataset": "", "do_train": False}
 NOT_TRAINING = {"do_train": False, "do_eval": True, "val_size": 0.1}
 WATCHED = {"val_size": 0.1, "eval_strategy": "steps", "eval_steps": 1}
 BEST = {"val_size": 0.1, "load_best_model_at_end": True, "eval_strategy": "steps"}
-ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}}
+ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
 FSDP = {"fsdp": "full_shard"}
 FULL = {"finetuning_type": "full"}
 REWARD = {"reward_model": "r"}
@@ -262,7 +262,7 @@ TRAINING = [
         {"use_swanlab": True, "swanlab_lark_secret": "s"},
     ),
     *(Case({"optim": values[0]}, has_libraries=False) for values, _ in LIBRARIES.values()),
-    Case({"deepspeed": {"zero_optimization": {"stage": 3}}}),
+    Case({"deepspeed": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}}}),
     *(
         Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
         for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
