@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
@@ -24,6 +25,7 @@ from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.training import checkpoints
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
+from luthier.training.engines import gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -59,21 +61,30 @@ class CheckpointedTrainer(Trainer):
         self.superseded = list(parts.superseded)
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._require_loadable(Path(resume_from_checkpoint))
+        with checkpoint_mismatch(resume_from_checkpoint):
+            whole = not isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=whole)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _require_loadable(self, checkpoint: Path) -> None:
+        check_resumed(self.policy, checkpoint)
+        require_same_engine(checkpoint, self.accelerator)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        check_resumed(self.policy, Path(resume_from_checkpoint))
+        self._require_loadable(Path(resume_from_checkpoint))
         with checkpoint_mismatch(resume_from_checkpoint):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, Path(resume_from_checkpoint))
             else:
                 with checkpoints.taking_saved_names(self.policy, Path(resume_from_checkpoint)):
                     super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.parts.reading is not None:
-            self.parts.reading.restore(Path(resume_from_checkpoint))
-        if self.parts.rollouts is not None:
-            self.parts.rollouts.load(Path(resume_from_checkpoint))
-        saved = Path(resume_from_checkpoint, STAGE_STATE_FILE)
-        if saved.is_file():
-            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
@@ -91,6 +102,18 @@ class CheckpointedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with checkpoint_mismatch(checkpoint or ""):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_beside_weights(Path(checkpoint))
+
+    def _load_beside_weights(self, checkpoint: Path) -> None:
+        """What luthier itself has saved. DeepSpeed loads weights by itself, without `_load_from_checkpoint`."""
+        if self.parts.reading is not None:
+            self.parts.reading.restore(checkpoint)
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.load(checkpoint)
+        saved = checkpoint / STAGE_STATE_FILE
+        if saved.is_file():
+            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
@@ -183,7 +206,7 @@ class CheckpointedTrainer(Trainer):
         """
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
-        with checkpoints.saving(output_dir):
+        with checkpoints.saving(output_dir), gathering_whole(self.accelerator):
             if self.args.should_save:
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
                     self.save_model(str(folder), _internal_call=True)

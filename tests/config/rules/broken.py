@@ -262,6 +262,11 @@ TRAINING = [
         {"use_swanlab": True, "swanlab_lark_secret": "s"},
     ),
     *(Case({"optim": values[0]}, has_libraries=False) for values, _ in LIBRARIES.values()),
+    Case({"deepspeed": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}}}),
+    *(
+        Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
+        for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
+    ),
     *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_RAY", "USE_MCA", "USE_MEGATRON_BRIDGE")),
 ]
 
