@@ -45,6 +45,8 @@ def of_two(world, tmp_path_factory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    errors = [file.read_text() for file in sorted(folder.glob("*.error*"))]
+    assert not errors, errors[0]
     return folder
 
 
