@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from luthier.config.keys.quantization import GROWING_KEYS
-from luthier.config.rules.engine import Rule, When, all_of, is_given, is_turned_on, warning, within
+from luthier.config.rules.engine import When, all_of, is_given, is_turned_on, warning, within
 
 _CHANGED = {
     "quantization_bit": "the server would answer with weights that are not quantized",
@@ -52,12 +52,6 @@ SERVED_RULES = (
             is_turned_on(key),
         )
         for key in GROWING_KEYS
-    ),
-    Rule(
-        ("finetuning_type", "rollout_backend"),
-        "the server takes LoRA adapters and whole weights",
-        "leave rollout_backend out",
-        lambda run: run.method.rollout_backend == "vllm" and run.finetuning_type == "oft",
     ),
     _served.refuses(
         ("adapter_name_or_path", "rollout_backend"),

@@ -20,7 +20,7 @@ from luthier.core.log import info
 from luthier.infer.servers.adapter import require_plain_lora
 from luthier.infer.servers.child import HOST, ChildServer, find_program, free_port
 from luthier.infer.servers.model import Ask
-from luthier.infer.servers.rollouts import DEVELOPMENT, RolloutServer
+from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.start import options
 from luthier.infer.types import Settings
 from luthier.model.heads.score_head import VALUE_HEAD

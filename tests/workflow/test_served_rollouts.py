@@ -17,7 +17,7 @@ from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
 from luthier.infer.servers.child import HOST, free_port
-from luthier.infer.servers.rollouts import DEVELOPMENT, RolloutServer
+from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from tests.infer.servers import stand_in
 from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
 from tests.small_world import WAYS, small_world
@@ -129,7 +129,7 @@ def test_without_vllm_the_run_does_not_begin(world, tmp_path, monkeypatch, capsy
         ({"rollout_server": "https://a/b"}, "is no address of a server"),
         ({"quantization_bit": 4}, "quantization_bit: 4: the server would answer with weights that are not quantized"),
         ({"resize_vocab": True}, "resize_vocab: true: the server has no rows for new tokens"),
-        ({"finetuning_type": "oft"}, "finetuning_type: 'oft': the server takes LoRA adapters"),
+        ({"finetuning_type": "oft"}, "rollout_backend: 'vllm': serves LoRA adapters"),
         ({"rollout_gpu_util": 1.5}, "rollout_gpu_util: 1.5: must be from 0.01 to below 1"),
         ({"adapter_name_or_path": "a,b"}, "the server would answer without the adapters"),
         ({"rollout_backend": "huggingface", "rollout_server": "http://a:1"}, None),

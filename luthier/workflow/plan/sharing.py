@@ -4,7 +4,7 @@
     zero     weights and gradients in 16 bits where the run computes in them; the optimizer then has float32 weights too
     zero3    the weights that DeepSpeed keeps gathered, at most `stage3_max_live_parameters`
     fsdp2    the gathered weights of the layer that computes and of the next one, of the head, and of what is in no
-             layer; the gradients of a layer, and twice their bytes on the way. accelerate adds gradients up unsharded
+             layer; the gradients of a layer, and twice their bytes on the way. accelerate adds gradients up whole
              until the last micro-batch of a step.
 """
 
@@ -114,14 +114,14 @@ def _of_fsdp(
     freed = sorted((group.gathered_bytes for group in groups if group.is_freed), reverse=True)
     kept = sum(group.gathered_bytes for group in groups if not group.is_freed)
     reduced = max(group.reduced_bytes for group in groups)
-    unsharded = sum(group.reduced_bytes for group in groups) if accumulates else reduced
+    whole = sum(group.reduced_bytes for group in groups) if accumulates else reduced
     return replace(
         held,
         weights_bytes=held.weights_bytes // count if shape.low_bit else sum(local.values()) + buffers,
         gradients_bytes=trained,
         optimizer_bytes=round(STATES.get(run.training["optim"], 2.0) * trained),
         gathered_bytes=kept + sum(freed[:2]),
-        buckets_bytes=unsharded + 2 * reduced,
+        buckets_bytes=whole + 2 * reduced,
         traces_gradients=False,
     )
 

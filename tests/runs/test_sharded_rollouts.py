@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 
 import luthier
 from tests.small_world import small_world
+from tests.tiny import tiny_llama
 
 FSDP = {"fsdp": "full_shard auto_wrap"}
 ANSWERS = {"max_new_tokens": 6, "top_p": 0.95, "top_k": 0, "reward_funcs": "tests.small_world:small_letters"}
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"stage": "grpo", "finetuning_type": "lora", "num_generations": 4, "num_iterations": 2, "grpo_beta": 0.1},
     "grpo, all weights": {"stage": "grpo", "finetuning_type": "full", "num_generations": 4, "grpo_beta": 0.1},
+    "gkd": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "reward_funcs": None},
     "ppo": {"stage": "ppo", "finetuning_type": "lora", "ppo_epochs": 2, "ppo_buffer_size": 2},
 }
 pytestmark = pytest.mark.thorough
@@ -29,6 +31,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
     values = small_world(tmp_path_factory.mktemp("world"))
     common = {"cutoff_len": 200, "gradient_accumulation_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8}
     common |= {"learning_rate": 1e-3, "temperature": 1.0, "lr_scheduler_type": "constant"}
+    CASES["gkd"]["teacher_model"] = str(tiny_llama(tmp_path_factory.mktemp("teacher"), seed=7))
     return {**values, **common, **ANSWERS}
 
 

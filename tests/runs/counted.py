@@ -1,6 +1,6 @@
 """Trains each of the run files it is given, and writes what each process held and sent in the last step.
 
-`torchrun --nproc-per-node 2 -m tests.workflow.counted FOLDER RUN...` writes FOLDER/NAME.RANK.json for NAME.yaml.
+`torchrun --nproc-per-node 2 -m tests.runs.counted FOLDER RUN...` writes FOLDER/NAME.RANK.json for NAME.yaml.
 """
 
 import json

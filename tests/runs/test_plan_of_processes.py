@@ -60,7 +60,7 @@ def counted(world, tied, tmp_path_factory) -> Path:
         values |= {"model_name_or_path": tied} if "tied" in name else {}
         files[-1].write_text(yaml.safe_dump(values))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words += ["-m", "tests.workflow.counted", str(folder), *map(str, files)]
+    words += ["-m", "tests.runs.counted", str(folder), *map(str, files)]
     done = subprocess.run(
         words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
