@@ -86,7 +86,9 @@ def main(argv: list[str]) -> int:
         return 0
     start, end = map(re.escape, MARKS)
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"({start}).*?({end})", lambda m: f"{m[1]}\n{text}\n{m[2]}", page, flags=re.S), encoding="utf-8")
+    PAGE.write_text(
+        re.sub(f"({start}).*?({end})", lambda m: f"{m[1]}\n{text}\n{m[2]}", page, flags=re.S), encoding="utf-8"
+    )
     return 0
 
 

@@ -112,7 +112,9 @@ class RolloutServer:
         except Refused as refusal:
             raise RunFailed(f"vLLM at {self} refuses a prompt: {refusal}") from refusal
         except (LookupError, TypeError, ValueError) as error:
-            raise RunFailed(f"vLLM at {self} answers in another form ({error!r}) -> install vLLM from 0.33 on") from error
+            raise RunFailed(
+                f"vLLM at {self} answers in another form ({error!r}) -> install vLLM from 0.33 on"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error) from error
         if not is_ended:

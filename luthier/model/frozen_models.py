@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from luthier.model.sharded import exchange, reshard, sharded_modules
+from luthier.model.sharded import exchange, is_sharded, reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,12 +76,12 @@ class InitialPolicy:
         """The current and the initial weights change places; only pointers move, except in sharded weights."""
         import torch
 
-        is_sharded = bool(sharded_modules(self.policy))
+        are_shards = is_sharded(self.policy)
         reshard(self.policy)
         weights = dict(self.policy.named_parameters())
         for name, other in self.initial.items():
             weight = weights[name]
-            if is_sharded:
+            if are_shards:
                 self.initial[name] = exchange(weight, other)
             else:
                 self.initial[name], weight.data = weight.data, other.to(weight.device)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.keys.quantization import zero_stage
 from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, not_
 from luthier.config.rules.model import scores_with_adapter, trains_adapter
 from luthier.stages._pairs import NO_PACKING
@@ -120,12 +119,6 @@ ROLLOUT_RULES = (
         is_set("data", "streaming"),
     ),
     *SERVED_RULES,
-    Rule(
-        ("deepspeed", "stage"),
-        "ZeRO-3 shards weights, and this version does not generate answers with weights that DeepSpeed has sharded",
-        "use ZeRO-2, or fsdp: full_shard",
-        lambda run: zero_stage(run) == 3,
-    ),
     Rule(
         ("reward_model_type", "finetuning_type"),
         "an adapter on the same base is a reward model for runs that train an adapter on that base",

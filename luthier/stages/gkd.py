@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
-from luthier.config.keys.quantization import zero_stage
 from luthier.config.rules.engine import Rule, Rules, When, above, is_set, not_, within
 from luthier.data.plans.distillation import DISTILLATION
 from luthier.model.types import Models
@@ -83,12 +82,6 @@ OWN_ANSWER_RULES = (
         "with gkd_lambda above 0 answers are generated while training, which needs attention to the whole text",
         "leave one of the two out",
         is_set("features.shifted_attention", "shift_attn"),
-    ),
-    _with_own_answers.refuses(
-        ("deepspeed", "gkd_lambda"),
-        "ZeRO-3 shards weights, and this version does not generate answers with weights that DeepSpeed has sharded",
-        "use ZeRO-2 or fsdp: full_shard, or leave gkd_lambda out",
-        lambda run: zero_stage(run) == 3,
     ),
 )
 

@@ -17,10 +17,10 @@ from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.files import require_writable
 from luthier.core.kinds import ADAPTERS, ENGINES
 from luthier.core.log import info
+from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.adapter import require_plain_lora
 from luthier.infer.servers.child import HOST, ChildServer, find_program, free_port
 from luthier.infer.servers.model import Ask
-from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.start import options
 from luthier.infer.types import Settings
 from luthier.model.heads.score_head import VALUE_HEAD
@@ -53,9 +53,7 @@ class ServedRollouts:
     num_positions: int | None
     num_rollouts: int = field(default=0)
 
-    def __call__(
-        self, model: "nn.Module", rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-    ) -> list[list[int]]:
+    def __call__(self, model: "nn.Module", rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[list[int]]:
         self.push(model)
         return self.server.answers(
             [

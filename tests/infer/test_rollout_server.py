@@ -58,9 +58,7 @@ def events(*choices):
 
 def test_the_tokens_of_all_events_are_the_answer(server):
     found, handler = server
-    handler.body = events(
-        {"token_ids": [5], "finish_reason": None}, {"token_ids": [0], "finish_reason": "stop"}
-    )
+    handler.body = events({"token_ids": [5], "finish_reason": None}, {"token_ids": [0], "finish_reason": "stop"})
     assert found.answers([ASK, ASK]) == [[5, 0], [5, 0]]
     path, body = handler.asked[0]
     assert path == "/v1/completions" and body["model"] == "base" and body["prompt"] == [1] and body["seed"] == 1

@@ -1,10 +1,10 @@
 """How the processes of a run share its weights, gradients and optimizer: torchrun's DDP, FSDP 2, or DeepSpeed ZeRO.
 
-    ddp      every process has everything; gradients are averaged           https://arxiv.org/abs/2006.15704
-    fsdp2    each has 1/N of weights, gradients and optimizer               https://arxiv.org/abs/2304.11277
-    zero1    1/N of the optimizer                                           https://arxiv.org/abs/1910.02054
-    zero2    1/N of gradients and optimizer
-    zero3    1/N of weights, gradients and optimizer
+ddp      every process has everything; gradients are averaged           https://arxiv.org/abs/2006.15704
+fsdp2    each has 1/N of weights, gradients and optimizer               https://arxiv.org/abs/2304.11277
+zero1    1/N of the optimizer                                           https://arxiv.org/abs/1910.02054
+zero2    1/N of gradients and optimizer
+zero3    1/N of weights, gradients and optimizer
 """
 
 import os

@@ -163,9 +163,9 @@ def make_plan(
         seconds=seconds,
         seconds_basis=basis,
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
-        what_if=[] if engine.computes_on_half_weights else remedies(
-            run, shape, held, traces.kept, traces.recomputed, trace, work
-        ),
+        what_if=[]
+        if engine.computes_on_half_weights
+        else remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
     )
 
 

@@ -1,11 +1,11 @@
 """What one of several processes holds: `Held` of a single process, spread by an engine.
 
-    ddp      beside the gradients, the buckets in which they travel, of the same size
-    zero     weights and gradients in 16 bits where the run computes in them; the optimizer then has float32 weights too
-    zero3    the weights that DeepSpeed keeps gathered, at most `stage3_max_live_parameters`
-    fsdp2    the gathered weights of the layer that computes and of the next one, of the head, and of what is in no
-             layer; the gradients of a layer, and twice their bytes on the way. accelerate adds gradients up whole
-             until the last micro-batch of a step.
+ddp      beside the gradients, the buckets in which they travel, of the same size
+zero     weights and gradients in 16 bits where the run computes in them; the optimizer then has float32 weights too
+zero3    the weights that DeepSpeed keeps gathered, at most `stage3_max_live_parameters`
+fsdp2    the gathered weights of the layer that computes and of the next one, of the head, and of what is in no
+         layer; the gradients of a layer, and twice their bytes on the way. accelerate adds gradients up whole
+         until the last micro-batch of a step.
 """
 
 from collections.abc import Sequence
@@ -79,9 +79,7 @@ def _numbers(shape: "Shape", half: "torch.dtype | None", held: Held) -> Numbers:
 
     buffers = {id(buffer): buffer.nbytes for buffer in shape.model.buffers()}
     whole = held.weights_bytes if shape.low_bit else sum(map(size, weights))
-    return Numbers(
-        whole, sum(map(size, trained)), sum(weight.numel() for weight in trained), sum(buffers.values())
-    )
+    return Numbers(whole, sum(map(size, trained)), sum(weight.numel() for weight in trained), sum(buffers.values()))
 
 
 def _of_zero(run: "TrainRun", held: Held, engine: "Engine", numbers: Numbers, *, masters: bool) -> Held:

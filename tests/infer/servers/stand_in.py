@@ -97,7 +97,11 @@ class Served:
     def reload(self, path: str) -> None:
         from safetensors.torch import load_file
 
-        state = {name: weight for file in sorted(Path(path).glob("*.safetensors")) for name, weight in load_file(file).items()}
+        state = {
+            name: weight
+            for file in sorted(Path(path).glob("*.safetensors"))
+            for name, weight in load_file(file).items()
+        }
         missing, unexpected = self.model.load_state_dict(state, strict=False)
         assert not missing and not unexpected, (missing, unexpected)
 
