@@ -2,8 +2,8 @@
 
 The weights go through a folder that trainer and server both see. Written for vLLM 0.33:
 
-    POST /v1/load_lora_adapter    {"lora_name", "lora_path"}       an adapter; needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
-    POST /v1/unload_lora_adapter  {"lora_name"}
+    POST /v1/load_lora_adapter    {"lora_name", "lora_path"}
+    POST /v1/unload_lora_adapter  {"lora_name"}; both need VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
     POST /collective_rpc          {"method": "reload_weights", "kwargs": {"weights_path"}}
     POST /reset_prefix_cache      both need VLLM_SERVER_DEV_MODE=1
 

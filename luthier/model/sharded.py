@@ -39,8 +39,8 @@ def whole_weights(model: "nn.Module") -> Iterator[None]:
     """While open, every process holds all weights of `model`, so each may run it as often as it likes, without
     gradients. All processes open and close it together. Nothing happens to a model whose weights are whole.
 
-    Both engines gather the weights of a layer whenever the layer runs, which all processes must do equally often. Sampled
-    answers differ in length, so the weights are gathered once.
+    Both engines gather the weights of a layer whenever the layer runs, which all processes must do equally often.
+    Sampled answers differ in length, so the weights are gathered once.
     """
     modules = sharded_modules(model)
     if modules:
@@ -120,8 +120,8 @@ def _is_freed(module: Any) -> bool:
 
 
 def exchange(weight: "Tensor", other: "Tensor") -> "Tensor":
-    """Give `weight`, which is sharded, the numbers of `other`, a whole tensor or one that is sharded alike. Returns what
-    it had before. All processes call it together."""
+    """Give `weight`, which is sharded, the numbers of `other`, a whole tensor or one that is sharded alike. Returns
+    what it had before. All processes call it together."""
     import torch
     from torch.distributed.tensor import DTensor, distribute_tensor
 

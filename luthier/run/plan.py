@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
             lines = _table(run, stage, text, data, machines)
         else:
             plan = make_plan(run, stage, text, data, machines[0])
-            lines = [json.dumps(text_of_plan.as_json(plan), indent=1)] if asked.as_json else text_of_plan.lines_of(plan)
+            in_json = [json.dumps(text_of_plan.as_json(plan), indent=1)]
+            lines = in_json if asked.as_json else list(text_of_plan.lines_of(plan))
     except Unplanned as fault:
         raise InvalidInput(
             f"plan: the memory of this run has no model: {fault} -> start it with a small max_steps"

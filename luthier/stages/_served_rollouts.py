@@ -1,4 +1,4 @@
-"""Rules about `rollout_backend: vllm`, whose server reads the model from its folder and knows nothing of changes to it."""
+"""Rules about `rollout_backend: vllm`, whose server reads the model from its folder and knows of no changes to it."""
 
 from typing import Any
 from urllib.parse import urlsplit

@@ -124,10 +124,10 @@ def engine_problems(run: Run) -> Iterator[Problem]:
         if engine.program and find_program(engine.program) is None:
             yield Problem("infer_backend", f"there is no program {engine.program} here", engine.install)
     method = run.method if isinstance(run, TrainRun) else None
-    if isinstance(method, RewardConfig) and method.rollout_backend == "vllm":
-        if method.rollout_server is None and find_program("vllm") is None:
-            remedy = f"{ENGINES.get('vllm').install}, or give the address of a server as rollout_server"
-            yield Problem("rollout_backend", "there is no program vllm here", remedy)
+    starts_vllm = isinstance(method, RewardConfig) and (method.rollout_backend, method.rollout_server) == ("vllm", None)
+    if starts_vllm and find_program("vllm") is None:
+        remedy = f"{ENGINES.get('vllm').install}, or give the address of a server as rollout_server"
+        yield Problem("rollout_backend", "there is no program vllm here", remedy)
 
 
 def _about(key: str, name: str, error: ModelError) -> Problem:

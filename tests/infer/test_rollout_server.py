@@ -1,4 +1,4 @@
-"""What a server of rollouts may answer besides answers. Runs with a server are in tests/workflow/test_served_rollouts.py."""
+"""What a server of rollouts may answer besides answers. Whole runs: tests/workflow/test_served_rollouts.py."""
 
 import json
 import threading

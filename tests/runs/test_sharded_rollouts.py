@@ -1,4 +1,4 @@
-"""Two processes that share the weights of a policy through FSDP 2 or DeepSpeed sample and learn what one process does."""
+"""Two processes that share a policy through FSDP 2 or DeepSpeed sample and learn what one process does."""
 
 import importlib.util
 import json
