@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
@@ -27,6 +28,7 @@ from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
+from luthier.training.engines import gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -70,21 +72,47 @@ class CheckpointedTrainer(Trainer):
         self.superseded = list(parts.superseded)
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._require_loadable(Path(resume_from_checkpoint))
+        with checkpoint_mismatch(resume_from_checkpoint):
+            whole = not isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=whole)
+        self._load_beside_weights(Path(resume_from_checkpoint))
+        self._stand_at(Path(resume_from_checkpoint))
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _require_loadable(self, checkpoint: Path) -> None:
+        check_resumed(self.policy, checkpoint)
+        require_same_engine(checkpoint, self.accelerator)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         self._load_learned(Path(resume_from_checkpoint), model)
+        self._stand_at(Path(resume_from_checkpoint))
+
+    def _stand_at(self, checkpoint: Path) -> None:
+        """The rows go on behind those of `checkpoint`."""
         if self.parts.reading is not None:
-            self.parts.reading.restore(Path(resume_from_checkpoint))
-        self.last_saved = Path(resume_from_checkpoint)
+            self.parts.reading.restore(checkpoint)
+        self.last_saved = checkpoint
 
     def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
         """Weights, sampled answers and the state of the stage."""
-        check_resumed(self.policy, checkpoint)
+        self._require_loadable(checkpoint)
         with checkpoint_mismatch(str(checkpoint)):
             if is_pissa(self.policy):
                 resume_pissa(self.policy, checkpoint)
             else:
                 with checkpoints.taking_saved_names(self.policy, checkpoint):
                     super()._load_from_checkpoint(str(checkpoint), model)
+        self._load_beside_weights(checkpoint)
+
+    def _load_beside_weights(self, checkpoint: Path) -> None:
+        """Sampled answers and the state of the stage. DeepSpeed loads weights by itself, so they are apart."""
         if self.parts.rollouts is not None:
             self.parts.rollouts.load(checkpoint)
         saved = checkpoint / STAGE_STATE_FILE
@@ -277,7 +305,7 @@ class CheckpointedTrainer(Trainer):
         """
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
-        with checkpoints.saving(output_dir):
+        with checkpoints.saving(output_dir), gathering_whole(self.accelerator):
             if self.args.should_save:
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
                     self.save_model(str(folder), _internal_call=True)

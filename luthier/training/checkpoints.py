@@ -252,13 +252,14 @@ def taking_saved_names(model: "nn.Module", folder: Path) -> Iterator[None]:
 
     load, names = model.load_state_dict, set(model.state_dict())
 
-    def load_saved(state: dict[str, Any], *args: Any, **options: Any) -> Any:
-        if not set(state) <= names and isinstance(model, PreTrainedModel):
+    def load_saved(state_dict: dict[str, Any], *args: Any, **options: Any) -> Any:
+        if not set(state_dict) <= names and isinstance(model, PreTrainedModel):
             kind: Any = type(model)
             with quiet("transformers"):
                 saved, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            state = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
-        return load(state, *args, **options)
+            filled = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
+            return load(filled, *args, **options)
+        return load(state_dict, *args, **options)
 
     vars(model)["load_state_dict"] = load_saved
     try:

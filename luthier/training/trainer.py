@@ -33,6 +33,7 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
+from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
@@ -96,6 +97,10 @@ class StageTrainer(CheckpointedTrainer):
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with fsdp_on_cpu(self.args):
+            super().create_accelerator_and_postprocess()
 
     # -- one optimizer step -----------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from luthier.data.prepare import prepare
         from luthier.training.arguments import training_arguments
         from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of
+        from luthier.training.engines import loading_whole
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step
         from luthier.training.trained_on import compare_rows
@@ -93,19 +94,20 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     foresight = foresee(run, stage, text, data, machine)
-    policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
-    parts = make_parts(
-        run,
-        stage,
-        policy.model,
-        data,
-        text,
-        args,
-        padding_reason=policy.padding_reason,
-        superseded=checkpoints_in(output_dir) if from_scratch else (),
-        processor=processor,
-        task_metrics=tasks,
-    )
+    with loading_whole():
+        policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
+        parts = make_parts(
+            run,
+            stage,
+            policy.model,
+            data,
+            text,
+            args,
+            padding_reason=policy.padding_reason,
+            superseded=checkpoints_in(output_dir) if from_scratch else (),
+            processor=processor,
+            task_metrics=tasks,
+        )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
     trainer.add_callback(heartbeat)
