@@ -25,7 +25,7 @@ from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.training import checkpoints
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
-from luthier.training.engines import gathering_whole, require_same_engine
+from luthier.training.engines import building_operators, gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -63,9 +63,12 @@ class CheckpointedTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        with building_operators():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is None:
+            return prepared
         self._require_loadable(Path(resume_from_checkpoint))
         with checkpoint_mismatch(resume_from_checkpoint):
             whole = not isinstance(self.model, PeftModel)
