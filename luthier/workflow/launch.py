@@ -38,7 +38,7 @@ def launch_if_needed(argv: list[str]) -> int | None:
     num_threads = max(1, (os.cpu_count() or 1) // int(nproc_of(arguments)))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
-    # torch 2.13 tells the address of a shared store in the first round only, and a machine that comes back waits for it.
+    # torch 2.13 tells where a shared store is in the first round only, and a machine that comes back waits for that.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     status = run_torchrun(arguments, logs)
     if status in (0, 130):
