@@ -13,6 +13,7 @@ COMMANDS = {
         "RUN [key=value ...] [--for train|chat|export|eval]",
         "find every problem of a run file and its datasets",
     ),
+    "sweep": ("RUN key=a,b [key=value ...]", "train every combination of these values, with one table at the end"),
     "plan": (
         "RUN [key=value ...] [--processes N[,N ...]] [--accelerator 80GB] [--json | --table]",
         "tell work, memory and time of a run before any weight is loaded",
@@ -43,8 +44,6 @@ COMMANDS = {
 
 WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
-LATER = ("sweep",)
-"""Commands that this version does not have."""
 
 
 def usage() -> str:
@@ -152,8 +151,6 @@ def _command_help(name: str, rest: list[str]) -> int:
 
 
 def _unknown(name: str) -> str:
-    if name in LATER:
-        return f"the command `{name}` is not part of this version"
     from luthier.core.registry import did_you_mean
 
     hint = did_you_mean(name, COMMANDS, lambda command: f"`{command}`")

@@ -3,13 +3,18 @@
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["LUTHIER_CACHE"] = tempfile.mkdtemp(prefix="luthier-test-cache-")
+# Everything that the tests and their programs leave in the temporary folder is in one, which is removed at the end.
+# pytest keeps its own folders where they were, for a look at what a failed test wrote.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="luthier-tests-")
+os.environ["LUTHIER_CACHE"] = os.path.join(os.environ["TMPDIR"], "cache")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +26,14 @@ from luthier.core.log import LOGGER
 from tests import tiny
 from tests.working_folder import folder  # noqa: F401  # a fixture, which tests ask for by name
 
+tempfile.tempdir = os.environ["TMPDIR"]
+
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -72,12 +72,6 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["xyzzy"]) == 2 and "did you mean" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["sweep"])
-def test_commands_of_a_later_version(name, capsys):
-    assert cli.main([name, "run.yaml"]) == 2
-    assert capsys.readouterr().err == f"luthier: the command `{name}` is not part of this version\n"
-
-
 @pytest.fixture
 def command(monkeypatch):
     """Makes `luthier verify` call the given function."""

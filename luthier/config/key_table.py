@@ -23,6 +23,8 @@ from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
+from luthier.config.keys.ray import RayConfig
+from luthier.config.keys.recovery import RecoveryConfig
 from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import NOTES, TrainingKeys, training_table
 from luthier.config.sections import Section
@@ -34,6 +36,7 @@ DATA = Section("data", DataConfig)
 PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
+RECOVERY = Section("recovery", RecoveryConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer", "eval"))
 VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
 SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
@@ -43,6 +46,7 @@ EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
 SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
+RAY = Section("ray", RayConfig, commands=("train",), environment="USE_RAY")
 KT = Section("ktransformers", KTransformersConfig, key="use_kt")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
 LEGACY = Section("legacy", LegacyTrainingConfig, commands=("train",))
@@ -96,10 +100,12 @@ def sections() -> tuple[Section, ...]:
             PROCESSOR,
             *stages,
             FINETUNING,
+            RECOVERY,
             *optimizers,
             PROFILER,
             FP8,
             SWANLAB,
+            RAY,
             KT,
         ),
         *(TRAINING, LEGACY, GENERATING, VLLM, SGLANG, EXPORT, EVALUATION, EVAL_TASKS, *LATER),

@@ -26,6 +26,8 @@ from luthier.config.key_table import (
     PROCESSOR,
     PROFILER,
     QUANTIZATION,
+    RAY,
+    RECOVERY,
     SGLANG,
     SWANLAB,
     VLLM,
@@ -270,6 +272,8 @@ class Draft:
                 "profiler": self._section(PROFILER),
                 "fp8": self._section(FP8),
                 "swanlab": self._section(SWANLAB),
+                "recovery": self._section(RECOVERY),
+                "ray": self._section(RAY),
                 "kt": self._section(KT),
                 "tasks": self._section(EVAL_TASKS),
             }

@@ -16,6 +16,8 @@ from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
+from luthier.config.keys.ray import RayConfig
+from luthier.config.keys.recovery import RecoveryConfig
 from luthier.config.keys.swanlab import SwanlabConfig
 from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import Problem
@@ -78,6 +80,8 @@ class TrainRun(Run):
     profiler: ProfilerConfig
     fp8: Fp8Config
     swanlab: SwanlabConfig
+    recovery: RecoveryConfig
+    ray: RayConfig
     kt: KTransformersConfig
     tasks: EvalTasksConfig
 

@@ -59,7 +59,7 @@ def read(
         words = [*source, *overrides]
         if not words:
             raise unreadable(COMMAND_LINE, "is missing", "name one, e.g. run.yaml")
-        written = _read_file(Path(words.pop(0))) if words and _is_file_name(words[0]) else Written(COMMAND_LINE)
+        written = _read_file(Path(words.pop(0))) if words and is_file_name(words[0]) else Written(COMMAND_LINE)
     else:
         written = _read_file(Path(str(source)))
         words = list(overrides)
@@ -67,7 +67,8 @@ def read(
     return written
 
 
-def _is_file_name(word: str) -> bool:
+def is_file_name(word: str) -> bool:
+    """Whether the first word of a command line names the run file."""
     return not word.startswith("-") and (word.endswith(SUFFIXES) or "=" not in word)
 
 
@@ -245,7 +246,7 @@ def _add_words(written: Written, words: list[str], knows: Callable[[str], bool])
             name = name[2:].replace("-", "_")
         if equals:
             _add(written, name, Text(value))
-        elif position < len(words) and not _starts_key(words[position], knows):
+        elif position < len(words) and not starts_key(words[position], knows):
             _add(written, name, Text(words[position]))
             position += 1
         elif name.startswith("no_") and not knows(name) and knows(name[3:]):
@@ -266,7 +267,8 @@ def _stray(word: str) -> Problem:
     return Problem(word, "this word belongs to no key", "write key=value or --key value", file=COMMAND_LINE)
 
 
-def _starts_key(word: str, knows: Callable[[str], bool]) -> bool:
+def starts_key(word: str, knows: Callable[[str], bool]) -> bool:
+    """Whether a word begins a key, so that it is not the value of a flag before it."""
     name, equals, _ = word.partition("=")
     return word.startswith("--") or (bool(equals) and knows(name.partition(".")[0]))
 

@@ -43,17 +43,23 @@ def resident_bytes() -> int:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # only Linux has this file
-        return peak_resident_bytes()
-    return pages * resource.getpagesize()
+    return _held_bytes() or peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
     """The most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "darwin":
+        return peak
+    return max(peak * 1024, _held_bytes())  # Linux counts its peak less exactly than what is held now
+
+
+def _held_bytes() -> int:
+    """Zero where it is not known: only Linux has this file."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -181,6 +181,7 @@ def sync_names(folder: Path) -> None:
 def _move(temporary: Path, folder: Path, replaces: Iterable[str]) -> None:
     if not folder.exists():
         temporary.replace(folder)
+        sync_names(folder.absolute().parent)
         return
     written = sorted(temporary.iterdir())
     for path in written:
@@ -193,3 +194,4 @@ def _move(temporary: Path, folder: Path, replaces: Iterable[str]) -> None:
         for path in folder.glob(pattern):
             if path.name not in names:
                 path.unlink()
+    sync_names(folder)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +28,16 @@ from luthier.core.versions import library_version
 MANIFEST_NAME = "manifest.json"
 OF_THE_BOARD = ("board.json", "board.yaml", "console.log", "exit.json", "stop.json")
 """What the board keeps in the folder of a run; `luthier.webui.runs` says what they are."""
+_HEARTBEAT = re.compile(r"heartbeat(_\d+)?\.json")
+"""It goes when the run has ended (`luthier.training.heartbeat`)."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4
 """About 1 GB a second each, on one core of an EPYC; a disk is seldom faster than four of them."""
-RECORDED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+RECORDED_LIBRARIES = (
+    *("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("bitsandbytes", "hqq", "deepspeed", "torchao"),
+)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -51,9 +57,17 @@ def manifest_files(folder: Path) -> Iterator[Path]:
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
         is_part = not in_checkpoint and not is_draft(inside.parts[0])
-        is_part = is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD)
+        is_part = (
+            is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD) and not _HEARTBEAT.fullmatch(str(inside))
+        )
         if is_part and path.is_file():
             yield path
+
+
+def versions_here() -> dict[str, str]:
+    """Of Python, luthier and the libraries that decide what is computed, as far as they are installed."""
+    versions = {"python": platform.python_version(), "luthier": luthier.__version__}
+    return versions | {name: found for name in RECORDED_LIBRARIES if (found := library_version(name)) is not None}
 
 
 def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
@@ -62,12 +76,10 @@ def write_manifest(folder: str | os.PathLike[str], **facts: Any) -> Path:
     `facts` (seeds, data fingerprint, source model, ...) are written as JSON as they are.
     """
     root = Path(folder)
-    versions = {"python": platform.python_version(), "luthier": luthier.__version__}
-    versions |= {name: found for name in RECORDED_LIBRARIES if (found := library_version(name)) is not None}
     content = {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": versions,
+        "versions": versions_here(),
         **facts,
         "files": dict(_for_each(lambda path, stop: _record(root, path, stop), manifest_files(root))),
     }

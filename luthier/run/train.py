@@ -1,10 +1,19 @@
 """`luthier train RUN`: train, evaluate and predict as the run file says."""
 
+import os
+
 from luthier.config.runs import TrainRun
+from luthier.config.sections import is_on
 from luthier.core.log import is_main_process
+from luthier.core.signals import ending_on_signals
 
 
 def main(argv: list[str]) -> int:
+    with ending_on_signals():
+        return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.training.peers import watched
     from luthier.workflow.launch import end_with_launcher, launch_if_needed
@@ -14,6 +23,12 @@ def main(argv: list[str]) -> int:
     end_with_launcher()
     run = load_checked("train", read_source(argv), begins=True)
     assert isinstance(run, TrainRun)
+    if is_on(os.environ, "USE_RAY"):
+        from luthier.workflow.ray_train import train_with_ray
+
+        done = train_with_ray(run)
+        print(done.printed, end="")
+        return done.status
     status = launch_if_needed(argv)
     if status is not None:
         return status

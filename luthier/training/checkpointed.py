@@ -1,7 +1,8 @@
 """The part of the trainer that saves and resumes: checkpoints, the final weights, and what belongs to them."""
 
 import json
-from functools import partial
+import time
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
 from luthier.core.files import save_folder_atomically
-from luthier.core.log import warn
+from luthier.core.log import info, warn
 from luthier.data.ledger import LEDGER_FILE
 from luthier.model import save
 from luthier.model.adapters._merge import unwrap
@@ -24,8 +25,10 @@ from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adap
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.training import checkpoints
+from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
-from luthier.training.engines import gathering_whole, require_same_engine
+from luthier.training.cut_batches import RandomState, can_begin_again
+from luthier.training.engines import building_operators, gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 MODEL_FILES = (*save.WEIGHT_FILES, *PROCESSOR_FILES, "config.json", "generation_config.json")
 """The files of a model or an adapter besides its tokenizer; those of an earlier run are removed."""
 
+EVALUATION_DUE = "evaluation_due"
+"""In `stateful_callbacks` of trainer_state.json: the evaluation at this step was given up."""
 STAGE_STATE_FILE = "stage_state.json"
 """In a checkpoint: the state of the stage (`luthier.stages.StageState`)."""
 
@@ -58,35 +63,73 @@ class CheckpointedTrainer(Trainer):
         """Why there is no checkpoint of the last save; None if there is one."""
         self.best_saved: tuple[Any, Any, Any] = (None, None, None)
         """Metric, step and folder of the best checkpoint before the last evaluation."""
+        self.last_saved: Path | None = None
+        """The last checkpoint that this run has written or resumed from."""
+        self.stop = StopOnSignal(parts.recovery.save_on_signal_seconds)
+        self.add_callback(self.stop)
+        self._after_step: tuple[RandomState, StageState] | None = None
+        """Random numbers and the state of the stage after the last whole step, where a step may be given up."""
         self.superseded = list(parts.superseded)
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._require_loadable(Path(resume_from_checkpoint))
-        with checkpoint_mismatch(resume_from_checkpoint):
-            whole = not isinstance(self.model, PeftModel)
-            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=whole)
+        with building_operators():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is None:
+            return prepared
+        self._load_from_checkpoint(resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
-    def _require_loadable(self, checkpoint: Path) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
+        self._load_learned(Path(resume_from_checkpoint), model)
+        if self.parts.reading is not None:
+            self.parts.reading.restore(Path(resume_from_checkpoint))
+        self.last_saved = Path(resume_from_checkpoint)
+
+    def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
+        """Weights, sampled answers and the state of the stage; with DeepSpeed also the optimizer."""
         check_resumed(self.policy, checkpoint)
         require_same_engine(checkpoint, self.accelerator)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
-        self._require_loadable(Path(resume_from_checkpoint))
-        with checkpoint_mismatch(resume_from_checkpoint):
-            if is_pissa(self.policy):
-                resume_pissa(self.policy, Path(resume_from_checkpoint))
+        with checkpoint_mismatch(str(checkpoint)):
+            if self.is_deepspeed_enabled:
+                whole = not isinstance(self.model, PeftModel)
+                deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint), load_module_strict=whole)
+            elif is_pissa(self.policy):
+                resume_pissa(self.policy, checkpoint)
             else:
-                with checkpoints.taking_saved_names(self.policy, Path(resume_from_checkpoint)):
-                    super()._load_from_checkpoint(resume_from_checkpoint, model)
+                with checkpoints.taking_saved_names(self.policy, checkpoint):
+                    super()._load_from_checkpoint(str(checkpoint), model)
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.load(checkpoint)
+        saved = checkpoint / STAGE_STATE_FILE
+        self.stage_state = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+
+    def go_back(self) -> Path | None:
+        """Take what was learned from the last checkpoint; the schedule, the rows and the random numbers go on.
+
+        Returns the checkpoint, and None if there is none that all processes can read.
+        """
+        saved = self.last_saved
+        is_there = saved is not None and checkpoints.is_whole(saved)
+        if saved is None or not all(gather_object([is_there])):
+            return None
+        schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
+        self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
+        self._load_optimizer_and_scheduler(str(saved))
+        self.lr_scheduler.load_state_dict(schedule)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self.parts.rollouts is not None:
+            self.parts.rollouts.rows = []  # of another policy; the next step samples anew
+        return saved
 
     def _load_best_model(self) -> None:
+        if self.stop.was_interrupted:
+            return
         best = self.state.best_model_checkpoint
         if best is not None:
             checkpoints.require_whole_best(Path(best))
@@ -102,18 +145,6 @@ class CheckpointedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with checkpoint_mismatch(checkpoint or ""):
             super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._load_beside_weights(Path(checkpoint))
-
-    def _load_beside_weights(self, checkpoint: Path) -> None:
-        """What luthier itself has saved. DeepSpeed loads weights by itself, without `_load_from_checkpoint`."""
-        if self.parts.reading is not None:
-            self.parts.reading.restore(checkpoint)
-        if self.parts.rollouts is not None:
-            self.parts.rollouts.load(checkpoint)
-        saved = checkpoint / STAGE_STATE_FILE
-        if saved.is_file():
-            self.stage_state = json.loads(saved.read_text(encoding="utf-8"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
@@ -145,9 +176,11 @@ class CheckpointedTrainer(Trainer):
 
         Several processes end instead: they could not agree in the middle of a save that only one of them cannot do.
         """
+        begin = time.monotonic()
         try:
             self._write_checkpoint(model, trial)
             self.not_saved = None
+            self.stop.note_save(time.monotonic() - begin)
         except checkpoints.NotSaved as fault:
             if self.accelerator.num_processes > 1:
                 raise
@@ -159,6 +192,7 @@ class CheckpointedTrainer(Trainer):
 
     def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
+        self.watch.require_finite_step(self.state.global_step)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
         draft = self.drafts / folder.name
@@ -183,10 +217,58 @@ class CheckpointedTrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
+        self.last_saved = folder
         if self.args.local_process_index == 0:
             remove(self.drafts)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder))
+
+    # -- signals ----------------------------------------------------------------------------------
+
+    @cached_property
+    def may_give_up_step(self) -> bool:
+        """Whether a step that is given up has changed nothing."""
+        is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        return is_alone and self.stop.save_seconds is not None and can_begin_again(self.policy)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
+        """As in transformers. An evaluation that a signal ends is made up for when the run is resumed."""
+        if self.stop.save_seconds is not None:
+            self._after_step = RandomState.now(), self.stage_state
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **more)
+        except GaveUp:
+            info(f"the evaluation at step {self.state.global_step} is made up for when the run is resumed")
+            self.state.stateful_callbacks[EVALUATION_DUE] = True  # type: ignore[index, call-overload]
+            self.control.should_log = self.control.should_evaluate = False
+            self.stop.stop(self.control)
+            super()._maybe_log_save_evaluate(*arguments, **more)
+
+    def _make_up_for_evaluation(self, trial: Any, ignored_keys: list[str] | None) -> None:
+        """Of a run that resumes behind an evaluation that was given up."""
+        if not self.state.stateful_callbacks.pop(EVALUATION_DUE, False):  # type: ignore[union-attr, call-overload]
+            return
+        metrics = self._evaluate(trial, ignored_keys)
+        folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        if self._determine_best_metric(metrics, trial) and folder.is_dir():
+            self.state.best_model_checkpoint = str(folder)
+
+    def save_last_step(self) -> None:
+        """Save the last whole step, after the one that was running was given up."""
+        self.model.zero_grad(set_to_none=True)
+        self.watch.forget()
+        if self.parts.reading is not None:
+            self.parts.reading.give_back()
+        folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        if self._after_step is not None and self.last_saved != folder:
+            random_state, self.stage_state = self._after_step
+            random_state.restore()
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.stop.was_interrupted = True
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    # -- the end ----------------------------------------------------------------------------------
 
     def _note_best(self, draft: Path) -> None:
         """Name the best checkpoint where it will be; transformers looked for it among the drafts."""

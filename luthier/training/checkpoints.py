@@ -9,11 +9,12 @@ sha256. The order of a save, in which the process may be killed anywhere:
     .checkpoint-4.PID.HOST.tmp                 only then are old checkpoints renamed, and removed
 """
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
+from luthier.training.foreign_checkpoints import is_foreign, require_readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +42,6 @@ STATES = {
 LONG_CHECK_BYTES = 2_000_000_000
 _SET_ASIDE = re.compile(r"\.(checkpoint-\d+)(?:\.(\d{1,9})\.(h[0-9a-f]{7}))?\.earlier")
 """`.checkpoint-8.PID.HOST.earlier`; earlier versions wrote neither process nor host."""
-
-
-# -- writing -----------------------------------------------------------------------------------------
 
 
 class NotSaved(RunFailed):
@@ -127,8 +126,8 @@ def tidy(output_dir: Path) -> None:
 def remove(folder: Path) -> None:
     """Remove a checkpoint. It loses its name first, so what is left after a kill is not taken for a checkpoint."""
     aside = folder.with_name(draft_name(folder.name))
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         folder.replace(aside)
     except FileNotFoundError:
         return
@@ -187,10 +186,16 @@ def fault_of(folder: Path) -> Fault | None:
     if findings:
         state = "damaged" if all(": changed" in finding for finding in findings) else "incomplete"
         return Fault(state, findings[0] + (f", and {len(findings) - 1} more" if findings[1:] else ""))
-    if not (folder / TRAINER_STATE).is_file():
-        return Fault("incomplete", f"it has no {TRAINER_STATE}, so it is not a checkpoint of a training run")
+    if not _has_state(folder):
+        return Fault("incomplete", f"it has no readable {TRAINER_STATE}, so it is not a checkpoint of a training run")
     _known_whole[folder] = stamps
     return None
+
+
+def _has_state(folder: Path) -> bool:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return type(json.loads((folder / TRAINER_STATE).read_bytes())["global_step"]) is int
+    return False
 
 
 def is_whole(folder: Path) -> bool:
@@ -254,8 +259,7 @@ def taking_saved_names(model: "nn.Module", folder: Path) -> Iterator[None]:
             kind: Any = type(model)
             with quiet("transformers"):
                 saved, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            filled = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
-            return load(filled, *args, **options)
+            state_dict = {key: value for key, value in saved.state_dict().items() if key not in found["missing_keys"]}
         return load(state_dict, *args, **options)
 
     vars(model)["load_state_dict"] = load_saved
@@ -342,7 +346,7 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
     if found := checkpoints_in(output_dir):
         warn(
             f"{output_dir} has no complete checkpoint ({_names(found)}), so training starts from scratch"
-            f" -> {_record_hint(found[0].with_name('checkpoint-N'))}"
+            f" -> resume_from_checkpoint: {found[0].with_name('checkpoint-N')} resumes from one of another program"
         )
     return None
 
@@ -372,6 +376,9 @@ def _require_whole(folder: Path) -> None:
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
+    if is_foreign(folder):
+        require_readable(folder)
+        return
     fault = fault_of(folder)
     if fault is None:
         return

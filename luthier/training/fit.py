@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
 from luthier.model.loading.memory_check import is_out_of_memory
-from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.checkpoints import STATES, missing_states
+from luthier.training.foreign_checkpoints import is_foreign, not_taken_over, require_same_adapter
 
 if TYPE_CHECKING:
     from luthier.training.trainer import StageTrainer
@@ -33,7 +34,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
     """Train to the end. Returns the training metrics, and whether a signal stopped it (after saving a checkpoint).
 
     The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory, and when a
-    signal stopped it whose checkpoint could not be saved.
+    signal stopped it whose checkpoint could not be saved. Within the context of `trainer.stop`.
     """
     if resume_from is not None:
         info(f"resuming from {resume_from}")
@@ -42,17 +43,25 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
             warn(f"{resume_from} holds weights only (save_only_model), so optimizer and learning rate schedule restart")
         elif missing:
             warn(f"{resume_from} holds no state of these, so they restart: {', '.join(missing)}")
-    with StopOnSignal() as stop:
-        trainer.add_callback(stop)
-        try:
-            output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunFailed(
-                f"out of memory at step {trainer.state.global_step}: {error}"
-                " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
-            ) from error
+    if resume_from is not None and is_foreign(resume_from):
+        require_same_adapter(resume_from, trainer.policy)
+        for difference in not_taken_over(resume_from, trainer.policy, trainer.args):
+            warn(f"{resume_from}: {difference}")
+    stop = trainer.stop
+    try:
+        output = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except GaveUp:
+        trainer.save_last_step()
+        if trainer.not_saved is not None:
+            raise trainer.not_saved from None
+        return {}, True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"out of memory at step {trainer.state.global_step}: {error}"
+            " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
+        ) from error
     if stop.was_interrupted and trainer.not_saved is not None:
         raise trainer.not_saved
     if not trainer.num_trained_tokens:

@@ -1,14 +1,16 @@
-"""Stops a run whose loss or weights are NaN or infinite, and names the step and the rows."""
+"""Finds a loss, a gradient or a weight that is NaN or infinite, and names the step and the rows."""
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from luthier.core.errors import RunFailed
+from luthier.core.log import warn
 from luthier.training.checkpoints import newest_whole
+from luthier.training.spikes import Spikes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +22,8 @@ SHOWN_ROWS = 8
 
 
 class NonFiniteWatch:
-    """Keeps the losses of one optimizer step and checks them when the next one begins, or before they are logged.
+    """Keeps the losses and the gradient norm of one optimizer step and checks them when the next one begins, or before
+    they are logged or saved.
 
     By then they have been computed, so the check does not stall the accelerator.
     """
@@ -28,22 +31,54 @@ class NonFiniteWatch:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", output_dir: Path) -> None:
         self._tokenizer, self._output_dir = tokenizer, output_dir
         self._seen: list[tuple[Mapping[str, Any], Tensor]] = []
+        self._norm: Tensor | None = None
+        self._spikes = Spikes()
 
     def note(self, batch: Mapping[str, Any], loss: "Tensor") -> None:
+        """`loss`: the share of this batch in the loss of the step."""
         self._seen.append((batch, loss.detach()))
 
-    def forget(self) -> None:
-        """The losses noted since the last check belong to a step that begins again."""
-        self._seen = []
+    def note_gradient(self, norm: "Tensor") -> None:
+        self._norm = norm.detach()
 
-    def require_finite_losses(self, num_steps: int) -> None:
-        """Checks the losses of step `num_steps`. Raises `RunFailed` with the rows of the batch."""
-        seen, self._seen = self._seen, []
-        if not seen or bool(torch.stack([loss for _, loss in seen]).isfinite().all()):
+    def forget(self) -> None:
+        """What was noted since the last check belongs to a step that begins again, or has been dealt with."""
+        self._seen, self._norm = [], None
+
+    def require_finite_step(self, num_steps: int) -> None:
+        """Checks step `num_steps`: its losses and its gradient. Raises `RunFailed` with the rows; a spike is told."""
+        if not self._seen:
             return
-        batch, loss = next(pair for pair in seen if not pair[1].isfinite())
-        rows = "".join(f"\n  {text}" for text in self._shown(batch))
-        raise self.failure(f"the loss became {loss.item()}", num_steps, f"; the rows of this batch:{rows}")
+        fault = self.fault()
+        if fault:
+            raise self.failure(fault, num_steps, f"; the rows of this step:{listed(self.rows())}")
+        remark = self._spikes.remark(sum(loss.item() for _, loss in self._seen))
+        if remark:
+            warn(f"step {num_steps}: {remark}; the rows of this step:{listed(self.rows())}")
+        self.forget()
+
+    def fault(self) -> str:
+        """What is not finite in the step that was noted, e.g. `the loss became nan`; nothing if all of it is finite."""
+        numbers = torch.stack(
+            [loss for _, loss in self._seen] + ([] if self._norm is None else [self._norm.to(self._seen[0][1])])
+        )
+        if bool(numbers.isfinite().all()):
+            return ""
+        loss = next((loss for _, loss in self._seen if not loss.isfinite()), None)
+        if loss is not None:
+            return f"the loss became {loss.item()}"
+        assert self._norm is not None
+        return f"the norm of the gradient became {self._norm.item()}"
+
+    def rows(self) -> list[str]:
+        """The first characters of the rows that the fault may come from: those of the first batch whose loss is not
+        finite, else those of the whole step."""
+        batches = [batch for batch, loss in self._seen if not loss.isfinite()][:1] or [batch for batch, _ in self._seen]
+        sequences = [sequence for batch in batches for sequence in _sequences(batch)]
+        texts = [str(self._tokenizer.decode(sequence.tolist())) for sequence in islice(sequences, SHOWN_ROWS)]
+        shown = [repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…") for text in texts]
+        hidden = len(sequences) - len(shown)
+        return [*shown, *([f"and {hidden} more"] if hidden > 0 else [])]
 
     def require_finite_weights(self, model: "nn.Module", num_steps: int) -> None:
         """Non-finite weights must not overwrite good ones. Raises `RunFailed`."""
@@ -58,15 +93,14 @@ class NonFiniteWatch:
             f"{what} at step {num_steps}; {kept} -> lower learning_rate, or train in float32 or bf16{more}"
         )
 
-    def _shown(self, batch: Mapping[str, Any]) -> list[str]:
-        """The first characters of each sequence of a batch."""
-        ids = batch["input_ids"]
-        if "cu_seq_lens_q" in batch:
-            sequences = [ids[0, start:end] for start, end in pairwise(batch["cu_seq_lens_q"].tolist())]
-        else:
-            mask = batch["attention_mask"].bool()
-            sequences = [row[own] for row, own in zip(ids, mask, strict=True)]
-        texts = [str(self._tokenizer.decode(sequence.tolist())) for sequence in sequences[:SHOWN_ROWS]]
-        shown = [repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…") for text in texts]
-        hidden = len(sequences) - len(shown)
-        return [*shown, *([f"and {hidden} more"] if hidden > 0 else [])]
+
+def listed(rows: list[str]) -> str:
+    return "".join(f"\n  {row}" for row in rows)
+
+
+def _sequences(batch: Mapping[str, Any]) -> "list[Tensor]":
+    ids = batch["input_ids"]
+    if "cu_seq_lens_q" in batch:
+        return [ids[0, start:end] for start, end in pairwise(batch["cu_seq_lens_q"].tolist())]
+    mask = batch["attention_mask"].bool()
+    return [row[own] for row, own in zip(ids, mask, strict=True)]

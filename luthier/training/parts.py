@@ -1,13 +1,14 @@
 """Everything that a trainer needs. It is made first, so a trainer is complete when it is constructed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import parse_flag_from_env
 
+from luthier.config.keys.recovery import RecoveryConfig
 from luthier.data.collate import Layout, collate, concatenate_rows, pad_rows
 from luthier.data.pixels import Pixels
 from luthier.data.rows.columns import LABELS, kind_of
@@ -67,6 +68,8 @@ class TrainingParts:
     """Called after every evaluation, if there are `eval_tasks`."""
     superseded: Sequence[Path] = ()
     """Checkpoints of an earlier run, removed once this run has saved something."""
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """What follows a step that is not finite, and a signal."""
     processor: FittedProcessor = AS_IT_IS
     """Saved with the weights, see `copy_processor`."""
 

@@ -182,6 +182,7 @@ def resolved_run(run: "TrainRun") -> dict[str, Any]:
         run.method,
         run.adapter,
         run.finetuning,
+        run.recovery,
         run.generating,
         *run.optimizers.values(),
     )

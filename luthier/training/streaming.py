@@ -34,6 +34,8 @@ class StreamReading:
         self.rows, self.before, self.args = rows, before, args
         self.read = Ledger(is_streamed=True)
         """Read by this process; the first process also has what was read up to the checkpoint that was resumed."""
+        self._of_step: list[Ledger] = []
+        """Read for the present step, and not in `read` yet."""
 
     def loader(self, batch_size: int, collate: Collate) -> Any:
         """Every process reads its own share of the stream, so accelerate must not shard it again."""
@@ -54,14 +56,25 @@ class StreamReading:
 
     def take(self, batches: Sequence[MutableMapping[str, Any]]) -> None:
         """Count the rows that were read for these batches. Raises the error that ended the stream, if any."""
+        self._add_step()
         for batch in batches:
             account = batch.pop(ACCOUNT)
             if isinstance(account, LuthierError):
                 raise account
+            self._of_step.append(account)
+
+    def give_back(self) -> None:
+        """The rows of the present step were not trained on."""
+        self._of_step = []
+
+    def _add_step(self) -> None:
+        for account in self._of_step:
             self.read.add(account)
+        self._of_step = []
 
     def ledger(self) -> Ledger:
         """The ledger of all processes; all of them must call this together."""
+        self._add_step()
         whole = Ledger()
         for part in (self.before, *gather_object([self.read])):
             whole.add(part)
@@ -69,6 +82,7 @@ class StreamReading:
 
     def save(self, checkpoint: Path, *, writes: bool) -> Ledger:
         """All processes must call this together; those with `writes` write the file. Returns the ledger of all."""
+        self._add_step()
         read, whole = Ledger(), Ledger()
         for part in gather_object([self.read]):
             read.add(part)

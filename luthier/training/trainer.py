@@ -7,6 +7,7 @@ One optimizer step, from top to bottom of `StageTrainer`:
     _get_num_items_in_batch   their units over all processes, and the statistics of the step
     training_step             for each micro-batch: forward and backward, in parts if memory was out before
     compute_loss              loss sum / units of the whole step
+    _get_grad_norm            whether all of it is finite, and what follows if it is not
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
 
@@ -15,13 +16,16 @@ Saving and resuming are in `luthier.training.checkpointed`.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
@@ -34,10 +38,13 @@ from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
+from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.checkpointed import CheckpointedTrainer
 from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
+from luthier.training.left_out import KEY, LeftOut
+from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
 from luthier.training.waiting import Waiting
 
@@ -54,6 +61,9 @@ class BegunStep:
     """Those that were computed so far, or are now."""
     metrics: "dict[str, tuple[Tensor, float]]" = field(default_factory=dict)
     random_state: RandomState = field(default_factory=RandomState.now)
+    stage_state: StageState = field(default_factory=dict)
+    loss: "Tensor | None" = None
+    """The losses since the last line of the log, as transformers adds them up."""
 
 
 class StageTrainer(CheckpointedTrainer):
@@ -79,6 +89,7 @@ class StageTrainer(CheckpointedTrainer):
         self.num_parts = 1
         """Into how many parts batches are cut, so that they fit in memory."""
         self._begun = BegunStep()
+        self.left_out = LeftOut(parts.recovery.on_nonfinite, parts.recovery.max_nonfinite_steps)
         self.waiting = Waiting()
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
@@ -96,16 +107,17 @@ class StageTrainer(CheckpointedTrainer):
         if rollouts is None:
             return super().get_batch_samples(self.waiting.timed(epoch_iterator), num_batches, device)
         num_batches = len(list(islice(epoch_iterator, num_batches)))
-        step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
+        with self.stop.in_step(may_give_up=self.may_give_up_step):
+            step = rollouts.step(self.state.global_step, num_batches, self.stage_state)
         self.stage_state = step.state
         add_to(self._metrics, step.metrics)
         return step.batches, self._get_num_items_in_batch(step.batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> "Tensor":
         """The units of one optimizer step over all its micro-batches and all processes."""
-        self.watch.require_finite_losses(self.state.global_step)
+        self.watch.require_finite_step(self.state.global_step)
         require_whole(batch_samples)
-        self._begun = BegunStep(metrics=dict(self._metrics))
+        self._begun = BegunStep(metrics=dict(self._metrics), stage_state=self.stage_state, loss=self._tr_loss.clone())
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
@@ -125,7 +137,8 @@ class StageTrainer(CheckpointedTrainer):
         batches = [inputs]
         while True:
             try:
-                return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
+                with self.stop.in_step(may_give_up=self.may_give_up_step):
+                    return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
             except (RuntimeError, MemoryError) as error:
                 if not (is_out_of_memory(error) and self._can_cut_more()):
                     raise
@@ -164,10 +177,52 @@ class StageTrainer(CheckpointedTrainer):
     ) -> Any:
         models = replace(self.parts.models, policy=model)
         output = self.stage.loss(models, inputs, self.parts.config, state=self.stage_state, training=True)
-        self.watch.note(inputs, output.total)
         add_to(self._metrics, output.metrics)
         # Gradients are averaged over processes, but this loss is already divided by the units of all of them.
-        return output.total / num_items_in_batch * self.accelerator.num_processes
+        loss = output.total / num_items_in_batch * self.accelerator.num_processes
+        self.watch.note(inputs, loss)
+        return loss
+
+    def _get_grad_norm(self, model: "nn.Module", grad_norm: Any = None) -> Any:
+        """As in transformers, which calls it before each update. Leaves out one that is not finite, if that is asked.
+
+        Several processes decide together. float16 has gradients that are infinite now and then, and a scaler that
+        leaves out their update by itself.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.watch.note_gradient(torch.as_tensor(norm, device=self.args.device))
+        if self.left_out.action == "stop":
+            return norm
+        is_fault = torch.tensor([bool(self.watch.fault())], device=self.args.device)
+        is_left_out = bool(self.accelerator.gather(is_fault).any())
+        self.left_out.count(is_left_out=is_left_out)
+        if is_left_out:
+            self._leave_out_update()
+        return None if is_left_out else norm
+
+    def _leave_out_update(self) -> None:
+        """Raises `RunFailed` if that was done often enough."""
+        step, limit = self.state.global_step + 1, self.left_out.limit
+        faults: list[tuple[str, list[str]]] = gather_object([(self.watch.fault(), self.watch.rows())])
+        what, rows = max(faults, key=lambda fault: (bool(fault[0]), "loss" in fault[0]))
+        self.watch.forget()
+        total = self.state.stateful_callbacks.get(KEY, 0) + 1  # type: ignore[union-attr, operator, call-overload]
+        if total > limit:
+            more = f" after {limit} steps that were left out (max_nonfinite_steps)" if limit else ""
+            raise self.watch.failure(what + more, step, f"; the rows of this step:{listed(rows)}")
+        self.state.stateful_callbacks[KEY] = total  # type: ignore[index, call-overload]
+        if self.accelerator.scaler is None:
+            self.accelerator.gradient_state._set_sync_gradients(False)  # so that accelerate makes no update
+        self._tr_loss, self._metrics = self._begun.loss, dict(self._begun.metrics)
+        self.stage_state = self._begun.stage_state
+        saved = self.go_back() if self.left_out.action == "rollback" else None
+        then = "its update is left out" if saved is None else f"weights and optimizer go back to {saved}"
+        warn(
+            f"step {step}: {what}, so {then}, and training continues behind it ({total} of at most {limit}, see"
+            f" max_nonfinite_steps); the rows of this step:{listed(rows)}"
+        )
 
     def create_optimizer(self, model: "nn.Module | None" = None) -> Any:
         with accepted("optim", str(OptimizerNames(self.args.optim).value)):
@@ -177,11 +232,14 @@ class StageTrainer(CheckpointedTrainer):
             return super().create_optimizer(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs and not self.num_trained_tokens:
-            return  # the run was already complete, so there is no mean loss
+        if "train_loss" in logs:
+            if not self.num_trained_tokens:
+                return  # the run was already complete, so there is no mean loss
+            self.left_out.correct_end(logs, self.state.global_step - self._initial_global_step)
         if "loss" in logs:
-            self.watch.require_finite_losses(self.state.global_step)
-            if not math.isfinite(logs["loss"]):
+            self.watch.require_finite_step(self.state.global_step)
+            self.left_out.correct_line(logs, self.state.stateful_callbacks.get(KEY, 0))  # type: ignore[union-attr, arg-type, call-overload]
+            if not math.isfinite(logs.get("loss", 0.0)):
                 raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
             totals = over_processes(self._metrics, self.args.device)
             means = {name: total / count for name, (total, count) in totals.items() if count}
@@ -234,9 +292,10 @@ class StageTrainer(CheckpointedTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Stops at `max_steps`: transformers takes one more step when it resumes from the last one."""
+        self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
+        elif not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -266,17 +325,18 @@ class StageTrainer(CheckpointedTrainer):
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        # Reading batches consumes random numbers, which must not change the training that follows.
-        device = self.args.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            totals = over_processes(self._evaluation_sums(model, dataloader), device)
-        means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
-        means |= self.stage.reporting.derived(means)
-        if self.parts.eval_metrics is not None:
-            means |= self.parts.eval_metrics(model, metric_key_prefix)
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
-        if self.parts.task_metrics is not None:
-            metrics |= self.parts.task_metrics(model, metric_key_prefix)
+        device, is_alone = self.args.device, self.accelerator.num_processes == 1
+        with self.stop.evaluating(is_alone=is_alone):
+            # Reading batches consumes random numbers, which must not change the training that follows.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                totals = over_processes(self._evaluation_sums(model, dataloader), device)
+            means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
+            means |= self.stage.reporting.derived(means)
+            if self.parts.eval_metrics is not None:
+                means |= self.parts.eval_metrics(model, metric_key_prefix)
+            metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+            if self.parts.task_metrics is not None:
+                metrics |= self.parts.task_metrics(model, metric_key_prefix)
         # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 
@@ -288,14 +348,27 @@ class StageTrainer(CheckpointedTrainer):
             state = self._state_for(self.stage.statistics, model, dataloader, state)
 
         def compute(batch: dict[str, Any]) -> Sums:
+            self.stop.require_time()
             output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
 
         sums: dict[str, tuple[Tensor, float]] = {}
-        for more in batch_by_batch(dataloader, self.args.device, compute):
-            add_to(sums, more)
+        with self._giving_up_together():
+            for more in batch_by_batch(dataloader, self.args.device, compute):
+                add_to(sums, more)
         return sums
+
+    @contextmanager
+    def _giving_up_together(self) -> Iterator[None]:
+        """Raises `GaveUp` in all processes if it is raised in one of them, each of which has its own batches."""
+        is_up = False
+        try:
+            yield
+        except GaveUp:
+            is_up = True
+        if any(gather_object([is_up])):
+            raise GaveUp
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         wanted = self.args.metric_for_best_model

@@ -97,6 +97,7 @@ def make_parts(
         eval_metrics=generation_metrics(run, data, text) if run.training["predict_with_generate"] else None,
         task_metrics=task_metrics,
         superseded=superseded,
+        recovery=run.recovery,
         processor=processor,
     )
 

@@ -3,13 +3,16 @@
 All of it is checked without importing torch and without a network.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.config.keys.fp8 import installed_backend, missing_library
 from luthier.config.keys.hubs import hub_in_use
 from luthier.config.keys.swanlab import MINIMUM
 from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
+from luthier.config.sections import is_on
 from luthier.core.errors import ModelError, Problem
 from luthier.core.kinds import ENGINES, QUANTIZERS
 from luthier.core.versions import is_installed
@@ -143,6 +146,8 @@ def library_problems(run: TrainRun) -> Iterator[Problem]:
             yield _missing("report_to", TRACKER_MODULES[name], f"pip install {name.replace('_', '-')}")
     if run.swanlab.use_swanlab and not is_installed("swanlab"):
         yield _missing("use_swanlab", "swanlab", f"pip install '{MINIMUM}'")
+    if is_on(os.environ, "USE_RAY") and not is_installed("ray"):
+        yield replace(_missing("USE_RAY", "ray", "pip install 'luthier[ray]'"), file="environment")
     if run.fp8.fp8 and installed_backend(run.fp8) is None:
         yield _missing("fp8", *missing_library(run.fp8))
     if run.training["deepspeed"] is not None and not is_installed("deepspeed"):

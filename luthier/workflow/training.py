@@ -14,6 +14,7 @@ from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
+from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
     from luthier.training.fit import RunResult
+    from luthier.training.heartbeat import Heartbeat
     from luthier.training.trained_on import TrainedOn
     from luthier.training.trainer import StageTrainer
     from luthier.workflow.plan.foresight import Foresight
@@ -45,13 +47,29 @@ def train(run: TrainRun) -> "RunResult":
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
+    for warning in run.warnings:
+        warn(str(warning))
+    output_dir = Path(run.training["output_dir"])
+    with without_collection():
+        from luthier.core.machine import detect
+        from luthier.training.checkpoints import tidy
+        from luthier.training.heartbeat import Heartbeat
+    resume_from, machine = starting_point(run, output_dir), detect()
+    heartbeat = Heartbeat(output_dir, machine.device)
+    with heartbeat.beating():
+        result = _train(run, resume_from, machine, heartbeat)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        tidy(output_dir)
+    return result
+
+
+def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbeat: "Heartbeat") -> "RunResult":
     with without_collection():
         from accelerate.utils import gather_object
 
-        from luthier.core.machine import detect
         from luthier.data.prepare import prepare
         from luthier.training.arguments import training_arguments
-        from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of, tidy
+        from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of
         from luthier.training.engines import loading_whole
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step
@@ -61,17 +79,15 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.workflow.parts import make_parts
         from luthier.workflow.plan.foresight import foresee
 
-    for warning in run.warnings:
-        warn(str(warning))
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
-    resume_from = starting_point(run, output_dir)
     from_scratch = resume_from is None and run.training["overwrite_output_dir"]
-    machine = detect()
+    rerun = Rerun(run, machine)
     args = training_arguments(run, machine)
     require_one_start(resume_from, gather_object([str(resume_from)]))
     text = load_text_side(run, reads_chat=stage.rows.reads_chat)
     data = prepare(run, stage.rows, text.encoding)
     rows = compare_rows(run, data, resume_from, is_dated=is_dated(text.encoding))
+    rerun.compare(rows.now.get("rows"))
     if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
@@ -94,10 +110,8 @@ def train(run: TrainRun) -> "RunResult":
         )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
-    result = carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight)
-    if args.local_process_index == 0:
-        tidy(output_dir)
-    return result
+    trainer.add_callback(heartbeat)
+    return carry_out(run, trainer, data, text, resume_from, rows, policy.unavailable, foresight, rerun)
 
 
 def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
@@ -191,52 +205,71 @@ def carry_out(
     rows: "TrainedOn",
     unavailable: Mapping[str, str],
     foresight: "Foresight",
+    rerun: Rerun,
 ) -> "RunResult":
     """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
 
     `unavailable`: from `load_policy`.
     """
+    from accelerate.utils import gather_object
+
     from luthier.training.fit import RunResult
     from luthier.training.hub import upload
-    from luthier.training.report import forget_results
     from luthier.workflow.predict import predict, predict_rows
 
     output_dir = Path(run.training["output_dir"])
     metrics: dict[str, Mapping[str, float]] = {}
-    was_finished = False
+    was_finished = ends_early = False
     if not run.trains:
         write_data_report(trainer, data, output_dir)
     else:
-        training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
+        with trainer.stop:
+            training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
+            if not was_interrupted and not was_finished:
+                save_result(run, trainer, forgets=bool(training))
         if training:
             metrics["train"] = training
-            if run.finetuning.include_effective_tokens_per_second:
-                per_device = training["train_tokens_per_second"] / trainer.args.world_size
-                metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
+        if training and run.finetuning.include_effective_tokens_per_second:
+            per_device = training["train_tokens_per_second"] / trainer.args.world_size
+            metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
         if was_interrupted:
             info(resume_hint(run, output_dir, trainer.state.global_step))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
-        if not was_finished:
-            trainer.save_final()
-        if not was_finished and trainer.is_world_process_zero():
-            ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
-        if training and trainer.is_world_process_zero():
-            forget_results(output_dir)
-    if run.training["do_eval"] and data.eval:
+        ends_early = any(gather_object([trainer.stop.has_signal]))
+    if run.training["do_eval"] and data.eval and not ends_early:
         metrics["eval"] = trainer.evaluate()
-    if run.training["do_predict"]:
+    if run.training["do_predict"] and not ends_early:
         if trainer.stage.reporting.predict is not None:
             metrics["predict"] = predict_rows(trainer, data, output_dir)
         else:
             metrics["predict"] = predict(run, trainer.policy, data, text)
     compared = foresight.compared(metrics.get("train", {}).get("train_runtime"))
+    if trainer.args.world_size > 1:
+        compared["peak_bytes_of_processes"] = gather_object([compared.get("peak_bytes")])
     if trainer.is_world_process_zero():
         is_new = run.trains and not was_finished
-        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} if is_new else None
+        facts = facts_of(run, trainer, data, rows, unavailable) | {"plan": compared} | rerun.facts() if is_new else None
         describe(run, trainer, metrics, facts, was_finished=was_finished)
-    if run.trains:
+        if is_new:
+            rerun.compare_weights(output_dir)
+    if ends_early:
+        info(f"stopped: training had ended, and its weights are saved in {output_dir}")
+    elif run.trains:
         upload(trainer)
-    return RunResult(output_dir, metrics, trainer.state.log_history, compared=compared)
+    history = trainer.state.log_history
+    return RunResult(output_dir, metrics, history, was_interrupted=ends_early, compared=compared)
+
+
+def save_result(run: TrainRun, trainer: "StageTrainer", *, forgets: bool) -> None:
+    """Save the trained weights. `forgets`: the metrics of an earlier run belong to other weights, and go."""
+    from luthier.training.report import forget_results
+
+    output_dir = Path(run.training["output_dir"])
+    trainer.save_final()
+    if trainer.is_world_process_zero():
+        ADAPTERS.get(run.finetuning_type).finish(run.adapter, output_dir)
+    if forgets and trainer.is_world_process_zero():
+        forget_results(output_dir)
 
 
 def describe(
@@ -346,6 +379,8 @@ def resume_hint(run: TrainRun, output_dir: Path, step: int) -> str:
     from luthier.training.checkpoints import newest_whole
 
     checkpoint = newest_whole(output_dir, until_step=step)
+    if checkpoint is None:
+        return "stopped: no step has ended, so nothing is saved -> run the same command to start again"
     if run.training["overwrite_output_dir"] or run.training["resume_from_checkpoint"] not in (None, True, "true"):
         how = f"set resume_from_checkpoint: {checkpoint} to resume"
     else:

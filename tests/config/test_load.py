@@ -290,10 +290,17 @@ def test_what_a_training_run_cannot_do_without():
 
 
 def test_launchers_of_the_reference_are_refused(monkeypatch):
-    monkeypatch.setenv("USE_RAY", "1")
-    problems = problems_of(load_train, {**BASE, "ray_num_workers": 4})
-    assert set(problems) == {"USE_RAY"} and problems["USE_RAY"].file == "environment"
+    monkeypatch.setenv("USE_MCA", "1")
+    problems = problems_of(load_train, BASE)
+    assert set(problems) == {"USE_MCA"} and problems["USE_MCA"].file == "environment"
     load_infer({"model_name_or_path": "m"})
+
+
+def test_the_keys_of_ray_are_read_with_use_ray(monkeypatch):
+    monkeypatch.setenv("USE_RAY", "1")
+    keys = {"ray_num_workers": 4, "ray_init_kwargs": '{"address": "auto"}', "resources_per_worker": {"GPU": 1}}
+    run = load_train({**BASE, **keys, "fsdp": "full_shard"})
+    assert run.warnings == () and run.ray.ray_num_workers == 4 and run.ray.ray_init_kwargs == {"address": "auto"}
 
 
 def test_a_run_is_frozen():

@@ -8,11 +8,13 @@ import pytest
 from luthier.core.allocator import peak_resident_bytes, resident_bytes
 
 ALLOCATE = """
-import sys
+import os, sys
 from luthier.core.allocator import keep_freed_blocks, return_large_blocks
 import ctypes
 for way in sys.argv[2:]:
     {"keep": keep_freed_blocks, "return": return_large_blocks}[way]()
+statm = os.open("/proc/self/statm", os.O_RDONLY)  # open() would keep a buffer behind the blocks
+status = lambda: int(os.pread(statm, 100, 0).split()[1]) * 4096
 library = ctypes.CDLL(None)
 library.malloc.restype = library.realloc.restype = ctypes.c_void_p
 library.free.argtypes = [ctypes.c_void_p]
@@ -22,7 +24,6 @@ size = 2**20
 blocks = [library.malloc(size) for _ in range(64)]
 for block in blocks:
     ctypes.memset(ctypes.c_void_p(block), 1, size)
-status = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 full = status()
 for block in blocks[: int(sys.argv[1])]:
     library.free(block)

@@ -28,6 +28,7 @@ def save(out: Path, step: int, content: str = "new", *, limit: int | None = None
     with writing(draft, folder, is_writer=True):
         for name in FILES:
             (draft / name).write_text(f"{content} {step} {name}")
+        (draft / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         (draft / "global_step").mkdir()
         (draft / "global_step" / "shard").write_text(content)
     rotate(folder, limit, best)

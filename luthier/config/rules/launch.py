@@ -1,4 +1,4 @@
-"""Rules about how a training run is started: by torchrun, or in ways that this version does not have."""
+"""Rules about how a training run is started: by torchrun or Ray, or in ways that this version does not have."""
 
 import os
 from typing import Any
@@ -8,8 +8,8 @@ from luthier.config.rules.engine import Rule, Rules, all_of, is_set, not_, warni
 from luthier.config.sections import is_on
 
 
-def _under_torchrun(run: Any) -> bool:
-    return "LOCAL_RANK" in os.environ or is_on(os.environ, "FORCE_TORCHRUN")
+def _under_launcher(run: Any) -> bool:
+    return "LOCAL_RANK" in os.environ or any(is_on(os.environ, name) for name in ("FORCE_TORCHRUN", "USE_RAY"))
 
 
 def _needs_torchrun(key: str) -> Rule:
@@ -17,7 +17,7 @@ def _needs_torchrun(key: str) -> Rule:
         (key,),
         "needs a run that torchrun has started",
         "set the environment variable FORCE_TORCHRUN=1",
-        all_of(is_set("training", key), not_(_under_torchrun)),
+        all_of(is_set("training", key), not_(_under_launcher)),
     )
 
 
@@ -66,7 +66,6 @@ LAUNCH_RULES = Rules(
             )
         ),
         _unavailable("USE_V1", "there is one engine only"),
-        _unavailable("USE_RAY", "Ray is not part of this version"),
         _unavailable("USE_MCA", "Megatron-core is not part of this version"),
         _unavailable("USE_MEGATRON_BRIDGE", "Megatron-Bridge is not part of this version"),
     )

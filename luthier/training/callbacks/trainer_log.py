@@ -1,6 +1,8 @@
 """trainer_log.jsonl: one JSON object per logged step, with the names that users' scripts and the web page read."""
 
+import errno
 import json
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ RENAMED = {
     "throughput": "throughput",
 }
 LEFT_OUT = {"step", "total_flos"}
+LONGEST_LINE_BYTES = 1 << 16
 TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_second")
 
 
@@ -31,6 +34,7 @@ class TrainerLog(TrainerCallback):
         self.path, self.overwrites = path, overwrites
         self.start_seconds = 0.0
         self.start_step = 0
+        self.first_step_seconds: float | None = None
         self.has_failed = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -44,6 +48,12 @@ class TrainerLog(TrainerCallback):
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         write_atomically(self.path, "".join(line for line in lines if _is_until(line, state.global_step)))
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What comes before, such as reading again up to the checkpoint, is not repeated, so it says nothing of what
+        is left."""
+        if self.first_step_seconds is None:
+            self.first_step_seconds = time.monotonic()
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
             return
@@ -52,9 +62,9 @@ class TrainerLog(TrainerCallback):
             if name in LEFT_OUT or name.endswith(TIMING) or not isinstance(value, int | float):
                 continue
             line[RENAMED.get(name, name)] = value
-        elapsed = time.monotonic() - self.start_seconds
-        done = state.global_step - self.start_step
-        left = elapsed / done * (state.max_steps - state.global_step) if done else 0.0
+        now, done = time.monotonic(), state.global_step - self.start_step
+        elapsed, training = now - self.start_seconds, now - (self.first_step_seconds or now)
+        left = training / done * (state.max_steps - state.global_step) if done else 0.0
         line["percentage"] = round(100 * state.global_step / state.max_steps, 2) if state.max_steps else 100.0
         line["elapsed_time"] = str(timedelta(seconds=int(elapsed)))
         line["remaining_time"] = str(timedelta(seconds=int(left)))
@@ -63,12 +73,31 @@ class TrainerLog(TrainerCallback):
     def _append(self, line: str) -> None:
         """Only warns if the log cannot be written: the run should not be lost for that."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_whole(self.path, line.encode())
         except OSError as fault:
             if not self.has_failed:
                 warn(f"{self.path}: cannot be written ({fault.strerror}); training continues without it")
             self.has_failed = True
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append all of `line` in one system call, or nothing. Raises `OSError`.
+
+    A full disk may take a part of it, which is taken back. So is a line that a killed process has left without an end.
+    """
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.lseek(number, 0, os.SEEK_END)
+        tail = os.pread(number, LONGEST_LINE_BYTES, max(size - LONGEST_LINE_BYTES, 0))
+        if not tail.endswith(b"\n"):
+            size -= len(tail) - (tail.rfind(b"\n") + 1)
+            os.ftruncate(number, size)
+        written = os.write(number, line)
+        if written < len(line):
+            os.ftruncate(number, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(number)
 
 
 def _is_until(line: str, step: int) -> bool:

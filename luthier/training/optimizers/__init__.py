@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Condition, Rule, Rules, When, is_other_than, is_set, not_, warning
 from luthier.config.rules.model import trains_adapter
+from luthier.config.rules.recovery import applies_update_early
 from luthier.core.kinds import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def layerwise(name: str, key: str) -> tuple[Rule, ...]:
             "use bf16 or pure_bf16",
             is_set("training", "fp16"),
         ),
+        applies_update_early(key, is_on),
         one_process(key, "applies each gradient before the processes have exchanged it", is_on),
         steps_early.warns(
             ("max_grad_norm", key),

@@ -121,6 +121,8 @@ def comparison(compared: Mapping[str, Any]) -> list[str]:
         planned = compared.get("planned_peak_bytes")
         against = f" ({size(planned)} planned)" if planned else ""
         lines.append(f"peak memory: {size(compared['peak_bytes'])}{against}")
+    if None not in (peaks := compared.get("peak_bytes_of_processes", [])) and peaks:
+        lines.append(f"peak memory of each process: {', '.join(map(size, peaks))}")
     if "seconds" in compared:
         planned = compared.get("planned_seconds")
         against = f" ({duration(planned)} planned)" if planned is not None else ""

@@ -267,7 +267,12 @@ TRAINING = [
         Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
         for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
     ),
-    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_RAY", "USE_MCA", "USE_MEGATRON_BRIDGE")),
+    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")),
+    Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
+    *(
+        Case({key: value}, environment={"USE_RAY": "1"})
+        for key, value in (("ray_num_workers", 0), ("master_port", "x"), ("resources_per_worker", {"GPU": -1}))
+    ),
 ]
 
 ADAPTERS = [
@@ -451,6 +456,7 @@ OPTIMIZERS = [
             ({"fp16": True}, "", {}),
             ({"max_grad_norm": 0.5}, "max_grad_norm", {}),
             ({}, "", {"WORLD_SIZE": "2"}),
+            ({"on_nonfinite": "skip"}, "on_nonfinite", {}),
         )
     ),
     Case(SWITCHES["badam"], environment={"WORLD_SIZE": "2"}),
@@ -526,6 +532,18 @@ ENGINES = [
     *cases({}, {"infer_backend": "sglang"}),
     *cases({}, {"infer_backend": "vllm"}, command="export"),
 ]
+RECOVERY = [
+    *(
+        Case({**keys, "on_nonfinite": action})
+        for action, keys in (
+            ("skip", ZERO_3),
+            ("skip", {"optim": "lomo"}),
+            ("rollback", {"save_strategy": "no"}),
+            ("rollback", {"save_only_model": True}),
+        )
+    ),
+    *cases({}, {"max_nonfinite_steps": 3}, {"max_nonfinite_steps": -1}, {"save_on_signal_seconds": 0}),
+]
 EVALUATED = [
     *cases(
         {},
@@ -549,5 +567,5 @@ EVALUATED = [
 ]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + EVALUATED),
+    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + RECOVERY + EVALUATED),
 ]

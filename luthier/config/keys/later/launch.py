@@ -1,31 +1,11 @@
-"""Keys of launchers that this version does not have: Ray, Megatron and HyperParallel."""
+"""Keys of launchers that this version does not have: Megatron and HyperParallel."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from luthier.config.keys.fields import refused
 
 _TORCHRUN = "start the run with torchrun (FORCE_TORCHRUN=1), with fsdp or deepspeed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RayConfig:
-    ray_num_workers: int = 1
-    """Number of processes that train."""
-    ray_init_kwargs: dict[str, Any] | None = None
-    """Arguments of `ray.init`, as a mapping or JSON text."""
-    master_addr: str | None = None
-    """Host that the workers meet at."""
-    master_port: str | None = None
-    """Port that the workers meet at."""
-    ray_run_name: str | None = None
-    """Name of the run in Ray. Former versions of the reference had it."""
-    ray_storage_path: str | None = None
-    """Folder that Ray writes to. Former versions of the reference had it."""
-    placement_strategy: Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"] = "PACK"
-    """How workers are put on machines. Former versions of the reference had it."""
-    resources_per_worker: dict[str, Any] | None = None
-    """What each worker gets. Former versions of the reference had it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,96 @@
+"""Training runs in processes of their own that may be killed, for the price of a fork instead of a start.
+
+Everything that a run imports is imported once, by the fork server of `multiprocessing`, which computes nothing itself.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import luthier
+import luthier.training.trainer
+import luthier.workflow.training  # imported for the fork server
+from luthier.cli import main
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload([__name__])
+
+
+def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
+    """A run in a process group of its own. What it says is added to `log`. `typed`: as the command `luthier train`."""
+    process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port(), typed))
+    process.start()
+    return process
+
+
+def wait(process: BaseProcess, kill_at: float = math.inf, delay_seconds: float = 0.0) -> float:
+    """Waits for the end of a run. Returns the seconds of a CPU that it has used, however busy the machine is.
+
+    Once they are `kill_at` it is killed, `delay_seconds` later, since it may wait for the disk then.
+    """
+    used, seen = 0.0, psutil.Process(process.pid)
+    while process.exitcode is None and used < kill_at:
+        try:
+            used = sum(seen.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            break
+        process.join(0.005)
+    if used >= kill_at:
+        process.join(delay_seconds)
+        kill(process)
+    process.join()
+    return used
+
+
+def kill(process: BaseProcess) -> None:
+    """SIGKILL to the whole group, as a scheduler or the kernel does."""
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group yet, or has ended
+        process.kill()
+    process.join()
+
+
+def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed: bool) -> None:
+    os.setsid()
+    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # until the end
+    others, rank = [], 0
+    for other in range(1, num_processes):
+        if not rank:
+            pid = os.fork()
+            rank = 0 if pid else other
+            others.append(pid)
+    if num_processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if typed:
+        run_file = Path(f"{log}.json")
+        run_file.write_text(json.dumps(keys))
+        status = main(["train", str(run_file)])
+        sys.stderr.flush()
+        os._exit(status)
+    luthier.train(keys)
+    sys.stderr.flush()
+    if rank:
+        os._exit(0)
+    statuses = [os.waitpid(pid, 0)[1] for pid in others]
+    os._exit(max(statuses, default=0) and 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,78 @@
+"""The heartbeat goes on while a step is slow, and says so."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import luthier
+from luthier.training import heartbeat
+from luthier.training.heartbeat import Heartbeat
+from luthier.training.trainer import StageTrainer
+from tests.small_world import small_world
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "heartbeat.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+
+
+def wait_for(folder: Path, **facts: object) -> dict:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        if (folder / "heartbeat.json").exists() and facts.items() <= (found := read(folder)).items():
+            return found
+    raise AssertionError(f"no heartbeat with {facts}")
+
+
+def test_it_follows_a_run_from_its_data_to_its_end(tmp_path, monkeypatch):
+    """During the second step the file is there, and young; at the end it is gone, and the manifest never had it."""
+    keys, step, seen = {**small_world(tmp_path), "max_steps": 3}, StageTrainer.training_step, []
+    out = Path(keys["output_dir"])
+
+    def slow(trainer: StageTrainer, *arguments):
+        if trainer.state.global_step == 1:
+            first = wait_for(out, step=2)
+            time.sleep(0.2)
+            seen.append((first, read(out)))
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(StageTrainer, "training_step", slow)
+    luthier.train(keys)
+    ((first, second),) = seen
+    assert (first["phase"], first["total_steps"], first["process"]) == ("training", 3, os.getpid())
+    assert second["step_seconds"] > first["step_seconds"]
+    assert second["peak_memory_bytes"] >= second["memory_bytes"] * 0.9 > 1e8
+    assert not list(out.glob("heartbeat*"))
+
+
+def test_it_beats_while_data_are_prepared(tmp_path):
+    beat = Heartbeat(tmp_path, "cpu")
+    with beat.beating():
+        assert wait_for(tmp_path, phase="preparing")["step"] is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_happens_after_a_step(tmp_path):
+    beat, state = Heartbeat(tmp_path, "cpu"), SimpleNamespace(global_step=4, max_steps=9)
+    beat.on_step_begin(None, state, None)
+    assert (beat.phase, beat.step, beat.total_steps) == ("training", 5, 9)
+    for evaluates, saves, phase in ((True, True, "evaluating"), (False, True, "saving"), (False, False, "training")):
+        beat.on_step_end(None, state, SimpleNamespace(should_evaluate=evaluates, should_save=saves))
+        assert beat.phase == phase
+
+
+def test_each_process_has_its_own_and_a_disk_that_fails_costs_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    beat = Heartbeat(tmp_path / "gone", "cpu")
+    assert beat.path.name == "heartbeat_3.json"
+    with beat.beating():
+        time.sleep(0.05)
