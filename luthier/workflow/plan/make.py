@@ -12,6 +12,7 @@ from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.duration import basis_of, measured_speed
 from luthier.workflow.plan.engine import Engine, engine_of
+from luthier.workflow.plan.images import Images, Seeing, images_of, trace_images, with_images
 from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
 from luthier.workflow.plan.remedies import Remedy, remedies
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 FEW_LAYERS, MORE_LAYERS = 2, 4
 """Models of these lengths are traced, and a longer one follows from them."""
+FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+"""Of code of the model that reads numbers, which tensors on `meta` do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Traces:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     work: Work
+    images: Images | None
+    """Of the largest batch."""
     parameters: int
     trainable_parameters: int
     patterns: Sequence[Pattern]
@@ -108,6 +113,8 @@ class Sketch:
     libraries_bytes: int
     traces: "dict[tuple[Batch, bool, bool, bool], Traces]" = field(default_factory=dict)
     """Those that are known already."""
+    seeing: "list[tuple[Seeing, Seeing]]" = field(default_factory=list)
+    """The traces of what reads images, once they are known."""
 
 
 def sketch(run: "TrainRun", stage: "Stage", text: "TextSide", machine: Machine) -> Sketch:
@@ -141,7 +148,8 @@ def make_plan(
         raise Unplanned(str(fault)) from fault
     held = held_by(run, stage, text, shape, work, machine, drawn.libraries_bytes)
     held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
-    traces = trace_run(run, stage, text, drawn, machine, work, engine)
+    images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
+    traces = _traces(run, stage, text, drawn, machine, work, engine, images)
     available = _available_bytes(machine, drawn.libraries_bytes)
     recompute = as_asked(run) or _decide(engine, shape, held, traces, available, machine)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
@@ -149,6 +157,7 @@ def make_plan(
     seconds, basis = _seconds(trace, work, machine, half or shape.dtype, config)
     return Plan(
         work=work,
+        images=images,
         parameters=sum(weight.numel() for weight in parameters.values()),
         trainable_parameters=sum(weight.numel() for weight in parameters.values() if weight.requires_grad),
         patterns=patterns_of(parameters),
@@ -188,6 +197,31 @@ def _seconds(
         return None, f"unknown: {operations / 1e12:,.3g} TFLOP of products for each process, on a machine not here"
     speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
     return speed.seconds_for(calls), basis_of(calls, speed, dtype)
+
+
+def _traces(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    drawn: Sketch,
+    machine: Machine,
+    work: Work,
+    engine: Engine,
+    images: Images | None,
+) -> Traces:
+    """Of the language model, and of what reads images."""
+    if images is not None and not drawn.seeing:
+        try:
+            drawn.seeing.append(trace_images(drawn.shape.model, images, half=half_of(run)))
+        except FAULTS as fault:
+            raise Unplanned(f"what reads images cannot be traced ({_first_line(fault)})") from fault
+    traces = trace_run(run, stage, text, drawn, machine, work, engine)
+    if images is None:
+        return traces
+    kept, recomputed = (
+        with_images(*pair, images) for pair in zip((traces.kept, traces.recomputed), drawn.seeing[0], strict=True)
+    )
+    return Traces(kept, recomputed, traces.num_layers)
 
 
 def half_of(run: "TrainRun") -> "torch.dtype | None":
@@ -265,9 +299,12 @@ def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: E
             keeps_gradients=not engine.shards_gradients,
             is_sharded=engine.computes_on_half_weights,
         )
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as fault:
-        # Code of the model that reads numbers, which tensors on `meta` do not have.
-        raise Unplanned(f"a step cannot be traced ({str(fault).strip().partition(chr(10))[0]})") from fault
+    except FAULTS as fault:
+        raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().partition("\n")[0]
 
 
 def _available_bytes(machine: Machine, own_bytes: int) -> int | None:

@@ -17,7 +17,13 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "steps": work.steps,
         "epochs": round(work.epochs, 4),
         "tokens_per_epoch": work.tokens_per_epoch,
-        "largest_batch": {"tokens": work.heaviest.num_tokens, "labeled": work.heaviest.num_targets},
+        "largest_batch": {
+            "tokens": work.heaviest.num_tokens,
+            "labeled": work.heaviest.num_targets,
+            "images": 0 if plan.images is None else plan.images.number,
+            "image_tokens": 0 if plan.images is None else plan.images.num_tokens,
+            "pixel_bytes": 0 if plan.images is None else plan.images.pixel_bytes,
+        },
         "parameters": plan.parameters,
         "trainable_parameters": plan.trainable_parameters,
         "parameters_by_name": [asdict(pattern) for pattern in plan.patterns],
@@ -48,6 +54,11 @@ def lines_of(plan: Plan) -> Iterator[str]:
         f"work         {rows}, {work.tokens:,} tokens, {work.steps:,} steps ({work.epochs:,.2f} epochs); largest batch"
         f" {work.heaviest.num_tokens:,} tokens, {work.heaviest.num_targets:,} labeled"
     )
+    if plan.images is not None:
+        yield (
+            f"  images of the largest batch: {plan.images.number:,}, {plan.images.num_tokens:,} tokens,"
+            f" {size(plan.images.pixel_bytes)} of pixels"
+        )
     share = plan.trainable_parameters / plan.parameters
     yield f"parameters   {plan.parameters:,}, trainable {plan.trainable_parameters:,} ({share:.4%})"
     for pattern in plan.patterns:

@@ -128,10 +128,10 @@ def trace_step(
     autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
     as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed."""
     head = OutputHead(None, takes_positions=True) if is_sharded else _head_of(model)
-    counter = _Counter(model)
+    counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
-    with torch.autocast("cpu", dtype=half, enabled=half is not None), _Substitutes(half), counter:
+    with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
         if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -201,7 +201,7 @@ def _scores(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: B
 _LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "logps": _logps, "score": _scores}
 
 
-class _Substitutes(TorchFunctionMode):
+class Substitutes(TorchFunctionMode):
     """What a real device does and `meta` does not: fused attention, and autocast."""
 
     def __init__(self, half: torch.dtype | None) -> None:
@@ -244,7 +244,7 @@ class Affirming(TorchDispatchMode):
         return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
-class _Counter(TorchDispatchMode):
+class StepCounter(TorchDispatchMode):
     """Adds up the storages that are alive after each operation, except those of `model`."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -477,13 +477,6 @@ OPTIMIZERS = [
 ANSWERS_AND_EXPORT = [
     *cases(
         {},
-        *({key: 7} for key in ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels")),
-        *({key: 7} for key in ("video_fps", "video_maxlen", "audio_sampling_rate")),
-        *({key: True} for key in ("image_do_pan_and_scan", "crop_to_patches", "use_audio_in_video")),
-        command="infer",
-    ),
-    *cases(
-        {},
         {"export_dir": ""},
         {"export_size": 0},
         {"export_max_kl": -1},
