@@ -64,8 +64,7 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.training["ddp_find_unused_parameters"] is None:
         # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
-    if values.get("deepspeed") is not None:
-        values["deepspeed"] = gathering(read_mapping("deepspeed", values["deepspeed"]))
+    values |= for_engine(values, machine)
     if machine.device == "cpu":
         join_on_cpu(run.training["ddp_timeout"])
     try:
@@ -78,6 +77,17 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def for_engine(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """The settings of FSDP and DeepSpeed in `values`, as this machine needs them."""
+    changed: dict[str, Any] = {}
+    if values.get("deepspeed") is not None:
+        changed["deepspeed"] = gathering(read_mapping("deepspeed", values["deepspeed"]))
+    if machine.device == "cpu" and (values.get("fsdp_config") or {}).get("cpu_offload"):
+        warn("fsdp: offloading is left out, since the weights are in the memory of the CPU on this machine anyway")
+        changed["fsdp_config"] = {**values["fsdp_config"], "cpu_offload": False}
+    return changed
 
 
 def gathering(settings: Mapping[str, Any]) -> dict[str, Any]:

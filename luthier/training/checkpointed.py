@@ -28,7 +28,7 @@ from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
-from luthier.training.engines import gathering_whole, require_same_engine
+from luthier.training.engines import building_operators, gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -74,45 +74,35 @@ class CheckpointedTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._require_loadable(Path(resume_from_checkpoint))
-        with checkpoint_mismatch(resume_from_checkpoint):
-            whole = not isinstance(self.model, PeftModel)
-            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=whole)
-        self._load_beside_weights(Path(resume_from_checkpoint))
-        self._stand_at(Path(resume_from_checkpoint))
+        with building_operators():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is None:
+            return prepared
+        self._load_from_checkpoint(resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
-    def _require_loadable(self, checkpoint: Path) -> None:
-        check_resumed(self.policy, checkpoint)
-        require_same_engine(checkpoint, self.accelerator)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         self._load_learned(Path(resume_from_checkpoint), model)
-        self._stand_at(Path(resume_from_checkpoint))
-
-    def _stand_at(self, checkpoint: Path) -> None:
-        """The rows go on behind those of `checkpoint`."""
         if self.parts.reading is not None:
-            self.parts.reading.restore(checkpoint)
-        self.last_saved = checkpoint
+            self.parts.reading.restore(Path(resume_from_checkpoint))
+        self.last_saved = Path(resume_from_checkpoint)
 
     def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
-        """Weights, sampled answers and the state of the stage."""
-        self._require_loadable(checkpoint)
+        """Weights, sampled answers and the state of the stage; with DeepSpeed also the optimizer."""
+        check_resumed(self.policy, checkpoint)
+        require_same_engine(checkpoint, self.accelerator)
         with checkpoint_mismatch(str(checkpoint)):
-            if is_pissa(self.policy):
+            if self.is_deepspeed_enabled:
+                whole = not isinstance(self.model, PeftModel)
+                deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint), load_module_strict=whole)
+            elif is_pissa(self.policy):
                 resume_pissa(self.policy, checkpoint)
             else:
                 with checkpoints.taking_saved_names(self.policy, checkpoint):
                     super()._load_from_checkpoint(str(checkpoint), model)
-        self._load_beside_weights(checkpoint)
-
-    def _load_beside_weights(self, checkpoint: Path) -> None:
-        """Sampled answers and the state of the stage. DeepSpeed loads weights by itself, so they are apart."""
         if self.parts.rollouts is not None:
             self.parts.rollouts.load(checkpoint)
         saved = checkpoint / STAGE_STATE_FILE

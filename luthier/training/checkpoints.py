@@ -257,8 +257,7 @@ def taking_saved_names(model: "nn.Module", folder: Path) -> Iterator[None]:
             kind: Any = type(model)
             with quiet("transformers"):
                 saved, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            filled = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
-            return load(filled, *args, **options)
+            state_dict = {key: value for key, value in saved.state_dict().items() if key not in found["missing_keys"]}
         return load(state_dict, *args, **options)
 
     vars(model)["load_state_dict"] = load_saved

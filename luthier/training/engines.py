@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import OutputError
+from luthier.core.errors import MissingExtra, OutputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,6 +45,20 @@ def gathering_whole(accelerator: "Accelerator") -> Iterator[None]:
         yield
     finally:
         plugin.state_dict_type = usual
+
+
+@contextmanager
+def building_operators() -> Iterator[None]:
+    """Wraps the start of DeepSpeed, which compiles operators of its own. Raises `MissingExtra` if it cannot."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("failed to build/load", "Unable to JIT load")):
+            raise
+        raise MissingExtra(
+            f"deepspeed: an operator of DeepSpeed cannot be compiled here ({str(error).splitlines()[0]})"
+            " -> install ninja and a C++ compiler (and CUDA's for a GPU), or leave offload_optimizer out"
+        ) from error
 
 
 def engine_of(accelerator: "Accelerator") -> str:

@@ -45,22 +45,19 @@ def watched() -> Iterator[None]:
         return
     watch = Watch(rank, num_processes, _log_folder())
     watch.start()
+    place = None
     try:
         yield
     except RuntimeError as error:
         if not is_lost_peer(error):
-            watch.end()
             raise
         place = place_of(_innermost(error))
-        watch.end(place, lost_peer=True)
         raise RunFailed(
             f"rank {rank} has lost another process of this run, or waited for it in vain: it was in {place}"
             f" ({_reason(error)}) -> see the messages of the other processes"
         ) from error
-    except BaseException:
-        watch.end()
-        raise
-    watch.end()
+    finally:
+        watch.end(place, lost_peer=place is not None)
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from luthier.config.sections import is_on
+from luthier.core.errors import RunFailed
 from luthier.core.log import info
 
 SHUTDOWN_SECONDS = 300
@@ -37,6 +38,8 @@ def launch_if_needed(argv: list[str]) -> int | None:
     num_threads = max(1, (os.cpu_count() or 1) // int(nproc_of(arguments)))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    # torch 2.13 tells where a shared store is in the first round only, and a machine that comes back waits for that.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     status = run_torchrun(arguments, logs)
     if status in (0, 130):
         shutil.rmtree(logs, ignore_errors=True)
@@ -47,10 +50,12 @@ def run_torchrun(arguments: list[str], logs: Path) -> int:
     """Run torchrun in this process, so that a signal to this process reaches it, and through it all that train.
 
     Returns the status of the process that failed first, 130 if a signal stopped all of them, else 0. `logs`: see
-    `torchrun_arguments`.
+    `torchrun_arguments`. Raises `RunFailed` if the machines of the run do not find each other.
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     from luthier.workflow.failed_processes import FailedProcesses
@@ -64,6 +69,8 @@ def run_torchrun(arguments: list[str], logs: Path) -> int:
         for line in failed.report():
             print(f"luthier: {line}", file=sys.stderr)
         return failed.status
+    except (RendezvousError, DistError) as error:
+        raise RunFailed(f"the machines of the run have not met, or one has been lost: {error}") from error
     return 0
 
 

@@ -65,8 +65,8 @@ def load_text_side(
 ) -> TextSide:
     """`source`: of the model, if it is located already. `reads_chat` false: rows are plain text, so a chat format is
     not looked for where none is named. `for_model` false: rows are only inspected, so tokens without a row in the
-    embedding are a warning. `sees`: the processor is loaded whatever the data are. `needs_weights` false: the
-    config of the model is enough.
+    embedding are a warning. `sees`: the processor is loaded whatever the data are. `needs_weights` false: the config of
+    the model is enough.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template

@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 import luthier
 from luthier.core.errors import OutputError
+from luthier.training.engines import DDP, DEEPSPEED, FSDP, saved_by
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 NUM_STEPS, SAVED_STEP = 4, 2
-CONFIGS = Path("examples/deepspeed")
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "deepspeed"
 STAGES = {
     "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 64},
     "sft": {"stage": "sft", "dataset": "numbers"},
@@ -100,18 +103,30 @@ def of_one(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_two(request, world, tmp_path_factory) -> Path:
-    """The folder with what two processes have left of each case that is asked for, and of it resumed half-way."""
-    folder, run_files = tmp_path_factory.mktemp("two"), []
-    for case in asked_for(request.session.items):
-        engine, stage, way = CASES[case]
-        keys = {**world, **STAGES[stage], **WAYS[way], **ENGINES[engine], "per_device_train_batch_size": 2}
-        out = folder / case
-        again = {"output_dir": f"{out} resumed", "resume_from_checkpoint": str(out / f"checkpoint-{SAVED_STEP}")}
-        for name, more in ((out.name, {"output_dir": str(out)}), (f"{out.name} resumed", again)):
-            run_files.append(folder / f"{name}.yaml")
-            run_files[-1].write_text(yaml.safe_dump({**keys, **more}))
-    start_two(run_files)
+    """The folder with what two processes have left of each case that is asked for, and of it resumed half-way.
+
+    The workers of pytest-xdist share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "done").exists():
+            start_two([file for case in asked_for(request.session.items) for file in run_files(case, world, folder)])
+            (folder / "done").touch()
     return folder
+
+
+def run_files(case: str, world: dict[str, Any], folder: Path) -> list[Path]:
+    """Of the undisturbed run, and of the one that goes on from its checkpoint."""
+    engine, stage, way = CASES[case]
+    keys = {**world, **STAGES[stage], **WAYS[way], **ENGINES[engine], "per_device_train_batch_size": 2}
+    resumed = {"resume_from_checkpoint": str(folder / case / f"checkpoint-{SAVED_STEP}")}
+    found = []
+    for name, more in ((case, {}), (f"{case} resumed", resumed)):
+        found.append(folder / f"{name}.yaml")
+        found[-1].write_text(yaml.safe_dump({**keys, **more, "output_dir": str(folder / name)}))
+    return found
 
 
 def asked_for(items: list[pytest.Item]) -> list[str]:
@@ -122,9 +137,12 @@ def asked_for(items: list[pytest.Item]) -> list[str]:
     return [case for case in CASES if case in found and (HAS_DEEPSPEED or not case.startswith("zero"))]
 
 
-def start_two(run_files: list[Path]) -> None:
+def start_two(files: list[Path]) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words += ["-m", "tests.runs.each_of", *map(str, run_files)]
+    start([*words, "-m", "tests.runs.each_of", *map(str, files)])
+
+
+def start(words: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -137,6 +155,7 @@ def test_two_processes_are_one_run(case, of_one, of_two):
         pytest.importorskip("deepspeed")
     wanted, alone = of_one(stage, way)
     folder = of_two / case
+    assert saved_by(folder / f"checkpoint-{SAVED_STEP}")[0] == engine_named(engine)
     assert logged(folder) == pytest.approx(wanted, abs=1e-5)
     assert logged(folder.with_name(f"{folder.name} resumed")) == logged(folder)
     for out in (folder, folder.with_name(f"{folder.name} resumed")):
@@ -163,6 +182,21 @@ def test_another_engine_is_refused_in_one_sentence(case, world, of_two, tmp_path
         OutputError, match="was saved with FSDP, and this run trains with whole weights in each process"
     ):
         luthier.train({**keys, "resume_from_checkpoint": str(saved)})
+
+
+@pytest.mark.thorough
+def test_the_launcher_of_accelerate_chooses_the_engine(world, of_one, tmp_path):
+    keys = {**world, **STAGES["sft"], **WAYS["lora"], "per_device_train_batch_size": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / "run")}))
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words += ["--config_file", str(ROOT / "examples/accelerate/fsdp2_config.yaml"), "-m", "tests.runs.each_of"]
+    start([*words, str(tmp_path / "run.yaml")])
+    assert logged(tmp_path / "run") == pytest.approx(of_one("sft", "lora")[0], abs=1e-5)
+    assert saved_by(tmp_path / "run" / f"checkpoint-{SAVED_STEP}")[0] == FSDP
+
+
+def engine_named(name: str) -> str:
+    return FSDP if name.startswith("fsdp") else DEEPSPEED if name.startswith("zero") else DDP
 
 
 def logged(folder: Path) -> list[float]:

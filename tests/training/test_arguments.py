@@ -132,3 +132,10 @@ def test_zero_3_saves_whole_weights(zero, expected):
     assert found["bf16"] is given_ones["bf16"]
     assert expected is None or found["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is expected
     assert expected is not None or found == given_ones
+
+
+def test_fsdp_offloads_nothing_on_cpus(tmp_path, said):
+    """torch would pin the memory, which needs an accelerator."""
+    run = load_train({**BASE, "output_dir": str(tmp_path), "fsdp": "full_shard offload"})
+    assert training_arguments(run, CPU).fsdp_config["cpu_offload"] is False
+    assert any("offloading is left out" in line for line in said)

@@ -5,8 +5,16 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from luthier.core.errors import OutputError
-from luthier.training.engines import DDP, DEEPSPEED, FSDP, loading_whole, require_same_engine, saved_by
+from luthier.core.errors import MissingExtra, OutputError
+from luthier.training.engines import (
+    DDP,
+    DEEPSPEED,
+    FSDP,
+    building_operators,
+    loading_whole,
+    require_same_engine,
+    saved_by,
+)
 
 
 def accelerator(kind: DistributedType, num_processes: int) -> SimpleNamespace:
@@ -82,3 +90,10 @@ def test_a_model_is_whole_while_it_is_loaded():
         assert deepspeed.is_deepspeed_zero3_enabled()
     finally:
         deepspeed.unset_hf_deepspeed_config()
+
+
+def test_an_operator_that_cannot_be_compiled_is_told_in_one_sentence():
+    with pytest.raises(MissingExtra, match=r"cannot be compiled here .* -> install ninja"), building_operators():
+        raise RuntimeError("DeepSpeedCPUAdam requires the cpu_adam op, which failed to build/load.")
+    with pytest.raises(RuntimeError, match="another fault"), building_operators():
+        raise RuntimeError("another fault")

@@ -117,3 +117,14 @@ def test_other_errors_and_runs_of_one_process_are_left_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="another fault"), watched():
         raise RuntimeError("another fault")
+
+
+def test_the_processes_of_a_run_share_a_store(tmp_path):
+    assert peers._shared_store() is None
+    torch.distributed.init_process_group("gloo", store=TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1)
+    try:
+        first, second = (Pulse(peers._shared_store(), rank, 2, silence_seconds=30) for rank in range(2))
+        assert [first.beat(0), second.beat(0), first.beat(29)] == [None] * 3
+        assert first.beat(60) == "nothing was heard of rank 1 for 31 s"
+    finally:
+        torch.distributed.destroy_process_group()
