@@ -1,6 +1,7 @@
 """Planned against measured peak memory of training: `python benchmarks/bench_plan.py [NAME ...]`.
 
-Each run is a process of its own that trains SmolLM2-135M for two steps. What it planned before it loaded the weights is
+Each run is a process of its own that trains SmolLM2-135M for two steps, or a smaller model with random weights that
+reads images. What it planned before it loaded the weights is
 compared with the most memory that the system saw it hold. The exit status is 1 if a plan is wrong by more than 15 %.
 """
 
@@ -40,6 +41,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2, **ON,
     },
 }  # fmt: skip
+EYES = {"freeze_vision_tower": False, "freeze_multi_modal_projector": False}
+SEEING: dict[str, dict[str, Any]] = {
+    "llava full 4 images, all learn": {"finetuning_type": "full", **EYES, **OFF},
+    "llava full 4 images, checkpointing": {"finetuning_type": "full", **EYES, **ON},
+    "llava lora 4 images": {"finetuning_type": "lora", **OFF},
+}
+"""Two images in each of two rows."""
 WORDS = tuple(chr(97 + first) + chr(97 + second) for first in range(6) for second in range(6))
 
 
@@ -84,6 +92,44 @@ def write_safetensors(folder: Path) -> Path:
     return folder
 
 
+def write_seeing(folder: Path) -> dict[str, Any]:
+    """LLaVA with random weights, 576 tokens for an image. Returns the keys that its runs share."""
+    from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlavaConfig, LlavaProcessor
+
+    from tests.media_models import IMAGES_FIRST, TEXT, draw, media_tokenizer
+
+    tokenizer = media_tokenizer(image_token="<image>")
+    part = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    LlavaProcessor(
+        image_processor=part, tokenizer=tokenizer, patch_size=14, num_additional_image_tokens=1,
+        vision_feature_select_strategy="default", chat_template=IMAGES_FIRST,
+    ).save_pretrained(folder / "seeing")  # fmt: skip
+    layers = {"num_hidden_layers": 8, "num_attention_heads": 8}
+    text = {"hidden_size": 512, "intermediate_size": 1408, "num_key_value_heads": 8, "head_dim": 64}
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "image_size": 336, "patch_size": 14}
+    config = LlavaConfig(
+        text_config={**TEXT, **layers, **text, "max_position_embeddings": 4096, "model_type": "llama"},
+        vision_config={**vision, **layers, "model_type": "clip_vision_model"},
+        image_token_index=tokenizer.image_token_id,
+    )
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder / "seeing")
+    images = [str(draw(folder / f"{number}.png", height=336, width=400, seed=number)) for number in range(8)]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "<image><image>what"}, {"role": "assistant", "content": "red"}],
+            "images": images[number : number + 2],
+        }
+        for number in range(0, 8, 2)
+    ]
+    (folder / "see.json").write_text(json.dumps(rows), encoding="utf-8")
+    info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    columns = {"messages": "messages", "images": "images"}
+    info["see"] = {"file_name": "see.json", "formatting": "openai", "columns": columns}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    places = {"model_name_or_path": str(folder / "seeing"), "dataset": "see", "template": "auto"}
+    return {**places, "per_device_train_batch_size": 2, "cutoff_len": 2048}
+
+
 def measure(keys: dict[str, Any], folder: Path) -> tuple[int, int, float, float]:
     """(planned bytes, measured bytes, planned seconds, seconds)."""
     run_file, output = folder / "run.json", folder / "out"
@@ -104,15 +150,18 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder)
-        model = write_safetensors(folder / "model")
+        seeing = write_seeing(folder)
+        runs = RUNS | {title: {**seeing, **keys} for title, keys in SEEING.items()}
+        names = names or list(runs)
+        model = folder / "model" if set(names) <= set(SEEING) else write_safetensors(folder / "model")
         shared = {
             "model_name_or_path": str(model), "dataset_dir": name, "dataset": "long", "template": "smollm2",
             "stage": "sft", "do_train": True, "finetuning_type": "lora", "per_device_train_batch_size": 1,
             "max_steps": 2, "save_strategy": "no", "overwrite_output_dir": True, "logging_steps": 1,
         }  # fmt: skip
         print(f"{'run':<34}{'planned GB':>11}{'measured GB':>12}{'ratio':>7}{'planned s':>11}{'s':>7}", flush=True)
-        for title in names or RUNS:
-            planned, measured, planned_seconds, seconds = measure({**shared, **RUNS[title]}, folder)
+        for title in names:
+            planned, measured, planned_seconds, seconds = measure({**shared, **runs[title]}, folder)
             ratio = planned / measured
             is_wrong |= abs(ratio - 1) > LIMIT
             print(

@@ -46,7 +46,7 @@ def tokenizer():
 def worlds(tmp_path_factory):
     """(family of models that see, chat format) -> a model with the text side of a run on it; each is made once."""
     from tests.data.media.rows import world
-    from tests.media_models import FAMILIES
+    from tests.torchvision_models import FAMILIES
 
     root, made = tmp_path_factory.mktemp("see"), {}
 

@@ -66,7 +66,7 @@ def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed:
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(number, stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # until the end
+    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115  # until the end
     others, rank = [], 0
     for other in range(1, num_processes):
         if not rank:

@@ -35,7 +35,7 @@ _TURN, _AFTER = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n",
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
 )
-_IMAGES_FIRST = (
+IMAGES_FIRST = (
     _TURN + "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
     "{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}" + _AFTER
 )
@@ -59,7 +59,7 @@ def tiny_llava(folder: Path, *, seed: int = 0) -> Path:
     part = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
         image_processor=part, tokenizer=tokenizer, patch_size=14, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=_IMAGES_FIRST,
+        vision_feature_select_strategy="default", chat_template=IMAGES_FIRST,
     )  # fmt: skip
     config = LlavaConfig(
         text_config={**TEXT, "model_type": "llama"},
@@ -67,7 +67,7 @@ def tiny_llava(folder: Path, *, seed: int = 0) -> Path:
         image_token_index=tokenizer.image_token_id,
         image_seq_length=4,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
@@ -81,7 +81,7 @@ def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
     )
     processor = LlavaNextProcessor(
         image_processor=part, tokenizer=tokenizer, patch_size=14, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=_IMAGES_FIRST,
+        vision_feature_select_strategy="default", chat_template=IMAGES_FIRST,
     )  # fmt: skip
     config = LlavaNextConfig(
         text_config={**TEXT, "model_type": "llama"},
@@ -90,7 +90,7 @@ def tiny_llava_next(folder: Path, *, seed: int = 0) -> Path:
         image_seq_length=4,
         image_grid_pinpoints=grid,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_paddleocr_vl(folder: Path, *, seed: int = 0) -> Path:
@@ -115,7 +115,7 @@ def tiny_paddleocr_vl(folder: Path, *, seed: int = 0) -> Path:
         vision_start_token_id=tokenizer.vision_start_token_id,
         vision_end_token_id=tokenizer.vision_end_token_id,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_idefics3(folder: Path, *, seed: int = 0) -> Path:
@@ -141,7 +141,7 @@ def tiny_idefics3(folder: Path, *, seed: int = 0) -> Path:
         scale_factor=2,
         pad_token_id=256,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 def tiny_gemma3(folder: Path, *, seed: int = 0) -> Path:
@@ -163,7 +163,7 @@ def tiny_gemma3(folder: Path, *, seed: int = 0) -> Path:
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
     )
-    return _saved(folder, config, processor, seed)
+    return saved(folder, config, processor, seed)
 
 
 FAMILIES: Mapping[str, Callable[..., Path]] = {
@@ -191,7 +191,7 @@ def draw(path: Path, *, height: int = 28, width: int = 28, seed: int = 0) -> Pat
     return path
 
 
-def _saved(folder: Path, config: Any, processor: Any, seed: int) -> Path:
+def saved(folder: Path, config: Any, processor: Any, seed: int) -> Path:
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -213,10 +213,9 @@ def talk(question: str, answer: str, images: Sequence[Path]) -> list[dict[str, A
 
 def row_of(processor: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of a conversation, made by the processor alone."""
-    ids = list(processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0])
-    prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ][0]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    ids = processor.apply_chat_template(messages, **options)["input_ids"][0].tolist()
+    prompt = processor.apply_chat_template(messages[:-1], add_generation_prompt=True, **options)["input_ids"][0]
     paths = [part["path"] for part in messages[0]["content"] if part["type"] == "image"]
     blocks = []
     if paths:

@@ -18,6 +18,7 @@ from luthier.config.keys.hubs import HubTokens
 from luthier.core.errors import DataError
 from luthier.core.log import info, is_main_process
 from luthier.data.cache.fingerprint import encoding_digest, joint_key, source_digest
+from luthier.data.cache.kept_images import IMAGES_FILE
 from luthier.data.cache.provenance import (
     check_unrecorded,
     file_hashes,
@@ -29,13 +30,13 @@ from luthier.data.cache.provenance import (
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
 from luthier.data.ledger import Ledger
-from luthier.data.media.reader import state_of
+from luthier.data.media.kinds import states_of
 from luthier.data.mix import mix, split_validation
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.rows.columns import IMAGES, LENGTHS, NUMBER, SEQUENCE, Column, kind_of, with_media
 from luthier.data.rows.encoding import Encoding, encode_last_turns
-from luthier.data.rows.maker import Parts, RowMaker, image_paths, paths_of
+from luthier.data.rows.maker import Parts, RowMaker, items_of, media_items
 from luthier.data.rows.table import Table, joined
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from luthier.data.rows.row_plan import Packer, RowPlan
     from luthier.data.stream import StreamedRows
 
-ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE, IMAGES_FILE = "rows.arrow", "prompts.arrow", "account.json", "images.json"
+ROWS_FILE, PROMPTS_FILE, ACCOUNT_FILE = "rows.arrow", "prompts.arrow", "account.json"
 EXAMPLE = Column("example", NUMBER)
 """The number of the example that a row comes from."""
 
@@ -221,7 +222,7 @@ class _Builder:
             source = source_digest(spec, self.cache.folder, **self.hub)
             chosen = (self.data.max_samples or "all", self.seed if spec.num_samples else "in order")
             key = joint_key(self.made_by, source, chosen, with_prompts)
-            if self.sees and spec.columns.images:
+            if self.sees and spec.columns.media:
                 key = joint_key(key, self._images_digest(spec, joint_key("images", source, chosen)))
         entry = self.cache.entry(key, lambda folder: self._write(spec, folder, with_prompts))
         # A dataset may be used for both training and evaluation; it has one account.
@@ -230,16 +231,16 @@ class _Builder:
         return self._table_in(entry, key, with_prompts, num_examples=account.kept)
 
     def _images_digest(self, spec: DatasetSpec, key: str | None) -> str:
-        """A hash of the paths, sizes and times of change of the images of a dataset. Their names are remembered under
+        """A hash of the paths, sizes and times of change of the media of a dataset. Their names are remembered under
         `key`, so that unchanged data are not read again."""
 
         def write(folder: Path) -> None:
             source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-            (folder / IMAGES_FILE).write_text(json.dumps(list(image_paths(source, spec))), encoding="utf-8")
+            (folder / IMAGES_FILE).write_text(json.dumps(list(media_items(source, spec))), encoding="utf-8")
 
-        paths = json.loads((self.cache.entry(key, write) / IMAGES_FILE).read_text(encoding="utf-8"))
+        items = json.loads((self.cache.entry(key, write) / IMAGES_FILE).read_text(encoding="utf-8"))
         return hashlib.sha256(
-            repr([(path, state_of(path)) for path in paths]).encode("utf-8", "surrogatepass")
+            repr([(item, states_of(item)) for item in items]).encode("utf-8", "surrogatepass")
         ).hexdigest()
 
     def _table_in(self, entry: Path, key: str | None, with_prompts: bool, *, num_examples: int) -> _Table:
@@ -286,8 +287,8 @@ class _Builder:
 
     def _write_prompts(self, dialogues: Sequence[Dialogue], prompts: TableWriter) -> None:
         for dialogue, prompt in zip(dialogues, encode_last_turns(dialogues, self.encoding), strict=True):
-            images = (prompt.blocks, paths_of(dialogue, prompt)) if self.sees else ()
-            prompts.add((prompt.input_ids, prompt.labels, *images))
+            media = (prompt.blocks, items_of(dialogue, prompt)) if self.sees else ()
+            prompts.add((prompt.input_ids, prompt.labels, *media))
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
         """The datasets as a stream. The first `val_size` examples become the evaluation rows and go into `evals`."""

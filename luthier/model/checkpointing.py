@@ -68,6 +68,8 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Cal
         if not any(tensor.requires_grad for tensor in inputs):
             if not learns:
                 return function(*args)
+            if not inputs:  # they are bound to `function`, too (Llama 4); the reentrant way would miss their gradient
+                return checkpoint(function, *args, use_reentrant=False)
             if use_reentrant:
                 inputs[0].requires_grad_(True)
         if ktransformers.is_loading():

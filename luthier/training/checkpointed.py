@@ -117,6 +117,7 @@ class CheckpointedTrainer(Trainer):
         is_there = saved is not None and checkpoints.is_whole(saved)
         if saved is None or not all(gather_object([is_there])):
             return None
+        assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
         schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
         self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(str(saved))
@@ -124,7 +125,7 @@ class CheckpointedTrainer(Trainer):
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if self.parts.rollouts is not None:
-            self.parts.rollouts.rows = []  # of another policy; the next step samples anew
+            self.parts.rollouts.rows = []  # of another policy; the next step samples again
         return saved
 
     def _load_best_model(self) -> None:
@@ -223,6 +224,12 @@ class CheckpointedTrainer(Trainer):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder))
 
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What trainer_state.json keeps besides the numbers of transformers."""
+        noted: Any = self.state.stateful_callbacks
+        return noted
+
     # -- signals ----------------------------------------------------------------------------------
 
     @cached_property
@@ -239,14 +246,14 @@ class CheckpointedTrainer(Trainer):
             super()._maybe_log_save_evaluate(*arguments, **more)
         except GaveUp:
             info(f"the evaluation at step {self.state.global_step} is made up for when the run is resumed")
-            self.state.stateful_callbacks[EVALUATION_DUE] = True  # type: ignore[index, call-overload]
+            self.noted[EVALUATION_DUE] = True
             self.control.should_log = self.control.should_evaluate = False
             self.stop.stop(self.control)
             super()._maybe_log_save_evaluate(*arguments, **more)
 
     def _make_up_for_evaluation(self, trial: Any, ignored_keys: list[str] | None) -> None:
         """Of a run that resumes behind an evaluation that was given up."""
-        if not self.state.stateful_callbacks.pop(EVALUATION_DUE, False):  # type: ignore[union-attr, call-overload]
+        if not self.noted.pop(EVALUATION_DUE, False):
             return
         metrics = self._evaluate(trial, ignored_keys)
         folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
@@ -255,7 +262,7 @@ class CheckpointedTrainer(Trainer):
 
     def save_last_step(self) -> None:
         """Save the last whole step, after the one that was running was given up."""
-        self.model.zero_grad(set_to_none=True)
+        self.policy.zero_grad(set_to_none=True)
         self.watch.forget()
         if self.parts.reading is not None:
             self.parts.reading.give_back()
@@ -263,7 +270,7 @@ class CheckpointedTrainer(Trainer):
         if self._after_step is not None and self.last_saved != folder:
             random_state, self.stage_state = self._after_step
             random_state.restore()
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.policy, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.stop.was_interrupted = True
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)

@@ -25,7 +25,7 @@ from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
-from luthier.training.foreign_checkpoints import is_foreign, require_readable
+from luthier.training.foreign_checkpoints import is_readable_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,8 +151,6 @@ def rotate(newest: Path, limit: int | None, best: Path | None) -> None:
     for folder in [folder for folder in oldest_first if folder not in kept][: max(surplus, 0)]:
         remove(folder)
 
-
-# -- which are whole ---------------------------------------------------------------------------------
 
 Stamps = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and time of the last change in nanoseconds of each file."""
@@ -288,9 +286,6 @@ def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequenc
             )
 
 
-# -- which one to resume from ------------------------------------------------------------------------
-
-
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(CHECKPOINT_PREFIX))
 
@@ -376,10 +371,7 @@ def _require_whole(folder: Path) -> None:
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
-    if is_foreign(folder):
-        require_readable(folder)
-        return
-    fault = fault_of(folder)
+    fault = None if is_readable_foreign(folder) else fault_of(folder)
     if fault is None:
         return
     if not (folder / MANIFEST_NAME).is_file():

@@ -14,10 +14,12 @@ from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.data.types import PLACE
 from luthier.infer.seen import SeenPrompt
+from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
-from tests.media_models import FAMILIES, draw, talk
+from tests.media_models import draw, talk
 from tests.tiny import byte_tokenizer, tiny_llama
+from tests.torchvision_models import FAMILIES
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6}
 
@@ -45,7 +47,8 @@ def test_an_answer_about_images_is_that_of_transformers(folders, family, tmp_pat
         talk("what", "", images)[:1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert chat._prompt_ids == inputs["input_ids"][0].tolist()
-    output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    give_image_outputs(model)
+    output = model.generate(**inputs.to(model.dtype), max_new_tokens=6, do_sample=False)
     expected = output[0, inputs["input_ids"].shape[1] :]
     assert found == processor.tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
 
@@ -83,12 +86,12 @@ def test_images_are_shown_before_a_question_and_taken_back_with_it(folders, tmp_
     chat = luthier.chat({"model_name_or_path": str(folders("idefics3")), **GREEDY}).conversation
     chat.show(image)
     first = chat.ask("what")
-    assert first.images == (image,) and chat.shown == ()
+    assert first.items == (image,) and chat.shown == ()
     chat.answered("red")
-    assert chat.take_back() == "what" and (chat.shown, chat.images) == ((image,), ())
+    assert chat.take_back() == "what" and (chat.shown, chat.items) == ((image,), ())
     assert chat.ask("what") == first
     chat.unanswered()
-    assert (chat.images, chat.history) == ((), ())
+    assert (chat.items, chat.history) == ((), ())
     assert not isinstance(chat.ask("no image"), SeenPrompt)
 
 

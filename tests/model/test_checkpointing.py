@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import Llama4VisionConfig, Llama4VisionModel
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
+from tests.media_models import VISION
 from tests.tiny import tiny_llama
 
 IDS = torch.arange(3, 40)[None]
@@ -91,6 +93,24 @@ def test_of_an_offloaded_block_only_the_input_is_kept(make):
     with inner:
         model.model(input_ids=IDS, use_cache=False)
     assert kept.count((1, IDS.shape[1], 64)) <= 4
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_hidden_states_that_are_given_by_name(offload):
+    """As the tower of Llama 4 gives them to its layers."""
+    sizes = {"intermediate_size": 128, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
+    torch.manual_seed(0)
+    tower = Llama4VisionModel(Llama4VisionConfig(**{**VISION, **sizes})).train()
+    expected = None
+    for checkpoints in (False, True):
+        if checkpoints:
+            enable_checkpointing(tower, use_reentrant=True, offload=offload)
+        tower.zero_grad()
+        tower(torch.ones(1, 3, 28, 28)).last_hidden_state.square().sum().backward()
+        found = {name: weight.grad.clone() for name, weight in tower.named_parameters() if weight.grad is not None}
+        expected = expected or found
+    assert found.keys() == expected.keys() and any("layers.0" in name for name in found)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize(

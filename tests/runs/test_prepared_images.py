@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ from luthier.workflow.preflight import content_problems
 from luthier.workflow.text import load_text_side
 from tests.data.media.rows import TAG, answer, row, user
 from tests.media_models import draw
+
+NUM_LARGE = 400
 
 
 @pytest.fixture
@@ -84,6 +90,7 @@ def test_a_second_start_opens_no_image_and_calls_no_processor(keys, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(reader, "load_image", refuse)
+        patch.setattr(reader, "decoded_size", refuse)
         patch.setattr(MediaProcessor, "_asked", refuse)
         second = prepared(keys)
     assert second.fingerprint == first.fingerprint
@@ -219,3 +226,29 @@ def test_text_of_a_model_that_sees(keys, worlds, family):
     data = prepared(keys, dataset="plain", model_name_or_path=str(worlds(family).folder / "model"))
     text = worlds(family).text.tokenizer.decode(data.table[0]["input_ids"])
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
+
+
+def test_an_interrupt_while_images_are_measured_loses_none(keys, tmp_path, monkeypatch):
+    """What the process has measured until Ctrl-C, the next start does not open."""
+    draw(tmp_path / "large.jpg", height=900, width=1200)
+    rows = [{**row(user(f"{TAG}what"), answer("red"), images=[f"large-{number}.jpg"])} for number in range(NUM_LARGE)]
+    for number in range(NUM_LARGE):
+        os.link(tmp_path / "large.jpg", tmp_path / f"large-{number}.jpg")
+    (tmp_path / "talks.json").write_text(json.dumps(rows))
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "run.json").write_text(json.dumps({**keys, "output_dir": str(tmp_path / "out"), "do_train": True}))
+    sizes = tmp_path / "cache" / "media" / "sizes.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "luthier", "train", str(tmp_path / "run.json")], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (sizes.exists() and sizes.stat().st_size > 1000):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    measured = len(sizes.read_text().splitlines())
+    assert process.returncode == 130 and said.endswith("luthier: interrupted\n") and "Traceback" not in said
+    assert 5 < measured < NUM_LARGE
+    opened = []
+    monkeypatch.setattr(reader, "decoded_size", lambda path, of=reader.decoded_size: opened.append(path) or of(path))
+    assert len(prepared(keys).table) == NUM_LARGE
+    assert len(opened) == NUM_LARGE - measured

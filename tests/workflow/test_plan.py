@@ -124,7 +124,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
     real = shape.model.to_empty(device="cpu")
     for tensor in (*real.parameters(), *real.buffers()):
         torch.nn.init.constant_(tensor, 0.01)
-    counter = trace._Counter(real)
+    counter = trace.StepCounter(real)
     counter.known = {tensor.untyped_storage()._cdata for tensor in (*real.parameters(), *real.buffers())}
     ids = torch.arange(80)[None]
     bounds = torch.tensor([0, 30, 80], dtype=torch.int32)
@@ -150,7 +150,7 @@ def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
     table, ids = torch.empty(1000, 8, device="meta"), torch.empty(5, dtype=torch.long, device="meta")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1, vocab_size=9))
-    counter = trace._Counter(model)
+    counter = trace.StepCounter(model)
     with counter:
         rows = torch.nn.functional.embedding(ids, table)
         (rows.view(40) + 1.0).add_(rows.view(40))
@@ -162,7 +162,7 @@ def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
     }
 
 
-class _OnRealTensors(trace._Counter):
+class _OnRealTensors(trace.StepCounter):
     """Asks tensors for their numbers, which exist."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -294,7 +294,13 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
 
 @pytest.mark.parametrize(
     ("keys", "reason"),
-    [({"use_galore": True}, "galore"), ({"torch_compile": True}, "kernels"), ({"deepspeed": "ds.json"}, "processes")],
+    [
+        ({"use_galore": True}, "galore"),
+        ({"torch_compile": True}, "kernels"),
+        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "no ZeRO stage 4"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP 1"),
+        ({"fsdp": True, "fsdp_min_num_params": 100}, "a policy of its own"),
+    ],
 )
 def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
     run, *others = sides(world)

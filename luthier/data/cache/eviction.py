@@ -11,6 +11,7 @@ from pathlib import Path
 from luthier.core.drafts import draft_name
 from luthier.core.errors import InvalidInput
 from luthier.core.log import info
+from luthier.data.cache.kept_images import folder_beside, listed_in, num_bytes, remove_unlisted
 
 try:
     import fcntl
@@ -62,27 +63,36 @@ def use(entry: Path) -> bool:
 
 
 def evict(folder: Path, most_bytes: int) -> None:
-    """Remove the least recently used entries until the rest take `most_bytes`, or all that are left are in use."""
+    """Remove the least recently used entries until the rest take `most_bytes`, or all that are left are in use.
+
+    The images that only they list go with them.
+    """
     if fcntl is None:
         return
     entries = sorted(_entries(folder))
     total = sum(size for _, size, _ in entries)
-    removed = 0
+    removed, left = 0, [entry for *_, entry in entries]
     for _, size, entry in entries:
         if total - removed <= most_bytes:
             break
-        removed += size if entry not in _in_use and _remove(entry) else 0
+        if entry not in _in_use and _remove(entry):
+            removed += size
+            left.remove(entry)
+    strays = remove_unlisted(folder_beside(folder), left)
+    if strays:
+        info(f"cache: removed {strays / 1e9:.1f} GB of images that no cached dataset lists")
     if removed:
         what = f"removed {removed / 1e9:.1f} GB of the least recently used tokenized rows"
         info(f"cache: {what} (LUTHIER_CACHE_GB is the limit)")
 
 
 def _entries(folder: Path) -> list[tuple[float, int, Path]]:
-    """(last use, bytes, entry) of each."""
-    found = []
+    """(last use, bytes, entry) of each, with the images that it lists."""
+    found, images = [], folder_beside(folder)
     for sizes in folder.glob(f"[!.]*/{SIZES_FILE}"):
         try:
             size = sum(file.stat().st_size for file in sizes.parent.iterdir())
+            size += num_bytes(listed_in(sizes.parent, images), images)
             found.append((sizes.stat().st_mtime, size, sizes.parent))
         except OSError:  # another process is removing it
             continue

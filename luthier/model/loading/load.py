@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.log import quiet
 from luthier.model.classes import auto_class, checkpoint_dtype, gives_scores, is_routed
-from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed, ktransformers
+from luthier.model.compat import aqlm_cpu, bitsandbytes_cpu, gguf_speed, ktransformers, llama4_outputs
 from luthier.model.features.mixture_of_depths import add_routers, prepare, routed_model_class
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
@@ -79,6 +79,7 @@ def load_model(
         quantization.finish(model, dtype, is_gguf=bool(files.gguf_file))
     bitsandbytes_cpu.prevent_repacking(model)
     aqlm_cpu.use_dequantized_matmul(model)
+    llama4_outputs.give_image_outputs(model)
     mark_dequantized(model, was_packed=is_packed)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = source.name

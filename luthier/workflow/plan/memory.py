@@ -7,9 +7,9 @@ The parts are each at its own worst, which is not at the same moment: activation
 there. So the peak is below their sum.
 
 On a CPU the process is all there is, and this was compared with measured runs (benchmarks/bench_plan.py). The C library
-keeps some of what was freed: from a fiftieth to two fifths more than is in use; a tenth is taken for it. On an
-accelerator the libraries stand for its context, and PyTorch's allocator is taken to keep a tenth more than is in use;
-this is not verified on a device.
+keeps some of what was freed: from a fiftieth to two fifths more than is in use; a tenth is taken for it, and three
+tenths in a run with images. On an accelerator the libraries stand for its context, and PyTorch's allocator is taken to
+keep a tenth more than is in use; this is not verified on a device.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ CONTEXT_BYTES = 600 * 10**6
 """Of CUDA with the libraries that PyTorch loads into it."""
 ALLOCATOR_SHARE = 0.1
 """What the caching allocator of an accelerator holds beyond what is in use."""
-HEAP_SHARE = 0.1
-"""What the C library holds beyond what is in use."""
+HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 0.3
+"""What the C library holds beyond what is in use, and in a run with images, whose pixels and encoder leave gaps."""
 STATES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "nadamw", "radamw", "adamax"), 2.0),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 0.5),
@@ -58,21 +58,30 @@ class Held:
     mapped_bytes: int = 0
     """Of the files, as long as the model exists."""
     margin_share: float = 0.0
+    gathered_bytes: int = 0
+    """Weights of other processes, while a layer computes."""
+    buckets_bytes: int = 0
+    """Gradients on their way between processes."""
+    traces_gradients: bool = True
+    """Whether a trace of the step holds the gradients. Where they are sharded, it does not."""
+    host_bytes: int = 0
+    """In the memory of the host beside an accelerator: while the weights are loaded, or what is offloaded to it."""
 
     @property
     def all_bytes(self) -> int:
-        """Without gradients, which a trace of the step holds."""
-        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes
-        return self.libraries_bytes + weights + self.optimizer_bytes
+        """Without the gradients that a trace of the step holds."""
+        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes + self.gathered_bytes
+        gradients = self.buckets_bytes + (0 if self.traces_gradients else self.gradients_bytes)
+        return self.libraries_bytes + weights + self.optimizer_bytes + gradients
 
     @property
     def least_bytes(self) -> int:
         """What no setting of batch, length or checkpointing changes."""
-        return self.all_bytes + self.gradients_bytes
+        return self.all_bytes + (self.gradients_bytes if self.traces_gradients else 0)
 
     def peak_bytes(self, trace: Trace) -> int:
         loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
-        step = max(self.all_bytes + trace.peak_bytes, self.all_bytes + self.gradients_bytes)
+        step = max(self.all_bytes + trace.peak_bytes, self.least_bytes)
         return round(max(loading, step, self.all_bytes + self.cache_bytes) * (1 + self.margin_share))
 
     def parts(self, trace: Trace) -> Mapping[str, int]:
@@ -82,7 +91,9 @@ class Held:
             "libraries": self.libraries_bytes,
             "loader": self.loading_bytes + self.mapped_bytes,
             "weights": self.weights_bytes,
+            "gathered_weights": self.gathered_bytes,
             "gradients": self.gradients_bytes,
+            "gradients_on_their_way": self.buckets_bytes,
             "optimizer": self.optimizer_bytes,
             "frozen_models": self.frozen_bytes,
             "activations": max(activations, 0),
@@ -105,7 +116,8 @@ def held_by(
     on_device = machine.device != "cpu"
     weights = num_weight_bytes(run, shape)
     numbers = STATES.get(run.training["optim"], 2.0)
-    files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
+    files = num_file_bytes(text.source)
+    is_mapped = files > 0 and holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
     mapped = 0
     if on_device:
@@ -122,7 +134,7 @@ def held_by(
         cache_bytes=cache_bytes(shape, work),
         loading_bytes=files + (full if text.source.files.gguf_file else 0),
         mapped_bytes=mapped,
-        margin_share=ALLOCATOR_SHARE if on_device else HEAP_SHARE,
+        margin_share=ALLOCATOR_SHARE if on_device else SEEING_HEAP_SHARE if work.heaviest_rows else HEAP_SHARE,
     )
 
 

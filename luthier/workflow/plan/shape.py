@@ -16,6 +16,7 @@ from luthier.core.machine import Machine
 from luthier.model.adapters._merge import GivenAdapters, adapter_path, given_adapters
 from luthier.model.attention import Attention, isolate_samples, reason_to_pad, resolve_attention
 from luthier.model.classes import auto_class, checkpoint_dtype, is_routed, model_class
+from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import training_dtype, upcast_norms
 from luthier.model.features import Training
@@ -59,16 +60,14 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if text.media is not None:
-        return "its images take memory by their sizes"
-    if run.training["deepspeed"] or run.training["fsdp"]:
-        return "its weights are spread over processes"
     if run.model.use_unsloth or run.kt.use_kt:
         return "another library loads and trains the model"
     if run.optimizers:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
+    if text.media is not None and set(text.media.marks) != {"image"}:
+        return "its videos and audio take memory by their length"
     return None
 
 
@@ -118,11 +117,13 @@ def _built(
     base = auto_class(config).from_config(
         config, dtype=dtype, attn_implementation=attention.implementation, trust_remote_code=run.model.trust_remote_code
     )
+    give_image_outputs(base)
     change_model(run, base, purpose)
     if run.model.upcast_layernorm:
         upcast_norms(base)
     low_bit = frozenset(layers_to_quantize(base)) if run.quantization.quantization_bit is not None else frozenset()
-    padding_reason = "flash_attn: disabled" if run.model.flash_attn == "disabled" else reason_to_pad(base)
+    sees = text.media is not None
+    padding_reason = "flash_attn: disabled" if run.model.flash_attn == "disabled" else reason_to_pad(base, sees=sees)
     model = _adapted(run, text, base)
     prepare_for_training(
         model,
@@ -152,7 +153,7 @@ def _adapted(run: "TrainRun", text: "TextSide", base: Any) -> "nn.Module":
         given=GivenAdapters(),
         new_tokens=new_tokens_of(run, text.fitted),
         pure_bf16=run.finetuning.pure_bf16,
-        frozen=parts_to_freeze(base, run.finetuning, sees=False),
+        frozen=parts_to_freeze(base, run.finetuning, sees=text.media is not None),
     )
     return model
 

@@ -4,13 +4,14 @@ A micro-batch is what one process computes at a time. P parts of a row, R rows.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.collate import PAD_MULTIPLE
 from luthier.data.rows.arrow import batches_of
-from luthier.data.rows.columns import IDS, LABELS, LENGTHS, part_of, parts_of
+from luthier.data.rows.columns import IDS, IMAGES, LABELS, LENGTHS, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.workflow.plan.trace import Batch
@@ -42,6 +43,8 @@ class Work:
     tokens_per_epoch: int | None
     num_answers: int = 0
     """Answers that are sampled at a time; 0 without rollouts."""
+    heaviest_rows: Sequence[Mapping[str, Any]] = ()
+    """Those of `heaviest`, in a run with images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         heaviest_tokens=heaviest_tokens,
         tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
         num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
+        heaviest_rows=[rows[number] for number in numbers] if IMAGES.name in rows[0] else (),
     )
 
 

@@ -80,7 +80,8 @@ class World:
         messages = [{**message, "content": parts_of(message["content"])} for message in data["messages"]]
         text = processor.apply_chat_template(messages)
         images = [Image.open(self.folder / name) for name in data["images"]]
-        return list(processor(text=[text], images=[images] if images else None)["input_ids"][0])
+        found = processor(text=[text], images=[images] if images else None, return_tensors="pt")
+        return found["input_ids"][0].tolist()
 
 
 def parts_of(content: str) -> list[dict[str, str]]:
