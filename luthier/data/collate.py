@@ -31,7 +31,7 @@ Layout = Callable[[Sequence[Features]], dict[str, Any]]
 def collate(rows: Sequence[Mapping[str, Any]], layout: Layout, pixels: "Pixels | None" = None) -> dict[str, Any]:
     """The sequences of all rows in this layout, and one tensor for each column with a number per row.
 
-    `pixels`: makes the inputs of a model that sees; None for rows of text.
+    `pixels`: makes the inputs of a model that sees or hears; None for rows of text.
     """
     import torch
 
@@ -58,24 +58,27 @@ def require_whole(batches: Sequence[Mapping[str, Any]]) -> None:
 def _with_media(
     rows: Sequence[Mapping[str, Any]], sequences: Sequence[Features], layout: Layout, pixels: "Pixels", num_parts: int
 ) -> dict[str, Any]:
-    """A batch with the inputs `media` for the images of its rows, which each of its `media_parts` parts needs.
+    """A batch with the inputs `media` for the items of its rows, which each of its `media_parts` parts needs.
 
-    An image that stands in for one is a sequence behind the others, of which only the model knows: it is none of
-    `ends`, and has no target.
+    An item that stands in for one is a sequence behind the others, of which only the model knows: it is none of `ends`,
+    and has no target. Each part has its own.
     """
     media = pixels.inputs(rows)
-    stands_in = pixels.stands_in and not media
-    if stands_in:
-        media, num_parts = pixels.stand_in_inputs(), 1
-    batch = layout([*sequences, pixels.stand_in()] if stands_in else sequences)
-    if stands_in:
-        batch["ends"] = batch["ends"][:-1]
+    missing = pixels.missing(rows)
+    if not media:
+        num_parts = 1
+    behind = [pixels.stand_in(name) for _ in range(num_parts) for name in missing]
+    for name in missing:
+        media |= pixels.stand_in_inputs(name)
+    batch = layout([*sequences, *behind])
+    if behind:
+        batch["ends"] = batch["ends"][: -len(behind)]
     batch |= pixels.token_inputs(batch, repeated(media, num_parts))
     return {**batch, "media": media, "media_parts": num_parts} if media else batch
 
 
 def repeated(media: "Mapping[str, Tensor]", num_parts: int) -> "dict[str, Tensor]":
-    """The inputs for the images of all parts. Their first dimension goes from row to row or from image to image."""
+    """The inputs for the items of all parts. Their first dimension goes from row to row or from item to item."""
     if num_parts == 1:
         return dict(media)
     return {name: values.repeat(num_parts, *[1] * (values.dim() - 1)) for name, values in media.items()}
@@ -84,17 +87,19 @@ def repeated(media: "Mapping[str, Tensor]", num_parts: int) -> "dict[str, Tensor
 def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     """The part of a batch with the sequences from `start` up to `stop`, without the numbers of rows.
 
-    Of a batch with media these are whole parts. What stands in for an image stays.
+    Of a batch with media these are whole parts. What stands in for an item stays, once for each part.
     """
     import torch
 
     rows = batch["target_rows"]
     chosen = (rows >= start) & (rows < stop)
     num_sequences = batch["ends"].numel()
+    media = _media_of(batch, stop - start)
+    end = num_sequences + _num_behind(batch) * media.get("media_parts", 1) // batch.get("media_parts", 1)
     if "cu_seq_lens_q" in batch:
         bounds = batch["cu_seq_lens_q"][start : stop + 1]
         first, last = int(bounds[0]), int(bounds[-1])
-        behind = batch["cu_seq_lens_q"][num_sequences:]
+        behind = batch["cu_seq_lens_q"][num_sequences : end + 1]
         kept = slice(first, last)
         if behind.numel() > 1:
             more = slice(int(behind[0]), int(behind[-1]))
@@ -110,16 +115,23 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
         first = start * batch["input_ids"].shape[1]
         names = [name for name in ("input_ids", "attention_mask", *TYPE_KEYS) if name in batch]
         inputs = {name: batch[name][start:stop] for name in names}
-        if batch["input_ids"].shape[0] > num_sequences:
-            inputs = {name: torch.cat([inputs[name], batch[name][num_sequences:]]) for name in names}
+        if end > num_sequences:
+            inputs = {name: torch.cat([inputs[name], batch[name][num_sequences:end]]) for name in names}
     return {
         **inputs,
-        **_media_of(batch, stop - start),
+        **media,
         "positions": batch["positions"][chosen] - first,
         "targets": batch["targets"][chosen],
         "target_rows": rows[chosen] - start,
         "ends": batch["ends"][start:stop] - first,
     }
+
+
+def _num_behind(batch: Mapping[str, Any]) -> int:
+    """The sequences of what stands in for items."""
+    bounds = batch.get("cu_seq_lens_q")
+    whole: int = batch["input_ids"].shape[0] if bounds is None else bounds.numel() - 1
+    return whole - int(batch["ends"].numel())
 
 
 def _media_of(batch: Mapping[str, Any], num_sequences: int) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _media_of(batch: Mapping[str, Any], num_sequences: int) -> dict[str, Any]:
         return {}
     num_parts, whole = batch["media_parts"], batch["ends"].numel()
     if num_parts > 1:
-        assert num_sequences * num_parts % whole == 0, "the images of a part stay together"
+        assert num_sequences * num_parts % whole == 0, "the items of a part stay together"
         num_parts = num_sequences * num_parts // whole
     return {"media": batch["media"], "media_parts": num_parts}
 
@@ -209,7 +221,7 @@ def weights_of(rows: Sequence[Features]) -> list[float] | None:
 
 
 TYPE_KEYS = ("mm_token_type_ids", "token_type_ids")
-"""The types of tokens, of text or of an image; models call them one or the other."""
+"""The types of tokens, of text or of media; models call them one or the other."""
 MODEL_KEYS = (
     *("input_ids", "attention_mask", "position_ids", *TYPE_KEYS),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "prefixes"),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from luthier.core.errors import DataError
+from luthier.data.media.kinds import media_kinds
 from luthier.data.rows.account import DatasetAccount
 
 LEDGER_FILE = "data_report.json"
@@ -81,10 +82,14 @@ class Ledger:
             drawn = " drawn so far" if self.is_streamed else ""
             line = f"data {name}: {account.rows_in} rows{drawn} = {account.kept} kept + {account.num_dropped} dropped"
             line += f"; {account.tokens} tokens, {account.labeled_tokens} of them learned"
-            if account.images or account.images_left_out:
-                line += f"; {account.images} image{'s' * (account.images != 1)} of {account.image_tokens} tokens"
-            if account.images_left_out:
-                line += f", and {account.images_left_out} left out by cutoff_len"
+            for kind in media_kinds():
+                count, num_tokens, left_out = account.of_kind(kind)
+                if count or left_out:
+                    line += f"; {kind.named(count)} of {num_tokens} tokens"
+                if left_out:
+                    line += f", and {left_out} left out by cutoff_len"
+            if account.media_cut:
+                line += f"; {account.media_cut} longer than the model hears, of which the beginning is learned"
             if account.truncated:
                 line += (
                     f"; {account.truncated} rows truncated (lost {account.lost_tokens} tokens,"

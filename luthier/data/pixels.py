@@ -1,6 +1,6 @@
-"""From the images of rows to the tensors that a model takes beside its tokens, when a batch is made.
+"""From the media of rows (images, videos and audio) to what a model takes beside its tokens, when a batch is made.
 
-Token ids hold each image as a block already (`luthier.data.media.blocks`), so the processor is called with marks alone:
+Token ids hold each item as a block already (`luthier.data.media.blocks`), so the processor is called with marks alone:
 
     processor(text=["<image><image>", "<image>"], images=[[a, b], [c]])
 
@@ -10,27 +10,40 @@ the rows were prepared.
 B sequences, T tokens of the longest, N tokens in total, S samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import DataError, RowError
-from luthier.data.media.reader import Size, former_size, load_image
+from luthier.data.chat.parts import around_item
+from luthier.data.media.kinds import (
+    Loaded,
+    Shape,
+    arguments_for,
+    kind_of,
+    load,
+    marks_of,
+    media_kind,
+    path_in,
+)
 from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
     from torch import Tensor
     from transformers import ProcessorMixin
 
 TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets")
 """What a processor returns of the text; all else is for the model."""
-SMALLEST_SIDE = 28
-"""Height and width of the image that stands in for one, in pixels."""
+SMALLEST: Mapping[str, Shape] = {
+    "image": Shape("image", (28, 28)),
+    "video": Shape("video", (56, 56, 2, 2.0, 1.0, 0, 1)),
+    "audio": Shape("audio", (4_000, 16_000)),
+}
+"""What stands in for an item of a kind."""
 
 
 @dataclass(frozen=True)
@@ -38,62 +51,92 @@ class Pixels:
     """How a batch gets what its model sees. It can be sent to the worker processes of a data loader."""
 
     processor: "ProcessorMixin"
-    mark: str
-    """Stands for one image in a text."""
+    kinds: tuple[str, ...] = ("image",)
+    """Of the media that rows may have."""
     token_types: str | None = None
-    """The argument of the model that tells tokens of text and of images apart."""
+    """The argument of the model that tells tokens of text and of media apart."""
     positions: "Callable[[Mapping[str, Any]], Tensor] | None" = None
     """`luthier.model.positions.RopeIndex`, if the positions of the model have several axes."""
     dtype: "torch.dtype | None" = None
     """Of the weights, for pixels that the processor gives in 16 bits (that of Llama 4 does)."""
     stands_in: bool = False
-    """Whether a batch without an image gets one, since several processes train or share the weights that see."""
+    """Whether a batch without an item of a kind gets one, since several processes train or share the weights that see
+    or hear."""
 
     def inputs(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
-        """What the model takes for the images of these rows, in their order; empty if there are none.
+        """What the model takes for the items of these rows, in their order; empty if there are none.
 
         Raises `DataError` for a file that cannot be read, or that has changed since the rows were prepared.
         """
-        samples = [sample for row in rows for sample in samples_of(row) if sample.paths]
+        samples = [sample for row in rows for sample in samples_of(row) if sample.items]
         if not samples:
             return {}
-        images = [[_opened(path) for path in sample.paths] for sample in samples]
-        found, written = self.processed(images)
-        for sample, opened, texts in zip(samples, images, written, strict=True):
+        loaded = [[self._opened(item) for item in sample.items] for sample in samples]
+        try:
+            found, written = self.processed(loaded)
+        except ValueError as fault:
+            names = ", ".join(dict.fromkeys(path_in(item) for sample in samples for item in sample.items))
+            raise DataError(
+                f"{type(self.processor).__name__} cannot put these files into one batch: {names}:"
+                f" {' '.join(str(fault).partition('You can try')[0].split())} -> set per_device_train_batch_size: 1"
+            ) from fault
+        for sample, opened, texts in zip(samples, loaded, written, strict=True):
             self._require_same(sample, opened, texts)
         return found
 
-    def processed(self, images: "Sequence[Sequence[Image]]") -> "tuple[dict[str, Tensor], list[list[str]]]":
-        """(what the model takes, what the processor writes for each image of each sample)."""
+    def processed(self, samples: Sequence[Sequence[Loaded]]) -> "tuple[dict[str, Tensor], list[list[str]]]":
+        """(what the model takes, what the processor writes for each item of each sample)."""
+        marks = marks_of(self.processor)
         found = self.processor(
-            text=[self.mark * len(some) for some in images],
-            images=[list(some) for some in images],
-            images_kwargs={"return_tensors": "pt"},
-            text_kwargs={"return_tensors": None},  # rows have different numbers of images
+            text=["".join(marks[loaded.kind] for loaded in sample) for sample in samples],
+            text_kwargs={"return_tensors": None},  # rows have different numbers of items
             return_text_replacement_offsets=True,
+            **arguments_for(samples, self.processor),
         )
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]
         media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
         return media, written
 
-    def _fitting(self, values: "Tensor") -> "Tensor":
+    def _fitting(self, given: "Tensor | list[float]") -> "Tensor":
+        import torch
+
+        values = torch.as_tensor(given)  # the seconds between frames are a list
         is_half = values.is_floating_point() and values.element_size() < 4
         return values.to(self.dtype) if is_half and self.dtype is not None else values
 
-    def _require_same(self, sample: "Sample", images: "Sequence[Image]", written: Sequence[str]) -> None:
-        for path, image, block, text in zip(sample.paths, images, sample.blocks, written, strict=True):
+    def _opened(self, item: str) -> Loaded:
+        try:
+            return load(item, self.processor)
+        except (OSError, RowError) as fault:
+            raise DataError(
+                f"{path_in(item)}: this {kind_of(item).one} could be read when the rows were prepared, and cannot now:"
+                f" {fault}"
+            ) from None
+
+    def _require_same(self, sample: "Sample", loaded: Sequence[Loaded], written: Sequence[str]) -> None:
+        for item, own, block, text in zip(sample.items, loaded, sample.blocks, written, strict=True):
             before, now = self._named(block), self._named(self.ids(text))
-            if not _is_within(now, before):
-                former = former_size(path)
+            if not _is_within(now, before, self.placeholders):
+                kind, former = kind_of(item), kind_of(item).former(path_in(item))
+                was = "" if former is None else f"{kind.shown(former)}{kind.unit} and "
                 raise DataError(
-                    f"{path}: this image has changed since the rows were prepared: it is now"
-                    f" {_described((image.height, image.width), len(now))}, and was {_described(former, len(before))}"
+                    f"{path_in(item)}: this {kind.one} has changed since the rows were prepared: it is now"
+                    f" {kind.of_loaded(own.content)} and {len(now)} tokens, and was {was}{len(before)} tokens"
                     " -> run again: the rows are prepared once more"
                 )
 
     def ids(self, text: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def framed(self, name: str, block: str) -> list[int]:
+        """The token ids of a block with what the chat template of the model writes around it: GLM-4V tells images and
+        videos apart by that."""
+        tokenizer = self.processor.tokenizer
+        mark = marks_of(self.processor)[name]
+        around = around_item(tokenizer, str(tokenizer.chat_template), name, mark) if tokenizer.chat_template else None
+        before, after = around or ("", "")
+        return self.ids(before + block + after)
 
     def _named(self, ids: Sequence[int]) -> list[int]:
         """Those tokens that no neighbor can change, in contrast to line breaks at the ends of a block."""
@@ -104,31 +147,40 @@ class Pixels:
         return frozenset(self.processor.tokenizer.get_added_vocab().values())
 
     @cached_property
-    def _substitute(self) -> "tuple[dict[str, Tensor], list[int]]":
-        """(what the model takes, token ids) for a small black image."""
-        from PIL import Image
-
-        found, written = self.processed([[Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))]])
-        return found, self.ids(written[0][0])
+    def _substitutes(self) -> "dict[str, tuple[dict[str, Tensor], list[int]]]":
+        """Kind -> (what the model takes, token ids) for a small item without content."""
+        found = {}
+        for name in self.kinds:
+            blank = media_kind(name).blank(SMALLEST[name].size, self.processor)
+            tensors, written = self.processed([[Loaded(name, blank)]])
+            found[name] = tensors, self.framed(name, written[0][0])
+        return found
 
     @cached_property
     def placeholders(self) -> list[int]:
-        """The tokens that stand for what is no text. The model takes one of them for each vector of an image."""
+        """The tokens that stand for what is no text. The model takes one of them for each vector of an item."""
         kinds = (getattr(self.processor, f"{kind}_token_ids") for kind in ("image", "video", "audio"))
         return sorted({token for ids in kinds for token in ids if token is not None})
 
-    def stand_in(self) -> dict[str, list[int]]:
-        """A row with one small image and without labels, which changes no loss."""
-        _, ids = self._substitute
+    def missing(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The kinds of which these rows have no item, and need one."""
+        if not self.stands_in:
+            return []
+        present = {kind_of(item).name for row in rows for item in row["images"]}
+        return [name for name in self.kinds if name not in present]
+
+    def stand_in(self, name: str) -> dict[str, list[int]]:
+        """A row with one small item and without labels, which changes no loss."""
+        _, ids = self._substitutes[name]
         return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
-    def stand_in_inputs(self) -> "dict[str, Tensor]":
-        return self._substitute[0]
+    def stand_in_inputs(self, name: str) -> "dict[str, Tensor]":
+        return self._substitutes[name][0]
 
     def token_inputs(self, batch: Mapping[str, Any], media: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """What the model takes for each token: its type, and its positions where rows are concatenated.
 
-        `media`: the inputs for all images in `batch`.
+        `media`: the inputs for all items in `batch`.
         """
         import torch
 
@@ -158,7 +210,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of answers that a model generates, with their images."""
+    """The prompts of answers that a model generates, with their media."""
 
     pixels: Pixels
     rows: Sequence[Mapping[str, Any]]
@@ -172,14 +224,14 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation: its images, and the token ids that stand for each."""
+    """One conversation: its items, and the token ids that stand for each."""
 
-    paths: tuple[str, ...]
+    items: tuple[str, ...]
     blocks: tuple[list[int], ...]
 
 
 def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
-    """The samples of a row, of which a packed row has several. Images belong to all parts of a row alike."""
+    """The samples of a row, of which a packed row has several. Items belong to all parts of a row alike."""
     part = parts_of(row)[0]
     ids, bounds = row[part + "input_ids"], row[part + "blocks"]
     places = list(zip(bounds[::2], bounds[1::2], strict=True))
@@ -191,22 +243,8 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
         )
 
 
-def _opened(path: str) -> "Image":
-    try:
-        return load_image(path)
-    except (OSError, RowError) as fault:
-        raise DataError(
-            f"{path}: this image could be read when the rows were prepared, and cannot now: {fault}"
-        ) from None
-
-
-def _described(size: Size | None, num_tokens: int) -> str:
-    pixels = "" if size is None else f"{size[0]}x{size[1]} pixels and "
-    return f"{pixels}{num_tokens} tokens"
-
-
-def _is_within(block: Sequence[int], row: Sequence[int]) -> bool:
-    """Whether `block` stands in `row`, and no token of it outside."""
+def _is_within(block: Sequence[int], row: Sequence[int], placeholders: Collection[int]) -> bool:
+    """Whether `block` stands in `row`, and none of its placeholders outside."""
     places = (
         start for start in range(len(row) - len(block) + 1) if list(row[start : start + len(block)]) == list(block)
     )
@@ -214,4 +252,5 @@ def _is_within(block: Sequence[int], row: Sequence[int]) -> bool:
     if start is None:
         return False
     around = (*row[:start], *row[start + len(block) :])
-    return not set(around) & set(block)
+    own = set(block).intersection(placeholders) or set(block)
+    return not set(around) & own

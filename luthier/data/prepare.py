@@ -30,13 +30,13 @@ from luthier.data.cache.provenance import (
 from luthier.data.cache.saved import load_tokenized, save_tokenized
 from luthier.data.cache.store import Cache, open_cache
 from luthier.data.ledger import Ledger
-from luthier.data.media.reader import state_of
+from luthier.data.media.kinds import states_of
 from luthier.data.mix import mix, split_validation
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.rows.columns import IMAGES, LENGTHS, NUMBER, SEQUENCE, Column, kind_of, with_media
 from luthier.data.rows.encoding import Encoding, encode_last_turns
-from luthier.data.rows.maker import Parts, RowMaker, image_paths, paths_of
+from luthier.data.rows.maker import Parts, RowMaker, items_of, media_items
 from luthier.data.rows.table import Table, joined
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
@@ -130,6 +130,7 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
         assert run.data.tokenized_path is not None, "the rows are read from there"
         info(f"data: using the tokenized rows in {run.data.tokenized_path}; other data keys are ignored")
         return _saved(run, plan, encoding, Path(run.data.tokenized_path))
+    tell_machines(run.data)
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
@@ -221,7 +222,7 @@ class _Builder:
             source = source_digest(spec, self.cache.folder, **self.hub)
             chosen = (self.data.max_samples or "all", self.seed if spec.num_samples else "in order")
             key = joint_key(self.made_by, source, chosen, with_prompts)
-            if self.sees and spec.columns.images:
+            if self.sees and spec.columns.media:
                 key = joint_key(key, self._images_digest(spec, joint_key("images", source, chosen)))
         entry = self.cache.entry(key, lambda folder: self._write(spec, folder, with_prompts))
         # A dataset may be used for both training and evaluation; it has one account.
@@ -230,16 +231,16 @@ class _Builder:
         return self._table_in(entry, key, with_prompts, num_examples=account.kept)
 
     def _images_digest(self, spec: DatasetSpec, key: str | None) -> str:
-        """A hash of the paths, sizes and times of change of the images of a dataset. Their names are remembered under
+        """A hash of the paths, sizes and times of change of the media of a dataset. Their names are remembered under
         `key`, so that unchanged data are not read again."""
 
         def write(folder: Path) -> None:
             source = read_rows(spec, seed=self.seed, max_samples=self.data.max_samples, **self.hub)
-            (folder / IMAGES_FILE).write_text(json.dumps(list(image_paths(source, spec))), encoding="utf-8")
+            (folder / IMAGES_FILE).write_text(json.dumps(list(media_items(source, spec))), encoding="utf-8")
 
-        paths = json.loads((self.cache.entry(key, write) / IMAGES_FILE).read_text(encoding="utf-8"))
+        items = json.loads((self.cache.entry(key, write) / IMAGES_FILE).read_text(encoding="utf-8"))
         return hashlib.sha256(
-            repr([(path, state_of(path)) for path in paths]).encode("utf-8", "surrogatepass")
+            repr([(item, states_of(item)) for item in items]).encode("utf-8", "surrogatepass")
         ).hexdigest()
 
     def _table_in(self, entry: Path, key: str | None, with_prompts: bool, *, num_examples: int) -> _Table:
@@ -286,8 +287,8 @@ class _Builder:
 
     def _write_prompts(self, dialogues: Sequence[Dialogue], prompts: TableWriter) -> None:
         for dialogue, prompt in zip(dialogues, encode_last_turns(dialogues, self.encoding), strict=True):
-            images = (prompt.blocks, paths_of(dialogue, prompt)) if self.sees else ()
-            prompts.add((prompt.input_ids, prompt.labels, *images))
+            media = (prompt.blocks, items_of(dialogue, prompt)) if self.sees else ()
+            prompts.add((prompt.input_ids, prompt.labels, *media))
 
     def streamed(self, *, with_prompts: bool, evals: dict[str, _Table]) -> "StreamedRows":
         """The datasets as a stream. The first `val_size` examples become the evaluation rows and go into `evals`."""
@@ -371,6 +372,12 @@ class _Builder:
                 f" {packer.size_tokens} -> lower cutoff_len, add text, or set packing: false"
             )
         return packed
+
+
+def tell_machines(data: "DataConfig") -> None:
+    """Log how the machines of a run come to their rows, if there are several."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and not data.data_shared_file_system:
+        info("data: every machine of the run makes its own rows; data_shared_file_system: true lets one of them do it")
 
 
 def cache_of(data: "DataConfig") -> Cache:

@@ -13,8 +13,10 @@ LOSS_KEY = "loss"
 
 RESULT_JOINER = "\n</tool_response>\n<tool_response>\n"
 """Between the results of several calls where they are one text, as named formats write them."""
-PLACE = "\ufdd0"
-"""Stands for an image in the text of a message. Unicode keeps this character for programs; no tokenizer sees it."""
+PLACE, VIDEO_PLACE, AUDIO_PLACE = "\ufdd0", "\ufdd3", "\ufdd4"
+"""Stand for an image, a video and audio in the text of a message. Unicode keeps these characters for programs; no
+tokenizer sees them."""
+PLACES = (PLACE, VIDEO_PLACE, AUDIO_PLACE)
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which servers and other tools give the thought of an answer apart from its content."""
 
@@ -68,11 +70,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Paths of images, videos and audio files, in the order of their placeholders in the text."""
+    """Images, videos and audio files, in the order of their places in the text (`luthier.data.media.items`)."""
 
-    images: tuple[str, ...] = ()
-    videos: tuple[str, ...] = ()
-    audios: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    """The path of an image; the kind of another one before its path: `audio:/a/b.wav`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def evaluated_rows(run: "EvalRun", encoding: "Encoding", *, with_prompts: bool =
     keys = MappingProxyType({**run.training.given, "predict_with_generate": with_prompts})
     run = replace(run, data=evaluated_data(run.data), training=TrainingKeys(keys))
     data = prepare(run, STAGES.get(run.stage).rows, encoding)
-    refuse_images({**data.eval, **data.prompts})
+    refuse_media({**data.eval, **data.prompts})
     if data.eval:
         return data
     if data.table is None or with_prompts:
@@ -38,13 +38,13 @@ def evaluated_rows(run: "EvalRun", encoding: "Encoding", *, with_prompts: bool =
     return replace(data, eval={"": data.table})
 
 
-def refuse_images(tables: "Mapping[str, Table]") -> None:
-    """Raises `DataError` for rows with images: a task shows its model token ids alone."""
+def refuse_media(tables: "Mapping[str, Table]") -> None:
+    """Raises `DataError` for rows with media: a task shows its model token ids alone."""
     for name, rows in tables.items():
         if IMAGES.name in rows.column_names and any(rows[IMAGES.name]):
             raise DataError(
-                f"dataset {name}: has rows with images, which `luthier eval` does not show to the model"
-                " -> name a dataset without images in eval_dataset"
+                f"dataset {name}: has rows with images, videos or audio, which `luthier eval` does not show to the"
+                " model -> name a dataset without them in eval_dataset"
             )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from luthier.core.errors import InvalidInput, RowError
 from luthier.data.chat.openai_messages import openai_messages
+from luthier.data.chat.parts import has_place, num_places, without_places
 from luthier.data.chat.traits import Traits
-from luthier.data.media.items import image_tag
-from luthier.data.media.reader import size_of
-from luthier.data.types import PLACE, Message, ToolCall
+from luthier.data.media.items import with_tags
+from luthier.data.media.kinds import MediaKind, by_column, kind_of, media_kind
+from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 
 
@@ -22,8 +23,8 @@ class Conversation:
         self.prompting, self.system = prompting, system
         self.tools = read_tools(tools) if tools else ""
         self.history: tuple[Message, ...] = ()
-        self.images: tuple[str, ...] = ()
-        """Paths of the images of all messages, in the order of their places."""
+        self.items: tuple[str, ...] = ()
+        """Images, videos and audio of all messages, in the order of their places."""
         self.shown: tuple[str, ...] = ()
         """Those that the next question will have, besides its own."""
 
@@ -37,24 +38,28 @@ class Conversation:
         """Whether the last answer called a tool, so that the next message is the tool's result."""
         return bool(self.calls)
 
-    def show(self, path: str) -> None:
-        """Put an image before the next question. Raises `InvalidInput` if it cannot be read."""
-        self.shown = (*self.shown, _readable(path))
+    def show(self, path: str, kind: str = "image") -> None:
+        """Put an item before the next question. Raises `InvalidInput` if it cannot be read."""
+        self.shown = (*self.shown, _readable(path, media_kind(kind)))
 
-    def ask(self, text: str, images: Sequence[str] = ()) -> list[int]:
-        """Add a message with the images that were shown, and with `images`, before its text; return the prompt ids for
-        its answer."""
+    def ask(
+        self, text: str, images: Sequence[str] = (), videos: Sequence[str] = (), audios: Sequence[str] = ()
+    ) -> list[int]:
+        """Add a message with the items that were shown, and with those that are given as paths, before its text; return
+        the prompt ids for its answer."""
         assert len(self.history) % 2 == 0, "the last question has no answer yet"
-        if PLACE in text:
-            raise InvalidInput("the text holds a character that Unicode keeps for programs (U+FDD0)")
-        more = (*self.shown, *map(_readable, images))
-        question = Message("observation" if self.awaits_tool_result else "user", PLACE * len(more) + text)
-        messages, seen = (*self.history, question), (*self.images, *more)
+        if has_place(text):
+            raise InvalidInput("the text holds a character that Unicode keeps for programs (U+FDD0 to U+FDD4)")
+        given = {"image": images, "video": videos, "audio": audios}
+        more = (*self.shown, *(_readable(path, media_kind(name)) for name, paths in given.items() for path in paths))
+        places = "".join(kind_of(item).place for item in more)
+        question = Message("observation" if self.awaits_tool_result else "user", places + text)
+        messages, seen = (*self.history, question), (*self.items, *more)
         if seen:
             prompt_ids: list[int] = self.prompting.seen_prompt(messages, self.system, self.tools, seen)
         else:
             prompt_ids = self.prompting.prompt_ids(messages, self.system, self.tools)
-        self.history, self.images, self.shown = messages, seen, ()
+        self.history, self.items, self.shown = messages, seen, ()
         return prompt_ids
 
     def answered(self, text: str) -> None:
@@ -62,50 +67,51 @@ class Conversation:
         self.history = (*self.history, self.prompting.read_answer(text, self.tools))
 
     def unanswered(self) -> None:
-        """Take back the last message with its images."""
+        """Take back the last message with its media."""
         self._forget(self.history[:-1])
 
     def take_back(self) -> str:
-        """Forget the last answer and its question; return the question, whose images are shown again. Raises
+        """Forget the last answer and its question; return the question, whose media are shown again. Raises
         `InvalidInput` if there is none."""
         if not self.history:
             raise InvalidInput("there is no answer yet")
         *earlier, question, _ = self.history
-        images = self.images
+        items = self.items
         self._forget(tuple(earlier))
-        self.shown = images[len(self.images) :]
-        return question.content.replace(PLACE, "")
+        self.shown = items[len(self.items) :]
+        return without_places(question.content)
 
     def clear(self) -> None:
-        """Forget all messages and images; keep the system text and the tools."""
-        self.history, self.images, self.shown = (), (), ()
+        """Forget all messages and media; keep the system text and the tools."""
+        self.history, self.items, self.shown = (), (), ()
 
     def _forget(self, kept: tuple[Message, ...]) -> None:
-        """Keep these first messages and their images."""
+        """Keep these first messages and their media."""
         self.history = kept
-        self.images = self.images[: sum(message.content.count(PLACE) for message in kept)]
+        self.items = self.items[: sum(num_places(message.content) for message in kept)]
 
     def as_row(self) -> dict[str, Any]:
         """The conversation as a row of the format `openai`. Raises `InvalidInput` if there is no answer yet."""
         if not self.history:
             raise InvalidInput("there is nothing to save yet")
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
-        history = [replace(message, content=message.content.replace(PLACE, image_tag())) for message in self.history]
+        history = [replace(message, content=with_tags(message.content)) for message in self.history]
         messages = [*head, *openai_messages(history, Traits())]
-        images = {"images": list(self.images)} if self.images else {}
-        return {"messages": messages} | images | ({"tools": json.loads(self.tools)} if self.tools else {})
+        return (
+            {"messages": messages} | by_column(self.items) | ({"tools": json.loads(self.tools)} if self.tools else {})
+        )
 
 
-def _readable(path: str) -> str:
-    """The whole path of an image. Raises `InvalidInput`."""
+def _readable(path: str, kind: MediaKind) -> str:
+    """The item in a file. Raises `InvalidInput`."""
     name = str(Path(path).expanduser().absolute())
     if not Path(name).is_file():
-        raise InvalidInput(f"image: {path}: there is no such file")
+        raise InvalidInput(f"{kind.name}: {path}: there is no such file")
     try:
-        size_of(name)
+        kind.measured(name)
     except RowError as fault:
-        raise InvalidInput(f"image: {fault}") from fault
-    return name
+        raise InvalidInput(f"{kind.name}: {fault}") from fault
+    return kind.item(name)
 
 
 def read_tools(text: str) -> str:

@@ -35,9 +35,9 @@ class Prompting(Protocol):
         """
 
     def seen_prompt(
-        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+        self, messages: Sequence[Message], system: str | None, tools: str, items: Sequence[str]
     ) -> SeenPrompt:
-        """The same for messages with `PLACE` for each of `images`, which are paths."""
+        """The same for messages with a place for each of `items`, in their order."""
 
     def read_answer(self, text: str, tools: str) -> Message:
         """An answer as it goes into the history. Calls are parsed only if there are tools; they are rendered as calls
@@ -51,7 +51,7 @@ class TemplatePrompting:
     enable_thinking: bool | None = True
     preserve_thinking: bool = False
     media: MediaSide | None = None
-    """How images are written, if the model sees."""
+    """How media are written, if the model takes some."""
 
     @property
     def description(self) -> str:
@@ -61,9 +61,9 @@ class TemplatePrompting:
         return self.encoder.pieces(self._prompt(messages, system, tools))
 
     def seen_prompt(
-        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+        self, messages: Sequence[Message], system: str | None, tools: str, items: Sequence[str]
     ) -> SeenPrompt:
-        return seen_prompt(self._prompt(messages, system, tools), images, self.media, self.encoder)
+        return seen_prompt(self._prompt(messages, system, tools), items, self.media, self.encoder)
 
     def _prompt(self, messages: Sequence[Message], system: str | None, tools: str) -> "tuple[Piece, ...]":
         try:
@@ -93,7 +93,7 @@ class ModelTemplatePrompting:
     call_syntax: str
     """The syntax of the model's tool calls. A chat template says how to write calls, not how to parse them."""
     media: MediaSide | None = None
-    """How images are written, if the model sees."""
+    """How media are written, if the model takes some."""
 
     @property
     def description(self) -> str:
@@ -106,14 +106,14 @@ class ModelTemplatePrompting:
             raise InvalidInput(f"{fault} -> name another one with `template`") from fault
 
     def seen_prompt(
-        self, messages: Sequence[Message], system: str | None, tools: str, images: Sequence[str]
+        self, messages: Sequence[Message], system: str | None, tools: str, items: Sequence[str]
     ) -> SeenPrompt:
         program = self.model_template
         try:
             text = program.text(messages, system, tools, asks=True, thinks=program.enable_thinking is True)
         except RowError as fault:
             raise InvalidInput(f"{fault} -> name another one with `template`") from fault
-        return seen_prompt((text,), images, self.media, program.encoder)
+        return seen_prompt((text,), items, self.media, program.encoder)
 
     def read_answer(self, text: str, tools: str) -> Message:
         return with_calls(text, 0, self.call_syntax, tools)

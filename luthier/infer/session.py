@@ -31,15 +31,20 @@ class ChatSession:
         self._prompt_ids: list[int] = []
 
     def stream(
-        self, text: str, settings: Settings | None = None, images: Sequence[str] = ()
+        self,
+        text: str,
+        settings: Settings | None = None,
+        images: Sequence[str] = (),
+        videos: Sequence[str] = (),
+        audios: Sequence[str] = (),
     ) -> Generator[str, None, Answer]:
         """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
 
-        `images`: paths of images that stand before the text.
+        `images`, `videos`, `audios`: paths of files that stand before the text.
 
         Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
-        self._prompt_ids = self.conversation.ask(text, images)
+        self._prompt_ids = self.conversation.ask(text, images, videos, audios)
         written: list[str] = []
         answer = None
         pieces = self.model.stream(self._prompt_ids, settings or self.settings)
@@ -74,9 +79,16 @@ class ChatSession:
         finally:
             pieces.close()
 
-    def ask(self, text: str, settings: Settings | None = None, images: Sequence[str] = ()) -> str:
-        """The whole answer to `text`. `images`: paths of images that stand before it."""
-        return "".join(self.stream(text, settings, images))
+    def ask(
+        self,
+        text: str,
+        settings: Settings | None = None,
+        images: Sequence[str] = (),
+        videos: Sequence[str] = (),
+        audios: Sequence[str] = (),
+    ) -> str:
+        """The whole answer to `text`. `images`, `videos`, `audios`: paths of files that stand before it."""
+        return "".join(self.stream(text, settings, images, videos, audios))
 
     @property
     def tool_calls(self) -> "list[ToolCall]":

@@ -78,8 +78,8 @@ def _shingles(example: Example) -> Iterator[str]:
         messages = (*example.prompt, example.chosen, example.rejected)
     else:
         messages = example.messages
-    images = "".join(example.media.images)  # the same question about another image is another row
+    media = "".join(example.media.items)  # the same question about another image is another row
     texts = (flat_text(message, with_thought=True) for message in messages)
     words = [word for text in texts for word in _WORD.findall(text.lower())]
     for start in range(max(len(words) - WORDS_PER_SHINGLE + 1, min(len(words), 1))):
-        yield images + " ".join(words[start : start + WORDS_PER_SHINGLE])
+        yield media + " ".join(words[start : start + WORDS_PER_SHINGLE])

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from luthier.data.media.kinds import media_kinds
 from luthier.inspection.images import Shown as ShownImage
 from luthier.inspection.segments import RoleMarks, Shown, shown_tokens
 
@@ -36,8 +37,8 @@ _ACCOUNT_HEADS = (
     "thoughts left out",
     "shortened prompts",
 )
-_IMAGE_HEADS = ("images", "image tokens", "images left out")
-"""Shown if there are any."""
+_MEDIA_HEADS = ("{}s", "{} tokens", "{}s left out")
+"""Of each kind of media that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _visible(text: str) -> str:
 
 
 def _ledger(ledger: "Ledger") -> str:
-    sees = any(account.images or account.images_left_out for account in ledger.accounts.values())
+    kinds = [k for k in media_kinds() if any(any(account.of_kind(k)) for account in ledger.accounts.values())]
     accounts = [
         (
             name,
@@ -118,7 +119,7 @@ def _ledger(ledger: "Ledger") -> str:
             account.lost_terminators,
             account.thoughts_left_out,
             account.shortened_prompts,
-            *((account.images, account.image_tokens, account.images_left_out) if sees else ()),
+            *(number for kind in kinds for number in account.of_kind(kind)),
         )
         for name, account in ledger.accounts.items()
     ]
@@ -127,7 +128,7 @@ def _ledger(ledger: "Ledger") -> str:
         for name, account in ledger.accounts.items()
         for reason, count in account.dropped.items()
     ]
-    text = _table((*_ACCOUNT_HEADS, *(_IMAGE_HEADS if sees else ())), accounts, "")
+    text = _table((*_ACCOUNT_HEADS, *(head.format(kind.name) for kind in kinds for head in _MEDIA_HEADS)), accounts, "")
     if reasons:
         text += "<h2>Dropped rows</h2>" + _table(("dataset", "rows", "reason", "the first of them"), reasons, "reasons")
     return text

@@ -122,7 +122,7 @@ SAMPLES = (
 def with_images(first: str, second: str) -> Sample:
     """A conversation about the images in two files."""
     talk = _talk(f"{PLACE}What is this?", "A cat.", f"And is {PLACE} one, too?", "Yes.")
-    return Sample("images", replace(talk, media=Media(images=(first, second))))
+    return Sample("images", replace(talk, media=Media((first, second))))
 
 
 SHORT = tuple(sample for sample in SAMPLES if sample.name in ("single", "multi-turn, system"))

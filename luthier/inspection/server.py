@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import RowError
 from luthier.data.chat.answers import has_thought, split_thought, take_apart
 from luthier.data.chat.model_template import openai_tools
-from luthier.data.chat.parts import around_image, in_parts
+from luthier.data.chat.parts import around_item, in_parts, with_marks
 from luthier.data.chat.program import run, source
 from luthier.data.chat.traits import THOUGHT_KEYS, Traits, traits_of
-from luthier.data.media.reader import load_image
-from luthier.data.types import PLACE, Dialogue, Message
+from luthier.data.media.kinds import arguments_for, load
+from luthier.data.types import Dialogue, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class Server:
     default_system: str | None = None
     media: "MediaProcessor | None" = None
     """The processor of a model that sees."""
-    images: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
     """Those of the conversation: a client sends them with it."""
 
     def asked(self, dialogue: Dialogue) -> list[Served]:
@@ -60,11 +60,12 @@ class Server:
         return [self._asked(dialogue, index) for index in range(1, len(dialogue.messages), 2)]
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of a rendered text; of one with images, those that the processor gives for both."""
-        num_images = text.count(self.media.mark) if self.media is not None else 0
-        if self.media is not None and num_images:
-            images = [load_image(path) for path in self.images[:num_images]]
-            return list(self.media.processor(text=[text], images=[images])["input_ids"][0])
+        """The token ids of a rendered text; of one with media, those that the processor gives for both."""
+        num_items = sum(map(text.count, self.media.marks.values())) if self.media is not None else 0
+        if self.media is not None and num_items:
+            loaded = [load(item, self.media.processor) for item in self.items[:num_items]]
+            given = arguments_for([loaded], self.media.processor)
+            return list(self.media.processor(text=[text], **given)["input_ids"][0])
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, dialogue: Dialogue, end: int, *, asks: bool, thinks: bool) -> str:
@@ -92,14 +93,15 @@ class Server:
         return text
 
     def _sent(self, messages: list[dict[str, Any]], traits: Traits) -> list[dict[str, Any]]:
-        """The messages with their images: as parts where the template reads these, else as marks in the text."""
-        mark = "" if self.media is None else self.media.mark
+        """The messages with their media: as parts where the template reads these, else as marks in the text."""
+        marks = {} if self.media is None else self.media.marks
         program = str(self.tokenizer.chat_template)
-        if traits.wants_parts or (mark and around_image(self.tokenizer, program, mark) is not None):
+        takes = (around_item(self.tokenizer, program, name, mark) is not None for name, mark in marks.items())
+        if traits.wants_parts or any(takes):
             return in_parts(messages, all_contents=traits.wants_parts)
-        if not mark:
+        if not marks:
             return messages
-        return [{**message, "content": str(message["content"]).replace(PLACE, mark)} for message in messages]
+        return [{**message, "content": with_marks(str(message["content"]), marks)} for message in messages]
 
     def _system(self, dialogue: Dialogue) -> list[dict[str, Any]]:
         system = self.default_system or None if dialogue.system is None else dialogue.system

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import accumulate, groupby, pairwise
 from typing import IO, TYPE_CHECKING, Any
 
+from luthier.data.media.kinds import by_column
 from luthier.data.rows.columns import BLOCKS, IDS, IMAGES, LENGTHS, WEIGHTS, kind_of, numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.inspection.images import between, shown_images
@@ -75,8 +76,7 @@ def as_json(row: Mapping[str, Any]) -> dict[str, Any]:
                 shown[f"{part}{name}"] = values
             if kind_of(name) is IDS:
                 shown[f"{part}attention_mask"] = [1] * len(values)
-    images = {IMAGES.name: row[IMAGES.name]} if row.get(IMAGES.name) else {}
-    return shown | images | {name: bool(row[name][0]) for name in numbers_of(row)}
+    return shown | by_column(row.get(IMAGES.name) or ()) | {name: bool(row[name][0]) for name in numbers_of(row)}
 
 
 def sequences_of(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,15 @@ HELP = """\
 /system TEXT   set the system text; without TEXT remove it
 /tools FILE    give the model the tools in a JSON file; without FILE remove them
 /image FILE    show the model an image before the next question; several may follow each other
+/video FILE    a video
+/audio FILE    let it hear a file
 /save FILE     add the conversation to FILE (.jsonl) as a row of training data, format openai
 /help          this list
 exit           leave (so does the end of input)
 A line that ends with \\ goes on in the next line. A line \"\"\" begins a text of several lines, and another one
 ends it.
 Ctrl-C stops an answer. A line that begins with a space is sent unchanged."""
+_FILES = {"image": "photo.jpg", "video": "clip.mp4", "audio": "voice.wav"}
 QUOTES = '"""'
 
 
@@ -121,7 +125,7 @@ class Terminal:
             "/retry": self._retry,
             "/system": self._set_system,
             "/tools": self._set_tools,
-            "/image": self._show,
+            **{f"/{name}": partial(self._show, name) for name in ("image", "video", "audio")},
             "/save": self._save,
             "/help": lambda _: print(HELP),
         }
@@ -194,10 +198,10 @@ class Terminal:
     def _retry(self, _: str) -> None:
         self._answer(self.session.conversation.take_back())
 
-    def _show(self, name: str) -> None:
+    def _show(self, kind: str, name: str) -> None:
         if not name:
-            raise InvalidInput("/image: the file is missing: /image photo.jpg")
-        self.session.conversation.show(name)
+            raise InvalidInput(f"/{kind}: the file is missing: /{kind} {_FILES[kind]}")
+        self.session.conversation.show(name, kind)
         info(f"The next question is about {name}.")
 
     def _save(self, name: str) -> None:

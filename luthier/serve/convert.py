@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.types import PLACE, RESULT_JOINER, Message, ToolCall, ToolResult
+from luthier.data.chat.parts import has_place
+from luthier.data.media.kinds import media_kind
+from luthier.data.types import RESULT_JOINER, Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
 from luthier.serve.images import ImageRules
 from luthier.serve.protocol import ChatMessage, ContentPart, FunctionCall, Tool, plain
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
-_IMAGE_PARTS = ("image_url", "input_image")
+_MEDIA_PARTS = {
+    **dict.fromkeys(("image_url", "input_image"), "image"),
+    **dict.fromkeys(("video_url", "input_video"), "video"),
+    **dict.fromkeys(("audio_url", "input_audio"), "audio"),
+}
+"""Type of a part -> kind of media."""
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _SYSTEM_JOINER = "\n\n"
 _TOOL_KEYS_OF_THE_API = ("strict",)
@@ -31,34 +38,39 @@ class Asked:
     """None if there is no system message."""
     begun: str | None = None
     """The beginning of the answer, for `continue_final_message`."""
-    images: tuple[str, ...] = ()
-    """The paths of all images, in the order of their places in the messages."""
+    items: tuple[str, ...] = ()
+    """All images, videos and audio, in the order of their places in the messages."""
 
 
 @dataclass(slots=True)
 class _Shown:
-    """The images of a conversation, as its messages are read."""
+    """The media of a conversation, as its messages are read."""
 
     rules: ImageRules | None
-    """None: the model sees nothing."""
-    paths: list[str] = field(default_factory=list)
+    """None: the model reads text only."""
+    items: list[str] = field(default_factory=list)
 
     def place(self, part: ContentPart, where: str) -> str:
-        """What stands for the image of this part in its message. Raises `ApiError`."""
+        """What stands for the item of this part in its message. Raises `ApiError`."""
         if self.rules is None:
             raise ApiError(f"{where}: this model takes text only, no part of type {part.type[:40]!r}", param=where)
-        given = (part.model_extra or {}).get("image_url")
+        kind = media_kind(_MEDIA_PARTS[part.type])
+        key = part.type if part.type == "input_audio" else f"{kind.name}_url"
+        given = (part.model_extra or {}).get(key)
         url = given.get("url") if isinstance(given, dict) else given
+        if key == "input_audio" and isinstance(given, dict) and isinstance(given.get("data"), str):
+            url = f"data:audio;base64,{given['data']}"
         if not isinstance(url, str) or not url:
-            raise ApiError(f"{where}.image_url: this field is required, as an object with url", param=where)
-        self.paths.append(self.rules.file_of(url, where))
-        return PLACE
+            needs = "data" if key == "input_audio" else "url"
+            raise ApiError(f"{where}.{key}: this field is required, as an object with {needs}", param=where)
+        self.items.append(self.rules.item_of(url, kind, where))
+        return kind.place
 
 
 def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, rules: ImageRules | None = None) -> Asked:
     """Raises `ApiError` that names the message at fault. `continues`: the last message is the answer's beginning.
 
-    `rules`: which images questions may have; None for a model that reads text only.
+    `rules`: which media questions may have; None for a model that reads text only.
     """
     shown = _Shown(rules)
     num_system = next((i for i, message in enumerate(messages) if message.role not in _SYSTEM_ROLES), len(messages))
@@ -85,7 +97,7 @@ def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, ru
             spoken.append(Message("user", text_of(message, place, shown)))
         else:
             spoken.append(_assistant(message, place))
-    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun, tuple(shown.paths))
+    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun, tuple(shown.items))
 
 
 def require_turns(messages: Sequence[Message]) -> None:
@@ -115,7 +127,7 @@ def tools_text(tools: Sequence[Tool] | None) -> str:
 
 
 def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> str:
-    """The text of a message; parts are joined as in training. `shown` takes its images; without, it may have none.
+    """The text of a message; parts are joined as in training. `shown` takes its media; without, it may have none.
 
     Raises `ApiError` for a part that the message cannot have.
     """
@@ -129,7 +141,7 @@ def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> st
     texts = []
     for number, part in enumerate(content):
         where = f"{place}.content[{number}]"
-        if part.type in _IMAGE_PARTS and shown is not None:
+        if part.type in _MEDIA_PARTS and shown is not None:
             texts.append(shown.place(part, where))
             continue
         if part.type not in _TEXT_PARTS:
@@ -142,8 +154,9 @@ def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> st
 
 
 def _plain(text: str, place: str) -> str:
-    if PLACE in text:
-        raise ApiError(f"{place}: it holds a character that Unicode keeps for programs (U+FDD0)", param=place)
+    if has_place(text):
+        reason = "it holds a character that Unicode keeps for programs (U+FDD0 to U+FDD4)"
+        raise ApiError(f"{place}: {reason}", param=place)
     return text
 
 

@@ -1,8 +1,10 @@
-"""Images in requests: from what a part names to a file that the model reads.
+"""Images, videos and audio in requests: from what a part names to a file that the model reads.
 
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0..."}}     always
     {"type": "image_url", "image_url": {"url": "photos/cat.jpg"}}                       inside SAFE_MEDIA_PATH
     {"type": "image_url", "image_url": {"url": "https://example.org/cat.jpg"}}          with API_ALLOW_URLS=1
+    {"type": "video_url", "video_url": {"url": "..."}}                                  the same
+    {"type": "input_audio", "input_audio": {"data": "UklGR...", "format": "wav"}}       the same as audio_url
 
 What is sent or fetched is kept in the cache under its SHA-256; the oldest files go when there are too many.
 """
@@ -14,13 +16,13 @@ from pathlib import Path
 from luthier.core.errors import RowError
 from luthier.core.paths import cache_root
 from luthier.data.media.items import decoded, stored
-from luthier.data.media.reader import size_of
+from luthier.data.media.kinds import MediaKind
 from luthier.serve.errors import ApiError
 from luthier.serve.fetching import NotFetched, fetched
 
 MAX_IMAGE_BYTES = 20_000_000
 MAX_KEPT_BYTES = 64 * MAX_IMAGE_BYTES
-"""As many as requests can wait, so that no image goes before its answer has begun."""
+"""As many as requests can wait, so that no file goes before its answer has begun."""
 FOLDER = "served"
 
 
@@ -34,34 +36,34 @@ class ImageRules:
     fetch: Callable[[str, int], bytes] = fetched
     """(address, most bytes) -> content."""
 
-    def file_of(self, url: str, place: str) -> str:
-        """The path of the image. `place` is that of the part, e.g. `messages[0].content[1]`. Raises `ApiError`."""
+    def item_of(self, url: str, kind: MediaKind, place: str) -> str:
+        """The item at an address. `place` is that of the part, e.g. `messages[0].content[1]`. Raises `ApiError`."""
         if url.startswith("data:"):
-            path = _kept(_decoded(url, place), place)
+            path = _kept(_decoded(url, kind, place), kind, place)
         elif url.startswith(("http://", "https://")):
-            path = _kept(self._fetched(url, place), place)
+            path = _kept(self._fetched(url, kind, place), kind, place)
         else:
-            path = self._local(url.removeprefix("file://"), place)
+            path = self._local(url.removeprefix("file://"), kind, place)
         try:
-            size_of(path)
+            kind.measured(path)
         except RowError as fault:
             reason = str(fault).replace(repr(path), "it").replace(path, "it")
-            raise ApiError(f"{place}: this is no image that can be read: {reason}", param=place) from fault
-        return path
+            raise ApiError(f"{place}: this is no {kind.name} that can be read: {reason}", param=place) from fault
+        return kind.item(path)
 
-    def _fetched(self, url: str, place: str) -> bytes:
+    def _fetched(self, url: str, kind: MediaKind, place: str) -> bytes:
         if not self.allows_urls:
             raise ApiError(
-                f"{place}: this server fetches no images -> send the image as data:image/png;base64,..., or start the"
+                f"{place}: this server fetches no {kind.plural} -> send it as {_example(kind)}, or start the"
                 " server with API_ALLOW_URLS=1",
                 param=place,
             )
         try:
             return self.fetch(url, MAX_IMAGE_BYTES)
         except NotFetched as fault:
-            raise ApiError(f"{place}: the image cannot be fetched: {fault}", param=place) from fault
+            raise ApiError(f"{place}: the {kind.one} cannot be fetched: {fault}", param=place) from fault
 
-    def _local(self, name: str, place: str) -> str:
+    def _local(self, name: str, kind: MediaKind, place: str) -> str:
         """The same answer for a file outside and for one that is absent: nobody learns which files there are."""
         path = None if self.folder is None else (self.folder / name).resolve()
         if (
@@ -70,35 +72,40 @@ class ImageRules:
             or not path.is_file()
         ):
             raise ApiError(
-                f"{place}: there is no such image in the folder of the server (SAFE_MEDIA_PATH) -> send it as"
-                " data:image/png;base64,...",
+                f"{place}: there is no such {kind.one} in the folder of the server (SAFE_MEDIA_PATH) -> send it as"
+                f" {_example(kind)}",
                 param=place,
             )
         return str(path)
 
 
 ONLY_SENT = ImageRules()
-"""Images must come with the request."""
+"""Files must come with the request."""
 
 
-def _decoded(url: str, place: str) -> bytes:
+def _example(kind: MediaKind) -> str:
+    types = {"image": "image/png", "video": "video/mp4", "audio": "audio/wav"}
+    return f"data:{types[kind.name]};base64,..."
+
+
+def _decoded(url: str, kind: MediaKind, place: str) -> bytes:
     try:
         content = decoded(url)
     except ValueError as fault:
-        raise ApiError(f"{place}: this is no image in base64: {fault}", param=place) from fault
+        raise ApiError(f"{place}: this is no {kind.name} in base64: {fault}", param=place) from fault
     if len(content) > MAX_IMAGE_BYTES:
-        raise ApiError(f"{place}: the image has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
+        raise ApiError(f"{place}: the {kind.one} has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
     return content
 
 
-def _kept(content: bytes, place: str) -> str:
+def _kept(content: bytes, kind: MediaKind, place: str) -> str:
     folder = cache_root() / FOLDER
     try:
         path = stored(content, folder)
         _forget_oldest(folder)
     except OSError as fault:
         raise ApiError(
-            f"{place}: the server cannot keep the image ({fault.strerror})", status=500, type="server_error"
+            f"{place}: the server cannot keep the {kind.one} ({fault.strerror})", status=500, type="server_error"
         ) from fault
     return path
 

@@ -44,7 +44,7 @@ class ChatModel(ServedModel):
     thinking_tags: tuple[str, str] | None
     """None: answers have no thoughts."""
     images: ImageRules | None = None
-    """Which images requests may have; None for a model that reads text only."""
+    """Which media requests may have; None for a model that reads text only."""
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -80,8 +80,8 @@ class RewardModel(ServedModel):
 
 
 def _prompt_ids(prompting: Prompting, asked: Asked, tools: str) -> list[int]:
-    if asked.images:
-        return prompting.seen_prompt(asked.messages, asked.system, tools, asked.images)
+    if asked.items:
+        return prompting.seen_prompt(asked.messages, asked.system, tools, asked.items)
     return prompting.prompt_ids(asked.messages, asked.system, tools)
 
 

@@ -19,7 +19,7 @@ from peft import PeftModel
 
 from luthier.core.log import info
 from luthier.data.cache.fingerprint import code_digest, joint_key
-from luthier.data.media.reader import state_of
+from luthier.data.media.kinds import states_of
 from luthier.data.prepare import rows_digest
 from luthier.data.rows.columns import IMAGES, parts_of
 from luthier.data.rows.table import Table
@@ -128,8 +128,8 @@ def files_state(rows: Table) -> str:
     if IMAGES.name not in rows.column_names:
         return ""
     digest = hashlib.sha256()
-    for path in dict.fromkeys(path for paths in rows[IMAGES.name] for path in paths):
-        digest.update(f"{path} {state_of(path)}\n".encode())
+    for item in dict.fromkeys(item for items in rows[IMAGES.name] for item in items):
+        digest.update(f"{item} {states_of(item)}\n".encode())
     return digest.hexdigest()
 
 

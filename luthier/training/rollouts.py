@@ -239,7 +239,7 @@ class Rollouts:
             given=self.decode(given, False),
             text=self.decode([*ids, *answer], True),
             stopped=answer[-1] in self.stop_ids,
-            images=tuple(prompt.get(IMAGES.name, ())),
+            media=tuple(prompt.get(IMAGES.name, ())),
             blocks=tuple(prompt.get(BLOCKS.name, ())),
         )
 

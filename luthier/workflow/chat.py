@@ -35,7 +35,7 @@ def open_chat(run: "InferRun") -> "ChatSession":
 
 
 def open_engine(run: "InferRun", text: "TextSide") -> "Generating":
-    """The engine of the run with its model; that of transformers takes images, if the model sees."""
+    """The engine of the run with its model; that of transformers takes images, videos and audio, if the model does."""
     from luthier.infer.engines.huggingface import HuggingFaceModel
 
     engine: Generating = ENGINES.get(run.model.infer_backend).open(
@@ -49,7 +49,7 @@ def open_engine(run: "InferRun", text: "TextSide") -> "Generating":
 
 
 def load_seeing(run: "InferRun") -> "TextSide":
-    """The text side with the processor of images, if the model sees. Without one, text is read as ever."""
+    """The text side with the processor of media, if the model takes some. Without one, text is read as ever."""
     from luthier.model.files.sources import model_source
     from luthier.model.processor import reads_text_only
     from luthier.workflow.text import load_text_side
@@ -60,8 +60,8 @@ def load_seeing(run: "InferRun") -> "TextSide":
     try:
         return load_text_side(run, source, sees=True)
     except (ModelError, MissingExtra) as fault:
-        text = load_text_side(run, source)  # raises again what is no matter of images
-        info(f"images cannot be read: {fault}")
+        text = load_text_side(run, source)  # raises again what is no matter of media
+        info(f"images, videos and audio cannot be read: {fault}")
         return text
 
 

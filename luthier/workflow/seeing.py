@@ -1,4 +1,4 @@
-"""The images of a run: what makes the pixels of its batches, and whether rows with images can be concatenated."""
+"""The media of a run: what makes the inputs of its batches, and whether rows with media can be concatenated."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.data.collate import concatenate_rows, model_inputs
-from luthier.data.pixels import SMALLEST_SIDE, Pixels
+from luthier.data.media.kinds import Loaded, Shape, media_kind
+from luthier.data.pixels import Pixels
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import BOUNDS, find_parts, in_parts
@@ -14,7 +15,6 @@ from luthier.model.positions import rope_index_of
 from luthier.training.distributed import to_device
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import nn
     from transformers import TrainingArguments
 
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from luthier.workflow.text import TextSide
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
-"""How models call the argument that tells tokens of text and of images apart."""
+"""How models call the argument that tells tokens of text and of media apart."""
+_TRIED = {
+    "image": (Shape("image", (28, 56)), Shape("image", (56, 84))),
+    "video": (Shape("video", (56, 56, 4, 2.0, 2.0, 0, 1, 2, 3)), Shape("video", (56, 84, 4, 2.0, 2.0, 0, 1, 2, 3))),
+    "audio": (Shape("audio", (4_000, 16_000)), Shape("audio", (6_000, 16_000))),
+}
+"""Two items of each kind."""
 
 
 def pixels_for(model: "nn.Module", text: "TextSide", *, stands_in: bool = False) -> Pixels | None:
-    """What makes the inputs of this model from the images of rows; None for a run without images."""
+    """What makes the inputs of this model from the media of rows; None for a run without media."""
     return None if text.media is None else pixels_of(model, text.media, stands_in=stands_in)
 
 
@@ -35,30 +41,40 @@ def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = 
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
     types = next((name for name in TOKEN_TYPES if name in arguments), None)
-    return Pixels(media.processor, media.mark, types, rope_index_of(base), base.dtype, stands_in)
+    return Pixels(media.processor, tuple(media.marks), types, rope_index_of(base), base.dtype, stands_in)
 
 
 def trial_of(text: "TextSide") -> "Trial | None":
-    """What a model is tried on, to find out whether rows with images can be concatenated."""
+    """What a model is tried on, to find out whether rows with media can be concatenated."""
     if text.media is None:
         return None
 
     def trial(base: Any) -> Any:
         pixels = pixels_for(base, text)
-        assert pixels is not None, "the run has images"
-        return tuple(to_device(inputs, base.device) for inputs in samples_with_images(pixels))
+        assert pixels is not None, "the run has media"
+        return tuple(to_device(inputs, base.device) for inputs in samples_with_media(pixels))
 
     return trial
 
 
-def samples_with_images(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs of the model for a row with an image: alone, and concatenated with another one before it."""
+def samples_with_media(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of the model for a row with an item of each kind: alone, and concatenated with another one before it."""
     words = pixels.ids("What is this?")
-    images = [_noise(SMALLEST_SIDE, 2 * SMALLEST_SIDE), _noise(2 * SMALLEST_SIDE, 3 * SMALLEST_SIDE)]
+    before, after = ([_noise(shapes, number, pixels) for shapes in _tried(pixels)] for number in (0, 1))
     found = []
-    for chosen in (images[1:], images):
-        media, written = pixels.processed([[image] for image in chosen])
-        rows = [[*words, *pixels.ids(block), *words] for (block,) in written]
+    for chosen in ([after], [before, after]):
+        media, written = pixels.processed(chosen)
+        rows = [
+            [
+                *words,
+                *(
+                    token
+                    for name, block in zip(pixels.kinds, blocks, strict=True)
+                    for token in (*pixels.framed(name, block), *words)
+                ),
+            ]
+            for blocks in written
+        ]
         batch = concatenate_rows([{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in rows])
         batch |= pixels.token_inputs(batch, media)
         found.append(model_inputs({**batch, "media": media, "media_parts": 1}))
@@ -66,16 +82,19 @@ def samples_with_images(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]
     return {name: value for name, value in alone.items() if name not in BOUNDS}, both
 
 
-def _noise(height: int, width: int) -> "Image":
-    import numpy as np
-    from PIL import Image
+def _tried(pixels: Pixels) -> list[tuple[Shape, Shape]]:
+    return [_TRIED[name] for name in pixels.kinds]
 
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+def _noise(shapes: tuple[Shape, Shape], number: int, pixels: Pixels) -> Loaded:
+    shape = shapes[number]
+    return Loaded(shape.kind, media_kind(shape.kind).noise(shape.size, pixels.processor))
 
 
 def training_pixels(policy: "nn.Module", text: "TextSide", args: "TrainingArguments") -> Pixels | None:
-    """`pixels_for` the policy in training. Where several processes train or share what sees, each batch has an image:
-    a process without one would leave out the gradients, or the gathering of weights, that the others wait for."""
+    """`pixels_for` the policy in training. Where several processes train or share what sees or hears, each batch has an
+    item of each kind of the data: a process without one would leave out the gradients, or the gathering of weights,
+    that the others wait for."""
     base = unwrap(policy)
     parts = find_parts(base)
     is_sharded = bool(args.fsdp) or args.deepspeed_plugin is not None
@@ -85,7 +104,8 @@ def training_pixels(policy: "nn.Module", text: "TextSide", args: "TrainingArgume
     )
     stands_in = args.world_size > 1 and (learns or is_sharded)
     if stands_in and text.media is not None:
-        info("a batch without images gets a small black one, since all processes compute what reads images")
+        kinds = " or ".join(media_kind(name).plural for name in text.media.marks)
+        info(f"a batch without {kinds} gets a small one without content, since all processes compute what reads them")
     return pixels_for(policy, text, stands_in=stands_in)
 
 

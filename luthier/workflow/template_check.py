@@ -46,8 +46,8 @@ class Sides:
     """Inference stops at these."""
 
     def check(self, sample: Sample) -> Finding:
-        images = sample.dialogue.media.images
-        server = replace(self.server, enable_thinking=sample.enable_thinking, images=images)
+        items = sample.dialogue.media.items
+        server = replace(self.server, enable_thinking=sample.enable_thinking, items=items)
         return compare(self.training.with_thinking(sample.enable_thinking), server, sample.dialogue, self.stop_ids)
 
 
@@ -74,7 +74,7 @@ def check(
     with without_collection():
         media = _media(source, run)
         sides = load_sides(source, name, run.data if run else None, media)
-    samples = islice(_rows_of(run, sees=media is not None), num_rows) if run else iter(_samples(media))
+    samples = islice(_rows_of(run, tuple(media.marks) if media else ()), num_rows) if run else iter(_samples(media))
     findings = [(sample.name, sides.check(sample)) for sample in samples]
     differing = [finding for _, finding in findings if finding.status == "differs"]
     if as_json:
@@ -102,7 +102,7 @@ def _media(source: ModelSource, run: "TrainRun | None") -> MediaProcessor | None
 
 def _samples(media: MediaProcessor | None) -> tuple[Sample, ...]:
     """The built-in conversations; for a model that sees, one with two images too."""
-    if media is None:
+    if media is None or "image" not in media.marks:
         return SAMPLES
     from PIL import Image
 
@@ -133,8 +133,8 @@ def load_sides(
     own = choose_template("auto", tokenizer)
     stop_ids = (*stop_token_ids(tokenizer, own.stop_words), *_generation_ends(source.name))
     if name == "auto":
-        mark = "" if media is None else media.mark
-        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "", mark)
+        marks = {} if media is None else media.marks
+        program = ModelChatTemplate(Encoder(tokenizer), thinking, keeps, system or "", marks)
         side = None if media is None else media_side(media, own, program.encoder, program)
         return Sides(Encoding(program.encoder, own, None, thinking, keeps, program, side), server, stop_ids)
     template = choose_template(name, tokenizer, data.tool_format if data else None, system)
@@ -168,8 +168,9 @@ def _run(file: str) -> "TrainRun":
     return load_train(Path(file))
 
 
-def _rows_of(run: "TrainRun", *, sees: bool) -> Iterator[Sample]:
-    """The dialogues of a run's datasets, named by their places. Rows that training cannot use are skipped."""
+def _rows_of(run: "TrainRun", kinds: tuple[str, ...]) -> Iterator[Sample]:
+    """The dialogues of a run's datasets, named by their places. Rows that training cannot use are skipped. `kinds`: of
+    the media that the model takes."""
     from luthier.data.sources.catalog import load_catalog
     from luthier.data.sources.read import read_rows
 
@@ -183,7 +184,7 @@ def _rows_of(run: "TrainRun", *, sees: bool) -> Iterator[Sample]:
         for row in read_rows(spec, seed=run.training["seed"], max_samples=data.max_samples, **hub):
             try:
                 example = read_example(row, spec)
-                require_taken(example, spec, (Dialogue,), sees=sees)
+                require_taken(example, spec, (Dialogue,), media=kinds)
             except RowError:
                 continue
             assert isinstance(example, Dialogue), "no other example is taken"

@@ -9,14 +9,15 @@ from luthier.config.keys.processor import given_limits
 from luthier.config.runs import Run, TrainRun
 from luthier.core.errors import ModelError
 from luthier.core.log import info, silence_libraries, warn
-from luthier.data.cache.provenance import IMAGES_KEY, read_record
+from luthier.data.cache.provenance import IMAGES_KEY, KINDS_KEY, read_record
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.media.blocks import MediaProcessor
-from luthier.data.media.expand import BARE, MediaSide, slot_of
+from luthier.data.media.expand import BARE, MediaSide, slots_of
+from luthier.data.media.kinds import media_kind
 from luthier.data.rows.encoding import Encoding
-from luthier.data.sources.catalog import declares_images
+from luthier.data.sources.catalog import declared_media
 from luthier.data.templates import Template
 from luthier.inspection.at_start import report_template
 from luthier.model.files.sources import ModelSource, check_source, local_path, model_source
@@ -37,7 +38,7 @@ class TextSide:
     template: Template
     encoding: Encoding
     media: MediaProcessor | None = None
-    """The processor of a model that sees, if the data or the command have images."""
+    """The processor of a model that sees or hears, if the data or the command have media."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -60,10 +61,12 @@ def load_text_side(
     reads_chat: bool = True,
     for_model: bool = True,
     sees: bool = False,
+    needs_weights: bool = True,
 ) -> TextSide:
     """`source`: of the model, if it is located already. `reads_chat` false: rows are plain text, so a chat format is
     not looked for where none is named. `for_model` false: rows are only inspected, so tokens without a row in the
-    embedding are a warning. `sees`: the processor of images is loaded whatever the data are.
+    embedding are a warning. `sees`: the processor is loaded whatever the data are. `needs_weights` false: the config of
+    the model is enough.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
@@ -73,7 +76,7 @@ def load_text_side(
     silence_libraries()
     model, data = run.model, run.data
     source = source or model_source(model)
-    check_source(source, weights=for_model and not model.train_from_scratch)
+    check_source(source, weights=for_model and needs_weights and not model.train_from_scratch)
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         use_fast=model.use_fast_tokenizer,
@@ -94,9 +97,10 @@ def load_text_side(
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
-    media = _media(run, source, for_model=for_model) if sees or _has_images(run) else None
+    kinds = _kinds(run)
+    media = _media(run, source, kinds, for_model=for_model) if sees or kinds else None
     if media is not None and program is not None:
-        program = replace(program, mark=media.mark)
+        program = replace(program, marks=media.marks)
     side = None if media is None else media_side(media, template, encoder, program)
     encoding = Encoding(encoder, template, data.cutoff_len, *settings, program, side)
     if reads_chat:
@@ -109,22 +113,26 @@ def load_text_side(
     return TextSide(source, fitted, template, encoding, media)
 
 
-def _has_images(run: "Run") -> bool:
-    """Whether the data of a training run have images."""
+def _kinds(run: "Run") -> tuple[str, ...]:
+    """The kinds of media that the data of a training run have."""
     if not isinstance(run, TrainRun):
-        return False
+        return ()
     if holds_tokenized_rows(run.data):
         assert run.data.tokenized_path is not None, "the rows are read from there"
         record = read_record(Path(run.data.tokenized_path))
-        return record is not None and IMAGES_KEY in record["chat_format"]
-    return declares_images(run.data, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir)
+        return (
+            tuple(record["chat_format"].get(KINDS_KEY, ("image",) * (IMAGES_KEY in record["chat_format"])))
+            if record
+            else ()
+        )
+    return declared_media(run.data, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir)
 
 
-def _media(run: "Run", source: ModelSource, *, for_model: bool) -> MediaProcessor | None:
-    """That of the model. Where rows are only inspected, a model without one is a warning: rows with images are refused,
+def _media(run: "Run", source: ModelSource, kinds: tuple[str, ...], *, for_model: bool) -> MediaProcessor | None:
+    """That of the model. Where rows are only inspected, a model without one is a warning: rows with media are refused,
     and the others are shown."""
     try:
-        return load_media(run, source)
+        return load_media(run, source, kinds)
     except ModelError as fault:
         if for_model:
             raise
@@ -132,33 +140,43 @@ def _media(run: "Run", source: ModelSource, *, for_model: bool) -> MediaProcesso
         return None
 
 
-def load_media(run: "Run", source: ModelSource) -> MediaProcessor:
-    """The processor of the model with the limits of the run. Raises `ModelError` for a model that reads text only, and
-    `MissingExtra` without a library that the processor needs."""
+def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> MediaProcessor:
+    """The processor of the model with the limits of the run. `kinds`: those that it has to take.
+
+    Raises `ModelError` for a model that reads text only, or not these kinds, and `MissingExtra` without a library that
+    the processor or the files need."""
     from luthier.model.processor import load_processor, reads_text_only
 
     if reads_text_only(source):
+        words = " and ".join(media_kind(name).plural for name in kinds) or "images"
+        columns = ", ".join(f"{media_kind(name).column!r}" for name in kinds or ("image",))
         raise ModelError(
-            f"{source.name}: the model reads text only, and the data declare images -> take a model that sees, or"
-            ' remove "images" from the columns of the data'
+            f"{source.name}: the model reads text only, and the data declare {words} -> take another model, or remove"
+            f" {columns} from the columns of the data"
         )
     if run.model.split_special_tokens:
         raise ModelError(
-            "split_special_tokens: true would write the tokens of images as text -> leave it out for data with images"
+            "split_special_tokens: true would write the tokens of media as text -> leave it out for data with media"
         )
+    if run.given.get("use_audio_in_video") and (not kinds or "video" in kinds):
+        raise ModelError("use_audio_in_video: this version reads the frames of a video only -> leave it out")
+    for name in kinds:
+        media_kind(name).require_libraries()
     processor, _ = load_processor(source, given_limits(run))
-    return MediaProcessor(processor)
+    return MediaProcessor(processor, kinds)
 
 
 def media_side(
     media: MediaProcessor, template: Template, encoder: Encoder, program: ModelChatTemplate | None
 ) -> MediaSide:
-    """How the chat format writes images. A format without a slot of its own writes what the chat template of the model
-    has around an image."""
-    own = program or (ModelChatTemplate(encoder, mark=media.mark) if encoder.tokenizer.chat_template else None)
-    before, after = (own.around_image if own is not None else None) or ("", "")
-    around = f"{before}{BARE}{after}"
-    return MediaSide(media, around if program is not None else slot_of(template.multimodal) or around)
+    """How the chat format writes media. A format without a slot of its own writes what the chat template of the model
+    has around an item."""
+    own = program or (ModelChatTemplate(encoder, marks=media.marks) if encoder.tokenizer.chat_template else None)
+    slots = {}
+    for name in media.marks:
+        before, after = (own.around_item(name) if own is not None else None) or ("", "")
+        slots[name] = f"{before}{BARE}{after}"
+    return MediaSide(media, slots if program is not None else {**slots, **slots_of(template.multimodal)})
 
 
 def report_end(run: "Run", template: Template, encoding: Encoding) -> None:

@@ -19,7 +19,7 @@ from luthier.model.heads.output_head import inspect_head
 from luthier.model.types import Models
 from luthier.stages._causal import next_token_loss
 from luthier.training.parts import collator
-from luthier.workflow.seeing import pixels_of, samples_with_images
+from luthier.workflow.seeing import pixels_of, samples_with_media
 from tests.media_models import draw, row_of, talk
 from tests.torchvision_models import FAMILIES
 
@@ -90,7 +90,7 @@ def test_the_loss_of_a_batch_is_that_of_plain_transformers_in_every_layout(seein
     expected = pytest.approx(seeing.plain_loss(), rel=1e-6)
     assert seeing.loss(padded(seeing.rows)) == expected
     assert sum(seeing.loss(padded([row])) for row in seeing.rows) == expected
-    reason = isolates_samples(seeing.model, lambda base: samples_with_images(seeing.pixels))
+    reason = isolates_samples(seeing.model, lambda base: samples_with_media(seeing.pixels))
     assert reason == PADDED.get(seeing.model.config.model_type)
     if reason is not None:
         return
@@ -116,7 +116,7 @@ def test_a_packed_row_has_the_positions_of_its_samples(paddle):
         "images": first["images"] + second["images"],
         "blocks": first["blocks"] + moved,
     }
-    assert [len(sample.paths) for sample in samples_of(packed)] == [1, 2]
+    assert [len(sample.items) for sample in samples_of(packed)] == [1, 2]
     collate = collator(256, concatenates=True, pixels=paddle.pixels)
     one, two = collate([packed]), collate([first, second])
     for name in ("input_ids", "position_ids", "mm_token_type_ids", "cu_seq_lens_q"):

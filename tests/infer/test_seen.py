@@ -86,12 +86,12 @@ def test_images_are_shown_before_a_question_and_taken_back_with_it(folders, tmp_
     chat = luthier.chat({"model_name_or_path": str(folders("idefics3")), **GREEDY}).conversation
     chat.show(image)
     first = chat.ask("what")
-    assert first.images == (image,) and chat.shown == ()
+    assert first.items == (image,) and chat.shown == ()
     chat.answered("red")
-    assert chat.take_back() == "what" and (chat.shown, chat.images) == ((image,), ())
+    assert chat.take_back() == "what" and (chat.shown, chat.items) == ((image,), ())
     assert chat.ask("what") == first
     chat.unanswered()
-    assert (chat.images, chat.history) == ((), ())
+    assert (chat.items, chat.history) == ((), ())
     assert not isinstance(chat.ask("no image"), SeenPrompt)
 
 

@@ -161,12 +161,6 @@ def test_a_limit_below_a_default_that_nobody_gave_is_fine(tmp_path):
     assert not load_train(world("m", tmp_path, image_max_pixels=500)).warnings
 
 
-def test_chat_says_that_it_reads_text_only():
-    run = load_infer({"model_name_or_path": "m", "image_max_pixels": 500, "video_fps": 2.0})
-    assert [warning.key for warning in run.warnings] == ["image_max_pixels"]
-    assert "conversations of this version hold text only" in run.warnings[0].reason
-
-
 def test_check_tells_that_a_model_reads_text_only(llama_folder, areas_folder, tmp_path, capsys):
     for model, expected in ((llama_folder, 1), (areas_folder, 0)):
         words = [f"{key}={value}" for key, value in world(model, tmp_path, image_max_pixels=156_800).items()]

@@ -14,8 +14,8 @@ from tests.tiny import tiny_llama
 from tools import preference_data
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name != "see.yaml")
-"""`see.yaml` trains a model that `see.py` makes first: tests/runs/test_see.py."""
+FILES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name not in ("see.yaml", "hear.yaml"))
+"""The models of `see.yaml` and `hear.yaml` are made by `see.py` and `hear.py`: tests/runs/test_see.py, test_hear.py."""
 KEYS: dict[str, dict[str, Any]] = {
     name: yaml.safe_load((ROOT / "examples" / name).read_text(encoding="utf-8")) for name in FILES
 }

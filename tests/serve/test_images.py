@@ -9,6 +9,7 @@ import pytest
 
 import luthier
 from luthier.config.load import load_infer
+from luthier.data.media.kinds import media_kind
 from luthier.serve import images
 from luthier.serve.chat import prompt_of
 from luthier.serve.errors import ApiError
@@ -20,6 +21,7 @@ from tests.media_models import draw, tiny_llava
 from tests.serve.fakes import serving
 
 PLACE = "messages[0].content[0]"
+IMAGE = media_kind("image")
 GREEDY = {"temperature": 0, "max_new_tokens": 6}
 
 
@@ -35,7 +37,7 @@ def asks(url: Any, text: str = "What is this?") -> list[dict[str, Any]]:
 
 def refused(rules: ImageRules, url: str) -> str:
     with pytest.raises(ApiError) as caught:
-        rules.file_of(url, PLACE)
+        rules.item_of(url, IMAGE, PLACE)
     assert caught.value.param == PLACE
     return str(caught.value)
 
@@ -84,7 +86,7 @@ def test_files_outside_the_folder_look_absent(tmp_path):
     }
     assert len(answers) == 1 and "no such image in the folder of the server (SAFE_MEDIA_PATH)" in answers.pop()
     own = draw(inside / "own.png")
-    assert rules.file_of("own.png", PLACE) == rules.file_of(str(own), PLACE) == str(own)
+    assert rules.item_of("own.png", IMAGE, PLACE) == rules.item_of(str(own), IMAGE, PLACE) == str(own)
     assert "no such image" in refused(ImageRules(), str(own))
 
 
@@ -96,7 +98,7 @@ def test_files_outside_the_folder_look_absent(tmp_path):
         ("data:image/png;base64,", "this is no image that can be read"),
         ("data:text/html;base64,PGh0bWw+", "this is no image that can be read"),
         ("data:image/png;base64," + "A" * 26_700_000, "more than 20,000,000 bytes"),
-        ("https://example.org/a.png", "this server fetches no images -> send the image as data:"),
+        ("https://example.org/a.png", "this server fetches no images -> send it as data:"),
     ],
 )
 def test_what_is_no_image_is_named(url, reason):
@@ -114,7 +116,7 @@ def test_images_on_the_web_are_fetched_where_that_is_allowed(tmp_path):
         return content
 
     rules = ImageRules(allows_urls=True, fetch=fetch)
-    assert Path(rules.file_of("https://example.org/a.png", PLACE)).read_bytes() == content
+    assert Path(rules.item_of("https://example.org/a.png", IMAGE, PLACE)).read_bytes() == content
     assert "cannot be fetched: private is no address" in refused(rules, "http://private/a.png")
     assert asked[0] == ("https://example.org/a.png", images.MAX_IMAGE_BYTES)
 
@@ -125,9 +127,9 @@ def test_the_oldest_files_go(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_KEPT_BYTES", sum(file.stat().st_size for file in files[1:]))
     kept = []
     for number, file in enumerate(files[:3]):
-        kept.append(Path(ImageRules().file_of(address_of(file), PLACE)))
+        kept.append(Path(ImageRules().item_of(address_of(file), IMAGE, PLACE)))
         os.utime(kept[-1], (number, number))
     assert all(path.exists() for path in kept)
-    ImageRules().file_of(address_of(files[0]), PLACE)  # used again, so it is not the oldest any more
-    ImageRules().file_of(address_of(files[3]), PLACE)
+    ImageRules().item_of(address_of(files[0]), IMAGE, PLACE)  # used again, so it is not the oldest any more
+    ImageRules().item_of(address_of(files[3]), IMAGE, PLACE)
     assert [path.exists() for path in kept] == [True, False, True]

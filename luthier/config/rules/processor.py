@@ -1,10 +1,8 @@
 """Rules about the limits of images, videos and audio."""
 
-from dataclasses import fields
 from typing import Any
 
-from luthier.config.keys.processor import ProcessorConfig
-from luthier.config.rules.engine import Rule, Rules, above, at_least, is_changed, warning
+from luthier.config.rules.engine import Rule, Rules, above, at_least
 
 
 def _in_order(upper: str, lower: str) -> Rule:
@@ -27,16 +25,3 @@ PROCESSOR_RULES = Rules(
     )
 )
 """For every command. A limit that contradicts the model's own one is found when its processor is loaded."""
-
-PROCESSOR_CHAT_RULES = Rules(
-    tuple(
-        warning(
-            (field.name,),
-            "has no effect on answers: conversations of this version hold text only",
-            "leave it out",
-            is_changed(field.name),
-        )
-        for field in fields(ProcessorConfig)
-    )
-)
-"""For the commands that generate text."""

@@ -19,7 +19,7 @@ from luthier.config.rules.launch import LAUNCH_RULES
 from luthier.config.rules.memory import MEMORY_RULES
 from luthier.config.rules.model import MODEL_RULES
 from luthier.config.rules.optim import OPTIM_RULES
-from luthier.config.rules.processor import PROCESSOR_CHAT_RULES, PROCESSOR_RULES
+from luthier.config.rules.processor import PROCESSOR_RULES
 from luthier.config.rules.profiling import PROFILER_RULES
 from luthier.config.rules.quantization import (
     QUANTIZATION_RULES,
@@ -46,7 +46,7 @@ COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
     ),
     "infer": (
         *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),
-        *(PROCESSOR_RULES, PROCESSOR_CHAT_RULES, ENGINE_RULES),
+        *(PROCESSOR_RULES, ENGINE_RULES),
     ),
     "export": (
         *(MODEL_RULES, QUANTIZED_EXPORT_RULES, UNSLOTH_EXPORT_RULES, KT_ELSEWHERE_RULES),

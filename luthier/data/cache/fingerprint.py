@@ -117,7 +117,7 @@ def encoding_digest(encoding: "Encoding") -> tuple[Any, ...] | None:
         chat_template = str(encoding.encoder.tokenizer.chat_template)
         parts += [chat_template, replace(encoding.model_template, encoder=None)]  # type: ignore[arg-type]
     if encoding.media is not None:
-        parts += [encoding.media.processor.digest, encoding.media.slot]
+        parts += [encoding.media.processor.digest, sorted(encoding.media.slots.items())]
     return (*parts, date.today().isoformat() if is_dated(encoding) else "")
 
 

@@ -1,4 +1,5 @@
-"""Images whose bytes stood in rows, of a table or as addresses of data: files in the cache under their SHA-256.
+"""Images, videos and audio whose bytes stood in rows, of a table or as addresses of data: files in the cache under
+their SHA-256.
 
 `luthier.data.media.items.stored` writes them. The entry of a dataset lists its images, and counts with them when the
 cache is full. A file goes when no entry lists it any more and nobody has used it for a week: a stream has no entry, and
@@ -12,10 +13,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from luthier.data.media.kinds import files_of
+
 IMAGES_FILE = "images.json"
-"""In the entry of a dataset: the paths of all its images."""
+"""In the entry of a dataset: all its items of media."""
 SPARED_SECONDS = 7 * 24 * 3600
-_NAME = re.compile("[0-9a-f]{64}")
+_NAME = re.compile(r"[0-9a-f]{64}(\.\w+)?")
 
 
 def folder_beside(entries: Path) -> Path:
@@ -26,7 +29,8 @@ def folder_beside(entries: Path) -> Path:
 def listed_in(entry: Path, folder: Path) -> set[str]:
     """The names of the files in `folder` that an entry lists."""
     try:
-        paths = json.loads((entry / IMAGES_FILE).read_text(encoding="utf-8"))
+        items = json.loads((entry / IMAGES_FILE).read_text(encoding="utf-8"))
+        paths = [path for item in items for path in files_of(item)]
     except (OSError, ValueError):  # the entry is of another kind, or another process is removing it
         return set()
     start = f"{folder}{os.sep}"

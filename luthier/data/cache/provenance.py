@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 MADE_BY_FILE = "made_by.json"
 REMEDY = "name a new folder to tokenize again"
 IMAGES_KEY = "processor of images"
-"""In the record of the chat format, for rows with images."""
+"""In the record of the chat format, for rows with media."""
+KINDS_KEY = "kinds of media"
 KEPT_KEYS = (
     "cutoff_len", "on_overlong", "packing", "neat_packing", "max_samples", "val_size", "dataset", "eval_dataset",
     "eval_on_each_dataset", "mix_strategy", "interleave_probs",
@@ -173,6 +174,8 @@ def _chat_format(encoding: "Encoding") -> dict[str, Any]:
         values |= {"enable_thinking": encoding.enable_thinking, "preserve_thinking": encoding.preserve_thinking}
     if encoding.media is not None:
         values[IMAGES_KEY] = encoding.media.processor.digest[:12]
+        if (kinds := list(encoding.media.processor.marks)) != ["image"]:
+            values[KINDS_KEY] = kinds
     return {**values, "eos after a conversation": encoding.closing_eos is not None}
 
 

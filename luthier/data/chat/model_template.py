@@ -14,8 +14,8 @@ A new row begins, too, where a token would span the border of two parts, since a
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
@@ -24,12 +24,12 @@ from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.continuation import continuation, with_thought, without_frame
 from luthier.data.chat.encoder import Encoder, TextWithSpans
 from luthier.data.chat.openai_messages import openai_messages, text_and_calls
-from luthier.data.chat.parts import around_image, in_parts, num_places
+from luthier.data.chat.parts import around_item, in_parts, places_in, with_marks, with_places
 from luthier.data.chat.program import OpenAIMessage, run
 from luthier.data.chat.render import Turn
 from luthier.data.chat.traits import Traits, traits_of
 from luthier.data.tools import wrapped
-from luthier.data.types import PLACE, Dialogue, Message
+from luthier.data.types import Dialogue, Message
 
 _MANY_MESSAGES = 16
 """From this number on, it pays to look at each answer among its neighbours."""
@@ -67,8 +67,8 @@ class ModelChatTemplate:
     preserve_thinking: bool = False
     default_system: str | None = None
     """For conversations that give no system text; if empty, the template's own default."""
-    mark: str = ""
-    """What the template writes for an image, if conversations may have some."""
+    marks: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name of a kind of media -> what the template writes for an item of it, if conversations may have some."""
 
     def asked(self, dialogue: Dialogue) -> list[RenderedAnswer]:
         """Every answer of a conversation. Raises `RowError` for one that the template refuses."""
@@ -127,7 +127,7 @@ class ModelChatTemplate:
         whole = [*head, *written]
         text = run(
             self.encoder.tokenizer,
-            self._with_images(whole, traits) if self.mark or traits.wants_parts else whole,
+            self._with_media(whole, traits) if self.marks or traits.wants_parts else whole,
             listed_tools,
             asks=asks,
             switches={
@@ -137,36 +137,28 @@ class ModelChatTemplate:
         )
         if any(str(tool["function"].get("name")) not in text for tool in listed_tools or ()):
             raise RowError("the model's own chat template does not render tools")
-        return self._with_places(text, num_places(whole)) if self.mark else text
+        return with_places(text, self._around, places_in(whole)) if self.marks else text
+
+    def around_item(self, name: str) -> tuple[str, str] | None:
+        """The texts that the template writes before and after an item of a kind; None if it takes none as parts."""
+        tokenizer = self.encoder.tokenizer
+        return around_item(tokenizer, str(tokenizer.chat_template), name, self.marks[name])
 
     @property
-    def around_image(self) -> tuple[str, str] | None:
-        """The texts that the template writes before and after an image; None if it takes no images as parts."""
-        return around_image(self.encoder.tokenizer, str(self.encoder.tokenizer.chat_template), self.mark)
+    def _around(self) -> dict[str, tuple[str, str, str]]:
+        found = {name: self.around_item(name) or ("", "") for name in self.marks}
+        return {name: (before, self.marks[name], after) for name, (before, after) in found.items()}
 
-    def _with_images(self, messages: Sequence[OpenAIMessage], traits: Traits) -> list[OpenAIMessage]:
-        """The messages with their images as the template reads them: as parts, or as the mark in the text."""
-        if traits.wants_parts or self.around_image is not None:
+    def _with_media(self, messages: Sequence[OpenAIMessage], traits: Traits) -> list[OpenAIMessage]:
+        """The messages with their media as the template reads them: as parts, or as marks in the text."""
+        if traits.wants_parts or any(self.around_item(name) is not None for name in self.marks):
             return in_parts(messages, all_contents=traits.wants_parts)
         return [
-            {**message, "content": message["content"].replace(PLACE, self.mark)}
+            {**message, "content": with_marks(message["content"], self.marks)}
             if isinstance(message.get("content"), str)
             else message
             for message in messages
         ]
-
-    def _with_places(self, text: str, num_images: int) -> str:
-        """A rendered text with `PLACE` for each image and what the template writes around it. Raises `RowError` if the
-        template leaves one out."""
-        before, after = self.around_image or ("", "")
-        num_written = text.count(before + self.mark + after)
-        if not num_written == num_images == text.count(self.mark):
-            raise RowError(
-                f"the model's own chat template writes {num_written} of {num_images} images",
-                str(num_written),
-                str(num_images),
-            )
-        return text.replace(before + self.mark + after, PLACE)
 
     def _backwards(self, dialogue: Dialogue, *, only_last: bool) -> Iterator[RenderedAnswer]:
         """The answers, the last one first. `only_last`: it ends before an earlier one that the template refuses."""

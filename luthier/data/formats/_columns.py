@@ -1,12 +1,13 @@
 """Typed access to the columns that all formats share. A value of another type is a `RowError` with the column."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
 from luthier.data.chat.answers import read_json, require_shallow
-from luthier.data.media.items import media_path, path_of
+from luthier.data.media.items import column_of, declared_kinds, item_in
+from luthier.data.media.kinds import MediaKind
 from luthier.data.sources.dataset_info import DatasetSpec
 from luthier.data.types import Media
 
@@ -135,26 +136,20 @@ def _check_tool(tool: Any, where: str) -> None:
 
 
 def media(row: Row, spec: DatasetSpec) -> Media:
-    """The files of the media columns. Relative paths start from `media_dir`; bytes are written to the cache."""
-    columns = spec.columns
-    return Media(
-        images=_paths(row, columns.images, spec),
-        videos=_paths(row, columns.videos, spec),
-        audios=_paths(row, columns.audios, spec),
-    )
+    """The items of the media columns. Relative paths start from `media_dir`; bytes are written to the cache."""
+    return Media(tuple(item for medium in declared_kinds(spec) for item in _items(row, medium, spec)))
 
 
-def _paths(row: Row, column: str | None, spec: DatasetSpec) -> tuple[str, ...]:
+def _items(row: Row, medium: MediaKind, spec: DatasetSpec) -> Iterator[str]:
+    column = column_of(spec, medium)
     value = row.get(column) if column else None
     if value is None:
-        return ()
+        return
     items = [value] if isinstance(value, (str, bytes, Mapping)) else value
     if not isinstance(items, (list, tuple)):
         raise RowError(f"column {column!r} is {kind(value)}, not a list of paths")
-    paths = []
     for index, item in enumerate(items, start=1):
         place = f"item {index} of column {column!r}"
-        if not isinstance(item, (str, bytes, Mapping)):
+        if not isinstance(item, (str, bytes, Mapping, *medium.others)):
             raise RowError(f"{place} is {kind(item)}, not a path")
-        paths.append(media_path(path_of(item, place), spec))
-    return tuple(paths)
+        yield item_in(medium.path_of(item, place), medium, spec)

@@ -25,7 +25,8 @@ from luthier.data.formats._columns import (
 )
 from luthier.data.formats._learned import Loss
 from luthier.data.formats._messages import AnyRole, Spoken, require_object, speak
-from luthier.data.formats._parts import with_images
+from luthier.data.formats._parts import with_media
+from luthier.data.media.items import declared_kinds
 from luthier.data.sources.dataset_info import DatasetSpec, Tags
 from luthier.data.types import RESULT_JOINER, Dialogue, Example, Feedback, Message, Preference, Role, Span, ToolResult
 
@@ -97,8 +98,9 @@ class Reader:
         return list(_joined(spoken))
 
     def _speak(self, message: Mapping[str, Any], place: str) -> Spoken:
-        if self.spec.columns.images:
-            message = with_images(message, self.tags.content_tag, place)
+        kinds = declared_kinds(self.spec)
+        if kinds:
+            message = with_media(message, self.tags.content_tag, place, kinds)
         return speak(message, self.tags, self.aliases, place)
 
     def _opened(self, spoken: list[Spoken]) -> tuple[str | None, tuple[Message, ...]]:

@@ -9,6 +9,7 @@ from luthier.core.errors import RowError, ToolFault
 from luthier.data.chat.answers import CALL_WORDS, split_thought
 from luthier.data.formats._columns import json_text, kind, parsed_json
 from luthier.data.formats._learned import Loss, loss_of
+from luthier.data.media.kinds import media_kinds
 from luthier.data.sources.dataset_info import Tags
 from luthier.data.types import THOUGHT_KEYS, Message, Role, ToolCall, ToolResult
 
@@ -16,9 +17,6 @@ AnyRole = Role | Literal["system"]
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
-IMAGE_PARTS = ("image", "image_url", "input_image")
-_MEDIA_PARTS = (*IMAGE_PARTS, "video", "video_url", "audio", "audio_url", "input_audio")
-"""Values of `type` of the parts of a content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +116,19 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
 
 def _why_not(what: Any) -> str:
     """Why a part of this type is not read."""
-    if what in IMAGE_PARTS:
+    kind = next((kind for kind in media_kinds() if what in kind.parts), None)
+    if kind is not None:
         return (
-            'the description of the data declares no images -> add "images": "images" to `columns`, whether or not rows'
-            " have such a column"
+            f'the description of the data declares no {kind.plural} -> add "{kind.column}": "{kind.column}" to'
+            " `columns`, whether or not rows have such a column"
         )
-    return "this version trains on text and images only -> remove the part and what the text says of it, or the row"
+    return "this version trains on no such part -> remove it and what the text says of it, or the row"
 
 
 def _are_parts(value: Any) -> bool:
     """Whether a value is a list of parts, and not any other list of objects."""
-    known = (*_TEXT_PARTS, *_THOUGHT_PARTS, *_MEDIA_PARTS)
+    media = (name for kind in media_kinds() for name in kind.parts)
+    known = (*_TEXT_PARTS, *_THOUGHT_PARTS, *media)
     return (
         isinstance(value, list)
         and bool(value)

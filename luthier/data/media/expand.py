@@ -1,13 +1,15 @@
-"""Blocks of images in rows: written in place of `PLACE`, and found again among the tokens.
+"""Blocks of media in rows: written in place of the characters in `PLACES`, and found again among the tokens.
 
-The rows of an example show its first images: as many as they have places. Blocks go in from left to right in one pass,
+The rows of an example show its first items: as many as they have places. Blocks go in from left to right in one pass,
 since a block may hold the mark of the next one (Gemma 3's does).
 """
 
 import functools
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,9 @@ from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.media.blocks import MediaProcessor
-from luthier.data.media.reader import Size, size_of
+from luthier.data.media.kinds import Shape, kind_of, path_in
 from luthier.data.media.tokens import as_block
-from luthier.data.types import PLACE, Span
+from luthier.data.types import PLACES, Span
 
 if TYPE_CHECKING:
     from luthier.data.chat.encoder import Encoder
@@ -27,18 +29,19 @@ Written = tuple[Turn, ...] | TextWithSpans
 _MEDIA, _NUMBER = "{{media}}", "{{idx}}"
 BARE = _MEDIA
 """The slot without a text around the block."""
+_PLACE = re.compile(f"[{''.join(PLACES)}]")
 
 
 @functools.cache
-def slot_of(multimodal: str) -> str | None:
-    """The text around an image in formats of this kind, with `{{media}}` for the block; None if they have none."""
-    slots = tomllib.loads((Path(__file__).parent / "slots.toml").read_text("utf-8"))["image"]
-    return slots.get(multimodal)
+def slots_of(multimodal: str) -> Mapping[str, str]:
+    """Name of a kind -> the text around an item in formats of this `multimodal`, with `{{media}}` for the block."""
+    tables = tomllib.loads((Path(__file__).parent / "slots.toml").read_text("utf-8"))
+    return {kind: slots[multimodal] for kind, slots in tables.items() if multimodal in slots}
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The block of an image, and the text of the chat format around it."""
+    """The block of an item, and the text of the chat format around it."""
 
     before: str
     text: str
@@ -47,42 +50,59 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class MediaSide:
-    """How a run writes images."""
+    """How a run writes media."""
 
     processor: MediaProcessor
-    slot: str = BARE
-    """The text around a block."""
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """Name of a kind -> the text around a block; `BARE` for those that are not here."""
 
-    def seen(self, images: Sequence[str]) -> "Seen":
-        """The images of an example. Raises `RowError` for one that cannot be read, or that the processor refuses."""
-        sizes = tuple(map(size_of, images))
-        for path, size in zip(images, sizes, strict=True):
+    def seen(self, items: Sequence[str]) -> "Seen":
+        """The items of an example. Raises `RowError` for one that cannot be read, or that the processor refuses."""
+        if self.processor.is_apart and {"image", "video"} <= {kind_of(item).name for item in items}:
+            raise RowError("the model takes images or videos, not both at once")
+        shapes = tuple(map(self.processor.shape, items))
+        for item, shape in zip(items, shapes, strict=True):
             try:
-                self.processor.blocks((size,))
+                self.processor.blocks((shape,))
             except RowError as fault:
-                raise RowError(f"{path!r}: {fault}", repr(path), *fault.quoted) from fault
-        return Seen(self, sizes)
+                path = repr(path_in(item))
+                raise RowError(f"{path}: {fault}", path, *fault.quoted) from fault
+        return Seen(self, tuple(items), shapes)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The images of one example."""
+    """The items of one example, in the order of their places."""
 
     side: MediaSide
-    sizes: tuple[Size, ...]
+    items: tuple[str, ...]
+    shapes: tuple[Shape, ...]
 
     def blocks(self, written: Written) -> list[Block]:
         """The blocks of a row, for its places."""
-        num_places = sum(text.count(PLACE) for text in _texts(written))
-        texts = self.side.processor.blocks(self.sizes[:num_places])
-        found = []
-        for number, text in enumerate(texts, start=1):
-            before, _, after = self.side.slot.replace(_NUMBER, str(number)).partition(_MEDIA)
+        num_places = sum(len(_PLACE.findall(text)) for text in _texts(written))
+        shapes = self.shapes[:num_places]
+        found, numbers = [], Counter[str]()
+        for shape, text in zip(shapes, self.side.processor.blocks(shapes), strict=True):
+            numbers[shape.kind] += 1
+            slot = self.side.slots.get(shape.kind, BARE)
+            before, _, after = slot.replace(_NUMBER, str(numbers[shape.kind])).partition(_MEDIA)
             found.append(Block(before, text, after))
         return found
 
+    @property
+    def left(self) -> list[RowError]:
+        """For each item of which the model takes a part only: what it leaves out."""
+        found = []
+        for item in self.items:
+            kind, path = kind_of(item), path_in(item)
+            reason, *quoted = kind.left(kind.measured(path), self.side.processor.processor)
+            if reason:
+                found.append(RowError(f"{path!r} {reason}", repr(path), *quoted))
+        return found
+
     def require_all(self, written: Written, num_left: int) -> None:
-        """Raises `RowError` if truncation left `num_left` images of a row, and the blocks of these are now others."""
+        """Raises `RowError` if truncation left `num_left` items of a row, and the blocks of these are now others."""
         if num_left < len(self.blocks(written)) and self.side.processor.is_joint:
             raise RowError(
                 "truncation to cutoff_len would leave out an image, and this model writes other tokens for the others"
@@ -117,7 +137,7 @@ class Seen:
                 as_block(ids, *place, number)
                 end, number = place[1], number + 1
         if number < len(blocks):
-            raise RowError(f"the tokenizer joins the tokens of item {number + 1} of the images with others")
+            raise RowError(f"the tokenizer joins the tokens of item {number + 1} of the media with others")
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _find(self, ids: list[int], begin: int, block: Block, encoder: "Encoder") -> tuple[int, int] | None:
@@ -142,15 +162,15 @@ def expanded_pieces(pieces: "Sequence[Piece]", texts: Iterator[str]) -> "tuple[P
 
 def expanded_text(text: str, texts: Iterator[str], spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
     """A text with the next of `texts` for each place, and its spans, which hold the same characters as before."""
-    if PLACE not in text:
+    places = [match.start() for match in _PLACE.finditer(text)]
+    if not places:
         return text, list(spans)
-    parts = text.split(PLACE)
+    parts = _PLACE.split(text)
     written, ends = parts[0], []
     for part in parts[1:]:
         block = next(texts)
         ends.append(len(block) - 1)
         written += block + part
-    places = [at for at, character in enumerate(text) if character == PLACE]
 
     def moved(position: int) -> int:
         return position + sum(more for place, more in zip(places, ends, strict=True) if place < position)

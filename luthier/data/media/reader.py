@@ -1,7 +1,8 @@
 """Opens images: measuring, training and chat see the same pixels.
 
-An image is upright (its EXIF orientation is applied) and in RGB. Sizes are remembered in the folder of the cache by
-path, bytes and time of change, so that a file is decoded once to be measured.
+An image is upright (its EXIF orientation is applied) and in RGB. Sizes, like the measures of the other kinds of media,
+are remembered in the folder of the cache by path, bytes and time of change, so that a file is decoded once to be
+measured.
 """
 
 import functools
@@ -11,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -100,12 +101,14 @@ def _explaining_damage(path: str) -> Iterator[None]:
 
 def size_of(path: str) -> Size:
     """The size of an upright image. The file is decoded the first time. Raises `RowError`."""
-    return _sizes().of(path)
+    height, width = _sizes().of(path)
+    return int(height), int(width)
 
 
 def former_size(path: str) -> Size | None:
     """The size that an image had when it was measured last, by this process or one before; None if it never was."""
-    return _sizes().known(path)
+    known = _sizes().known(path)
+    return None if known is None else (int(known[0]), int(known[1]))
 
 
 def state_of(path: str) -> State | None:
@@ -117,13 +120,13 @@ def state_of(path: str) -> State | None:
     return found.st_size, found.st_mtime_ns
 
 
-class Sizes:
-    """The sizes of images, remembered in a file with one line for each. Threads and processes may share it."""
+class Measures:
+    """What `measure` says about files, remembered in `file`, a line for each. Threads and processes may share it."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, file: str, measure: Callable[[str], tuple[float, ...]]) -> None:
+        self.file, self.measure = file, measure
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[State, Size]] = {}
+        self._known: dict[str, tuple[State, tuple[float, ...]]] = {}
         try:
             with open(file, encoding="utf-8") as lines:
                 for line in lines:
@@ -131,44 +134,45 @@ class Sizes:
         except OSError:
             pass
 
-    def of(self, path: str) -> Size:
+    def of(self, path: str) -> tuple[float, ...]:
         state = state_of(path)
-        remembered, size = self._known.get(path, (None, (0, 0)))
+        remembered, measure = self._known.get(path, (None, ()))
         if state is not None and remembered == state:
-            return size
-        size = decoded_size(path)
+            return measure
+        measure = self.measure(path)
         if state is not None and state_of(path) == state:
-            self._remember(path, state, size)
-        return size
+            self._remember(path, state, measure)
+        return measure
 
-    def known(self, path: str) -> Size | None:
+    def known(self, path: str) -> tuple[float, ...] | None:
         remembered = self._known.get(path)
         return None if remembered is None else remembered[1]
 
     def _learn(self, line: str) -> None:
         try:
-            path, num_bytes, changed, height, width = json.loads(line)
-            self._known[str(path)] = ((int(num_bytes), int(changed)), (int(height), int(width)))
+            path, num_bytes, changed, *measure = json.loads(line)
+            if measure:
+                self._known[str(path)] = ((int(num_bytes), int(changed)), tuple(map(float, measure)))
         except (ValueError, TypeError):  # a line that a killed process left half written
             return
 
-    def _remember(self, path: str, state: State, size: Size) -> None:
+    def _remember(self, path: str, state: State, measure: tuple[float, ...]) -> None:
         with self._lock:
-            self._known[path] = (state, size)
+            self._known[path] = (state, measure)
             try:
                 os.makedirs(os.path.dirname(self.file), exist_ok=True)
                 with open(self.file, "a", encoding="utf-8") as lines:
-                    lines.write(json.dumps([path, *state, *size]) + "\n")
+                    lines.write(json.dumps([path, *state, *measure]) + "\n")
             except OSError:  # without a cache, each start measures again
                 return
 
 
 @functools.lru_cache(maxsize=4)
-def _sizes_in(file: str) -> Sizes:
-    return Sizes(file)
+def _sizes_in(file: str) -> Measures:
+    return Measures(file, decoded_size)
 
 
-def _sizes() -> Sizes:
+def _sizes() -> Measures:
     return _sizes_in(str(cache_root() / "media" / SIZES_FILE))
 
 

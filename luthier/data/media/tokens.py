@@ -1,4 +1,4 @@
-"""Tokens that belong to the block of an image. They are whole numbers that know their image.
+"""Tokens that belong to the block of an image, a video or audio. They are whole numbers that know their item.
 
 So truncation sees blocks without a list of positions beside every list of ids: a cut list still knows them.
 """
@@ -8,7 +8,7 @@ from itertools import groupby
 
 
 class BlockToken(int):
-    """The id of a token in the block of image `item`, counted from 0 in its row."""
+    """The id of a token in the block of `item`, counted from 0 in its row."""
 
     item: int
 
@@ -25,7 +25,7 @@ def num_block_tokens(ids: Sequence[int]) -> int:
 
 
 def as_block(ids: list[int], start: int, stop: int, item: int) -> None:
-    """Make the tokens from `start` up to `stop` the block of image `item`."""
+    """Make the tokens from `start` up to `stop` the block of `item`."""
     shared = {token: BlockToken.of(token, item) for token in ids[start:stop]}
     ids[start:stop] = [shared[token] for token in ids[start:stop]]
 
@@ -39,7 +39,7 @@ def with_blocks(ids: Sequence[int], blocks: Sequence[int]) -> list[int]:
 
 
 def blocks_in(ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(image, start, stop) of every block, in order."""
+    """(item, start, stop) of every block, in order."""
     at = 0
     for item, run in groupby(ids, key=lambda token: getattr(token, "item", -1)):
         length = len(list(run))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
+from luthier.data.media.kinds import MediaKind, kind_of
 
 if TYPE_CHECKING:
     from luthier.data.rows.labels import Encoded
@@ -46,6 +47,14 @@ class DatasetAccount:
     """Their tokens, which are among `tokens`."""
     images_left_out: int = 0
     """Images of kept rows that truncation left out."""
+    videos: int = 0
+    video_tokens: int = 0
+    videos_left_out: int = 0
+    audios: int = 0
+    audio_tokens: int = 0
+    audios_left_out: int = 0
+    media_cut: int = 0
+    """Items of kept rows of which the model takes a part only, such as audio longer than its window."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Kind of reason -> number of rows."""
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)
@@ -59,14 +68,25 @@ class DatasetAccount:
             quoted = ", ".join(part[:MAX_QUOTED_CHARS] for part in refusal.quoted)
             rows.append(f"{place}: {quoted}" if quoted else place)
 
-    def count_images(self, num_images: int, parts: "Sequence[Encoded]") -> None:
-        """Count the images of an example, which has `num_images`, in the parts of its rows."""
+    def count_media(self, items: Sequence[str], parts: "Sequence[Encoded]", *, num_cut: int) -> None:
+        """Count the items of an example in the parts of its rows. `num_cut`: those that the model takes a part of."""
         shown = {item for part in parts for item in part.items}
-        self.images += len(shown)
-        self.images_left_out += num_images - len(shown)
-        self.image_tokens += sum(
-            stop - start for part in parts for start, stop in zip(part.blocks[::2], part.blocks[1::2], strict=True)
-        )
+        for number, item in enumerate(items):
+            kind = kind_of(item)
+            self._add(kind.column if number in shown else f"{kind.column}_left_out", 1)
+        for part in parts:
+            for number, start, stop in zip(part.items, part.blocks[::2], part.blocks[1::2], strict=True):
+                self._add(f"{kind_of(items[number]).name}_tokens", stop - start)
+        self.media_cut += num_cut
+
+    def _add(self, name: str, count: int) -> None:
+        setattr(self, name, getattr(self, name) + count)
+
+    def of_kind(self, kind: MediaKind) -> tuple[int, int, int]:
+        """(items, their tokens, items left out) of a kind."""
+        names = (kind.column, f"{kind.name}_tokens", f"{kind.column}_left_out")
+        count, tokens, left_out = (getattr(self, name) for name in names)
+        return count, tokens, left_out
 
     @property
     def num_dropped(self) -> int:
@@ -75,7 +95,7 @@ class DatasetAccount:
     def add(self, other: "DatasetAccount") -> None:
         """Add the counts of another account of the same dataset."""
         for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            self._add(name, getattr(other, name))
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
             rows = self.dropped_rows.setdefault(reason, [])

@@ -26,7 +26,7 @@ class Encoding:
     model_template: ModelChatTemplate | None = None
     """The model's own chat template, if it renders the conversations instead of `template`."""
     media: MediaSide | None = None
-    """How images are written, if a dataset of the run declares some and the model sees."""
+    """How media are written, if a dataset of the run declares some and the model takes them."""
 
     def unlimited(self) -> "Encoding":
         return replace(self, cutoff_len=None)
@@ -40,9 +40,9 @@ class Encoding:
     def rows(self, dialogue: Dialogue, *, keep_past_thinking: bool) -> list[list[TurnIds]]:
         """The turns of a conversation for training: (prompt ids, answer ids) for each answer."""
         written = self.written(dialogue, keep_past_thinking=keep_past_thinking)
-        if self.media is None or not dialogue.media.images:
+        if self.media is None or not dialogue.media.items:
             return turn_ids(self.encoder, written)
-        seen = self.media.seen(dialogue.media.images)
+        seen = self.media.seen(dialogue.media.items)
         turns = turn_ids(self.encoder, list(map(seen.expanded, written)))
         return [seen.marked(found, row, self.encoder) for found, row in zip(turns, written, strict=True)]
 
@@ -133,7 +133,7 @@ class Encoding:
 def encode_last_turns(dialogues: Sequence[Dialogue], encoding: Encoding) -> list[Encoded]:
     """For generation: `input_ids` is the prompt of the last answer, `labels` is that answer. They share one budget."""
     written = [encoding.written_apart(dialogue) for dialogue in dialogues]
-    seen = [encoding.media.seen(d.media.images) if encoding.media and d.media.images else None for d in dialogues]
+    seen = [encoding.media.seen(d.media.items) if encoding.media and d.media.items else None for d in dialogues]
     whole = [row if images is None else images.expanded(row) for row, images in zip(written, seen, strict=True)]
     turns = turn_ids(encoding.encoder, whole)
     rows = []

@@ -4,7 +4,7 @@ Training, streaming and the doctor make rows here. `labeled` makes the rows of a
 `made` gives those that training uses.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ from luthier.core.errors import DataError, RowError
 from luthier.core.kinds import FORMATS
 from luthier.data.chat.completeness import learned_answers, num_left_out
 from luthier.data.chat.encoder import TurnIds
+from luthier.data.chat.parts import has_place
 from luthier.data.media.ahead import measured_ahead
 from luthier.data.media.expand import Seen
-from luthier.data.media.items import image_tag, placed, require_usable
+from luthier.data.media.items import placed, require_usable
+from luthier.data.media.kinds import by_kind, media_kind
 from luthier.data.media.tokens import num_block_tokens
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.columns import Column, with_media
@@ -24,7 +26,7 @@ from luthier.data.rows.labels import IGNORE_INDEX, Encoded, with_blocks_apart
 from luthier.data.rows.loss_weights import carries_weights
 from luthier.data.rows.row_plan import RowPlan, RowSettings
 from luthier.data.rows.tokenize import Written, ahead, num_characters, text_of, turn_ids
-from luthier.data.types import PLACE, Dialogue, Example, Preference, Prompt
+from luthier.data.types import Dialogue, Example, Preference, Prompt
 
 if TYPE_CHECKING:
     from luthier.data.sources.dataset_info import DatasetSpec
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 MAX_BATCH_CHARACTERS = 1 << 23
 """The maximum size of a batch, so that long rows do not fill the memory."""
+
+_LIMITS = {"image": "image_max_pixels", "video": "video_maxlen"}
+"""Kind of media -> the key that makes its blocks shorter."""
 
 Parts = tuple[Encoded, ...]
 """A row: all its parts."""
@@ -61,9 +66,9 @@ class Labeled:
     rows: list[Parts] = field(default_factory=list)
     """Truncated to `cutoff_len`."""
     written: "tuple[tuple[Written, ...], ...]" = ()
-    """The parts of each row before tokenization, with one character (`PLACE`) for each image."""
+    """The parts of each row before tokenization, with one character for each item."""
     seen: Seen | None = None
-    """Its images; None for an example without any."""
+    """Its media; None for an example without any."""
     turns: list[list[list[TurnIds]]] = field(default_factory=list)
     """The token ids of `written`."""
 
@@ -73,10 +78,12 @@ def read_example(row: "Row", spec: "DatasetSpec") -> Example:
     return placed(FORMATS.get(spec.formatting).read(row.usable(), spec), spec)
 
 
-def require_taken(example: Example, spec: "DatasetSpec", takes: tuple[type, ...], *, sees: bool = False) -> None:
+def require_taken(
+    example: Example, spec: "DatasetSpec", takes: tuple[type, ...], *, media: Collection[str] = ()
+) -> None:
     """Raises `RowError` for an example that the training method cannot use: of another type, or with media that are
-    missing or that the model cannot take (`sees`: it takes images)."""
-    require_usable(example.media, spec, sees=sees)
+    missing or that the model cannot take. `media`: the kinds that it takes."""
+    require_usable(example.media, spec, takes=media)
     if isinstance(example, takes):
         return
     if isinstance(example, Prompt):
@@ -98,7 +105,7 @@ class RowMaker:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Of a row; those of images only where the run has some."""
+        """Of a row; those of media only where the run has some."""
         return with_media(self.plan.columns) if self.encoding.media is not None else self.plan.columns
 
     def values(self, example: Any, parts: Parts) -> tuple[Sequence[Any], ...]:
@@ -109,7 +116,7 @@ class RowMaker:
         values: tuple[Sequence[Any], ...] = (*sequences, *weights, *([tag(example)] for tag in plan.tags.values()))
         if self.encoding.media is None:
             return values
-        return (*values, *(part.blocks for part in parts), paths_of(example, parts[0]))
+        return (*values, *(part.blocks for part in parts), items_of(example, parts[0]))
 
     def rows(
         self, source: "Iterable[Row]", spec: "DatasetSpec", account: DatasetAccount
@@ -131,7 +138,7 @@ class RowMaker:
             account.kept += 1
             account.thoughts_left_out += self._num_thoughts_left_out(item)
             if item.seen is not None:
-                account.count_images(len(item.seen.sizes), list(chain.from_iterable(rows)))
+                account.count_media(item.seen.items, list(chain.from_iterable(rows)), num_cut=len(item.seen.left))
             parts = list(chain.from_iterable(rows))
             num_tokens, num_labels = sum(len(p.input_ids) for p in parts), sum(p.num_labels for p in parts)
             account.tokens += num_tokens
@@ -161,8 +168,8 @@ class RowMaker:
     def _batches(self, source: Iterable[Drawn]) -> Iterator[list[Labeled]]:
         batch: list[Labeled] = []
         room = MAX_BATCH_CHARACTERS
-        read = map(self._read, source)
-        for item in read if self.encoding.media is None else measured_ahead(read, _images_of):
+        read, media = map(self._read, source), self.encoding.media
+        for item in read if media is None else measured_ahead(read, _items_of, media.processor.shape):
             self._write(item)
             batch.append(item)
             room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
@@ -176,7 +183,9 @@ class RowMaker:
         item = Labeled(drawn)
         try:
             item.example = read_example(drawn.row, drawn.spec)
-            require_taken(item.example, drawn.spec, self.plan.examples, sees=self.encoding.media is not None)
+            media = self.encoding.media
+            takes = () if media is None else tuple(media.processor.marks)
+            require_taken(item.example, drawn.spec, self.plan.examples, media=takes)
         except RowError as error:
             item.refusal = error
         return item
@@ -189,10 +198,10 @@ class RowMaker:
         try:
             if self.encoding.media is not None:
                 _require_no_mark(example, self.encoding.media.processor.reserved)
-                if example.media.images:
-                    item.seen = self.encoding.media.seen(example.media.images)
-                if not self.plan.has_targets and PLACE in _answer_of(example):
-                    raise RowError("an image stands in the answer, which this stage takes as plain text")
+                if example.media.items:
+                    item.seen = self.encoding.media.seen(example.media.items)
+                if not self.plan.has_targets and has_place(_answer_of(example)):
+                    raise RowError("media stand in the answer, which this stage takes as plain text")
             item.written = tuple(self.plan.write(example, self.encoding, self.settings))
         except RowError as error:
             item.refusal = error
@@ -201,7 +210,7 @@ class RowMaker:
         return turn_ids(self.encoding.encoder, [part for item in batch for part in self._with_texts(item)])
 
     def _with_texts(self, item: Labeled) -> "Iterator[Written]":
-        """The parts of all rows, with the text that stands for each image."""
+        """The parts of all rows, with the text that stands for each item."""
         for part in chain.from_iterable(item.written):
             if item.seen is not None:
                 try:
@@ -211,17 +220,26 @@ class RowMaker:
             yield part
 
     def _with_blocks(self, item: Labeled, seen: Seen) -> list[list[list[TurnIds]]]:
-        """The turns of each part, with the tokens of images as such. Raises `RowError`."""
+        """The turns of each part, with the tokens of media as such. Raises `RowError`."""
         encoder = self.encoding.encoder
         return [
             [seen.marked(turns, part, encoder) for turns, part in zip(*row, strict=True)]
             for row in zip(item.turns, item.written, strict=True)
         ]
 
+    def _require_whole_media(self, item: Labeled) -> None:
+        """Applies `on_overlong` to an item of which the model takes a part only."""
+        left = item.seen.left if item.seen is not None else []
+        if left and self.on_overlong == "error":
+            raise DataError(f"{item.drawn.row.place}: {left[0]} -> cut the file, or set on_overlong")
+        if left and self.on_overlong == "drop":
+            raise left[0]
+
     def _kept(self, item: Labeled, account: DatasetAccount) -> list[Parts]:
         """The rows of an example within `cutoff_len`, after applying `on_overlong`."""
         if item.refusal is not None:
             raise item.refusal
+        self._require_whole_media(item)
         cutoff_len, rule = self.encoding.cutoff_len, self.on_overlong
         overlong = [part for row in item.rows for part in row if part.lost_tokens]
         if not self.plan.has_targets:
@@ -280,57 +298,58 @@ def encoded_rows(
     settings: RowSettings,
     seen: Seen | None = None,
 ) -> list[Parts]:
-    """The rows of an example, given the token ids of each part of each row. `seen`: its images."""
+    """The rows of an example, given the token ids of each part of each row. `seen`: its media."""
     if plan.weigh is None or not carries_weights(example.messages):
         return [plan.label(row, encoding, settings) for row in turns]
     only_parts = [part for (part,) in written], [part for (part,) in turns]
     return [(row,) for row in plan.weigh(example, *only_parts, encoding, settings, seen)]
 
 
-def paths_of(example: Example, part: Encoded) -> list[str]:
-    """The images of a row. All its parts show the same ones."""
-    return [example.media.images[item] for item in part.items]
+def items_of(example: Example, part: Encoded) -> list[str]:
+    """The items of a row. All its parts show the same ones."""
+    return [example.media.items[item] for item in part.items]
 
 
-def image_paths(source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[str]:
-    """The images of all rows that can be read, each once."""
+def media_items(source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[str]:
+    """The items of all rows that can be read, each once."""
     known = set()
     for row in source:
         try:
-            images = read_example(row, spec).media.images
+            items = read_example(row, spec).media.items
         except RowError:
             continue
-        for path in images:
-            if path not in known:
-                known.add(path)
-                yield path
+        for item in items:
+            if item not in known:
+                known.add(item)
+                yield item
 
 
-def _images_of(item: Labeled) -> Sequence[str]:
-    return item.example.media.images if item.example is not None and item.refusal is None else ()
+def _items_of(item: Labeled) -> Sequence[str]:
+    return item.example.media.items if item.example is not None and item.refusal is None else ()
 
 
 def _answer_of(example: Example) -> str:
     return example.messages[-1].content if isinstance(example, Dialogue) else ""
 
 
-def _require_no_mark(example: Example, reserved: Sequence[str]) -> None:
-    """Raises `RowError` for a text that the model would take for an image."""
+def _require_no_mark(example: Example, reserved: Mapping[str, str]) -> None:
+    """Raises `RowError` for a text that the model would take for an item. `reserved`: such texts -> the kind."""
     answers = (example.chosen, example.rejected) if isinstance(example, Preference) else ()
     messages = (*(example.prompt if isinstance(example, Preference) else example.messages), *answers)
     for text in (example.system or "", *(text for message in messages for text in (message.content, message.thought))):
-        for word in reserved:
+        for word, name in reserved.items():
             if word in text:
+                kind = media_kind(name)
                 remedy = (
-                    "name its column of images in the description of the data"
-                    if word == image_tag()
-                    else (f"remove it; an image is written as {image_tag()}")
+                    f"name its column of {kind.plural} in the description of the data"
+                    if word == kind.written_tag
+                    else f"remove it; {kind.noun} is written as {kind.written_tag}"
                 )
-                raise RowError(f"the text holds {word}, which the model takes for an image -> {remedy}")
+                raise RowError(f"the text holds {word}, which the model takes for {kind.noun} -> {remedy}")
 
 
 def _shortened(row: Encoded, whole: Encoded) -> Encoded:
-    """A truncated row with images, which lost those targets that the whole row has more."""
+    """A truncated row with media, which lost those targets that the whole row has more."""
     return replace(row, lost_labels=max(whole.num_labels - row.num_labels, 0))
 
 
@@ -342,14 +361,21 @@ def _no_target(item: Labeled, cutoff_len: int) -> tuple[str, ...]:
     num_tokens = max(
         sum(num_block_tokens(side) for turn in part for side in turn) for row in item.turns for part in row
     )
-    count = f"{len(item.seen.sizes)} image{'s are' if len(item.seen.sizes) > 1 else ' is'} {num_tokens:,} tokens"
+    count = f"{_counted(item.seen.items)} {'are' if len(item.seen.items) > 1 else 'is'} {num_tokens:,} tokens"
     if 2 * num_tokens < cutoff_len:
         return (otherwise,)
+    names = {kind.name for kind in by_kind(item.seen.items)}
+    remedies = [f", or lower {key}" for name, key in _LIMITS.items() if name in names]
     return (
-        f"its {count}, which leaves too little of cutoff_len {cutoff_len} for the answer -> raise cutoff_len, or lower"
-        " image_max_pixels",
+        f"its {count}, which leaves too little of cutoff_len {cutoff_len} for the answer -> raise cutoff_len"
+        f"{''.join(remedies)}",
         count,
     )
+
+
+def _counted(items: Sequence[str]) -> str:
+    """2 images and 1 video"""
+    return " and ".join(kind.named(len(own)) for kind, own in by_kind(items).items())
 
 
 def _split(row: Parts, cutoff_len: int) -> Iterator[Parts]:

@@ -14,6 +14,8 @@ from luthier.core.errors import DataError, Problem
 from luthier.core.kinds import STAGES
 from luthier.core.paths import absent_remedy
 from luthier.core.registry import did_you_mean
+from luthier.data.media.items import declared_kinds
+from luthier.data.media.kinds import media_kinds
 from luthier.data.sources.columns import check_columns
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source, Tags, parse_description
 from luthier.data.sources.located_json import LocatedJson, read_located
@@ -22,7 +24,7 @@ from luthier.data.types import Feedback, Preference
 if TYPE_CHECKING:
     from luthier.config.keys.data import DataConfig
 
-__all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "declares_images", "load_catalog"]
+__all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "declared_media", "load_catalog"]
 
 CATALOG_FILE = "dataset_info.json"
 
@@ -191,30 +193,33 @@ def _media_dir_faults(data: "DataConfig") -> Iterator[Problem]:
     folder = data.media_dir
     if folder is not None and not os.path.isdir(folder):
         reason = "is a file, not a folder" if os.path.exists(folder) else "is not there"
-        remedy = absent_remedy(folder, "name the folder that the paths of images start from")
+        remedy = absent_remedy(folder, "name the folder that the paths of images, videos and audio start from")
         yield Problem("media_dir", reason, remedy, value=folder, has_value=True)
 
 
 def _media_faults(spec: DatasetSpec, data: "DataConfig", stage: str | None) -> Iterator[Problem]:
-    """What keeps a run from using a dataset with images."""
-    if not spec.columns.images:
-        return
-    key = f"{spec.name}.columns.images"
-    if stage is not None and not STAGES.get(stage).rows.reads_chat:
-        reason, remedy = f"stage {stage} learns plain text without images", "use stage: sft, or leave the column out"
-        yield Problem(key, reason, remedy, file=spec.file, line=spec.line)
-    if data.on_overlong == "split":
-        reason = "on_overlong: split would cut rows apart from their images"
-        yield Problem(key, reason, "set on_overlong: truncate or drop", file=spec.file, line=spec.line)
+    """What keeps a run from using a dataset with media."""
+    for kind in declared_kinds(spec):
+        key = f"{spec.name}.columns.{kind.column}"
+        if stage is not None and not STAGES.get(stage).rows.reads_chat:
+            reason = f"stage {stage} learns plain text without {kind.plural}"
+            yield Problem(key, reason, "use stage: sft, or leave the column out", file=spec.file, line=spec.line)
+        if data.on_overlong == "split":
+            reason = f"on_overlong: split would cut rows apart from their {kind.plural}"
+            yield Problem(key, reason, "set on_overlong: truncate or drop", file=spec.file, line=spec.line)
 
 
-def declares_images(data: "DataConfig", *, hf_hub_token: str | None = None, cache_dir: str | None = None) -> bool:
-    """Whether a dataset of the run has a column of images. False for datasets that cannot be found."""
+def declared_media(
+    data: "DataConfig", *, hf_hub_token: str | None = None, cache_dir: str | None = None
+) -> tuple[str, ...]:
+    """The kinds of media that the datasets of a run have columns for. None of datasets that cannot be found."""
     try:
         catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=hf_hub_token, cache_dir=cache_dir)
-        return any(catalog.get(name).columns.images for name in (*data.dataset, *data.eval_dataset))
+        specs = [catalog.get(name) for name in (*data.dataset, *data.eval_dataset)]
     except DataError:  # told where the data are read
-        return False
+        return ()
+    found = {kind.name for spec in specs for kind in declared_kinds(spec)}
+    return tuple(kind.name for kind in media_kinds() if kind.name in found)
 
 
 def _stage_faults(spec: DatasetSpec, stage: str) -> Iterator[Problem]:

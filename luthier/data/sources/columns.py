@@ -12,7 +12,7 @@ from typing import Any
 from luthier.core.errors import DataError, Problem, RowError
 from luthier.core.kinds import FORMATS
 from luthier.core.registry import did_you_mean
-from luthier.data.sources.dataset_info import Columns, DatasetSpec, Tags
+from luthier.data.sources.dataset_info import MEDIA_COLUMNS, Columns, DatasetSpec, Tags
 from luthier.data.sources.read import column_names, data_files, rows_in
 from luthier.data.sources.readers import DataFile, Row
 from luthier.data.training_keys import training_keys
@@ -115,7 +115,7 @@ def _effective(spec: DatasetSpec, found: Sequence[str]) -> dict[str, str]:
 def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(key, column, reason) of described columns that the first rows lack. The default `input` may be missing."""
     for key, column in _effective(spec, found).items():
-        may_lack = key == "images" and FORMATS.get(spec.formatting).has_roles  # images may stand in messages alone
+        may_lack = key in MEDIA_COLUMNS and FORMATS.get(spec.formatting).has_roles  # media may stand in messages alone
         if column not in found and not may_lack and (spec.columns_given or key in FORMATS.get(spec.formatting).needs):
             how = "" if spec.columns_given else " (the default, since `columns` is not given)"
             yield key, column, f"the data have no such column{how}"

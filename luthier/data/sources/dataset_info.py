@@ -16,6 +16,8 @@ from luthier.core.kinds import FORMATS
 from luthier.core.registry import did_you_mean
 from luthier.data.sources.readers.saved import holds_splits
 
+MEDIA_COLUMNS = ("images", "videos", "audios")
+
 SourceKind = Literal["file", "cloud", "hf_hub", "ms_hub", "om_hub"]
 
 

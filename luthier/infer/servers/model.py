@@ -119,7 +119,7 @@ class ServedModel(Streaming):
             raise UnsupportedSetting("num_beams", f"{self._dialect.name} has no beam search that streams")
         if isinstance(prompt_ids, SeenPrompt):
             raise UnsupportedSetting(
-                "images", f"{self._dialect.name} gets token ids alone -> infer_backend: huggingface"
+                "media", f"{self._dialect.name} gets token ids alone -> infer_backend: huggingface"
             )
         self._dialect.check(settings)
         if settings.min_p is None:

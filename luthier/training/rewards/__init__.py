@@ -29,8 +29,8 @@ class Answered:
     """Prompt and answer with their special tokens."""
     stopped: bool
     """Whether it ended with a stop token rather than at `max_new_tokens`."""
-    images: tuple[str, ...] = ()
-    """The paths of the images in the prompt."""
+    media: tuple[str, ...] = ()
+    """The items in the prompt (`luthier.data.media.kinds`)."""
     blocks: tuple[int, ...] = ()
     """Where their tokens begin and end in `prompt_ids`: start, stop, start, stop, ..."""
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InvalidInput, RunFailed
+from luthier.data.media.kinds import by_column, media_kinds
 from luthier.training.rewards import Answered, checked
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
-    """Called with those of `prompts`, `completions`, `answers` and `images` that it has parameters for.
+    """Called with those of `prompts`, `completions`, `answers`, `images`, `videos` and `audios` that it has parameters
+    for.
 
-    `images`: a list of paths for each answer.
+    The last three: a list of paths for each answer.
     """
 
     name: str
@@ -30,8 +32,10 @@ class FunctionReward:
             "answers": [answered.given for answered in answers],
         }
         parameters = inspect.signature(self.function).parameters
-        if "images" in parameters or any(answered.images for answered in answers):
-            offered["images"] = [list(answered.images) for answered in answers]
+        media = [by_column(answered.media) for answered in answers]
+        for column in (kind.column for kind in media_kinds()):
+            if column in parameters or any(column in own for own in media):
+                offered[column] = [own.get(column, []) for own in media]
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}
         with ThreadPoolExecutor(max_workers=1) as thread:  # captures any exception of the function

@@ -35,7 +35,7 @@ class RewardModel:
                 ids = [*answered.prompt_ids, *answered.answer_ids, *closing]
                 inputs = {"input_ids": torch.tensor([ids])}
                 if self.pixels is not None:
-                    row = {"input_ids": ids, "images": answered.images, "blocks": answered.blocks}
+                    row = {"input_ids": ids, "images": answered.media, "blocks": answered.blocks}
                     inputs |= Prompts(self.pixels, [row]).inputs([0], inputs["input_ids"])
                 scores.append(position_scores(self.model, to_device(inputs, device))[-1].item())
         return checked(f"reward_model: {self.name}", scores, answers)

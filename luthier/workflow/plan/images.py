@@ -71,7 +71,7 @@ def images_of(
     if media is None or not number:
         return None
     parts = parts_of(rows[0])[:num_parts]
-    inputs = repeated(Pixels(media.processor, media.mark, dtype=dtype).inputs(rows), len(parts))
+    inputs = repeated(Pixels(media.processor, tuple(media.marks), dtype=dtype).inputs(rows), len(parts))
     blocks = [row[part + BLOCKS.name] for row in rows for part in parts]
     num_tokens = sum(sum(bounds[1::2]) - sum(bounds[::2]) for bounds in blocks)
     return Images(number, num_tokens, {name: _without_data(values) for name, values in inputs.items()})

@@ -60,14 +60,14 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if run.training["deepspeed"] or run.training["fsdp"]:
-        return "its weights are spread over processes"
     if run.model.use_unsloth or run.kt.use_kt:
         return "another library loads and trains the model"
     if run.optimizers:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
+    if text.media is not None and set(text.media.marks) != {"image"}:
+        return "its videos and audio take memory by their length"
     return None
 
 

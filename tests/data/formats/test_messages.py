@@ -90,9 +90,19 @@ class TestParts:
             assert [message.content for message in messages] == ["12:00"] * 4
         assert read(chat({"role": "system", "content": parts}, U, A), OPENAI).system == "12:00"
 
-    @pytest.mark.parametrize("what", ["image_url", "image", "input_audio", "video", "file", None])
+    @pytest.mark.parametrize(
+        ("what", "plural", "column"),
+        [
+            ("image_url", "images", "images"),
+            ("image", "images", "images"),
+            ("input_audio", "audio", "audios"),
+            ("video", "videos", "videos"),
+            ("file", "", ""),
+            (None, "", ""),
+        ],
+    )
     @pytest.mark.parametrize("place", [0, 1])
-    def test_other_parts_are_named(self, what, place):
+    def test_other_parts_are_named(self, what, plural, column, place):
         messages = [dict(U), dict(A)]
         messages[place]["content"] = [{"type": "text", "text": "x"}, {"type": what, "url": "a.png"}]
         with pytest.raises(RowError) as caught:
@@ -100,11 +110,10 @@ class TestParts:
         assert str(caught.value) == (
             f"part 2 of 'content' of message {place + 1} is of type {what!r}, and "
             + (
-                'the description of the data declares no images -> add "images": "images" to `columns`, whether or not'
-                " rows have such a column"
-                if what in ("image", "image_url")
-                else "this version trains on text and images only -> remove the part and what the text says of it, or"
-                " the row"
+                f'the description of the data declares no {plural} -> add "{column}": "{column}" to `columns`, whether'
+                " or not rows have such a column"
+                if column
+                else "this version trains on no such part -> remove it and what the text says of it, or the row"
             )
         )
 

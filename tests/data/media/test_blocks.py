@@ -7,7 +7,12 @@ import pytest
 
 from luthier.core.errors import ModelError, RowError
 from luthier.data.media.blocks import MediaProcessor
+from luthier.data.media.kinds import Shape
 from tests.torchvision_models import FAMILIES
+
+
+def images(*sizes: tuple[int, int]) -> tuple[Shape, ...]:
+    return tuple(Shape("image", size) for size in sizes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,20 +24,20 @@ def test_a_size_is_asked_for_once(worlds, family, monkeypatch):
     )
     assert media.is_joint == (family == "llava_onevision")
     asked.clear()
-    sizes = [(56, 84), (30, 200), (56, 84)]
-    first = media.blocks(sizes)
-    assert first[0] == first[2] and media.blocks(sizes) == first
+    shapes = images((56, 84), (30, 200), (56, 84))
+    first = media.blocks(shapes)
+    assert first[0] == first[2] and media.blocks(shapes) == first
     if media.is_joint:
-        assert asked == [tuple(sizes)]
+        assert asked == [shapes]
         return
-    assert media.blocks([(30, 200)]) == first[1:2]
-    assert asked == [((56, 84),), ((30, 200),)]
+    assert media.blocks(shapes[1:2]) == first[1:2]
+    assert asked == [shapes[:1], shapes[1:2]]
 
 
 def test_it_can_be_sent_to_another_process(worlds):
     media = worlds("paddleocr_vl").text.media
     sent = pickle.loads(pickle.dumps(media))
-    assert sent.blocks([(56, 84)]) == media.blocks([(56, 84)]) == ("<|IMAGE_PLACEHOLDER|>" * 6,)
+    assert sent.blocks(images((56, 84))) == media.blocks(images((56, 84))) == ("<|IMAGE_PLACEHOLDER|>" * 6,)
     assert sent.digest == media.digest
 
 
@@ -45,7 +50,7 @@ def test_the_digest_is_that_of_the_limits(worlds):
 
 def test_a_refused_size_is_named(worlds):
     with pytest.raises(RowError, match="refuses an image of 10x2001 pixels") as caught:
-        worlds("paddleocr_vl").text.media.blocks([(10, 2001)])
+        worlds("paddleocr_vl").text.media.blocks(images((10, 2001)))
     assert "10x2001" not in caught.value.kind
 
 
@@ -63,4 +68,4 @@ def test_what_cannot_be_used(kind, why):
 
 
 def test_a_mark_in_the_text_is_reserved(worlds):
-    assert worlds("gemma3").text.media.reserved == ("<start_of_image>", "<image_soft_token>")
+    assert tuple(worlds("gemma3").text.media.reserved) == ("<start_of_image>", "<image_soft_token>")

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from luthier.data.chat.encoder import TextWithSpans
-from luthier.data.media.expand import expanded_text, slot_of
+from luthier.data.media.expand import expanded_text, slots_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.types import PLACE, Span
 from tests.data.media.rows import TAG, answer, random_row, row, user
@@ -128,8 +128,8 @@ class TestWrittenOut:
 
 
 def test_a_format_of_a_family_writes_its_own_text_around_an_image():
-    assert slot_of("qwen2vl") == "<|vision_start|>{{media}}<|vision_end|>"
-    assert slot_of("base") is None
+    assert slots_of("qwen2vl")["image"] == "<|vision_start|>{{media}}<|vision_end|>"
+    assert slots_of("base") == {}
 
 
 class TestTruncation:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from luthier.core.errors import MediaFault, RowError
-from luthier.data.media.items import media_path, path_of, require_usable, stored
+from luthier.data.media.items import item_in, media_path, path_of, require_usable, stored
+from luthier.data.media.kinds import media_kinds
 from luthier.data.rows.maker import Drawn
 from luthier.data.sources.dataset_info import Columns, DatasetSpec, Source
 from luthier.data.sources.readers import Row
@@ -25,6 +26,11 @@ def spec(tmp_path) -> DatasetSpec:
     return DatasetSpec(name="d", source=Source("file", "d.json"), columns=COLUMNS, media_dir=str(tmp_path))
 
 
+def of_kind(column: str, spec: DatasetSpec, *names: str) -> Media:
+    (kind,) = (kind for kind in media_kinds() if kind.column == column)
+    return Media(tuple(item_in(name, kind, spec) for name in names))
+
+
 def test_an_example_without_media_can_be_used(spec):
     require_usable(Media(), spec)
 
@@ -32,27 +38,30 @@ def test_an_example_without_media_can_be_used(spec):
 @pytest.mark.parametrize(("kind", "column"), [("images", "pictures"), ("videos", "videos"), ("audios", "sounds")])
 def test_a_missing_file_is_named_with_its_column(spec, kind, column):
     with pytest.raises(MediaFault, match=rf"column '{column}' names '.*/no', which is not a file \(media_dir is /"):
-        require_usable(Media(**{kind: (media_path("a.png", spec), media_path("no", spec))}), spec)
+        require_usable(of_kind(kind, spec, "a.png", "no"), spec)
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
         ("images", "the row has images, and the model reads text only"),
-        ("videos", "the row has videos or audio, and this version reads text and images only"),
-        ("audios", "the row has videos or audio, and this version reads text and images only"),
+        ("videos", "the row has videos, and the model reads text only"),
+        ("audios", "the row has audio, and the model reads text only"),
     ],
 )
 def test_media_that_are_there_are_refused_as_such(spec, kind, reason):
     with pytest.raises(RowError, match=reason) as found:
-        require_usable(Media(**{kind: (media_path("a.png", spec),)}), spec)
+        require_usable(of_kind(kind, spec, "a.png"), spec)
     assert not isinstance(found.value, MediaFault)
-    require_usable(Media(images=(media_path("a.png", spec),)), spec, sees=True)
+    require_usable(of_kind(kind, spec, "a.png"), spec, takes=("image", "video", "audio"))
+    if kind != "images":
+        with pytest.raises(RowError, match="and the model reads text and images only"):
+            require_usable(of_kind(kind, spec, "a.png"), spec, takes=("image",))
 
 
 def test_an_address_is_no_file(spec):
     with pytest.raises(MediaFault, match=r"'https://example\.org/b\.png': images are read from files only"):
-        require_usable(Media(images=("https://example.org/b.png",)), spec, sees=True)
+        require_usable(Media(("https://example.org/b.png",)), spec, takes=("image",))
 
 
 def test_only_relative_paths_of_local_data_start_from_media_dir(spec, tmp_path):
@@ -185,7 +194,7 @@ class TestPlaces:
         made, account, _ = see.made([row(user(parts), answer("x"), images=[third])])
         assert account.kept == 1, account.dropped
         [(example, [(part,)])] = made
-        assert example.media.images == (str(see.folder / first), stored(content), str(see.folder / third))
+        assert example.media.items == (str(see.folder / first), stored(content), str(see.folder / third))
         assert [stop - start for start, stop in zip(part.blocks[::2], part.blocks[1::2], strict=True)] == [3, 4, 5]
 
     def test_rows_without_an_image_and_data_without_a_column(self, worlds):

@@ -9,8 +9,13 @@ import pytest
 from PIL import Image
 
 from luthier.core.errors import RowError
-from luthier.data.media.reader import Sizes, decoded_size, former_size, load_image, size_of, state_of
+from luthier.data.media.reader import Measures, decoded_size, former_size, load_image, size_of, state_of
 from tests.media_models import draw
+
+
+def sizes(file) -> Measures:
+    return Measures(str(file), decoded_size)
+
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F")
 
@@ -77,24 +82,24 @@ def test_the_former_size_of_a_file_that_was_replaced(tmp_path):
 
 def test_a_size_is_remembered_until_the_file_changes(tmp_path):
     path, file = draw(tmp_path / "a.png"), tmp_path / "memo" / "sizes.jsonl"
-    assert Sizes(str(file)).of(str(path)) == (28, 28)
+    assert sizes(file).of(str(path)) == (28, 28)
     state = state_of(str(path))
     path.write_bytes(b"x" * state[0])
     os.utime(path, ns=(0, state[1]))
-    assert Sizes(str(file)).of(str(path)) == (28, 28), "an unchanged file is not opened"
+    assert sizes(file).of(str(path)) == (28, 28), "an unchanged file is not opened"
     draw(path, height=40)
-    assert Sizes(str(file)).of(str(path)) == (40, 28)
+    assert sizes(file).of(str(path)) == (40, 28)
 
 
 def test_a_half_written_line_is_left_out(tmp_path):
     path, file = draw(tmp_path / "a.png"), tmp_path / "sizes.jsonl"
     file.write_text('["/a.png", 1, 2\n' + json.dumps([str(path), *state_of(str(path)), 7, 8]) + "\n[1]\n")
-    assert Sizes(str(file)).of(str(path)) == (7, 8)
+    assert sizes(file).of(str(path)) == (7, 8)
 
 
 def test_without_a_folder_that_can_be_written(tmp_path):
     (tmp_path / "file").touch()
-    assert Sizes(str(tmp_path / "file" / "sizes.jsonl")).of(str(draw(tmp_path / "a.png"))) == (28, 28)
+    assert sizes(tmp_path / "file" / "sizes.jsonl").of(str(draw(tmp_path / "a.png"))) == (28, 28)
 
 
 def test_a_file_that_is_not_there_has_no_state(tmp_path):
