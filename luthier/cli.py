@@ -14,7 +14,10 @@ COMMANDS = {
         "find every problem of a run file and its datasets",
     ),
     "sweep": ("RUN key=a,b [key=value ...]", "train every combination of these values, with one table at the end"),
-    "plan": ("RUN [key=value ...] [--json]", "tell work, memory and time of a run before any weight is loaded"),
+    "plan": (
+        "RUN [key=value ...] [--processes N[,N ...]] [--accelerator 80GB] [--json | --table]",
+        "tell work, memory and time of a run before any weight is loaded",
+    ),
     "data": (
         "RUN [--limit N] [--split train|eval] [--row K] [--json | --html FILE | --doctor [--strict]]",
         "show the tokenized rows, or find what is wrong with the datasets",

@@ -6,10 +6,12 @@ Everything that a run imports is imported once, by the fork server of `multiproc
 import json
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
 import sys
+import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,17 @@ _server.set_forkserver_preload([__name__])
 
 def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
     """A run in a process group of its own. What it says is added to `log`. `typed`: as the command `luthier train`."""
+    _keep_folder_apart()
     process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port(), typed))
     process.start()
     return process
+
+
+def _keep_folder_apart() -> None:
+    """`multiprocessing` removes its folder at the end, when that of the tests is gone (`tests/conftest.py`)."""
+    inside, tempfile.tempdir = tempfile.tempdir, os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    multiprocessing.util.get_temp_dir()
+    tempfile.tempdir = inside
 
 
 def wait(process: BaseProcess, kill_at: float = math.inf, delay_seconds: float = 0.0) -> float:
@@ -66,7 +76,7 @@ def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed:
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(number, stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  # until the end
+    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115  # until the end
     others, rank = [], 0
     for other in range(1, num_processes):
         if not rank:

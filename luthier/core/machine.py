@@ -28,6 +28,8 @@ class Machine:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    is_assumed: bool = False
+    """A plan is made for it, and it is not here."""
 
 
 def num_accelerators() -> int:

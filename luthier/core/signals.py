@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,24 +18,18 @@ def ending_on_signals() -> Iterator[None]:
 
     A shell that starts a program in the background lets it ignore Ctrl-C, and so it does.
     """
-    previous = {number: signal.getsignal(number) for number in STOPPING}
+    previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in STOPPING}
     taken = [number for number in STOPPING if previous[number] is not signal.SIG_IGN]
     for number in taken:
         signal.signal(number, _interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        raise  # what is left to do is to end, and the next signal should not wait for it
-    except BaseException:
-        _restore(previous, taken)
-        raise
-    else:
-        _restore(previous, taken)
-
-
-def _restore(previous: dict[signal.Signals, object], taken: list[signal.Signals]) -> None:
-    for number in taken:
-        signal.signal(number, previous[number])  # type: ignore[arg-type]
+    finally:
+        for number in taken:
+            if (
+                signal.getsignal(number) is _interrupt
+            ):  # else what is left to do is to end, and a second one need not wait
+                signal.signal(number, previous[number])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -130,6 +130,7 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
         assert run.data.tokenized_path is not None, "the rows are read from there"
         info(f"data: using the tokenized rows in {run.data.tokenized_path}; other data keys are ignored")
         return _saved(run, plan, encoding, Path(run.data.tokenized_path))
+    tell_machines(run.data)
     data = _prepared(run, plan, encoding)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
@@ -371,6 +372,12 @@ class _Builder:
                 f" {packer.size_tokens} -> lower cutoff_len, add text, or set packing: false"
             )
         return packed
+
+
+def tell_machines(data: "DataConfig") -> None:
+    """Log how the machines of a run come to their rows, if there are several."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and not data.data_shared_file_system:
+        info("data: every machine of the run makes its own rows; data_shared_file_system: true lets one of them do it")
 
 
 def cache_of(data: "DataConfig") -> Cache:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from luthier.model.sharded import exchange, is_sharded, reshard
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -71,12 +73,17 @@ class InitialPolicy:
             self.policy.train(was_training)
 
     def _swap(self) -> None:
-        """The current and the initial weights change places; only pointers move."""
+        """The current and the initial weights change places; only pointers move, except in sharded weights."""
         import torch
 
+        are_shards = is_sharded(self.policy)
+        reshard(self.policy)
         weights = dict(self.policy.named_parameters())
         for name, other in self.initial.items():
             weight = weights[name]
-            self.initial[name], weight.data = weight.data, other.to(weight.device)
+            if are_shards:
+                self.initial[name] = exchange(weight, other)
+            else:
+                self.initial[name], weight.data = weight.data, other.to(weight.device)
         # Autocast caches 16-bit copies of weights by their address.
         torch.clear_autocast_cache()

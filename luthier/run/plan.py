@@ -1,44 +1,150 @@
 """`luthier plan RUN`: what a run will compute, how much memory and time it takes, before any weight is loaded."""
 
 import json
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
 
+if TYPE_CHECKING:
+    from luthier.core.machine import Machine
+
+UNITS = {"GB": 10**9, "GiB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line says beside the run file."""
+
+    words: Sequence[str]
+    """The run file and its overrides."""
+    as_json: bool = False
+    as_table: bool = False
+    num_processes: tuple[int, ...] = ()
+    accelerator_bytes: int | None = None
+
 
 def main(argv: list[str]) -> int:
-    as_json = "--json" in argv
-    words = [word for word in argv if word != "--json"]
-    if not words:
-        raise InvalidInput("plan: which run file? e.g. `luthier plan run.yaml`")
+    asked = read_options(argv)
 
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
     from luthier.workflow.preflight import load_checked
 
-    run = load_checked("train", read_source(words), begins=False, writes=False)
+    run = load_checked("train", read_source(asked.words), begins=False, writes=False)
     assert isinstance(run, TrainRun)
 
     from luthier.core.machine import detect
     from luthier.data.prepare import prepare
     from luthier.workflow.plan import text as text_of_plan
+    from luthier.workflow.plan.engine import num_processes_asked
     from luthier.workflow.plan.libraries import import_what_training_needs
     from luthier.workflow.plan.make import make_plan
     from luthier.workflow.plan.shape import Unplanned
     from luthier.workflow.text import load_text_side
 
-    stage, machine = STAGES.get(run.stage), detect()
+    stage = STAGES.get(run.stage)
+    # `train` starts a process for each accelerator.
+    counts = asked.num_processes or (num_processes_asked() or max(detect().world_size, detect().num_accelerators),)
+    machines = [machine_for(detect(), count, asked.accelerator_bytes) for count in counts]
     import_what_training_needs(run)
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
     data = prepare(run, stage.rows, text.encoding)
     for line in data.ledger.summary():
         print(line, file=sys.stderr)
     try:
-        plan = make_plan(run, stage, text, data, machine)
+        if asked.as_table:
+            lines = _table(run, stage, text, data, machines)
+        else:
+            plan = make_plan(run, stage, text, data, machines[0])
+            in_json = [json.dumps(text_of_plan.as_json(plan), indent=1)]
+            lines = in_json if asked.as_json else list(text_of_plan.lines_of(plan))
     except Unplanned as fault:
         raise InvalidInput(
             f"plan: the memory of this run has no model: {fault} -> start it with a small max_steps"
         ) from fault
-    print(json.dumps(text_of_plan.as_json(plan), indent=1) if as_json else "\n".join(text_of_plan.lines_of(plan)))
+    print("\n".join(lines))
     return 0
+
+
+def _table(run: Any, stage: Any, text: Any, data: Any, machines: "Sequence[Machine]") -> list[str]:
+    """Every engine with each number of processes."""
+    from luthier.workflow.plan.engine import ENGINES, Engine
+    from luthier.workflow.plan.make import make_plan, sketch
+    from luthier.workflow.plan.text import table_of
+
+    drawn = sketch(run, stage, text, machines[0])
+    plans = [
+        make_plan(run, stage, text, data, machine, Engine(name, machine.world_size), drawn)
+        for machine in machines
+        for name in ENGINES
+    ]
+    return list(table_of(plans))
+
+
+def machine_for(machine: "Machine", num_processes: int, accelerator_bytes: int | None) -> "Machine":
+    """This machine, or one with an accelerator of `accelerator_bytes` for each process."""
+    if accelerator_bytes is None:
+        return replace(machine, world_size=num_processes)
+    return replace(
+        machine,
+        device="cuda",
+        num_accelerators=num_processes,
+        bf16=True,
+        fp16=True,
+        device_memory_bytes=accelerator_bytes,
+        world_size=num_processes,
+        is_assumed=True,
+    )
+
+
+def read_options(argv: Sequence[str]) -> Asked:
+    """Raises `InvalidInput` for an option that is not well formed, and without a run file."""
+    words, found = list(argv), {}
+    for name in ("--json", "--table"):
+        found[name] = name in words
+        words = [word for word in words if word != name]
+    counts = _value_of("--processes", words)
+    memory = _value_of("--accelerator", words)
+    num_processes = tuple(_count(text) for text in counts.split(",")) if counts else ()
+    if not words:
+        raise InvalidInput("plan: which run file? e.g. `luthier plan run.yaml`")
+    if found["--table"] and found["--json"]:
+        raise InvalidInput("plan: --table and --json are two forms of output -> leave one of them out")
+    if len(num_processes) > 1 and not found["--table"]:
+        raise InvalidInput("plan: --processes: several numbers make a table -> add --table, or give one number")
+    if found["--table"] and not num_processes:
+        raise InvalidInput("plan: --table compares engines of several processes -> add e.g. --processes 8,64")
+    return Asked(words, found["--json"], found["--table"], num_processes, None if memory is None else _bytes(memory))
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    """Takes `--option VALUE` or `--option=VALUE` out of the words."""
+    for index, word in enumerate(words):
+        if word == option:
+            if index + 1 == len(words):
+                raise InvalidInput(f"plan: {option} needs a value")
+            value = words[index + 1]
+            del words[index : index + 2]
+            return value
+        if word.startswith(f"{option}="):
+            del words[index]
+            return word.partition("=")[2]
+    return None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidInput(f"plan: --processes: {text!r} is no number of processes -> e.g. --processes 8")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text)
+    if not found:
+        raise InvalidInput(f"plan: --accelerator: {text!r} is no size of memory -> e.g. --accelerator 80GB")
+    return round(float(found[1]) * UNITS[found[2]])

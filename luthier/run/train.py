@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     from luthier.config.load import read_source
+    from luthier.training.peers import watched
     from luthier.workflow.launch import end_with_launcher, launch_if_needed
     from luthier.workflow.preflight import load_checked
     from luthier.workflow.training import train
@@ -31,7 +32,8 @@ def _train(argv: list[str]) -> int:
     status = launch_if_needed(argv)
     if status is not None:
         return status
-    result = train(run)
+    with watched():
+        result = train(run)
     if result.was_interrupted:
         return 130
     if is_main_process():

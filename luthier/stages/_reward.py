@@ -7,6 +7,7 @@ from luthier.config.rules.engine import Rule, all_of, is_other_than, is_set, not
 from luthier.config.rules.model import scores_with_adapter, trains_adapter
 from luthier.stages._pairs import NO_PACKING
 from luthier.stages._reference import REFERENCE_BITS, ReferenceConfig, bits_of_other
+from luthier.stages._served_rollouts import SERVED_RULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,14 @@ class RewardConfig(ReferenceConfig):
     """Python functions that score answers: `file.py:function` or `module:function`."""
     reward_weights: tuple[float, ...] = ()
     """Weights of reward_funcs, in order, then of reward_model; unset means 1 each."""
+    rollout_backend: Literal["huggingface", "vllm"] = "huggingface"
+    """What samples the answers: the model in training itself, or vLLM, which gets its weights before each rollout."""
+    rollout_server: str | None = None
+    """The address of a running `vllm serve`, http://host:port; unset starts one beside each process that trains."""
+    rollout_folder: str | None = None
+    """Where weights are written for vLLM, a folder that trainer and server both see; unset means output_dir."""
+    rollout_gpu_util: float = 0.3
+    """Share of the memory of its device that a vLLM started by the run takes."""
 
 
 ROLLOUT_RULES = (
@@ -109,15 +118,7 @@ ROLLOUT_RULES = (
         "leave it out",
         is_set("data", "streaming"),
     ),
-    *(
-        Rule(
-            (key, "stage"),
-            "shards weights, and this version does not generate answers with sharded weights",
-            "use several processes with whole weights (torchrun without it)",
-            is_set("training", key),
-        )
-        for key in ("fsdp", "deepspeed")
-    ),
+    *SERVED_RULES,
     Rule(
         ("reward_model_type", "finetuning_type"),
         "an adapter on the same base is a reward model for runs that train an adapter on that base",

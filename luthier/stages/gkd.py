@@ -83,15 +83,6 @@ OWN_ANSWER_RULES = (
         "leave one of the two out",
         is_set("features.shifted_attention", "shift_attn"),
     ),
-    *(
-        _with_own_answers.refuses(
-            (key, "gkd_lambda"),
-            "shards weights, and this version does not generate answers with sharded weights",
-            "use several processes with whole weights (torchrun without it), or leave gkd_lambda out",
-            is_set("training", key),
-        )
-        for key in ("fsdp", "deepspeed")
-    ),
 )
 
 RULES = Rules(

@@ -1,10 +1,14 @@
 """transformers' TrainingArguments, built from the frozen run just before training."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
+from luthier.config.keys.quantization import GATHERS
+from luthier.config.keys.training import read_mapping
 from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.log import warn
@@ -60,6 +64,9 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.training["ddp_find_unused_parameters"] is None:
         # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
+    values |= for_engine(values, machine)
+    if machine.device == "cpu":
+        join_on_cpu(run.training["ddp_timeout"])
     try:
         args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError) as error:
@@ -72,14 +79,39 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     return args
 
 
+def for_engine(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """The settings of FSDP and DeepSpeed in `values`, as this machine needs them."""
+    changed: dict[str, Any] = {}
+    if values.get("deepspeed") is not None:
+        changed["deepspeed"] = gathering(read_mapping("deepspeed", values["deepspeed"]))
+    if machine.device == "cpu" and (values.get("fsdp_config") or {}).get("cpu_offload"):
+        warn("fsdp: offloading is left out, since the weights are in the memory of the CPU on this machine anyway")
+        changed["fsdp_config"] = {**values["fsdp_config"], "cpu_offload": False}
+    return changed
+
+
+def gathering(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of DeepSpeed with which ZeRO-3 saves whole weights; by itself it leaves them in its own files."""
+    zero = settings.get("zero_optimization")
+    if not isinstance(zero, Mapping) or zero.get("stage") != 3:
+        return dict(settings)
+    return {**settings, "zero_optimization": {GATHERS: True, **zero}}
+
+
+def join_on_cpu(timeout_seconds: float) -> None:
+    """Meet the other processes of a run on CPUs; transformers gives their collectives no `ddp_timeout`."""
+    from torch import distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def is_in_16_bits(run: "TrainRun") -> bool:
     return bool(run.training["bf16"] or run.training["fp16"] or run.finetuning.pure_bf16)
 
 
 def trackers(report_to: Any) -> "list[TrainerCallback]":
     """One callback per tracker named by `report_to`. Raises `MissingExtra` for one whose library is not installed."""
-    import os
-
     from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
     names = [report_to] if isinstance(report_to, str) else list(report_to or ())

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
@@ -27,6 +28,7 @@ from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
+from luthier.training.engines import building_operators, gathering_whole, require_same_engine
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -70,6 +72,18 @@ class CheckpointedTrainer(Trainer):
         self.superseded = list(parts.superseded)
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As in transformers, but a checkpoint that does not fit DeepSpeed is an error in one sentence."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with building_operators():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is None:
+            return prepared
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: "nn.Module | None" = None) -> None:
         self._load_learned(Path(resume_from_checkpoint), model)
         if self.parts.reading is not None:
@@ -77,10 +91,14 @@ class CheckpointedTrainer(Trainer):
         self.last_saved = Path(resume_from_checkpoint)
 
     def _load_learned(self, checkpoint: Path, model: "nn.Module | None" = None) -> None:
-        """Weights, sampled answers and the state of the stage."""
+        """Weights, sampled answers and the state of the stage; with DeepSpeed also the optimizer."""
         check_resumed(self.policy, checkpoint)
+        require_same_engine(checkpoint, self.accelerator)
         with checkpoint_mismatch(str(checkpoint)):
-            if is_pissa(self.policy):
+            if self.is_deepspeed_enabled:
+                whole = not isinstance(self.model, PeftModel)
+                deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint), load_module_strict=whole)
+            elif is_pissa(self.policy):
                 resume_pissa(self.policy, checkpoint)
             else:
                 with checkpoints.taking_saved_names(self.policy, checkpoint):
@@ -99,6 +117,7 @@ class CheckpointedTrainer(Trainer):
         is_there = saved is not None and checkpoints.is_whole(saved)
         if saved is None or not all(gather_object([is_there])):
             return None
+        assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
         schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
         self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(str(saved))
@@ -106,7 +125,7 @@ class CheckpointedTrainer(Trainer):
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if self.parts.rollouts is not None:
-            self.parts.rollouts.rows = []  # of another policy; the next step samples anew
+            self.parts.rollouts.rows = []  # of another policy; the next step samples again
         return saved
 
     def _load_best_model(self) -> None:
@@ -205,6 +224,12 @@ class CheckpointedTrainer(Trainer):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder))
 
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What trainer_state.json keeps besides the numbers of transformers."""
+        noted: Any = self.state.stateful_callbacks
+        return noted
+
     # -- signals ----------------------------------------------------------------------------------
 
     @cached_property
@@ -221,14 +246,14 @@ class CheckpointedTrainer(Trainer):
             super()._maybe_log_save_evaluate(*arguments, **more)
         except GaveUp:
             info(f"the evaluation at step {self.state.global_step} is made up for when the run is resumed")
-            self.state.stateful_callbacks[EVALUATION_DUE] = True  # type: ignore[index, call-overload]
+            self.noted[EVALUATION_DUE] = True
             self.control.should_log = self.control.should_evaluate = False
             self.stop.stop(self.control)
             super()._maybe_log_save_evaluate(*arguments, **more)
 
     def _make_up_for_evaluation(self, trial: Any, ignored_keys: list[str] | None) -> None:
         """Of a run that resumes behind an evaluation that was given up."""
-        if not self.state.stateful_callbacks.pop(EVALUATION_DUE, False):  # type: ignore[union-attr, call-overload]
+        if not self.noted.pop(EVALUATION_DUE, False):
             return
         metrics = self._evaluate(trial, ignored_keys)
         folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
@@ -237,7 +262,7 @@ class CheckpointedTrainer(Trainer):
 
     def save_last_step(self) -> None:
         """Save the last whole step, after the one that was running was given up."""
-        self.model.zero_grad(set_to_none=True)
+        self.policy.zero_grad(set_to_none=True)
         self.watch.forget()
         if self.parts.reading is not None:
             self.parts.reading.give_back()
@@ -245,7 +270,7 @@ class CheckpointedTrainer(Trainer):
         if self._after_step is not None and self.last_saved != folder:
             random_state, self.stage_state = self._after_step
             random_state.restore()
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.policy, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.stop.was_interrupted = True
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -270,7 +295,7 @@ class CheckpointedTrainer(Trainer):
         """
         self.watch.require_finite_weights(self.policy, self.state.global_step)
         output_dir, best = Path(self.output_dir), self.state.best_model_checkpoint
-        with checkpoints.saving(output_dir):
+        with checkpoints.saving(output_dir), gathering_whole(self.accelerator):
             if self.args.should_save:
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
                     self.save_model(str(folder), _internal_call=True)

@@ -25,7 +25,7 @@ from luthier.core.files import DiskFaults, size, sync, sync_names
 from luthier.core.log import info, quiet, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, verify_folder, write_manifest
 from luthier.model.heads.score_head import VALUE_HEAD
-from luthier.training.foreign_checkpoints import is_foreign, require_readable
+from luthier.training.foreign_checkpoints import is_readable_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,8 +152,6 @@ def rotate(newest: Path, limit: int | None, best: Path | None) -> None:
         remove(folder)
 
 
-# -- which are whole ---------------------------------------------------------------------------------
-
 Stamps = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and time of the last change in nanoseconds of each file."""
 _known_whole: dict[Path, Stamps] = {}
@@ -254,13 +252,13 @@ def taking_saved_names(model: "nn.Module", folder: Path) -> Iterator[None]:
 
     load, names = model.load_state_dict, set(model.state_dict())
 
-    def load_saved(state: dict[str, Any], *args: Any, **options: Any) -> Any:
-        if not set(state) <= names and isinstance(model, PreTrainedModel):
+    def load_saved(state_dict: dict[str, Any], *args: Any, **options: Any) -> Any:
+        if not set(state_dict) <= names and isinstance(model, PreTrainedModel):
             kind: Any = type(model)
             with quiet("transformers"):
                 saved, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            state = {name: value for name, value in saved.state_dict().items() if name not in found["missing_keys"]}
-        return load(state, *args, **options)
+            state_dict = {key: value for key, value in saved.state_dict().items() if key not in found["missing_keys"]}
+        return load(state_dict, *args, **options)
 
     vars(model)["load_state_dict"] = load_saved
     try:
@@ -286,9 +284,6 @@ def check_filled(model: "nn.Module", missing: Sequence[str], unexpected: Sequenc
                 f"the checkpoint {fault} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
                 " -> use the model that it was trained with, or choose another output_dir to start from scratch"
             )
-
-
-# -- which one to resume from ------------------------------------------------------------------------
 
 
 def step_of(folder: Path) -> int:
@@ -376,10 +371,7 @@ def _require_whole(folder: Path) -> None:
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
-    if is_foreign(folder):
-        require_readable(folder)
-        return
-    fault = fault_of(folder)
+    fault = None if is_readable_foreign(folder) else fault_of(folder)
     if fault is None:
         return
     if not (folder / MANIFEST_NAME).is_file():

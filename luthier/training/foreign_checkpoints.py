@@ -44,8 +44,10 @@ def _state_of(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def require_readable(folder: Path) -> None:
-    """Raises `OutputError` if a file is cut off, or if the weights are missing."""
+def is_readable_foreign(folder: Path) -> bool:
+    """As `is_foreign`. Raises `OutputError` for one with a file that is cut off, or without weights."""
+    if not is_foreign(folder):
+        return False
     key = f"resume_from_checkpoint: {folder}"
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         raise OutputError(f"{key}: holds no weights -> copy the whole checkpoint, or choose an earlier one")
@@ -60,6 +62,7 @@ def require_readable(folder: Path) -> None:
                 f"{key}: {path.name} is cut off, or was saved by a torch before 1.6 -> copy it again, or choose an"
                 " earlier checkpoint"
             )
+    return True
 
 
 def require_same_adapter(folder: Path, policy: "nn.Module") -> None:

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 WINDOW_STEPS = 64
 LEAST_STEPS = 16
-"""Fewer say nothing about how much a loss varies; after a resume they are counted anew."""
+"""Fewer say nothing about how much a loss varies; a resumed run counts them from the start."""
 NUM_DEVIATIONS = 6.0
 
 

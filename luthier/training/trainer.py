@@ -16,10 +16,9 @@ Saving and resuming are in `luthier.training.checkpointed`.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from transformers.training_args import OptimizerNames
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
+from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
@@ -50,6 +50,10 @@ from luthier.training.waiting import Waiting
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Seq2SeqTrainingArguments
+
+
+ASKED_BATCHES = 8
+"""After so many batches of an evaluation, the processes ask each other for a signal."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,10 @@ class StageTrainer(CheckpointedTrainer):
         self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with fsdp_on_cpu(self.args):
+            super().create_accelerator_and_postprocess()
 
     # -- one optimizer step -----------------------------------------------------------------------
 
@@ -203,13 +211,14 @@ class StageTrainer(CheckpointedTrainer):
         faults: list[tuple[str, list[str]]] = gather_object([(self.watch.fault(), self.watch.rows())])
         what, rows = max(faults, key=lambda fault: (bool(fault[0]), "loss" in fault[0]))
         self.watch.forget()
-        total = self.state.stateful_callbacks.get(KEY, 0) + 1  # type: ignore[union-attr, operator, call-overload]
+        total = self.noted.get(KEY, 0) + 1
         if total > limit:
             more = f" after {limit} steps that were left out (max_nonfinite_steps)" if limit else ""
             raise self.watch.failure(what + more, step, f"; the rows of this step:{listed(rows)}")
-        self.state.stateful_callbacks[KEY] = total  # type: ignore[index, call-overload]
+        self.noted[KEY] = total
         if self.accelerator.scaler is None:
             self.accelerator.gradient_state._set_sync_gradients(False)  # so that accelerate makes no update
+        assert self._begun.loss is not None, "the step has begun"
         self._tr_loss, self._metrics = self._begun.loss, dict(self._begun.metrics)
         self.stage_state = self._begun.stage_state
         saved = self.go_back() if self.left_out.action == "rollback" else None
@@ -233,7 +242,7 @@ class StageTrainer(CheckpointedTrainer):
             self.left_out.correct_end(logs, self.state.global_step - self._initial_global_step)
         if "loss" in logs:
             self.watch.require_finite_step(self.state.global_step)
-            self.left_out.correct_line(logs, self.state.stateful_callbacks.get(KEY, 0))  # type: ignore[union-attr, arg-type, call-overload]
+            self.left_out.correct_line(logs, self.noted.get(KEY, 0))
             if not math.isfinite(logs.get("loss", 0.0)):
                 raise self.watch.failure(f"the loss became {logs['loss']}", self.state.global_step)
             totals = over_processes(self._metrics, self.args.device)
@@ -342,27 +351,24 @@ class StageTrainer(CheckpointedTrainer):
         if self.stage.statistics is not None:
             state = self._state_for(self.stage.statistics, model, dataloader, state)
 
+        batch_numbers = count()
+
         def compute(batch: dict[str, Any]) -> Sums:
-            self.stop.require_time()
+            if next(batch_numbers) % ASKED_BATCHES == 0:
+                self._require_time()
             output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
 
         sums: dict[str, tuple[Tensor, float]] = {}
-        with self._giving_up_together():
-            for more in batch_by_batch(dataloader, self.args.device, compute):
-                add_to(sums, more)
+        for more in batch_by_batch(dataloader, self.args.device, compute):
+            add_to(sums, more)
         return sums
 
-    @contextmanager
-    def _giving_up_together(self) -> Iterator[None]:
-        """Raises `GaveUp` in all processes if it is raised in one of them, each of which has its own batches."""
-        is_up = False
-        try:
-            yield
-        except GaveUp:
-            is_up = True
-        if any(gather_object([is_up])):
+    def _require_time(self) -> None:
+        """Raises `GaveUp` in all processes if one of them has a signal. All of them evaluate as many batches."""
+        has_signal = torch.tensor([self.stop.has_signal], device=self.args.device)
+        if bool(self.accelerator.gather(has_signal).any()):
             raise GaveUp
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -1,10 +1,14 @@
 """Starts one process per accelerator with torchrun. The command is an argument list, so paths may contain spaces."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 from luthier.config.sections import is_on
+from luthier.core.errors import RunFailed
 from luthier.core.log import info
 
 SHUTDOWN_SECONDS = 300
@@ -28,30 +32,45 @@ def launch_if_needed(argv: list[str]) -> int | None:
 
         if detect().num_accelerators < 2:
             return None
-    arguments = torchrun_arguments(argv, num_devices=None)
+    logs = Path(tempfile.mkdtemp(prefix="luthier-processes-"))
+    arguments = torchrun_arguments(argv, logs, num_devices=None)
     info(f"starting torchrun {' '.join(arguments[:6])} ...")
     num_threads = max(1, (os.cpu_count() or 1) // int(nproc_of(arguments)))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
-    return run_torchrun(arguments)
+    # torch 2.13 tells where a shared store is in the first round only, and a machine that comes back waits for that.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    status = run_torchrun(arguments, logs)
+    if status in (0, 130):
+        shutil.rmtree(logs, ignore_errors=True)
+    return status
 
 
-def run_torchrun(arguments: list[str]) -> int:
+def run_torchrun(arguments: list[str], logs: Path) -> int:
     """Run torchrun in this process, so that a signal to this process reaches it, and through it all that train.
 
-    Returns the status of the first process that failed, 130 if a signal stopped all of them, else 0.
+    Returns the status of the process that failed first, 130 if a signal stopped all of them, else 0. `logs`: see
+    `torchrun_arguments`. Raises `RunFailed` if the machines of the run do not find each other.
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
+
+    from luthier.workflow.failed_processes import FailedProcesses
 
     try:
         run(parse_args(arguments))
     except SignalException:
         return 130
-    except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 1
+    except ChildFailedError as error:
+        failed = FailedProcesses(error.failures, logs)
+        for line in failed.report():
+            print(f"luthier: {line}", file=sys.stderr)
+        return failed.status
+    except (RendezvousError, DistError) as error:
+        raise RunFailed(f"the machines of the run have not met, or one has been lost: {error}") from error
     return 0
 
 
@@ -72,8 +91,11 @@ def nproc_of(arguments: list[str]) -> str:
     return arguments[arguments.index("--nproc-per-node") + 1]
 
 
-def torchrun_arguments(argv: list[str], num_devices: int | None) -> list[str]:
-    """What follows `torchrun` on its command line, from the same environment variables as LLaMA-Factory."""
+def torchrun_arguments(argv: list[str], logs: Path, num_devices: int | None) -> list[str]:
+    """What follows `torchrun` on its command line, from the same environment variables as LLaMA-Factory.
+
+    `logs`: the folder for the logs of processes. The first one writes to the terminal, and all others there.
+    """
     env = os.environ
     if num_devices is None and "NPROC_PER_NODE" not in env:
         from luthier.core.machine import detect
@@ -97,6 +119,8 @@ def torchrun_arguments(argv: list[str], num_devices: int | None) -> list[str]:
             "--master-port",
             env.get("MASTER_PORT", free_port()),
         ]
+    others = ",".join(f"{number}:2" for number in range(1, int(nproc_of(arguments))))
+    arguments += ["--log-dir", str(logs), *(["--redirects", others] if others else [])]
     return [*arguments, "-m", "luthier", "train", *argv]
 
 

@@ -55,8 +55,8 @@ def make_parts(
     """Everything that the trainer needs.
 
     `padding_reason`: why rows must be padded; None if `policy` does not attend across the samples of a row.
-    `superseded`: checkpoints of an earlier run, removed once this one has saved something. `processor`: saved with the
-    weights. `task_metrics`: of `eval_tasks`.
+    `superseded`: checkpoints of an earlier run, removed once this one has saved something. `task_metrics`: of
+    `eval_tasks`.
     """
     separate = _separate_models(run, stage, policy, text)
     padding_reason = padding_reason or isolate_all(separate, trial_of(text))
@@ -77,7 +77,6 @@ def make_parts(
     if plan is not None and plan.has_values:
         models = replace(models, head=replace(head, value=add_value_head(policy)))
     rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text)
-    is_streamed = isinstance(train_rows, StreamedRows)
     gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
     return TrainingParts(
         stage=stage,
@@ -89,7 +88,7 @@ def make_parts(
         train_rows=train_rows,
         eval_rows=eval_rows,
         shuffle=not run.finetuning.disable_shuffling,
-        reading=StreamReading(train_rows, data.ledger, args) if is_streamed else None,
+        reading=StreamReading(train_rows, data.ledger, args) if isinstance(train_rows, StreamedRows) else None,
         rollouts=rollouts,
         build_optimizer=chosen(run),
         callbacks=[*callbacks_of(run, stage), *(gauge for gauge in gauges if isinstance(gauge, Utilization))],

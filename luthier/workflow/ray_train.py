@@ -26,7 +26,7 @@ from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME
 from luthier.core.versions import require
-from luthier.workflow.ray_worker import Endings, work
+from luthier.workflow.ray_worker import INTERRUPTED, Endings, work
 from luthier.workflow.run_files import run_file
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def start_ray(keys: "RayConfig") -> Any:
     except (TypeError, ValueError, ConnectionError, RuntimeError) as fault:
         first = next(iter(str(fault).splitlines()), type(fault).__name__)
         raise InvalidInput(
-            f"ray_init_kwargs: Ray cannot be started ({first}) -> correct the address of the cluster and the other"
-            " arguments of ray.init, or leave them out to start Ray on this machine"
+            f"ray_init_kwargs: Ray cannot be started ({first}) -> correct the address of the cluster, its token"
+            " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN) and the other arguments of ray.init, or leave them out to start Ray"
+            " on this machine"
         ) from fault
     return ray
 
@@ -110,7 +111,9 @@ def train_with_ray(run: "TrainRun") -> RayResult:
     status, message, printed = ray.get(endings.result.remote())
     if run.ray.ray_storage_path is None:
         shutil.rmtree(storage, ignore_errors=True)
-    if message:
+    if status == INTERRUPTED:
+        info(message or "stopped before training began")
+    elif message:
         raise (InvalidInput if status == InvalidInput.exit_status else RunFailed)(message)
     if fault is not None:
         raise RunFailed(f"Ray: {_gist(fault)}; all restarts are used up (MAX_RESTARTS) -> see the log above") from fault

@@ -23,7 +23,7 @@ POLL_SECONDS = 1.0
 SETTLE_SECONDS = 10.0
 """How long the other processes may take to end with the same error."""
 TAIL_LINES = 40
-_OWN_ERROR = re.compile(r"^luthier: (.*(?:\n  .*)*)", re.MULTILINE)
+_LAST_WORDS = re.compile(r"^(?:luthier: (.*(?:\n  .*)*)|(stopped: .*))", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Ending:
 
     status: int
     error: str
-    """The error that luthier printed; empty if it did not, e.g. because it was killed."""
+    """What luthier printed about it; empty if nothing, e.g. because it was killed."""
 
 
 class Endings:
@@ -61,7 +61,8 @@ class Endings:
         self.printed = printed if rank == 0 else self.printed
         found = list(self.ended.values())
         if status in (WRONG_INPUT, INTERRUPTED):
-            self.final = self.final or self.ended[rank]
+            if self.final is None or not self.final.error:
+                self.final = self.ended[rank]
         elif len(found) == self.num_workers and all(ending.error for ending in found):
             self.final = self.final or found[0]
 
@@ -145,7 +146,7 @@ def metrics_of(output_dir: Path) -> dict[str, Any]:
 
 
 def where_to_go_on(keys: Mapping[str, Any], earlier: Mapping[str, int]) -> dict[str, Any]:
-    """The keys that let a restarted run go on from its own newest checkpoint, where the run file says something else.
+    """The keys that let a restarted run resume from its own newest checkpoint, where the run file says something else.
 
     `earlier`: checkpoint -> time of its manifest, of those that were there before the run began.
     """
@@ -181,8 +182,9 @@ class Child:
 
     @property
     def error(self) -> str:
-        own = _OWN_ERROR.findall("".join(self.lines))
-        return str(own[-1]) if own else ""
+        """What luthier printed about its end: an error, or the checkpoint of a run that was asked to stop."""
+        found = _LAST_WORDS.findall("".join(self.lines))
+        return "".join(found[-1]) if found else ""
 
     def watch(self, num_asked: Callable[[], int]) -> int:
         """Waits for the end, and passes on that the user asked to stop. Returns the exit status."""

@@ -26,6 +26,7 @@ from luthier.model.quantization._prequantized import (
     problems_with,
     training_problems,
 )
+from luthier.stages._reward import RewardConfig
 
 TRACKER_MODULES = {
     "azure_ml": "azureml",
@@ -125,6 +126,11 @@ def engine_problems(run: Run) -> Iterator[Problem]:
         engine = ENGINES.get(run.model.infer_backend)
         if engine.program and find_program(engine.program) is None:
             yield Problem("infer_backend", f"there is no program {engine.program} here", engine.install)
+    method = run.method if isinstance(run, TrainRun) else None
+    starts_vllm = isinstance(method, RewardConfig) and (method.rollout_backend, method.rollout_server) == ("vllm", None)
+    if starts_vllm and find_program("vllm") is None:
+        remedy = f"{ENGINES.get('vllm').install}, or give the address of a server as rollout_server"
+        yield Problem("rollout_backend", "there is no program vllm here", remedy)
 
 
 def _about(key: str, name: str, error: ModelError) -> Problem:

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,11 @@ def hashes_of_model(name: str, memos: Path) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(path.iterdir())
     files = [file for file in files if file.is_file() and os.access(file, os.R_OK)]
     read = [file for file in files if file.suffix in READ_SUFFIXES and not NOT_READ.fullmatch(file.name)]
-    return {file.name: file_digest(DataFile(str(file), "", partial(file.open, "rb")), memos) for file in read}
+    return {file.name: file_digest(_data_file(file), memos) for file in read}
+
+
+def _data_file(path: Path) -> DataFile:
+    return DataFile(str(path), "", lambda: path.open("rb"))
 
 
 def _revision(name: str) -> dict[str, str]:
@@ -188,7 +191,7 @@ def _other_keys(folder: Path, run: "TrainRun") -> Iterator[str]:
     here = yaml.safe_load(yaml.safe_dump(resolved_run(run)))
     for name in sorted((there.keys() | here.keys()) - WITHOUT_EFFECT):
         if there.get(name) != here.get(name):
-            yield f"{name}: {_told(there.get(name))} there, {_told(here.get(name))} here"
+            yield f"{name}: {_shown(there.get(name))} there, {_shown(here.get(name))} here"
 
 
 def _other_inputs(manifest: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[str]:
@@ -214,8 +217,8 @@ def _other_machine(manifest: Mapping[str, Any], here: Mapping[str, Any]) -> Iter
     for kind, there, now in (("version of ", manifest.get("versions", {}), versions), ("", on, here)):
         for name in {**there, **now} if there else ():
             if there.get(name) != now.get(name):
-                yield f"{kind}{name}: {_told(there.get(name))} there, {_told(now.get(name))} here"
+                yield f"{kind}{name}: {_shown(there.get(name))} there, {_shown(now.get(name))} here"
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "none" if value is None else str(value)

@@ -11,12 +11,14 @@ from luthier.infer.batch import generate_answers
 from luthier.infer.types import Settings
 from luthier.model.adapters._series import adapters_of_reward_model
 from luthier.model.loading.frozen import load_frozen_model
+from luthier.model.sharded import whole_weights
 from luthier.training.rewards import Reward, WeightedRewards
 from luthier.training.rewards.functions import load_function
 from luthier.training.rewards.reward_model import RewardModel
 from luthier.training.rewards.server import RewardServer
 from luthier.training.rollouts import Rollouts
 from luthier.workflow.seeing import pixels_for, require_same_eyes
+from luthier.workflow.served_rollouts import serve_rollouts
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +47,16 @@ def make_rollouts(
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
     pixels = pixels_for(models.policy, text)
+    is_served = plan.advantages is not None and run.method.rollout_backend == "vllm"
+    served = serve_rollouts(run, text, models.policy, args, settings, stop_ids) if is_served else None
 
     def generate(model: Any, rows: Any, seeds: Any) -> list[list[int]]:
         prompts = [row["input_ids"] for row in rows]
         options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds}
         if pixels is not None:
             options["seen"] = Prompts(pixels, rows)
-        return list(generate_answers(model, text.tokenizer, prompts, settings, stop_ids, len(prompts), **options))
+        with whole_weights(model):
+            return list(generate_answers(model, text.tokenizer, prompts, settings, stop_ids, len(prompts), **options))
 
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))
@@ -64,7 +69,7 @@ def make_rollouts(
         args=args,
         collate=collate,
         prompts=data.table,
-        generate=generate,
+        generate=served or generate,
         decode=decode,
         rewards=None if plan.advantages is None else load_rewards(run, text, args.device, models.policy),
         stop_ids=stop_ids,

@@ -3,7 +3,7 @@
     OUT/NAME/         an ordinary folder of `luthier train` for each run
     OUT/sweep.json    the runs with their values, metrics and errors; `sweep.md` and `sweep.png` show the same
 
-The same command goes on with a sweep that was stopped or killed: runs that are done are not run again, the one that was
+The same command continues a sweep that was stopped or killed: runs that are done are not run again, the one that was
 going on resumes from its checkpoint, and failed runs are tried again.
 """
 

@@ -143,7 +143,7 @@ def grid(words: Sequence[str]) -> list[GridRun]:
             found = run.warnings
         warnings |= {str(warning): warning for warning in found}
     if faults:
-        problems = [_told(same, axes, len(combinations)) for same in faults.values()]
+        problems = [_as_one(same, axes, len(combinations)) for same in faults.values()]
         raise ConfigError(source, problems, warnings.values())
     for text in warnings:
         warn(text)
@@ -168,7 +168,7 @@ def _load(words: Sequence[str], name: str) -> TrainRun:
     return run
 
 
-def _told(same: Sequence[Problem], axes: Sequence[Axis], num_runs: int) -> Problem:
+def _as_one(same: Sequence[Problem], axes: Sequence[Axis], num_runs: int) -> Problem:
     """One problem of several runs, with their number unless its key and value say which runs they are."""
     sizes = {axis.key: len(axis.values) for axis in axes}
     if len(same) == num_runs or len(same) == num_runs // sizes.get(same[0].key, num_runs + 1):

@@ -123,7 +123,7 @@ class RunProcess:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.console = locked(self.folder / CONSOLE)
-        if any(self.folder.glob("checkpoint-*")):  # it goes on from its own
+        if any(self.folder.glob("checkpoint-*")):  # it resumes from its own
             keys = {name: value for name, value in keys.items() if name != RESUME}
         file = run_file(keys)
         write_atomically(self.folder / RUN_FILE, file.text)

@@ -61,10 +61,12 @@ def load_text_side(
     reads_chat: bool = True,
     for_model: bool = True,
     sees: bool = False,
+    needs_weights: bool = True,
 ) -> TextSide:
     """`source`: of the model, if it is located already. `reads_chat` false: rows are plain text, so a chat format is
     not looked for where none is named. `for_model` false: rows are only inspected, so tokens without a row in the
-    embedding are a warning. `sees`: the processor is loaded whatever the data are.
+    embedding are a warning. `sees`: the processor is loaded whatever the data are. `needs_weights` false: the config of
+    the model is enough.
 
     Raises `ModelError` for a tokenizer that cannot be loaded, `UnknownVariant` for an unknown template."""
     from luthier.data.chat.jinja import give_chat_template
@@ -74,7 +76,7 @@ def load_text_side(
     silence_libraries()
     model, data = run.model, run.data
     source = source or model_source(model)
-    check_source(source, weights=for_model and not model.train_from_scratch)
+    check_source(source, weights=for_model and needs_weights and not model.train_from_scratch)
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         use_fast=model.use_fast_tokenizer,

@@ -70,6 +70,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from luthier.data.prepare import prepare
         from luthier.training.arguments import training_arguments
         from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of
+        from luthier.training.engines import loading_whole
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step
         from luthier.training.trained_on import compare_rows
@@ -93,19 +94,20 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     foresight = foresee(run, stage, text, data, machine)
-    policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
-    parts = make_parts(
-        run,
-        stage,
-        policy.model,
-        data,
-        text,
-        args,
-        padding_reason=policy.padding_reason,
-        superseded=checkpoints_in(output_dir) if from_scratch else (),
-        processor=processor,
-        task_metrics=tasks,
-    )
+    with loading_whole():
+        policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
+        parts = make_parts(
+            run,
+            stage,
+            policy.model,
+            data,
+            text,
+            args,
+            padding_reason=policy.padding_reason,
+            superseded=checkpoints_in(output_dir) if from_scratch else (),
+            processor=processor,
+            task_metrics=tasks,
+        )
     with settings_of(run.fp8):
         trainer = StageTrainer(args, parts)
     trainer.add_callback(heartbeat)
@@ -226,10 +228,7 @@ def carry_out(
             if not was_interrupted and not was_finished:
                 save_result(run, trainer, forgets=bool(training))
         if training:
-            metrics["train"] = training
-        if training and run.finetuning.include_effective_tokens_per_second:
-            per_device = training["train_tokens_per_second"] / trainer.args.world_size
-            metrics["train"] = {**training, "effective_tokens_per_sec": round(per_device, 2)}
+            metrics["train"] = with_speed_per_device(run, trainer, training)
         if was_interrupted:
             info(resume_hint(run, output_dir, trainer.state.global_step))
             return RunResult(output_dir, metrics, trainer.state.log_history, was_interrupted=True)
@@ -254,8 +253,14 @@ def carry_out(
         info(f"stopped: training had ended, and its weights are saved in {output_dir}")
     elif run.trains:
         upload(trainer)
-    history = trainer.state.log_history
-    return RunResult(output_dir, metrics, history, was_interrupted=ends_early, compared=compared)
+    return RunResult(output_dir, metrics, trainer.state.log_history, ends_early, compared)
+
+
+def with_speed_per_device(run: TrainRun, trainer: "StageTrainer", metrics: Mapping[str, float]) -> Mapping[str, float]:
+    if not run.finetuning.include_effective_tokens_per_second:
+        return metrics
+    per_device = metrics["train_tokens_per_second"] / trainer.args.world_size
+    return {**metrics, "effective_tokens_per_sec": round(per_device, 2)}
 
 
 def save_result(run: TrainRun, trainer: "StageTrainer", *, forgets: bool) -> None:

@@ -4,7 +4,7 @@ import json
 import pickle
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,27 @@ def test_processes_and_workers_share_the_rows_of_a_pass(world, num_processes, nu
         found += numbers(item.row for item in items)
     assert NUM_ROWS % num_shares == 0
     assert Counter(found) == Counter(range(NUM_ROWS))
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(2, 0), (3, 2), (5, 0)])
+def test_a_dataset_of_several_files_is_shared_row_by_row(world, num_processes, num_workers):
+    """Files of 1, 16, 2 and 11 rows: each process and worker draws its own rows from all of them, and none twice."""
+    rows = [{"instruction": f"question {number}", "output": "a"} for number in range(NUM_ROWS)]
+    (world.folder / "shards").mkdir()
+    for number, (start, end) in enumerate(pairwise((0, 1, 17, 19, NUM_ROWS))):
+        shard = world.folder / "shards" / f"part-{number}.jsonl"
+        shard.write_text("\n".join(map(json.dumps, rows[start:end])))
+    (world.folder / "dataset_info.json").write_text(json.dumps({"shards": {"file_name": "shards"}}))
+    num_shares = num_processes * max(num_workers, 1)
+    drawn = []
+    for process in range(num_processes):
+        stream = world.stream(dataset="shards")
+        stream.process, stream.num_processes = process, num_processes
+        loader = DataLoader(stream, batch_size=1, num_workers=num_workers, collate_fn=list)
+        count = NUM_ROWS // num_processes
+        drawn.append(numbers(item.row for batch in islice(loader, count) for item in batch))
+    assert NUM_ROWS % num_shares == 0
+    assert Counter(number for numbers_of_process in drawn for number in numbers_of_process) == Counter(range(NUM_ROWS))
 
 
 def test_fewer_rows_than_processes_leave_none_without_rows(world):

@@ -39,3 +39,31 @@ def test_a_run_without_a_model_of_its_memory_is_an_error(run_file, capsys):
     assert cli.main(["plan", run_file, "torch_compile=true"]) == 2
     message = capsys.readouterr().err
     assert "has no model" in message and "Traceback" not in message
+
+
+def test_a_table_compares_engines_of_a_model_without_weights(tmp_path, capsys):
+    values = small_world(tmp_path)
+    for file in (tmp_path / "model").glob("*.safetensors"):
+        file.unlink()
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**values, "bf16": True}), encoding="utf-8")
+    assert cli.main(["plan", str(path), "--processes=2,8", "--accelerator", "16GiB", "--table"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows][:2] == [("| 2", "ddp"), ("| 2", "zero1")] and len(rows) == 10
+    assert rows[-1][:2] == ["| 8", "fsdp2"] and all(row[9] == "yes" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "0"], "'0' is no number of processes"),
+        (["--processes", "2,8"], "several numbers make a table"),
+        (["--table"], "--table compares engines"),
+        (["--table", "--json", "--processes", "2"], "two forms of output"),
+        (["--accelerator", "80"], "'80' is no size of memory"),
+        (["--processes"], "--processes needs a value"),
+    ],
+)
+def test_options_that_are_not_well_formed(run_file, capsys, words, message):
+    assert cli.main(["plan", run_file, *words]) == 2
+    assert message in capsys.readouterr().err

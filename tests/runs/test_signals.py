@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.core.manifest import verify_folder
 from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.callbacks.progress import ProgressBar
 from luthier.training.checkpoints import checkpoints_in
 from luthier.training.trainer import StageTrainer
 from tests import killable
@@ -70,12 +72,12 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int
 
 @pytest.mark.parametrize("best", [{}, {"load_best_model_at_end": True, "learning_rate": 1e-3}], ids=["last", "best"])
 def test_an_evaluation_is_given_up_and_made_up_for(world, tmp_path, monkeypatch, said, best):
-    """The second evaluation, in its fourth batch: `require_time` is called once before each and once per batch."""
+    """The second evaluation, in its fourth batch of eight."""
     keys = {**world, **EVALUATED, **best}
     luthier.train({**keys, "output_dir": str(tmp_path / "whole")})
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        signal_at(patch, StopOnSignal, "require_time", 9 + 5, then=lambda: None)
+        signal_at(patch, ProgressBar, "on_prediction_step", 8 + 4, then=lambda: None)
         result = luthier.train({**keys, "output_dir": str(out)})
     assert result.was_interrupted and not list(out.glob("*.safetensors"))
     assert "the evaluation at step 4 is made up for when the run is resumed" in said
@@ -156,7 +158,7 @@ def test_a_run_whose_training_has_ended_is_saved_and_described(world, tmp_path, 
 
 def test_nothing_is_left_of_a_run_that_has_not_made_a_step(world, tmp_path, monkeypatch, said):
     keys = {**world, **EVALUATED, "eval_on_start": True, "output_dir": str(tmp_path / "out")}
-    signal_at(monkeypatch, StopOnSignal, "require_time", 3, then=lambda: None)
+    signal_at(monkeypatch, ProgressBar, "on_prediction_step", 3, then=lambda: None)
     assert luthier.train(keys).was_interrupted
     assert not checkpoints_in(tmp_path / "out")
     assert "stopped: no step has ended, so nothing is saved -> run the same command to start again" in said
@@ -207,21 +209,24 @@ def test_a_signal_while_data_are_prepared(many_rows, tmp_path, number, count):
 
 @pytest.mark.thorough
 def test_two_processes_give_up_an_evaluation_together(world, tmp_path):
-    """One of them gets the signal."""
-    log, out = tmp_path / "log", tmp_path / "out"
-    keys = {**world, **EVALUATED, "val_size": 8, "output_dir": str(out), "eval_dataset": "tools"}
-    keys = {name: value for name, value in keys.items() if name != "val_size"} | {"max_steps": 4, "eval_steps": 1}
+    """One of them gets the signal, during the first evaluation of 150 batches each."""
+    data, log, out = tmp_path / "data", tmp_path / "log", tmp_path / "out"
+    shutil.copytree(world["dataset_dir"], data)
+    info = json.loads((data / "dataset_info.json").read_text()) | {"many": {"file_name": "many.json"}}
+    (data / "dataset_info.json").write_text(json.dumps(info))
+    (data / "many.json").write_text(json.dumps([{"instruction": f"Say {n}", "output": str(n)} for n in range(300)]))
+    keys = {**world, **EVALUATED, "max_steps": 2, "eval_steps": 1, "dataset_dir": str(data), "output_dir": str(out)}
+    keys = {name: value for name, value in keys.items() if name != "val_size"} | {"eval_dataset": "many"}
     process = killable.start(keys, log, 2)
-    until(log, "step 2/4", process)
+    until(log, "step 1/2", process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
-    assert process.exitcode == 0, log.read_text()
-    assert "stopped: " in log.read_text()
-    (checkpoint,) = [folder for folder in checkpoints_in(out) if folder.name != "checkpoint-2"] or checkpoints_in(out)
-    assert verify_folder(checkpoint) == []
+    assert process.exitcode == 0 and "the evaluation at step 1 is made up for" in log.read_text(), log.read_text()
+    assert [folder.name for folder in checkpoints_in(out)] == ["checkpoint-1"]
+    assert verify_folder(out / "checkpoint-1") == []
     process = killable.start(keys, log, 2)
     process.join(120)
-    assert process.exitcode == 0 and f"resuming from {checkpoint}" in log.read_text()
+    assert process.exitcode == 0 and f"resuming from {out / 'checkpoint-1'}" in log.read_text(), log.read_text()
     state = json.loads((out / "trainer_state.json").read_text())
-    assert [logs["step"] for logs in state["log_history"] if "eval_loss" in logs] == [1, 2, 3, 4]
+    assert [logs["step"] for logs in state["log_history"] if "eval_loss" in logs] == [1, 2]

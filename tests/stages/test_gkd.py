@@ -125,7 +125,6 @@ def test_asft_is_dft_plus_a_kl_penalty():
         ({**OWN, "train_on_prompt": True}, "train_on_prompt: true: with gkd_lambda above 0 only the last answers"),
         ({**OWN, "on_overlong": "split"}, "on_overlong: 'split': cuts a row into several"),
         ({**OWN, "shift_attn": True}, "shift_attn: true: with gkd_lambda above 0 answers are generated"),
-        ({**OWN, "fsdp": "full_shard"}, "fsdp: 'full_shard': shards weights"),
         ({"use_asft_loss": True, "use_dft_loss": True}, "use_dft_loss: true: is one loss, and use_asft_loss another"),
         (
             {"use_asft_loss": True, "label_smoothing_factor": 0.1},

@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainingArguments
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.core.machine import Machine
-from luthier.training.arguments import training_arguments
+from luthier.training.arguments import gathering, training_arguments
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "do_train": True}
 SIZES = {"memory_bytes": 2**36, "device_memory_bytes": 2**36, "num_cpus": 8}
@@ -115,3 +115,27 @@ def test_what_the_rules_let_through_transformers_builds(keys):
     except ConfigError:
         return
     training_arguments(run, CPU)
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ({"stage": 3}, True),
+        ({"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, True),
+        ({"stage": 2}, None),
+        ("none", None),
+    ],
+)
+def test_zero_3_saves_whole_weights(zero, expected):
+    given_ones = {"bf16": {"enabled": "auto"}, "zero_optimization": zero}
+    found = gathering(given_ones)
+    assert found["bf16"] is given_ones["bf16"]
+    assert expected is None or found["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is expected
+    assert expected is not None or found == given_ones
+
+
+def test_fsdp_offloads_nothing_on_cpus(tmp_path, said):
+    """torch would pin the memory, which needs an accelerator."""
+    run = load_train({**BASE, "output_dir": str(tmp_path), "fsdp": "full_shard offload"})
+    assert training_arguments(run, CPU).fsdp_config["cpu_offload"] is False
+    assert any("offloading is left out" in line for line in said)

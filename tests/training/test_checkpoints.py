@@ -15,6 +15,7 @@ from luthier.core.errors import OutputError, RunFailed
 from luthier.core.manifest import verify_folder, write_manifest
 from luthier.training import checkpoints
 from luthier.training.checkpoints import fault_of, newest_whole, require_one_start, resume_point, rotate, tidy, writing
+from luthier.training.trained_on import KEY
 from tests.killing import watching
 from tests.matrix import representatives
 
@@ -28,7 +29,8 @@ def save(out: Path, step: int, content: str = "new", *, limit: int | None = None
     with writing(draft, folder, is_writer=True):
         for name in FILES:
             (draft / name).write_text(f"{content} {step} {name}")
-        (draft / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        state = {"global_step": step, "stateful_callbacks": {KEY: []}}
+        (draft / "trainer_state.json").write_text(json.dumps(state))
         (draft / "global_step").mkdir()
         (draft / "global_step" / "shard").write_text(content)
     rotate(folder, limit, best)
@@ -225,7 +227,7 @@ def test_without_a_whole_checkpoint_training_starts_from_scratch_and_says_so(tmp
     assert resume_point(tmp_path, None, overwrite=True) is None
 
 
-def test_a_checkpoint_of_another_program_is_taken_once_its_files_are_recorded(tmp_path):
+def test_a_checkpoint_without_its_manifest_is_taken_once_its_files_are_recorded(tmp_path):
     from luthier.run.verify import main
 
     folder = save(tmp_path, 2)

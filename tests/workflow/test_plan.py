@@ -294,7 +294,13 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
 
 @pytest.mark.parametrize(
     ("keys", "reason"),
-    [({"use_galore": True}, "galore"), ({"torch_compile": True}, "kernels"), ({"deepspeed": "ds.json"}, "processes")],
+    [
+        ({"use_galore": True}, "galore"),
+        ({"torch_compile": True}, "kernels"),
+        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "no ZeRO stage 4"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP 1"),
+        ({"fsdp": True, "fsdp_min_num_params": 100}, "a policy of its own"),
+    ],
 )
 def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
     run, *others = sides(world)

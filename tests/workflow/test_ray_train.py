@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -87,7 +88,7 @@ def test_two_workers_are_two_processes_of_torchrun(world, of_torchrun, tmp_path)
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (of_torchrun / name).read_bytes()
     assert "train_loss: " in printed and f"saved: {tmp_path / 'out'}" in printed
-    assert "'loss'" in told or "loss" in told
+    assert "step 4/4  loss" in told
     assert not Path(f"{tmp_path / 'out'}.ray").exists()
 
 
@@ -125,7 +126,7 @@ def test_an_error_of_the_user_is_told_once_and_not_tried_again(world, tmp_path):
     process = start({**values, "ray_init_kwargs": {"num_cpus": 1}}, tmp_path / "out", USE_RAY="1")
     _, told = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 2, told
-    assert "\nluthier: dataset 'empty' has no usable row" in told and "Traceback" not in told
+    assert "\nluthier: dataset 'empty' has no usable row" in told and "Training failed" not in told
 
 
 @pytest.mark.thorough
@@ -133,11 +134,13 @@ def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
     pytest.importorskip("ray")
     port, folder = free_port(), tmp_path / "out"
     words = ["start", "--head", "--block", "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
-    cluster = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], stdout=subprocess.DEVNULL)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    words = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    cluster = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, **token})
     try:
         wait_for(lambda: answers(int(port)))
         more = {"ray_num_workers": 2, "ray_init_kwargs": {"address": f"127.0.0.1:{port}"}, "max_steps": 20000}
-        process = start({**world, **more}, folder, USE_RAY="1")
+        process = start({**world, **more}, folder, USE_RAY="1", **token)
         wait_for(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=LIMIT_SECONDS)
@@ -146,7 +149,7 @@ def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
         cluster.wait()
     assert process.returncode == 130, told
     (checkpoint,) = folder.glob("checkpoint-*")
-    assert verify_folder(checkpoint) == [] and "run the same command to resume" in told
+    assert verify_folder(checkpoint) == [] and f"stopped: {checkpoint} is saved" in told
 
 
 def answers(port: int) -> bool:

@@ -33,8 +33,13 @@ def test_wrong_input_of_one_is_final_and_so_is_a_wish_to_stop():
     endings = Endings(1)
     endings.begin(0)
     endings.ask_to_stop()
-    endings.end(0, 130, "", "")
-    assert endings.asked() == 1 and endings.result() == (130, "", "") and endings.begin(0) == (1, False)
+    endings.end(1, 130, "", "")
+    endings.end(0, 130, "stopped: checkpoint-3 is saved", "")
+    assert (
+        endings.asked() == 1
+        and endings.result() == (130, "stopped: checkpoint-3 is saved", "")
+        and endings.begin(0) == (1, False)
+    )
 
 
 def test_the_first_process_prints():
@@ -50,7 +55,7 @@ def test_a_restart_goes_on_from_a_checkpoint_of_this_run(tmp_path):
     for step in (2, 4, 9):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
+        (folder / "trainer_state.json").write_text('{"global_step": 1}')
         if step != 4:
             write_manifest(folder)
         if step == 9:

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from luthier.config.keys.quantization import GATHERS, deepspeed_settings, zero_stage
 from luthier.config.rules.engine import Rule, Rules, all_of, is_set, not_, warning
 from luthier.config.sections import is_on
 
@@ -20,6 +21,20 @@ def _needs_torchrun(key: str) -> Rule:
     )
 
 
+def _restarts(run: Any) -> bool:
+    """Elastic runs begin again where a process has failed, and resume from `output_dir`."""
+    return "RDZV_ID" in os.environ and os.environ.get("MAX_RESTARTS", "0") != "0"
+
+
+def _names_checkpoint(run: Any) -> bool:
+    return run.training["resume_from_checkpoint"] not in (None, True, False, "true", "false")
+
+
+def _keeps_shards(run: Any) -> bool:
+    """The weights of ZeRO-3 would stay in the files of DeepSpeed."""
+    return zero_stage(run) == 3 and (deepspeed_settings(run) or {})["zero_optimization"].get(GATHERS) is False
+
+
 def _unavailable(variable: str, reason: str) -> Rule:
     """A launcher of the reference that an environment variable asks for."""
     remedy = f"unset {variable}; several devices are used through torchrun"
@@ -30,6 +45,26 @@ LAUNCH_RULES = Rules(
     (
         _needs_torchrun("deepspeed"),
         _needs_torchrun("fsdp"),
+        Rule(
+            ("deepspeed",),
+            "does not gather the weights that ZeRO-3 shards, so there would be no model in output_dir",
+            f"leave {GATHERS} out of its zero_optimization, or set it to true",
+            _keeps_shards,
+            for_rows=False,
+        ),
+        *(
+            Rule(
+                (key,),
+                "is where all processes begin again when one has failed (MAX_RESTARTS), so what they trained is lost",
+                "leave it out: they resume from the last checkpoint in output_dir",
+                all_of(condition, _restarts),
+                for_rows=False,
+            )
+            for key, condition in (
+                ("overwrite_output_dir", is_set("training", "overwrite_output_dir")),
+                ("resume_from_checkpoint", _names_checkpoint),
+            )
+        ),
         _unavailable("USE_V1", "there is one engine only"),
         _unavailable("USE_MCA", "Megatron-core is not part of this version"),
         _unavailable("USE_MEGATRON_BRIDGE", "Megatron-Bridge is not part of this version"),

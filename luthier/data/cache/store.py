@@ -17,13 +17,17 @@ from filelock import FileLock, Timeout
 
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import require_writable, save_folder_atomically
-from luthier.core.log import warn
+from luthier.core.log import info, warn
 from luthier.core.paths import cache_root
 from luthier.data.cache.eviction import SIZES_FILE, evict, limit_bytes, use
 
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """How long a process waits for another one to start making an entry before it makes the entry itself."""
+ALONE = (
+    "data: the first process of the run has not begun to make the rows in {folder} in a minute, so this machine makes"
+    " its own -> set data_shared_file_system: false, or let all machines share the folder of LUTHIER_CACHE"
+)
 
 
 @dataclass(slots=True)
@@ -44,10 +48,14 @@ class Cache:
         """
         if key is None:
             return _temporary(make)
-        folder, started = self.folder / key, time.monotonic()
+        folder, started, waits = self.folder / key, time.monotonic(), False
         while not (self.holds(key) and use(folder)):
-            if self.makes or time.monotonic() - started > PATIENCE_SECONDS:
-                self._try(key, make)
+            is_alone = not self.makes and time.monotonic() - started > PATIENCE_SECONDS
+            if not self.makes and not waits:
+                info(f"data: waiting for the first process of the run to make the rows in {folder}")
+                waits = True
+            if self.makes or is_alone:
+                self._try(key, make, is_alone=is_alone)
             else:
                 time.sleep(POLL_SECONDS)
         return folder
@@ -57,11 +65,13 @@ class Cache:
         is_outdated = self.overwrites and self.makes and key not in self._made
         return not is_outdated and _is_whole(self.folder / key)
 
-    def _try(self, key: str, make: Callable[[Path], None]) -> None:
-        """Make the entry, unless another process is making it."""
+    def _try(self, key: str, make: Callable[[Path], None], *, is_alone: bool) -> None:
+        """Make the entry, unless another process is making it. `is_alone`: it was the turn of another one."""
         try:
             with FileLock(self.folder / f"{key}.lock", timeout=POLL_SECONDS):
                 if not self.holds(key):
+                    if is_alone:
+                        warn(ALONE.format(folder=self.folder))
                     self._make(key, make)
         except Timeout:
             return

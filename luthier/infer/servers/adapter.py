@@ -73,6 +73,16 @@ def adapter_folder(keys: "ModelConfig", limits: Limits) -> Path | None:
     return folder.resolve()
 
 
+def require_plain_lora(folder: Path, server: str) -> None:
+    """Raises `ModelError` if the adapter in `folder` has what the server cannot apply."""
+    extras = [*_extras(read_json(folder / "adapter_config.json"), Limits(server, None)), *_whole_weights(folder)]
+    if extras:
+        raise ModelError(
+            f"rollout_backend: the adapter has {' and '.join(extras)}, which {server} cannot apply"
+            " -> leave rollout_backend out"
+        )
+
+
 def _extras(config: Mapping[str, Any], limits: Limits) -> Iterator[str]:
     method = str(config.get("peft_type"))
     if method.upper() != "LORA":

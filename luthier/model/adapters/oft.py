@@ -56,6 +56,12 @@ RULES = Rules(
         at_least("adapter", "oft_block_size", 2),
         within("adapter", "module_dropout", 0, 1, or_high=False),
         Rule(
+            ("rollout_backend", "finetuning_type"),
+            "serves LoRA adapters and whole weights, and this is another kind of adapter",
+            "leave it out",
+            lambda run: run.given.get("rollout_backend") == "vllm",
+        ),
+        Rule(
             ("oft_rank", "oft_block_size"),
             "rank times block size is the width of a layer, so one of them decides the other",
             "give one of the two",

@@ -17,4 +17,4 @@ def give_image_outputs(model: "PreTrainedModel") -> None:
     if type(model).__name__ == "Llama4ForConditionalGeneration":
         from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-        MoeCausalLMOutputWithPast.image_outputs = None  # type: ignore[attr-defined]
+        MoeCausalLMOutputWithPast.image_outputs = None

@@ -69,13 +69,15 @@ def fit_scorer(model: "PreTrainedModel", pad_token_id: int) -> None:
 def save_value_head(folder: Path, model: "nn.Module", state_dict: Mapping[str, Any] | None = None) -> None:
     """Write `VALUE_HEAD_FILE` if `model` is a reward model or has a value head.
 
-    `state_dict`: the whole weights of a reward model, where they are sharded.
+    `state_dict`: the whole weights, where they are sharded.
     """
     from safetensors.torch import save_file
 
     value_head = dict(model.named_children()).get(VALUE_HEAD)
     if value_head is not None:
-        weight, bias = _weights(value_head)
+        names = [f"{VALUE_HEAD}.{name}" for name in ("weight", "bias")]
+        is_gathered = state_dict is not None and names[0] in state_dict
+        weight, bias = (state_dict[name] for name in names) if is_gathered else _weights(value_head)  # type: ignore[index]
     elif gives_scores(unwrap(model).config):
         weight, bias = _weights(score_layer(model)) if state_dict is None else _weights_of(state_dict)
     else:

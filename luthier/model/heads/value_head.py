@@ -12,6 +12,7 @@ from luthier.core.errors import ModelError
 from luthier.model.heads.output_head import OutputHead, hidden_at, logits_at
 from luthier.model.heads.score_head import VALUE_HEAD, VALUE_HEAD_FILE, VALUE_HEAD_NAMES
 from luthier.model.modules import unwrap
+from luthier.model.sharded import exchange, is_sharded, reshard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,9 +39,14 @@ def load_value_head(model: "nn.Module", folder: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{path}: the value head is missing -> choose a checkpoint of a run of stage: ppo")
     tensors, layer = load_file(path), model.get_submodule(VALUE_HEAD)
+    are_shards = is_sharded(model)
+    reshard(model)
     with torch.no_grad():
         for name, parameter in zip(VALUE_HEAD_NAMES, layer.parameters(), strict=True):
-            parameter.copy_(tensors[name])
+            if are_shards:
+                exchange(parameter, tensors[name])
+            else:
+                parameter.copy_(tensors[name])
 
 
 def logps_and_values(

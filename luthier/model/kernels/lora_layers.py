@@ -69,7 +69,7 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
     if type(base) is nn.Linear:
         return True
     if _class_of(base) == BNB:
-        state = base.weight.quant_state
+        state = getattr(base.weight, "quant_state", None)  # FSDP keeps the weight alone
         if state is None or getattr(state, "packing_format_for_cpu", False):
             return False
         if base.compute_dtype not in (None, _compute_dtype(x)):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from luthier.config.keys.quantization import shards_weights
+from luthier.config.keys.quantization import shards_weights, uses_fsdp
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
 from luthier.model.adapters._continued import written_for
@@ -180,7 +180,7 @@ def _is_reentrant(run: "TrainRun") -> bool:
     """FSDP does not support reentrant checkpointing, which runs the backward pass of a block inside another one. Nor
     does the balance loss of routers get a gradient there, since the first pass through a block keeps no graph."""
     balances = run.features.router_balance.moe_aux_loss_coef is not None
-    return run.model.use_reentrant_gc and not run.training["fsdp"] and not balances
+    return run.model.use_reentrant_gc and not uses_fsdp(run) and not balances
 
 
 def _padding_reason(run: "TrainRun", base: "PreTrainedModel", trial: Trial | None) -> str | None:

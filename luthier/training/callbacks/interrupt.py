@@ -6,7 +6,7 @@ which the checkpoint must be complete (`save_on_signal_seconds`) and finishing t
 With several processes a signal reaches them at different moments, in different steps. Who has it writes the step after
 its own into the store that all share. No process can end that step before: its gradients need those of all others. So
 all of them read the same number in time, and nothing is exchanged in the other steps. For the same reason they never
-give up a step, and give up an evaluation after the batch that each is at.
+give up a step; during an evaluation they ask each other now and then.
 """
 
 import math
@@ -99,18 +99,12 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def evaluating(self, *, is_alone: bool) -> Iterator[None]:
-        """While open, a signal raises `GaveUp` at once if this process is alone, else at `require_time`."""
-        self.require_time()
+        """While open, a signal raises `GaveUp` at once if this process is alone."""
         self._is_evaluating = is_alone
         try:
             yield
         finally:
             self._is_evaluating = False
-
-    def require_time(self) -> None:
-        """Raises `GaveUp` after a signal."""
-        if self.has_signal:
-            raise GaveUp
 
     def note_save(self, seconds: float) -> None:
         """A save has ended, which took so long."""

@@ -44,6 +44,7 @@ class Foresight:
         if seconds is not None:
             found["seconds"] = round(seconds, 1)
         if self.plan is not None:
+            assert self.plan.seconds is not None, "the machine is here"
             found |= {"planned_peak_bytes": self.plan.peak_bytes, "planned_seconds": round(self.plan.seconds, 1)}
         return found
 
@@ -53,12 +54,15 @@ def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedDa
     if not run.trains:
         return Foresight(Recompute(None, "nothing is trained"))
     try:
+        if run.training["deepspeed"] or run.training["fsdp"]:
+            raise Unplanned("its weights are spread over processes")
         plan = make_plan(run, stage, text, data, machine)
     except Unplanned as fault:
         asked = as_asked(run)
         reason = asked.reason if asked else f"all layers are computed again: no plan, since {fault}"
         info(f"gradient checkpointing: {reason}")
         return Foresight(Recompute(None, reason), device=machine.device)
+    assert plan.seconds is not None, "the machine is here"
     info(f"plan: peak memory {size(plan.peak_bytes)}, {plan.work.steps:,} steps, about {duration(plan.seconds)}")
     info(f"gradient checkpointing: {plan.recompute}")
     if not run.finetuning.skip_memory_check:

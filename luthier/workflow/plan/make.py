@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.duration import basis_of, measured_speed
+from luthier.workflow.plan.engine import Engine, engine_of
 from luthier.workflow.plan.images import Images, images_of, trace_images, with_images
 from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
@@ -23,11 +25,14 @@ from luthier.workflow.plan.shape import (
     layers_are_alike,
     unplanned_reason,
 )
-from luthier.workflow.plan.trace import Trace, trace_step
+from luthier.workflow.plan.sharing import share
+from luthier.workflow.plan.trace import Batch, Trace, trace_step
+from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.plan.work import Work, work_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedConfig
 
     from luthier.config.runs import TrainRun
@@ -78,7 +83,11 @@ class Plan:
     held: Held
     traces: Traces
     num_recomputed: int
-    seconds: float
+    engine: Engine
+    transfers: Sequence[Transfer]
+    """What the processes exchange in a step."""
+    seconds: float | None
+    """None for a machine that is not here. Without the time of transfers."""
     seconds_basis: str
     checkpoint_bytes: tuple[int, int]
     what_if: Sequence[Remedy] = field(default=())
@@ -91,32 +100,66 @@ class Plan:
     def peak_bytes(self) -> int:
         return self.held.peak_bytes(self.trace)
 
+    @property
+    def sent_bytes(self) -> int:
+        """By each process in a step of the optimizer."""
+        return sum(transfer.sent_bytes(self.engine.num_processes) for transfer in self.transfers)
 
-def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine) -> Plan:
-    """Before the weights are loaded. Raises `Unplanned` for a run that has no model of its memory."""
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What every plan of a run shares, whatever its processes."""
+
+    config: "PreTrainedConfig"
+    shape: Shape
+    libraries_bytes: int
+    untraced: "nn.Module | None"
+    """The model of a run with images as it was built. Traces change that of `shape`."""
+    traces: "dict[tuple[Batch, bool, bool, bool], Traces]" = field(default_factory=dict)
+    """Those that are known already."""
+
+
+def sketch(run: "TrainRun", stage: "Stage", text: "TextSide", machine: Machine) -> Sketch:
+    """Raises `Unplanned` for a run that has no model of its memory."""
     reason = unplanned_reason(run, text)
     if reason is not None:
         raise Unplanned(reason)
     libraries = resident_bytes()
     config = load_config(text.source)
     shape = build_shape(run, stage, text, config, machine)
+    return Sketch(config, shape, libraries, None if text.media is None else deepcopy(shape.model))
+
+
+def make_plan(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    data: "PreparedData",
+    machine: Machine,
+    engine: Engine | None = None,
+    drawn: Sketch | None = None,
+) -> Plan:
+    """Before the weights are loaded. `machine`: its `world_size` is the number of processes. `engine`: another one than
+    the keys choose. `drawn`: a sketch of this run, if there is one. Raises `Unplanned` for a run that has no model of
+    its memory."""
+    drawn = drawn or sketch(run, stage, text, machine)
+    engine = engine or engine_of(run, machine.world_size)
+    config, shape, half = drawn.config, drawn.shape, half_of(run)
     try:
         work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=machine.world_size)
     except ValueError as fault:
         raise Unplanned(str(fault)) from fault
-    held = held_by(run, stage, text, shape, work, machine, libraries)
+    held = held_by(run, stage, text, shape, work, machine, drawn.libraries_bytes)
+    held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
     images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
-    traces = _traces(run, stage, text, config, machine, shape, work, images)
-    available = _available_bytes(machine, libraries)
-    recompute = as_asked(run) or decide(
-        shape.num_layers, lambda count: held.peak_bytes(traces.at(count)), available, machine.device
-    )
+    traces = trace_run(run, stage, text, drawn, machine, work, engine)
+    if images is not None:
+        traces = _with_images(traces, drawn, images, half, engine)
+    available = _available_bytes(machine, drawn.libraries_bytes)
+    recompute = as_asked(run) or _decide(engine, shape, held, traces, available, machine)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
     trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
-    dtype = half_of(run) or shape.dtype
-    speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
-    num_batches = work.tokens / work.heaviest_tokens / machine.world_size
-    calls = {call: count * num_batches for call, count in trace.calls.items()}
+    seconds, basis = _seconds(trace, work, machine, half or shape.dtype, config)
     return Plan(
         work=work,
         images=images,
@@ -129,35 +172,51 @@ def make_plan(run: "TrainRun", stage: "Stage", text: "TextSide", data: "Prepared
         held=held,
         traces=traces,
         num_recomputed=num_recomputed,
-        seconds=speed.seconds_for(calls),
-        seconds_basis=basis_of(calls, speed, dtype),
+        engine=engine,
+        transfers=transfers,
+        seconds=seconds,
+        seconds_basis=basis,
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
-        what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
+        what_if=[]
+        if engine.computes_on_half_weights
+        else remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
     )
 
 
-def _traces(
-    run: "TrainRun",
-    stage: "Stage",
-    text: "TextSide",
-    config: "PreTrainedConfig",
-    machine: Machine,
-    shape: Shape,
-    work: Work,
-    images: Images | None,
-) -> Traces:
+def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dtype | None", engine: Engine) -> Traces:
     """Of the language model, and of what reads images."""
-    if images is None:
-        return trace_run(run, stage, text, config, machine, shape, work)
+    if engine.computes_on_half_weights:
+        raise Unplanned(f"what reads images is planned for whole weights only, and {engine.name} shards them")
+    assert drawn.untraced is not None, "the model reads images"
     try:
-        seeing = trace_images(shape.model, images, half=half_of(run))
+        seeing = trace_images(drawn.untraced, images, half=half)
     except FAULTS as fault:
         raise Unplanned(f"what reads images cannot be traced ({_first_line(fault)})") from fault
-    traces = trace_run(run, stage, text, config, machine, shape, work)
     kept, recomputed = (
         with_images(*pair, images) for pair in zip((traces.kept, traces.recomputed), seeing, strict=True)
     )
     return Traces(kept, recomputed, traces.num_layers)
+
+
+def _decide(
+    engine: Engine, shape: Shape, held: Held, traces: Traces, available: int | None, machine: Machine
+) -> Recompute:
+    if engine.computes_on_half_weights:
+        return Recompute(None, f"all layers are computed again, as always with {engine.name}")
+    return decide(shape.num_layers, lambda count: held.peak_bytes(traces.at(count)), available, machine.device)
+
+
+def _seconds(
+    trace: Trace, work: Work, machine: Machine, dtype: "torch.dtype", config: "PreTrainedConfig"
+) -> tuple[float | None, str]:
+    """(of all steps, what they rest on)."""
+    num_batches = work.tokens / work.heaviest_tokens / machine.world_size
+    calls = {call: count * num_batches for call, count in trace.calls.items()}
+    if machine.is_assumed:
+        operations = sum(call.operations * count for call, count in calls.items())
+        return None, f"unknown: {operations / 1e12:,.3g} TFLOP of products for each process, on a machine not here"
+    speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
+    return speed.seconds_for(calls), basis_of(calls, speed, dtype)
 
 
 def half_of(run: "TrainRun") -> "torch.dtype | None":
@@ -182,18 +241,36 @@ def trace_run(
     run: "TrainRun",
     stage: "Stage",
     text: "TextSide",
-    config: "PreTrainedConfig",
+    drawn: Sketch,
     machine: Machine,
-    shape: Shape,
     work: Work,
+    engine: Engine,
 ) -> Traces:
     """Raises `Unplanned` if the model reads numbers in its forward pass."""
+    half = half_of(run) if engine.computes_on_half_weights else None
+    key = (work.heaviest, half is not None, engine.shards_gradients, engine.computes_on_half_weights)
+    if key not in drawn.traces:
+        drawn.traces[key] = _trace_run(run, stage, text, drawn, machine, work, engine)
+    return drawn.traces[key]
+
+
+def _trace_run(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    drawn: Sketch,
+    machine: Machine,
+    work: Work,
+    engine: Engine,
+) -> Traces:
+    config, shape = drawn.config, drawn.shape
     is_long = shape.num_layers > MORE_LAYERS and layers_are_alike(shape, config)
     lengths = (FEW_LAYERS, MORE_LAYERS) if is_long else (None,)
     found = []
     for count in lengths:
-        part = shape if count is None else build_shape(run, stage, text, config, machine, count)
-        found.append([_traced(run, stage, part, work, recomputes=recomputes) for recomputes in (False, True)])
+        is_own = count is None and not engine.computes_on_half_weights
+        part = shape if is_own else build_shape(run, stage, text, config, machine, count)
+        found.append([_traced(run, stage, part, work, engine, recomputes=recomputes) for recomputes in (False, True)])
     if not is_long:
         return Traces(found[0][0], found[0][1], shape.num_layers)
     steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
@@ -201,7 +278,10 @@ def trace_run(
     return Traces(kept, recomputed, shape.num_layers)
 
 
-def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, *, recomputes: bool) -> Trace:
+def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: Engine, *, recomputes: bool) -> Trace:
+    half = half_of(run)
+    if half is not None and engine.computes_on_half_weights:
+        shape.model.to(half)
     if recomputes:
         enable_checkpointing(unwrap(shape.model), use_reentrant=True)
     try:
@@ -209,8 +289,10 @@ def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, *, recomp
             shape.model,
             work.heaviest,
             reads="score" if stage.head == "score" else stage.reads,
-            half=half_of(run),
+            half=half,
             accumulates=run.training["gradient_accumulation_steps"] > 1,
+            keeps_gradients=not engine.shards_gradients,
+            is_sharded=engine.computes_on_half_weights,
         )
     except FAULTS as fault:
         raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault
@@ -221,6 +303,8 @@ def _first_line(fault: Exception) -> str:
 
 
 def _available_bytes(machine: Machine, own_bytes: int) -> int | None:
+    if machine.is_assumed:
+        return machine.device_memory_bytes
     if machine.device == "cuda":
         import torch
 

@@ -58,21 +58,30 @@ class Held:
     mapped_bytes: int = 0
     """Of the files, as long as the model exists."""
     margin_share: float = 0.0
+    gathered_bytes: int = 0
+    """Weights of other processes, while a layer computes."""
+    buckets_bytes: int = 0
+    """Gradients on their way between processes."""
+    traces_gradients: bool = True
+    """Whether a trace of the step holds the gradients. Where they are sharded, it does not."""
+    host_bytes: int = 0
+    """In the memory of the host beside an accelerator: while the weights are loaded, or what is offloaded to it."""
 
     @property
     def all_bytes(self) -> int:
-        """Without gradients, which a trace of the step holds."""
-        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes
-        return self.libraries_bytes + weights + self.optimizer_bytes
+        """Without the gradients that a trace of the step holds."""
+        weights = self.weights_bytes + self.frozen_bytes + self.mapped_bytes + self.gathered_bytes
+        gradients = self.buckets_bytes + (0 if self.traces_gradients else self.gradients_bytes)
+        return self.libraries_bytes + weights + self.optimizer_bytes + gradients
 
     @property
     def least_bytes(self) -> int:
         """What no setting of batch, length or checkpointing changes."""
-        return self.all_bytes + self.gradients_bytes
+        return self.all_bytes + (self.gradients_bytes if self.traces_gradients else 0)
 
     def peak_bytes(self, trace: Trace) -> int:
         loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
-        step = max(self.all_bytes + trace.peak_bytes, self.all_bytes + self.gradients_bytes)
+        step = max(self.all_bytes + trace.peak_bytes, self.least_bytes)
         return round(max(loading, step, self.all_bytes + self.cache_bytes) * (1 + self.margin_share))
 
     def parts(self, trace: Trace) -> Mapping[str, int]:
@@ -82,7 +91,9 @@ class Held:
             "libraries": self.libraries_bytes,
             "loader": self.loading_bytes + self.mapped_bytes,
             "weights": self.weights_bytes,
+            "gathered_weights": self.gathered_bytes,
             "gradients": self.gradients_bytes,
+            "gradients_on_their_way": self.buckets_bytes,
             "optimizer": self.optimizer_bytes,
             "frozen_models": self.frozen_bytes,
             "activations": max(activations, 0),
@@ -105,7 +116,8 @@ def held_by(
     on_device = machine.device != "cpu"
     weights = num_weight_bytes(run, shape)
     numbers = STATES.get(run.training["optim"], 2.0)
-    files, is_mapped = num_file_bytes(text.source), holds_format(text.source, str(shape.dtype).removeprefix("torch."))
+    files = num_file_bytes(text.source)
+    is_mapped = files > 0 and holds_format(text.source, str(shape.dtype).removeprefix("torch."))
     full = sum(weight.numel() * shape.dtype.itemsize for weight in shape.model.parameters()) if shape.low_bit else 0
     mapped = 0
     if on_device:

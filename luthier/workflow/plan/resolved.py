@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from luthier.core.files import size
 from luthier.core.machine import Machine
 from luthier.workflow.plan.recompute import Recompute
 
@@ -21,7 +22,7 @@ def resolved(run: "TrainRun", shape: "Shape", recompute: Recompute, machine: Mac
         "as the keys say" if run.training["bf16"] or run.training["fp16"] else f"default on {machine.device}"
     )
     found = {
-        "device": f"{machine.device}, {machine.num_cpus} CPUs",
+        "device": f"{machine.device}, {machine.num_cpus} CPUs" if not machine.is_assumed else _assumed(machine),
         "dtype": f"{str(shape.dtype).removeprefix('torch.')} ({format_reason})",
         "flash_attn": f"{attention} ({reason})",
         "template": "the model's own chat template" if template in (None, "auto") else str(template),
@@ -36,3 +37,7 @@ def resolved(run: "TrainRun", shape: "Shape", recompute: Recompute, machine: Mac
         }
         found["lora_target"] = ", ".join(sorted(adapted))
     return found
+
+
+def _assumed(machine: Machine) -> str:
+    return f"an accelerator with {size(machine.device_memory_bytes)} for each process, which is assumed"

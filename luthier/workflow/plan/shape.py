@@ -60,8 +60,6 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if run.training["deepspeed"] or run.training["fsdp"]:
-        return "its weights are spread over processes"
     if run.model.use_unsloth or run.kt.use_kt:
         return "another library loads and trains the model"
     if run.optimizers:

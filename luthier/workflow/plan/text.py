@@ -1,6 +1,6 @@
 """A plan as lines for a reader, and as JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "peak_bytes": plan.peak_bytes,
         "available_bytes": plan.available_bytes,
         "memory": dict(plan.held.parts(plan.trace)),
-        "seconds": round(plan.seconds, 1),
+        "engine": plan.engine.name,
+        "processes": plan.engine.num_processes,
+        "host_bytes": plan.held.host_bytes,
+        "transfers": [
+            {**asdict(transfer), "sent_bytes": transfer.sent_bytes(plan.engine.num_processes)}
+            for transfer in plan.transfers
+        ],
+        "sent_bytes_per_step": plan.sent_bytes,
+        "seconds": None if plan.seconds is None else round(plan.seconds, 1),
         "seconds_basis": plan.seconds_basis,
         "checkpoint_bytes": one,
         "disk_bytes": kept,
@@ -67,11 +75,39 @@ def lines_of(plan: Plan) -> Iterator[str]:
     yield "  (each part at its own worst, not all at the same time)"
     if plan.held.margin_share:
         yield "  (the model of accelerators has not been compared with a device yet)"
-    yield f"time         {duration(plan.seconds)}: {plan.seconds_basis}"
+    if plan.held.host_bytes:
+        yield f"  host: {size(plan.held.host_bytes)} beside it, for weights that are loaded and for what is offloaded"
+    yield from _engine_lines(plan)
+    seconds = "" if plan.seconds is None else f"{duration(plan.seconds)}: "
+    yield f"time         {seconds}{plan.seconds_basis}"
     yield f"disk         {size(one)} for a checkpoint, {size(kept)} at the end"
     if plan.what_if:
         yield "what if"
         yield from remedy_lines(plan)
+
+
+def _engine_lines(plan: Plan) -> Iterator[str]:
+    if not plan.transfers:
+        return
+    yield f"processes    {plan.engine}; each sends {size(plan.sent_bytes)} in a step of the optimizer"
+    for transfer in plan.transfers:
+        times = "" if transfer.times == 1 else f" x {transfer.times}"
+        yield f"  {transfer.kind} of {transfer.what}: {size(transfer.num_bytes)}{times}"
+
+
+def table_of(plans: Iterable[Plan]) -> Iterator[str]:
+    """Markdown: a line for each plan, sizes in GB for each process."""
+    names = ("weights", "gathered_weights", "gradients", "gradients_on_their_way", "optimizer")
+    heads = ("weights", "gathered", "gradients", "on their way", "optimizer", "activations", "peak", "fits", "host")
+    yield f"| processes | engine | {' | '.join(heads)} | sent per step |"
+    yield "|" + "---|" * (len(heads) + 3)
+    for plan in plans:
+        parts = plan.held.parts(plan.trace)
+        sizes = [parts[name] for name in names] + [parts["activations"] + parts["logits"], plan.peak_bytes]
+        fits = "" if plan.available_bytes is None else "yes" if plan.peak_bytes <= plan.available_bytes else "no"
+        cells = [*(f"{num_bytes / 1e9:,.1f}" for num_bytes in sizes), fits]
+        cells += [f"{num_bytes / 1e9:,.1f}" for num_bytes in (plan.held.host_bytes, plan.sent_bytes)]
+        yield f"| {plan.engine.num_processes:,} | {plan.engine.name} | {' | '.join(cells)} |"
 
 
 def remedy_lines(plan: Plan) -> Iterator[str]:

@@ -115,23 +115,34 @@ class Trace:
 
 
 def trace_step(
-    model: nn.Module, batch: Batch, *, reads: str, half: torch.dtype | None, accumulates: bool = False
+    model: nn.Module,
+    batch: Batch,
+    *,
+    reads: str,
+    half: torch.dtype | None,
+    accumulates: bool = False,
+    keeps_gradients: bool = True,
+    is_sharded: bool = False,
 ) -> Trace:
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
-    autocast. `accumulates`: the gradients of earlier batches are in memory."""
-    head = _head_of(model)
+    autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
+    as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed."""
+    head = OutputHead(None, takes_positions=True) if is_sharded else _head_of(model)
     counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
     with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
-        if accumulates:
+        if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
+        hooks = [] if keeps_gradients else [w.register_post_accumulate_grad_hook(_drop_gradient) for w in weights]
         loss = _LOSSES[reads](model, head, inputs, batch)
         num_forward = counter.num_calls
         loss.backward()
     for weight in weights:
         weight.grad = None
+    for hook in hooks:
+        hook.remove()
     middle = (num_forward + counter.num_calls) // 2
     return Trace(
         max(counter.history[:middle], default=0),
@@ -139,6 +150,10 @@ def trace_step(
         counter.most_logits,
         counter.calls,
     )
+
+
+def _drop_gradient(weight: Tensor) -> None:
+    weight.grad = None
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -262,6 +262,11 @@ TRAINING = [
         {"use_swanlab": True, "swanlab_lark_secret": "s"},
     ),
     *(Case({"optim": values[0]}, has_libraries=False) for values, _ in LIBRARIES.values()),
+    Case({"deepspeed": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}}}),
+    *(
+        Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
+        for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
+    ),
     *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")),
     Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
     *(
@@ -310,6 +315,21 @@ ADAPTERS = [
         {"lora_target": "q_proj", "oft_target": "v_proj"},
     ),
 ]
+
+SERVED = {"rollout_server": "http://a:1", "rollout_folder": "f", "rollout_gpu_util": 0.2}
+NOT_SERVED: tuple[dict[str, Any], ...] = (
+    {"rollout_server": "a:1"},
+    {"rollout_gpu_util": 2},
+    {"quantization_bit": 4},
+    {"rope_scaling": "linear"},
+    {"train_from_scratch": True},
+    {"mixture_of_depths": "convert"},
+    {"resize_vocab": True},
+    {"add_tokens": "a"},
+    {"add_special_tokens": "<a>"},
+    {"new_special_tokens_config": "tokens.yaml"},
+    {"adapter_name_or_path": "a,b"},
+)
 
 STAGE = [
     *cases(
@@ -367,7 +387,7 @@ STAGE = [
         *({key: -1} for key in ("gkd_beta", "gkd_temperature", "gkd_lambda")),
         *({key: True} for key in ("predict_with_generate", "do_predict")),
         *({"gkd_lambda": 1, key: True} for key in ("packing", "neat_packing", "streaming", "train_on_prompt")),
-        *({"gkd_lambda": 1, **more} for more in ({"on_overlong": "split"}, {"shift_attn": True}, FSDP, ZERO_3)),
+        *({"gkd_lambda": 1, **more} for more in ({"on_overlong": "split"}, {"shift_attn": True})),
     ),
     Case({"stage": "ppo"}, "reward_model"),
     Case({**STAGES["ppo"], **NOT_TRAINING}, "do_train"),
@@ -384,8 +404,6 @@ STAGE = [
         {"eval_strategy": "steps"},
         {"do_sample": False},
         {"num_beams": 2},
-        FSDP,
-        ZERO_3,
         {**FULL, "reward_model_type": "lora"},
         {"reward_model_type": "api", "reward_model": "r"},
         {"reward_model": "http://x"},
@@ -394,6 +412,12 @@ STAGE = [
         *({key: 0} for key in ("ppo_buffer_size", "ppo_epochs", "ppo_target")),
     ),
     Case({**STAGES["ppo"], "reward_model_quantization_bit": 4}, has_libraries=False),
+    *cases(
+        {**STAGES["grpo"], "finetuning_type": "lora"},
+        *({key: SERVED[key]} for key in ("rollout_server", "rollout_folder", "rollout_gpu_util")),
+        *({"rollout_backend": "vllm", **more} for more in NOT_SERVED),
+        {"finetuning_type": "oft", "rollout_backend": "vllm"},
+    ),
     *cases(
         STAGES["grpo"],
         {"num_generations": 1},

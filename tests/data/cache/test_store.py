@@ -13,7 +13,7 @@ import pytest
 from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES, TOOL_SYNTAXES
-from luthier.data.cache import fingerprint
+from luthier.data.cache import fingerprint, store
 from luthier.data.cache.fingerprint import file_digest
 from luthier.data.cache.store import Cache
 from luthier.data.prepare import PreparedData, prepare
@@ -184,6 +184,15 @@ def test_of_several_processes_one_makes_an_entry_and_the_others_wait(tmp_path):
     first = subprocess.Popen([*command, "first"], stdout=subprocess.PIPE, text=True)
     assert first.communicate(timeout=60)[0].split() == ["made", "whole"]
     assert [other.communicate(timeout=60)[0].split() for other in others] == [["whole"], ["whole"]]
+
+
+def test_a_machine_that_sees_no_other_one_makes_its_own_rows(tmp_path, monkeypatch, said):
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.2)
+    entry = Cache(tmp_path, makes=False).entry("key", lambda folder: (folder / "rows").write_text("own") and None)
+    assert (entry / "rows").read_text() == "own"
+    assert f"waiting for the first process of the run to make the rows in {tmp_path / 'key'}" in said[0]
+    assert "so this machine makes its own -> set data_shared_file_system: false" in said[1]
+    assert len(said) == 2
 
 
 def test_a_killed_process_leaves_nothing_that_is_taken_for_rows(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 VLLM_OPTIONS = (
     *("host", "port", "served-model-name", "dtype", "max-model-len", "gpu-memory-utilization"),
     *("tensor-parallel-size", "generation-config", "structured-outputs-config", "revision", "max-lora-rank"),
-    *("lora-modules", "max-num-seqs", "hf-overrides"),
+    *("lora-modules", "max-num-seqs", "hf-overrides", "max-loras", "max-cpu-loras"),
 )
 VLLM_SWITCHES = ("enforce-eager", "trust-remote-code", "enable-lora", "enable-prefix-caching")
 SGLANG_OPTIONS = (
@@ -76,10 +76,34 @@ class Served:
             self.adapter = entry["name" if kind == "vllm" else "lora_name"]
             path = entry["path" if kind == "vllm" else "lora_path"]
             model = PeftModel.from_pretrained(model, path).merge_and_unload()
-        ends = {model.generation_config.eos_token_id}
-        self.engine = HuggingFaceModel(model, AutoTokenizer.from_pretrained(arguments.model_path), ends)
+        self.model, self.ends = model, {model.generation_config.eos_token_id}
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.model_path)
+        self.engine = HuggingFaceModel(model, self.tokenizer, self.ends)
+        self.adapters: dict[str, Any] = {}
         self.key = os.environ.get("VLLM_API_KEY") if kind == "vllm" else arguments.api_key
         self.takes_seeds = kind == "vllm" or arguments.enable_deterministic_inference
+
+    def load_adapter(self, name: str, path: str) -> None:
+        from copy import deepcopy
+
+        from peft import PeftModel
+
+        from luthier.infer.engines.huggingface import HuggingFaceModel
+
+        assert name not in self.adapters, "vLLM refuses a name that is taken"
+        model: Any = PeftModel.from_pretrained(deepcopy(self.model), path).merge_and_unload()
+        self.adapters[name] = HuggingFaceModel(model, self.tokenizer, self.ends)
+
+    def reload(self, path: str) -> None:
+        from safetensors.torch import load_file
+
+        state = {
+            name: weight
+            for file in sorted(Path(path).glob("*.safetensors"))
+            for name, weight in load_file(file).items()
+        }
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        assert not missing and not unexpected, (missing, unexpected)
 
     def note(self, **what: Any) -> None:
         with (self.folder / "calls.jsonl").open("a") as file:
@@ -125,16 +149,42 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers["Authorization"] != f"Bearer {self.served.key}":
             self.answer(401, {"error": "Unauthorized"})
             return
+        if self.takes_weights(body):
+            return
         try:
             ids, settings, write = (asked_of_vllm if self.served.kind == "vllm" else asked_of_sglang)(self.served, body)
         except Fault as fault:
             self.answer(400, {"error": {"message": str(fault), "type": "BadRequestError", "code": 400}})
             return
-        self.stream(ids, settings, write)
+        self.stream(self.served.adapters.get(body.get("model"), self.served.engine), ids, settings, write)
 
-    def stream(self, ids: list[int], settings: Any, write: Any) -> None:
+    def takes_weights(self, body: dict[str, Any]) -> bool:
+        """What vLLM serves with VLLM_SERVER_DEV_MODE and VLLM_ALLOW_RUNTIME_LORA_UPDATING. Whether it was that."""
+        paths = []
+        if os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "True":
+            paths += ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
+        if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            paths += ["/collective_rpc", "/reset_prefix_cache"]
+        if self.path == "/v1/completions" or self.served.kind != "vllm":
+            return False
+        if self.path not in paths:
+            self.answer(404, {"detail": "Not Found"})
+        elif self.path == "/v1/load_lora_adapter":
+            self.served.load_adapter(body["lora_name"], body["lora_path"])
+            self.answer(200, {})
+        elif self.path == "/v1/unload_lora_adapter":
+            del self.served.adapters[body["lora_name"]]
+            self.answer(200, {})
+        elif self.path == "/collective_rpc" and body["method"] == "reload_weights":
+            self.served.reload(body["kwargs"]["weights_path"])
+            self.answer(200, {"results": [None]})
+        else:
+            self.answer(200, {})
+        return True
+
+    def stream(self, engine: Any, ids: list[int], settings: Any, write: Any) -> None:
         arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        ticket = self.served.engine.submit(ids, settings, arrived.put)
+        ticket = engine.submit(ids, settings, arrived.put)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -190,7 +240,7 @@ def check_fields(given: Any, known: set[str]) -> None:
 
 def asked_of_vllm(served: Served, body: dict[str, Any]) -> Any:
     check_fields(body, VLLM_FIELDS)
-    if body["model"] != (served.adapter or "base"):
+    if body["model"] not in (served.adapter or "base", *served.adapters):
         raise Fault(f"The model `{body['model']}` does not exist.")
     if not 0 <= body["temperature"] <= 2:
         raise Fault(f"temperature must be in [0, 2], got {body['temperature']}.")

@@ -1,0 +1,93 @@
+"""What differs between the engines that share a run among processes: DDP, FSDP 2 and DeepSpeed.
+
+Where weights are sharded, accelerate lays them out after the model is built. Every process loads the whole model into
+the memory of its machine first, so adapters, new tokens and reference scores are made as in a run of one process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import MissingExtra, OutputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+DDP, FSDP, DEEPSPEED = "whole weights in each process", "FSDP", "DeepSpeed"
+_SHARDS = "*zero_pp_rank_*_optim_states.pt"
+
+
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """While open, transformers does not shard the weights of a model for ZeRO-3 as it is built."""
+    from transformers.integrations import deepspeed
+
+    settings, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = settings
+
+
+@contextmanager
+def gathering_whole(accelerator: "Accelerator") -> Iterator[None]:
+    """While open, FSDP gives whole weights to what is saved, also in runs whose checkpoints have one file per process
+    (`state_dict_type: SHARDED_STATE_DICT`)."""
+    from torch.distributed.fsdp import StateDictType
+
+    if engine_of(accelerator) != FSDP:
+        yield
+        return
+    plugin: Any = accelerator.state.fsdp_plugin
+    usual, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    try:
+        yield
+    finally:
+        plugin.state_dict_type = usual
+
+
+@contextmanager
+def building_operators() -> Iterator[None]:
+    """Wraps the start of DeepSpeed, which compiles operators of its own. Raises `MissingExtra` if it cannot."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("failed to build/load", "Unable to JIT load")):
+            raise
+        raise MissingExtra(
+            f"deepspeed: an operator of DeepSpeed cannot be compiled here ({str(error).splitlines()[0]})"
+            " -> install ninja and a C++ compiler (and CUDA's for a GPU), or leave offload_optimizer out"
+        ) from error
+
+
+def engine_of(accelerator: "Accelerator") -> str:
+    from accelerate.utils import DistributedType
+
+    return {DistributedType.FSDP: FSDP, DistributedType.DEEPSPEED: DEEPSPEED}.get(accelerator.distributed_type, DDP)
+
+
+def require_same_engine(checkpoint: Path, accelerator: "Accelerator") -> None:
+    """Raises `OutputError` if this run cannot take the optimizer state from a checkpoint, which another engine or
+    another number of processes has saved."""
+    saved, num_saved = saved_by(checkpoint)
+    now = engine_of(accelerator)
+    if saved != now:
+        raise OutputError(
+            f"{checkpoint}: it was saved with {saved}, and this run trains with {now}"
+            " -> resume with the engine that it was saved with, or start from its weights"
+        )
+    if num_saved is not None and num_saved != accelerator.num_processes:
+        raise OutputError(
+            f"{checkpoint}: DeepSpeed has saved it from {num_saved} processes and cannot share its state among"
+            f" {accelerator.num_processes} -> resume with {num_saved} processes"
+        )
+
+
+def saved_by(checkpoint: Path) -> tuple[str, int | None]:
+    """(engine, number of processes if the files are for that number only)."""
+    if any(checkpoint.glob("global_step*")):
+        return DEEPSPEED, len(list(checkpoint.glob(f"global_step*/{_SHARDS}"))) or None
+    if any(checkpoint.glob("pytorch_model_fsdp*")):
+        return FSDP, None
+    return DDP, None

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM while a command prepares its work."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from luthier.core.signals import STOPPING, ending_on_signals
+
+WAITS = """
+import sys, time
+from luthier.core.signals import ending_on_signals
+try:
+    with ending_on_signals():
+        print("ready", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("cleans up", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("ended", flush=True)
+    sys.exit(130)
+"""
+
+
+def started(cleaning_seconds: float) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", WAITS, str(cleaning_seconds)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_the_first_signal_lets_the_command_clean_up(number):
+    process = started(0)
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("cleans up\nended\n", None)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("first", STOPPING)
+@pytest.mark.parametrize("second", STOPPING)
+def test_the_second_one_ends_it_at_once(first, second):
+    process, begin = started(60), time.monotonic()
+    process.send_signal(first)
+    assert process.stdout is not None and process.stdout.readline() == "cleans up\n"
+    process.send_signal(second)
+    assert process.wait(20) == -second
+    assert time.monotonic() - begin < 30
+
+
+def test_afterwards_signals_do_what_they_did():
+    before = [signal.getsignal(number) for number in STOPPING]
+    with ending_on_signals():
+        assert [signal.getsignal(number) for number in STOPPING] != before
+    with pytest.raises(ZeroDivisionError), ending_on_signals():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_a_program_in_the_background_goes_on_ignoring_ctrl_c(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending_on_signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

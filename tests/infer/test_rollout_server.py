@@ -1,0 +1,109 @@
+"""What a server of rollouts may answer besides answers. Whole runs: tests/workflow/test_served_rollouts.py."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from luthier.core.errors import RunFailed
+from luthier.infer.rollout_server import RolloutServer
+from luthier.infer.servers.model import Ask
+from luthier.infer.types import Settings
+
+ASK = Ask(prompt_ids=[1], settings=Settings(seed=1), num_new_tokens=2, stop_ids={0})
+
+
+class Handler(BaseHTTPRequestHandler):
+    models: ClassVar[object] = {"data": [{"id": "base"}]}
+    status: ClassVar[int] = 200
+    body: ClassVar[bytes] = b""
+    asked: ClassVar[list[tuple[str, object]]] = []
+
+    def log_message(self, *words):
+        """Nothing."""
+
+    def do_GET(self):
+        self.write(200, json.dumps(self.models).encode())
+
+    def do_POST(self):
+        self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.write(self.status, self.body)
+
+    def write(self, status, content):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def server():
+    class Own(Handler):
+        asked: ClassVar[list[tuple[str, object]]] = []
+
+    http = HTTPServer(("127.0.0.1", 0), Own)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    found = RolloutServer.at(f"http://127.0.0.1:{http.server_port}", "key")
+    yield found, Own
+    http.shutdown()
+    http.server_close()
+
+
+def events(*choices):
+    return b"".join(f"data: {json.dumps({'choices': [choice]})}\n\n".encode() for choice in choices)
+
+
+def test_the_tokens_of_all_events_are_the_answer(server):
+    found, handler = server
+    handler.body = events({"token_ids": [5], "finish_reason": None}, {"token_ids": [0], "finish_reason": "stop"})
+    assert found.answers([ASK, ASK]) == [[5, 0], [5, 0]]
+    path, body = handler.asked[0]
+    assert path == "/v1/completions" and body["model"] == "base" and body["prompt"] == [1] and body["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, events({"token_ids": [5], "finish_reason": None}), "broke off an answer"),
+        (200, b"data: {}\n\n", "answers in another form"),
+        (400, b'{"error": {"message": "too long"}}', "refuses a prompt: too long"),
+    ],
+)
+def test_what_is_no_answer_is_one_sentence(server, status, body, message):
+    found, handler = server
+    handler.status, handler.body = status, body
+    with pytest.raises(RunFailed, match=message):
+        found.answers([ASK])
+
+
+def test_each_adapter_has_a_name_of_its_own_and_the_last_one_goes(server):
+    found, handler = server
+    found.label = "run"
+    for _ in range(2):
+        found.load_adapter(Path("/a"))
+    assert [path for path, _ in handler.asked] == [
+        "/v1/load_lora_adapter",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+    ]
+    assert [body["lora_name"] for _, body in handler.asked] == ["run-1", "run-2", "run-1"] and found.model == "run-2"
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "has no /collective_rpc -> start it with VLLM_SERVER_DEV_MODE=1"), (500, "bad file")]
+)
+def test_a_server_that_takes_no_weights_says_why(server, status, message):
+    found, handler = server
+    handler.status, handler.body = status, b'{"detail": "bad file"}'
+    with pytest.raises(RunFailed, match=message):
+        found.reload(Path("/w"))
+
+
+def test_another_program_is_no_server_of_vllm(server):
+    found, handler = server
+    handler.models = {"error": "who are you?"}
+    with pytest.raises(RunFailed, match="no server of vLLM, or it wants another key"):
+        found.open()
