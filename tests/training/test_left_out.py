@@ -263,7 +263,7 @@ def test_processes_leave_out_the_same_steps(trained, world, tmp_path):
     words += ["-m", "tests.runs.each_of", *map(str, files)]
     done = subprocess.run(words, env={**os.environ}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("step 4: the loss became nan") == 3
+    assert done.stderr.count("step 4: the loss became nan") == 3, done.stderr
     assert done.stderr.count("~") == 3, "the row is named whichever process had it"
     plain = {"optim": "sgd", "learning_rate": 0.1}
     expected = {"ddp skip": trained("skip", [1, 2, 3, 5], **plain)[0]}
