@@ -58,7 +58,8 @@ def share(
         num_micro_batches=num_micro_batches,
     )
     if engine.name == "ddp":
-        return replace(held, buckets_bytes=held.gradients_bytes), transfers
+        host = held.weights_bytes if on_device else 0
+        return replace(held, buckets_bytes=held.gradients_bytes, host_bytes=host), transfers
     if engine.name == "fsdp2":
         spread = _of_fsdp(run, held, shape, engine, groups, accumulates=num_micro_batches > 1)
     else:
