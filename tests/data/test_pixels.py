@@ -51,7 +51,7 @@ class Seeing:
             talk("x" * 20, "green", [d]),
         ]
         self.rows = [row_of(self.processor, one) for one in self.talks]
-        self.pixels = pixels_of(self.model, MediaProcessor(self.processor))
+        self.pixels = pixels_of(self.model, MediaProcessor(self.processor, ("image",)))
 
     def loss(self, batch):
         models = Models(self.model, inspect_head(self.model))
