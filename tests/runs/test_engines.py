@@ -28,7 +28,7 @@ NUM_STEPS, SAVED_STEP = 4, 2
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "deepspeed"
 STAGES = {
-    "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 64},
+    "pt": {"stage": "pt", "dataset": "plain", "cutoff_len": 32},
     "sft": {"stage": "sft", "dataset": "numbers"},
     "rm": {"stage": "rm", "dataset": "pairs"},
     "dpo": {"stage": "dpo", "dataset": "pairs"},
@@ -220,4 +220,6 @@ def loaded(folder: Path) -> Mapping[str, torch.Tensor]:
         kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
         model, told = kind.from_pretrained(folder, output_loading_info=True)
         assert not any(told.values()), told
-    return {name: weight.float() for name, weight in model.state_dict().items()}
+    # The layer that peft has replaced by its trained copy is random: the base model has none.
+    named = {name: weight for name, weight in model.state_dict().items() if ".original_module." not in name}
+    return {name: weight.float() for name, weight in named.items()}

@@ -128,7 +128,7 @@ class TestRows:
             ("bomb.png", "'{path}' has too many pixels to be decoded: Image size (900000000 pixels) exceeds limit"),
             (
                 "10x2001-0.png",
-                "'{path}': PaddleOCRVLProcessor refuses an image of 10x2001 pixels (height x width): absolute aspect"
+                "'{path}': PaddleOCRVLProcessor refuses an image of 10x2001 pixels: absolute aspect"
                 " ratio must be smaller than 200",
             ),
             ("https://example.org/a.png", "column 'images' names '{name}': images are read from files only"),
