@@ -54,11 +54,11 @@ def test_a_traced_encoder_holds_what_a_real_one_holds(sides, family):
         del found
         num_forward, bytes_kept = counter.num_calls, counter.live_bytes
         torch.autograd.backward([one.float().sum() for one in vectors])
-    if family == "pixtral":  # the kernel of attention copies its mask, unseen
-        assert kept.early_bytes >= max(counter.history[:num_forward])
+    planned, real_bytes = (kept.early_bytes, kept.kept_bytes), (max(counter.history[:num_forward]), bytes_kept)
+    if family == "pixtral":  # each layer of the plan has a mask of its own in float32
+        assert all(more >= less for more, less in zip(planned, real_bytes, strict=True))
     else:
-        assert kept.early_bytes == pytest.approx(max(counter.history[:num_forward]), rel=0.05)
-    assert kept.kept_bytes == pytest.approx(bytes_kept, rel=0.05)
+        assert planned == pytest.approx(real_bytes, rel=0.05)
 
 
 class _OnRealTensors(_ImageCounter):
