@@ -65,7 +65,7 @@ def start_ray(keys: "RayConfig") -> Any:
     if ray.is_initialized():
         return ray
     given: Mapping[str, Any] = keys.ray_init_kwargs or {}
-    joins = "address" in given or "RAY_ADDRESS" in os.environ
+    joins = given.get("address", os.environ.get("RAY_ADDRESS", "local")) != "local"
     defaults: dict[str, Any] = {"logging_level": "warning"} | ({} if joins else {"include_dashboard": False})
     try:
         ray.init(**{**defaults, **given})

@@ -24,7 +24,8 @@ from tests.small_world import small_world
 from tests.working_folder import write
 
 LIMIT_SECONDS = 400
-TWO = {"ray_num_workers": 2, "ray_init_kwargs": {"num_cpus": 2}}
+TWO = {"ray_num_workers": 2, "ray_init_kwargs": {"address": "local", "num_cpus": 2}}
+"""Without the address, Ray would join a cluster that another test has started."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_an_error_of_the_user_is_told_once_and_not_tried_again(world, tmp_path):
     (data / "empty.json").write_text(json.dumps([{"instruction": "x" * 900, "input": "", "output": "y"}]))
     (data / "dataset_info.json").write_text(json.dumps({**info, "empty": {"file_name": "empty.json"}}))
     values = {**world, "dataset": "empty", "on_overlong": "drop", "cutoff_len": 32, "ray_num_workers": 1}
-    process = start({**values, "ray_init_kwargs": {"num_cpus": 1}}, tmp_path / "out", USE_RAY="1")
+    process = start({**values, "ray_init_kwargs": {"address": "local", "num_cpus": 1}}, tmp_path / "out", USE_RAY="1")
     _, told = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 2, told
     assert "\nluthier: dataset 'empty' has no usable row" in told and "Training failed" not in told

@@ -24,7 +24,7 @@ def test_a_sweep_through_tune(tmp_path):
     pytest.importorskip("ray")
     values = small_world(tmp_path / "world")
     more = {"finetuning_type": "lora", "max_steps": 3, "val_size": 4, "do_eval": True}
-    more |= {"ray_init_kwargs": {"num_cpus": 2}, "ray_storage_path": str(tmp_path / "ray")}
+    more |= {"ray_init_kwargs": {"address": "local", "num_cpus": 2}, "ray_storage_path": str(tmp_path / "ray")}
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump({**values, **more, "output_dir": str(tmp_path / "out")}))
     words = [sys.executable, "-m", "luthier", "sweep", str(run_file), "learning_rate=1e30,1e-3"]
