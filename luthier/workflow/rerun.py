@@ -7,6 +7,7 @@ the processors, threads and processes, `versions` the libraries. If all of it is
 bit.
 """
 
+import hashlib
 import os
 import platform
 import re
@@ -20,15 +21,15 @@ from luthier.core.errors import OutputError
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, versions_here
-from luthier.data.cache.fingerprint import file_digest
 from luthier.data.cache.provenance import file_hashes
 from luthier.data.prepare import cache_of
-from luthier.data.sources.readers import DataFile
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 RUN_FILE = "run.yaml"
+NUM_PARTS, PART_BYTES = 64, 1 << 20
+"""What is hashed of a large file."""
 READ, RAN_ON, RERUN_OF = "read", "ran_on", "rerun_of"
 MODEL_KEYS = (
     *("model_name_or_path", "adapter_name_or_path", "ref_model", "ref_model_adapters", "reward_model"),
@@ -55,19 +56,33 @@ def models_of(run: "TrainRun") -> Iterator[str]:
     yield from dict.fromkeys(name for name in names if isinstance(name, str) and "://" not in name)
 
 
-def hashes_of_model(name: str, memos: Path) -> dict[str, str]:
-    """File -> sha256 of a file, or of the files in a folder; for a name on a hub, its revision in the cache."""
+def hashes_of_model(name: str) -> dict[str, str]:
+    """File -> `quick_digest` of a file, or of the files in a folder; for a name on a hub, its revision in the cache."""
     path = Path(name).expanduser()
     if not path.exists():
         return _revision(name)
     files = [path] if path.is_file() else sorted(path.iterdir())
     files = [file for file in files if file.is_file() and os.access(file, os.R_OK)]
     read = [file for file in files if file.suffix in READ_SUFFIXES and not NOT_READ.fullmatch(file.name)]
-    return {file.name: file_digest(_data_file(file), memos) for file in read}
+    return {file.name: quick_digest(file) for file in read}
 
 
-def _data_file(path: Path) -> DataFile:
-    return DataFile(str(path), "", lambda: path.open("rb"))
+def quick_digest(path: Path) -> str:
+    """sha256 of the size and the bytes; of a file above 64 MiB, of 64 parts that are spread evenly over it.
+
+    A run must not read all of a large model before it begins. Training changes weights everywhere, and the names and
+    shapes of a safetensors file are in its first part.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as stream:
+        if size <= NUM_PARTS * PART_BYTES:
+            digest.update(stream.read())
+        else:
+            for number in range(NUM_PARTS):
+                stream.seek((size - PART_BYTES) * number // (NUM_PARTS - 1))
+                digest.update(stream.read(PART_BYTES))
+    return digest.hexdigest()
 
 
 def _revision(name: str) -> dict[str, str]:
@@ -102,8 +117,7 @@ def _cpu_name() -> str:
 class Rerun:
     """What a run reads and runs on, for its manifest, beside that of the run whose run.yaml it was started with.
 
-    What is read is hashed before the model is loaded, since files may change while a run trains. Hashes of big files
-    are remembered until they change, so that only the first run on a large model computes them. Nothing is done in a
+    What is read is hashed before the model is loaded, since files may change while a run trains. Nothing is done in a
     run that does not train, and in other processes than the first.
     """
 
@@ -121,9 +135,10 @@ class Rerun:
         """Tell what has changed since the original. `rows`: a hash of the training rows, of all ids and labels."""
         if not self.is_active:
             return
-        self.rows, memos = rows, cache_of(self.run.data).folder
-        self.datasets = file_hashes(self.run, memos)
-        self.models = {name: hashes_of_model(name, memos) for name in models_of(self.run)}
+        self.rows = rows
+        if not self.run.data.streaming:  # whose files may be larger than what is read of them
+            self.datasets = file_hashes(self.run, cache_of(self.run.data).folder)
+        self.models = {name: hashes_of_model(name) for name in models_of(self.run)}
         if self.original is None:
             return
         manifest, facts = read_manifest(self.original), self.facts()

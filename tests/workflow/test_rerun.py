@@ -11,7 +11,7 @@ import yaml
 import luthier
 from luthier.cli import main
 from luthier.core.manifest import read_manifest, write_manifest
-from luthier.workflow.rerun import hashes_of_model
+from luthier.workflow.rerun import hashes_of_model, quick_digest
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
@@ -132,7 +132,21 @@ def test_the_hashes_of_a_model(tmp_path):
         "trainer_log.jsonl",
     ):
         (tmp_path / name).write_text(name)
-    assert list(hashes_of_model(str(tmp_path), tmp_path)) == ["config.json", "model.safetensors"]
-    assert list(hashes_of_model(str(tmp_path / "config.json"), tmp_path)) == ["config.json"]
-    assert hashes_of_model("nobody/nothing-of-this-name", tmp_path) == {}
-    assert hashes_of_model("not a:name/at/all", tmp_path) == {}
+    assert list(hashes_of_model(str(tmp_path))) == ["config.json", "model.safetensors"]
+    assert list(hashes_of_model(str(tmp_path / "config.json"))) == ["config.json"]
+    assert hashes_of_model("nobody/nothing-of-this-name") == {}
+    assert hashes_of_model("not a:name/at/all") == {}
+
+
+def test_a_large_file_is_hashed_in_parts(tmp_path):
+    """The file has holes, so it takes no disk; a change of its size, its beginning or its end is seen."""
+    path, seen = tmp_path / "model.safetensors", set()
+    for size, place in ((1 << 40, None), (1 << 40, 0), (1 << 40, (1 << 40) - 1), ((1 << 40) + 1, None), (5, None)):
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.truncate(size)
+            if place is not None:
+                file.seek(place)
+                file.write(b"x")
+        seen.add(quick_digest(path))
+    assert len(seen) == 5
