@@ -242,14 +242,14 @@ class TestMedia:
             columns=columns(prompt="instruction", response="output", images="images"), media_dir=str(tmp_path)
         )
         row = {"instruction": "<image>", "output": "a", "images": ["a.png", "https://example.org/b.png"]}
-        assert read(row, description).media == Media(images=(f"{tmp_path}/a.png", "https://example.org/b.png"))
-        assert read({**row, "images": "a.png"}, description).media.images == (f"{tmp_path}/a.png",)
+        assert read(row, description).media == Media((f"{tmp_path}/a.png", "https://example.org/b.png"))
+        assert read({**row, "images": "a.png"}, description).media.items == (f"{tmp_path}/a.png",)
 
     def test_hub_rows_keep_their_paths(self):
         description = replace(
             spec(columns=columns(prompt="instruction", images="images")), source=Source("hf_hub", "o/r")
         )
-        assert read({"instruction": "q", "images": ["a.png"]}, description).media.images == ("a.png",)
+        assert read({"instruction": "q", "images": ["a.png"]}, description).media.items == ("a.png",)
 
 
 ASK = {"role": "assistant", "content": None}
@@ -455,8 +455,8 @@ BROKEN = [
     ),
     (
         spec(columns=columns(prompt="instruction", response="output", videos="videos")),
-        {"instruction": "q", "output": "a", "videos": [["a.png"]]},
-        "item 1 of column 'videos' is a list, not a path",
+        {"instruction": "q", "output": "a", "videos": [[5]]},
+        "frame 1 of item 1 of column 'videos' is of type int, not a path",
     ),
 ]
 

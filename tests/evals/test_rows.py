@@ -6,7 +6,7 @@ from luthier.config.load import load_eval
 from luthier.core.errors import DataError
 from luthier.data.rows.arrow import TableWriter, table_at
 from luthier.data.rows.columns import SEQUENCE, with_media
-from luthier.evals.rows import evaluated_rows, refuse_images
+from luthier.evals.rows import evaluated_rows, refuse_media
 from luthier.workflow.text import load_text_side
 from tests.small_world import small_world
 
@@ -45,14 +45,14 @@ def test_with_prompts_for_answers(keys):
     assert len(found.prompts["numbers"]) == 3
 
 
-def test_rows_with_images_are_refused(tmp_path):
+def test_rows_with_media_are_refused(tmp_path):
     """They would be asked without what they are about."""
     for paths in ([], ["cat.png"]):
         path = tmp_path / f"{len(paths)}.arrow"
         with TableWriter(path, with_media(SEQUENCE)) as writer:
             writer.add(([1, 2], [3], (), paths))
         if not paths:
-            refuse_images({"numbers": table_at(path)})
+            refuse_media({"numbers": table_at(path)})
             continue
-        with pytest.raises(DataError, match="dataset numbers: has rows with images"):
-            refuse_images({"numbers": table_at(path)})
+        with pytest.raises(DataError, match="dataset numbers: has rows with images, videos or audio"):
+            refuse_media({"numbers": table_at(path)})

@@ -181,7 +181,7 @@ class TestBeforeDataAreRead:
             prepared(keys, model_name_or_path=str(llama_folder), template="chatml")
 
     def test_images_would_be_text(self, keys):
-        with pytest.raises(ModelError, match="split_special_tokens: true would write the tokens of images as text"):
+        with pytest.raises(ModelError, match="split_special_tokens: true would write the tokens of media as text"):
             prepared(keys, split_special_tokens=True)
 
     def test_no_row_can_be_used(self, keys, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.config.key_table import catalog
+from luthier.config.key_table import catalog, sections
 from luthier.webui.form import USUAL, check, groups, suggestions
 from tests.small_world import small_world
 
@@ -11,8 +11,11 @@ def shown(values, command="train"):
     return {field.name: field for group in groups(command, values) for field in group.fields}
 
 
-def test_every_supported_key_of_training_has_a_field_for_some_run():
+def test_every_supported_key_of_training_has_a_field_for_some_run(monkeypatch):
     seen = set()
+    for section in sections():
+        if section.environment:
+            monkeypatch.setenv(section.environment, "1")
     runs = [{"stage": name} for name in catalog()["stage"][0].choices]
     runs += [{"finetuning_type": name} for name in catalog()["finetuning_type"][0].choices]
     switches = {key.section.key for keys in catalog().values() for key in keys if key.section.key} - {"stage"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import luthier
-from luthier.core.kinds import FORMATS, STAGES, TOOL_SYNTAXES
+from luthier.core.kinds import FORMATS, MEDIA_KINDS, STAGES, TOOL_SYNTAXES
 from luthier.data.cache import fingerprint
 from luthier.data.cache.fingerprint import code_digest, code_files
 
@@ -54,8 +54,9 @@ def closure(modules: set[str]) -> set[Path]:
 
 
 def variants() -> set[str]:
-    """The modules that are found by name: formats, tool syntaxes, and the row plans of the stages."""
-    found = {f"{registry.package}.{name}" for registry in (FORMATS, TOOL_SYNTAXES) for name in registry.names}
+    """The modules that are found by name: formats, tool syntaxes, kinds of media, and the row plans of the stages."""
+    registries = (FORMATS, TOOL_SYNTAXES, MEDIA_KINDS)
+    found = {f"{registry.package}.{name}" for registry in registries for name in registry.names}
     return found | {STAGES.get(name).rows.write.__module__ for name in STAGES.names}
 
 
