@@ -20,6 +20,7 @@ from luthier.data.prepare import PreparedData, prepare
 from luthier.data.rows.encoding import Encoding
 from luthier.data.stream import StreamedRows
 from luthier.data.templates import get_template
+from tests.matrix import representatives
 from tests.tiny import byte_tokenizer
 
 NUM_ROWS = 30
@@ -136,7 +137,7 @@ def test_processes_and_workers_share_the_rows_of_a_pass(world, num_processes, nu
     assert Counter(found) == Counter(range(NUM_ROWS))
 
 
-@pytest.mark.parametrize(("num_processes", "num_workers"), [(2, 0), (3, 2), (5, 0)])
+@pytest.mark.parametrize(("num_processes", "num_workers"), representatives([(2, 0), (3, 2), (5, 0)], (2, 0)))
 def test_a_dataset_of_several_files_is_shared_row_by_row(world, num_processes, num_workers):
     """Files of 1, 16, 2 and 11 rows: each process and worker draws its own rows from all of them, and none twice."""
     rows = [{"instruction": f"question {number}", "output": "a"} for number in range(NUM_ROWS)]

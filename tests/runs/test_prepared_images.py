@@ -228,6 +228,7 @@ def test_text_of_a_model_that_sees(keys, worlds, family):
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
 
 
+@pytest.mark.thorough
 def test_an_interrupt_while_images_are_measured_loses_none(keys, tmp_path, monkeypatch):
     """What the process has measured until Ctrl-C, the next start does not open."""
     draw(tmp_path / "large.jpg", height=900, width=1200)

@@ -95,7 +95,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["within an epoch", "its first step"])
-@pytest.mark.parametrize("layout", representatives(LAYOUTS, "sft accumulated", "sft streamed"))
+@pytest.mark.parametrize("layout", representatives(LAYOUTS, "sft streamed"))
 def test_a_step_that_takes_too_long_is_given_up(world, tmp_path, monkeypatch, said, layout, first):
     """Step 4, or step 7, which is the first of the second epoch. The checkpoint is that of the step before."""
     keys = {**world, **LAYOUTS[layout], "max_steps": 8, "save_steps": 20}

@@ -72,6 +72,7 @@ def test_a_server_that_the_run_starts_gets_the_adapter_before_each_rollout(world
     assert not list((tmp_path / "out").glob("rollouts-*"))
 
 
+@pytest.mark.thorough
 def test_a_server_at_an_address_reloads_all_weights(world, tmp_path, monkeypatch):
     port, log = free_port(), tmp_path / "served"
     log.mkdir()
