@@ -15,7 +15,7 @@ from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
 from luthier.data.media.blocks import MediaProcessor
 from luthier.data.media.expand import BARE, MediaSide, slots_of
-from luthier.data.media.kinds import media_kind
+from luthier.data.media.kinds import listens_to_videos, media_kind
 from luthier.data.rows.encoding import Encoding
 from luthier.data.sources.catalog import declared_media
 from luthier.data.templates import Template
@@ -158,12 +158,11 @@ def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> 
         raise ModelError(
             "split_special_tokens: true would write the tokens of media as text -> leave it out for data with media"
         )
-    if run.given.get("use_audio_in_video") and (not kinds or "video" in kinds):
-        raise ModelError("use_audio_in_video: this version reads the frames of a video only -> leave it out")
     for name in kinds:
         media_kind(name).require_libraries()
     processor, _ = load_processor(source, given_limits(run))
-    return MediaProcessor(processor, kinds)
+    hears_too = "video" in kinds and "audio" not in kinds and listens_to_videos(processor)
+    return MediaProcessor(processor, (*kinds, "audio") if hears_too else kinds)
 
 
 def media_side(

@@ -1,6 +1,7 @@
 """Runs on videos: the ids are those of the processor, a batch has the loss of its rows alone, and stages learn."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def whole_video(path: Path):
     return frames, VideoMetadata(len(frames), fps=8.0, width=64, height=48, duration=len(frames) / 8)
 
 
-def processors_own(processor: Any, folder: Path, row: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What the processor makes of a row; it samples the frames of whole videos itself."""
+def processors_own(
+    processor: Any, folder: Path, row: dict[str, Any], heard: Mapping[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
+    """What the processor makes of a row; it samples the frames of whole videos itself. `heard`: the sound of videos,
+    which stand before audio files."""
     from PIL import Image
     from transformers.audio_utils import load_audio
 
@@ -158,12 +162,21 @@ def processors_own(processor: Any, folder: Path, row: dict[str, Any]) -> dict[st
         given["videos_kwargs"] = settings
     if row["audios"]:
         given["audio"] = [load_audio(str(folder / name), 16_000, backend="soundfile") for name in row["audios"]]
+    if heard is not None and row["videos"]:
+        given["audio"] = [*(heard[name] for name in row["videos"]), *given.get("audio", ())]
+        sources = [*range(len(row["videos"])), *[None] * len(row["audios"])]
+        given |= {"load_audio_from_video": True, "audio_from_video_indices": sources}
     types = {"return_mm_token_type_ids": True}
     return processor(text=[text], return_tensors="pt", **given, **types)
 
 
 @pytest.mark.parametrize("family", SLOTS)
 def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(worlds, family):
+    require_same_ids_and_losses(worlds(family))
+
+
+def require_same_ids_and_losses(keys: dict[str, Any], heard: Mapping[str, Any] | None = None) -> None:
+    """As transformers alone: the ids of each row, and the loss of all in one batch, padded and concatenated."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.heads.output_head import inspect_head
     from luthier.model.types import Models
@@ -171,7 +184,6 @@ def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(wor
     from luthier.training.parts import collator
     from luthier.workflow.seeing import pixels_of, samples_with_media
 
-    keys = worlds(family)
     data, text = rows_of(keys)
     processor, folder = text.media.processor, Path(keys["dataset_dir"])
     rows = json.loads((folder / "rows.json").read_text())
@@ -182,15 +194,16 @@ def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(wor
     types = "mm_token_type_ids"
     expected = 0.0
     for own, row in zip(made, rows, strict=True):
-        inputs = processors_own(processor, folder, row)
+        inputs = processors_own(processor, folder, row, heard)
         assert list(own["input_ids"]) == inputs["input_ids"][0].tolist(), row
         pixels = pixels_of(model, text.media)
         if pixels.token_types is None:
             inputs.pop(types, None)
         elif pixels.token_types != types:
             inputs[pixels.token_types] = inputs.pop(types)
+        sounds = {"use_audio_in_video": True} if heard is not None and row["videos"] else {}
         with torch.no_grad():
-            logits = model(**inputs).logits[0]
+            logits = model(**inputs, **sounds).logits[0]
         labels = torch.tensor(own["labels"])
         expected += torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum").item()
     reason = isolates_samples(model, lambda base: samples_with_media(pixels))

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, RowError
 from luthier.core.versions import library_version
-from luthier.data.media.kinds import Loaded, Shape, arguments_for, marks_of, media_kind, media_kinds, shape_of
+from luthier.data.media.kinds import (
+    Loaded,
+    Shape,
+    arguments_for,
+    listens_to_videos,
+    marks_of,
+    media_kind,
+    media_kinds,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from luthier.data.chat.encoder import Encoder
@@ -93,7 +102,8 @@ class MediaProcessor:
         """A hash of everything that decides the blocks."""
         own = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         tags = [kind.written_tag for kind in media_kinds()]
-        parts = (type(self.processor).__name__, own, library_version("transformers"), tags)
+        listens = ("sound of videos",) if listens_to_videos(self.processor) else ()
+        parts = (type(self.processor).__name__, own, library_version("transformers"), tags, *listens)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def shape(self, item: str) -> Shape:
