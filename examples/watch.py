@@ -104,7 +104,7 @@ def byte_tokenizer() -> Any:
 
 
 def make_model(folder: Path) -> None:
-    """A vision tower, which takes two frames at a time, and a language model with random weights, and their processor."""
+    """A vision tower that takes two frames at a time, a language model with random weights, and their processor."""
     import torch
     from transformers import (
         Qwen2VLConfig,

@@ -1,6 +1,7 @@
 """Videos drawn by tests."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,38 @@ def _turn(path: Path, degrees: int) -> None:
     a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
     content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(bytes(content))
+
+
+class CountingContainer:
+    """A file of PyAV that counts the frames, or the pieces of sound, that are decoded."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.num_decoded = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def decode(self, stream: Any) -> Iterator[Any]:
+        for frame in self._container.decode(stream):
+            self.num_decoded += 1
+            yield frame
+
+
+def counting(monkeypatch: Any) -> list[CountingContainer]:
+    """The files that are opened from now on."""
+    from luthier.data.media import frames
+
+    opened, own = [], frames.opened
+
+    @contextmanager
+    def counted(path: str) -> Iterator[Any]:
+        with own(path) as container:
+            opened.append(CountingContainer(container))
+            yield opened[-1]
+
+    monkeypatch.setattr(frames, "opened", counted)
+    return opened
 
 
 def gray_of(frames) -> list[float]:

@@ -40,8 +40,8 @@ class ChatSession:
     ) -> Generator[str, None, Answer]:
         """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
 
-        `images`, `videos`, `audios`: paths of files that stand before the text; a video may be a list of the paths of its
-        frames.
+        `images`, `videos`, `audios`: paths of files that stand before the text; a video may be a list of the paths of
+        its frames.
 
         Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
@@ -88,8 +88,8 @@ class ChatSession:
         videos: Sequence[str | Sequence[str]] = (),
         audios: Sequence[str] = (),
     ) -> str:
-        """The whole answer to `text`. `images`, `videos`, `audios`: paths of files that stand before it; a video may be a
-        list of the paths of its frames."""
+        """The whole answer to `text`. `images`, `videos`, `audios`: paths of files that stand before it; a video may be
+        a list of the paths of its frames."""
         return "".join(self.stream(text, settings, images, videos, audios))
 
     @property

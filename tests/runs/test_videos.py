@@ -1,6 +1,7 @@
 """Runs on videos: the ids are those of the processor, a batch has the loss of its rows alone, and stages learn."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,15 @@ def whole_video(path: Path):
     return frames, VideoMetadata(len(frames), fps=8.0, width=64, height=48, duration=len(frames) / 8)
 
 
+def parts_of(text: str) -> list[dict[str, str]]:
+    """A content as processors take it, of one with tags."""
+    pieces = re.split("<(image|video|audio)>", text)
+    parts = [
+        {"type": "text", "text": piece} if number % 2 == 0 else {"type": piece} for number, piece in enumerate(pieces)
+    ]
+    return [part for part in parts if part.get("text") != ""]
+
+
 def processors_own(
     processor: Any, folder: Path, row: dict[str, Any], heard: Mapping[str, Any] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -141,15 +151,9 @@ def processors_own(
     from PIL import Image
     from transformers.audio_utils import load_audio
 
-    question, answer = row["messages"]
-    places = {"<video>": {"type": "video"}, "<image>": {"type": "image"}, "<audio>": {"type": "audio"}}
-    parts, text = [], question["content"]
-    while text:
-        at, tag = min((text.find(tag) % (len(text) + 1), tag) for tag in places)
-        parts += [{"type": "text", "text": text[:at]}] * bool(at) + [places[tag]] * (at < len(text))
-        text = text[at + len(tag) :]
-    words = [{"type": "text", "text": answer["content"]}]
-    text = processor.apply_chat_template([{**question, "content": parts}, {**answer, "content": words}])
+    text = processor.apply_chat_template(
+        [{**message, "content": parts_of(message["content"])} for message in row["messages"]]
+    )
     given: dict[str, Any] = {}
     if row["images"]:
         given["images"] = [[Image.open(folder / name) for name in row["images"]]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import RowError
-from tests.films import film
+from tests.films import counting, film
 from tests.hearing_models import wave_of
 
 pytest.importorskip("av")
@@ -43,6 +43,15 @@ def test_channels_have_the_same_weight(tmp_path):
     path = str(film(tmp_path / "a.mkv", GRAYS, wave=np.stack([left, right])))
     assert measure_of(path) == (8_000, 16_000)
     assert np.allclose(load_sound(path, 16_000, 8_000), (left + right) / 2, atol=1e-4)
+
+
+def test_only_the_beginning_is_decoded(tmp_path, monkeypatch):
+    path = str(film(tmp_path / "a.mp4", GRAYS, wave=wave_of(20, 16_000, 300, 310)))
+    opened = counting(monkeypatch)
+    assert len(load_sound(path, 16_000, 16_000)) == 16_000
+    measure_of(path)
+    first, whole = (container.num_decoded for container in opened)
+    assert whole >= 20 * 16_000 / 1024 and first < whole / 10
 
 
 def test_what_has_no_sound_is_named(tmp_path):
