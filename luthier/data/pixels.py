@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets")
 """What a processor returns of the text; all else is for the model."""
+SOUND_OF_VIDEOS = "use_audio_in_video"
+"""The argument of a model that hears its videos: whether those of the batch have their sound among their frames."""
 SMALLEST: Mapping[str, Shape] = {
     "image": Shape("image", (28, 28)),
     "video": Shape("video", (56, 56, 2, 2.0, 1.0, 0, 0, 1)),
@@ -100,7 +102,7 @@ class Pixels:
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]
         media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
         if given.get("load_audio_from_video"):
-            media["use_audio_in_video"] = torch.tensor(True)  # as the model calls it
+            media[SOUND_OF_VIDEOS] = torch.tensor(True)
         return media, written
 
     def _fitting(self, given: "Tensor | list[float]") -> "Tensor":

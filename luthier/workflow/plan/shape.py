@@ -58,7 +58,7 @@ class Shape:
     num_layers: int
 
 
-def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
+def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if run.model.use_unsloth or run.kt.use_kt:
         return "another library loads and trains the model"
@@ -66,8 +66,6 @@ def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
-    if text.media is not None and set(text.media.marks) != {"image"}:
-        return "its videos and audio take memory by their length"
     return None
 
 
