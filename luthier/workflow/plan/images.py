@@ -122,7 +122,7 @@ def _trace(model: nn.Module, images: Images, half: torch.dtype | None) -> Seeing
 
 
 def vectors_of(base: Any, images: Images) -> Iterator[Tensor]:
-    """What the encoders make of the items of a batch. Raises `AttributeError` where the class has no function for a kind,
+    """What the encoders make of the items of a batch. Raises `AttributeError` if the class has no function for a kind,
     as that of Qwen2-Audio."""
     for plural in images.plurals:
         encode = getattr(base, _ENCODERS[plural])
