@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import luthier
-from luthier.core.errors import ModelError
+from luthier.core.errors import InvalidInput, ModelError
+from luthier.data.media.frames import listed
 from tests import films
 from tests.hearing_models import tone
 from tests.matrix import representatives
@@ -243,6 +244,12 @@ def test_a_conversation_about_a_video(worlds, tmp_path):
     assert list(ids) == prompt
     session.conversation.unanswered()
     assert isinstance(session.ask("what?", videos=[str(folder / "short.mkv")]), str)
+    frames = [str(draw(tmp_path / f"{number}.png", height=56, width=84, seed=number)) for number in range(4)]
+    assert isinstance(session.ask("and this?", videos=[frames]), str)
+    row = session.conversation.as_row()
+    assert [listed(path) for path in row["videos"][1:]] == [frames]
+    with pytest.raises(InvalidInput, match=r"^video: nowhere\.png: there is no such file$"):
+        session.ask("what?", videos=[[frames[0], "nowhere.png"]])
 
 
 def test_images_and_videos_that_the_model_cannot_take_together(worlds, tmp_path):
