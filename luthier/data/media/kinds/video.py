@@ -128,8 +128,8 @@ def _blank(size: Size, processor: Processor) -> Video:
     import torch
 
     height, width = int(size[0]), int(size[1])
-    frames_of = torch.zeros(1, dtype=torch.uint8).expand(len(size) - HEAD, 3, height, width)
-    return Video(frames_of, size, _made(media_kind("audio").blank, size, processor))
+    black = torch.zeros(1, dtype=torch.uint8).expand(len(size) - HEAD, 3, height, width)
+    return Video(black, size, _made(media_kind("audio").blank, size, processor))
 
 
 def _noise(size: Size, processor: Processor) -> Video:
