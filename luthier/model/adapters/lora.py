@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
-from luthier.config.keys.quantization import shards_weights
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import (
     Rule,
     Rules,
