@@ -81,7 +81,7 @@ def resources_of(keys: "RayConfig", cluster: Mapping[str, float]) -> dict[str, f
 
 
 def require_resources(num_workers: int, each: Mapping[str, float], cluster: Mapping[str, float]) -> None:
-    """Raises `InvalidInput` if the whole cluster has less than the processes need: Ray would wait for ever."""
+    """Raises `InvalidInput` if the whole cluster has less than the processes need: Ray would wait forever."""
     for name, amount in each.items():
         if num_workers * amount > cluster.get(name, 0):
             raise InvalidInput(

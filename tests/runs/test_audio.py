@@ -307,7 +307,7 @@ def test_a_request_sends_audio_as_openai_does(keys, tmp_path):
         session = luthier.chat({"model_name_or_path": keys["model_name_or_path"]})
         assert list(model.prompt_ids(asked, "", None)) == list(session.conversation.ask("what?", audios=[str(file)]))
         bad = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-        with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]: this is no audio that can be read"):
+        with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]: this audio file cannot be read"):
             conversation([ChatMessage(role="user", content=[bad, words])], rules=model.images)
         with pytest.raises(ApiError, match="input_audio: this field is required, as an object with data"):
             conversation([ChatMessage(role="user", content=[{"type": "input_audio"}, words])], rules=model.images)
