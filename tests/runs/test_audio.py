@@ -15,6 +15,7 @@ from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.training.parts import collator
 from tests.hearing_models import talk, tiny_qwen2_audio, tone
 from tests.matrix import representatives
+from tests.media_models import SAMPLING, SHORT_RUN
 from tests.runs.test_images import STAGES, losses
 
 pytest.importorskip("soundfile")
@@ -63,21 +64,13 @@ def write(folder: Path) -> dict[str, Any]:
         "model_name_or_path": str(folder / "model"),
         "dataset_dir": str(folder),
         "dataset": "rows",
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "full",
+        **SHORT_RUN,
         "freeze_vision_tower": False,
         "freeze_multi_modal_projector": False,
         "cutoff_len": 512,
         "per_device_train_batch_size": 4,
         "max_steps": 4,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
+        **SAMPLING,
     }
 
 
