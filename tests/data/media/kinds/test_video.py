@@ -103,7 +103,7 @@ def test_the_window_of_the_model_holds_for_the_sound_of_a_video_too(tmp_path, li
 def test_a_video_too_short_for_the_processor_is_named(tmp_path):
     path = str(film(tmp_path / "a.mp4", [1, 2], rate=8))
     with pytest.raises(
-        RowError, match=r"a\.mp4': the processor of this model can choose no frames of it: fewer than 4"
+        RowError, match=r"a\.mp4': the processor of this model cannot choose frames of it: fewer than 4"
     ):
         shape_of(KIND.item(path), processor())
 
