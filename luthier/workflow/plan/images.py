@@ -158,14 +158,16 @@ class _ImageCounter(StepCounter):
             return func(*args, **kwargs)
         if func is aten._to_copy.default and kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": "meta"}
-        args, kwargs = tree_map_only(Tensor, lambda one: one if one.is_meta else one.to("meta"), (args, kwargs))
         if func is aten.index.Tensor:
-            args = (args[0], [_all_of(index) for index in args[1]])
+            args = (args[0], [number for index in args[1] for number in _numbers(index)])
+        args, kwargs = tree_map_only(Tensor, lambda one: one if one.is_meta else one.to("meta"), (args, kwargs))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def _all_of(index: Tensor | None) -> Tensor | None:
-    """The numbers of all items that an index may choose. At worst all are."""
-    if index is None or index.dtype != torch.bool or index.ndim != 1:
-        return index
-    return torch.empty(index.shape, dtype=torch.long, device="meta")
+def _numbers(index: Tensor | None) -> Sequence[Tensor | None]:
+    """What a mask chooses, as numbers on each of its dimensions. Without its data, all items count as chosen."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    if not index.is_meta:
+        return index.nonzero(as_tuple=True)
+    return [torch.empty(index.numel(), dtype=torch.long, device="meta") for _ in range(index.ndim)]
