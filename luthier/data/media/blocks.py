@@ -44,7 +44,7 @@ _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OS
 
 def require_supported(name: str | None, needs: Sequence[str] = ()) -> None:
     """Raises `ModelError` for a class of processors that cannot be used. `needs`: the kinds in the data."""
-    if name in _UNSUPPORTED:
+    if name is not None and name in _UNSUPPORTED:
         raise _unusable(name, _UNSUPPORTED[name], (*needs, "image")[0])
 
 
