@@ -38,19 +38,19 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 
 def write_video(path: Path, seconds: int) -> None:
-    """A noisy picture that moves: the decoder has motion to follow and detail to draw."""
+    """A noisy image that moves: the decoder has motion to follow and detail to draw."""
     import av
     import numpy as np
 
     chance = np.random.default_rng(0)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    picture = np.stack([rows * 255 // HEIGHT, columns * 255 // WIDTH, (rows + columns) % 256], -1)
-    picture = (picture * 0.8 + chance.integers(0, 50, picture.shape)).astype(np.uint8)
+    image = np.stack([rows * 255 // HEIGHT, columns * 255 // WIDTH, (rows + columns) % 256], -1)
+    image = (image * 0.8 + chance.integers(0, 50, image.shape)).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for number in range(seconds * RATE):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, 4 * number, axis=1), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.roll(image, 4 * number, axis=1), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

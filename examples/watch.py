@@ -45,9 +45,9 @@ def frames(answer: str, chance: Any) -> list[Any]:
     rows, columns = np.mgrid[:SIDE, :SIDE]
     drawn = []
     for x in places if answer == "right" else places[::-1]:
-        picture = chance.integers(0, 40, (SIDE, SIDE, 3))
-        picture[(rows - y) ** 2 + (columns - x) ** 2 <= RADIUS**2] = 230
-        drawn.append(Image.fromarray(picture.astype(np.uint8)))
+        image = chance.integers(0, 40, (SIDE, SIDE, 3))
+        image[(rows - y) ** 2 + (columns - x) ** 2 <= RADIUS**2] = 230
+        drawn.append(Image.fromarray(image.astype(np.uint8)))
     return drawn
 
 

@@ -136,8 +136,8 @@ def _noise(size: Size, processor: Processor) -> Video:
     import numpy as np
 
     shape = len(size) - HEAD, int(size[0]), int(size[1]), 3
-    pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return Video(pictures, size, _made(media_kind("audio").noise, size, processor))
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Video(noise, size, _made(media_kind("audio").noise, size, processor))
 
 
 def _made(sound: Callable[[Size, Processor], Any], size: Size, processor: Processor) -> Any:
