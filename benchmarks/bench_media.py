@@ -118,7 +118,7 @@ def videos(folder: Path, seconds: int, repeats: int) -> None:
     path = str(folder / "a.mp4")
     write_video(Path(path), seconds)
     write_rows(folder, "video", ["a.mp4"])
-    limits = {"video_fps": 2.0}
+    limits = {"video_fps": 2.0, "cutoff_len": 100_000}
     _, side = text_side(folder, **limits)
     kind = media_kind("video")
     size = kind.size(kind.measured(path), side.media.processor)
@@ -148,10 +148,11 @@ def audio(folder: Path, num_clips: int, repeats: int) -> None:
         for name in names:
             load_audio(str(folder / name), AUDIO_RATE)
 
-    alone, ours, num_bytes = compare(folder, reading, num_clips, repeats)
-    print(f"{num_clips:,} flac files of {CLIP_SECONDS} s")
-    tell(alone, ours, AUDIO_GOAL)
-    print(f"  on disk   {num_bytes / num_clips:10,.0f} bytes an item (goal: at most {DISK_GOAL:,})")
+    for template in ("auto", "qwen2_audio"):
+        alone, ours, num_bytes = compare(folder, reading, num_clips, repeats, template=template)
+        print(f"{num_clips:,} flac files of {CLIP_SECONDS} s, template: {template}")
+        tell(alone, ours, AUDIO_GOAL)
+        print(f"  on disk   {num_bytes / num_clips:10,.0f} bytes an item (goal: at most {DISK_GOAL:,})")
 
 
 def tell(alone: float, ours: float, goal: float) -> None:
