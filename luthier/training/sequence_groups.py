@@ -21,21 +21,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SequenceGroups:
     mesh: "DeviceMesh"
-    """(groups, processes of a group), under the names by which accelerate shares rows."""
+    """(groups, processes of a group). Its names are those by which accelerate knows, with every engine, which processes
+    read the same rows."""
 
     @property
     def size(self) -> int:
         """Processes of a group."""
-        return int(self.mesh["cp"].size())
+        return int(self.mesh["tp"].size())
 
     @property
     def part(self) -> int:
         """Which part of a batch this process has."""
-        return int(self.mesh["cp"].get_local_rank())
+        return int(self.mesh["tp"].get_local_rank())
 
     @property
     def group(self) -> "ProcessGroup":
-        return self.mesh["cp"].get_group()
+        return self.mesh["tp"].get_group()
 
 
 def sequence_groups(sp_size: int, device: torch.device) -> SequenceGroups | None:
@@ -44,7 +45,7 @@ def sequence_groups(sp_size: int, device: torch.device) -> SequenceGroups | None
         return None
     num_processes = torch.distributed.get_world_size()
     shape = (num_processes // sp_size, sp_size)
-    return SequenceGroups(init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "cp")))
+    return SequenceGroups(init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "tp")))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import yaml
 import luthier
 from luthier.core.errors import InvalidInput
 from tests.matrix import representatives
-from tests.runs.test_engines import loaded, logged, start_two
+from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, start_two
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pt unpacked": {"stage": "pt", "dataset": "plain", "finetuning_type": "full", "packing": False},
     "recomputed": {"finetuning_type": "full", "gradient_checkpointing": True},
     "fsdp": {"finetuning_type": "full", **FSDP},
+    "zero2": {"finetuning_type": "lora", "lora_target": "all", "deepspeed": str(CONFIGS / "ds_z2_config.json")},
+    "zero3": {"finetuning_type": "full", "deepspeed": str(CONFIGS / "ds_z3_config.json")},
 }
 
 
@@ -68,8 +70,9 @@ def world(tmp_path_factory) -> dict[str, Any]:
 def of_two(request, world, tmp_path_factory) -> Path:
     """What two processes have left of each case: one start for all of them."""
     folder, files = tmp_path_factory.mktemp("two"), []
-    chosen = [item.callspec.params["case"] for item in request.session.items if "of_two" in item.fixturenames]
-    for case in dict.fromkeys(chosen):
+    tests = [item for item in request.session.items if item.nodeid.startswith("tests/runs/test_long_context")]
+    chosen = dict.fromkeys(item.callspec.params["case"] for item in tests if "of_two" in item.fixturenames)
+    for case in (case for case in chosen if HAS_DEEPSPEED or "deepspeed" not in CASES[case]):
         resumed = {"resume_from_checkpoint": str(folder / case / f"checkpoint-{SAVED_STEP}")}
         for name, more in ((case, {}), (f"{case} resumed", resumed)):
             files.append(folder / f"{name}.yaml")
@@ -81,7 +84,9 @@ def of_two(request, world, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("case", representatives(CASES, "sft lora", "pt full"))
 def test_two_processes_that_share_tokens_are_one(case, world, of_two, tmp_path):
-    keys = {key: value for key, value in CASES[case].items() if not key.startswith("fsdp")}
+    if "deepspeed" in CASES[case]:
+        pytest.importorskip("deepspeed")
+    keys = {key: value for key, value in CASES[case].items() if key != "deepspeed" and not key.startswith("fsdp")}
     alone = luthier.train({**world, **keys, "output_dir": str(tmp_path / "alone")})
     folder = of_two / case
     assert logged(folder) == pytest.approx(losses(alone), abs=1e-5)

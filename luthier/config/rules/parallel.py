@@ -1,13 +1,22 @@
 """Rules about `sp_size`: what a process cannot compute that has a part of each sequence only."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from luthier.config.rules.engine import Condition, Rules, When, at_least, is_given, is_set
 
 _CHOOSE = "leave it out, or leave sp_size out"
 SPLITS = When(lambda run: run.parallel.sp_size > 1)
 
+
+def _dispatches(run: Any) -> bool:
+    asked = run.training["accelerator_config"]
+    return isinstance(asked, Mapping) and bool(asked.get("dispatch_batches"))
+
+
 _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ("streaming", "gives each process rows of its own, and sp_size lets them share rows", is_set("data", "streaming")),
-    ("deepspeed", "takes each process for one with rows of its own", is_set("training", "deepspeed")),
+    ("accelerator_config", "lets one process read all batches, and sp_size lets each read its part", _dispatches),
     (
         "train_sampling_strategy",
         "gives each process rows of its own, and sp_size lets them share rows",

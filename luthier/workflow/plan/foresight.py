@@ -56,8 +56,6 @@ def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedDa
     try:
         if run.training["deepspeed"] or run.training["fsdp"]:
             raise Unplanned("its weights are spread over processes")
-        if run.parallel.sp_size > 1:
-            raise Unplanned("its rows are spread over processes")
         plan = make_plan(run, stage, text, data, machine)
     except Unplanned as fault:
         asked = as_asked(run)

@@ -543,7 +543,7 @@ PARALLEL = [
     *cases(
         {"sp_size": 2},
         {"max_steps": 1, "streaming": True},
-        {"deepspeed": {}},
+        {"accelerator_config": {"dispatch_batches": True}},
         {"train_sampling_strategy": "batch_rebalance"},
         {"torch_compile": True},
         {"neftune_noise_alpha": 5},
