@@ -10,7 +10,7 @@ import yaml
 import luthier
 from luthier.core.errors import InvalidInput
 from tests.matrix import representatives
-from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, start_two
+from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, start_several, start_two
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
@@ -38,7 +38,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
     data = Path(values["dataset_dir"])
     rows = [
         {"instruction": f"Count to {number}.", "output": " ".join(map(str, range(number)))[: 700 + 400 * (number % 9)]}
-        for number in range(1000, 1012)
+        for number in range(1000, 1030)
     ]
     (data / "long.json").write_text(json.dumps(rows), encoding="utf-8")
     info = json.loads((data / "dataset_info.json").read_text())
@@ -100,3 +100,25 @@ def test_two_processes_that_share_tokens_are_one(case, world, of_two, tmp_path):
 def test_one_process_cannot_share_tokens(world, tmp_path):
     with pytest.raises(InvalidInput, match=r"sp_size: 2 processes share the tokens .* there is one process"):
         luthier.train({**world, "sp_size": 2, "output_dir": str(tmp_path)})
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", ["sft full"])
+def test_one_process_goes_on_where_two_have_stopped(case, world, of_two, tmp_path):
+    """Every step has the same rows, however many processes share their tokens."""
+    saved = of_two / case / f"checkpoint-{SAVED_STEP}"
+    keys = {**world, **CASES[case], "resume_from_checkpoint": str(saved), "output_dir": str(tmp_path)}
+    assert losses(luthier.train(keys)) == pytest.approx(logged(of_two / case), abs=1e-5)
+
+
+@pytest.mark.thorough
+def test_two_groups_of_two_are_two_processes(world, tmp_path):
+    """Four processes with `sp_size: 2` against one process that has the rows of both groups."""
+    keys = {**world, "finetuning_type": "lora", "lora_target": "all", "save_strategy": "no"}
+    alone = luthier.train({**keys, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "alone")})
+    run_file = tmp_path / "four.yaml"
+    run_file.write_text(yaml.safe_dump({**keys, "sp_size": 2, "output_dir": str(tmp_path / "four")}))
+    start_several([run_file], 4)
+    assert logged(tmp_path / "four") == pytest.approx(losses(alone), abs=1e-5)
+    found, expected = loaded(tmp_path / "four"), loaded(tmp_path / "alone")
+    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
