@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from torch.distributed import ProcessGroup
+from torch.distributed import HashStore, ProcessGroup
 
 from luthier.core.errors import ModelError
 from luthier.model.attention import isolate_samples, isolates_samples
@@ -46,7 +46,7 @@ def test_what_cannot_be_spread_is_refused(name, changes, num_processes, reason):
     model = build(name, changes)
     isolate_samples(model)
     with pytest.raises(ModelError, match=reason):
-        spread_tokens(model, ProcessGroup(0, num_processes), None)
+        spread_tokens(model, ProcessGroup(HashStore(), 0, num_processes), None)
 
 
 @pytest.mark.parametrize("name", representatives(PADDED, "mamba"))
@@ -54,4 +54,4 @@ def test_a_model_whose_rows_are_padded_is_refused_with_the_reason(name):
     model = build(name, PADDED[name])
     reason = isolates_samples(model)
     with pytest.raises(ModelError, match=r"cannot be spread over 2 processes: .* -> leave sp_size out"):
-        spread_tokens(model, ProcessGroup(0, 2), reason)
+        spread_tokens(model, ProcessGroup(HashStore(), 0, 2), reason)

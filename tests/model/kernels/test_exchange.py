@@ -5,11 +5,20 @@ from datetime import timedelta
 
 import pytest
 import torch
-from torch.distributed import HashStore, ProcessGroupGloo
+from torch.distributed import HashStore, PrefixStore, ProcessGroup, ProcessGroupGloo
 
 from luthier.model.kernels.exchange import exchange
 
 NUM_PROCESSES = 3
+
+
+def connected(store: HashStore, rank: int) -> ProcessGroup:
+    gloo = ProcessGroup.BackendType.GLOO
+    group = ProcessGroup(store, rank, NUM_PROCESSES)
+    group._set_default_backend(gloo)
+    backend = ProcessGroupGloo(PrefixStore("cpu", store), rank, NUM_PROCESSES, timedelta(seconds=60))
+    group._register_backend(torch.device("cpu"), gloo, backend)
+    return group
 
 
 def in_each(work) -> list[torch.Tensor]:
@@ -17,7 +26,7 @@ def in_each(work) -> list[torch.Tensor]:
     store = HashStore()
 
     def start(rank: int) -> torch.Tensor:
-        return work(rank, ProcessGroupGloo(store, rank, NUM_PROCESSES, timedelta(seconds=60)))
+        return work(rank, connected(store, rank))
 
     with ThreadPoolExecutor(NUM_PROCESSES) as threads:
         return list(threads.map(start, range(NUM_PROCESSES)))
