@@ -38,6 +38,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); the old file is kept") from fault
 
 
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""In the text of the `RuntimeError` of a failed `torch.save`."""
 _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 """How Rust prints an OS error: its Display and its Debug form (releases of safetensors differ)."""
 
@@ -71,8 +73,8 @@ class DiskFaults:
     """A context that turns the errors libraries raise for a failed write into `OSError`.
 
     Libraries written in Rust (safetensors, tokenizers) put the error number into the text of their own exception or of
-    a bare `Exception`; torch raises a `RuntimeError` that names its file writer. Our own `RunFailed` about one file of
-    many counts too.
+    a bare `Exception`; torch raises a `RuntimeError` that names its file writer, or the C++ stream that it flushes at
+    the end. Our own `RunFailed` about one file of many counts too.
     """
 
     def __enter__(self) -> Self:
@@ -87,7 +89,7 @@ class DiskFaults:
         if number := _RUST_ERROR_NUMBER.search(text):
             code = int(number[1] or number[2])
             raise OSError(code, os.strerror(code)) from fault
-        if isinstance(fault, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text):
+        if isinstance(fault, RuntimeError) and any(word in text for word in _TORCH_WRITER):
             raise OSError("it could not be written completely; the disk may be full") from fault
 
 
