@@ -22,10 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sft packed": {"finetuning_type": "full", "packing": True},
     "sft neatly packed": {"finetuning_type": "lora", "lora_target": "all", "neat_packing": True},
     "sft weighted": {"finetuning_type": "full", "dataset": "weighted", "use_dft_loss": True},
-    "pt full": {"stage": "pt", "dataset": "plain", "finetuning_type": "full"},
-    "pt lora": {"stage": "pt", "dataset": "plain", "finetuning_type": "lora", "lora_target": "all"},
-    "pt unpacked": {"stage": "pt", "dataset": "plain", "finetuning_type": "full", "packing": False},
-    "recomputed": {"finetuning_type": "full", "gradient_checkpointing": True},
+    "pt full": {"stage": "pt", "dataset": "texts", "finetuning_type": "full"},
+    "pt lora": {"stage": "pt", "dataset": "texts", "finetuning_type": "lora", "lora_target": "all"},
+    "pt unpacked": {"stage": "pt", "dataset": "texts", "finetuning_type": "full", "packing": False},
+    "recomputed": {"finetuning_type": "full", "disable_gradient_checkpointing": False},
     "fsdp": {"finetuning_type": "full", **FSDP},
     "zero2": {"finetuning_type": "lora", "lora_target": "all", "deepspeed": str(CONFIGS / "ds_z2_config.json")},
     "zero3": {"finetuning_type": "full", "deepspeed": str(CONFIGS / "ds_z3_config.json")},
@@ -41,10 +41,11 @@ def world(tmp_path_factory) -> dict[str, Any]:
         for number in range(1000, 1030)
     ]
     (data / "long.json").write_text(json.dumps(rows), encoding="utf-8")
+    texts = [{"text": f"This is line {n} of a plain text.\n" * (60 + 3 * n)} for n in range(40)]
+    (data / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    more = {"long": {"file_name": "long.json"}, "texts": {"file_name": "texts.json", "columns": {"prompt": "text"}}}
     info = json.loads((data / "dataset_info.json").read_text())
-    (data / "dataset_info.json").write_text(json.dumps({**info, "long": {"file_name": "long.json"}}))
-    lines = [f"This is line {n} of a plain text.\n" * (1 + n % 40) for n in range(60)]
-    (data / "plain.txt").write_text("".join(lines), encoding="utf-8")
+    (data / "dataset_info.json").write_text(json.dumps({**info, **more}))
     return {
         **values,
         "model_name_or_path": str(tiny_llama(data.parent / "long model", max_position_embeddings=NUM_TOKENS)),
@@ -61,7 +62,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": SAVED_STEP,
         "overwrite_output_dir": False,
-        "gradient_checkpointing": False,
+        "disable_gradient_checkpointing": True,
         "ddp_timeout": 120,
     }
 
