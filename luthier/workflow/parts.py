@@ -67,9 +67,7 @@ def make_parts(
     concatenates = padding_reason is None
     pixels = training_pixels(policy, text, args)
     groups = _spread(run, policy, text, args, padding_reason)
-    shares = concatenates and pixels is None and share_prompts(run, stage, [policy, *separate.values()])
-    if shares:
-        info("prompts are computed once for all answers of a batch that share them")
+    shares = concatenates and pixels is None and _shares_prompts(run, stage, [policy, *separate.values()])
     collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
@@ -111,6 +109,14 @@ def _separate_models(run: "TrainRun", stage: "Stage", policy: "nn.Module", text:
     for name, model in found.items():
         require_same_eyes(f"{name} model", model, policy, text)
     return found
+
+
+def _shares_prompts(run: "TrainRun", stage: "Stage", models: "Sequence[nn.Module]") -> bool:
+    """As `share_prompts`, with a line in the log."""
+    shares = share_prompts(run, stage, models)
+    if shares:
+        info("prompts are computed once for all answers of a batch that share them")
+    return shares
 
 
 def _spread(
