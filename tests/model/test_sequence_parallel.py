@@ -28,6 +28,7 @@ def of_two(tmp_path_factory) -> dict[str, list[float]]:
     return dict(json.loads(target.read_text()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_row_over_two_processes_is_the_whole_row(of_two, name):
     logits, gradients = of_two[name]

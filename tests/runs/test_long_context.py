@@ -14,7 +14,7 @@ from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, star
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
 
-NUM_TOKENS, NUM_STEPS, SAVED_STEP = 4096, 3, 2
+NUM_TOKENS, NUM_STEPS, SAVED_STEP = 4096, 2, 1
 FSDP = {"fsdp": True, "fsdp_config": {"fsdp_state_dict_type": "FULL_STATE_DICT"}}
 CASES: dict[str, dict[str, Any]] = {
     "sft full": {"finetuning_type": "full"},
