@@ -357,13 +357,13 @@ def test_an_operation_takes_as_long_as_its_products_or_its_memory():
     assert speed.seconds_for({Call(200, 50): 3, Call(0, 1): 2}) == 3 * (5 + 1) + 2 * (0.1 + 1)
 
 
-def test_small_products_are_timed_in_their_own_shapes(monkeypatch):
+def test_products_with_a_short_side_are_timed_in_their_own_shapes(monkeypatch):
     timed = []
     monkeypatch.setattr(duration_module, "product_seconds", lambda product: timed.append(product) or 7.0)
-    small, large = (Product(rows, 10**3, 10**3, False, True, torch.float32) for rows in (1, 10**4))
-    calls = {Call(2 * 10**6, 0, small): 2, Call(2 * 10**10, 0, large): 1}
+    small, square, large = (Product(rows, 10**3, 10**3, False, True, torch.float32) for rows in (1, 10**3, 10**4))
+    calls = {Call(2 * 10**6, 0, small): 2, Call(2 * 10**9, 0, square): 5, Call(2 * 10**10, 0, large): 1}
     speed = Speed(operations=10**10, num_bytes=1, call_seconds=0, times_products=True)
-    assert speed.seconds_for(calls) == 2 * 7.0 + 2 and timed == [small]
+    assert speed.seconds_for(calls) == 2 * 7.0 + 5 * 0.2 + 2 and timed == [small]
     assert 0 < product_seconds(small) < 60
     assert [duration(seconds) for seconds in (12, 180, 9000)] == ["12 s", "3 min", "2.5 h"]
 
