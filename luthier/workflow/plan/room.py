@@ -36,6 +36,7 @@ def _available_bytes(machine: Machine, own_bytes: int) -> int | None:
 
 def least(rooms: Iterable[Room]) -> Room:
     """What each process of a run can count on, so that all of them decide alike."""
-    rooms = list(rooms)
-    available = [room.available_bytes for room in rooms if room.available_bytes is not None]
-    return Room(max(room.libraries_bytes for room in rooms), min(available) if len(available) == len(rooms) else None)
+    known = list(rooms)
+    available = [room.available_bytes for room in known if room.available_bytes is not None]
+    libraries = max(room.libraries_bytes for room in known)
+    return Room(libraries, min(available) if len(available) == len(known) else None)
