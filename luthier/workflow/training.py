@@ -93,8 +93,8 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     report_data(run, data, text)
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
-    foresight = foresee(run, stage, text, data, machine)
     with loading_whole():
+        foresight = foresee(run, stage, text, data, machine)
         policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
         parts = make_parts(
             run,
