@@ -19,7 +19,9 @@ from luthier.config.keys.generate import GeneratingConfig
 from luthier.config.keys.ktransformers import KTransformersConfig
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig
+from luthier.config.keys.mcore import McoreConfig
 from luthier.config.keys.model import ModelConfig
+from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
@@ -37,6 +39,7 @@ PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 RECOVERY = Section("recovery", RecoveryConfig, commands=("train",))
+PARALLEL = Section("parallel", ParallelConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer", "eval"))
 VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
 SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
@@ -46,6 +49,7 @@ EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
 SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
+MCORE = Section("mcore", McoreConfig, commands=("train",), environment="USE_MCA")
 RAY = Section("ray", RayConfig, commands=("train",), environment="USE_RAY")
 KT = Section("ktransformers", KTransformersConfig, key="use_kt")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
@@ -101,10 +105,12 @@ def sections() -> tuple[Section, ...]:
             *stages,
             FINETUNING,
             RECOVERY,
+            PARALLEL,
             *optimizers,
             PROFILER,
             FP8,
             SWANLAB,
+            MCORE,
             RAY,
             KT,
         ),

@@ -34,6 +34,7 @@ from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
+from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
@@ -45,6 +46,7 @@ from luthier.training.hub import creating_repository
 from luthier.training.left_out import KEY, LeftOut
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
+from luthier.training.sequence_groups import rows_by_group
 from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class StageTrainer(CheckpointedTrainer):
         self._flops_per_token: int | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
-        with fsdp_on_cpu(self.args):
+        with fsdp_on_cpu(self.args), tensor_parallel_on_cpu(self.model):
             super().create_accelerator_and_postprocess()
 
     # -- one optimizer step -----------------------------------------------------------------------
@@ -126,7 +128,7 @@ class StageTrainer(CheckpointedTrainer):
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
-        self.num_trained_tokens += int(num_tokens)
+        self.num_trained_tokens += int(num_tokens) // self.get_tp_size()  # which read the same rows
         statistics = self.stage.statistics
         if statistics is not None:
             self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
@@ -287,6 +289,15 @@ class StageTrainer(CheckpointedTrainer):
         if self.parts.reading is None:
             return super().get_train_dataloader()
         return self.parts.reading.loader(self._train_batch_size, self.collate)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with rows_by_group(self.accelerator, self.parts.groups):
+            return super()._get_dataloader(*args, **kwargs)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """The rows of a step. Processes that share the tokens of a batch count once."""
+        sharing = 1 if self.parts.groups is None else self.parts.groups.size
+        return super().get_total_train_batch_size(args) // sharing
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.parts.shuffle:

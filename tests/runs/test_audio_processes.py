@@ -44,6 +44,7 @@ def test_the_report_tells_how_long_training_waited(keys, tmp_path):
     assert losses(result)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_stream_has_the_rows_of_the_table_and_trains(keys, tmp_path, packing):
     whole = rows_of(keys)[0].table

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.mcore import under_mcore
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import quiet
@@ -60,12 +61,16 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if run.model.use_unsloth or run.kt.use_kt:
+    if run.model.use_unsloth or run.kt.use_kt or under_mcore(run):
         return "another library loads and trains the model"
     if run.optimizers:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
+    if run.parallel.sp_size > 1:
+        return "the tokens of a batch are spread over processes"
+    if run.parallel.tp_size > 1:
+        return "each layer is split over processes"
     return None
 
 
