@@ -90,8 +90,8 @@ def compare(
     from luthier.data.media.kinds import video
 
     alone, ours, num_bytes = [], [], 0
-    for number in range(repeats):
-        cache = folder / f"cache {number}"
+    for _ in range(repeats):
+        cache = Path(tempfile.mkdtemp(dir=folder))  # a new name each time, as a process remembers what it measured
         os.environ["LUTHIER_CACHE"] = str(cache)
         video._require_readable.cache_clear()  # what a new process would not know
         run, side = text_side(folder, **more)  # nor the blocks
