@@ -14,9 +14,10 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
+from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.core.log import info, warn
-from luthier.data.ledger import LEDGER_FILE
+from luthier.data.ledger import LEDGER_FILE, Ledger
 from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
@@ -32,6 +33,7 @@ from luthier.training.engines import building_operators, gathering_whole, requir
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
+from luthier.training.shared_save import SharedSave
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +72,8 @@ class CheckpointedTrainer(Trainer):
         self._after_step: tuple[RandomState, StageState] | None = None
         """Random numbers and the state of the stage after the last whole step, where a step may be given up."""
         self.superseded = list(parts.superseded)
+        self.share = SharedSave()
+        """The save that is being made."""
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
@@ -158,14 +162,16 @@ class CheckpointedTrainer(Trainer):
         """
         folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
         more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
-        if writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_value_head(folder, self.policy, state_dict)
-        if not isinstance(self.model, PeftModel):
-            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
-        elif writes:
-            save.save_adapter(self.model, folder, state_dict)
-            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
+        with self.share.noting():
+            if writes:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_value_head(folder, self.policy, state_dict)
+            if not isinstance(self.model, PeftModel):
+                weights = without_value_head(self.policy, state_dict)
+                save.save_weights(base, folder, weights, is_writer=writes)
+            elif writes:
+                save.save_adapter(self.model, folder, state_dict)
+                more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
         if writes:
             self.unsaved = save.save_beside_weights(
                 self.policy, self.parts.tokenizer, folder, self.parts.processor, more
@@ -176,9 +182,9 @@ class CheckpointedTrainer(Trainer):
         return str(self.drafts)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        """As `_write_checkpoint`. If the disk fails, training goes on without this checkpoint.
+        """As `_write_checkpoint`. If the disk of any process fails, all go on without this checkpoint.
 
-        Several processes end instead: they could not agree in the middle of a save that only one of them cannot do.
+        With DeepSpeed the run ends instead: it waits for all processes between the files that it writes itself.
         """
         begin = time.monotonic()
         try:
@@ -186,46 +192,63 @@ class CheckpointedTrainer(Trainer):
             self.not_saved = None
             self.stop.note_save(time.monotonic() - begin)
         except checkpoints.NotSaved as fault:
-            if self.accelerator.num_processes > 1:
+            if self.is_deepspeed_enabled and self.accelerator.num_processes > 1:
                 raise
             self.not_saved = fault
             if self.state.best_global_step == self.state.global_step:  # only what is saved can be loaded at the end
                 self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.best_saved
-            remove(self.drafts)
+            if self.args.local_process_index == 0:
+                remove(self.drafts)
             warn(f"{fault.fault}; training goes on -> free some space before the next save")
+        finally:
+            self.share = SharedSave()
 
     def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
         self.watch.require_finite_step(self.state.global_step)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
-        writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
-        draft = self.drafts / folder.name
-        with checkpoints.saving(folder):
-            with checkpoints.writing(draft, folder, is_writer=writes):
-                # Every process writes here: after the writer has made the folder, before it makes the manifest.
-                self.accelerator.wait_for_everyone()
+        folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        draft, ledger = self.drafts / folder.name, None
+        self.share = share = SharedSave(
+            partial(checkpoints.sentence, folder),
+            is_writer=self.args.should_save,
+            num_processes=self.accelerator.num_processes,
+            goes_on=not self.is_deepspeed_enabled,
+        )
+        with checkpoints.saving(folder), checkpoints.writing(draft, folder, share):
+            # Every process writes here: after the writer has made the folder, before it makes the manifest.
+            with share.noting():
                 draft.mkdir(parents=True, exist_ok=True)
-                if self.stage_state and writes:
+                if self.stage_state and share.is_writer:
                     (draft / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
-                ledger = self.parts.reading.save(draft, writes=writes) if self.parts.reading is not None else None
+            if self.parts.reading is not None:
+                with share.noting():
+                    ledger = self.parts.reading.save(draft, writes=share.is_writer)
+            with share.noting(), share.noting_in_libraries():
                 if self.parts.rollouts is not None:
                     self.parts.rollouts.save(draft, self.state.global_step)
                 super()._save_checkpoint(model, trial)
                 save.raise_disk_fault(self.unsaved)
                 self._note_best(draft)
-                self.accelerator.wait_for_everyone()
-            if writes:
-                if ledger is not None:
-                    write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
-                self._remove_superseded(folder)
-                best = self.state.best_model_checkpoint
-                checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
-        self.accelerator.wait_for_everyone()
         self.last_saved = folder
+        if self.args.should_save:
+            self._finish_checkpoint(folder, ledger)
+        self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0:
             remove(self.drafts)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder))
+
+    def _finish_checkpoint(self, folder: Path, ledger: Ledger | None) -> None:
+        """What follows when a checkpoint has its name; a fault costs nothing of it."""
+        try:
+            if ledger is not None:
+                write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
+            self._remove_superseded(folder)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
+        except (OSError, RunFailed) as fault:
+            warn(f"{folder} is saved; {fault}")
 
     @property
     def noted(self) -> dict[str, Any]:

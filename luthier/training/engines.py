@@ -4,7 +4,7 @@ Where weights are sharded, accelerate lays them out after the model is built. Ev
 the memory of its machine first, so adapters, new tokens and reference scores are made as in a run of one process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,3 +91,16 @@ def saved_by(checkpoint: Path) -> tuple[str, int | None]:
     if any(checkpoint.glob("pytorch_model_fsdp*")):
         return FSDP, None
     return DDP, None
+
+
+def require_one_start(resume_from: Path | None, all_found: Iterable[str]) -> None:
+    """Raises `OutputError` if the processes of a run, which may not share a disk, would resume from other checkpoints.
+
+    `all_found`: `resume_from` of each process as text.
+    """
+    found = sorted(set(all_found))
+    if found != [str(resume_from)]:
+        raise OutputError(
+            f"the processes of this run found different checkpoints ({', '.join(found)})"
+            " -> use an output_dir that all machines share, or resume_from_checkpoint with one that all of them have"
+        )
