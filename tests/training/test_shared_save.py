@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,7 +73,7 @@ def test_one_of_several_goes_on_and_tells_all(tmp_path, monkeypatch):
     share = SharedSave(lambda fault: f"not saved: {fault.strerror or fault}", num_processes=2)
     with share.noting_in_libraries():
         torch.save({}, tmp_path / "gone" / "a.pt")
-        os.makedirs(tmp_path / "made")  # noqa: PTH103 (what libraries call)
+        os.makedirs(tmp_path / "made")
     assert torch.save is torch.serialization.save
     assert list(tmp_path.iterdir()) == []
     with share.noting():
@@ -87,7 +86,7 @@ def test_one_of_several_goes_on_and_tells_all(tmp_path, monkeypatch):
 def test_a_process_without_a_fault_learns_of_one(monkeypatch):
     share = SharedSave(num_processes=2)
     monkeypatch.setattr(shared_save, "gather_object", lambda told: [*told, "not saved"])
-    with pytest.raises(NotSaved, match="^not saved -> free some space"):
+    with pytest.raises(NotSaved, match=r"^not saved -> free some space"):
         share.agree()
     monkeypatch.setattr(shared_save, "gather_object", lambda told: [*told, None])
     share.agree()
