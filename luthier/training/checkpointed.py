@@ -29,7 +29,13 @@ from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
-from luthier.training.engines import building_operators, gathering_whole, require_same_engine
+from luthier.training.engines import (
+    building_operators,
+    gathering_whole,
+    is_plain_sgd,
+    load_schedule,
+    require_same_engine,
+)
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -124,10 +130,7 @@ class CheckpointedTrainer(Trainer):
         assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
         schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
         self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
-        if (
-            self.optimizer.state or not self.is_fsdp_enabled
-        ):  # torch cannot load that of SGD for sharded weights: nothing
-            self._load_optimizer_and_scheduler(str(saved))
+        self._load_optimizer_and_scheduler(str(saved))
         self.lr_scheduler.load_state_dict(schedule)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -152,7 +155,10 @@ class CheckpointedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with checkpoint_mismatch(checkpoint or ""):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and self.is_fsdp_enabled and is_plain_sgd(self.optimizer):
+                load_schedule(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).

@@ -104,3 +104,25 @@ def require_one_start(resume_from: Path | None, all_found: Iterable[str]) -> Non
             f"the processes of this run found different checkpoints ({', '.join(found)})"
             " -> use an output_dir that all machines share, or resume_from_checkpoint with one that all of them have"
         )
+
+
+def is_plain_sgd(optimizer: Any) -> bool:
+    """SGD without momentum has no state, and torch cannot load what it saves of that for sharded weights
+    (`Expected device to be set`)."""
+    from accelerate.optimizer import AcceleratedOptimizer
+    from torch.optim import SGD
+
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return isinstance(inner, SGD) and not any(group["momentum"] for group in inner.param_groups)
+
+
+def load_schedule(checkpoint: Path, optimizer: Any, schedule: Any) -> None:
+    """The learning rates of a checkpoint, without the optimizer; nothing of one that holds weights only."""
+    import torch
+
+    saved = checkpoint / "scheduler.pt"
+    if not saved.is_file():
+        return
+    schedule.load_state_dict(torch.load(saved, weights_only=True))
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate

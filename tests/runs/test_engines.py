@@ -38,6 +38,7 @@ WAYS = {
     "full": {"finetuning_type": "full"},
     "lora": {"finetuning_type": "lora", "lora_target": "all"},
     "qlora": {"finetuning_type": "lora", "lora_target": "all", "quantization_bit": 4},
+    "sgd": {"finetuning_type": "full", "optim": "sgd", "learning_rate": 0.1},
 }
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -50,9 +51,9 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 MATRIX = {
     "ddp": "pt-lora sft-full rm-full dpo-lora kto-lora",
-    "fsdp2": "pt-full pt-lora sft-full sft-lora sft-qlora rm-full rm-lora dpo-full dpo-lora kto-full kto-lora",
+    "fsdp2": "pt-full pt-lora sft-full sft-lora sft-qlora sft-sgd rm-full rm-lora dpo-full dpo-lora kto-full kto-lora",
     "fsdp2_offload": "sft-full",
-    "fsdp2_sharded_files": "sft-lora",
+    "fsdp2_sharded_files": "sft-lora sft-sgd",
     "zero0": "sft-lora",
     "zero1": "rm-full",
     "zero2": "pt-full sft-qlora kto-lora",
@@ -112,7 +113,9 @@ def of_two(request, world, tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "done").exists():
-            start_two([file for case in asked_for(request.session.items) for file in run_files(case, world, folder)])
+            start_processes(
+                2, [file for case in asked_for(request.session.items) for file in run_files(case, world, folder)]
+            )
             (folder / "done").touch()
     return folder
 
@@ -136,8 +139,8 @@ def asked_for(items: list[pytest.Item]) -> list[str]:
     return [case for case in CASES if case in found and (HAS_DEEPSPEED or not case.startswith("zero"))]
 
 
-def start_two(files: list[Path]) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def start_processes(number: int, files: list[Path]) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     start([*words, "-m", "tests.runs.each_of", *map(str, files)])
 
 
@@ -171,6 +174,21 @@ def test_one_process_goes_on_where_two_have_stopped(case, world, of_one, of_two,
     keys = {**world, **STAGES["sft"], **WAYS["full"], "output_dir": str(tmp_path / "out")}
     again = luthier.train({**keys, "resume_from_checkpoint": str(folder)})
     assert losses(again) == pytest.approx(of_one("sft", "full")[0], abs=1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", ["fsdp2-sft-full", "fsdp2_sharded_files-sft-lora"])
+def test_four_processes_go_on_where_two_have_stopped(case, world, of_one, of_two, tmp_path):
+    """With the batch of two, so that every step has the same rows."""
+    engine, stage, way = CASES[case]
+    keys = {**world, **STAGES[stage], **WAYS[way], **ENGINES[engine], "per_device_train_batch_size": 1}
+    keys["resume_from_checkpoint"] = str(of_two / case / f"checkpoint-{SAVED_STEP}")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / "run")}))
+    start_processes(4, [tmp_path / "run.yaml"])
+    wanted, alone = of_one(stage, way)
+    assert logged(tmp_path / "run") == pytest.approx(wanted, abs=1e-5)
+    found, expected = loaded(tmp_path / "run"), loaded(alone)
+    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["fsdp2-sft-full"])
