@@ -25,6 +25,8 @@ from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 NUM_STEPS, SAVED_STEP = 4, 2
+PATIENCE_SECONDS = 1800
+"""For all runs of one start; with DeepSpeed a minute of it compiles its operators."""
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "deepspeed"
 STAGES = {
@@ -146,7 +148,7 @@ def start_processes(number: int, files: list[Path]) -> None:
 
 def start(words: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
 
 
