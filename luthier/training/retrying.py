@@ -162,6 +162,7 @@ class RetryingTrainer(CheckpointedTrainer):
         begun.returned.append(loss)
         if len(begun.batches) == begun.num_batches:
             average_gradients(model)
+            model.require_forward_param_sync = True
         return loss
 
     def _compute(self, model: Any, batches: "Sequence[Any]", num_items: Any) -> None:

@@ -1,4 +1,5 @@
-"""What transformers 5.23, accelerate, hqq 0.2.8 and bitsandbytes 0.50 import and few runs need, put off until it is needed.
+"""What libraries do at import and few runs need, put off until it is needed: transformers 5.23, accelerate 1.15,
+hqq 0.2.8, bitsandbytes 0.50.
 
 | module | at import | cost |
 |---|---|---|
