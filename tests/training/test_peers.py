@@ -142,6 +142,6 @@ def test_the_python_api_is_watched_too(tmp_path, monkeypatch):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1. GLHF")
 
     monkeypatch.setattr(training, "train", lose)
-    with pytest.raises(RunFailed, match=r"^rank 1 has lost another process of this run"):
+    with pytest.raises(RunFailed, match=r"^rank 1 lost another process of this run"):
         luthier.train(keys)
     assert json.loads((tmp_path / peers.PLACE_FILE).read_text())["lost_peer"] is True
