@@ -82,10 +82,14 @@ class RetryingTrainer(CheckpointedTrainer):
 
     @cached_property
     def may_guard(self) -> bool:
-        """Whether several processes can begin a step again together."""
+        """Whether several processes can begin a step again together.
+
+        Those that share the tokens of a batch cannot: they wait for each other in each layer.
+        """
         model: Any = self.model_wrapped
         has_whole_weights = isinstance(model, DistributedDataParallel) and not model.static_graph
-        return has_whole_weights and self.parts.rollouts is None and can_begin_again(self.policy)
+        computes_alone = self.parts.rollouts is None and self.parts.groups is None
+        return has_whole_weights and computes_alone and can_begin_again(self.policy)
 
     def begin_step(self, batches: "Sequence[Any]", size: float) -> None:
         """`size`: as in `Guard.begin`."""

@@ -115,9 +115,7 @@ def of_two(request, world, tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "done").exists():
-            start_processes(
-                2, [file for case in asked_for(request.session.items) for file in run_files(case, world, folder)]
-            )
+            start_two([file for case in asked_for(request.session.items) for file in run_files(case, world, folder)])
             (folder / "done").touch()
     return folder
 
@@ -141,8 +139,12 @@ def asked_for(items: list[pytest.Item]) -> list[str]:
     return [case for case in CASES if case in found and (HAS_DEEPSPEED or not case.startswith("zero"))]
 
 
-def start_processes(number: int, files: list[Path]) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+def start_two(files: list[Path]) -> None:
+    start_several(files, 2)
+
+
+def start_several(files: list[Path], num_processes: int) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     start([*words, "-m", "tests.runs.each_of", *map(str, files)])
 
 
@@ -186,7 +188,7 @@ def test_four_processes_go_on_where_two_have_stopped(case, world, of_one, of_two
     keys = {**world, **STAGES[stage], **WAYS[way], **ENGINES[engine], "per_device_train_batch_size": 1}
     keys["resume_from_checkpoint"] = str(of_two / case / f"checkpoint-{SAVED_STEP}")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / "run")}))
-    start_processes(4, [tmp_path / "run.yaml"])
+    start_several([tmp_path / "run.yaml"], 4)
     wanted, alone = of_one(stage, way)
     assert logged(tmp_path / "run") == pytest.approx(wanted, abs=1e-5)
     found, expected = loaded(tmp_path / "run"), loaded(alone)
