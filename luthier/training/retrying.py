@@ -121,7 +121,8 @@ class RetryingTrainer(CheckpointedTrainer):
 
     def _in_parts(self, model: "nn.Module", batch: Any, num_items: Any) -> "Tensor":
         """Forward and backward of a batch; its loss. DDP averages the gradients with the last part."""
-        losses, num_parts = [], min(self.num_parts, num_rows(batch))
+        losses: list[Tensor] = []
+        num_parts = min(self.num_parts, num_rows(batch))
         for part in cut(batch, self.num_parts, self.collate):
             is_last = len(losses) == num_parts - 1
             alone = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
