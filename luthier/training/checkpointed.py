@@ -25,6 +25,7 @@ from luthier.model.adapters._series import check_resumed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.sharded import gathered
 from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
@@ -168,6 +169,8 @@ class CheckpointedTrainer(Trainer):
         """
         folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
         more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        if self.is_distributed_loading_by_transformers and isinstance(self.model, PeftModel):
+            state_dict = gathered(self.model, keeps=writes, only_trained=True)
         with self.share.noting():
             if writes:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ class CheckpointedTrainer(Trainer):
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """As `_write_checkpoint`. If the disk of any process fails, all go on without this checkpoint.
 
-        With DeepSpeed the run ends instead: it waits for all processes between the files that it writes itself.
+        With DeepSpeed and `tp_size` the run ends instead: processes wait for each other between the files of a save.
         """
         begin = time.monotonic()
         try:
@@ -198,7 +201,7 @@ class CheckpointedTrainer(Trainer):
             self.not_saved = None
             self.stop.note_save(time.monotonic() - begin)
         except checkpoints.NotSaved as fault:
-            if self.is_deepspeed_enabled and self.accelerator.num_processes > 1:
+            if self.accelerator.num_processes > 1 and not self._may_miss_checkpoints:
                 raise
             self.not_saved = fault
             if self.state.best_global_step == self.state.global_step:  # only what is saved can be loaded at the end
@@ -208,6 +211,10 @@ class CheckpointedTrainer(Trainer):
             warn(f"{fault.fault}; training goes on -> free some space before the next save")
         finally:
             self.share = SharedSave()
+
+    @property
+    def _may_miss_checkpoints(self) -> bool:
+        return not self.is_deepspeed_enabled and not self.is_distributed_loading_by_transformers
 
     def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
@@ -219,7 +226,7 @@ class CheckpointedTrainer(Trainer):
             partial(checkpoints.sentence, folder),
             is_writer=self.args.should_save,
             num_processes=self.accelerator.num_processes,
-            goes_on=not self.is_deepspeed_enabled,
+            goes_on=self._may_miss_checkpoints,
         )
         with checkpoints.saving(folder), checkpoints.writing(draft, folder, share):
             # Every process writes here: after the writer has made the folder, before it makes the manifest.
