@@ -26,10 +26,13 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """How models call the argument that tells tokens of text and of media apart."""
 _TRIED = {
     "image": (Shape("image", (28, 56)), Shape("image", (56, 84))),
-    "video": (Shape("video", (56, 56, 4, 2.0, 2.0, 0, 1, 2, 3)), Shape("video", (56, 84, 4, 2.0, 2.0, 0, 1, 2, 3))),
+    "video": (
+        Shape("video", (56, 56, 4, 2.0, 2.0, 16_000, 0, 1, 2, 3)),
+        Shape("video", (56, 84, 4, 2.0, 2.0, 12_000, 0, 1, 2, 3)),
+    ),
     "audio": (Shape("audio", (4_000, 16_000)), Shape("audio", (6_000, 16_000))),
 }
-"""Two items of each kind."""
+"""Two items of each kind; videos with sound, for a processor that listens to them."""
 
 
 def pixels_for(model: "nn.Module", text: "TextSide", *, stands_in: bool = False) -> Pixels | None:
