@@ -30,6 +30,7 @@ from luthier.data.media.kinds import (
 )
 from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_media import NOTHING, Sharing, shared_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +63,17 @@ class Pixels:
     stands_in: bool = False
     """Whether a batch without an item of a kind gets one, since several processes train or share the weights that see
     or hear."""
+    shares: bool = False
+    """Whether the model computes the media of equal samples of a batch once (`luthier.model.towers`)."""
 
     def inputs(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
         """What the model takes for the items of these rows, in their order; empty if there are none.
 
         Raises `DataError` for a file that cannot be read, or that has changed since the rows were prepared.
         """
-        samples = [sample for row in rows for sample in samples_of(row) if sample.items]
+        return self._inputs_of([sample for row in rows for sample in samples_of(row) if sample.items])
+
+    def _inputs_of(self, samples: "Sequence[Sample]") -> "dict[str, Tensor]":
         if not samples:
             return {}
         loaded = [[self._opened(item) for item in sample.items] for sample in samples]
@@ -83,6 +88,36 @@ class Pixels:
         for sample, opened, texts in zip(samples, loaded, written, strict=True):
             self._require_same(sample, opened, texts)
         return found
+
+    def shared(self, rows: Sequence[Mapping[str, Any]], num_parts: int) -> "tuple[dict[str, Tensor], Sharing] | None":
+        """(the inputs for the distinct samples, which sequence shows which). Each row is `num_parts` sequences, and the
+        parts of all rows come one after the other. None if all samples differ, or if the model cannot share.
+
+        Raises `DataError` as `inputs` does.
+        """
+        if not self.shares:
+            return None
+        numbers: dict[Sample, int] = {}
+        samples = [sample for row in rows for sample in samples_of(row)]
+        order = [
+            numbers.setdefault(sample, len(numbers)) if sample.items else NOTHING for sample in samples
+        ] * num_parts
+        if len(numbers) == len(order) - order.count(NOTHING):
+            return None
+        return self._inputs_of(list(numbers)), self.sharing(list(numbers), order)
+
+    def sharing(self, samples: "Sequence[Sample]", order: Sequence[int]) -> Sharing:
+        """`samples`: the distinct ones. `order`: which of them each sequence shows."""
+        kinds = dict.fromkeys(kind_of(item).name for sample in samples for item in sample.items)
+        items = {name: tuple(len(sample.blocks_of(name)) for sample in samples) for name in kinds}
+        vectors = {name: tuple(self._num_vectors(sample, name) for sample in samples) for name in kinds}
+        return Sharing(tuple(order), items, vectors)
+
+    def _num_vectors(self, sample: "Sample", kind: str) -> int:
+        """How many tokens of a sample stand for a vector of its items of a kind; GLM-4V writes videos with the token of
+        images."""
+        own, image = (getattr(self.processor, f"{name}_token_ids")[0] for name in (kind, "image"))
+        return sum(block.count(own) or block.count(image) for block in sample.blocks_of(kind))
 
     def processed(self, samples: Sequence[Sequence[Loaded]]) -> "tuple[dict[str, Tensor], list[list[str]]]":
         """(what the model takes, what the processor writes for each item of each sample)."""
@@ -216,9 +251,11 @@ class Prompts:
     rows: Sequence[Mapping[str, Any]]
     """With `input_ids`, `images` and `blocks`."""
 
-    def inputs(self, chosen: Sequence[int], input_ids: "Tensor") -> "dict[str, Tensor]":
+    def inputs(self, chosen: Sequence[int], input_ids: "Tensor") -> dict[str, Any]:
         """What the model takes beside `input_ids` (B, T): the `chosen` prompts, padded on the left."""
-        media = self.pixels.inputs([self.rows[number] for number in chosen])
+        rows = [self.rows[number] for number in chosen]
+        shared = self.pixels.shared(rows, 1)
+        media = self.pixels.inputs(rows) if shared is None else shared_inputs(*shared)
         return {**media, **self.pixels.token_inputs({"input_ids": input_ids}, media)}
 
 
@@ -227,7 +264,10 @@ class Sample:
     """One conversation: its items, and the token ids that stand for each."""
 
     items: tuple[str, ...]
-    blocks: tuple[list[int], ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+    def blocks_of(self, kind: str) -> list[tuple[int, ...]]:
+        return [block for item, block in zip(self.items, self.blocks, strict=True) if kind_of(item).name == kind]
 
 
 def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
@@ -239,7 +279,8 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
     for start, end in pairwise((0, *ends)):
         mine = [number for number, (first, _) in enumerate(places) if start <= first < end]
         yield Sample(
-            tuple(row["images"][number] for number in mine), tuple(list(ids[slice(*places[number])]) for number in mine)
+            tuple(row["images"][number] for number in mine),
+            tuple(tuple(ids[slice(*places[number])]) for number in mine),
         )
 
 

@@ -165,6 +165,8 @@ def _generate_batch(
     import torch
 
     from luthier.infer.decoding import generation_config, num_positions
+    from luthier.model.modules import unwrap
+    from luthier.model.towers import FEATURES, SHARED, features_of
 
     limit = num_positions(model)
     budgets = [settings.num_new_tokens(len(prompt), limit) for prompt in prompts]
@@ -196,7 +198,11 @@ def _generate_batch(
 
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
         options["custom_generate"] = PerAnswerSampler(numbers, width).sample
+    shared = options.pop(SHARED, None)
     with _as_at_rest(model):
+        if shared is not None:
+            with torch.no_grad():
+                options[FEATURES] = features_of(unwrap(model), shared)
         torch.manual_seed(seeds[0])
         generate: Any = model.generate
         output = generate(

@@ -79,11 +79,13 @@ def collator(
 ) -> Collate:
     """`concatenates`: rows are concatenated without padding, since the model does not attend across samples.
     `shares_prompts`: and a prompt that several rows begin with is computed once. `pixels`: rows may have images."""
+    return partial(collate, layout=layout_of(pad_token_id, concatenates, shares_prompts), pixels=pixels)
+
+
+def layout_of(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Layout:
     if not concatenates:
-        layout: Layout = partial(pad_rows, pad_token_id=pad_token_id)
-    else:
-        layout = concatenate_sharing_prompts if shares_prompts else concatenate_rows
-    return partial(collate, layout=layout, pixels=pixels)
+        return partial(pad_rows, pad_token_id=pad_token_id)
+    return concatenate_sharing_prompts if shares_prompts else concatenate_rows
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

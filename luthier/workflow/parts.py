@@ -15,7 +15,7 @@ from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
 from luthier.training.gauges import Utilization, gauges_of
 from luthier.training.optimizers import chosen
-from luthier.training.parts import TaskMetrics, TrainingParts, collator, policy_head, with_fillers
+from luthier.training.parts import TaskMetrics, TrainingParts, collator, layout_of, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
 from luthier.training.streaming import StreamReading
 from luthier.workflow.frozen_models import (
@@ -27,7 +27,7 @@ from luthier.workflow.frozen_models import (
 )
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
-from luthier.workflow.seeing import require_same_eyes, training_pixels, trial_of
+from luthier.workflow.seeing import require_same_eyes, shared_by_rows, training_pixels, trial_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,16 +67,19 @@ def make_parts(
     shares = concatenates and pixels is None and share_prompts(run, stage, [policy, *separate.values()])
     if shares:
         info("prompts are computed once for all answers of a batch that share them")
+    if pixels is not None:
+        layout = layout_of(text.tokenizer.pad_token_id, concatenates, shares)
+        pixels = shared_by_rows(run, stage, {"model": policy, **separate}, pixels, layout, args)
     collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares)
+    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares, pixels=pixels)
     train_rows, eval_rows = rows_of(data, args, scorer)
     del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None
     if plan is not None and plan.has_values:
         models = replace(models, head=replace(head, value=add_value_head(policy)))
-    rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text)
+    rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text, pixels)
     gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
     return TrainingParts(
         stage=stage,
