@@ -10,8 +10,8 @@ the rows were prepared.
 B sequences, T tokens of the longest, N tokens in total, S samples.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from luthier.data.media.kinds import (
 from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.shared_media import NOTHING, Sharing, shared_inputs
+from luthier.data.stored_features import StoredFeatures, name_of
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +66,18 @@ class Pixels:
     or hear."""
     shares: bool = False
     """Whether the model computes the media of equal samples of a batch once (`luthier.model.towers`)."""
+    stored: StoredFeatures | None = None
+    """Features of media that are read in place of files."""
 
     def inputs(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
         """What the model takes for the items of these rows, in their order; empty if there are none.
 
         Raises `DataError` for a file that cannot be read, or that has changed since the rows were prepared.
         """
-        return self._inputs_of([sample for row in rows for sample in samples_of(row) if sample.items])
+        return self.inputs_of([sample for row in rows for sample in samples_of(row) if sample.items])
 
-    def _inputs_of(self, samples: "Sequence[Sample]") -> "dict[str, Tensor]":
+    def inputs_of(self, samples: "Sequence[Sample]") -> "dict[str, Tensor]":
+        """The same for these samples."""
         if not samples:
             return {}
         loaded = [[self._opened(item) for item in sample.items] for sample in samples]
@@ -102,9 +106,17 @@ class Pixels:
         order = [
             numbers.setdefault(sample, len(numbers)) if sample.items else NOTHING for sample in samples
         ] * num_parts
+        media = self._read(numbers)
+        if media is not None and self.stored is not None:
+            return media, replace(self.sharing(list(numbers), order), stored=self.stored.forms)
         if len(numbers) == len(order) - order.count(NOTHING):
             return None
-        return self._inputs_of(list(numbers)), self.sharing(list(numbers), order)
+        return self.inputs_of(list(numbers)), self.sharing(list(numbers), order)
+
+    def _read(self, samples: "Iterable[Sample]") -> "dict[str, Tensor] | None":
+        """The stored features of samples; None if there are none."""
+        names = [sample.name for sample in samples] if self.stored is not None else []
+        return self.stored.media(names) if self.stored is not None and names else None
 
     def sharing(self, samples: "Sequence[Sample]", order: Sequence[int]) -> Sharing:
         """`samples`: the distinct ones. `order`: which of them each sequence shows."""
@@ -265,6 +277,11 @@ class Sample:
 
     items: tuple[str, ...]
     blocks: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """Under which its features are stored."""
+        return name_of(self.items, self.blocks)
 
     def blocks_of(self, kind: str) -> list[tuple[int, ...]]:
         return [block for item, block in zip(self.items, self.blocks, strict=True) if kind_of(item).name == kind]

@@ -38,6 +38,8 @@ class Sharing:
     """Kind -> how many items of it each sample has."""
     vectors: Mapping[str, tuple[int, ...]]
     """Kind -> how many tokens of each sample stand for a vector of its items."""
+    stored: Mapping[str, Any] = field(default_factory=dict)
+    """Kind -> the form of stored features (`luthier.data.stored_features`), which the batch has in place of pixels."""
     kept: dict[Any, Any] = field(default_factory=dict, compare=False)
     """What frozen encoders made of the samples. It lives as long as the batch, and all parts of the batch have it."""
 

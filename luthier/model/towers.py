@@ -9,8 +9,11 @@ The models of transformers take features in place of pixels:
 several processes expect it, and puts them in the order of the sequences. Gradients flow back from all of them.
 """
 
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +44,8 @@ class Sharing(Protocol):
     def shown(self) -> tuple[int, ...]: ...
     @property
     def vectors(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def stored(self) -> Mapping[str, Any]: ...
     @property
     def kept(self) -> dict[Any, Any]: ...
 
@@ -126,6 +131,12 @@ def _with_features(owner: Any, args: Any, given: dict[str, Any]) -> tuple[Any, d
 
 def _features(owner: Any, shared: SharedMedia) -> dict[str, Any]:
     sharing: Sharing = shared.sharing
+    if sharing.stored:
+        return {
+            kind: _restored(shared.media[f"stored_{kind}"], form, _vectors(sharing, kind), sharing.shown)
+            for kind, form in sharing.stored.items()
+            if f"stored_{kind}" in shared.media
+        }
     found = sharing.kept.get(owner)
     if found is None:
         found = _encoded(owner, shared.media)
@@ -154,21 +165,104 @@ def _encoded(owner: Any, media: "Mapping[str, Tensor]") -> dict[str, Any]:
 
 def is_frozen(owner: "PreTrainedModel") -> bool:
     """Whether nothing between pixels and features learns, so that equal pixels have equal features in the whole run."""
+    return not any(weight.requires_grad for _, weight in _seeing(owner))
+
+
+def encoders_learn(base: "PreTrainedModel") -> str | None:
+    """The name of a weight between pixels and features that learns; None if there is none."""
+    return next((name for name, weight in _seeing(owner_of(base)) if weight.requires_grad), None)
+
+
+def encoder_digest(base: "PreTrainedModel") -> str:
+    """Of all weights between pixels and features, and of the config. Equal digests mean equal features."""
+    import torch
+
+    config = {**base.config.to_dict(), "_name_or_path": "", "transformers_version": ""}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=repr).encode())
+    for name, weight in _seeing(owner_of(base)):
+        value = weight.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def _seeing(owner: Any) -> "Iterator[tuple[str, Tensor]]":
+    """The weights and buffers that are not those of the language model."""
     text = text_part(owner)
-    if text is owner:
-        return False
-    language = {id(weight) for weight in text.parameters()}
-    return not any(weight.requires_grad and id(weight) not in language for weight in owner.parameters())
+    language = set() if text is owner else {id(one) for one in (*text.parameters(), *text.buffers())}
+    yield from (pair for pair in (*owner.named_parameters(), *owner.named_buffers()) if id(pair[1]) not in language)
 
 
-def _in_order(output: Any, vectors: Sequence[int], order: Sequence[int]) -> Any:
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What `mm_encoder_outputs` has for a kind, as far as models read it."""
+
+    pooler_output: Any = None
+    last_hidden_state: Any = None
+    deepstack_features: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFeatures:
+    """The features of one sample."""
+
+    field: str
+    """Of the output that has them."""
+    is_list: bool
+    vectors: "Tensor"
+    """(n, L, D): those that replace the tokens, and those that are added deeper in."""
+
+
+def features_by_sample(
+    base: "PreTrainedModel", media: "Mapping[str, Tensor]", sharing: Sharing
+) -> list[dict[str, SampleFeatures]]:
+    """Kind -> features, for each of the distinct samples."""
+    import torch
+
+    outputs = _encoded(owner_of(base), media)
+    found: list[dict[str, SampleFeatures]] = []
+    for number in range(max(map(len, sharing.vectors.values()), default=0)):
+        found.append({})
+        for kind, output in outputs.items():
+            vectors = _vectors(sharing, kind)
+            if vectors[number]:
+                field = _field_of(output)
+                layers = [getattr(output, field), *(getattr(output, "deepstack_features", None) or ())]
+                flat = [_flat(_chosen(layer, vectors, (number,))) for layer in layers]
+                is_list = not isinstance(layers[0], torch.Tensor)
+                found[-1][kind] = SampleFeatures(field, is_list, torch.stack(flat, 1))
+    return found
+
+
+def _restored(values: "Tensor", form: Any, vectors: Sequence[int], order: Sequence[int]) -> Features:
+    """`values`: (n, L, D) of the distinct samples."""
+    import torch
+
+    samples = values.split(list(vectors))
+    first, *deeper = [[samples[sample][:, layer] for sample in order] for layer in range(values.shape[1])]
+    taken = first if form.is_list else torch.cat(first)[None]
+    return Features(**{form.field: taken}, deepstack_features=deeper or None)
+
+
+def _flat(features: Any) -> "Tensor":
+    """(n, D)"""
+    import torch
+
+    tensors = [features] if isinstance(features, torch.Tensor) else features
+    return torch.cat([one.reshape(-1, one.shape[-1]) for one in tensors])
+
+
+def _field_of(output: Any) -> str:
+    return "last_hidden_state" if getattr(output, "pooler_output", None) is None else "pooler_output"
+
+
+def _in_order(output: Any, vectors: Sequence[int], order: Sequence[int]) -> Features:
     """The output of an encoder for the samples in this order. `vectors`: how many each of the distinct samples has."""
-    name = "last_hidden_state" if getattr(output, "pooler_output", None) is None else "pooler_output"
-    chosen = {name: _chosen(getattr(output, name), vectors, order)}
-    layers = getattr(output, "deepstack_features", None)
+    field, layers = _field_of(output), getattr(output, "deepstack_features", None)
+    chosen = {field: _chosen(getattr(output, field), vectors, order)}
     if layers is not None:
         chosen["deepstack_features"] = [_chosen(layer, vectors, order) for layer in layers]
-    return type(output)(**chosen)
+    return Features(**chosen)
 
 
 def _chosen(entries: Any, vectors: Sequence[int], order: Sequence[int]) -> Any:

@@ -164,10 +164,12 @@ def shared_by_rows(
 ) -> Pixels:
     """`pixels` that give the media of a batch once for all sequences that show them, if all models can share these.
 
-    `models`: those that get the batches, by their names. Tried only if the stage puts a prompt into several sequences.
+    `models`: those that get the batches, by their names. Tried only if the stage puts a prompt into several sequences,
+    or if features are kept. Raises `ModelError` if they cannot be kept.
     """
-    reason = None if run.model.fast_path else "fast_path is false"
-    if not _repeats_prompts(run, stage):
+    keeps = run.finetuning.cache_media_features
+    reason = None if keeps or run.model.fast_path else "fast_path is false"
+    if not keeps and not _repeats_prompts(run, stage):
         return pixels
     if "audio" in pixels.kinds:
         reason = "no model takes features of audio"
@@ -179,6 +181,8 @@ def shared_by_rows(
             fault = sharing_fault(model, trial, draws=stage.has_dropout)
             reason = None if fault is None else f"{name}: {fault}"
     kinds = " and ".join(media_kind(name).plural for name in pixels.kinds)
+    if reason is not None and keeps:
+        raise ModelError(f"cache_media_features: {reason} -> leave cache_media_features out")
     if reason is not None:
         info(f"{kinds} are encoded for each row that shows them: {reason}")
         return pixels

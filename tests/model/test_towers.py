@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from luthier.data.collate import sequences
 from luthier.model.attention import isolate_samples, isolates_samples
@@ -114,7 +115,7 @@ def test_a_frozen_encoder_runs_once_for_two_halves_of_a_batch_and_a_learning_one
 
 
 def test_dropout_of_an_encoder_is_drawn_for_each_row(llava):
-    layer = llava.model.model.vision_tower.get_submodule("encoder.layers.0.self_attn")
+    layer = next(part for part in llava.model.model.vision_tower.modules() if "dropout" in vars(part))
     layer.dropout = 0.5
     try:
         assert fault(llava, False) == "its encoder has dropout, which is drawn anew for each row"
@@ -145,8 +146,9 @@ def test_a_model_whose_features_do_not_fit_keeps_its_rows_apart(llava, monkeypat
     assert "its outputs changed by" in fault(llava, False)
 
 
-def test_a_text_model_has_no_features():
-    assert sharing_fault(tiny_llama(), None, draws=False) == "LlamaForCausalLM takes no features in place of pixels"
+def test_a_text_model_has_no_features(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path))
+    assert sharing_fault(model, None, draws=False) == "LlamaForCausalLM takes no features in place of pixels"
 
 
 def test_samples_are_found_by_their_numbers_of_vectors():

@@ -248,7 +248,7 @@ def test_two_processes_train_a_tower_though_one_of_them_has_no_image(worlds, tmp
     ("stage", "share"), representatives([("dpo", 2), ("orpo", 2), ("kto", 2), ("grpo", 4)], ("kto", 2), ("grpo", 4))
 )
 def test_the_tower_runs_once_for_all_rows_that_show_an_image(worlds, stage, share, tmp_path, monkeypatch, capsys):
-    """Two rows and three with an image each are what the model is tried on, and three to find out about concatenation."""
+    """Before training, the model is tried on 3 images for concatenation, and on 5 for sharing."""
     from transformers.models.llava.modeling_llava import LlavaModel
 
     own, seen = LlavaModel.get_image_features, []
