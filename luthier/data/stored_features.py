@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,6 +38,8 @@ class Form:
 
 def name_of(items: Sequence[str], blocks: Sequence[Sequence[int]]) -> str:
     """Under which a sample is found: a hash of its items and of the tokens that stand for them."""
+    import numpy as np
+
     digest = hashlib.sha256(repr(tuple(items)).encode("utf-8", "surrogatepass"))
     for block in blocks:
         digest.update(np.asarray(block, np.int64).tobytes() + b"|")
@@ -75,6 +75,7 @@ class StoredFeatures:
 
         None if one of them is not here.
         """
+        import numpy as np
         import torch
 
         samples = self._about["samples"]
