@@ -82,5 +82,5 @@ def test_rows_share_images_where_a_stage_repeats_prompts(llava, capsys):
     assert not shares("dpo", pixels=replace(pixels, kinds=("audio",)))
     keeps = asks(cache_media_features=True, fast_path=False)
     assert shares("sft", keeps)
-    with pytest.raises(ModelError, match="^cache_media_features: DeepSpeed and torch_compile run the model as it is"):
+    with pytest.raises(ModelError, match=r"^cache_media_features: DeepSpeed and torch_compile run the model as it is"):
         shares("sft", keeps, torch_compile=True)
