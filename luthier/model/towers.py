@@ -35,6 +35,8 @@ SHARED = "shared_media"
 """The argument with the media of distinct samples, which the model itself does not know."""
 _PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "image_patches")
 """What encoders look at. Their other arguments are sizes and masks."""
+_NOT_OF_ENCODERS = ("text_config", "use_cache", "dtype", "architectures", "transformers_version", "_name_or_path")
+"""Keys of a config that change no features. The format of weights is known from themselves."""
 
 
 class Sharing(Protocol):
@@ -174,10 +176,10 @@ def encoders_learn(base: "PreTrainedModel") -> str | None:
 
 
 def encoder_digest(base: "PreTrainedModel") -> str:
-    """Of all weights between pixels and features, and of the config. Equal digests mean equal features."""
+    """Of all weights between pixels and features, and of their config. Equal digests mean equal features."""
     import torch
 
-    config = {**base.config.to_dict(), "_name_or_path": "", "transformers_version": ""}
+    config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_OF_ENCODERS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=repr).encode())
     for name, weight in _seeing(owner_of(base)):
         value = weight.detach().cpu().contiguous()
