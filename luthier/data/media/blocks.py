@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MAX_REMEMBERED = 1 << 16
 _PROBES = (*(Shape("image", size) for size in ((56, 84), (40, 100), (56, 84))),)
 _UNSUPPORTED: Mapping[str, str] = {
-    "PaliGemmaProcessor": "it adds a start token and a line break to each prompt itself, and takes no row without an image",
-    "MllamaProcessor": "its images enter by cross attention, which needs a mask of tokens, images and tiles for the whole batch",
+    "PaliGemmaProcessor": "it adds tokens to each prompt itself, and takes no row without an image",
+    "MllamaProcessor": "its images enter by cross attention, which needs a mask of tokens, images and tiles",
     "VoxtralProcessor": "its chat template is part of the library mistral_common, and takes no text here",
 }
 """Class of a processor -> why no model with it can be trained on media yet."""
