@@ -79,9 +79,9 @@ class ReferenceScorer:
 
     model: "nn.Module"
     collate: Collate
-    layout: tuple[bool, bool, bool]
-    """What `collate` does: whether it concatenates rows, and whether these share prompts, and media. Part of the cache
-    key."""
+    layout: tuple[bool, ...]
+    """What `collate` does: whether it concatenates rows, whether these share prompts and media, and whether features are
+    stored. Part of the cache key."""
     args: "TrainingArguments"
     cache: "Cache"
 

@@ -116,5 +116,5 @@ def reference_scorer(
         seen = pixels_for(model, text)
         if seen is not None:
             seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenates, shares), args)
-    layout = (concatenates, shares, seen is not None and seen.shares)
+    layout = (concatenates, shares, seen is not None and seen.shares, seen is not None and seen.stored is not None)
     return ReferenceScorer(model, collator(pad, concatenates, shares, seen), layout, args, cache_of(run.data))
