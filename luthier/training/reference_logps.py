@@ -80,8 +80,8 @@ class ReferenceScorer:
     model: "nn.Module"
     collate: Collate
     layout: tuple[bool, ...]
-    """What `collate` does: whether it concatenates rows, whether these share prompts and media, and whether features are
-    stored. Part of the cache key."""
+    """What `collate` does: whether it concatenates rows, whether these share prompts, share media, and read stored
+    features. Part of the cache key."""
     args: "TrainingArguments"
     cache: "Cache"
 
