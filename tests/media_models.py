@@ -227,3 +227,16 @@ def row_of(processor: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
             places = [n for n, (a, b) in enumerate(found["offset_mapping"][0]) if start <= a < b <= stop]
             blocks += [places[0], places[-1] + 1]
     return {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :], "images": paths, "blocks": blocks}
+
+
+SHORT_RUN: dict[str, Any] = {
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "full",
+    "learning_rate": 3e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+"""Keys of a few steps that teach a tiny model something."""
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

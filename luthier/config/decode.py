@@ -211,7 +211,7 @@ def _refuse_words_within(value: Any, path: tuple[str, ...]) -> None:
             _refuse_words_within(member, (*path, str(index)))
     elif isinstance(value, float) and math.isnan(value):
         raise MisfitWithin(
-            f"holds nan at {'.'.join(path)}, which is no number", "write a number, or null without quotes"
+            f"holds nan at {'.'.join(path)}, which is not a number", "write a number, or null without quotes"
         )
     elif isinstance(value, str) and value.strip().lower() in WORDS_LIKE_NULL and (path[-1], value) not in _REAL_WORDS:
         reason = f"holds the word {value.strip()} at {'.'.join(path)}"

@@ -39,6 +39,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""In the text of the `RuntimeError` of a failed `torch.save`."""
 _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 """How Rust prints an OS error: its Display and its Debug form (releases of safetensors differ)."""
 

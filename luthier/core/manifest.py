@@ -26,10 +26,12 @@ from luthier.core.files import write_atomically
 from luthier.core.versions import library_version
 
 MANIFEST_NAME = "manifest.json"
-OF_THE_BOARD = ("board.json", "board.yaml", "console.log", "exit.json", "stop.json")
-"""What the board keeps in the folder of a run; `luthier.webui.runs` says what they are."""
-_HEARTBEAT = re.compile(r"heartbeat(_\d+)?\.json")
-"""It goes when the run has ended (`luthier.training.heartbeat`)."""
+RUN_FILE, RECORD, CONSOLE, EXIT, STOP = "board.yaml", "board.json", "console.log", "exit.json", "stop.json"
+"""What the board and sweeps keep in the folder of a run; `luthier.webui.runs` says what they are."""
+_APART = re.compile(
+    "|".join(map(re.escape, (MANIFEST_NAME, RUN_FILE, RECORD, CONSOLE, EXIT, STOP))) + r"|heartbeat(_\d+)?\.json"
+)
+"""No part of the result. The heartbeat goes when the run has ended (`luthier.training.heartbeat`)."""
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 HASHING_THREADS = 4
@@ -56,10 +58,7 @@ def manifest_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         in_checkpoint = len(inside.parts) > 1 and inside.parts[0].startswith("checkpoint-")
-        is_part = not in_checkpoint and not is_draft(inside.parts[0])
-        is_part = (
-            is_part and str(inside) not in (MANIFEST_NAME, *OF_THE_BOARD) and not _HEARTBEAT.fullmatch(str(inside))
-        )
+        is_part = not in_checkpoint and not is_draft(inside.parts[0]) and not _APART.fullmatch(str(inside))
         if is_part and path.is_file():
             yield path
 

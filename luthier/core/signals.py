@@ -1,15 +1,20 @@
-"""Ctrl-C and SIGTERM while a command prepares its work or ends it: both end it with status 130, cleaned up.
+"""Ctrl-C and SIGTERM while a command prepares its work or ends it: both end it with status 130, cleaned up. And the
+signal that ends a process with the one that started it.
 
 Training has handlers of its own, which save a checkpoint: `luthier.training.callbacks.interrupt`.
 """
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1
+"""The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
 
 
 @contextmanager
@@ -26,9 +31,8 @@ def ending_on_signals() -> Iterator[None]:
         yield
     finally:
         for number in taken:
-            if (
-                signal.getsignal(number) is _interrupt
-            ):  # else what is left to do is to end, and a second one need not wait
+            # After a signal only the end is left, which a second one need not wait for.
+            if signal.getsignal(number) is _interrupt:
                 signal.signal(number, previous[number])
 
 
@@ -36,3 +40,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for stopping in STOPPING:
         signal.signal(stopping, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, even by SIGKILL. Does nothing but on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

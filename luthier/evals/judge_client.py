@@ -102,7 +102,7 @@ class JudgeClient:
             case {"choices": [{"message": {"content": None}}, *_]}:  # it refused to answer
                 return ""
         raise RunFailed(
-            f"judge_url: {self.url}: the response is no chat completion: {json.dumps(content)[:200]}"
+            f"judge_url: {self.url}: the response is not a chat completion: {json.dumps(content)[:200]}"
             " -> check the address"
         )
 

@@ -130,4 +130,4 @@ def read_records(folder: Path) -> list[Record]:
     try:
         return [Record.of(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise OutputError(f"{path}: this is no file of results ({fault}) -> name a new folder in save_dir") from fault
+        raise OutputError(f"{path}: this is not a results file ({fault}) -> name a new folder in save_dir") from fault

@@ -70,7 +70,7 @@ class RolloutServer:
             ) from error
         except (LookupError, TypeError, ValueError) as error:
             raise RunFailed(
-                f"rollout_server: {self}: this is no server of vLLM, or it wants another key ({error!r})"
+                f"rollout_server: {self}: this is not a vLLM server, or it wants another key ({error!r})"
                 " -> check the address, and set VLLM_API_KEY to its key"
             ) from error
 

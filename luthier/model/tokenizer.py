@@ -135,7 +135,7 @@ def fit_tokenizer(
             _add_specials(tokenizer, [word])
         else:
             warnings.append(
-                f"the stop word {word!r} is no token of this model and is left out -> resize_vocab: true adds it"
+                f"the stop word {word!r} is not a token of this model and is left out -> resize_vocab: true adds it"
             )
     if min_length_tokens is not None and tokenizer.model_max_length < min_length_tokens:
         tokenizer.model_max_length = min_length_tokens
@@ -167,7 +167,7 @@ def _give_eos(tokenizer: "PreTrainedTokenizerBase", stop_words: Sequence[str], v
 def _set_eos(tokenizer: "PreTrainedTokenizerBase", token: str, vocab_size: int | None) -> None:
     if token not in tokenizer.get_vocab() and vocab_size is not None and len(tokenizer) >= vocab_size:
         raise ModelError(
-            f"the chat format ends an answer with {token!r}, which is no token of this model, and its embedding of "
+            f"the chat format ends an answer with {token!r}, which is not a token of this model, and its embedding of "
             f"{vocab_size:,} rows has no room for it -> set resize_vocab: true, or choose another template"
         )
     tokenizer.add_special_tokens({"eos_token": token})

@@ -47,10 +47,10 @@ def main(argv: list[str]) -> int:
     from luthier.workflow.plan.shape import Unplanned
     from luthier.workflow.text import load_text_side
 
-    stage = STAGES.get(run.stage)
+    stage, machine = STAGES.get(run.stage), detect()
     # `train` starts a process for each accelerator.
-    counts = asked.num_processes or (num_processes_asked() or max(detect().world_size, detect().num_accelerators),)
-    machines = [machine_for(detect(), count, asked.accelerator_bytes) for count in counts]
+    counts = asked.num_processes or (num_processes_asked() or max(machine.world_size, machine.num_accelerators),)
+    machines = [machine_for(machine, count, asked.accelerator_bytes) for count in counts]
     import_what_training_needs(run)
     text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
     data = prepare(run, stage.rows, text.encoding)
@@ -114,7 +114,7 @@ def read_options(argv: Sequence[str]) -> Asked:
     if not words:
         raise InvalidInput("plan: which run file? e.g. `luthier plan run.yaml`")
     if found["--table"] and found["--json"]:
-        raise InvalidInput("plan: --table and --json are two forms of output -> leave one of them out")
+        raise InvalidInput("plan: --table and --json are two output formats -> leave one of them out")
     if len(num_processes) > 1 and not found["--table"]:
         raise InvalidInput("plan: --processes: several numbers make a table -> add --table, or give one number")
     if found["--table"] and not num_processes:
@@ -139,12 +139,12 @@ def _value_of(option: str, words: list[str]) -> str | None:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise InvalidInput(f"plan: --processes: {text!r} is no number of processes -> e.g. --processes 8")
+        raise InvalidInput(f"plan: --processes: {text!r} is not a number of processes -> e.g. --processes 8")
     return int(text)
 
 
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", text)
     if not found:
-        raise InvalidInput(f"plan: --accelerator: {text!r} is no size of memory -> e.g. --accelerator 80GB")
+        raise InvalidInput(f"plan: --accelerator: {text!r} is not a size of memory -> e.g. --accelerator 80GB")
     return round(float(found[1]) * UNITS[found[2]])

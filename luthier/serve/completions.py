@@ -71,7 +71,7 @@ def _prompt(prompt: str | list[int], model: ChatModel) -> tuple[str, list[int]]:
         return prompt, ids
     wrong = next((token_id for token_id in prompt if token_id >= model.vocab_size), None)
     if wrong is not None:
-        raise ApiError(f"prompt: {wrong} is no token id of this model (0 to {model.vocab_size - 1})", param="prompt")
+        raise ApiError(f"prompt: {wrong} is not a token id of this model (0 to {model.vocab_size - 1})", param="prompt")
     return str(model.tokenizer.decode(prompt)), prompt
 
 

@@ -80,7 +80,8 @@ def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, ru
     if continues:
         if not rest or rest[-1][1].role != "assistant" or rest[-1][1].tool_calls:
             raise ApiError(
-                "continue_final_message: the last message is no text of the assistant", param="continue_final_message"
+                "continue_final_message: the last message is not a text of the assistant",
+                param="continue_final_message",
             )
         index, last = rest.pop()
         begun = text_of(last, f"messages[{index}]")

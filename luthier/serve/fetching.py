@@ -74,5 +74,5 @@ def _address(host: str, port: int, is_allowed: Callable[[str], bool]) -> str:
         raise NotFetched(f"{host}: {fault.strerror}") from fault
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
     if not addresses or not all(map(is_allowed, addresses)):
-        raise NotFetched(f"{host} is no address of the internet")
+        raise NotFetched(f"{host} is not an internet address")
     return addresses[0]

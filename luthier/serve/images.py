@@ -48,7 +48,7 @@ class ImageRules:
             kind.measured(path)
         except RowError as fault:
             reason = str(fault).replace(repr(path), "it").replace(path, "it")
-            raise ApiError(f"{place}: this is no {kind.name} that can be read: {reason}", param=place) from fault
+            raise ApiError(f"{place}: this {kind.one} cannot be read: {reason}", param=place) from fault
         return kind.item(path)
 
     def _fetched(self, url: str, kind: MediaKind, place: str) -> bytes:
@@ -92,7 +92,7 @@ def _decoded(url: str, kind: MediaKind, place: str) -> bytes:
     try:
         content = decoded(url)
     except ValueError as fault:
-        raise ApiError(f"{place}: this is no {kind.name} in base64: {fault}", param=place) from fault
+        raise ApiError(f"{place}: this is not {kind.name} data in base64: {fault}", param=place) from fault
     if len(content) > MAX_IMAGE_BYTES:
         raise ApiError(f"{place}: the {kind.one} has more than {MAX_IMAGE_BYTES:,} bytes", param=place)
     return content

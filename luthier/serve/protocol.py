@@ -203,7 +203,7 @@ class DetokenizeRequest(Body):
 def plain(value: Any) -> Any:
     """`value`, if its texts can be encoded and it is not nested too deeply. Raises `ValueError` otherwise.
 
-    JSON may hold half of a surrogate pair (`"\\ud800"`), which is no character.
+    JSON may hold half of a surrogate pair (`"\\ud800"`), which is not a character.
     """
     todo = [(value, 0)]
     while todo:

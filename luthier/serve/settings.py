@@ -70,7 +70,7 @@ def _settings(request: SamplingFields, base: Settings, vocab_size: int) -> Setti
 def _token_id(name: str, vocab_size: int) -> int:
     if not name.isascii() or not name.isdigit() or len(name) > 10 or int(name) >= vocab_size:
         raise ApiError(
-            f"logit_bias: {name[:20]!r} is no token id of this model (0 to {vocab_size - 1})", param="logit_bias"
+            f"logit_bias: {name[:20]!r} is not a token id of this model (0 to {vocab_size - 1})", param="logit_bias"
         )
     return int(name)
 

@@ -127,7 +127,7 @@ ROLLOUT_RULES = (
     ),
     Rule(
         ("reward_model", "reward_model_type"),
-        "is no address of a server",
+        "is not the address of a server",
         "write http://host:port/v1/score/evaluation, or set reward_model_type: lora or full",
         lambda run: run.method.reward_model_type == "api" and not _is_address(run.method.reward_model),
     ),

@@ -35,7 +35,7 @@ SERVED_RULES = (
     ),
     _served.refuses(
         ("rollout_server",),
-        "is no address of a server",
+        "is not the address of a server",
         "write http://host:port",
         all_of(is_given("method", "rollout_server"), _is_no_address),
     ),

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
-from luthier.config.keys.quantization import GATHERS
+from luthier.config.keys.sharding import GATHERS, zero_settings
 from luthier.config.keys.training import read_mapping
 from luthier.config.rules.optim import NEEDS_ACCELERATOR
 from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
@@ -92,8 +92,8 @@ def for_engine(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
 
 def gathering(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of DeepSpeed with which ZeRO-3 saves whole weights; by itself it leaves them in its own files."""
-    zero = settings.get("zero_optimization")
-    if not isinstance(zero, Mapping) or zero.get("stage") != 3:
+    zero = zero_settings(settings)
+    if zero.get("stage") != 3:
         return dict(settings)
     return {**settings, "zero_optimization": {GATHERS: True, **zero}}
 

@@ -120,9 +120,8 @@ class CheckpointedTrainer(Trainer):
         assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
         schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
         self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
-        if (
-            self.optimizer.state or not self.is_fsdp_enabled
-        ):  # torch cannot load that of SGD for sharded weights: nothing
+        # For sharded weights torch cannot load the state of an optimizer that has none, such as plain SGD.
+        if self.optimizer.state or not self.is_fsdp_enabled:
             self._load_optimizer_and_scheduler(str(saved))
         self.lr_scheduler.load_state_dict(schedule)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

@@ -30,10 +30,10 @@ class LeftOut:
         """transformers divides the loss since the last line by all steps; without one that counts there is no loss."""
         updates, left_out = self._since_log[False], self._since_log[True]
         self._since_log = {True: 0, False: 0}
-        if left_out:
-            logs |= {"loss": logs["loss"] * (updates + left_out) / updates} if updates else {}
-            if not updates:
-                del logs["loss"]
+        if left_out and updates:
+            logs["loss"] *= (updates + left_out) / updates
+        elif left_out:
+            del logs["loss"]
         if total:
             logs[KEY] = total
 

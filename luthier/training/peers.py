@@ -53,7 +53,7 @@ def watched() -> Iterator[None]:
             raise
         place = place_of(_innermost(error))
         raise RunFailed(
-            f"rank {rank} has lost another process of this run, or waited for it in vain: it was in {place}"
+            f"rank {rank} lost another process of this run, or timed out waiting for it, in {place}"
             f" ({_reason(error)}) -> see the messages of the other processes"
         ) from error
     finally:

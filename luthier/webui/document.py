@@ -89,7 +89,7 @@ def _spans(text: str) -> Mapping[str, tuple[int, int, str]]:
     """Key -> (its first line, its last line, the comment behind its value). Raises `YAMLError`."""
     node = Loader(text).get_single_node()
     if node is not None and not (isinstance(node, yaml.MappingNode) and not node.flow_style):
-        raise yaml.YAMLError("the text is no mapping with a key on each line")
+        raise yaml.YAMLError("the text is not a mapping with a key on each line")
     lines = text.splitlines()
     found = {}
     for key, value in node.value if node is not None else ():

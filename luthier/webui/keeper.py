@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from luthier.core.files import write_atomically
+from luthier.core.manifest import CONSOLE, EXIT, RECORD, STOP
 from luthier.webui.identity import mark_of
-from luthier.webui.runs import CONSOLE, EXIT, RECORD, STOP
 
 NOT_STARTED = 127
 BUSY = 3

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from luthier.core.errors import InvalidInput, OutputError, RunFailed
 from luthier.core.files import write_atomically
+from luthier.core.manifest import EXIT, RECORD, RUN_FILE, STOP
 from luthier.webui import identity
 from luthier.webui.evaluations import words_for
-from luthier.webui.runs import EXIT, RECORD, RUN_FILE, STOP, Run, is_run, read_object, read_run
+from luthier.webui.runs import Run, is_run, read_object, read_run
 
 START_SECONDS = 20.0
 """How long the process that keeps a run may take to start it."""

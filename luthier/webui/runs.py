@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.manifest import EXIT, RECORD, RUN_FILE, STOP
 from luthier.webui.identity import is_same
 
 State = Literal["starting", "running", "stopping", "done", "stopped", "failed", "lost", "unfinished"]
 LIVE: tuple[State, ...] = ("starting", "running", "stopping")
-RUN_FILE, RECORD, EXIT, STOP = "board.yaml", "board.json", "exit.json", "stop.json"
-CONSOLE, LOG = "console.log", "trainer_log.jsonl"
+LOG = "trainer_log.jsonl"
 RESULTS = ("all_results.json", "manifest.json")
 """What `luthier train` writes when it is done."""
 FRESH_SECONDS = 120.0

@@ -5,15 +5,13 @@
 `PARENT` is the number of the process that starts it. Signals that the parent blocks or ignores arrive as always.
 """
 
-import ctypes
 import os
 import runpy
 import signal
 import sys
 from collections.abc import Sequence
 
-_PR_SET_PDEATHSIG = 1
-"""The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
+from luthier.core.signals import end_with_parent
 
 
 def command_of(words: Sequence[str]) -> list[str]:
@@ -22,8 +20,7 @@ def command_of(words: Sequence[str]) -> list[str]:
 
 
 def main(parent: int, words: Sequence[str]) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:  # it ended before that
         os._exit(1)
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 from luthier.config.sections import is_on
 from luthier.core.errors import RunFailed
 from luthier.core.log import info
+from luthier.core.signals import end_with_parent
 
 SHUTDOWN_SECONDS = 300
 """How long torchrun waits, after Ctrl-C or SIGTERM, for its processes to end the step and save a checkpoint."""
-_PR_SET_PDEATHSIG = 1
-"""The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
 
 
 def launch_if_needed(argv: list[str]) -> int | None:
@@ -70,7 +68,7 @@ def run_torchrun(arguments: list[str], logs: Path) -> int:
             print(f"luthier: {line}", file=sys.stderr)
         return failed.status
     except (RendezvousError, DistError) as error:
-        raise RunFailed(f"the machines of the run have not met, or one has been lost: {error}") from error
+        raise RunFailed(f"the machines of this run could not meet, or one of them was lost: {error}") from error
     return 0
 
 
@@ -80,11 +78,8 @@ def end_with_launcher() -> None:
     torchrun starts its processes in sessions of their own: they would train on, and write into the folder of the run
     that is started next. Does nothing in a process that torchrun did not start.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
 
 
 def nproc_of(arguments: list[str]) -> str:

@@ -37,14 +37,8 @@ MAX_RESTARTS = 3
 """How often all processes start again after one has failed, unless the environment variable MAX_RESTARTS says."""
 OF_A_NODE = {
     *("PATH", "HOME", "USER", "LOGNAME", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "LD_LIBRARY_PATH"),
-    *(
-        "PYTHONPATH",
-        "VIRTUAL_ENV",
-        "CUDA_VISIBLE_DEVICES",
-        "ROCR_VISIBLE_DEVICES",
-        "ASCEND_RT_VISIBLE_DEVICES",
-        "USE_RAY",
-    ),
+    *("PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"),
+    "USE_RAY",
 }
 """Environment variables of which each node has its own; all others are those of the driver, as in the reference."""
 POLL_SECONDS = 0.5
@@ -87,7 +81,7 @@ def resources_of(keys: "RayConfig", cluster: Mapping[str, float]) -> dict[str, f
 
 
 def require_resources(num_workers: int, each: Mapping[str, float], cluster: Mapping[str, float]) -> None:
-    """Raises `InvalidInput` if the whole cluster has less than the processes need: Ray would wait for ever."""
+    """Raises `InvalidInput` if the whole cluster has less than the processes need: Ray would wait forever."""
     for name, amount in each.items():
         if num_workers * amount > cluster.get(name, 0):
             raise InvalidInput(

@@ -15,8 +15,9 @@ from pathlib import Path
 from luthier.config.sections import is_on
 from luthier.core.errors import ConfigError, InvalidInput
 from luthier.core.log import info, warn
+from luthier.core.manifest import CONSOLE
 from luthier.workflow.sweep_grid import GridRun, grid
-from luthier.workflow.sweep_runs import CONSOLE, RunProcess, SignalsTo, error_of, problem_of, state_of
+from luthier.workflow.sweep_runs import RunProcess, SignalsTo, error_of, problem_of, state_of
 from luthier.workflow.sweep_table import Table, read_table
 
 

@@ -29,12 +29,11 @@ import yaml
 from luthier.core.drafts import is_draft
 from luthier.core.errors import OutputError, Problem
 from luthier.core.files import write_atomically
-from luthier.core.manifest import MANIFEST_NAME
+from luthier.core.manifest import CONSOLE, EXIT, MANIFEST_NAME, RUN_FILE
 from luthier.workflow.child import command_of
 from luthier.workflow.run_files import run_file
 from luthier.workflow.sweep_grid import GridRun
 
-RUN_FILE, CONSOLE, EXIT = "board.yaml", "console.log", "exit.json"
 RESUME = "resume_from_checkpoint"
 INTERRUPTED = 130
 State = Literal["waiting", "done", "stopped", "failed"]

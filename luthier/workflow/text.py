@@ -120,11 +120,8 @@ def _kinds(run: "Run") -> tuple[str, ...]:
     if holds_tokenized_rows(run.data):
         assert run.data.tokenized_path is not None, "the rows are read from there"
         record = read_record(Path(run.data.tokenized_path))
-        return (
-            tuple(record["chat_format"].get(KINDS_KEY, ("image",) * (IMAGES_KEY in record["chat_format"])))
-            if record
-            else ()
-        )
+        there = {} if record is None else record["chat_format"]
+        return tuple(there.get(KINDS_KEY, ["image"] if IMAGES_KEY in there else []))
     return declared_media(run.data, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir)
 
 

@@ -210,7 +210,7 @@ def test_nothing_and_words_that_mean_it_inside_a_mapping(tmp_path):
     text = "{a: null, b: ~, c: '', optimizer: {device: none}, d: [null, Nothing]}"
     expected = {"a": None, "b": None, "c": "", "optimizer": {"device": "none"}, "d": [None, "Nothing"]}
     assert by_yaml(tmp_path, "deepspeed", text).training["deepspeed"] == expected
-    with pytest.raises(ConfigError, match=r"holds nan at a.b, which is no number"):
+    with pytest.raises(ConfigError, match=r"holds nan at a.b, which is not a number"):
         by_yaml(tmp_path, "deepspeed", "{a: {b: .nan}}")
 
 

@@ -98,7 +98,7 @@ def test_a_model_without_temperature():
 def test_a_response_that_is_no_chat_completion(content):
     with (
         judge_server(lambda count, body: (200, content, {})) as server,
-        pytest.raises(RunFailed, match="is no chat completion"),
+        pytest.raises(RunFailed, match="is not a chat completion"),
     ):
         client_of(server).ask(MESSAGES)
 

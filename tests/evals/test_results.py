@@ -110,4 +110,4 @@ def test_results_of_another_command_are_refused(tmp_path):
 def test_lines_that_are_no_records(tmp_path):
     ResultsFolder(tmp_path, IDENTITY).add(RECORDS[:2])
     (tmp_path / "results.jsonl").write_text("[1]\n")
-    refuses(tmp_path, "results.jsonl: this is no file of results")
+    refuses(tmp_path, "results.jsonl: this is not a results file")

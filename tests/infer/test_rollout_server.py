@@ -105,5 +105,5 @@ def test_a_server_that_takes_no_weights_says_why(server, status, message):
 def test_another_program_is_no_server_of_vllm(server):
     found, handler = server
     handler.models = {"error": "who are you?"}
-    with pytest.raises(RunFailed, match="no server of vLLM, or it wants another key"):
+    with pytest.raises(RunFailed, match="not a vLLM server, or it wants another key"):
         found.open()

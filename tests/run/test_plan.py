@@ -56,11 +56,11 @@ def test_a_table_compares_engines_of_a_model_without_weights(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--processes", "0"], "'0' is no number of processes"),
+        (["--processes", "0"], "'0' is not a number of processes"),
         (["--processes", "2,8"], "several numbers make a table"),
         (["--table"], "--table compares engines"),
-        (["--table", "--json", "--processes", "2"], "two forms of output"),
-        (["--accelerator", "80"], "'80' is no size of memory"),
+        (["--table", "--json", "--processes", "2"], "two output formats"),
+        (["--accelerator", "80"], "'80' is not a size of memory"),
         (["--processes"], "--processes needs a value"),
     ],
 )

@@ -15,6 +15,7 @@ from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.training.parts import collator
 from tests.hearing_models import talk, tiny_qwen2_audio, tone
 from tests.matrix import representatives
+from tests.media_models import SAMPLING, SHORT_RUN
 from tests.runs.test_images import STAGES, losses
 
 pytest.importorskip("soundfile")
@@ -63,21 +64,13 @@ def write(folder: Path) -> dict[str, Any]:
         "model_name_or_path": str(folder / "model"),
         "dataset_dir": str(folder),
         "dataset": "rows",
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "full",
+        **SHORT_RUN,
         "freeze_vision_tower": False,
         "freeze_multi_modal_projector": False,
         "cutoff_len": 512,
         "per_device_train_batch_size": 4,
         "max_steps": 4,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
+        **SAMPLING,
     }
 
 
@@ -307,7 +300,7 @@ def test_a_request_sends_audio_as_openai_does(keys, tmp_path):
         session = luthier.chat({"model_name_or_path": keys["model_name_or_path"]})
         assert list(model.prompt_ids(asked, "", None)) == list(session.conversation.ask("what?", audios=[str(file)]))
         bad = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
-        with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]: this is no audio that can be read"):
+        with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]: this audio file cannot be read"):
             conversation([ChatMessage(role="user", content=[bad, words])], rules=model.images)
         with pytest.raises(ApiError, match="input_audio: this field is required, as an object with data"):
             conversation([ChatMessage(role="user", content=[{"type": "input_audio"}, words])], rules=model.images)

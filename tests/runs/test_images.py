@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import luthier
 from luthier.core.errors import DataError, ModelError
 from tests.matrix import representatives
-from tests.media_models import draw, talk
+from tests.media_models import SAMPLING, SHORT_RUN, draw, talk
 from tests.runs.test_processes import start_two
 from tests.torchvision_models import FAMILIES
 
@@ -88,19 +88,11 @@ def world(folder: Path, family: str) -> dict[str, Any]:
         "dataset_dir": str(folder),
         "media_dir": str(folder),
         "dataset": "rows",
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "full",
+        **SHORT_RUN,
         "cutoff_len": 512,
         "per_device_train_batch_size": 4,
         "max_steps": 4,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
+        **SAMPLING,
     }
 
 

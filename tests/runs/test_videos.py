@@ -13,7 +13,7 @@ from luthier.core.errors import ModelError
 from tests import films
 from tests.hearing_models import tone
 from tests.matrix import representatives
-from tests.media_models import draw
+from tests.media_models import SHORT_RUN, draw
 from tests.omni_models import FAMILIES, in_order
 from tests.runs.test_audio import rows_of
 from tests.runs.test_images import STAGES, losses
@@ -93,18 +93,12 @@ def write(folder: Path, family: str) -> dict[str, Any]:
         "model_name_or_path": str(folder / "model"),
         "dataset_dir": str(folder),
         "dataset": "rows",
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "full",
+        **SHORT_RUN,
         "freeze_vision_tower": False,
         "freeze_multi_modal_projector": False,
         "cutoff_len": 4096,
         "per_device_train_batch_size": 5,
         "max_steps": 2,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
         **LIMITS,
     }
 

@@ -53,9 +53,9 @@ def test_content_and_redirects(port):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        (f"http://{INSIDE}:PORT/a", f"{INSIDE} is no address of the internet"),
-        ("http://localhost:PORT/a", "localhost is no address of the internet"),
-        (f"http://{OUTSIDE}:PORT/moved?to=http://{INSIDE}:PORT/secret", f"{INSIDE} is no address of the internet"),
+        (f"http://{INSIDE}:PORT/a", f"{INSIDE} is not an internet address"),
+        ("http://localhost:PORT/a", "localhost is not an internet address"),
+        (f"http://{OUTSIDE}:PORT/moved?to=http://{INSIDE}:PORT/secret", f"{INSIDE} is not an internet address"),
         (f"http://{OUTSIDE}:PORT/moved?to=file:///etc/passwd", "only plain addresses"),
         (f"http://{OUTSIDE}:PORT/loop", "more than 5 redirects"),
         (f"http://{OUTSIDE}:PORT/absent", "status 404"),
@@ -63,7 +63,7 @@ def test_content_and_redirects(port):
         (f"http://me@{OUTSIDE}:PORT/a", "only plain addresses"),
         (f"http://{OUTSIDE}:1/a", f"{OUTSIDE}: "),
         ("http://no-such-host.invalid/a", "no-such-host.invalid: "),
-        ("http://[::1]:PORT/a", "::1 is no address of the internet"),
+        ("http://[::1]:PORT/a", "::1 is not an internet address"),
         ("ftp://example.org/a", "only plain addresses"),
         ("http://", "only plain addresses"),
     ],

@@ -67,7 +67,7 @@ def test_a_prompt_and_an_answer_are_those_of_the_terminal(llava, tmp_path):
         begun = [*asks(address_of(file)), {"role": "assistant", "content": "A"}]
         more = client.chat.completions.create(model="any", messages=begun, extra_body={"continue_final_message": True})
         assert more.usage.prompt_tokens == len(chat._prompt_ids) + 1
-        with pytest.raises(openai.BadRequestError, match=r"messages\[0\].content\[0\]: this is no image"):
+        with pytest.raises(openai.BadRequestError, match=r"messages\[0\].content\[0\]: this image cannot be read"):
             client.chat.completions.create(model="any", messages=asks("data:image/png;base64,AAAA"))
     release()
 
@@ -93,10 +93,10 @@ def test_files_outside_the_folder_look_absent(tmp_path):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("data:image/png,abc", "no image in base64: it does not begin with data:image/...;base64,"),
-        ("data:image/png;base64,@@@", "this is no image in base64: "),
-        ("data:image/png;base64,", "this is no image that can be read"),
-        ("data:text/html;base64,PGh0bWw+", "this is no image that can be read"),
+        ("data:image/png,abc", "not image data in base64: it does not begin with data:TYPE;base64,"),
+        ("data:image/png;base64,@@@", "this is not image data in base64: "),
+        ("data:image/png;base64,", "this image cannot be read"),
+        ("data:text/html;base64,PGh0bWw+", "this image cannot be read"),
         ("data:image/png;base64," + "A" * 26_700_000, "more than 20,000,000 bytes"),
         ("https://example.org/a.png", "this server fetches no images -> send it as data:"),
     ],
@@ -112,12 +112,12 @@ def test_images_on_the_web_are_fetched_where_that_is_allowed(tmp_path):
     def fetch(url: str, most: int) -> bytes:
         asked.append((url, most))
         if "private" in url:
-            raise NotFetched("private is no address of the internet")
+            raise NotFetched("private is not an internet address")
         return content
 
     rules = ImageRules(allows_urls=True, fetch=fetch)
     assert Path(rules.item_of("https://example.org/a.png", IMAGE, PLACE)).read_bytes() == content
-    assert "cannot be fetched: private is no address" in refused(rules, "http://private/a.png")
+    assert "cannot be fetched: private is not an internet address" in refused(rules, "http://private/a.png")
     assert asked[0] == ("https://example.org/a.png", images.MAX_IMAGE_BYTES)
 
 

@@ -101,7 +101,7 @@ def test_an_error_of_a_collective_is_told_in_a_sentence(tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "e.json")}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(RunFailed, match=r"rank 1 has lost another process .* it was in test_an_error_of") as caught,
+        pytest.raises(RunFailed, match=r"rank 1 lost another process .* waiting for it, in test_an_error_of") as caught,
         watched(),
     ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1. GLHF\nmore")

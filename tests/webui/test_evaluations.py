@@ -3,9 +3,10 @@
 import json
 
 import luthier
+from luthier.core.manifest import RECORD
 from luthier.webui import form
 from luthier.webui.evaluations import MAX_RECORDS, evaluations_of, records_in, tables_in, words_for
-from luthier.webui.runs import RECORD, find_runs
+from luthier.webui.runs import find_runs
 from tests.small_world import small_world
 from tests.workflow.test_export import adapter
 

@@ -13,9 +13,9 @@ import yaml
 
 from luthier.cli import main
 from luthier.core.errors import ConfigError, OutputError
-from luthier.core.manifest import verify_folder
+from luthier.core.manifest import CONSOLE, EXIT, verify_folder
 from luthier.workflow.sweep import sweep
-from luthier.workflow.sweep_runs import CONSOLE, EXIT, locked, state_of
+from luthier.workflow.sweep_runs import locked, state_of
 from tests.small_world import small_world
 
 LIMIT_SECONDS = 240

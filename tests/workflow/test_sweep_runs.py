@@ -7,10 +7,9 @@ import pytest
 import yaml
 
 from luthier.core.errors import OutputError
-from luthier.core.manifest import OF_THE_BOARD
-from luthier.webui import runs as board
+from luthier.core.manifest import CONSOLE, EXIT, RUN_FILE
 from luthier.workflow.sweep_grid import grid
-from luthier.workflow.sweep_runs import CONSOLE, EXIT, RUN_FILE, RunProcess, problem_of, state_of
+from luthier.workflow.sweep_runs import RunProcess, problem_of, state_of
 from tests.working_folder import write
 
 
@@ -18,11 +17,6 @@ from tests.working_folder import write
 def one(folder, llama_folder):
     run_file = write(folder, model_name_or_path=str(llama_folder), finetuning_type="lora")
     return grid([run_file, "lora_rank=8,16", "hub_token=hf_secret"])[0]
-
-
-def test_the_board_reads_the_same_files():
-    assert (RUN_FILE, CONSOLE, EXIT) == (board.RUN_FILE, board.CONSOLE, board.EXIT)
-    assert {RUN_FILE, CONSOLE, EXIT} <= set(OF_THE_BOARD)
 
 
 def test_the_run_file_says_all_but_secrets_and_one_process_has_the_folder(one):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from luthier.core.manifest import CONSOLE, EXIT
 from luthier.workflow.sweep_grid import grid
-from luthier.workflow.sweep_runs import CONSOLE, EXIT
 from luthier.workflow.sweep_table import NO_EVALUATION, read_table, widest_key
 from tests.working_folder import write
 

@@ -90,7 +90,7 @@ def _read_setting(found: FsdpSettings, written: str, value: Any, *, is_first: bo
     name = _FORMER_NAMES.get(plain, plain)
     if name not in _NAMES:
         remedy = did_you_mean(plain, (*_NAMES, *_FORMER_NAMES)) or f"one of {', '.join(_NAMES)}"
-        found.blame("fsdp_config", f"{written} is no setting of FSDP", remedy)
+        found.blame("fsdp_config", f"{written} is not a setting of FSDP", remedy)
     elif name in _OF_VERSION_1 and not is_first:
         reason = f"{written} has no effect: it is a setting of FSDP 1, and FSDP 2 decides it by itself"
         found.warnings.append(Problem("fsdp_config", reason, "leave it out"))
@@ -110,7 +110,7 @@ def _read_word(found: FsdpSettings, word: str, *, is_first: bool) -> None:
     elif word == "offload":
         found.put("fsdp", "cpu_offload", True)
     elif word != "auto_wrap":
-        found.blame("fsdp", f"{word} is no word of FSDP", did_you_mean(word, WORDS) or f"use {', '.join(WORDS)}")
+        found.blame("fsdp", f"{word} is not a word of FSDP", did_you_mean(word, WORDS) or f"use {', '.join(WORDS)}")
 
 
 def _put_strategy(found: FsdpSettings, key: str, strategy: str, *, is_first: bool) -> None:
@@ -131,7 +131,9 @@ def _put_strategy(found: FsdpSettings, key: str, strategy: str, *, is_first: boo
     elif strategy in STRATEGIES:
         found.blame(key, f"{strategy} is not part of FSDP 2", "use full_shard or shard_grad_op")
     else:
-        found.blame(key, f"{strategy} is no way to shard", did_you_mean(strategy, STRATEGIES) or "use full_shard")
+        found.blame(
+            key, f"{strategy} is not a sharding strategy", did_you_mean(strategy, STRATEGIES) or "use full_shard"
+        )
 
 
 def _names(value: Any) -> list[str]:

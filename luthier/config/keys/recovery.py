@@ -12,5 +12,5 @@ class RecoveryConfig:
     max_nonfinite_steps: int = 10
     """How many such steps a run may leave out or go back from before it stops."""
     save_on_signal_seconds: float | None = None
-    """A signal gives up the step or the evaluation that is running if its checkpoint could not be complete so many
-    seconds after the signal; unset finishes the step."""
+    """How many seconds after a signal the checkpoint must be complete. A step or an evaluation that would take longer
+    is abandoned. By default the step is finished first."""

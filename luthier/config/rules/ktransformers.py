@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.keys.ktransformers import OWN_SETTINGS, PACKAGES, derived_settings, missing_packages
-from luthier.config.keys.quantization import shards_weights
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import Rule, Rules, When, all_of, is_given, is_set, is_turned_on, not_
 from luthier.config.rules.model import scores_with_adapter
 

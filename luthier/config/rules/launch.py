@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from luthier.config.keys.quantization import GATHERS, deepspeed_settings, zero_stage
+from luthier.config.keys.sharding import GATHERS, deepspeed_settings, zero_settings, zero_stage
 from luthier.config.rules.engine import Rule, Rules, all_of, is_set, not_, warning
 from luthier.config.sections import is_on
 
@@ -32,7 +32,7 @@ def _names_checkpoint(run: Any) -> bool:
 
 def _keeps_shards(run: Any) -> bool:
     """The weights of ZeRO-3 would stay in the files of DeepSpeed."""
-    return zero_stage(run) == 3 and (deepspeed_settings(run) or {})["zero_optimization"].get(GATHERS) is False
+    return zero_stage(run) == 3 and zero_settings(deepspeed_settings(run)).get(GATHERS) is False
 
 
 def _unavailable(variable: str, reason: str) -> Rule:

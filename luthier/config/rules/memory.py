@@ -1,6 +1,6 @@
 """Rules about the keys that save memory in training: number types, recomputation, offloading."""
 
-from luthier.config.keys.quantization import zero_stage
+from luthier.config.keys.sharding import zero_stage
 from luthier.config.rules.engine import (
     Rule,
     Rules,

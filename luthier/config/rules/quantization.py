@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from luthier.config.keys.quantization import GROWING_KEYS, LOFTQ_FILE, shards_weights
+from luthier.config.keys.quantization import GROWING_KEYS, LOFTQ_FILE
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, not_
 from luthier.config.rules.model import trains_adapter
 from luthier.core.kinds import QUANTIZERS

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from luthier.config.keys.quantization import GROWING_KEYS, shards_weights
+from luthier.config.keys.quantization import GROWING_KEYS
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, warning
 from luthier.config.rules.model import scores_with_adapter
 from luthier.core.kinds import STAGES

@@ -72,7 +72,7 @@ def _bounds(start: Any, end: Any, num_characters: int, place: str) -> tuple[int,
     if not all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (start, end)):
         raise RowError(f"{place}: start and end must be whole numbers")
     if not 0 <= start < end <= num_characters:
-        reason = f"{place}: {start} to {end} is no part of a text of {num_characters} characters"
+        reason = f"{place}: {start} to {end} is not part of a text of {num_characters} characters"
         raise RowError(reason, f"{start} to {end}", str(num_characters))
     return start, end
 

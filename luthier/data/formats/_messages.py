@@ -122,7 +122,7 @@ def _why_not(what: Any) -> str:
             f'the description of the data declares no {kind.plural} -> add "{kind.column}": "{kind.column}" to'
             " `columns`, whether or not rows have such a column"
         )
-    return "this version trains on no such part -> remove it and what the text says of it, or the row"
+    return "this version does not train on such a part -> remove it and what the text says of it, or the row"
 
 
 def _are_parts(value: Any) -> bool:

@@ -84,14 +84,14 @@ def path_of(item: Any, place: str, name: str = "image") -> str:
     try:
         return stored(decoded(item))
     except ValueError as fault:
-        raise RowError(f"{place} is no {name} in base64: {fault}", str(fault)) from fault
+        raise RowError(f"{place} is not {name} data in base64: {fault}", str(fault)) from fault
 
 
 def decoded(address: str) -> bytes:
     """The content of `data:image/png;base64,...`. Raises `ValueError` that says what is wrong."""
     head, comma, text = address.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise ValueError("it does not begin with data:image/...;base64,")
+        raise ValueError("it does not begin with data:TYPE;base64,")
     return base64.b64decode(text, validate=True)
 
 

@@ -119,7 +119,9 @@ def _layers(adapted: "PeftModel") -> Iterator[tuple[str, Any]]:
     for name, layer in adapted.named_modules():
         if isinstance(layer, LoraLayer):
             if type(layer) is not Linear:
-                raise ModelError(f"pissa_init: {name} is no linear layer -> name linear layers in lora_target, or all")
+                raise ModelError(
+                    f"pissa_init: {name} is not a linear layer -> name linear layers in lora_target, or all"
+                )
             yield name, layer
 
 

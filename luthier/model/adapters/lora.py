@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
-from luthier.config.keys.quantization import shards_weights
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import (
     Rule,
     Rules,
@@ -234,7 +234,7 @@ def _targets(model: "PreTrainedModel", config: LoraConfig, frozen: Sequence[str]
     if why:
         warn(f"{why}: is not possible for weights outside of layers, so these get no adapter: {names}")
         return Targets(targets.modules)
-    info(f"lora_target: {', '.join(config.lora_target)}: weights that are no layers get an adapter too: {names}")
+    info(f"lora_target: {', '.join(config.lora_target)}: weights that are not layers get an adapter too: {names}")
     return targets
 
 

@@ -107,7 +107,7 @@ def apply(
         targets = targets_inside(model, targets, inserted_blocks(model, config.freeze_trainable_layers))
     if targets.parameters:
         info(
-            f"{key}: weights that are no layers, or share the name of an expert, stay: {', '.join(targets.parameters)}"
+            f"{key}: weights that are not layers, or share the name of an expert, stay: {', '.join(targets.parameters)}"
         )
     if not targets.modules:
         raise ModelError(f"{key}: {', '.join(wanted)}: none of these is a layer -> name linear layers, or all")

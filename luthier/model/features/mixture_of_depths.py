@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.config.keys.quantization import shards_weights
+from luthier.config.keys.sharding import shards_weights
 from luthier.config.rules.engine import Rule, Rules, When, in_training, is_given, is_set
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from luthier.config.keys.quantization import shards_weights, uses_fsdp
+from luthier.config.keys.sharding import shards_weights, uses_fsdp
 from luthier.core.kinds import ADAPTERS
 from luthier.core.machine import Machine
 from luthier.model.adapters._continued import written_for

@@ -64,7 +64,7 @@ def quantize_folder(
     `dtype`: of what is not quantized. Raises `MissingExtra` without the library, `RunFailed` for a model that it cannot
     quantize.
     """
-    # With a single worker, which it takes on two cores, a task that waits for another one would wait for ever.
+    # With a single worker, which it takes on two cores, a task that waits for another one would wait forever.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
     library = require("gptqmodel", "gptq", "export_quantization_bit")
     rows = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in samples]

@@ -269,7 +269,7 @@ def _read_qmodel(path: Path) -> "tuple[dict[str, Stored], dict[str, torch.Tensor
         }
     except (OSError, RuntimeError, ValueError, EOFError, AttributeError, TypeError, UnpicklingError) as fault:
         reason = str(fault).split("\n")[0] or type(fault).__name__
-        raise ModelError(f"{path}: this is no whole file of HQQ ({reason}) -> copy or download it again") from fault
+        raise ModelError(f"{path}: this is not a complete HQQ file ({reason}) -> copy or download it again") from fault
     layers: dict[str, Stored] = {
         name: {key: partial(state.get, key) for key in state} for name, state in quantized.items()
     }

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.keys.quantization import GROWING_KEYS, shards_weights
+from luthier.config.keys.quantization import GROWING_KEYS
+from luthier.config.keys.sharding import shards_weights
 from luthier.core.errors import MissingExtra, ModelError, Problem
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn

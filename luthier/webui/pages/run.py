@@ -11,6 +11,7 @@ from nicegui import run, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from luthier.core.errors import LuthierError
+from luthier.core.manifest import CONSOLE
 from luthier.webui import process
 from luthier.webui.board import Board
 from luthier.webui.evaluations import RESULTS
@@ -29,7 +30,7 @@ from luthier.webui.pages.parts import (
     text,
 )
 from luthier.webui.pages.runs import badge
-from luthier.webui.runs import CONSOLE, Run, read_object, read_run
+from luthier.webui.runs import Run, read_object, read_run
 from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0

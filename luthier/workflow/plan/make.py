@@ -249,20 +249,8 @@ def trace_run(
     """Raises `Unplanned` if the model reads numbers in its forward pass."""
     half = half_of(run) if engine.computes_on_half_weights else None
     key = (work.heaviest, half is not None, engine.shards_gradients, engine.computes_on_half_weights)
-    if key not in drawn.traces:
-        drawn.traces[key] = _trace_run(run, stage, text, drawn, machine, work, engine)
-    return drawn.traces[key]
-
-
-def _trace_run(
-    run: "TrainRun",
-    stage: "Stage",
-    text: "TextSide",
-    drawn: Sketch,
-    machine: Machine,
-    work: Work,
-    engine: Engine,
-) -> Traces:
+    if key in drawn.traces:
+        return drawn.traces[key]
     config, shape = drawn.config, drawn.shape
     is_long = shape.num_layers > MORE_LAYERS and layers_are_alike(shape, config)
     lengths = (FEW_LAYERS, MORE_LAYERS) if is_long else (None,)
@@ -271,11 +259,12 @@ def _trace_run(
         is_own = count is None and not engine.computes_on_half_weights
         part = shape if is_own else build_shape(run, stage, text, config, machine, count)
         found.append([_traced(run, stage, part, work, engine, recomputes=recomputes) for recomputes in (False, True)])
-    if not is_long:
-        return Traces(found[0][0], found[0][1], shape.num_layers)
-    steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
-    kept, recomputed = (few.extended(more, steps) for few, more in zip(*found, strict=True))
-    return Traces(kept, recomputed, shape.num_layers)
+    kept, recomputed = found[0]
+    if is_long:
+        steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
+        kept, recomputed = (few.extended(more, steps) for few, more in zip(*found, strict=True))
+    drawn.traces[key] = Traces(kept, recomputed, shape.num_layers)
+    return drawn.traces[key]
 
 
 def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: Engine, *, recomputes: bool) -> Trace:

@@ -105,12 +105,12 @@ def test_without_fsdp_nothing_is_translated(off):
 @pytest.mark.parametrize(
     ("keys", "config", "key", "words"),
     [
-        ({"fsdp": "full_shrad"}, {}, "fsdp", "full_shrad is no word of FSDP -> did you mean full_shard?"),
+        ({"fsdp": "full_shrad"}, {}, "fsdp", "full_shrad is not a word of FSDP -> did you mean full_shard?"),
         ({"fsdp": "hybrid_shard"}, {}, "fsdp", "hybrid_shard is not part of FSDP 2 -> use full_shard or shard_grad_op"),
         ({"fsdp": ["no_shard"]}, {}, "fsdp", "no_shard shards nothing"),
         ({"fsdp": True}, {"fsdp_offload_parms": True}, "fsdp_config", "did you mean offload_params?"),
         ({"fsdp": True}, {"sharding_strategy": 5}, "fsdp_config", "hybrid_shard_zero2 is not part of FSDP 2"),
-        ({"fsdp": True}, {"sharding_strategy": "all"}, "fsdp_config", "all is no way to shard"),
+        ({"fsdp": True}, {"sharding_strategy": "all"}, "fsdp_config", "all is not a sharding strategy"),
         ({"fsdp": True}, {"fsdp_version": 3}, "fsdp_config", "there is no version 3 of FSDP"),
         (
             {"fsdp": "full_shard"},

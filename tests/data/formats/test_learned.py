@@ -76,7 +76,7 @@ def test_a_weight_is_defined_for_answers_only(role):
         ),
         (
             {"train_detail": [{"begin_offset": 0, "end_offset": 6, "train": True}]},
-            "part 1 of 'train_detail' of message 2: 0 to 7 is no part of a text of 6 characters",
+            "part 1 of 'train_detail' of message 2: 0 to 7 is not part of a text of 6 characters",
         ),
         (
             {"train": True, "weight": 0},

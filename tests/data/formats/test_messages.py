@@ -113,7 +113,7 @@ class TestParts:
                 f'the description of the data declares no {plural} -> add "{column}": "{column}" to `columns`, whether'
                 " or not rows have such a column"
                 if column
-                else "this version trains on no such part -> remove it and what the text says of it, or the row"
+                else "this version does not train on such a part -> remove it and what the text says of it, or the row"
             )
         )
 

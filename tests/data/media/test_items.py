@@ -91,8 +91,8 @@ class TestPath:
             (5, "item 1 is of type int, not a path"),
             ("", "item 1 is empty, not a path"),
             ({}, "item 1 is an object without 'bytes' and 'path'"),
-            ("data:image/png,abc", "item 1 is no image in base64: it does not begin with data:image/...;base64,"),
-            ("data:image/png;base64,***", "item 1 is no image in base64: "),
+            ("data:image/png,abc", "item 1 is not image data in base64: it does not begin with data:TYPE;base64,"),
+            ("data:image/png;base64,***", "item 1 is not image data in base64: "),
         ],
     )
     def test_others(self, item, reason):
@@ -149,7 +149,7 @@ class TestRows:
             (TAG, 5, "column 'images' is a number, not a list of paths"),
             (TAG, [None], "item 1 of column 'images' is null, not a path"),
             (TAG, [{}], "item 1 of column 'images' is an object without 'bytes' and 'path'"),
-            (TAG, ["data:image/png;base64,***"], "item 1 of column 'images' is no image in base64: "),
+            (TAG, ["data:image/png;base64,***"], "item 1 of column 'images' is not image data in base64: "),
             (f"{TAG}<|IMAGE_PLACEHOLDER|>", ["28x28-0.png"], "the text holds <|IMAGE_PLACEHOLDER|>, which the model"),
             (f"\ufdd0{TAG}", ["28x28-0.png"], "the text holds a character that Unicode keeps for programs"),
         ],

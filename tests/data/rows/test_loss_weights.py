@@ -163,7 +163,7 @@ BAD = {
     "no number": (float("nan"), "'loss' of message 2 is nan, not from 0 to 1"),
     "not three": ([[0, 1]], "part 1 of 'loss' of message 2 is a list, not [start, end, number]"),
     "halves": ([[0.5, 1, 1]], "part 1 of 'loss' of message 2: start and end must be whole numbers"),
-    "beyond the end": ([[0, 9, 1]], "part 1 of 'loss' of message 2: 0 to 9 is no part of a text of 2 characters"),
+    "beyond the end": ([[0, 9, 1]], "part 1 of 'loss' of message 2: 0 to 9 is not part of a text of 2 characters"),
     "overlap": ([[0, 2, 1], [1, 2, 0]], "the parts of 'loss' of message 2 are not in order, or share characters"),
 }
 

@@ -114,8 +114,8 @@ class TestUnusableRows:
         ("row", "reason"),
         [
             ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' appears twice in one object"),
-            ('{"a": "\\ud83d!"}', r"holds half of a surrogate pair (\ud83d), which is no character"),
-            ('{"\\udc00": 1}', r"holds half of a surrogate pair (\udc00), which is no character"),
+            ('{"a": "\\ud83d!"}', r"holds half of a surrogate pair (\ud83d), which is not a character"),
+            ('{"\\udc00": 1}', r"holds half of a surrogate pair (\udc00), which is not a character"),
             ("[1, 2]", "a row is an object, not [1, 2]"),
             ("null", "a row is an object, not null"),
             ('"text"', 'a row is an object, not "text"'),

@@ -228,7 +228,9 @@ def test_a_qmodel_that_holds_something_else_is_one_error(world, tmp_path):
     folder = save(quantized(world["model_name_or_path"]), tmp_path / "hqq", "library")
     for content in ([1, 2], {"model": torch.ones(1)}, {"model": Path("a")}):
         torch.save(content, folder / "qmodel.pt")
-        with pytest.raises(ModelError, match=r"qmodel.pt: this is no whole file of HQQ \(.*\) -> copy or download it"):
+        with pytest.raises(
+            ModelError, match=r"qmodel.pt: this is not a complete HQQ file \(.*\) -> copy or download it"
+        ):
             infer(folder)
 
 

@@ -85,8 +85,8 @@ def test_a_file_of_settings_that_cannot_be_read(person, key, name, text, words):
 
 def test_settings_of_fsdp_are_checked_before_anything_is_loaded(person):
     said = person.is_refused(fsdp=["full_shrad"], fsdp_config={"fsdp_ofload_params": True})
-    assert "fsdp: ['full_shrad']: full_shrad is no word of FSDP -> did you mean full_shard?" in said
-    assert "fsdp_ofload_params is no setting of FSDP -> did you mean offload_params?" in said
+    assert "fsdp: ['full_shrad']: full_shrad is not a word of FSDP -> did you mean full_shard?" in said
+    assert "fsdp_ofload_params is not a setting of FSDP -> did you mean offload_params?" in said
 
 
 def test_fsdp_in_one_process(person):

@@ -7,12 +7,14 @@ is read for training, and what is lost is told (`left`).
 import functools
 import hashlib
 import inspect
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
+from luthier.core.files import write_atomically
 from luthier.core.paths import cache_root
 from luthier.core.versions import require
 from luthier.data.media.items import path_of
@@ -44,7 +46,7 @@ def measure_of(path: str) -> Measure:
         try:
             while len(chunk := file.read(_CHUNK_SAMPLES, dtype="float32", always_2d=True)):
                 if not np.isfinite(chunk).all():
-                    raise RowError(f"{path!r} holds samples that are no numbers (NaN or infinity)", repr(path))
+                    raise RowError(f"{path!r} holds samples that are not numbers (NaN or infinity)", repr(path))
                 num_samples += len(chunk)
         except RuntimeError as fault:
             raise _unreadable(path, fault) from fault
@@ -176,16 +178,17 @@ def _path_of(value: Any, place: str) -> str:
     try:
         wave, rate = np.asarray(value["array"], dtype=np.float32), int(value["sampling_rate"])
         if wave.ndim > 2 or not wave.size or rate < 1:
-            raise ValueError("it is no list of samples")
+            raise ValueError("it is not a list of samples")
     except (ValueError, TypeError, LookupError) as fault:
-        raise RowError(f"{place} is no audio with 'array' and 'sampling_rate': {fault}", str(fault)) from fault
+        raise RowError(f"{place} is not audio with 'array' and 'sampling_rate': {fault}", str(fault)) from fault
+    # The header of such a file holds the time, so its name is a hash of the samples.
     name = hashlib.sha256(wave.tobytes() + str((wave.shape, rate)).encode()).hexdigest()
     file = cache_root() / "media" / f"{name}.wav"
     if not file.is_file():
+        content = io.BytesIO()
+        soundfile.write(content, wave, rate, subtype="FLOAT", format="WAV")
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        soundfile.write(str(part), wave, rate, subtype="FLOAT", format="WAV")
-        os.replace(part, file)
+        write_atomically(file, content.getvalue())
     return str(file)
 
 

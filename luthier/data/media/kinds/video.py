@@ -93,7 +93,7 @@ def chosen_frames(measure: Measure, processor: Processor) -> list[int]:
         found = _part(processor).sample_frames(metadata=_metadata(measure), **settings)
     except _SAMPLING_FAULTS as fault:
         reason = " ".join(str(fault).split())
-        raise RowError(f"the processor of this model can choose no frames of it: {reason}", reason) from fault
+        raise RowError(f"the processor of this model cannot choose frames of it: {reason}", reason) from fault
     last = num_frames - 1
     return [min(max(int(index), 0), last) for index in found]
 

@@ -166,7 +166,7 @@ def _checked(
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
-            return None, RowError(f"holds half of a surrogate pair ({half}), which is no character", half)
+            return None, RowError(f"holds half of a surrogate pair ({half}), which is not a character", half)
     if decoder.found_odd:
         decoder.found_odd = False
         try:

@@ -105,7 +105,7 @@ def test_files_without_sound(tmp_path):
         "empty.wav": "is an empty file, not audio",
         "text.wav": "cannot be read as audio: Format not recognised",
         "none.wav": "holds no sound: it has 0 samples",
-        "nan.wav": "holds samples that are no numbers",
+        "nan.wav": "holds samples that are not numbers",
         "absent.wav": "cannot be read as audio: ",
     }
     for name, reason in reasons.items():
@@ -119,7 +119,7 @@ def test_samples_in_the_data(tmp_path):
     assert path == KIND.path_of({"array": wave, "sampling_rate": 8_000}, "item 1"), "equal sounds are one file"
     assert np.array_equal(load_audio(path, 8_000), wave)
     for array in ([], "abc", [[[0.0]]]):
-        with pytest.raises(RowError, match="item 1 is no audio with 'array' and 'sampling_rate'"):
+        with pytest.raises(RowError, match="item 1 is not audio with 'array' and 'sampling_rate'"):
             KIND.path_of({"array": array, "sampling_rate": 8_000}, "item 1")
 
 

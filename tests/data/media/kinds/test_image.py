@@ -21,5 +21,5 @@ def test_an_image_is_measured_and_handed_over_in_rows(tmp_path):
 
 
 def test_what_is_no_path():
-    with pytest.raises(RowError, match="item 1 is no image in base64"):
+    with pytest.raises(RowError, match="item 1 is not image data in base64"):
         IMAGE.path_of("data:image/png;base64,@", "item 1")

@@ -67,7 +67,7 @@ def test_black_frames_have_the_size_of_the_video(tmp_path):
 def test_a_video_too_short_for_the_processor_is_named(tmp_path):
     path = str(film(tmp_path / "a.mp4", [1, 2], rate=8))
     with pytest.raises(
-        RowError, match=r"a\.mp4': the processor of this model can choose no frames of it: fewer than 4"
+        RowError, match=r"a\.mp4': the processor of this model cannot choose frames of it: fewer than 4"
     ):
         shape_of(KIND.item(path), processor())
 

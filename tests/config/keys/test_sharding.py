@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from luthier.config.keys.quantization import shards_weights, zero_stage
+from luthier.config.keys.sharding import shards_weights, zero_stage
 from luthier.config.load import load_train
 
 TRAIN = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o"}
@@ -25,6 +25,18 @@ def test_a_config_that_says_no_stage(tmp_path, text):
         (tmp_path / "ds.json").write_text(text, encoding="utf-8")
     run = load_train({**TRAIN, "deepspeed": str(tmp_path / "ds.json")})
     assert zero_stage(run) is None and not shards_weights(run)
+
+
+def test_settings_of_accelerate(tmp_path, monkeypatch):
+    """Its launcher may give the stage alone, without a file."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    run = load_train(TRAIN)
+    assert zero_stage(run) == 3 and shards_weights(run)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    assert zero_stage(load_train(TRAIN)) == 2
 
 
 def test_fsdp_shards_and_a_plain_run_does_not():
