@@ -11,7 +11,7 @@ B sequences, T tokens of the longest, N tokens in total, S samples.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ class Pixels:
     stands_in: bool = False
     """Whether a batch without an item of a kind gets one, since several processes train or share the weights that see
     or hear."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Kind -> the token that the model replaces by a vector. In Llama 4 it is not that of the processor."""
     shares: bool = False
     """Whether the model computes the media of equal samples of a batch once (`luthier.model.towers`)."""
     stored: StoredFeatures | None = None
@@ -128,7 +130,7 @@ class Pixels:
     def _num_vectors(self, sample: "Sample", kind: str) -> int:
         """How many tokens of a sample stand for a vector of its items of a kind; GLM-4V writes videos with the token of
         images."""
-        own, image = (getattr(self.processor, f"{name}_token_ids")[0] for name in (kind, "image"))
+        own, image = (self.tokens.get(name) for name in (kind, "image"))
         return sum(block.count(own) or block.count(image) for block in sample.blocks_of(kind))
 
     def processed(self, samples: Sequence[Sequence[Loaded]]) -> "tuple[dict[str, Tensor], list[list[str]]]":
@@ -207,7 +209,7 @@ class Pixels:
     def placeholders(self) -> list[int]:
         """The tokens that stand for what is no text. The model takes one of them for each vector of an item."""
         kinds = (getattr(self.processor, f"{kind}_token_ids") for kind in ("image", "video", "audio"))
-        return sorted({token for ids in kinds for token in ids if token is not None})
+        return sorted({token for ids in (*kinds, self.tokens.values()) for token in ids if token is not None})
 
     def missing(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """The kinds of which these rows have no item, and need one."""

@@ -203,6 +203,11 @@ class Features:
     last_hidden_state: Any = None
     deepstack_features: Any = None
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Models return it with their own output, and ask for it in this form."""
+        found = (self.pooler_output, self.last_hidden_state, self.deepstack_features)
+        return tuple(value for value in found if value is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class SampleFeatures:

@@ -48,7 +48,16 @@ def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = 
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
     types = next((name for name in TOKEN_TYPES if name in arguments), None)
-    return Pixels(media.processor, tuple(media.marks), types, rope_index_of(base), base.dtype, stands_in)
+    tokens = {kind: getattr(base.config, f"{kind}_token_id", None) for kind in _TRIED}
+    return Pixels(
+        media.processor,
+        tuple(media.marks),
+        types,
+        rope_index_of(base),
+        base.dtype,
+        stands_in,
+        {kind: token for kind, token in tokens.items() if token is not None},
+    )
 
 
 def trial_of(text: "TextSide") -> "Trial | None":

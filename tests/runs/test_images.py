@@ -247,7 +247,8 @@ def test_the_tower_runs_once_for_all_rows_that_show_an_image(worlds, stage, shar
 
     @functools.wraps(own)
     def counting(self, pixel_values, **more):
-        seen.append(len(pixel_values))
+        if not pixel_values.is_meta:  # the plan traces it without numbers
+            seen.append(len(pixel_values))
         return own(self, pixel_values, **more)
 
     monkeypatch.setattr(LlavaModel, "get_image_features", counting)

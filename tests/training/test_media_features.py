@@ -108,7 +108,8 @@ def test_no_epoch_and_no_second_run_encodes_an_image(stage, tmp_path, monkeypatc
 
     @functools.wraps(own)
     def counting(self, pixel_values, **more):
-        seen.append(len(pixel_values))
+        if not pixel_values.is_meta:  # the plan traces it without numbers
+            seen.append(len(pixel_values))
         return own(self, pixel_values, **more)
 
     monkeypatch.setattr(LlavaModel, "get_image_features", counting)
