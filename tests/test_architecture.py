@@ -86,33 +86,35 @@ def rings(arrows: dict[str, set[str]]) -> list[list[str]]:
         left = {node: others - ends for node, others in left.items() if node not in ends}
 
 
-def relative(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_a_module_imports_only_lower_layers(path):
-    own = path.relative_to(ROOT).with_suffix("").parts[0]
-    if own == "__init__":
-        pytest.skip("the package itself only forwards to luthier.api")
-    for name in imported_modules(ast.parse(path.read_text("utf-8"))):
-        parts = name.split(".")
-        if parts[0] == "luthier" and len(parts) > 1 and parts[1] != own:
-            assert RANK[parts[1]] < RANK[own], f"{own} may not import {name}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_only_the_servers_import_their_libraries(path):
-    found = {name.partition(".")[0] for name in imported_modules(ast.parse(path.read_text("utf-8")))}
-    assert relative(path).startswith(("serve/", "webui/")) or not found & OF_THE_SERVER
-    assert relative(path).startswith("webui/") or "nicegui" not in found
-
-
+TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8")) for path in FILES}
+"""Each file, by its path below the package."""
 IMPORTS = {
-    name: set(imported_files(ast.parse(path.read_text("utf-8"))))
-    for name, path in zip(MODULES, FILES, strict=True)
+    name: set(imported_files(tree))
+    for name, tree in zip(MODULES, TREES.values(), strict=True)
     if name != "luthier"  # the package itself only forwards to luthier.api
 }
+
+
+def test_a_module_imports_only_lower_layers():
+    found = []
+    for path, tree in TREES.items():
+        own = path.partition("/")[0].removesuffix(".py")
+        for name in imported_modules(tree) if own != "__init__" else ():
+            parts = name.split(".")
+            if parts[0] == "luthier" and len(parts) > 1 and parts[1] != own and RANK[parts[1]] >= RANK[own]:
+                found.append(f"{path}: {own} may not import {name}")
+    assert not found
+
+
+def test_only_the_servers_import_their_libraries():
+    found = []
+    for path, tree in TREES.items():
+        if path.startswith("webui/"):
+            continue
+        refused = {"nicegui"} if path.startswith("serve/") else OF_THE_SERVER
+        if foreign := {name.partition(".")[0] for name in imported_modules(tree)} & refused:
+            found.append(f"{path}: {foreign}")
+    assert not found
 
 
 def test_no_files_import_each_other_in_a_ring():
@@ -135,21 +137,23 @@ def test_rings_are_found():
     assert rings({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"], ["c", "b"]]
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_files_and_functions_stay_small(path):
-    text = path.read_text("utf-8")
-    assert text.count("\n") <= MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{node.name} is too long"
+def test_files_and_functions_stay_small():
+    long = [path for path in FILES if path.read_text("utf-8").count("\n") > MAX_FILE_LINES]
+    assert not long, f"more than {MAX_FILE_LINES} lines"
+    functions = (
+        f"{path}: {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    )
+    assert not list(functions), f"functions of {MAX_FUNCTION_LINES} lines or more"
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_a_file_says_what_it_is(path):
-    assert path.stem not in VAGUE_NAMES
-    text = path.read_text("utf-8")
-    if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "a module begins with its docstring"
+def test_a_file_says_what_it_is():
+    assert not [path for path in FILES if path.stem in VAGUE_NAMES]
+    silent = [path for path, tree in TREES.items() if tree.body and not ast.get_docstring(tree)]
+    assert not silent, "a module begins with its docstring"
 
 
 @pytest.mark.thorough
@@ -199,23 +203,23 @@ def test_every_key_has_a_help_text():
 
 def test_nobody_asks_a_variant_for_its_name():
     """What differs between variants is a field of theirs; only rules between keys, in config, may name one."""
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Compare) and relative(path).split("/")[0] != "config":
+    for path, tree in TREES.items():
+        for node in ast.walk(tree) if not path.startswith("config/") else ():
+            if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 asks = any(
                     isinstance(side, ast.Attribute) and side.attr in ("stage", "finetuning_type") for side in sides
                 )
                 named = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
-                assert not (asks and named), f"{relative(path)}:{node.lineno}"
+                assert not (asks and named), f"{path}:{node.lineno}"
 
 
 def test_nobody_catches_everything():
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else "everything"
-                assert caught not in ("everything", "Exception", "BaseException"), f"{relative(path)}:{node.lineno}"
+                assert caught not in ("everything", "Exception", "BaseException"), f"{path}:{node.lineno}"
 
 
 def mirrored(module: Path) -> Path:
@@ -229,8 +233,8 @@ def has_a_test_file(module: Path) -> bool:
     return mirrored(module).exists() or mirrored(module.parent / "__init__.py").exists()
 
 
-def has_functions(module: Path) -> bool:
-    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(module.read_text("utf-8"))))
+def has_functions(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(tree))
 
 
 def test_every_test_file_stands_at_the_path_of_a_module_or_is_of_whole_runs():
@@ -241,7 +245,7 @@ def test_every_test_file_stands_at_the_path_of_a_module_or_is_of_whole_runs():
 
 
 def test_every_module_with_functions_has_a_test_file():
-    untested = {relative(path) for path in FILES if has_functions(path) and not has_a_test_file(path)}
+    untested = {path for path, tree in TREES.items() if has_functions(tree) and not has_a_test_file(ROOT / path)}
     assert not untested - REACHED_THROUGH_OTHERS, "a new module comes with a test file at the mirrored path"
     assert not REACHED_THROUGH_OTHERS - untested, "these have a test file now: take them off tested_through_others.txt"
 
@@ -252,11 +256,9 @@ def test_modules_can_be_imported_by_name():
 
 def test_nothing_is_hung_on_a_trainer_after_its_birth():
     """Everything it needs is in the parts that it is made of, so no order of later additions can be wrong."""
-    for path in FILES:
-        if relative(path) == "training/trainer.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for path, tree in TREES.items():
+        for node in ast.walk(tree) if path != "training/trainer.py" else ():
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             for target in targets:
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value).endswith("trainer"):
-                    raise AssertionError(f"{relative(path)}:{node.lineno}: {ast.unparse(target)} = ...")
+                    raise AssertionError(f"{path}:{node.lineno}: {ast.unparse(target)} = ...")

@@ -20,6 +20,7 @@ from luthier.config.keys.ktransformers import KTransformersConfig
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig
 from luthier.config.keys.model import ModelConfig
+from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
@@ -37,6 +38,7 @@ PROCESSOR = Section("processor", ProcessorConfig)
 CHOICE = Section("method choice", MethodChoice)
 FINETUNING = Section("finetuning", FinetuningConfig, commands=("train",))
 RECOVERY = Section("recovery", RecoveryConfig, commands=("train",))
+PARALLEL = Section("parallel", ParallelConfig, commands=("train",))
 GENERATING = Section("generating", GeneratingConfig, commands=("train", "infer", "eval"))
 VLLM = Section("vllm", VllmConfig, ("infer",), "infer_backend", ("vllm",))
 SGLANG = Section("sglang", SglangConfig, ("infer",), "infer_backend", ("sglang",))
@@ -101,6 +103,7 @@ def sections() -> tuple[Section, ...]:
             *stages,
             FINETUNING,
             RECOVERY,
+            PARALLEL,
             *optimizers,
             PROFILER,
             FP8,

@@ -13,6 +13,7 @@ from luthier.config.keys.fp8 import Fp8Config
 from luthier.config.keys.generate import GeneratingConfig
 from luthier.config.keys.ktransformers import KTransformersConfig
 from luthier.config.keys.model import ModelConfig
+from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.keys.processor import ProcessorConfig
 from luthier.config.keys.profiling import ProfilerConfig
 from luthier.config.keys.quantization import QuantizationConfig
@@ -81,6 +82,7 @@ class TrainRun(Run):
     fp8: Fp8Config
     swanlab: SwanlabConfig
     recovery: RecoveryConfig
+    parallel: ParallelConfig
     ray: RayConfig
     kt: KTransformersConfig
     tasks: EvalTasksConfig

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FAULT = "fault"
 """The only entry of a batch that a worker process could not make: the error."""
+SLICE_START = "slice_start"
+"""The entry of a batch that is a part of its row, for one process of several: the first token of the part."""
 PAD_MULTIPLE = 8
 """Padded lengths are multiples of this, for the tensor cores."""
 
@@ -255,4 +257,7 @@ def tokens_in(batch: Mapping[str, Any]) -> int:
     mask = batch.get("attention_mask")
     if mask is not None:
         return int(mask.sum())
+    if SLICE_START in batch:  # the padding of the row stands at its end
+        left = int(batch["ends"].max()) + 1 - int(batch[SLICE_START])
+        return max(0, min(left, batch["input_ids"].numel()))
     return int(batch["input_ids"].numel() + (batch["prefixes"][:, 1].sum() if "prefixes" in batch else 0))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.fields import never_unread
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_changed, is_set, not_, warning, within
+from luthier.config.rules.parallel import SPLITS
 from luthier.data.plans.dialogues import DIALOGUES
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState
@@ -86,6 +87,18 @@ RULES = Rules(
             "spreads the target over the vocabulary, which this loss does not support",
             "leave it out",
             all_of(is_set("method", "use_asft_loss"), is_set("method", "label_smoothing_factor")),
+        ),
+        SPLITS.refuses(
+            ("use_asft_loss", "sp_size"),
+            "compares with a reference model, which reads whole sequences",
+            "leave it out, or leave sp_size out",
+            is_set("method", "use_asft_loss"),
+        ),
+        SPLITS.refuses(
+            ("compute_accuracy", "sp_size"),
+            "is a mean over rows, of which each process has a part",
+            "leave it out, or leave sp_size out",
+            is_set("method", "compute_accuracy"),
         ),
         ONE_HISTORY,
         Rule(

@@ -29,6 +29,7 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     """
     from transformers import Seq2SeqTrainingArguments
 
+    require_groups(run.parallel.sp_size, machine.world_size)
     if run.training["fp16"] and machine.device == "cpu":
         raise InvalidInput(
             "fp16: true: half precision training needs an accelerator, and this machine has none"
@@ -77,6 +78,16 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def require_groups(sp_size: int, num_processes: int) -> None:
+    """Raises `InvalidInput` if the processes of this run cannot form groups that share the tokens of their batches."""
+    if num_processes % sp_size:
+        there = "is one process" if num_processes == 1 else f"are {num_processes} processes"
+        raise InvalidInput(
+            f"sp_size: {sp_size} processes share the tokens of a batch, and there {there} -> start a multiple of"
+            f" {sp_size}, for example with FORCE_TORCHRUN=1 NPROC_PER_NODE={sp_size}"
+        )
 
 
 def for_engine(values: Mapping[str, Any], machine: Machine) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
+from luthier.data.collate import SLICE_START
 from luthier.training.checkpoints import newest_whole
 from luthier.training.spikes import Spikes
 
@@ -101,6 +102,8 @@ def listed(rows: list[str]) -> str:
 def _sequences(batch: Mapping[str, Any]) -> "list[Tensor]":
     ids = batch["input_ids"]
     if "cu_seq_lens_q" in batch:
-        return [ids[0, start:end] for start, end in pairwise(batch["cu_seq_lens_q"].tolist())]
+        offset, length = batch.get(SLICE_START, 0), ids.shape[1]
+        bounds = [min(max(bound - offset, 0), length) for bound in batch["cu_seq_lens_q"].tolist()]
+        return [ids[0, start:end] for start, end in pairwise(bounds) if start < end]
     mask = batch["attention_mask"].bool()
     return [row[own] for row, own in zip(ids, mask, strict=True)]

@@ -14,6 +14,7 @@ from luthier.data.pixels import Pixels
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table, extended
+from luthier.data.sequence_slices import concatenate_slice
 from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
@@ -22,6 +23,7 @@ from luthier.stages import Stage
 from luthier.training.distributed import Collate
 from luthier.training.gauges import Gauge
 from luthier.training.rollouts import Rollouts
+from luthier.training.sequence_groups import SequenceGroups
 from luthier.training.streaming import StreamReading
 
 if TYPE_CHECKING:
@@ -70,16 +72,27 @@ class TrainingParts:
     """Checkpoints of an earlier run, removed once this run has saved something."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """What follows a step that is not finite, and a signal."""
+    groups: SequenceGroups | None = None
+    """Processes that share the tokens of a batch; None if each has batches of its own."""
     processor: FittedProcessor = AS_IT_IS
     """Saved with the weights, see `copy_processor`."""
 
 
 def collator(
-    pad_token_id: int, concatenates: bool, shares_prompts: bool = False, pixels: Pixels | None = None
+    pad_token_id: int,
+    concatenates: bool,
+    shares_prompts: bool = False,
+    pixels: Pixels | None = None,
+    groups: SequenceGroups | None = None,
 ) -> Collate:
     """`concatenates`: rows are concatenated without padding, since the model does not attend across samples.
-    `shares_prompts`: and a prompt that several rows begin with is computed once. `pixels`: rows may have images."""
-    return partial(collate, layout=layout_of(pad_token_id, concatenates, shares_prompts), pixels=pixels)
+    `shares_prompts`: and a prompt that several rows begin with is computed once. `pixels`: rows may have images.
+    `groups`: a process gets its part of the tokens."""
+    if groups is not None:
+        layout: Layout = partial(concatenate_slice, part=groups.part, num_parts=groups.size)
+    else:
+        layout = layout_of(pad_token_id, concatenates, shares_prompts)
+    return partial(collate, layout=layout, pixels=pixels)
 
 
 def layout_of(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Layout:

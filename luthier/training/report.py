@@ -183,6 +183,7 @@ def resolved_run(run: "TrainRun") -> dict[str, Any]:
         run.adapter,
         run.finetuning,
         run.recovery,
+        run.parallel,
         run.generating,
         *run.optimizers.values(),
     )

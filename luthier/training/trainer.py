@@ -45,6 +45,7 @@ from luthier.training.hub import creating_repository
 from luthier.training.left_out import KEY, LeftOut
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
+from luthier.training.sequence_groups import rows_by_group
 from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -287,6 +288,15 @@ class StageTrainer(CheckpointedTrainer):
         if self.parts.reading is None:
             return super().get_train_dataloader()
         return self.parts.reading.loader(self._train_batch_size, self.collate)
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with rows_by_group(self.accelerator, self.parts.groups):
+            return super()._get_dataloader(*args, **kwargs)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """The rows of a step. Processes that share the tokens of a batch count once."""
+        sharing = 1 if self.parts.groups is None else self.parts.groups.size
+        return super().get_total_train_batch_size(args) // sharing
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.parts.shuffle:

@@ -22,69 +22,29 @@ MAX_POINTS = 2000
 NOT_A_CURVE = frozenset({"current_steps", "total_steps", "percentage", "elapsed_time", "remaining_time"})
 _COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LINES_AT_ONCE = 1000
+LONG_LOG_BYTES = 1 << 21
+"""So much is read in 40 ms."""
+SAMPLED_LINES = 1000
 _MOST = 2**53
 """A whole number of this size or more is none that training logs, and may be too large for an array."""
 _CONSOLE_BYTES = 64 * 1024
 Point = tuple[int, float]
 
 
-class Curves:
-    """The numbers of one trainer_log.jsonl. Safe to use from several threads."""
+class _Numbers:
+    """What the lines of a log say."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.version = 0
-        """Grows with each change."""
-        self.last: dict[str, Any] = {}
-        self._reading = Lock()
-        """Held for as long as a file is read and parsed, which may take a second."""
-        self._lock = Lock()
-        """Held while numbers are added or taken, so that nobody who draws has to wait."""
-        self._forget((0, 0))
-
-    def _forget(self, file: tuple[int, int]) -> None:
-        self._file, self._offset = file, 0
+    def __init__(self) -> None:
         # Arrays and not pairs: half a million pairs would keep the garbage collector busy.
-        self._steps: dict[str, array[int]] = {}
-        self._values: dict[str, array[float]] = {}
-        self._drawn: dict[str, tuple[tuple[int, int], list[Point]]] = {}
-        """Curve -> (version, limit) and its points. Many pages that show one run cost one thinning."""
-        self._session: list[tuple[int, int]] = []
+        self.steps: dict[str, array[int]] = {}
+        self.values: dict[str, array[float]] = {}
+        self.last: dict[str, Any] = {}
+        self.session: list[tuple[int, int]] = []
+        """The first and the last (step, seconds) since the run was started or resumed."""
         self._elapsed: Any = None
         self._seconds: int | None = None
-        self.last = {}
 
-    def read(self) -> bool:
-        """Read what has been written since. Returns whether there was anything."""
-        with self._reading:
-            return self._read()
-
-    def _read(self) -> bool:
-        try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:
-                    # A resumed run writes the file again, up to its checkpoint.
-                    with self._lock:
-                        self._forget((found.st_dev, found.st_ino))
-                        self.version += 1
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return False
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
-            return False
-        self._offset += len(whole)
-        lines = whole.splitlines()
-        for start in range(0, len(lines), _LINES_AT_ONCE):
-            logs = [values for values in _parsed(lines[start : start + _LINES_AT_ONCE]) if _is_of_a_step(values)]
-            with self._lock:
-                self._add(logs)
-                self.version += 1
-        return True
-
-    def _add(self, logs: Sequence[dict[str, Any]]) -> None:
+    def add(self, logs: Sequence[dict[str, Any]]) -> None:
         """Curve by curve and not step by step: a log of 100,000 steps has half a million numbers."""
         if not logs:
             return
@@ -98,11 +58,11 @@ class Curves:
             if not _are_numbers(numbers):
                 points = [point for point in zip(steps, numbers, strict=True) if _is_number(point[1])]
                 at, numbers = [step for step, _ in points], [number for _, number in points]
-            if numbers and name not in self._values:
-                self._steps[name], self._values[name] = array("q"), array("d")
+            if numbers and name not in self.values:
+                self.steps[name], self.values[name] = array("q"), array("d")
             if numbers:
-                self._steps[name].extend(at)
-                self._values[name].extend(numbers)
+                self.steps[name].extend(at)
+                self.values[name].extend(numbers)
         for step, elapsed in zip(steps, columns.get("elapsed_time", ()), strict=False):
             if elapsed != self._elapsed:
                 self._elapsed, self._seconds = elapsed, seconds_of(elapsed)
@@ -110,37 +70,131 @@ class Curves:
                 self._time(step, self._seconds)
 
     def _time(self, step: int, seconds: int) -> None:
-        if not self._session or seconds < self._session[-1][1] or step < self._session[-1][0]:
-            self._session = [(step, seconds)]  # the run was started or resumed here
+        if not self.session or seconds < self.session[-1][1] or step < self.session[-1][0]:
+            self.session = [(step, seconds)]  # the run was started or resumed here
         else:
-            self._session[1:] = [(step, seconds)]
+            self.session[1:] = [(step, seconds)]
+
+
+class Curves:
+    """The numbers of one trainer_log.jsonl. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = 0
+        """Grows with each change."""
+        self.is_sample = False
+        """Only some lines of a long log have been read (see `glance`)."""
+        self._reading = Lock()
+        """Held for as long as a file is read and parsed, which may take a second."""
+        self._lock = Lock()
+        """Held while numbers are added or taken, so that nobody who draws has to wait."""
+        self._file, self._offset = (0, 0), 0
+        self._numbers = _Numbers()
+        self._drawn: dict[str, tuple[tuple[int, int], list[Point]]] = {}
+        """Curve -> (version, limit) and its points. Many pages that show one run cost one thinning."""
+
+    def glance(self) -> None:
+        """Read what a page draws first: of a long log that is new here, lines at equal distances.
+
+        All the lines of a log of 100,000 steps take half a second. The next `read` takes them, extremes included.
+        """
+        with self._reading:
+            try:
+                size = self.path.stat().st_size
+                if self._offset or size < LONG_LOG_BYTES:
+                    self._read()
+                    return
+                if self.is_sample:
+                    return
+                lines = _sampled(self.path, size)
+            except OSError:
+                return
+            numbers = _Numbers()
+            numbers.add(_steps_in(lines))
+            self._replace(numbers, (0, 0), 0, is_sample=True)
+
+    def read(self) -> bool:
+        """Read what has been written since. Returns whether there was anything."""
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> bool:
+        try:
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                # A resumed run writes the file again, up to its checkpoint.
+                is_new = (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset
+                start = 0 if is_new else self._offset
+                file.seek(start)
+                data = file.read()
+        except OSError:
+            return False
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole and not is_new:
+            return False
+        numbers = _Numbers() if is_new else self._numbers
+        lines = whole.splitlines()
+        for first in range(0, len(lines), _LINES_AT_ONCE):
+            logs = _steps_in(lines[first : first + _LINES_AT_ONCE])
+            with self._lock:
+                numbers.add(logs)
+        self._replace(numbers, (found.st_dev, found.st_ino), start + len(whole))
+        return bool(whole)
+
+    def _replace(self, numbers: _Numbers, file: tuple[int, int], offset: int, *, is_sample: bool = False) -> None:
+        with self._lock:
+            self._numbers, self._file, self._offset, self.is_sample = numbers, file, offset, is_sample
+            self.version += 1
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self._numbers.last
 
     @property
     def names(self) -> tuple[str, ...]:
         """The curves, those of losses first and those of one point last."""
         with self._lock:
-            points = {name: len(values) for name, values in self._values.items()}
+            points = {name: len(values) for name, values in self._numbers.values.items()}
             return tuple(sorted(points, key=lambda name: (name != "loss", points[name] == 1, "loss" not in name, name)))
 
     def curve(self, name: str, limit: int = MAX_POINTS) -> list[Point]:
         """At most `limit` points of one curve."""
         with self._lock:
             if (found := self._drawn.get(name)) is None or found[0] != (self.version, limit):
-                points = thinned(self._steps.get(name, ()), self._values.get(name, ()), limit)
+                points = thinned(self._numbers.steps.get(name, ()), self._numbers.values.get(name, ()), limit)
                 self._drawn[name] = found = (self.version, limit), points
             return found[1]
 
     def last_value(self, name: str) -> float | None:
         with self._lock:
-            return self._values[name][-1] if name in self._values else None
+            return self._numbers.values[name][-1] if name in self._numbers.values else None
 
     @property
     def steps_per_second(self) -> float | None:
         """Of the time since the run was started or resumed."""
-        if len(self._session) < 2:
+        session = self._numbers.session
+        if len(session) < 2:
             return None
-        (first, began), (last, now) = self._session
+        (first, began), (last, now) = session
         return (last - first) / (now - began) if now > began else None
+
+
+def _sampled(path: Path, size: int) -> list[bytes]:
+    """The first line, the last whole one, and lines at equal distances between them."""
+    with path.open("rb") as file:
+        lines = [file.readline()]
+        for number in range(1, SAMPLED_LINES):
+            file.seek(size * number // SAMPLED_LINES)
+            file.readline()  # the rest of a line
+            lines.append(file.readline())
+        end = file.read()
+    lines += end[: end.rfind(b"\n") + 1].splitlines(keepends=True)[-1:]
+    return [line for line in dict.fromkeys(lines) if line.endswith(b"\n")]
+
+
+def _steps_in(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    return [values for values in _parsed(lines) if _is_of_a_step(values)]
 
 
 def _columns(logs: Sequence[dict[str, Any]]) -> dict[str, Sequence[Any]]:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError
+from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.log import info, warn
 from luthier.data.pixels import Pixels
 from luthier.data.prepare import cache_of
 from luthier.data.stream import StreamedRows
 from luthier.model.heads.value_head import add_value_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
+from luthier.model.sequence_parallel import spread_tokens
 from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
@@ -20,6 +21,7 @@ from luthier.training.media_features import FeatureKeeper
 from luthier.training.optimizers import chosen
 from luthier.training.parts import TaskMetrics, TrainingParts, collator, layout_of, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
+from luthier.training.sequence_groups import SequenceGroups, sequence_groups
 from luthier.training.streaming import StreamReading
 from luthier.workflow.frozen_models import (
     frozen_models,
@@ -66,11 +68,10 @@ def make_parts(
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
-    shares = concatenates and text.media is None and share_prompts(run, stage, [policy, *separate.values()])
-    if shares:
-        info("prompts are computed once for all answers of a batch that share them")
+    groups = _spread(run, policy, text, args, padding_reason)
+    shares = concatenates and text.media is None and _shares_prompts(run, stage, [policy, *separate.values()])
     pixels = None if text.media is None else _pixels(run, stage, policy, separate, data, text, args, concatenates)
-    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels)
+    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
     scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares, pixels=pixels)
@@ -100,6 +101,7 @@ def make_parts(
         task_metrics=task_metrics,
         superseded=superseded,
         recovery=run.recovery,
+        groups=groups,
         processor=processor,
     )
 
@@ -131,6 +133,32 @@ def _separate_models(run: "TrainRun", stage: "Stage", policy: "nn.Module", text:
     for name, model in found.items():
         require_same_eyes(f"{name} model", model, policy, text)
     return found
+
+
+def _shares_prompts(run: "TrainRun", stage: "Stage", models: "Sequence[nn.Module]") -> bool:
+    """As `share_prompts`, with a line in the log."""
+    shares = share_prompts(run, stage, models)
+    if shares:
+        info("prompts are computed once for all answers of a batch that share them")
+    return shares
+
+
+def _spread(
+    run: "TrainRun",
+    policy: "nn.Module",
+    text: "TextSide",
+    args: "Seq2SeqTrainingArguments",
+    padding_reason: str | None,
+) -> SequenceGroups | None:
+    """The processes that share the tokens of a batch (`sp_size`); the policy attends over all of their tokens."""
+    groups = sequence_groups(run.parallel.sp_size, args.device)
+    if groups is None:
+        return None
+    if text.media is not None:
+        raise InvalidInput("sp_size: rows of text alone can be spread over processes -> leave sp_size out")
+    spread_tokens(policy, groups.group, padding_reason)
+    info(f"each batch is spread over {groups.size} processes, of which each computes a part of its tokens")
+    return groups
 
 
 def rows_of(

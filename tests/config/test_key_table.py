@@ -51,6 +51,7 @@ OWN_KEYS = {
     "rollout_server",
     "save_on_signal_seconds",
     "skip_memory_check",
+    "sp_size",
     "teacher_model",
     "teacher_model_adapters",
 }

@@ -137,7 +137,11 @@ def asked_for(items: list[pytest.Item]) -> list[str]:
 
 
 def start_two(files: list[Path]) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start_several(files, 2)
+
+
+def start_several(files: list[Path], num_processes: int) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     start([*words, "-m", "tests.runs.each_of", *map(str, files)])
 
 

@@ -1,12 +1,13 @@
 """Curves are read as the log grows, and thinned without losing an extreme."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.webui.watch import Curves, console_end, seconds_of, smoothed, thinned
+from luthier.webui.watch import MAX_POINTS, SAMPLED_LINES, Curves, console_end, seconds_of, smoothed, thinned
 
 
 def line(step: int, **values: object) -> str:
@@ -70,6 +71,37 @@ def test_a_hundred_thousand_steps_become_two_thousand_points(tmp_path):
         file.write(line(100_000, loss=2.5))
     assert curves.read() and curves.curve("loss")[-1] == (100_000, 2.5) and curves.last_value("loss") == 2.5
     assert curves.last_value("eval_loss") is None
+
+
+def test_a_glance_at_a_long_log_takes_lines_of_all_its_parts_and_reading_replaces_them(tmp_path):
+    path = tmp_path / "log"
+    text = "".join(line(step, loss=step % 7 + 1.0, elapsed_time="0:00:09") for step in range(1, 50_001))
+    path.write_text(text + line(50_001, loss=1.0)[:-5], "utf-8")
+    curves = Curves(path)
+    curves.glance()
+    seen = curves.curve("loss")
+    assert curves.is_sample and len(seen) == SAMPLED_LINES + 1 and seen[0] == (1, 2.0) and seen[-1][0] == 50_000
+    assert all(value == step % 7 + 1 for step, value in seen)
+    assert max(later - step for (step, _), (later, _) in pairwise(seen)) < 2 * 50_000 / SAMPLED_LINES
+    version = curves.version
+    curves.glance()
+    assert curves.version == version, "nothing is read twice"
+    assert curves.read() and not curves.is_sample and curves.last_value("loss") == 50_000 % 7 + 1
+    whole = Curves(path)
+    whole.read()
+    assert curves.curve("loss") == whole.curve("loss") and len(whole.curve("loss")) == MAX_POINTS
+    with path.open("a") as file:
+        file.write(line(50_001, loss=1.0)[-5:])
+    curves.glance()
+    assert curves.curve("loss")[-1] == (50_001, 1.0) and not curves.is_sample
+
+
+def test_a_glance_at_a_short_log_reads_it(tmp_path):
+    curves = Curves(tmp_path / "log")
+    curves.glance()
+    curves.path.write_text(line(1, loss=3.0), "utf-8")
+    curves.glance()
+    assert curves.curve("loss") == [(1, 3.0)] and not curves.is_sample
 
 
 def test_smoothing_keeps_a_constant_and_starts_without_bias():

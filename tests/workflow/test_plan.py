@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier
+from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
@@ -297,6 +298,7 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
     [
         ({"use_galore": True}, "galore"),
         ({"torch_compile": True}, "kernels"),
+        ({"sp_size": 2}, "tokens of a batch are spread"),
         ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "no ZeRO stage 4"),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP 1"),
         ({"fsdp": True, "fsdp_min_num_params": 100}, "a policy of its own"),
@@ -307,6 +309,8 @@ def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
     run = replace(run, training=replace(run.training, given={**run.training.given, **keys}))
     if "use_galore" in keys:
         run = replace(run, optimizers={"galore": object()})
+    if "sp_size" in keys:
+        run = replace(run, parallel=ParallelConfig(**keys))
     with pytest.raises(Unplanned, match=reason):
         make_plan(run, *others)
 

@@ -89,7 +89,7 @@ NOTES: dict[str, dict[str, Any]] = {
     "parallelism_config": {
         "status": "refused",
         "reason": "takes a Python object, which a run file cannot hold",
-        "remedy": "use fsdp or deepspeed",
+        "remedy": "use fsdp, deepspeed or sp_size",
     },
 }
 """What luthier does differently with some of these keys; see `luthier.config.keys.fields` for the words."""

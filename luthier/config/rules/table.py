@@ -19,6 +19,7 @@ from luthier.config.rules.launch import LAUNCH_RULES
 from luthier.config.rules.memory import MEMORY_RULES
 from luthier.config.rules.model import MODEL_RULES
 from luthier.config.rules.optim import OPTIM_RULES
+from luthier.config.rules.parallel import PARALLEL_RULES
 from luthier.config.rules.processor import PROCESSOR_RULES
 from luthier.config.rules.profiling import PROFILER_RULES
 from luthier.config.rules.quantization import (
@@ -42,7 +43,7 @@ COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES, PROCESSOR_RULES),
         *(TASK_RULES, DATA_RULES, STREAMING_RULES, GENERATING_RULES, EVALUATION_RULES, TRAINING_RULES, OPTIM_RULES),
         *(ENGINE_TRAINING_RULES, LAUNCH_RULES, RAY_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, RECOVERY_RULES),
-        OUTPUT_RULES,
+        *(PARALLEL_RULES, OUTPUT_RULES),
     ),
     "infer": (
         *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),

@@ -85,7 +85,8 @@ class Compare:
         self._draw()
 
     def _draw(self) -> None:
-        settings = (self.metric, self.is_log, self.smoothing)
+        are_samples = [curves.is_sample for curves in self.curves.values()]
+        settings = (self.metric, self.is_log, self.smoothing, are_samples)
         draw = self.chart.follow if settings == self._drawn else self.chart.draw
         self._drawn = settings
         self.chart.name = self.metric
@@ -113,5 +114,5 @@ async def build(board: Board, frame: Frame, names: list[str]) -> None:
     folders = {name: folder for name in names if (folder := board.folder_of(name)) is not None and folder.is_dir()}
     folders = dict(list(folders.items())[:MAX_COMPARED])
     for folder in folders.values():
-        await run.io_bound(board.curves(folder).read)
+        await run.io_bound(board.curves(folder).glance)
     frame.show(Compare(frame, folders).content)

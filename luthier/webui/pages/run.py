@@ -1,6 +1,5 @@
 """One run: its state, numbers, curves, log and files, and what can be done with it."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -35,11 +34,9 @@ from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0
 """Between two looks."""
-READ_SECONDS = 0.2
-"""So long the page waits for its curves."""
 NUMBERS = ("step", "loss", "speed", "left", "elapsed")
 MAX_FILES = 200
-NOTHING: tuple[int, tuple[str, ...]] = (-1, ())
+NOTHING: tuple[int, tuple[str, ...], bool] = (-1, (), False)
 """No version of the curves is drawn."""
 
 
@@ -157,14 +154,15 @@ class RunPage:
         names = self.curves.names
         for part in self.about_curves:  # while a run is live its curves have their place, so nothing jumps
             part.set_visibility(bool(names) or self.found.is_live)
-        if (self.curves.version, names) == self._drawn:
+        was, self._drawn = self._drawn, (self.curves.version, names, self.curves.is_sample)
+        if self._drawn == was:
             return
-        is_first, self._drawn = self._drawn == NOTHING, (self.curves.version, names)
+        is_another = was == NOTHING or was[2] != self.curves.is_sample
         for name in names:
             if name not in self.charts:
                 with self.places:
                     self.charts[name] = Chart(name)
-            draw = self.charts[name].draw if is_first else self.charts[name].follow
+            draw = self.charts[name].draw if is_another else self.charts[name].follow
             draw({name: self.curves.curve(name)}, is_log=self.is_log, smoothing=self.smoothing)
 
     def _details(self) -> None:
@@ -251,7 +249,5 @@ async def build(board: Board, frame: Frame, name: str) -> None:
     if folder is None or not folder.is_dir():
         frame.show(lambda: text(frame.say("run.absent").format(name=name), "p", "empty"))
         return
-    # A page that waited for a log of 100,000 steps would stay white for a second; its curves come with the first look.
-    reading = asyncio.create_task(run.io_bound(board.curves(folder).read))
-    await asyncio.wait([reading], timeout=READ_SECONDS)
+    await run.io_bound(board.curves(folder).glance)
     frame.show(RunPage(frame, folder).content, folder.name)

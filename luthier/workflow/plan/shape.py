@@ -66,6 +66,8 @@ def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
+    if run.parallel.sp_size > 1:
+        return "the tokens of a batch are spread over processes"
     if text.media is not None and set(text.media.marks) != {"image"}:
         return "its videos and audio take memory by their length"
     return None

@@ -540,6 +540,26 @@ RECOVERY = [
     ),
     *cases({}, {"max_nonfinite_steps": 3}, {"max_nonfinite_steps": -1}, {"save_on_signal_seconds": 0}),
 ]
+PARALLEL = [
+    Case({"sp_size": 0}),
+    Case({"stage": "rm", "sp_size": 2}),
+    *cases(
+        {"sp_size": 2},
+        {"max_steps": 1, "streaming": True},
+        {"accelerator_config": {"dispatch_batches": True}},
+        {"train_sampling_strategy": "batch_rebalance"},
+        {"torch_compile": True},
+        {"neftune_noise_alpha": 5},
+        {"shift_attn": True},
+        {"use_unsloth": True},
+        {"finetuning_type": "full", "mixture_of_depths": "convert"},
+        {"moe_aux_loss_coef": 0.1},
+        {"flash_attn": "fa2"},
+        {"use_asft_loss": True},
+        {"compute_accuracy": True},
+    ),
+]
+
 EVALUATED = [
     *cases(
         {},
@@ -563,5 +583,5 @@ EVALUATED = [
 ]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + RECOVERY + EVALUATED),
+    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + RECOVERY + PARALLEL + EVALUATED),
 ]
