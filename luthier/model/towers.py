@@ -110,7 +110,7 @@ def _reason_against(base: "PreTrainedModel", *, draws: bool) -> str | None:
         return "its attention kernels cannot be tried before the model has moved to its accelerator"
     modules = dict(base.named_modules())
     if draws and any(has_dropout(modules[name]) for name in find_parts(base).encoders if name in modules):
-        return "its encoder has dropout, which is drawn anew for each row"
+        return "its encoder has dropout, which is drawn for each row by itself"
     return None
 
 

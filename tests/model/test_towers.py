@@ -131,7 +131,7 @@ def test_dropout_of_an_encoder_is_drawn_for_each_row(llava):
     layer = next(part for part in llava.model.model.vision_tower.modules() if "dropout" in vars(part))
     layer.dropout = 0.5
     try:
-        assert fault(llava, False) == "its encoder has dropout, which is drawn anew for each row"
+        assert fault(llava, False) == "its encoder has dropout, which is drawn for each row by itself"
     finally:
         layer.dropout = 0.0
 
