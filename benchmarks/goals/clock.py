@@ -2,7 +2,7 @@
 
 Only the standard library and, for `watch_trainer`, transformers are imported, so that every program can use this.
 A turn begins when the parent allows it and ends after the optimizer's step. It holds the fetching of the batch, what
-is computed before the step, forward, backward and the optimizer.
+is computed before the step, forward, backward and the optimizer. CPU seconds are those of all threads.
 """
 
 import json
@@ -23,7 +23,7 @@ class Clock:
     def __init__(self) -> None:
         number = os.environ.get(SOCKET)
         self._stream = None if number is None else socket.socket(fileno=int(number)).makefile("rw")
-        self._start_seconds = 0.0
+        self._start_seconds = self._start_cpu_seconds = 0.0
         self.losses: list[float] = []
         self.facts: dict[str, Any] = {}
         """What else the program has to say at its end."""
@@ -34,10 +34,11 @@ class Clock:
             self._say({"ready": True})
             if not self._stream.readline():
                 sys.exit("the parent is gone")
-        self._start_seconds = time.perf_counter()
+        self._start_seconds, self._start_cpu_seconds = time.perf_counter(), time.process_time()
 
     def end(self) -> None:
-        self._say({"seconds": time.perf_counter() - self._start_seconds})
+        seconds, cpu_seconds = time.perf_counter() - self._start_seconds, time.process_time() - self._start_cpu_seconds
+        self._say({"seconds": seconds, "cpu_seconds": cpu_seconds})
 
     def finish(self) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -90,7 +90,7 @@ def measure_steps(setting: "Setting") -> list[Row]:
         keys = setting.keys(packs, changes)
         commands[str(packs)] = command("luthier", work_file(setting.folder, f"packs{packs}", keys, None))
     cache = {"LUTHIER_CACHE": str(setting.folder / "cache")}
-    found = take_turns(commands, dict.fromkeys(commands, cache))
+    found = take_turns(commands, dict.fromkeys(commands, cache), starts_together=True)
     rates = [packs * PACK_TOKENS / found[str(packs)].median for packs in PACKS_IN_A_STEP]
     tokens = " -> ".join(f"{packs * PACK_TOKENS:,}" for packs in PACKS_IN_A_STEP)
     return [

@@ -16,6 +16,8 @@ from benchmarks.goals.turns import Measured, Ratio, take_turns
 RANK = 8
 AGREE = 1e-3
 """The most by which the losses of one step may differ."""
+SCORED = ("dpo", "kto")
+"""Stages whose rows luthier scores before training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def turns_of(setting: Setting, case: Case) -> tuple[dict[str, Measured], Path]:
     for number, (name, changes) in enumerate(case.others.items()):
         commands[name] = command("luthier", work_file(place, f"other{number}", {**keys, **changes}, None))
     own_cache = {"LUTHIER_CACHE": str(place / "cache")}
-    return take_turns(commands, dict.fromkeys(commands, own_cache)), rows
+    is_scored = case.keys.get("stage") in SCORED  # before the first step, which is timed
+    return take_turns(commands, dict.fromkeys(commands, own_cache), starts_together=not is_scored), rows
 
 
 def seconds_cell(reference: Measured, ours: Measured) -> str:
@@ -103,7 +106,7 @@ def compared(measure: str, goal: str, reference: Measured, ours: Measured, remar
         str(Ratio.of(reference.seconds, ours.seconds)),
         seconds_cell(reference, ours),
         memory_cell(reference, ours),
-        "; ".join(filter(None, remarks)),
+        "; ".join(filter(None, [*remarks, f"CPU seconds {Ratio.of(reference.cpu_seconds, ours.cpu_seconds)}"])),
     )
 
 

@@ -34,6 +34,8 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     """Of each turn after the first, which warms up."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Of all threads in these turns: what other work on the machine changes less."""
     losses: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -79,15 +81,15 @@ class Program:
             )
         self._socket, self._stream = mine, mine.makefile("rw")
         self.is_finished = False
-        self._until_ready()
 
     def turn(self, *, counts: bool) -> None:
         self._stream.write("go\n")
         self._stream.flush()
-        seconds = self._hear()["seconds"]
+        took = self._hear()
         if counts:
-            self.measured.seconds.append(seconds)
-        self._until_ready()
+            self.measured.seconds.append(took["seconds"])
+            self.measured.cpu_seconds.append(took["cpu_seconds"])
+        self.until_ready()
 
     def close(self) -> None:
         if self._process.poll() is None and not self.is_finished:
@@ -97,7 +99,8 @@ class Program:
         self._socket.close()
         self._log.close()
 
-    def _until_ready(self) -> None:
+    def until_ready(self) -> None:
+        """Wait until the program waits for its turn, or has finished."""
         message = self._hear()
         if "finished" in message:
             facts = message["finished"]
@@ -122,17 +125,25 @@ class Program:
 
 
 def take_turns(
-    commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]] | None = None
+    commands: Mapping[str, Sequence[str]],
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    starts_together: bool = False,
 ) -> dict[str, Measured]:
     """Name -> what the program of this command did. All must take the same number of turns.
 
-    `environments`: by name, what is added to the environment of this process. Raises `ProgramFailed`.
+    `environments`: by name, what is added to the environment of this process. `starts_together`: the programs
+    import and load at the same time, for those that time nothing meanwhile. Raises `ProgramFailed`.
     """
     with ExitStack() as stack:
         programs = []
         for name, command in commands.items():
             programs.append(Program(name, command, (environments or {}).get(name, {})))
             stack.callback(programs[-1].close)
+            if not starts_together:
+                programs[-1].until_ready()
+        for program in programs if starts_together else ():
+            program.until_ready()
         number = 0
         while any(not program.is_finished for program in programs):
             for program in programs:

@@ -19,6 +19,7 @@ from luthier.config.keys.generate import GeneratingConfig
 from luthier.config.keys.ktransformers import KTransformersConfig
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig
+from luthier.config.keys.mcore import McoreConfig
 from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.keys.processor import ProcessorConfig
@@ -48,6 +49,7 @@ EXPORT = Section("export", ExportConfig, commands=("export",))
 PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_torch_profiler")
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
 SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
+MCORE = Section("mcore", McoreConfig, commands=("train",), environment="USE_MCA")
 RAY = Section("ray", RayConfig, commands=("train",), environment="USE_RAY")
 KT = Section("ktransformers", KTransformersConfig, key="use_kt")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
@@ -108,6 +110,7 @@ def sections() -> tuple[Section, ...]:
             PROFILER,
             FP8,
             SWANLAB,
+            MCORE,
             RAY,
             KT,
         ),

@@ -12,6 +12,7 @@ from luthier.config.keys.finetuning import FinetuningConfig
 from luthier.config.keys.fp8 import Fp8Config
 from luthier.config.keys.generate import GeneratingConfig
 from luthier.config.keys.ktransformers import KTransformersConfig
+from luthier.config.keys.mcore import McoreConfig
 from luthier.config.keys.model import ModelConfig
 from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.keys.processor import ProcessorConfig
@@ -83,6 +84,7 @@ class TrainRun(Run):
     swanlab: SwanlabConfig
     recovery: RecoveryConfig
     parallel: ParallelConfig
+    mcore: McoreConfig
     ray: RayConfig
     kt: KTransformersConfig
     tasks: EvalTasksConfig

@@ -28,6 +28,8 @@ class Machine:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int | None = None
+    """Processes of the run on this host; None for all of them."""
     is_assumed: bool = False
     """A plan is made for it, and it is not here."""
 
@@ -46,6 +48,7 @@ def detect() -> Machine:
     with without_collection():
         import torch
 
+    local = os.environ.get("LOCAL_WORLD_SIZE")
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = accelerator.type if accelerator is not None else "cpu"
@@ -66,6 +69,7 @@ def detect() -> Machine:
         rank=int(os.environ.get("RANK", "0")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_world_size=int(local) if local else None,
     )
 
 

@@ -82,16 +82,25 @@ def upcast_trainable(model: "nn.Module") -> None:
 
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            weight.data = weight.data.float()
+            _upcast(weight)
 
 
 def upcast_norms(model: "nn.Module") -> None:
     """`upcast_layernorm`: the weights of normalization layers are float32."""
-    import torch
-
     for name, weight in model.named_parameters():
         if weight.ndim == 1 and ("norm" in name or "ln" in name):
-            weight.data = weight.data.to(torch.float32)
+            _upcast(weight)
+
+
+def _upcast(weight: "nn.Parameter") -> None:
+    """In place, so tied weights stay tied. `data` of a weight that processes share has no say over their parts."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(weight, DTensor):
+        torch.utils.swap_tensors(weight, torch.nn.Parameter(weight.detach().float(), weight.requires_grad))
+    else:
+        weight.data = weight.data.float()
 
 
 def upcast_head_output(model: "PreTrainedModel") -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.legacy import training_arguments_kwargs
@@ -22,14 +23,18 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 
-def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArguments":
+def training_arguments(
+    run: "TrainRun", machine: Machine, kind: Any = None, more: Mapping[str, Any] = MappingProxyType({})
+) -> "Seq2SeqTrainingArguments":
     """The user's training keys, and the few values that luthier always sets itself.
 
+    `kind`: a class of another library that has the arguments of transformers and others, which `more` holds.
     Raises `InvalidInput` for what this machine or the installed transformers cannot do.
     """
     from transformers import Seq2SeqTrainingArguments
 
     require_groups(run.parallel.sp_size, machine.world_size)
+    require_one_group(run.parallel.tp_size, machine.world_size)
     if run.training["fp16"] and machine.device == "cpu":
         raise InvalidInput(
             "fp16: true: half precision training needs an accelerator, and this machine has none"
@@ -65,11 +70,11 @@ def training_arguments(run: "TrainRun", machine: Machine) -> "Seq2SeqTrainingArg
     if run.training["ddp_find_unused_parameters"] is None:
         # The loss uses the output head after the forward pass, so a search there would take its weight for unused.
         values["ddp_find_unused_parameters"] = False
-    values |= for_engine(values, machine)
+    values |= {**for_engine(values, machine), **more}
     if machine.device == "cpu":
         join_on_cpu(run.training["ddp_timeout"])
     try:
-        args = Seq2SeqTrainingArguments(**values)
+        args: Seq2SeqTrainingArguments = (kind or Seq2SeqTrainingArguments)(**values)
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{run.source}: transformers does not accept these training keys: {error}") from error
     except ImportError as error:
@@ -87,6 +92,16 @@ def require_groups(sp_size: int, num_processes: int) -> None:
         raise InvalidInput(
             f"sp_size: {sp_size} processes share the tokens of a batch, and there {there} -> start a multiple of"
             f" {sp_size}, for example with FORCE_TORCHRUN=1 NPROC_PER_NODE={sp_size}"
+        )
+
+
+def require_one_group(tp_size: int, num_processes: int) -> None:
+    """Raises `InvalidInput` unless all processes of this run share the layers of one model, or none do."""
+    if tp_size not in (1, num_processes):
+        there = "is one process" if num_processes == 1 else f"are {num_processes} processes"
+        raise InvalidInput(
+            f"tp_size: {tp_size} processes share each layer, and there {there} -> start {tp_size}, for example with"
+            f" FORCE_TORCHRUN=1 NPROC_PER_NODE={tp_size}"
         )
 
 

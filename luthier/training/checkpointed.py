@@ -24,6 +24,7 @@ from luthier.model.adapters._series import check_resumed
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
+from luthier.model.sharded import gathered
 from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
@@ -157,6 +158,8 @@ class CheckpointedTrainer(Trainer):
         """
         folder, writes, base = Path(output_dir or self.output_dir), self.args.should_save, unwrap(self.policy)
         more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
+        if self.is_distributed_loading_by_transformers and isinstance(self.model, PeftModel):
+            state_dict = gathered(self.model, keeps=writes, only_trained=True)
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             save_value_head(folder, self.policy, state_dict)

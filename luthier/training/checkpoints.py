@@ -318,7 +318,7 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
         _require_whole(folder)
         is_elsewhere = folder.resolve().parent != output_dir.resolve()
         if not overwrite and is_elsewhere:
-            _require_no_weights(output_dir)
+            require_no_weights(output_dir)
         later = [] if is_elsewhere else [f for f in checkpoints_in(output_dir) if step_of(f) > step_of(folder)]
         if later:
             warn(
@@ -337,7 +337,7 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
             f"resume_from_checkpoint: true: {output_dir} has no complete checkpoint"
             " -> leave it out to start from scratch"
         )
-    _require_no_weights(output_dir)
+    require_no_weights(output_dir)
     if found := checkpoints_in(output_dir):
         warn(
             f"{output_dir} has no complete checkpoint ({_names(found)}), so training starts from scratch"
@@ -385,7 +385,8 @@ def _record_hint(folder: Path) -> str:
     return f"if another program wrote it, `luthier verify --record {folder}` accepts its files as they are"
 
 
-def _require_no_weights(output_dir: Path) -> None:
+def require_no_weights(output_dir: Path) -> None:
+    """Raises `OutputError` if a finished model would be overwritten."""
     held = [path.name for pattern in WEIGHT_PATTERNS for path in output_dir.glob(pattern)]
     if held:
         raise OutputError(

@@ -34,6 +34,7 @@ from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
+from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
@@ -100,7 +101,7 @@ class StageTrainer(CheckpointedTrainer):
         self._flops_per_token: int | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
-        with fsdp_on_cpu(self.args):
+        with fsdp_on_cpu(self.args), tensor_parallel_on_cpu(self.model):
             super().create_accelerator_and_postprocess()
 
     # -- one optimizer step -----------------------------------------------------------------------
@@ -127,7 +128,7 @@ class StageTrainer(CheckpointedTrainer):
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
         sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
         num_units, num_tokens = self.accelerator.gather(sums).sum(0)
-        self.num_trained_tokens += int(num_tokens)
+        self.num_trained_tokens += int(num_tokens) // self.get_tp_size()  # which read the same rows
         statistics = self.stage.statistics
         if statistics is not None:
             self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)

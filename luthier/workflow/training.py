@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.mcore import under_mcore
 from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput
 from luthier.core.importing import without_collection
@@ -14,6 +15,7 @@ from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
+from luthier.workflow.mcore import train_with_mcore
 from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
@@ -54,6 +56,8 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.core.machine import detect
         from luthier.training.checkpoints import tidy
         from luthier.training.heartbeat import Heartbeat
+    if under_mcore(run):
+        return train_with_mcore(run, detect())
     resume_from, machine = starting_point(run, output_dir), detect()
     heartbeat = Heartbeat(output_dir, machine.device)
     with heartbeat.beating():
@@ -93,8 +97,8 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     report_data(run, data, text)
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
-    foresight = foresee(run, stage, text, data, machine)
     with loading_whole():
+        foresight = foresee(run, stage, text, data, machine)
         policy = load_policy(run, stage, text, machine, output_dir, foresight.recompute.num_layers)
         parts = make_parts(
             run,
@@ -126,6 +130,11 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
         raise InvalidInput(
             "fsdp: shards weights over the processes of torchrun, and this is a single process"
             " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
+        )
+    if run.parallel.tp_size > 1 and resume_from is not None:
+        raise InvalidInput(
+            f"tp_size: training cannot be resumed from {resume_from}, since layers that are split are filled as the"
+            " model is loaded only -> set overwrite_output_dir: true, or choose another output_dir"
         )
     if run.trains and resume_from is None:
         for folder in (output_dir, *checkpoints_in(output_dir)):

@@ -12,6 +12,7 @@ from luthier.config import describe, reference
 from luthier.config.key_table import catalog, keys_of, sections
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig, training_arguments_kwargs
+from luthier.config.keys.mcore import McoreConfig
 from luthier.config.keys.training import TABLE, TrainingKeys, training_table
 from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput, UnknownVariant
@@ -55,6 +56,7 @@ OWN_KEYS = {
     "sp_size",
     "teacher_model",
     "teacher_model_adapters",
+    "tp_size",
 }
 PACKAGE = Path(luthier.__file__).parent
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
@@ -76,7 +78,9 @@ def test_no_key_is_there_without_being_asked_for():
     legacy = {field.name for field in dataclasses.fields(LegacyTrainingConfig)}
     former_ray = {"ray_run_name", "ray_storage_path", "placement_strategy", "resources_per_worker"}
     smoothing = {"label_smoothing_factor"}
-    assert set(catalog()) == {*REFERENCE_KEYS, *training_table(), *legacy, *OWN_KEYS, *former_ray, *smoothing}
+    megatron = {field.name for field in dataclasses.fields(McoreConfig)}
+    known = {*REFERENCE_KEYS, *training_table(), *legacy, *OWN_KEYS, *former_ray, *smoothing, *megatron}
+    assert set(catalog()) == known
 
 
 def test_every_key_of_the_command_line_is_explained():
@@ -127,7 +131,7 @@ def test_what_explain_says():
     assert "type      number" in text and "default   0.0" in text and "read by   every run" in text
     assert "val_size (together with eval_dataset)" in text
     assert "default   none, it must be given" in describe.explain("model_name_or_path")
-    assert "refused unless false: Megatron-core is not part of this version" in describe.explain("use_mca")
+    assert "refused unless false: an environment variable decides it" in describe.explain("use_mca")
     assert "one of auto, disabled, sdpa, fa2, fa3" in describe.explain("flash_attn")
     assert "finetuning_type: lora, finetuning_type: oft" in describe.explain("additional_target")
     assert "mask_history (together with train_on_prompt)" in describe.explain("train_on_prompt")
@@ -222,8 +226,9 @@ def test_a_key_that_an_older_transformers_lacks_is_named():
 
 
 def supported_keys():
+    """Without those that are handed on by their names, all at once."""
     for section in sections():
-        if section.config not in (TrainingKeys, LegacyTrainingConfig) and section not in LATER:
+        if section.config not in (TrainingKeys, LegacyTrainingConfig, McoreConfig) and section not in LATER:
             yield from (key.name for key in keys_of(section) if key.status == "supported")
 
 

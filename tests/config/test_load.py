@@ -290,9 +290,9 @@ def test_what_a_training_run_cannot_do_without():
 
 
 def test_launchers_of_the_reference_are_refused(monkeypatch):
-    monkeypatch.setenv("USE_MCA", "1")
+    monkeypatch.setenv("USE_MEGATRON_BRIDGE", "1")
     problems = problems_of(load_train, BASE)
-    assert set(problems) == {"USE_MCA"} and problems["USE_MCA"].file == "environment"
+    assert set(problems) == {"USE_MEGATRON_BRIDGE"} and problems["USE_MEGATRON_BRIDGE"].file == "environment"
     load_infer({"model_name_or_path": "m"})
 
 
@@ -301,6 +301,14 @@ def test_the_keys_of_ray_are_read_with_use_ray(monkeypatch):
     keys = {"ray_num_workers": 4, "ray_init_kwargs": '{"address": "auto"}', "resources_per_worker": {"GPU": 1}}
     run = load_train({**BASE, **keys, "fsdp": "full_shard"})
     assert run.warnings == () and run.ray.ray_num_workers == 4 and run.ray.ray_init_kwargs == {"address": "auto"}
+
+
+def test_the_keys_of_megatron_are_read_with_use_mca(monkeypatch):
+    keys = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "moe_token_dispatcher_type": "alltoall"}
+    assert {warning.key for warning in load_train({**BASE, **keys}).warnings} == keys.keys()
+    monkeypatch.setenv("USE_MCA", "1")
+    run = load_train({**BASE, **keys, "finetuning_type": "full", "recompute_granularity": "full"})
+    assert run.warnings == () and run.mcore.tensor_model_parallel_size == 2 and run.mcore.sequence_parallel
 
 
 def test_a_run_is_frozen():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from luthier.core.machine import Machine
-from luthier.model.dtype import inference_dtype, training_dtype, warn_slow_format
+from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable, warn_slow_format
+from tests.split_layer import split_layer
 
 CPU = Machine(
     device="cpu", num_accelerators=0, bf16=True, fp16=False, memory_bytes=1, device_memory_bytes=1, num_cpus=1
@@ -66,3 +67,12 @@ def test_number_format_of_inference(asked, checkpoint, machine, expected):
 def test_bfloat16_without_instructions_for_it_is_told(said, dtype, machine, is_slow):
     warn_slow_format(dtype, machine)
     assert ("bf16: this processor has no instructions for bfloat16" in "".join(said)) == is_slow
+
+
+def test_weights_that_processes_share_are_upcast_in_their_parts():
+    with split_layer(torch.bfloat16) as linear:
+        weight, before = linear.weight, linear.weight.to_local().detach().clone()
+        upcast_trainable(linear)
+        assert linear.weight is weight and weight.requires_grad
+        assert weight.dtype == weight.to_local().dtype == torch.float32 and before.dtype == torch.bfloat16
+        assert torch.equal(weight.to_local(), before.float())

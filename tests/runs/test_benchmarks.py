@@ -77,11 +77,14 @@ def program(path, steps, letter):
     return [sys.executable, "-c", PROGRAM, str(path), str(steps), letter]
 
 
-def test_programs_take_their_steps_in_turn(tmp_path):
+@pytest.mark.parametrize("together", [True, False])
+def test_programs_take_their_steps_in_turn(tmp_path, together):
     path = tmp_path / "order"
-    found = take_turns({"first": program(path, 3, "a"), "second": program(path, 3, "b")})
+    found = take_turns({"first": program(path, 3, "a"), "second": program(path, 3, "b")}, starts_together=together)
     assert path.read_text() == "ababab"
-    assert [len(measured.seconds) for measured in found.values()] == [2, 2]  # the first step warms up
+    for measured in found.values():
+        assert len(measured.seconds) == len(measured.cpu_seconds) == 2  # the first step warms up
+        assert all(0 < seconds < 5 for seconds in measured.cpu_seconds)
     assert found["first"].losses == [1.5] and found["first"].peak_bytes > 1e6
 
 

@@ -16,7 +16,7 @@ from luthier.data.prepare import prepare
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
-from luthier.workflow.plan import make, trace
+from luthier.workflow.plan import room, trace
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
@@ -237,15 +237,15 @@ def test_the_decision_changes_no_loss_and_may_change_in_a_resumed_run(world, tmp
     values = {**world, **WAYS["lora"], "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     found = {}
     for name, free in (("much", 10**15), ("little", 3 * 10**8)):
-        monkeypatch.setattr(make, "available_memory_bytes", lambda free=free: free)
-        monkeypatch.setattr(make, "resident_bytes", lambda: 0)
+        monkeypatch.setattr(room, "available_memory_bytes", lambda free=free: free)
+        monkeypatch.setattr(room, "resident_bytes", lambda: 0)
         result = luthier.train({**values, "output_dir": str(tmp_path / name), "skip_memory_check": True})
         found[name] = losses(result)
         is_kept = "no layer is computed again" in result.compared["gradient_checkpointing"]
         assert is_kept == (name == "much") or name == "little"
     assert found["much"] == found["little"]
     keys = {**values, "overwrite_output_dir": False, "resume_from_checkpoint": str(tmp_path / "much" / "checkpoint-2")}
-    monkeypatch.setattr(make, "available_memory_bytes", lambda: 0)
+    monkeypatch.setattr(room, "available_memory_bytes", lambda: 0)
     resumed = luthier.train({**keys, "output_dir": str(tmp_path / "resumed"), "skip_memory_check": True})
     assert "all layers are computed again" in resumed.compared["gradient_checkpointing"]
     assert losses(resumed)[-2:] == pytest.approx(found["much"][-2:], abs=1e-6)
@@ -286,7 +286,7 @@ def test_freed_memory_is_given_back_where_memory_may_be_short(world):
 
 
 def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "available_memory_bytes", lambda: -(10**12))
+    monkeypatch.setattr(room, "available_memory_bytes", lambda: -(10**12))
     values = {**world, "output_dir": str(tmp_path / "out")}
     with pytest.raises(InvalidInput, match="this run needs"):
         luthier.train(values)
@@ -299,6 +299,7 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
         ({"use_galore": True}, "galore"),
         ({"torch_compile": True}, "kernels"),
         ({"sp_size": 2}, "tokens of a batch are spread"),
+        ({"tp_size": 2}, "each layer is split"),
         ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "no ZeRO stage 4"),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP 1"),
         ({"fsdp": True, "fsdp_min_num_params": 100}, "a policy of its own"),
@@ -309,7 +310,7 @@ def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
     run = replace(run, training=replace(run.training, given={**run.training.given, **keys}))
     if "use_galore" in keys:
         run = replace(run, optimizers={"galore": object()})
-    if "sp_size" in keys:
+    if {"sp_size", "tp_size"} & keys.keys():
         run = replace(run, parallel=ParallelConfig(**keys))
     with pytest.raises(Unplanned, match=reason):
         make_plan(run, *others)
@@ -361,13 +362,13 @@ def test_an_operation_takes_as_long_as_its_products_or_its_memory():
     assert speed.seconds_for({Call(200, 50): 3, Call(0, 1): 2}) == 3 * (5 + 1) + 2 * (0.1 + 1)
 
 
-def test_small_products_are_timed_in_their_own_shapes(monkeypatch):
+def test_products_with_a_short_side_are_timed_in_their_own_shapes(monkeypatch):
     timed = []
     monkeypatch.setattr(duration_module, "product_seconds", lambda product: timed.append(product) or 7.0)
-    small, large = (Product(rows, 10**3, 10**3, False, True, torch.float32) for rows in (1, 10**4))
-    calls = {Call(2 * 10**6, 0, small): 2, Call(2 * 10**10, 0, large): 1}
+    small, square, large = (Product(rows, 10**3, 10**3, False, True, torch.float32) for rows in (1, 10**3, 10**4))
+    calls = {Call(2 * 10**6, 0, small): 2, Call(2 * 10**9, 0, square): 5, Call(2 * 10**10, 0, large): 1}
     speed = Speed(operations=10**10, num_bytes=1, call_seconds=0, times_products=True)
-    assert speed.seconds_for(calls) == 2 * 7.0 + 2 and timed == [small]
+    assert speed.seconds_for(calls) == 2 * 7.0 + 5 * 0.2 + 2 and timed == [small]
     assert 0 < product_seconds(small) < 60
     assert [duration(seconds) for seconds in (12, 180, 9000)] == ["12 s", "3 min", "2.5 h"]
 

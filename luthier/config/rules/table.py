@@ -16,6 +16,7 @@ from luthier.config.rules.fp8 import FP8_RULES
 from luthier.config.rules.generating import GENERATING_RULES
 from luthier.config.rules.ktransformers import KT_ELSEWHERE_RULES, KT_RULES
 from luthier.config.rules.launch import LAUNCH_RULES
+from luthier.config.rules.mcore import MCORE_RULES
 from luthier.config.rules.memory import MEMORY_RULES
 from luthier.config.rules.model import MODEL_RULES
 from luthier.config.rules.optim import OPTIM_RULES
@@ -32,6 +33,7 @@ from luthier.config.rules.recovery import RECOVERY_RULES
 from luthier.config.rules.streaming import STREAMING_RULES
 from luthier.config.rules.swanlab import SWANLAB_RULES
 from luthier.config.rules.task import OUTPUT_RULES, TASK_RULES
+from luthier.config.rules.tensor_parallel import TENSOR_PARALLEL_RULES
 from luthier.config.rules.training import TRAINING_RULES
 from luthier.config.rules.unsloth import UNSLOTH_EXPORT_RULES, UNSLOTH_RULES, UNSLOTH_TRAINING_RULES
 from luthier.core.kinds import ADAPTERS, EVAL_KINDS, FEATURES, OPTIMIZERS, QUANTIZERS, STAGES
@@ -43,7 +45,7 @@ COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES, PROCESSOR_RULES),
         *(TASK_RULES, DATA_RULES, STREAMING_RULES, GENERATING_RULES, EVALUATION_RULES, TRAINING_RULES, OPTIM_RULES),
         *(ENGINE_TRAINING_RULES, LAUNCH_RULES, RAY_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, RECOVERY_RULES),
-        *(PARALLEL_RULES, OUTPUT_RULES),
+        *(PARALLEL_RULES, TENSOR_PARALLEL_RULES, MCORE_RULES, OUTPUT_RULES),
     ),
     "infer": (
         *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.rules.engine import Rule, all_of, is_given, is_set, not_, value_of, warning
 from luthier.core.errors import ModelError
 from luthier.model.classes import SCORE_TASK, gives_scores
+from luthier.model.compat.peft_split_layers import whole_adapters
 from luthier.model.modules import require_modules
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def start_adapter(
     import peft
 
     try:
-        return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
+        with whole_adapters():
+            return peft.get_peft_model(model, settings, autocast_adapter_dtype=not pure_bf16)
     except (TypeError, ValueError) as fault:  # e.g. a target that is a whole block, not a layer of weights
         raise ModelError(
             f"{key}: {', '.join(wanted)}: peft cannot adapt these modules of {type(model).__name__} "

@@ -18,6 +18,7 @@ from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.router_loss import RouterLoss, listen_to_router
 from luthier.model.heads.score_head import score_layer
 from luthier.model.modules import unwrap
+from luthier.model.tensor_parallel import whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,11 +86,15 @@ def _keeps_positions(model: "nn.Module") -> bool:
 @contextmanager
 def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
     """While open, the head is the identity, so the model returns hidden states instead of logits."""
+    usual = vars(linear).get("forward")  # that of a layer whose weights are shared by processes is its own
     linear.forward = lambda input: input  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del linear.forward
+        if usual is None:
+            del linear.forward
+        else:
+            linear.forward = usual  # type: ignore[method-assign]
 
 
 def summed_loss(
@@ -120,9 +125,8 @@ def summed_loss(
 
     if head.linear is not None:
         hidden = hidden_at(model, head, inputs, positions)
-        return linear_cross_entropy(
-            hidden, head.linear.weight, head.linear.bias, targets, label_smoothing, weights=weights, weigh=weigh
-        )
+        weight, bias = whole(head.linear.weight), whole(head.linear.bias)
+        return linear_cross_entropy(hidden, weight, bias, targets, label_smoothing, weights=weights, weigh=weigh)
     logits = logits_at(model, head, inputs, positions)
     if logits.element_size() < 4:
         logits = logits.float()

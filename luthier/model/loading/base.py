@@ -55,10 +55,12 @@ def load_base(
     unpacks: bool = True,
     scores: bool | None = False,
     starts_score: bool = False,
+    tp_size: int = 1,
 ) -> BaseModel:
     """`config`: from `load_config`, changed by features. `choose_dtype`: (checkpoint=) -> the format of the weights.
 
-    `unpacks`: see `prepare_prequantized`. `scores`, `starts_score`: see `fit_task`. The caller applies `change_model`.
+    `unpacks`: see `prepare_prequantized`. `scores`, `starts_score`: see `fit_task`. `tp_size`: processes that
+    share each layer. The caller applies `change_model`.
     """
     keys = run.model
     change_config(run, config, purpose)
@@ -81,6 +83,7 @@ def load_base(
         train_from_scratch=purpose.training is not None and keys.train_from_scratch,
         quantization=quantization,
         starts_score=starts_score,
+        tp_size=tp_size,
     )
     ktransformers.place_experts(model, purpose.machine)
     if gives_scores(model.config) and model.config.get_text_config().pad_token_id is None:

@@ -23,6 +23,7 @@ from luthier.model.quantization._prequantized import (
     prequantized_format_of,
     reader_of,
 )
+from luthier.model.tensor_parallel import split_layers
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +41,13 @@ def load_model(
     train_from_scratch: bool = False,
     quantization: Quantization | None = None,
     starts_score: bool = False,
+    tp_size: int = 1,
 ) -> "PreTrainedModel":
     """The model in `dtype`, in evaluation mode.
 
     `config`: from `load_config`, if it is there already. `train_from_scratch`: random weights for the config.
     `quantization`: low-bit linear layers that compute in `dtype`.
+    `tp_size`: processes that share each layer; each gets its part of the weights.
     `starts_score`: the score layer of a reward model starts at random if it is not among the weights.
     A GGUF file is de-quantized, so its model can be trained and saved like any other.
     Raises `ModelError` for files that are missing, damaged or do not fill every weight of the model.
@@ -68,6 +71,7 @@ def load_model(
     is_packed = prequantized_format_of(config) is not None
     is_low_bit = quantization is not None or is_packed
     common |= placement(source, dtype, device_map, offload_folder, is_low_bit=is_low_bit)
+    common |= split_layers(files, config, tp_size)
     if quantization is not None:
         common |= quantization.options(dtype, checkpoint_dtype(config), is_gguf=bool(files.gguf_file))
     said_here = ("transformers.modeling_utils", "transformers.distributed")  # `check_found` says what they would
@@ -77,10 +81,8 @@ def load_model(
     gguf_speed.forget()
     if quantization is not None:
         quantization.finish(model, dtype, is_gguf=bool(files.gguf_file))
-    bitsandbytes_cpu.prevent_repacking(model)
-    aqlm_cpu.use_dequantized_matmul(model)
-    llama4_outputs.give_image_outputs(model)
     mark_dequantized(model, was_packed=is_packed)
+    _work_around(model)
     # Adapters record the name of their base as the user wrote it.
     model.name_or_path = model.config.name_or_path = source.name
     repair_generation_config(model)
@@ -88,6 +90,13 @@ def load_model(
     if is_routed(config):
         prepare(model)
     return model
+
+
+def _work_around(model: "PreTrainedModel") -> None:
+    """Faults of other libraries."""
+    bitsandbytes_cpu.prevent_repacking(model)
+    aqlm_cpu.use_dequantized_matmul(model)
+    llama4_outputs.give_image_outputs(model)
 
 
 def _with_random_weights(

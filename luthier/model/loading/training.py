@@ -71,6 +71,7 @@ def load_for_training(
         quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
         scores=scores,
         starts_score=scores,
+        tp_size=run.parallel.tp_size,
     )
     base = loaded.model
     warn_slow_format(loaded.dtype, machine)
@@ -107,7 +108,7 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
         recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
-        fast_path=keys.fast_path,
+        fast_path=keys.fast_path and run.parallel.tp_size == 1,  # its kernels take weights as a whole
     )
 
 

@@ -11,6 +11,8 @@ transfers.py   what they send each other
 duration.py    seconds
 remedies.py    what would make the run smaller
 recompute.py   which layers are computed again in the backward pass
+room.py        the memory that a process has
+libraries.py   what the libraries of training take of it
 make.py        all of it for a run
 text.py        as a table
 """

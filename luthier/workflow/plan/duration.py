@@ -2,8 +2,8 @@
 
 Each operation takes as long as its products or its reading and writing, whichever is longer (the roofline model,
 https://doi.org/10.1145/1498765.1498785). Both speeds are measured with tensors of the model's own size, once in a
-process. On a CPU small products are timed one by one, in their own shapes: those of LoRA, with one very short side, are
-far slower than large ones.
+process. On a CPU products with a short side, as those of LoRA, are timed one by one in their own shapes: they are far
+slower than large ones.
 """
 
 import time
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 NUM_ROWS = 512
 MOST_TIMED_OPERATIONS = 4 * 10**9
+SHORT_SIDE = 256
+"""Products without a shorter side reach about the speed of the large one."""
 KEPT_BYTES = 64 * 2**20
 """More than a processor's caches hold."""
-SECONDS_TO_MEASURE = 0.15
+MOST_TIMED_RUNS, SECONDS_TO_MEASURE = 8, 0.1
 CALL_SECONDS = {"cpu": 12e-6}
 """What PyTorch, the model's Python code and autograd take for one operation, however small. An accelerator computes
 meanwhile."""
@@ -44,9 +46,14 @@ class Speed:
         return sum(count * (self._seconds_of(call) + self.call_seconds) for call, count in calls.items())
 
     def _seconds_of(self, call: Call) -> float:
-        if self.times_products and call.product is not None and call.operations <= MOST_TIMED_OPERATIONS:
+        if self.times_products and call.product is not None and _is_timed(call.product, call.operations):
             return product_seconds(call.product)
         return max(call.operations / self.operations, call.num_bytes / self.num_bytes)
+
+
+def _is_timed(product: Product, operations: int) -> bool:
+    shortest = min(product.rows, product.inner, product.columns)
+    return shortest < SHORT_SIDE and operations <= MOST_TIMED_OPERATIONS
 
 
 @lru_cache(maxsize=256)
@@ -92,14 +99,16 @@ def _kept_sum(kept: "list[torch.Tensor]", _: int) -> "list[torch.Tensor]":
 
 
 def _best_seconds(work: "Callable[[], torch.Tensor]") -> float:
-    """The best of the runs that fit into a sixth of a second, after one that gets the memory."""
+    """The best of a few runs, after one that gets the memory."""
     work()
     best, end = float("inf"), time.perf_counter() + SECONDS_TO_MEASURE
-    while time.perf_counter() < end or best == float("inf"):
+    for _ in range(MOST_TIMED_RUNS):
         start = time.perf_counter()
         result = work()
         float(result[0, 0])  # waits for an accelerator
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > end:
+            break
     return best
 
 

@@ -11,6 +11,7 @@ from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.workflow.plan.make import Plan, make_plan
 from luthier.workflow.plan.recompute import Recompute, as_asked
+from luthier.workflow.plan.room import least, room_of
 from luthier.workflow.plan.shape import Unplanned
 from luthier.workflow.plan.text import duration, remedy_lines
 
@@ -50,13 +51,15 @@ class Foresight:
 
 
 def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedData", machine: Machine) -> Foresight:
-    """Raises `InvalidInput` if the run surely does not fit into memory."""
+    """The same in all processes of a run. Raises `InvalidInput` if it surely does not fit into memory."""
     if not run.trains:
         return Foresight(Recompute(None, "nothing is trained"))
+    from accelerate.utils import gather_object
+
+    # Free memory differs from process to process. All of them plan with the least, so that they decide alike.
+    room = least(gather_object([room_of(machine)]))
     try:
-        if run.training["deepspeed"] or run.training["fsdp"]:
-            raise Unplanned("its weights are spread over processes")
-        plan = make_plan(run, stage, text, data, machine)
+        plan = make_plan(run, stage, text, data, machine, room=room)
     except Unplanned as fault:
         asked = as_asked(run)
         reason = asked.reason if asked else f"all layers are computed again: no plan, since {fault}"
@@ -89,18 +92,32 @@ def require_fit(plan: Plan, device: str) -> None:
     there = plan.available_bytes
     if there is None:
         return
-    needed = plan.held.least_bytes
-    if device == "cpu":
+    needed = _sure_bytes(plan)
+    if device == "cpu" and not plan.engine.computes_on_half_weights:
         needed = max(needed, round(plan.peak_bytes * SURE_SHARE))
     if needed <= there:
         return
     remedies = list(remedy_lines(plan))
     hint = "\n".join(["; one of these needs less:", *remedies]) if remedies else ""
+    each = " in each process" if plan.engine.num_processes > 1 else ""
     raise InvalidInput(
-        f"this run needs {size(plan.peak_bytes)} of memory, of which {size(plan.held.least_bytes)} are weights,"
+        f"this run needs {size(plan.peak_bytes)} of memory{each}, of which {size(plan.held.least_bytes)} are weights,"
         f" gradients, optimizer and libraries, and {size(there)} are there -> free some memory or take a smaller model,"
-        f" or set skip_memory_check: true to start anyway{hint}"
+        f"{_more_processes(plan)} or set skip_memory_check: true to start anyway{hint}"
     )
+
+
+def _sure_bytes(plan: Plan) -> int:
+    """What the run holds whatever happens. The plan of ZeRO was never compared with a run, so what DeepSpeed holds only
+    for a moment is not counted."""
+    held = plan.held
+    return held.least_bytes - (held.gathered_bytes + held.buckets_bytes if plan.engine.is_zero else 0)
+
+
+def _more_processes(plan: Plan) -> str:
+    if plan.engine.shards_weights:
+        return " start more processes,"
+    return " share the weights among the processes with fsdp: true," if plan.engine.num_processes > 1 else ""
 
 
 def peak_bytes(device: str) -> int | None:

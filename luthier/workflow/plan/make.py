@@ -6,8 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.allocator import resident_bytes
-from luthier.core.machine import Machine, available_memory_bytes
+from luthier.core.machine import Machine
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
@@ -18,6 +17,7 @@ from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
 from luthier.workflow.plan.remedies import Remedy, remedies
 from luthier.workflow.plan.resolved import resolved
+from luthier.workflow.plan.room import Room, room_of
 from luthier.workflow.plan.shape import (
     Shape,
     Unplanned,
@@ -112,7 +112,6 @@ class Sketch:
 
     config: "PreTrainedConfig"
     shape: Shape
-    libraries_bytes: int
     untraced: "nn.Module | None"
     """The model of a run with images as it was built. Traces change that of `shape`."""
     traces: "dict[tuple[Batch, bool, bool, bool], Traces]" = field(default_factory=dict)
@@ -124,10 +123,9 @@ def sketch(run: "TrainRun", stage: "Stage", text: "TextSide", machine: Machine) 
     reason = unplanned_reason(run, text)
     if reason is not None:
         raise Unplanned(reason)
-    libraries = resident_bytes()
     config = load_config(text.source)
     shape = build_shape(run, stage, text, config, machine)
-    return Sketch(config, shape, libraries, None if text.media is None else deepcopy(shape.model))
+    return Sketch(config, shape, None if text.media is None else deepcopy(shape.model))
 
 
 def make_plan(
@@ -138,10 +136,12 @@ def make_plan(
     machine: Machine,
     engine: Engine | None = None,
     drawn: Sketch | None = None,
+    room: Room | None = None,
 ) -> Plan:
     """Before the weights are loaded. `machine`: its `world_size` is the number of processes. `engine`: another one than
-    the keys choose. `drawn`: a sketch of this run, if there is one. Raises `Unplanned` for a run that has no model of
-    its memory."""
+    the keys choose. `drawn`: a sketch of this run, if there is one. `room`: None for that of this process now. Raises
+    `Unplanned` for a run that has no model of its memory."""
+    room = room or room_of(machine)
     drawn = drawn or sketch(run, stage, text, machine)
     engine = engine or engine_of(run, machine.world_size)
     config, shape, half = drawn.config, drawn.shape, half_of(run)
@@ -149,14 +149,14 @@ def make_plan(
         work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=machine.world_size)
     except ValueError as fault:
         raise Unplanned(str(fault)) from fault
-    held = held_by(run, stage, text, shape, work, machine, drawn.libraries_bytes)
+    held = held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
     held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
     images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
     traces = trace_run(run, stage, text, drawn, machine, work, engine)
     if images is not None:
         traces = _with_images(traces, drawn, images, half, engine)
-    available = _available_bytes(machine, drawn.libraries_bytes)
-    recompute = as_asked(run) or _decide(engine, shape, held, traces, available, machine)
+    is_sharded = engine.computes_on_half_weights
+    recompute = as_asked(run) or _decide(shape, held, traces, room, machine, is_sharded=is_sharded)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
     trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
     seconds, basis = _seconds(trace, work, machine, half or shape.dtype, config)
@@ -168,7 +168,7 @@ def make_plan(
         patterns=patterns_of(parameters),
         resolved=resolved(run, shape, recompute, machine),
         recompute=recompute,
-        available_bytes=available,
+        available_bytes=room.available_bytes,
         held=held,
         traces=traces,
         num_recomputed=num_recomputed,
@@ -177,9 +177,7 @@ def make_plan(
         seconds=seconds,
         seconds_basis=basis,
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
-        what_if=[]
-        if engine.computes_on_half_weights
-        else remedies(run, shape, held, traces.kept, traces.recomputed, trace, work),
+        what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work, is_sharded=is_sharded),
     )
 
 
@@ -198,12 +196,11 @@ def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dty
     return Traces(kept, recomputed, traces.num_layers)
 
 
-def _decide(
-    engine: Engine, shape: Shape, held: Held, traces: Traces, available: int | None, machine: Machine
-) -> Recompute:
-    if engine.computes_on_half_weights:
-        return Recompute(None, f"all layers are computed again, as always with {engine.name}")
-    return decide(shape.num_layers, lambda count: held.peak_bytes(traces.at(count)), available, machine.device)
+def _decide(shape: Shape, held: Held, traces: Traces, room: Room, machine: Machine, *, is_sharded: bool) -> Recompute:
+    def peak_bytes(count: int) -> int:
+        return held.peak_bytes(traces.at(count))
+
+    return decide(shape.num_layers, peak_bytes, room.available_bytes, machine.device, is_sharded=is_sharded)
 
 
 def _seconds(
@@ -289,19 +286,6 @@ def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: E
 
 def _first_line(fault: Exception) -> str:
     return str(fault).strip().partition("\n")[0]
-
-
-def _available_bytes(machine: Machine, own_bytes: int) -> int | None:
-    if machine.is_assumed:
-        return machine.device_memory_bytes
-    if machine.device == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    if machine.device != "cpu":
-        return None
-    free = available_memory_bytes()
-    return None if free is None else free // machine.world_size + own_bytes
 
 
 def _num_recomputed(run: "TrainRun", recompute: Recompute, num_layers: int) -> int:

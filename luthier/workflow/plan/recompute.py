@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.config.keys.fsdp import fsdp_settings
+from luthier.config.keys.training import read_mapping
 from luthier.core.files import size
 
 if TYPE_CHECKING:
-    from luthier.config.runs import Run
+    from luthier.config.runs import TrainRun
 
 ASKED_BY = ("disable_gradient_checkpointing", "use_unsloth_gc", "checkpoint_every", "use_reentrant_gc")
 """Keys by which the user decides."""
@@ -34,20 +36,30 @@ class Recompute:
         return self.reason
 
 
-def as_asked(run: "Run") -> Recompute | None:
+def as_asked(run: "TrainRun") -> Recompute | None:
     """The user's own decision, or None."""
     keys = [key for key in ASKED_BY if key in run.given]
+    if run.training["fsdp"]:
+        config = read_mapping("fsdp_config", run.training["fsdp_config"])
+        if fsdp_settings(run.training, config).values.get("activation_checkpointing"):
+            keys.append("activation_checkpointing of fsdp_config")
     return Recompute(None, f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} given") if keys else None
 
 
 def decide(
-    num_layers: int, peak_bytes: Callable[[int], float], available_bytes: int | None, device: str = "cpu"
+    num_layers: int,
+    peak_bytes: Callable[[int], float],
+    available_bytes: int | None,
+    device: str = "cpu",
+    *,
+    is_sharded: bool = False,
 ) -> Recompute:
     """`peak_bytes`: number of layers computed again -> planned peak, falling. `available_bytes`: for the whole process;
-    None if the system does not say."""
+    None if the system does not say. `is_sharded`: by FSDP or DeepSpeed, whose peak was never compared with a run."""
     if available_bytes is None:
         return Recompute(None, "all layers are computed again: this system does not say how much memory is free")
-    room = SHARE_TO_FILL.get(device, SHARE_UNVERIFIED) * available_bytes
+    share = SHARE_UNVERIFIED if is_sharded else SHARE_TO_FILL.get(device, SHARE_UNVERIFIED)
+    room = share * available_bytes
     kept, least = peak_bytes(0), peak_bytes(num_layers)
     there = f"{size(available_bytes)} are there"
     if kept <= room:

@@ -33,25 +33,34 @@ class Remedy:
 
 
 def remedies(
-    run: "TrainRun", shape: "Shape", held: Held, kept: Trace, recomputed: Trace, now: Trace, work: "Work"
+    run: "TrainRun",
+    shape: "Shape",
+    held: Held,
+    kept: Trace,
+    recomputed: Trace,
+    now: Trace,
+    work: "Work",
+    *,
+    is_sharded: bool = False,
 ) -> Sequence[Remedy]:
-    """Those that lower the peak."""
+    """Those that lower the peak. `is_sharded`: by an engine that decides about formats and sums of gradients."""
     found = []
     size = run.training["per_device_train_batch_size"]
     if now.peak_bytes > recomputed.peak_bytes:
         peak = held.peak_bytes(recomputed)
         found.append(Remedy("disable_gradient_checkpointing: false", peak, "a third more time, the same losses"))
-    if size > 1:
+    if size > 1 and not is_sharded:
         longest = max(work.heaviest.lengths)
         accumulated = run.training["gradient_accumulation_steps"] * size
         keys = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulated}"
         smaller = _scaled(now, longest / work.heaviest.num_tokens, held.gradients_bytes)
         found.append(Remedy(keys, held.peak_bytes(smaller), "the same losses, and more time for short rows"))
-    if shape.dtype.itemsize == 4:
+    if shape.dtype.itemsize == 4 and not is_sharded:
         weights = held.weights_bytes if held.gradients_bytes >= held.weights_bytes else held.weights_bytes // 2
         narrow = replace(held, weights_bytes=weights)
         found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6)), "other rounding"))
-    if ADAPTERS.get(run.finetuning_type).adds_weights and run.quantization.quantization_bit is None:
+    adds = ADAPTERS.get(run.finetuning_type).adds_weights
+    if adds and run.quantization.quantization_bit is None and not is_sharded:
         low = replace(run, quantization=replace(run.quantization, quantization_bit=4))
         layers = frozenset(
             name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.mcore import under_mcore
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import quiet
@@ -60,7 +61,7 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if run.model.use_unsloth or run.kt.use_kt:
+    if run.model.use_unsloth or run.kt.use_kt or under_mcore(run):
         return "another library loads and trains the model"
     if run.optimizers:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
@@ -68,6 +69,8 @@ def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
         return "its kernels are chosen while it runs"
     if run.parallel.sp_size > 1:
         return "the tokens of a batch are spread over processes"
+    if run.parallel.tp_size > 1:
+        return "each layer is split over processes"
     if text.media is not None and set(text.media.marks) != {"image"}:
         return "its videos and audio take memory by their length"
     return None

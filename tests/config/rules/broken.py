@@ -1,9 +1,10 @@
 """Runs that break the rules, at least one for each rule: the keys, and the key that is blamed."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from luthier.config.keys.mcore import SIZES
 from luthier.config.rules.optim import LIBRARIES
 
 BASES: dict[str, dict[str, Any]] = {
@@ -270,7 +271,7 @@ TRAINING = [
         Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
         for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
     ),
-    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MCA", "USE_MEGATRON_BRIDGE")),
+    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MEGATRON_BRIDGE")),
     Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
     *(
         Case({key: value}, environment={"USE_RAY": "1"})
@@ -559,6 +560,87 @@ PARALLEL = [
         {"compute_accuracy": True},
     ),
 ]
+FULL = {"finetuning_type": "full", "dataset": "d"}
+MCORE = [
+    replace(case, environment={"USE_MCA": "1"})
+    for case in (
+        *cases(FULL, *({key: 0} for key in (*SIZES, "virtual_pipeline_model_parallel_size", "recompute_num_layers"))),
+        *cases(FULL, {"sequence_parallel": True}),
+        *cases(FULL, {"stage": "rm"}),
+        Case({"finetuning_type": "lora"}),
+        Case({"finetuning_type": "lora", "quantization_bit": 4}),
+        *cases(
+            FULL,
+            *({key: True} for key in ("enable_liger_kernel", "shift_attn", "use_unsloth", "use_kt")),
+            {"mixture_of_depths": "convert"},
+            *({key: True} for key in ("train_from_scratch", "resize_vocab", "torch_compile", "fp8", "streaming")),
+            *({key: "new"} for key in ("add_tokens", "add_special_tokens", "new_special_tokens_config")),
+            {"neftune_noise_alpha": 5},
+            {"profile_modules": "*.mlp"},
+            {"rope_scaling": "yarn"},
+            *({key: True} for key in ("use_dft_loss", "use_eaft_loss", "use_asft_loss", "compute_accuracy")),
+            {"label_smoothing_factor": 0.1},
+            {"moe_aux_loss_coef": 0.1},
+            {"eval_tasks": "perplexity"},
+            *({key: True} for key in ("predict_with_generate", "do_predict", "neat_packing", "packing")),
+            {"load_best_model_at_end": True},
+            {"deepspeed": {"zero_optimization": {"stage": 2}}},
+            {"fsdp": True},
+            {"sp_size": 2},
+            {"tp_size": 2},
+            {"optim": "sgd"},
+            {"on_nonfinite": "skip"},
+            {"save_on_signal_seconds": 5},
+        ),
+    )
+]
+MCORE += [Case({}, "USE_MCA", environment={"USE_MCA": "1", "USE_RAY": "1"})]
+SPLIT = {"tp_size": 2, "save_strategy": "no", "finetuning_type": "full"}
+TENSOR_PARALLEL = [
+    Case({"tp_size": 0}),
+    Case({"save_strategy": "no", "finetuning_type": "full", "stage": "rm", "tp_size": 2}),
+    Case({"save_strategy": "no", "finetuning_type": "oft", "tp_size": 2}),
+    Case({"finetuning_type": "full", "tp_size": 2}),
+    *cases(
+        SPLIT,
+        {"optim": "adafactor"},
+        {"max_steps": 1, "streaming": True},
+        {"torch_compile": True},
+        {"load_best_model_at_end": True},
+        {"resume_from_checkpoint": "somewhere"},
+        {"predict_with_generate": True},
+        {"do_predict": True},
+        {"eval_tasks": "perplexity"},
+        {"use_asft_loss": True},
+        {"enable_liger_kernel": True},
+        {"shift_attn": True},
+        {"use_unsloth": True},
+        {"use_kt": True},
+        {"fp8": True},
+        {"train_from_scratch": True},
+        {"mixture_of_depths": "convert"},
+        {"moe_aux_loss_coef": 0.1},
+        {"resize_vocab": True},
+        {"add_tokens": "new"},
+        {"add_special_tokens": "<new>"},
+        {"new_special_tokens_config": "tokens.yaml"},
+        {"sp_size": 2},
+        {"fsdp": True},
+        {"deepspeed": {}},
+        {"accelerator_config": {"dispatch_batches": True}},
+        {"train_sampling_strategy": "batch_rebalance"},
+        {"on_nonfinite": "rollback"},
+    ),
+    *cases(
+        {**SPLIT, "finetuning_type": "lora"},
+        {"quantization_bit": 4},
+        {"adapter_name_or_path": "a"},
+        {"additional_target": "embed_tokens"},
+        {"use_dora": True},
+        {"pissa_init": True},
+        {"use_llama_pro": True},
+    ),
+]
 
 EVALUATED = [
     *cases(
@@ -583,5 +665,16 @@ EVALUATED = [
 ]
 CASES = [
     *(MODEL + QUANTIZED + UNSLOTH + KT + DATA + TRAINING),
-    *(ADAPTERS + STAGE + OPTIMIZERS + ANSWERS_AND_EXPORT + ENGINES + RECOVERY + PARALLEL + EVALUATED),
+    *(
+        ADAPTERS
+        + STAGE
+        + OPTIMIZERS
+        + ANSWERS_AND_EXPORT
+        + ENGINES
+        + RECOVERY
+        + PARALLEL
+        + TENSOR_PARALLEL
+        + MCORE
+        + EVALUATED
+    ),
 ]
