@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 MODEL := models/SmolLM2-135M-Instruct.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api bench-board methods clean
+.PHONY: help install quickstart test test-all check format keys bench bench-peers check-gpu bench-all bench-startup bench-train bench-qlora bench-data bench-load bench-plan bench-generate bench-rollouts bench-eval bench-api bench-board bench-media methods clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ bench-eval: $(VENV)/.installed $(MODEL)  ## multiple-choice questions against lm
 
 bench-plan: $(VENV)/.installed $(MODEL)  ## planned against measured peak memory of runs of different methods and lengths
 	$(BIN)/python -m benchmarks.bench_plan
+
+bench-media: $(VENV)/.installed  ## CPU seconds of preparing a long video and 1,000 audio files against reading them; needs torchvision
+	$(BIN)/python -m benchmarks.bench_media
 
 bench-api: $(VENV)/.installed $(MODEL)  ## what HTTP adds to the time of one caller
 	$(BIN)/python -m benchmarks.bench_api

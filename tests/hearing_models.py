@@ -30,6 +30,33 @@ def tiny_qwen2_audio(folder: Path, *, seed: int = 0, text: Mapping[str, Any] | N
     return saved(folder, config, processor, seed)
 
 
+def gemma3n_without_weights(folder: Path) -> Path:
+    """The config and the processor of Gemma 3n, which writes six tokens for each file here, and 188 as it is published.
+    Its model needs timm."""
+    from transformers import Gemma3nAudioFeatureExtractor, Gemma3nConfig, Gemma3nProcessor, SiglipImageProcessorPil
+
+    names = {"image": "image", "boi": "image_begin", "eoi": "image_end"}
+    names |= {"audio": "audio", "boa": "audio_begin", "eoa": "audio_end"}
+    tokenizer = media_tokenizer(**{f"{name}_token": f"<{word}>" for name, word in names.items()})
+    parts = "{% if part.type == 'audio' %}<audio>{% else %}{{ part.text }}{% endif %}"
+    processor = Gemma3nProcessor(
+        Gemma3nAudioFeatureExtractor(),
+        SiglipImageProcessorPil(),
+        tokenizer,
+        chat_template=(
+            "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
+            "{{ message.content }}{% else %}{% for part in message.content %}"
+            + parts
+            + "{% endfor %}{% endif %}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        ),
+        audio_seq_length=6,
+    )
+    processor.save_pretrained(folder)
+    Gemma3nConfig(text_config={"vocab_size": 320}, audio_soft_tokens_per_image=6).save_pretrained(folder)
+    return folder
+
+
 AUDIO = {
     "model_type": "qwen2_audio_encoder",
     "num_mel_bins": 32,

@@ -91,7 +91,10 @@ def repeated(media: "Mapping[str, Tensor]", num_parts: int) -> "dict[str, Tensor
     """The inputs for the items of all parts. Their first dimension goes from row to row or from item to item."""
     if num_parts == 1:
         return dict(media)
-    return {name: values.repeat(num_parts, *[1] * (values.dim() - 1)) for name, values in media.items()}
+    return {
+        name: values.repeat(num_parts, *[1] * (values.dim() - 1)) if values.dim() else values
+        for name, values in media.items()
+    }
 
 
 def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

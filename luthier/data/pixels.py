@@ -23,6 +23,7 @@ from luthier.data.media.kinds import (
     Shape,
     arguments_for,
     kind_of,
+    listens_to_videos,
     load,
     marks_of,
     media_kind,
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets")
 """What a processor returns of the text; all else is for the model."""
+SOUND_OF_VIDEOS = "use_audio_in_video"
+"""The argument of a model that hears its videos: whether those of the batch have their sound among their frames."""
 SMALLEST: Mapping[str, Shape] = {
     "image": Shape("image", (28, 28)),
-    "video": Shape("video", (56, 56, 2, 2.0, 1.0, 0, 1)),
+    "video": Shape("video", (56, 56, 2, 2.0, 1.0, 0, 0, 1)),
     "audio": Shape("audio", (4_000, 16_000)),
 }
 """What stands in for an item of a kind."""
@@ -135,15 +138,20 @@ class Pixels:
 
     def processed(self, samples: Sequence[Sequence[Loaded]]) -> "tuple[dict[str, Tensor], list[list[str]]]":
         """(what the model takes, what the processor writes for each item of each sample)."""
+        import torch
+
         marks = marks_of(self.processor)
+        given = arguments_for(samples, self.processor)
         found = self.processor(
             text=["".join(marks[loaded.kind] for loaded in sample) for sample in samples],
             text_kwargs={"return_tensors": None},  # rows have different numbers of items
             return_text_replacement_offsets=True,
-            **arguments_for(samples, self.processor),
+            **given,
         )
         written = [[piece["replacement"] for piece in pieces] for pieces in found["text_replacement_offsets"]]
         media = {name: self._fitting(value) for name, value in found.items() if name not in TEXT_KEYS}
+        if given.get("load_audio_from_video"):
+            media[SOUND_OF_VIDEOS] = torch.tensor(True)
         return media, written
 
     def _fitting(self, given: "Tensor | list[float]") -> "Tensor":
@@ -216,6 +224,8 @@ class Pixels:
         if not self.stands_in:
             return []
         present = {kind_of(item).name for row in rows for item in row["images"]}
+        if "video" in present and listens_to_videos(self.processor):
+            present.add("audio")
         return [name for name in self.kinds if name not in present]
 
     def stand_in(self, name: str) -> dict[str, list[int]]:

@@ -34,7 +34,8 @@ def concatenate_slice(rows: Sequence[Features], part: int, num_parts: int) -> di
     length = (num_tokens + num_filled) // num_parts
     start = part * length
     own = (row["positions"] >= start) & (row["positions"] < start + length)
-    targets = {name: row[name][own] for name in ("positions", "targets", "target_rows", "weights") if name in row}
+    names = ("positions", "targets", "target_rows", "weights")
+    targets: dict[str, Any] = {name: row[name][own] for name in names if name in row}
     return {
         **row,
         **{name: row[name][:, start : start + length].contiguous() for name in ("input_ids", "position_ids")},

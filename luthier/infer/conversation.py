@@ -43,14 +43,18 @@ class Conversation:
         self.shown = (*self.shown, _readable(path, media_kind(kind)))
 
     def ask(
-        self, text: str, images: Sequence[str] = (), videos: Sequence[str] = (), audios: Sequence[str] = ()
+        self,
+        text: str,
+        images: Sequence[str] = (),
+        videos: Sequence[str | Sequence[str]] = (),
+        audios: Sequence[str] = (),
     ) -> list[int]:
         """Add a message with the items that were shown, and with those that are given as paths, before its text; return
-        the prompt ids for its answer."""
+        the prompt ids for its answer. A video may be a list of the paths of its frames."""
         assert len(self.history) % 2 == 0, "the last question has no answer yet"
         if has_place(text):
             raise InvalidInput("the text holds a character that Unicode keeps for programs (U+FDD0 to U+FDD4)")
-        given = {"image": images, "video": videos, "audio": audios}
+        given: dict[str, Sequence[str | Sequence[str]]] = {"image": images, "video": videos, "audio": audios}
         more = (*self.shown, *(_readable(path, media_kind(name)) for name, paths in given.items() for path in paths))
         places = "".join(kind_of(item).place for item in more)
         question = Message("observation" if self.awaits_tool_result else "user", places + text)
@@ -102,12 +106,15 @@ class Conversation:
         )
 
 
-def _readable(path: str, kind: MediaKind) -> str:
-    """The item in a file. Raises `InvalidInput`."""
-    name = str(Path(path).expanduser().absolute())
-    if not Path(name).is_file():
-        raise InvalidInput(f"{kind.name}: {path}: there is no such file")
+def _readable(given: str | Sequence[str], kind: MediaKind) -> str:
+    """The item in a file, or in the files of the frames of a video. Raises `InvalidInput`."""
+    paths = []
+    for path in [given] if isinstance(given, str) else given:
+        paths.append(str(Path(path).expanduser().absolute()))
+        if not Path(paths[-1]).is_file():
+            raise InvalidInput(f"{kind.name}: {path}: there is no such file")
     try:
+        name = paths[0] if isinstance(given, str) else kind.path_of(paths, "the list")
         kind.measured(name)
     except RowError as fault:
         raise InvalidInput(f"{kind.name}: {fault}") from fault

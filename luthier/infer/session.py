@@ -35,12 +35,13 @@ class ChatSession:
         text: str,
         settings: Settings | None = None,
         images: Sequence[str] = (),
-        videos: Sequence[str] = (),
+        videos: Sequence[str | Sequence[str]] = (),
         audios: Sequence[str] = (),
     ) -> Generator[str, None, Answer]:
         """Yields the answer to `text` in pieces. If the caller stops early, the pieces so far become the answer.
 
-        `images`, `videos`, `audios`: paths of files that stand before the text.
+        `images`, `videos`, `audios`: paths of files that stand before the text; a video may be a list of the paths of
+        its frames.
 
         Raises `InvalidInput` if the conversation leaves no room for an answer, or the chat format cannot write it.
         """
@@ -84,10 +85,11 @@ class ChatSession:
         text: str,
         settings: Settings | None = None,
         images: Sequence[str] = (),
-        videos: Sequence[str] = (),
+        videos: Sequence[str | Sequence[str]] = (),
         audios: Sequence[str] = (),
     ) -> str:
-        """The whole answer to `text`. `images`, `videos`, `audios`: paths of files that stand before it."""
+        """The whole answer to `text`. `images`, `videos`, `audios`: paths of files that stand before it; a video may be
+        a list of the paths of its frames."""
         return "".join(self.stream(text, settings, images, videos, audios))
 
     @property

@@ -87,6 +87,15 @@ def load_processor(
     return processor, outcome.changes
 
 
+def processor_class(source: ModelSource) -> str | None:
+    """The class that the files of a processor name, which are read without the libraries that it needs."""
+    for file in _find(source.name, source.access):
+        name = read_json(file).get("processor_class") if file.suffix == ".json" else None
+        if isinstance(name, str):
+            return name
+    return None
+
+
 @contextmanager
 def _libraries_available(name: str) -> Iterator[None]:
     """Around loading: a library that transformers misses becomes `MissingExtra`."""

@@ -69,6 +69,8 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
         return {}, stop.was_interrupted
     metrics = dict(output.metrics) | {"train_tokens_per_second": round(trainer.throughput(), 2)}
     if trainer.parts.has_images:
-        info(trainer.waiting.remark(metrics["train_runtime"], trainer.args.dataloader_num_workers))
+        seconds, num_workers = metrics["train_runtime"], trainer.args.dataloader_num_workers
+        info(trainer.waiting.remark(seconds, num_workers))
         metrics["train_image_wait_seconds"] = round(trainer.waiting.seconds, 2)
+        metrics["train_workers_needed"] = trainer.waiting.workers_needed(seconds, num_workers)
     return metrics | {"epoch": trainer.state.epoch}, stop.was_interrupted

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError
 from luthier.core.log import info
 from luthier.data.collate import Layout, concatenate_rows, model_inputs
-from luthier.data.media.kinds import Loaded, Shape, media_kind
+from luthier.data.media.kinds import Loaded, Shape, listens_to_videos, media_kind
 from luthier.data.pixels import Pixels, Sample
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.modules import unwrap
@@ -33,10 +33,13 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """How models call the argument that tells tokens of text and of media apart."""
 _TRIED = {
     "image": (Shape("image", (28, 56)), Shape("image", (56, 84))),
-    "video": (Shape("video", (56, 56, 4, 2.0, 2.0, 0, 1, 2, 3)), Shape("video", (56, 84, 4, 2.0, 2.0, 0, 1, 2, 3))),
+    "video": (
+        Shape("video", (56, 56, 4, 2.0, 2.0, 16_000, 0, 1, 2, 3)),
+        Shape("video", (56, 84, 4, 2.0, 2.0, 12_000, 0, 1, 2, 3)),
+    ),
     "audio": (Shape("audio", (4_000, 16_000)), Shape("audio", (6_000, 16_000))),
 }
-"""Two items of each kind."""
+"""Two items of each kind; videos with sound, for a processor that listens to them."""
 
 
 def pixels_for(model: "nn.Module", text: "TextSide", *, stands_in: bool = False) -> Pixels | None:
@@ -180,7 +183,7 @@ def shared_by_rows(
     reason = None if keeps or run.model.fast_path else "fast_path is false"
     if not keeps and not _repeats_prompts(run, stage):
         return pixels
-    if "audio" in pixels.kinds:
+    if "audio" in pixels.kinds or listens_to_videos(pixels.processor):
         reason = "no model takes features of audio"
     elif args.deepspeed_plugin is not None or args.torch_compile:
         reason = "DeepSpeed and torch_compile run the model as it is"

@@ -13,9 +13,9 @@ from luthier.data.cache.provenance import IMAGES_KEY, KINDS_KEY, read_record
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.template_slots import choose_template
-from luthier.data.media.blocks import MediaProcessor
+from luthier.data.media.blocks import MediaProcessor, require_supported
 from luthier.data.media.expand import BARE, MediaSide, slots_of
-from luthier.data.media.kinds import media_kind
+from luthier.data.media.kinds import listens_to_videos, media_kind
 from luthier.data.rows.encoding import Encoding
 from luthier.data.sources.catalog import declared_media
 from luthier.data.templates import Template
@@ -142,7 +142,7 @@ def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> 
 
     Raises `ModelError` for a model that reads text only, or not these kinds, and `MissingExtra` without a library that
     the processor or the files need."""
-    from luthier.model.processor import load_processor, reads_text_only
+    from luthier.model.processor import load_processor, processor_class, reads_text_only
 
     if reads_text_only(source):
         words = " and ".join(media_kind(name).plural for name in kinds) or "images"
@@ -155,12 +155,12 @@ def load_media(run: "Run", source: ModelSource, kinds: tuple[str, ...] = ()) -> 
         raise ModelError(
             "split_special_tokens: true would write the tokens of media as text -> leave it out for data with media"
         )
-    if run.given.get("use_audio_in_video") and (not kinds or "video" in kinds):
-        raise ModelError("use_audio_in_video: this version reads the frames of a video only -> leave it out")
+    require_supported(processor_class(source), kinds)
     for name in kinds:
         media_kind(name).require_libraries()
     processor, _ = load_processor(source, given_limits(run))
-    return MediaProcessor(processor, kinds)
+    hears_too = "video" in kinds and "audio" not in kinds and listens_to_videos(processor)
+    return MediaProcessor(processor, (*kinds, "audio") if hears_too else kinds)
 
 
 def media_side(

@@ -9,7 +9,7 @@ from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.merged import load_for_export
-from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, reads_text_only
+from luthier.model.processor import PROCESSOR_FILES, copy_processor, fit_processor, processor_class, reads_text_only
 from luthier.model.save import write_model
 from luthier.run import check
 from luthier.workflow.export import export
@@ -52,6 +52,11 @@ def area_in(folder):
     """Least and most pixels, as plain transformers reads them from a saved folder."""
     size = AutoProcessor.from_pretrained(folder).image_processor.size
     return size.shortest_edge, size.longest_edge
+
+
+def test_the_class_is_read_without_loading_it(areas_folder, tmp_path):
+    assert processor_class(ModelSource(str(areas_folder))) == "PaddleOCRVLProcessor"
+    assert processor_class(ModelSource(str(tmp_path))) is None
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

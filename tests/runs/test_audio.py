@@ -13,7 +13,7 @@ import luthier
 from luthier.core.errors import DataError, InvalidInput, ModelError
 from luthier.data.collate import concatenate_rows, pad_rows
 from luthier.training.parts import collator
-from tests.hearing_models import talk, tiny_qwen2_audio, tone
+from tests.hearing_models import gemma3n_without_weights, talk, tiny_qwen2_audio, tone
 from tests.matrix import representatives
 from tests.media_models import SAMPLING, SHORT_RUN
 from tests.runs.test_images import STAGES, losses
@@ -79,7 +79,7 @@ def keys(tmp_path_factory) -> dict[str, Any]:
     return write(tmp_path_factory.mktemp("hear"))
 
 
-def rows_of(keys: dict[str, Any], **more: Any):
+def rows_of(keys: dict[str, Any], *, needs_weights: bool = True, **more: Any):
     """(rows, encoding) of a run's data."""
     from luthier.config.load import load_train
     from luthier.core.kinds import STAGES as KINDS
@@ -87,7 +87,7 @@ def rows_of(keys: dict[str, Any], **more: Any):
     from luthier.workflow.text import load_text_side
 
     run = load_train({**keys, "output_dir": "unused", **more})
-    text = load_text_side(run)
+    text = load_text_side(run, needs_weights=needs_weights)
     return prepare(run, KINDS.get(run.stage).rows, text.encoding), text
 
 
@@ -253,6 +253,45 @@ def test_a_model_that_does_not_hear_is_refused_before_data_are_read(keys, tmp_pa
         ModelError, match="audio: LlavaProcessor: it has no token that stands for audio -> take another"
     ):
         luthier.train(given)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "processor", "why"),
+    [
+        ("voxtral", "VoxtralProcessor", "its chat template is part of the library mistral_common"),
+        ("granite_speech", "GraniteSpeechProcessor", "its model switches on an adapter of its own"),
+    ],
+)
+def test_models_whose_audio_is_not_trained_are_refused_by_name(keys, tmp_path, model_type, processor, why):
+    """Before data are read, and without the libraries that their processors need."""
+    from transformers import AutoConfig
+
+    from tests.tiny import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({"processor_class": processor}))
+    info = json.loads((Path(keys["dataset_dir"]) / "dataset_info.json").read_text())
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"rows": info["rows"]}))
+    (tmp_path / "rows.json").write_text("no rows")
+    given = {**keys, "dataset_dir": str(tmp_path), "train_from_scratch": True, "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=f"^audio: {processor}: {why}.* -> take another model, or remove the column"):
+        luthier.train({**given, "model_name_or_path": str(tmp_path / "model")})
+
+
+def test_gemma3n_writes_equally_many_tokens_for_each_file(keys, tmp_path):
+    """Its ids are those of its processor, whose window is 30 seconds."""
+    folder = gemma3n_without_weights(tmp_path / "model")
+    data, text = rows_of({**keys, "model_name_or_path": str(folder)}, needs_weights=False)
+    processor = text.media.processor
+    rows = json.loads((Path(keys["dataset_dir"]) / "rows.json").read_text())
+    for number, row in enumerate(rows):
+        messages = as_talk(keys, row, row["messages"][1]["content"])
+        own = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
+        assert list(data.table[number]["input_ids"]) == list(own)
+        assert list(own).count(processor.audio_token_id) == 6 * len(row["audios"])
+    account = data.ledger.accounts["rows"]
+    assert (account.audios, account.media_cut) == (9, 0)
 
 
 def test_a_conversation_about_sounds_is_that_of_training(keys, tmp_path):

@@ -9,6 +9,7 @@ import yaml
 
 import luthier
 from luthier.core.errors import InvalidInput
+from luthier.workflow.predict import PREDICTIONS_FILE
 from tests.matrix import representatives
 from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, start_several, start_two
 from tests.small_world import losses, small_world
@@ -16,11 +17,18 @@ from tests.tiny import tiny_llama
 
 NUM_TOKENS, NUM_STEPS, SAVED_STEP = 4096, 2, 1
 FSDP = {"fsdp": True, "fsdp_config": {"fsdp_state_dict_type": "FULL_STATE_DICT"}}
+PREDICTED = {"do_predict": True, "predict_with_generate": True, "max_new_tokens": 4}
 CASES: dict[str, dict[str, Any]] = {
     "sft full": {"finetuning_type": "full"},
     "sft lora": {"finetuning_type": "lora", "lora_target": "all"},
     "sft packed": {"finetuning_type": "full", "packing": True},
     "sft neatly packed": {"finetuning_type": "lora", "lora_target": "all", "neat_packing": True},
+    "sft long prompts": {
+        "finetuning_type": "full",
+        "dataset": "prompts",
+        "per_device_train_batch_size": 1,
+        **PREDICTED,
+    },
     "sft weighted": {"finetuning_type": "full", "dataset": "weighted", "use_dft_loss": True},
     "pt full": {"stage": "pt", "dataset": "texts", "finetuning_type": "full"},
     "pt lora": {"stage": "pt", "dataset": "texts", "finetuning_type": "lora", "lora_target": "all"},
@@ -41,9 +49,12 @@ def world(tmp_path_factory) -> dict[str, Any]:
         for number in range(1000, 1030)
     ]
     (data / "long.json").write_text(json.dumps(rows), encoding="utf-8")
+    prompts = [{"instruction": "very " * (650 + 5 * n) + "long", "output": f"short {n}"} for n in range(20)]
+    (data / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
     texts = [{"text": f"This is line {n} of a plain text.\n" * (60 + 3 * n)} for n in range(40)]
     (data / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    more = {"long": {"file_name": "long.json"}, "texts": {"file_name": "texts.json", "columns": {"prompt": "text"}}}
+    more = {name: {"file_name": f"{name}.json"} for name in ("long", "prompts")}
+    more["texts"] = {"file_name": "texts.json", "columns": {"prompt": "text"}}
     info = json.loads((data / "dataset_info.json").read_text())
     (data / "dataset_info.json").write_text(json.dumps({**info, **more}))
     return {
@@ -96,6 +107,9 @@ def test_two_processes_that_share_tokens_are_one(case, world, of_two, tmp_path):
     assert evaluation["eval_loss"] == pytest.approx(alone.metrics["eval"]["eval_loss"], abs=1e-5)
     found, expected = loaded(folder), loaded(tmp_path / "alone")
     assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
+    if "do_predict" in keys:
+        texts = [(out / PREDICTIONS_FILE).read_text() for out in (folder, tmp_path / "alone")]
+        assert texts[0] == texts[1] and texts[0].count("\n") == world["val_size"]
 
 
 def test_one_process_cannot_share_tokens(world, tmp_path):

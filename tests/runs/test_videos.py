@@ -1,6 +1,8 @@
 """Runs on videos: the ids are those of the processor, a batch has the loss of its rows alone, and stages learn."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import luthier
-from luthier.core.errors import ModelError
+from luthier.core.errors import InvalidInput, ModelError
+from luthier.data.media.frames import listed
 from tests import films
 from tests.hearing_models import tone
 from tests.matrix import representatives
@@ -126,20 +129,26 @@ def whole_video(path: Path):
     return frames, VideoMetadata(len(frames), fps=8.0, width=64, height=48, duration=len(frames) / 8)
 
 
-def processors_own(processor: Any, folder: Path, row: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What the processor makes of a row; it samples the frames of whole videos itself."""
+def parts_of(text: str) -> list[dict[str, str]]:
+    """A content as processors take it, of one with tags."""
+    pieces = re.split("<(image|video|audio)>", text)
+    parts = [
+        {"type": "text", "text": piece} if number % 2 == 0 else {"type": piece} for number, piece in enumerate(pieces)
+    ]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def processors_own(
+    processor: Any, folder: Path, row: dict[str, Any], heard: Mapping[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
+    """What the processor makes of a row; it samples the frames of whole videos itself. `heard`: the sound of videos,
+    which stand before audio files."""
     from PIL import Image
     from transformers.audio_utils import load_audio
 
-    question, answer = row["messages"]
-    places = {"<video>": {"type": "video"}, "<image>": {"type": "image"}, "<audio>": {"type": "audio"}}
-    parts, text = [], question["content"]
-    while text:
-        at, tag = min((text.find(tag) % (len(text) + 1), tag) for tag in places)
-        parts += [{"type": "text", "text": text[:at]}] * bool(at) + [places[tag]] * (at < len(text))
-        text = text[at + len(tag) :]
-    words = [{"type": "text", "text": answer["content"]}]
-    text = processor.apply_chat_template([{**question, "content": parts}, {**answer, "content": words}])
+    text = processor.apply_chat_template(
+        [{**message, "content": parts_of(message["content"])} for message in row["messages"]]
+    )
     given: dict[str, Any] = {}
     if row["images"]:
         given["images"] = [[Image.open(folder / name) for name in row["images"]]]
@@ -152,12 +161,21 @@ def processors_own(processor: Any, folder: Path, row: dict[str, Any]) -> dict[st
         given["videos_kwargs"] = settings
     if row["audios"]:
         given["audio"] = [load_audio(str(folder / name), 16_000, backend="soundfile") for name in row["audios"]]
+    if heard is not None and row["videos"]:
+        given["audio"] = [*(heard[name] for name in row["videos"]), *given.get("audio", ())]
+        sources = [*range(len(row["videos"])), *[None] * len(row["audios"])]
+        given |= {"load_audio_from_video": True, "audio_from_video_indices": sources}
     types = {"return_mm_token_type_ids": True}
     return processor(text=[text], return_tensors="pt", **given, **types)
 
 
 @pytest.mark.parametrize("family", SLOTS)
 def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(worlds, family):
+    require_same_ids_and_losses(worlds(family))
+
+
+def require_same_ids_and_losses(keys: dict[str, Any], heard: Mapping[str, Any] | None = None) -> None:
+    """As transformers alone: the ids of each row, and the loss of all in one batch, padded and concatenated."""
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.heads.output_head import inspect_head
     from luthier.model.types import Models
@@ -165,7 +183,6 @@ def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(wor
     from luthier.training.parts import collator
     from luthier.workflow.seeing import pixels_of, samples_with_media
 
-    keys = worlds(family)
     data, text = rows_of(keys)
     processor, folder = text.media.processor, Path(keys["dataset_dir"])
     rows = json.loads((folder / "rows.json").read_text())
@@ -176,15 +193,16 @@ def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(wor
     types = "mm_token_type_ids"
     expected = 0.0
     for own, row in zip(made, rows, strict=True):
-        inputs = processors_own(processor, folder, row)
+        inputs = processors_own(processor, folder, row, heard)
         assert list(own["input_ids"]) == inputs["input_ids"][0].tolist(), row
         pixels = pixels_of(model, text.media)
         if pixels.token_types is None:
             inputs.pop(types, None)
         elif pixels.token_types != types:
             inputs[pixels.token_types] = inputs.pop(types)
+        sounds = {"use_audio_in_video": True} if heard is not None and row["videos"] else {}
         with torch.no_grad():
-            logits = model(**inputs).logits[0]
+            logits = model(**inputs, **sounds).logits[0]
         labels = torch.tensor(own["labels"])
         expected += torch.nn.functional.cross_entropy(logits[:-1], labels[1:], reduction="sum").item()
     reason = isolates_samples(model, lambda base: samples_with_media(pixels))
@@ -220,6 +238,12 @@ def test_a_conversation_about_a_video(worlds, tmp_path):
     assert list(ids) == prompt
     session.conversation.unanswered()
     assert isinstance(session.ask("what?", videos=[str(folder / "short.mkv")]), str)
+    frames = [str(draw(tmp_path / f"{number}.png", height=56, width=84, seed=number)) for number in range(4)]
+    assert isinstance(session.ask("and this?", videos=[frames]), str)
+    row = session.conversation.as_row()
+    assert [listed(path) for path in row["videos"][1:]] == [frames]
+    with pytest.raises(InvalidInput, match=r"^video: nowhere\.png: there is no such file$"):
+        session.ask("what?", videos=[[frames[0], "nowhere.png"]])
 
 
 def test_images_and_videos_that_the_model_cannot_take_together(worlds, tmp_path):

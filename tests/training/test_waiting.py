@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from luthier.training.waiting import Waiting
 
 
@@ -24,7 +26,21 @@ def test_only_the_time_of_the_iterator_counts():
 def test_the_remedy_is_named_where_waiting_is_long():
     waiting = Waiting()
     waiting.seconds = 2.0
-    assert waiting.remark(100.0, 0) == "training waited 2.0 s for images, 2% of its time"
-    waiting.seconds = 30.0
-    assert "-> dataloader_num_workers: 2 or more" in waiting.remark(100.0, 0)
-    assert "-> a larger dataloader_num_workers" in waiting.remark(100.0, 2)
+    assert waiting.remark(100.0, 0) == "training waited 2.0 s for images, videos and audio, 2% of its time"
+    assert [waiting.workers_needed(100.0, number) for number in (0, 2)] == [0, 2], "there are enough"
+    waiting.seconds = 80.0
+    assert waiting.remark(100.0, 0).endswith(
+        "-> dataloader_num_workers: 4 would have been enough, with a core for each"
+    )
+
+
+@pytest.mark.parametrize(
+    ("making", "computing", "enough"), [(4.0, 1.0, 4), (3.0, 2.0, 2), (5.0, 2.0, 3), (1.0, 2.0, 1)]
+)
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_the_workers_that_would_have_been_enough(making, computing, enough, num_workers):
+    """Of 1,000 batches, each takes `making` seconds in one process, and `computing` in the model."""
+    waiting = Waiting()
+    pace = max(computing, making / num_workers) if num_workers else making + computing
+    waiting.seconds = 1000 * (pace - computing)
+    assert waiting.workers_needed(1000 * pace, num_workers) == max(enough, num_workers)

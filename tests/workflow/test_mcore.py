@@ -97,9 +97,7 @@ def test_keys_are_checked_without_the_library(mcore, world):
 
 
 def test_its_memory_is_not_planned(mcore, world):
-    assert (
-        unplanned_reason(load_train(world), SimpleNamespace(media=None)) == "another library loads and trains the model"
-    )
+    assert unplanned_reason(load_train(world)) == "another library loads and trains the model"
 
 
 def test_gguf_files_are_not_read():

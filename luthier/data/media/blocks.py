@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, RowError
 from luthier.core.versions import library_version
-from luthier.data.media.kinds import Loaded, Shape, arguments_for, marks_of, media_kind, media_kinds, shape_of
+from luthier.data.media.kinds import (
+    Loaded,
+    Shape,
+    arguments_for,
+    listens_to_videos,
+    marks_of,
+    media_kind,
+    media_kinds,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from luthier.data.chat.encoder import Encoder
@@ -24,12 +33,24 @@ _UNSUPPORTED: Mapping[str, str] = {
     "PaliGemmaProcessor": "it adds tokens to each prompt itself, and takes no row without an image",
     "MllamaProcessor": "its images enter by cross attention, which needs a mask of tokens, images and tiles",
     "VoxtralProcessor": "its chat template is part of the library mistral_common, and takes no text here",
+    "GraniteSpeechProcessor": "its model switches on an adapter of its own for audio, which is not trained here",
 }
 """Class of a processor -> why no model with it can be trained on media yet."""
 _APART = ("Glm4vProcessor", "Glm46VProcessor", "SmolVLMProcessor")
 """Their models take the pixels of images or those of videos, not both at once: videos are written with the token of
 images, or have the same name as an input."""
 _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError, AttributeError)
+
+
+def require_supported(name: str | None, needs: Sequence[str] = ()) -> None:
+    """Raises `ModelError` for a class of processors that cannot be used. `needs`: the kinds in the data."""
+    if name is not None and name in _UNSUPPORTED:
+        raise _unusable(name, _UNSUPPORTED[name], (*needs, "image")[0])
+
+
+def _unusable(name: str, why: str, kind: str) -> ModelError:
+    plural = media_kind(kind).plural
+    return ModelError(f"{plural}: {name}: {why} -> take another model, or remove the column of {plural}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +69,16 @@ class MediaProcessor:
 
     def __post_init__(self) -> None:
         name = type(self.processor).__name__
+        require_supported(name, self.needs)
         known = marks_of(self.processor)
         missing = [kind for kind in self.needs or (() if known else ("image",)) if kind not in known]
-        why = _UNSUPPORTED.get(name)
-        if why is None and missing:
-            why = f"it has no token that stands for {media_kind(missing[0]).noun}"
-        if why is None and self.is_apart and {"image", "video"} <= set(self.needs):
+        if missing:
+            raise _unusable(name, f"it has no token that stands for {media_kind(missing[0]).noun}", missing[0])
+        if self.is_apart and {"image", "video"} <= set(self.needs):
             raise ModelError(
                 f"images, videos: {name}: its model takes one of the two in a batch -> train on them in two runs, or"
                 " take another model"
             )
-        if why is not None:
-            plural = media_kind((*missing, *self.needs, "image")[0]).plural
-            raise ModelError(f"{plural}: {name}: {why} -> take another model, or remove the column of {plural}")
 
     @property
     def is_apart(self) -> bool:
@@ -93,7 +111,8 @@ class MediaProcessor:
         """A hash of everything that decides the blocks."""
         own = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         tags = [kind.written_tag for kind in media_kinds()]
-        parts = (type(self.processor).__name__, own, library_version("transformers"), tags)
+        listens = ("sound of videos",) if listens_to_videos(self.processor) else ()
+        parts = (type(self.processor).__name__, own, library_version("transformers"), tags, *listens)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def shape(self, item: str) -> Shape:

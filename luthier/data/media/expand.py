@@ -17,7 +17,7 @@ from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.media.blocks import MediaProcessor
-from luthier.data.media.kinds import Shape, kind_of, path_in
+from luthier.data.media.kinds import Shape, kind_of, measure_for, path_in
 from luthier.data.media.tokens import as_block
 from luthier.data.types import PLACES, Span
 
@@ -96,7 +96,8 @@ class Seen:
         found = []
         for item in self.items:
             kind, path = kind_of(item), path_in(item)
-            reason, *quoted = kind.left(kind.measured(path), self.side.processor.processor)
+            processor = self.side.processor.processor
+            reason, *quoted = kind.left(measure_for(item, processor), processor)
             if reason:
                 found.append(RowError(f"{path!r} {reason}", repr(path), *quoted))
         return found

@@ -136,18 +136,26 @@ def require_readable(path: str, numbers: Sequence[int], fps: float) -> None:
 
 @contextmanager
 def _opened(path: str) -> "Iterator[tuple[Any, Any]]":
-    """(container, video stream). Faults of PyAV become `RowError`."""
+    """(container, video stream). Raises `RowError` for a file without frames."""
+    av = require("av", "video", "reading videos")
+    with opened(path) as container:
+        covers = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+        if not streams:
+            raise RowError(f"{path!r} has no frames: it holds sound or text alone", repr(path))
+        streams[0].thread_type = "AUTO"
+        yield container, streams[0]
+
+
+@contextmanager
+def opened(path: str) -> "Iterator[Any]":
+    """The container of a file. Faults of PyAV become `RowError`."""
     av = require("av", "video", "reading videos")
     try:
         if not os.path.getsize(path):
             raise RowError(f"{path!r} is an empty file, not a video", repr(path))
         with av.open(path, metadata_errors="ignore") as container:
-            covers = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & covers]
-            if not streams:
-                raise RowError(f"{path!r} has no frames: it holds sound or text alone", repr(path))
-            streams[0].thread_type = "AUTO"
-            yield container, streams[0]
+            yield container
     except (av.FFmpegError, OSError, ValueError) as fault:
         if isinstance(fault, RowError):
             raise

@@ -1,7 +1,7 @@
-"""The images of the largest batch: their pixels, and what the encoder takes that reads them.
+"""The images, videos and audio of the largest batch: their pixels, and what the encoders take that read them.
 
-The processor makes the pixels of that batch as it does in training. Then the encoder and the projector run on tensors
-without data, as the language model does (`luthier.workflow.plan.trace`), and the two traces become one:
+The processor makes the pixels of that batch as it does in training. Then the encoders and the projector run on tensors
+without data, as the language model does (`luthier.workflow.plan.trace`), and the traces become one:
 
     forward     encoder, whose activations stay if it learns; then the language model beside them
     backward    the language model, then the encoder beside all gradients of the language model
@@ -9,7 +9,7 @@ without data, as the language model does (`luthier.workflow.plan.trace`), and th
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from luthier.data.collate import repeated
-from luthier.data.pixels import Pixels
+from luthier.data.media.kinds import by_kind
+from luthier.data.pixels import SOUND_OF_VIDEOS, Pixels
 from luthier.data.rows.columns import BLOCKS, IMAGES, parts_of
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.modules import unwrap
@@ -30,17 +31,26 @@ if TYPE_CHECKING:
     from luthier.data.media.blocks import MediaProcessor
 
 aten = torch.ops.aten
+_ENCODERS = {"images": "get_image_features", "videos": "get_video_features", "audio": "get_audio_features"}
+"""What the function of a model is called that reads items of a kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Of one batch."""
+    """The items of one batch."""
 
+    plurals: tuple[str, ...]
+    """Of their kinds: images, videos, audio."""
     number: int
     num_tokens: int
     """Of the blocks of all parts."""
     inputs: Mapping[str, Tensor]
     """What the model takes for them; numbers are on the `meta` device, sizes and grids are not."""
+
+    @property
+    def named(self) -> str:
+        """images, videos"""
+        return ", ".join(self.plurals)
 
     @property
     def pixel_bytes(self) -> int:
@@ -63,18 +73,21 @@ class Seeing:
 def images_of(
     rows: Sequence[Mapping[str, Any]], media: "MediaProcessor | None", num_parts: int | None, dtype: torch.dtype
 ) -> Images | None:
-    """Those of the rows of a batch; None if they have none, or if the model reads text only.
+    """The items of the rows of a batch; None if they have none, or if the model reads text only.
 
     Raises `DataError` for a file that cannot be read.
     """
-    number = sum(len(row[IMAGES.name]) for row in rows)
-    if media is None or not number:
+    items = [item for row in rows for item in row[IMAGES.name]]
+    if media is None or not items:
         return None
     parts = parts_of(rows[0])[:num_parts]
     inputs = repeated(Pixels(media.processor, tuple(media.marks), dtype=dtype).inputs(rows), len(parts))
     blocks = [row[part + BLOCKS.name] for row in rows for part in parts]
     num_tokens = sum(sum(bounds[1::2]) - sum(bounds[::2]) for bounds in blocks)
-    return Images(number, num_tokens, {name: _without_data(values) for name, values in inputs.items()})
+    plurals = tuple(kind.plural for kind in by_kind(items))
+    if SOUND_OF_VIDEOS in inputs and "audio" not in plurals:
+        plurals = (*plurals, "audio")
+    return Images(plurals, len(items), num_tokens, {name: _without_data(values) for name, values in inputs.items()})
 
 
 def _without_data(values: Tensor) -> Tensor:
@@ -91,15 +104,9 @@ def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None) 
 
 def _trace(model: nn.Module, images: Images, half: torch.dtype | None) -> Seeing:
     base = unwrap(model)
-    taken = inspect.signature(base.get_image_features).parameters  # type: ignore[arg-type]
-    given = {name: values for name, values in images.inputs.items() if name in taken}
-    counter = _ImageCounter(model, given.values())
+    counter = _ImageCounter(model, images.inputs.values())
     with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
-        found = base.get_image_features(**given, return_dict=True)  # type: ignore[operator]
-        # The class of Llama 4 calls its projector apart.
-        features = found.last_hidden_state if found.pooler_output is None else found.pooler_output
-        vectors = list(features) if isinstance(features, list | tuple) else [features]
-        del found
+        vectors = list(vectors_of(base, images))
         num_forward, kept = counter.num_calls, counter.live_bytes
         learns = any(one.requires_grad for one in vectors)
         if learns:
@@ -112,6 +119,19 @@ def _trace(model: nn.Module, images: Images, half: torch.dtype | None) -> Seeing
         weight.grad = None
     early, late = counter.history[:num_forward], counter.history[num_forward:]
     return Seeing(max(early, default=0), kept, max(late) + others if learns else 0, counter.calls)
+
+
+def vectors_of(base: Any, images: Images) -> Iterator[Tensor]:
+    """What the encoders make of the items of a batch. Raises `AttributeError` if the class has no function for a kind,
+    as that of Qwen2-Audio."""
+    for plural in images.plurals:
+        encode = getattr(base, _ENCODERS[plural])
+        taken = inspect.signature(encode).parameters
+        found = encode(**{name: values for name, values in images.inputs.items() if name in taken}, return_dict=True)
+        # The class of Llama 4 calls its projector apart, and an encoder of audio has one inside.
+        pooled = getattr(found, "pooler_output", None)
+        features = found.last_hidden_state if pooled is None else pooled
+        yield from features if isinstance(features, list | tuple) else [features]
 
 
 def with_images(step: Trace, seeing: Seeing, images: Images) -> Trace:
@@ -138,14 +158,16 @@ class _ImageCounter(StepCounter):
             return func(*args, **kwargs)
         if func is aten._to_copy.default and kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": "meta"}
-        args, kwargs = tree_map_only(Tensor, lambda one: one if one.is_meta else one.to("meta"), (args, kwargs))
         if func is aten.index.Tensor:
-            args = (args[0], [_all_of(index) for index in args[1]])
+            args = (args[0], [number for index in args[1] for number in _numbers(index)])
+        args, kwargs = tree_map_only(Tensor, lambda one: one if one.is_meta else one.to("meta"), (args, kwargs))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def _all_of(index: Tensor | None) -> Tensor | None:
-    """The numbers of all items that an index may choose. At worst all are."""
-    if index is None or index.dtype != torch.bool or index.ndim != 1:
-        return index
-    return torch.empty(index.shape, dtype=torch.long, device="meta")
+def _numbers(index: Tensor | None) -> Sequence[Tensor | None]:
+    """What a mask chooses, as numbers on each of its dimensions. Without its data, all items count as chosen."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    if not index.is_meta:
+        return index.nonzero(as_tuple=True)
+    return [torch.empty(index.numel(), dtype=torch.long, device="meta") for _ in range(index.ndim)]

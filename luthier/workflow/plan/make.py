@@ -120,7 +120,7 @@ class Sketch:
 
 def sketch(run: "TrainRun", stage: "Stage", text: "TextSide", machine: Machine) -> Sketch:
     """Raises `Unplanned` for a run that has no model of its memory."""
-    reason = unplanned_reason(run, text)
+    reason = unplanned_reason(run)
     if reason is not None:
         raise Unplanned(reason)
     config = load_config(text.source)
@@ -184,12 +184,12 @@ def make_plan(
 def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dtype | None", engine: Engine) -> Traces:
     """Of the language model, and of what reads images."""
     if engine.computes_on_half_weights:
-        raise Unplanned(f"what reads images is planned for whole weights only, and {engine.name} shards them")
+        raise Unplanned(f"what reads {images.named} is planned for whole weights only, and {engine.name} shards them")
     assert drawn.untraced is not None, "the model reads images"
     try:
         seeing = trace_images(drawn.untraced, images, half=half)
     except FAULTS as fault:
-        raise Unplanned(f"what reads images cannot be traced ({_first_line(fault)})") from fault
+        raise Unplanned(f"what reads {images.named} cannot be traced ({_first_line(fault)})") from fault
     kept, recomputed = (
         with_images(*pair, images) for pair in zip((traces.kept, traces.recomputed), seeing, strict=True)
     )

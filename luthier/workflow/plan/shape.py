@@ -59,7 +59,7 @@ class Shape:
     num_layers: int
 
 
-def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
+def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if run.model.use_unsloth or run.kt.use_kt or under_mcore(run):
         return "another library loads and trains the model"
@@ -71,8 +71,6 @@ def unplanned_reason(run: "TrainRun", text: "TextSide") -> str | None:
         return "the tokens of a batch are spread over processes"
     if run.parallel.tp_size > 1:
         return "each layer is split over processes"
-    if text.media is not None and set(text.media.marks) != {"image"}:
-        return "its videos and audio take memory by their length"
     return None
 
 

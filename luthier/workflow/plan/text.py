@@ -56,7 +56,7 @@ def lines_of(plan: Plan) -> Iterator[str]:
     )
     if plan.images is not None:
         yield (
-            f"  images of the largest batch: {plan.images.number:,}, {plan.images.num_tokens:,} tokens,"
+            f"  {plan.images.named} of the largest batch: {plan.images.number:,}, {plan.images.num_tokens:,} tokens,"
             f" {size(plan.images.pixel_bytes)} of pixels"
         )
     share = plan.trainable_parameters / plan.parameters

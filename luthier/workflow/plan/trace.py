@@ -6,6 +6,7 @@ shapes and no numbers. So what is counted is what the code does, whatever the ar
 N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
 """
 
+import inspect
 import math
 import weakref
 from collections import Counter
@@ -127,7 +128,9 @@ def trace_step(
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
     autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
     as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed."""
-    head = OutputHead(None, takes_positions=True) if is_sharded else _head_of(model)
+    head = _head_of(model)
+    if is_sharded:
+        head = OutputHead(None, head.takes_positions)
     counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
@@ -175,6 +178,9 @@ def _inputs(batch: Batch) -> dict[str, Any]:
 def _head_of(model: nn.Module) -> OutputHead:
     """As `inspect_head`, which needs numbers, would find it."""
     base = unwrap(model)
+    takes_positions = "logits_to_keep" in inspect.signature(base.forward).parameters
+    if not takes_positions:
+        return OutputHead(None, takes_positions=False)
     layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     config = base.config.get_text_config()
     caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]

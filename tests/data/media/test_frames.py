@@ -1,13 +1,15 @@
 """Frames are those shown at their times, upright; each bad file is one line."""
 
 import json
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from luthier.core.errors import RowError
-from tests.films import film, gray_of
+from tests.films import HEIGHT, WIDTH, counting, film, gray_of, write
 
 av = pytest.importorskip("av")
 
@@ -34,6 +36,26 @@ def test_far_frames_are_reached_by_a_jump(tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "_upright", lambda frame, own=frames._upright: decoded.append(frame.pts) or own(frame))
     assert gray_of(frames_of(path, [1, 399], 25.0)) == pytest.approx([1, 149], abs=3)
     assert len(decoded) == 2
+
+
+def test_an_hour_long_file(tmp_path, monkeypatch):
+    """Sixteen frames of 3,600, a key picture every 10 frames: what is not used is neither decoded nor kept."""
+    pictures = [np.full((HEIGHT, WIDTH, 3), n % 250, np.uint8) for n in range(250)]
+    path = str(write(tmp_path / "a.mp4", [pictures[n % 250] for n in range(3600)], rate=1, gop=10))
+    frames_of(str(film(tmp_path / "b.mp4", range(0, 200, 5))), [0, 39], 8.0)  # what every first file takes
+    opened, before = counting(monkeypatch), memory_bytes()
+    height, width, num_frames, fps, seconds = measure_of(path)
+    assert (height, width, num_frames, fps, seconds) == (48, 64, 3600, 1.0, 3600.0)
+    numbers = list(range(100, 3600, 225))
+    assert gray_of(frames_of(path, numbers, fps)) == pytest.approx([n % 250 for n in numbers], abs=4)
+    measuring, reading = (container.num_decoded for container in opened)
+    assert measuring <= 2 and len(numbers) <= reading <= 10 * len(numbers)
+    assert memory_bytes() - before < 3600 * HEIGHT * WIDTH * 3 / 2, "half of what all frames would take"
+
+
+def memory_bytes() -> int:
+    """That this process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_a_variable_rate(tmp_path):

@@ -92,6 +92,10 @@ class MediaKind:
     """The files that an item consists of."""
     in_folder: Callable[[str, str], str] = lambda path, folder: path
     """(path, folder) -> the path of an item whose own relative paths start from `folder`."""
+    heard: Callable[[str, Processor], Measure] = lambda path, processor: ()
+    """What else is measured of a file for this processor: the sound of a video. Raises `RowError`."""
+    sound_in: Callable[[Any], Any] = lambda content: None
+    """The sound in what `loaded` gave: that of a video. None if there is none, or if it is not used."""
     left: Callable[[Measure, Processor], tuple[str, ...]] = lambda measure, processor: ("",)
     """(what the processor would leave out, in words, and what of it comes from the file); empty words if nothing."""
 
@@ -166,10 +170,16 @@ def by_column(items: Sequence[str]) -> dict[str, list[str]]:
     return {kind.column: list(map(path_in, own)) for kind, own in by_kind(items).items()}
 
 
+def measure_for(item: str, processor: Processor) -> Measure:
+    """All of a file that decides its size for this processor. It is read the first time. Raises `RowError`."""
+    kind, path = kind_of(item), path_in(item)
+    return *kind.measured(path), *kind.heard(path, processor)
+
+
 def shape_of(item: str, processor: Processor) -> Shape:
     """The file is read the first time. Raises `RowError` with the path."""
     kind, path = kind_of(item), path_in(item)
-    measure = kind.measured(path)
+    measure = measure_for(item, processor)
     try:
         size = kind.size(measure, processor)
     except RowError as fault:
@@ -191,7 +201,29 @@ def arguments_for(samples: Sequence[Sequence[Loaded]], processor: Processor) -> 
         own = [[loaded.content for loaded in sample if loaded.kind == kind.name] for sample in samples]
         if any(own):
             found |= kind.given(own, processor)
-    return found
+    return found | _sounds_for(samples, processor) if listens_to_videos(processor) else found
+
+
+def _sounds_for(samples: Sequence[Sequence[Loaded]], processor: Processor) -> dict[str, Any]:
+    """The arguments for audio, and for the sound of videos between it: all in the order of the text."""
+    waves: list[Any] = []
+    sources: list[int | None] = []
+    num_videos = 0
+    for loaded in (one for sample in samples for one in sample):
+        sound = media_kind(loaded.kind).sound_in(loaded.content)
+        if loaded.kind == "audio" or sound is not None:
+            waves.append(loaded.content if sound is None else sound)
+            sources.append(None if sound is None else num_videos)
+        num_videos += loaded.kind == "video"
+    if all(source is None for source in sources):
+        return {"load_audio_from_video": False}
+    given = media_kind("audio").given([waves], processor)
+    return {**given, "load_audio_from_video": True, "audio_from_video_indices": sources}
+
+
+def listens_to_videos(processor: Processor) -> bool:
+    """Whether the processor takes the sound of videos (`use_audio_in_video`)."""
+    return bool(getattr(processor, "load_audio_from_video", False))
 
 
 def marks_of(processor: Processor) -> Mapping[str, str]:

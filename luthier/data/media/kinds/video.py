@@ -1,27 +1,30 @@
 """Videos: files that PyAV decodes, or lists of files with one frame each (`luthier.data.media.frames`).
 
 The processor of the model chooses frames (`sample_frames`), and only these are decoded. They are given to it with their
-times, and without being sampled again.
+times, and without being sampled again. One that listens to videos (`use_audio_in_video`) also gets their sound
+(`luthier.data.media.soundtrack`), and puts its tokens between those of the frames.
 """
 
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import RowError
 from luthier.core.paths import cache_root
-from luthier.data.media import frames
+from luthier.data.media import frames, soundtrack
 from luthier.data.media.items import path_of, stored
-from luthier.data.media.kinds import Measure, MediaKind, Processor, Size
+from luthier.data.media.kinds import Measure, MediaKind, Processor, Size, listens_to_videos, media_kind
 from luthier.data.media.reader import Measures, state_of
 from luthier.data.types import VIDEO_PLACE
 
 if TYPE_CHECKING:
     import numpy as np
 
-MEASURES_FILE = "videos.jsonl"
+MEASURES_FILE, SOUNDS_FILE = "videos.jsonl", "soundtracks.jsonl"
+HEAD = 6
+"""The numbers of a size before those of its frames."""
 MAX_FRAMES = 1024
 """Of a processor that takes all frames, so that a long video does not fill the memory."""
 _USUAL_FPS = 2.0
@@ -35,11 +38,18 @@ class Video(NamedTuple):
     frames: Any
     """(T, H, W, 3) or (T, 3, H, W), 0 to 255."""
     size: Size
+    sound: Any = None
+    """(N,) samples, for a processor that listens to videos."""
 
 
 @functools.lru_cache(maxsize=4)
 def _measures_in(file: str) -> Measures:
     return Measures(file, frames.measure_of)
+
+
+@functools.lru_cache(maxsize=4)
+def _sounds_in(file: str) -> Measures:
+    return Measures(file, soundtrack.measure_of)
 
 
 def _measured(path: str) -> Measure:
@@ -50,6 +60,11 @@ def _measured(path: str) -> Measure:
 
 def _memory() -> Measures:
     return _measures_in(str(cache_root() / "media" / MEASURES_FILE))
+
+
+def _heard(path: str, processor: Processor) -> Measure:
+    """(samples of the sound, samples a second), if the processor listens to videos."""
+    return _sounds_in(str(cache_root() / "media" / SOUNDS_FILE)).of(path) if listens_to_videos(processor) else ()
 
 
 def _part(processor: Processor) -> Any:
@@ -99,42 +114,63 @@ def chosen_frames(measure: Measure, processor: Processor) -> list[int]:
 
 
 def _size(measure: Measure, processor: Processor) -> Size:
-    """(height, width, frames, frames a second, seconds, number of each chosen frame)."""
-    height, width, num_frames, fps, _ = measure
+    """(height, width, frames, frames a second, seconds, samples of sound as the model hears it, number of each chosen
+    frame)."""
+    height, width, num_frames, fps, seconds, *sound = measure
+    num_samples = media_kind("audio").size(tuple(sound), processor)[0] if sound else 0
     if fps:
-        return (*measure, *chosen_frames(measure, processor))
+        return height, width, num_frames, fps, seconds, num_samples, *chosen_frames(measure, processor)
     rate = _settings(processor).get("fps") or _USUAL_FPS
-    return (height, width, num_frames, rate, num_frames / rate, *range(int(num_frames)))
+    return height, width, num_frames, rate, num_frames / rate, num_samples, *range(int(num_frames))
 
 
 def _blank(size: Size, processor: Processor) -> Video:
     import torch
 
     height, width = int(size[0]), int(size[1])
-    return Video(torch.zeros(1, dtype=torch.uint8).expand(len(size) - 5, 3, height, width), size)
+    black = torch.zeros(1, dtype=torch.uint8).expand(len(size) - HEAD, 3, height, width)
+    return Video(black, size, _made(media_kind("audio").blank, size, processor))
 
 
 def _noise(size: Size, processor: Processor) -> Video:
     import numpy as np
 
-    shape = len(size) - 5, int(size[0]), int(size[1]), 3
-    return Video(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), size)
+    shape = len(size) - HEAD, int(size[0]), int(size[1]), 3
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Video(noise, size, _made(media_kind("audio").noise, size, processor))
+
+
+def _made(sound: Callable[[Size, Processor], Any], size: Size, processor: Processor) -> Any:
+    return sound(size[HEAD - 1 : HEAD], processor) if size[HEAD - 1] and listens_to_videos(processor) else None
 
 
 def _loaded(path: str, processor: Processor) -> Video:
-    size = _size(_measured(path), processor)
-    return Video(read_frames(path, size), size)
+    sound = _heard(path, processor)
+    size = _size((*_measured(path), *sound), processor)
+    if not sound:
+        return Video(read_frames(path, size), size)
+    num_samples, rate = map(int, media_kind("audio").size(sound, processor))
+    return Video(read_frames(path, size), size, soundtrack.load_sound(path, rate, num_samples))
 
 
 def read_frames(path: str, size: Size) -> "np.ndarray":
     """The chosen frames (T, H, W, 3). Raises `RowError`."""
-    numbers = [int(index) for index in size[5:]]
-    return frames.frames_in(path) if frames.is_list(path) else frames.frames_of(path, numbers, size[3])
+    return frames.frames_in(path) if frames.is_list(path) else frames.frames_of(path, _numbers(size), size[3])
+
+
+def _numbers(size: Size) -> list[int]:
+    """Those of the chosen frames."""
+    return [int(number) for number in size[HEAD:]]
+
+
+def _left(measure: Measure, processor: Processor) -> tuple[str, ...]:
+    """What the window of the processor leaves out of the sound."""
+    return media_kind("audio").left(measure[HEAD - 1 :], processor) if len(measure) >= HEAD else ("",)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _require_readable(path: str, state: tuple[int, int] | None, size: Size) -> None:
-    frames.require_readable(path, [int(index) for index in size[5:]], size[3])
+    frames.require_readable(path, _numbers(size), size[3])
 
 
 def _given(samples: Sequence[Sequence[Video]], processor: Processor) -> dict[str, Any]:
@@ -143,7 +179,7 @@ def _given(samples: Sequence[Sequence[Video]], processor: Processor) -> dict[str
     fps = _settings(processor).get("fps")
     if fps is not None and getattr(processor, "load_audio_from_video", None) is not None:
         settings["fps"] = fps  # Qwen-Omni counts the seconds of a group of frames by it
-    metadata = [_metadata(video.size, [int(index) for index in video.size[5:]]) for video in videos]
+    metadata = [_metadata(video.size, _numbers(video.size)) for video in videos]
     return {"videos": [video.frames for video in videos], "videos_kwargs": {**settings, "video_metadata": metadata}}
 
 
@@ -151,7 +187,7 @@ def _shown(measure: Measure) -> str:
     height, width, num_frames, fps, duration = measure[:5]
     if not fps:
         return f"{height:.0f}x{width:.0f}, {num_frames:.0f} frames"
-    chosen = f", {len(measure) - 5} of {num_frames:.0f} frames" if len(measure) > 5 else ""
+    chosen = f", {len(measure) - HEAD} of {num_frames:.0f} frames" if len(measure) > HEAD else ""
     return f"{height:.0f}x{width:.0f}, {duration:.3g} s{chosen}"
 
 
@@ -198,6 +234,9 @@ KIND = MediaKind(
     former=lambda path: _memory().known(path),
     of_loaded=lambda video: _shown(video.size),
     shown=_shown,
+    heard=_heard,
+    sound_in=lambda video: video.sound,
+    left=_left,
     require_readable=lambda path, size: _require_readable(path, state_of(path), size),
     files=frames.files_of,
     in_folder=in_folder,

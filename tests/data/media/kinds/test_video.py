@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import RowError
-from luthier.data.media.kinds import files_of, media_kind, shape_of
+from luthier.data.media.kinds import Loaded, arguments_for, files_of, measure_for, media_kind, shape_of
+from luthier.data.media.kinds.video import HEAD
 from tests.films import film, gray_of
+from tests.hearing_models import wave_of
 
 pytest.importorskip("av")
 KIND = media_kind("video")
@@ -39,7 +41,7 @@ def processor(fps: float = 2.0, **more) -> SimpleNamespace:
 def test_only_what_the_processor_chooses_is_decoded(tmp_path):
     path = str(film(tmp_path / "a.mp4", range(0, 200, 5), rate=8))
     size = KIND.size(KIND.measured(path), processor())
-    assert size == (48, 64, 40, 8.0, 5.0, *range(0, 40, 4))
+    assert size == (48, 64, 40, 8.0, 5.0, 0, *range(0, 40, 4))
     video = KIND.loaded(path, processor())
     assert gray_of(video.frames) == pytest.approx([20 * n for n in range(10)], abs=3)
     given = KIND.given([[video], [video]], processor())
@@ -52,16 +54,50 @@ def test_only_what_the_processor_chooses_is_decoded(tmp_path):
 
 def test_the_limits_of_the_run_decide(tmp_path):
     measure = KIND.measured(str(film(tmp_path / "a.mp4", range(40), rate=8)))
-    assert len(KIND.size(measure, processor(4.0))) - 5 == 20
+    assert len(KIND.size(measure, processor(4.0))) - HEAD == 20
     handed = processor(4.0)
     handed.videos_kwargs = {"fps": 1.0}
-    assert len(KIND.size(measure, handed)) - 5 == 5, "the class may hand its part another value"
+    assert len(KIND.size(measure, handed)) - HEAD == 5, "the class may hand its part another value"
 
 
 def test_black_frames_have_the_size_of_the_video(tmp_path):
     size = KIND.size(KIND.measured(str(film(tmp_path / "a.mp4", range(40), rate=8))), processor())
     assert tuple(KIND.blank(size, processor()).frames.shape) == (10, 3, 48, 64)
     assert KIND.shown(size) == "48x64, 5 s, 10 of 40 frames" and KIND.shown(size[:5]) == "48x64, 5 s"
+
+
+@pytest.fixture
+def listening() -> SimpleNamespace:
+    """A processor that hears the first two seconds of videos."""
+    part = SimpleNamespace(sampling_rate=16_000, n_samples=32_000)
+    found = processor()
+    vars(found).update(load_audio_from_video=True, feature_extractor=part)
+    return found
+
+
+def test_the_sound_of_a_video_is_part_of_its_size_and_is_given_in_the_order_of_the_text(tmp_path, listening):
+    path = str(film(tmp_path / "a.mkv", range(40), rate=8, wave=wave_of(1.5, 8_000, 300, 600), wave_rate=8_000))
+    item = KIND.item(path)
+    assert measure_for(item, listening)[5:] == (12_000, 8_000) and len(measure_for(item, processor())) == 5
+    size = shape_of(item, listening).size
+    assert size[HEAD - 1] == 24_000 and shape_of(item, processor()).size[HEAD - 1] == 0
+    video, blank = KIND.loaded(path, listening), KIND.blank(size, listening)
+    assert video.sound.shape == blank.sound.shape == KIND.noise(size, listening).sound.shape == (24_000,)
+    assert abs(video.sound).max() > 0.4 and not blank.sound.any() and KIND.loaded(path, processor()).sound is None
+    wave = np.ones(5)
+    samples = [[Loaded("audio", wave), Loaded("video", video)], [Loaded("video", blank), Loaded("audio", wave)]]
+    given = arguments_for(samples, listening)
+    assert given["load_audio_from_video"] is True and given["audio_from_video_indices"] == [None, 0, 1, None]
+    assert [len(one) for one in given["audio"]] == [5, 24_000, 24_000, 5]
+    assert arguments_for([[Loaded("audio", wave)]], listening)["load_audio_from_video"] is False
+
+
+def test_the_window_of_the_model_holds_for_the_sound_of_a_video_too(tmp_path, listening):
+    path = str(film(tmp_path / "a.mkv", range(40), rate=8, wave=wave_of(3, 16_000, 300, 600)))
+    item = KIND.item(path)
+    assert shape_of(item, listening).size[HEAD - 1] == 32_000 == len(KIND.loaded(path, listening).sound)
+    assert KIND.left(measure_for(item, listening), listening)[0].startswith("has 3 s of sound, and the model hears the")
+    assert KIND.left(measure_for(item, processor()), processor()) == ("",)
 
 
 def test_a_video_too_short_for_the_processor_is_named(tmp_path):
@@ -74,7 +110,7 @@ def test_a_video_too_short_for_the_processor_is_named(tmp_path):
 
 def test_a_processor_of_all_frames_takes_no_long_video():
     whole = processor(do_sample_frames=False)
-    assert KIND.size((48, 64, 3, 8.0, 0.375), whole)[5:] == (0, 1, 2)
+    assert KIND.size((48, 64, 3, 8.0, 0.375), whole)[HEAD:] == (0, 1, 2)
     with pytest.raises(RowError, match=r"takes all 2,000 frames -> give video_fps"):
         KIND.size((48, 64, 2000, 8.0, 250.0), whole)
 
@@ -87,7 +123,7 @@ def test_a_list_of_frames_is_taken_whole_and_every_file_counts(tmp_path):
     path = KIND.in_folder(path, str(tmp_path))
     item = KIND.item(path)
     assert files_of(item) == (path, *(str(tmp_path / name) for name in names))
-    assert shape_of(item, processor()).size == (20, 30, 3, 2.0, 1.5, 0, 1, 2)
+    assert shape_of(item, processor()).size == (20, 30, 3, 2.0, 1.5, 0, 0, 1, 2)
     assert KIND.loaded(path, processor()).frames.shape == (3, 20, 30, 3)
     draw(tmp_path / names[2], height=22, width=30)
     with pytest.raises(RowError, match="different sizes"):
