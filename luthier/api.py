@@ -12,13 +12,19 @@ if TYPE_CHECKING:
 
 
 def train(keys: Mapping[str, Any]) -> "RunResult":
-    """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError`."""
+    """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError`.
+
+    In a program that torchrun starts, each process calls it.
+    """
     from luthier.config.load import load_train
     from luthier.core.log import set_up
+    from luthier.training.peers import watched
     from luthier.workflow import training as command
 
     set_up()
-    return command.train(load_train(keys))
+    run = load_train(keys)
+    with watched():
+        return command.train(run)
 
 
 def export(keys: Mapping[str, Any]) -> "Path":

@@ -15,6 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="luthier-tests-")
 os.environ["LUTHIER_CACHE"] = os.path.join(os.environ["TMPDIR"], "cache")
+# DeepSpeed compiles its operators there, once for all workers of pytest-xdist, which inherit it. A process that was
+# killed while it compiled leaves a lock, and whoever finds it waits for ever.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(os.environ["TMPDIR"], "torch_extensions"))
 
 from collections.abc import Iterator
 from pathlib import Path

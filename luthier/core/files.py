@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise RunFailed(f"{path}: it cannot be written ({fault.strerror or fault}); the old file is kept") from fault
 
 
-_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error", "Parent directory")
 """In the text of the `RuntimeError` of a failed `torch.save`."""
 _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
 """How Rust prints an OS error: its Display and its Debug form (releases of safetensors differ)."""
@@ -73,8 +73,8 @@ class DiskFaults:
     """A context that turns the errors libraries raise for a failed write into `OSError`.
 
     Libraries written in Rust (safetensors, tokenizers) put the error number into the text of their own exception or of
-    a bare `Exception`; torch raises a `RuntimeError` that names its file writer, or the C++ stream that it flushes at
-    the end. Our own `RunFailed` about one file of many counts too.
+    a bare `Exception`; torch raises a `RuntimeError` that names its file writer, the C++ stream that it flushes at
+    the end, or a folder that is gone. Our own `RunFailed` about one file of many counts too.
     """
 
     def __enter__(self) -> Self:

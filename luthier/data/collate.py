@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import DataError
 from luthier.data.rows.columns import numbers_of, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_media import positions_of, shared_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +64,17 @@ def _with_media(
     """A batch with the inputs `media` for the items of its rows, which each of its `media_parts` parts needs.
 
     An item that stands in for one is a sequence behind the others, of which only the model knows: it is none of `ends`,
-    and has no target. Each part has its own.
+    and has no target. Each part has its own. Where the model can share them, `media` are those of the distinct samples,
+    and `sharing` says which sequence shows which.
     """
-    media = pixels.inputs(rows)
     missing = pixels.missing(rows)
+    shared = None if missing else pixels.shared(rows, num_parts)
+    if shared is not None:
+        media, sharing = shared
+        batch = layout(sequences)
+        batch |= pixels.token_inputs(batch, positions_of(media, sharing))
+        return {**batch, "media": media, "media_parts": 1, "sharing": sharing}
+    media = pixels.inputs(rows)
     if not media:
         num_parts = 1
     behind = [pixels.stand_in(name) for _ in range(num_parts) for name in missing]
@@ -99,7 +107,7 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
     rows = batch["target_rows"]
     chosen = (rows >= start) & (rows < stop)
     num_sequences = batch["ends"].numel()
-    media = _media_of(batch, stop - start)
+    media = _media_of(batch, start, stop)
     end = num_sequences + _num_behind(batch) * media.get("media_parts", 1) // batch.get("media_parts", 1)
     if "cu_seq_lens_q" in batch:
         bounds = batch["cu_seq_lens_q"][start : stop + 1]
@@ -139,10 +147,13 @@ def _num_behind(batch: Mapping[str, Any]) -> int:
     return whole - int(batch["ends"].numel())
 
 
-def _media_of(batch: Mapping[str, Any], num_sequences: int) -> dict[str, Any]:
-    """The media of so many sequences, which are whole parts of the batch."""
+def _media_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The media of these sequences, which are whole parts of the batch unless they share them."""
     if "media" not in batch:
         return {}
+    if "sharing" in batch:
+        return {"media": batch["media"], "media_parts": 1, "sharing": batch["sharing"].part(start, stop)}
+    num_sequences = stop - start
     num_parts, whole = batch["media_parts"], batch["ends"].numel()
     if num_parts > 1:
         assert num_sequences * num_parts % whole == 0, "the items of a part stay together"
@@ -239,6 +250,8 @@ MODEL_KEYS = (
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a batch that the model's `forward` takes."""
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    if "sharing" in batch:
+        return inputs | shared_inputs(batch["media"], batch["sharing"])
     return inputs | repeated(batch["media"], batch["media_parts"]) if "media" in batch else inputs
 
 

@@ -10,8 +10,8 @@ the rows were prepared.
 B sequences, T tokens of the longest, N tokens in total, S samples.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ from luthier.data.media.kinds import (
 )
 from luthier.data.rows.columns import parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.data.shared_media import NOTHING, Sharing, shared_inputs
+from luthier.data.stored_features import StoredFeatures, name_of
 
 if TYPE_CHECKING:
     import torch
@@ -65,13 +67,22 @@ class Pixels:
     stands_in: bool = False
     """Whether a batch without an item of a kind gets one, since several processes train or share the weights that see
     or hear."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Kind -> the token that the model replaces by a vector. In Llama 4 it is not that of the processor."""
+    shares: bool = False
+    """Whether the model computes the media of equal samples of a batch once (`luthier.model.towers`)."""
+    stored: StoredFeatures | None = None
+    """Features of media that are read in place of files."""
 
     def inputs(self, rows: Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
         """What the model takes for the items of these rows, in their order; empty if there are none.
 
         Raises `DataError` for a file that cannot be read, or that has changed since the rows were prepared.
         """
-        samples = [sample for row in rows for sample in samples_of(row) if sample.items]
+        return self.inputs_of([sample for row in rows for sample in samples_of(row) if sample.items])
+
+    def inputs_of(self, samples: "Sequence[Sample]") -> "dict[str, Tensor]":
+        """The same for these samples."""
         if not samples:
             return {}
         loaded = [[self._opened(item) for item in sample.items] for sample in samples]
@@ -86,6 +97,44 @@ class Pixels:
         for sample, opened, texts in zip(samples, loaded, written, strict=True):
             self._require_same(sample, opened, texts)
         return found
+
+    def shared(self, rows: Sequence[Mapping[str, Any]], num_parts: int) -> "tuple[dict[str, Tensor], Sharing] | None":
+        """(the inputs for the distinct samples, which sequence shows which). Each row is `num_parts` sequences, and the
+        parts of all rows come one after the other. None if all samples differ, or if the model cannot share.
+
+        Raises `DataError` as `inputs` does.
+        """
+        if not self.shares:
+            return None
+        numbers: dict[Sample, int] = {}
+        samples = [sample for row in rows for sample in samples_of(row)]
+        order = [
+            numbers.setdefault(sample, len(numbers)) if sample.items else NOTHING for sample in samples
+        ] * num_parts
+        media = self._read(numbers)
+        if media is not None and self.stored is not None:
+            return media, replace(self.sharing(list(numbers), order), stored=self.stored.forms)
+        if len(numbers) == len(order) - order.count(NOTHING):
+            return None
+        return self.inputs_of(list(numbers)), self.sharing(list(numbers), order)
+
+    def _read(self, samples: "Iterable[Sample]") -> "dict[str, Tensor] | None":
+        """The stored features of samples; None if there are none."""
+        names = [sample.name for sample in samples] if self.stored is not None else []
+        return self.stored.media(names) if self.stored is not None and names else None
+
+    def sharing(self, samples: "Sequence[Sample]", order: Sequence[int]) -> Sharing:
+        """`samples`: the distinct ones. `order`: which of them each sequence shows."""
+        kinds = dict.fromkeys(kind_of(item).name for sample in samples for item in sample.items)
+        items = {name: tuple(len(sample.blocks_of(name)) for sample in samples) for name in kinds}
+        vectors = {name: tuple(self._num_vectors(sample, name) for sample in samples) for name in kinds}
+        return Sharing(tuple(order), items, vectors)
+
+    def _num_vectors(self, sample: "Sample", kind: str) -> int:
+        """How many tokens of a sample stand for a vector of its items of a kind; GLM-4V writes videos with the token of
+        images."""
+        own, image = (self.tokens.get(name) for name in (kind, "image"))
+        return sum(block.count(own) or block.count(image) for block in sample.blocks_of(kind))
 
     def processed(self, samples: Sequence[Sequence[Loaded]]) -> "tuple[dict[str, Tensor], list[list[str]]]":
         """(what the model takes, what the processor writes for each item of each sample)."""
@@ -168,7 +217,7 @@ class Pixels:
     def placeholders(self) -> list[int]:
         """The tokens that stand for what is no text. The model takes one of them for each vector of an item."""
         kinds = (getattr(self.processor, f"{kind}_token_ids") for kind in ("image", "video", "audio"))
-        return sorted({token for ids in kinds for token in ids if token is not None})
+        return sorted({token for ids in (*kinds, self.tokens.values()) for token in ids if token is not None})
 
     def missing(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """The kinds of which these rows have no item, and need one."""
@@ -226,9 +275,11 @@ class Prompts:
     rows: Sequence[Mapping[str, Any]]
     """With `input_ids`, `images` and `blocks`."""
 
-    def inputs(self, chosen: Sequence[int], input_ids: "Tensor") -> "dict[str, Tensor]":
+    def inputs(self, chosen: Sequence[int], input_ids: "Tensor") -> dict[str, Any]:
         """What the model takes beside `input_ids` (B, T): the `chosen` prompts, padded on the left."""
-        media = self.pixels.inputs([self.rows[number] for number in chosen])
+        rows = [self.rows[number] for number in chosen]
+        shared = self.pixels.shared(rows, 1)
+        media = self.pixels.inputs(rows) if shared is None else shared_inputs(*shared)
         return {**media, **self.pixels.token_inputs({"input_ids": input_ids}, media)}
 
 
@@ -237,7 +288,15 @@ class Sample:
     """One conversation: its items, and the token ids that stand for each."""
 
     items: tuple[str, ...]
-    blocks: tuple[list[int], ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """Under which its features are stored."""
+        return name_of(self.items, self.blocks)
+
+    def blocks_of(self, kind: str) -> list[tuple[int, ...]]:
+        return [block for item, block in zip(self.items, self.blocks, strict=True) if kind_of(item).name == kind]
 
 
 def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
@@ -249,7 +308,8 @@ def samples_of(row: Mapping[str, Any]) -> Iterator[Sample]:
     for start, end in pairwise((0, *ends)):
         mine = [number for number, (first, _) in enumerate(places) if start <= first < end]
         yield Sample(
-            tuple(row["images"][number] for number in mine), tuple(list(ids[slice(*places[number])]) for number in mine)
+            tuple(row["images"][number] for number in mine),
+            tuple(tuple(ids[slice(*places[number])]) for number in mine),
         )
 
 

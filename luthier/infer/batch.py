@@ -7,7 +7,7 @@ read together need little padding. Answers come back in the order of the prompts
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -197,6 +197,7 @@ def _generate_batch(
         numbers = uniforms([seeds[index] for index in with_room], num_new_tokens).to(model.device)
         options["custom_generate"] = PerAnswerSampler(numbers, width).sample
     with _as_at_rest(model):
+        options = _with_features(model, options)
         torch.manual_seed(seeds[0])
         generate: Any = model.generate
         output = generate(
@@ -205,6 +206,21 @@ def _generate_batch(
     for index, row in zip(with_room, output[:, width:].tolist(), strict=True):
         answers[index] = _until_stop(row[: budgets[index]], stop_ids)
     return answers
+
+
+def _with_features(model: "PreTrainedModel", options: Mapping[str, Any]) -> dict[str, Any]:
+    """Media that several prompts share as features, which are computed once for all steps of `generate`."""
+    import torch
+
+    from luthier.model.modules import unwrap
+    from luthier.model.towers import FEATURES, SHARED, features_of
+
+    found = dict(options)
+    shared = found.pop(SHARED, None)
+    if shared is not None:
+        with torch.no_grad():
+            found[FEATURES] = features_of(unwrap(model), shared)
+    return found
 
 
 def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:

@@ -266,11 +266,16 @@ def isolates_samples(model: "nn.Module", trial: Trial | None = None) -> str | No
     reason = reason_to_pad(base, sees=trial is not None)
     if reason is not None:
         return reason
-    if text_part(base).config._attn_implementation in (*_FLASH.values(), _FLEX) and base.device.type == "cpu":
-        return None  # its kernels cannot be tried before the model has moved to its accelerator
+    if not can_be_tried(base):
+        return None
     if not _is_isolated(base, trial):
         return "tried on two samples, the first one changed the second"
     return None
+
+
+def can_be_tried(base: "PreTrainedModel") -> bool:
+    """Whether its attention kernels run before the model has moved to its accelerator."""
+    return base.device.type != "cpu" or text_part(base).config._attn_implementation not in (*_FLASH.values(), _FLEX)
 
 
 def reason_to_pad(base: "PreTrainedModel", *, sees: bool = False) -> str | None:

@@ -64,7 +64,7 @@ class NewTokens:
             init=self.init,
             seed=self.seed,
         )
-        vocabulary = self.tokenizer.get_vocab()
+        vocabulary = self.tokenizer.get_vocab() if self.added else {}  # slow for large ones
         ids = {*(vocabulary[token] for token in self.added), *range(rows_before, num_rows(model))}
         return NewRows(tuple(sorted(ids)), self.trains_whole or num_rows(model) > rows_before)
 
@@ -93,7 +93,7 @@ def fit_embeddings(
     rows_before = num_rows(model)
     if len(tokenizer) > rows_before:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE, mean_resizing=False)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab() if added_tokens else {}
     added_ids = {token: vocabulary[token] for token in added_tokens}
     new_ids = sorted({*added_ids.values(), *range(rows_before, num_rows(model))})
     if not new_ids:

@@ -129,8 +129,9 @@ def fit_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"the tokenizer has no padding token: the end token {tokenizer.eos_token!r} serves as one")
-    known = tokenizer.get_vocab()
-    for word in stops[1:] if replace_eos else stops:
+    others = stops[1:] if replace_eos else stops
+    known = tokenizer.get_vocab() if others else {}  # slow for large ones
+    for word in others:
         if word in known or vocab_size is None or len(tokenizer) < vocab_size:
             _add_specials(tokenizer, [word])
         else:
@@ -175,8 +176,9 @@ def _set_eos(tokenizer: "PreTrainedTokenizerBase", token: str, vocab_size: int |
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", stop_words: Iterable[str] = ()) -> tuple[int, ...]:
     """The end token and those stop words that are one token each."""
-    known = tokenizer.get_vocab()
-    ids = [tokenizer.eos_token_id, *(known[word] for word in stop_words if word in known)]
+    words = tuple(stop_words)
+    known = tokenizer.get_vocab() if words else {}
+    ids = [tokenizer.eos_token_id, *(known[word] for word in words if word in known)]
     return tuple(dict.fromkeys(index for index in ids if index is not None))
 
 

@@ -31,10 +31,10 @@ def trying(base: "PreTrainedModel") -> Iterator[None]:
 
 
 def outputs(base: "PreTrainedModel", inputs: Mapping[str, Any]) -> "Tensor":
-    """(T, V) logits of one row, or the (T,) scores of a reward model."""
+    """(B T, V) logits, or the (B T,) scores of a reward model."""
     if gives_scores(base.config):
         return position_scores(base, inputs)
-    logits: Tensor = base(**inputs, use_cache=False).logits[0]
+    logits: Tensor = base(**inputs, use_cache=False).logits.flatten(0, 1)
     return logits
 
 

@@ -14,9 +14,10 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from luthier.core.drafts import draft_name, remove
+from luthier.core.errors import RunFailed
 from luthier.core.files import save_folder_atomically
 from luthier.core.log import info, warn
-from luthier.data.ledger import LEDGER_FILE
+from luthier.data.ledger import LEDGER_FILE, Ledger
 from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
@@ -29,10 +30,17 @@ from luthier.training import checkpoints
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
-from luthier.training.engines import building_operators, gathering_whole, require_same_engine
+from luthier.training.engines import (
+    building_operators,
+    gathering_whole,
+    is_plain_sgd,
+    load_schedule,
+    require_same_engine,
+)
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
+from luthier.training.shared_save import SharedSave
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +79,8 @@ class CheckpointedTrainer(Trainer):
         self._after_step: tuple[RandomState, StageState] | None = None
         """Random numbers and the state of the stage after the last whole step, where a step may be given up."""
         self.superseded = list(parts.superseded)
+        self.share = SharedSave()
+        """The save that is being made."""
         self.drafts = Path(args.output_dir, gather_object([draft_name("checkpoints")])[0])
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
@@ -121,9 +131,7 @@ class CheckpointedTrainer(Trainer):
         assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
         schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
         self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
-        # For sharded weights torch cannot load the state of an optimizer that has none, such as plain SGD.
-        if self.optimizer.state or not self.is_fsdp_enabled:
-            self._load_optimizer_and_scheduler(str(saved))
+        self._load_optimizer_and_scheduler(str(saved))
         self.lr_scheduler.load_state_dict(schedule)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -148,7 +156,10 @@ class CheckpointedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with checkpoint_mismatch(checkpoint or ""):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and self.is_fsdp_enabled and is_plain_sgd(self.optimizer):
+                load_schedule(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).
@@ -160,14 +171,16 @@ class CheckpointedTrainer(Trainer):
         more = {TRAINING_ARGS_NAME: partial(torch.save, self.args, folder / TRAINING_ARGS_NAME)}
         if self.is_distributed_loading_by_transformers and isinstance(self.model, PeftModel):
             state_dict = gathered(self.model, keeps=writes, only_trained=True)
-        if writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_value_head(folder, self.policy, state_dict)
-        if not isinstance(self.model, PeftModel):
-            save.save_weights(base, folder, without_value_head(self.policy, state_dict), is_writer=writes)
-        elif writes:
-            save.save_adapter(self.model, folder, state_dict)
-            more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
+        with self.share.noting():
+            if writes:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_value_head(folder, self.policy, state_dict)
+            if not isinstance(self.model, PeftModel):
+                weights = without_value_head(self.policy, state_dict)
+                save.save_weights(base, folder, weights, is_writer=writes)
+            elif writes:
+                save.save_adapter(self.model, folder, state_dict)
+                more[BESIDE_ADAPTER] = partial(save_beside_adapter, folder, base.config)
         if writes:
             self.unsaved = save.save_beside_weights(
                 self.policy, self.parts.tokenizer, folder, self.parts.processor, more
@@ -178,9 +191,9 @@ class CheckpointedTrainer(Trainer):
         return str(self.drafts)
 
     def _save_checkpoint(self, model: "nn.Module", trial: Any) -> None:
-        """As `_write_checkpoint`. If the disk fails, training goes on without this checkpoint.
+        """As `_write_checkpoint`. If the disk of any process fails, all go on without this checkpoint.
 
-        Several processes end instead: they could not agree in the middle of a save that only one of them cannot do.
+        With DeepSpeed and `tp_size` the run ends instead: processes wait for each other between the files of a save.
         """
         begin = time.monotonic()
         try:
@@ -188,46 +201,67 @@ class CheckpointedTrainer(Trainer):
             self.not_saved = None
             self.stop.note_save(time.monotonic() - begin)
         except checkpoints.NotSaved as fault:
-            if self.accelerator.num_processes > 1:
+            if self.accelerator.num_processes > 1 and not self._may_miss_checkpoints:
                 raise
             self.not_saved = fault
             if self.state.best_global_step == self.state.global_step:  # only what is saved can be loaded at the end
                 self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.best_saved
-            remove(self.drafts)
+            if self.args.local_process_index == 0:
+                remove(self.drafts)
             warn(f"{fault.fault}; training goes on -> free some space before the next save")
+        finally:
+            self.share = SharedSave()
+
+    @property
+    def _may_miss_checkpoints(self) -> bool:
+        return not self.is_deepspeed_enabled and not self.is_distributed_loading_by_transformers
 
     def _write_checkpoint(self, model: "nn.Module", trial: Any) -> None:
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
         self.watch.require_finite_step(self.state.global_step)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
-        writes, folder = self.args.should_save, Path(self.output_dir, f"checkpoint-{self.state.global_step}")
-        draft = self.drafts / folder.name
-        with checkpoints.saving(folder):
-            with checkpoints.writing(draft, folder, is_writer=writes):
-                # Every process writes here: after the writer has made the folder, before it makes the manifest.
-                self.accelerator.wait_for_everyone()
+        folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
+        draft, ledger = self.drafts / folder.name, None
+        self.share = share = SharedSave(
+            partial(checkpoints.sentence, folder),
+            is_writer=self.args.should_save,
+            num_processes=self.accelerator.num_processes,
+            goes_on=self._may_miss_checkpoints,
+        )
+        with checkpoints.saving(folder), checkpoints.writing(draft, folder, share):
+            # Every process writes here: after the writer has made the folder, before it makes the manifest.
+            with share.noting():
                 draft.mkdir(parents=True, exist_ok=True)
-                if self.stage_state and writes:
+                if self.stage_state and share.is_writer:
                     (draft / STAGE_STATE_FILE).write_text(json.dumps(dict(self.stage_state)))
-                ledger = self.parts.reading.save(draft, writes=writes) if self.parts.reading is not None else None
+            if self.parts.reading is not None:
+                with share.noting():
+                    ledger = self.parts.reading.save(draft, writes=share.is_writer)
+            with share.noting(), share.noting_in_libraries():
                 if self.parts.rollouts is not None:
                     self.parts.rollouts.save(draft, self.state.global_step)
                 super()._save_checkpoint(model, trial)
                 save.raise_disk_fault(self.unsaved)
                 self._note_best(draft)
-                self.accelerator.wait_for_everyone()
-            if writes:
-                if ledger is not None:
-                    write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
-                self._remove_superseded(folder)
-                best = self.state.best_model_checkpoint
-                checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
-        self.accelerator.wait_for_everyone()
         self.last_saved = folder
+        if self.args.should_save:
+            self._finish_checkpoint(folder, ledger)
+        self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0:
             remove(self.drafts)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder))
+
+    def _finish_checkpoint(self, folder: Path, ledger: Ledger | None) -> None:
+        """What follows when a checkpoint has its name; a fault costs nothing of it."""
+        try:
+            if ledger is not None:
+                write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
+            self._remove_superseded(folder)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(folder, self.args.save_total_limit, Path(best) if best else None)
+        except (OSError, RunFailed) as fault:
+            warn(f"{folder} is saved; {fault}")
 
     @property
     def noted(self) -> dict[str, Any]:

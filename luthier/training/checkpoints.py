@@ -30,6 +30,8 @@ from luthier.training.foreign_checkpoints import is_readable_foreign
 if TYPE_CHECKING:
     from torch import nn
 
+    from luthier.training.shared_save import SharedSave
+
 CHECKPOINT_PREFIX = "checkpoint-"
 TRAINER_STATE = "trainer_state.json"
 WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin")
@@ -59,33 +61,47 @@ def saving(folder: Path) -> Iterator[None]:
         with DiskFaults():
             yield
     except OSError as error:
-        output_dir = folder.parent if folder.name.startswith(CHECKPOINT_PREFIX) else folder
-        last = newest_whole(output_dir)
-        kept = f"the last complete checkpoint is {last}" if last else "no checkpoint was saved before"
-        raise NotSaved(f"cannot save to {folder}: {error.strerror or error}; {kept}") from error
+        raise NotSaved(sentence(folder, error)) from error
+
+
+def sentence(folder: Path, error: OSError) -> str:
+    """Why there is no checkpoint `folder`, and which one there is."""
+    output_dir = folder.parent if folder.name.startswith(CHECKPOINT_PREFIX) else folder
+    last = newest_whole(output_dir)
+    kept = f"the last complete checkpoint is {last}" if last else "no checkpoint was saved before"
+    return f"cannot save to {folder}: {error.strerror or error}; {kept}"
 
 
 @contextmanager
-def writing(draft: Path, folder: Path, *, is_writer: bool) -> Iterator[None]:
+def writing(draft: Path, folder: Path, share: "SharedSave") -> Iterator[None]:
     """Wraps writing a checkpoint to `draft`, an empty folder; when the block succeeds it becomes `folder`.
 
-    All processes that share the disk write to one draft, and its one writer moves it. `folder` is replaced only by a
-    whole checkpoint: if anything fails, or the process is killed, an earlier one of the same name is still there.
+    All processes that share the disk write to one draft, and its one writer moves it, once those of all machines have
+    theirs on disk. `folder` is replaced only by a whole checkpoint: if anything fails, or the process is killed, an
+    earlier one of the same name is still there.
     """
-    if is_writer:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
     try:
+        with share.noting():
+            if share.is_writer:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+        share.agree()
         yield
-        if is_writer:
-            sync(draft)
-            write_manifest(draft)
-            sync_names(draft)
-            stamps = _stamps(draft)
-            _move(draft, folder)
-            _known_whole[folder] = stamps
+        share.agree()
+        with share.noting():
+            if share.is_writer:
+                sync(draft)
+                write_manifest(draft)
+                sync_names(draft)
+        share.agree()
+        with share.noting():
+            if share.is_writer:
+                stamps = _stamps(draft)
+                _move(draft, folder)
+                _known_whole[folder] = stamps
+        share.agree()
     finally:
-        if is_writer:
+        if share.is_writer:
             shutil.rmtree(draft.parent, ignore_errors=True)
 
 
@@ -344,19 +360,6 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
             f" -> resume_from_checkpoint: {found[0].with_name('checkpoint-N')} resumes from one of another program"
         )
     return None
-
-
-def require_one_start(resume_from: Path | None, all_found: Iterable[str]) -> None:
-    """Raises `OutputError` if the processes of a run, which may not share a disk, would resume from other checkpoints.
-
-    `all_found`: `resume_from` of each process as text.
-    """
-    found = sorted(set(all_found))
-    if found != [str(resume_from)]:
-        raise OutputError(
-            f"the processes of this run found different checkpoints ({', '.join(found)})"
-            " -> use an output_dir that all machines share, or resume_from_checkpoint with one that all of them have"
-        )
 
 
 def _names(folders: Iterable[Path]) -> str:

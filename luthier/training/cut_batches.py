@@ -44,21 +44,23 @@ class KeepsRows:
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """The random numbers to come, on the host and on CUDA devices. Several processes never begin a step again, and must
-    not touch each other's devices, so theirs is that of the host alone."""
+    """The random numbers to come, on the host and on CUDA devices: all of them, or that of one process of several."""
 
     host: torch.Tensor
-    devices: Sequence[torch.Tensor]
+    devices: Mapping[int, torch.Tensor]
 
     @classmethod
     def now(cls) -> "RandomState":
-        has_devices = torch.cuda.is_initialized() and not torch.distributed.is_initialized()
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if has_devices else ())
+        if not torch.cuda.is_initialized():
+            return cls(torch.get_rng_state(), {})
+        is_shared = torch.distributed.is_initialized()
+        numbers = [torch.cuda.current_device()] if is_shared else range(torch.cuda.device_count())
+        return cls(torch.get_rng_state(), {number: torch.cuda.get_rng_state(number) for number in numbers})
 
     def restore(self) -> None:
         torch.set_rng_state(self.host)
-        if self.devices:
-            torch.cuda.set_rng_state_all(self.devices)
+        for number, state in self.devices.items():
+            torch.cuda.set_rng_state(state, number)
 
 
 def num_rows(batch: Mapping[str, Any]) -> int:

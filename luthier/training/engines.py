@@ -4,7 +4,7 @@ Where weights are sharded, accelerate lays them out after the model is built. Ev
 the memory of its machine first, so adapters, new tokens and reference scores are made as in a run of one process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,3 +91,38 @@ def saved_by(checkpoint: Path) -> tuple[str, int | None]:
     if any(checkpoint.glob("pytorch_model_fsdp*")):
         return FSDP, None
     return DDP, None
+
+
+def require_one_start(resume_from: Path | None, all_found: Iterable[str]) -> None:
+    """Raises `OutputError` if the processes of a run, which may not share a disk, would resume from other checkpoints.
+
+    `all_found`: `resume_from` of each process as text.
+    """
+    found = sorted(set(all_found))
+    if found != [str(resume_from)]:
+        raise OutputError(
+            f"the processes of this run found different checkpoints ({', '.join(found)})"
+            " -> use an output_dir that all machines share, or resume_from_checkpoint with one that all of them have"
+        )
+
+
+def is_plain_sgd(optimizer: Any) -> bool:
+    """SGD without momentum has no state, and torch cannot load what it saves of that for sharded weights
+    (`Expected device to be set`)."""
+    from accelerate.optimizer import AcceleratedOptimizer
+    from torch.optim import SGD
+
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return isinstance(inner, SGD) and not any(group["momentum"] for group in inner.param_groups)
+
+
+def load_schedule(checkpoint: Path, optimizer: Any, schedule: Any) -> None:
+    """The learning rates of a checkpoint, without the optimizer; nothing of one that holds weights only."""
+    import torch
+
+    saved = checkpoint / "scheduler.pt"
+    if not saved.is_file():
+        return
+    schedule.load_state_dict(torch.load(saved, weights_only=True))
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate

@@ -90,11 +90,15 @@ def collator(
     `groups`: a process gets its part of the tokens."""
     if groups is not None:
         layout: Layout = partial(concatenate_slice, part=groups.part, num_parts=groups.size)
-    elif not concatenates:
-        layout = partial(pad_rows, pad_token_id=pad_token_id)
     else:
-        layout = concatenate_sharing_prompts if shares_prompts else concatenate_rows
+        layout = layout_of(pad_token_id, concatenates, shares_prompts)
     return partial(collate, layout=layout, pixels=pixels)
+
+
+def layout_of(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Layout:
+    if not concatenates:
+        return partial(pad_rows, pad_token_id=pad_token_id)
+    return concatenate_sharing_prompts if shares_prompts else concatenate_rows
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

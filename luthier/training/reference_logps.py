@@ -46,6 +46,8 @@ LOGPS_CODE = (
     "data/collate.py",
     "data/shared_prompts.py",
     "data/pixels.py",
+    "data/shared_media.py",
+    "model/towers.py",
     "training/reference_logps.py",
 )
 """The code that computes them, as a part of their cache key."""
@@ -77,8 +79,9 @@ class ReferenceScorer:
 
     model: "nn.Module"
     collate: Collate
-    layout: tuple[bool, bool]
-    """What `collate` does: whether it concatenates rows, and whether these share prompts. Part of the cache key."""
+    layout: tuple[bool, ...]
+    """What `collate` does: whether it concatenates rows, whether these share prompts, share media, and read stored
+    features. Part of the cache key."""
     args: "TrainingArguments"
     cache: "Cache"
 

@@ -5,19 +5,19 @@ One optimizer step, from top to bottom of `StageTrainer`:
 
     get_batch_samples         the micro-batches of the step: rows, or sampled answers
     _get_num_items_in_batch   their units over all processes, and the statistics of the step
-    training_step             for each micro-batch: forward and backward, in parts if memory was out before
+    training_step             for each micro-batch: forward and backward, in parts if memory was out before (`retrying`)
     compute_loss              loss sum / units of the whole step
     _get_grad_norm            whether all of it is finite, and what follows if it is not
     create_optimizer          (once) the optimizer that transformers then steps
     log                       means of the metrics since the last log line
 
-Saving and resuming are in `luthier.training.checkpointed`.
+Steps that run out of memory are in `luthier.training.retrying`, saving and resuming in `luthier.training.checkpointed`.
 """
 
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +35,16 @@ from luthier.core.log import warn
 from luthier.data.collate import require_whole, tokens_in
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
-from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.callbacks.interrupt import GaveUp
-from luthier.training.checkpointed import CheckpointedTrainer
-from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
+from luthier.training.cut_batches import KeepsRows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
 from luthier.training.left_out import KEY, LeftOut
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
+from luthier.training.retrying import RetryingTrainer, size_of
 from luthier.training.sequence_groups import rows_by_group
 from luthier.training.waiting import Waiting
 
@@ -58,29 +57,16 @@ ASKED_BATCHES = 8
 """After so many batches of an evaluation, the processes ask each other for a signal."""
 
 
-@dataclass(slots=True)
-class BegunStep:
-    """What the present optimizer step began with, so that it can begin again."""
-
-    batches: list[Any] = field(default_factory=list)
-    """Those that were computed so far, or are now."""
-    metrics: "dict[str, tuple[Tensor, float]]" = field(default_factory=dict)
-    random_state: RandomState = field(default_factory=RandomState.now)
-    stage_state: StageState = field(default_factory=dict)
-    loss: "Tensor | None" = None
-    """The losses since the last line of the log, as transformers adds them up."""
-
-
-class StageTrainer(CheckpointedTrainer):
+class StageTrainer(RetryingTrainer):
     """transformers.Trainer for any stage."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts) -> None:
-        evals, self.collate = parts.eval_rows, KeepsRows(parts.collate)
+        evals = parts.eval_rows
         super().__init__(
             args,
             parts,
             model=parts.models.policy,
-            data_collator=self.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch,
+            data_collator=KeepsRows(parts.collate) if parts.rollouts is None else parts.rollouts.numbers_or_batch,
             train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
             eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
             processing_class=parts.tokenizer,
@@ -91,12 +77,8 @@ class StageTrainer(CheckpointedTrainer):
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
         self.loss_is_scaled_for_ga = True
         self.num_trained_tokens = 0
-        self.num_parts = 1
-        """Into how many parts batches are cut, so that they fit in memory."""
-        self._begun = BegunStep()
         self.left_out = LeftOut(parts.recovery.on_nonfinite, parts.recovery.max_nonfinite_steps)
         self.waiting = Waiting()
-        self._metrics: dict[str, tuple[Tensor, float]] = {}
         self._train_start_seconds = 0.0
         self._flops_per_token: int | None = None
 
@@ -122,12 +104,14 @@ class StageTrainer(CheckpointedTrainer):
         """The units of one optimizer step over all its micro-batches and all processes."""
         self.watch.require_finite_step(self.state.global_step)
         require_whole(batch_samples)
-        self._begun = BegunStep(metrics=dict(self._metrics), stage_state=self.stage_state, loss=self._tr_loss.clone())
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
         counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
-        sums = torch.tensor([[sum(units) for units in zip(*counts, strict=True)]], device=device)
-        num_units, num_tokens = self.accelerator.gather(sums).sum(0)
+        units, tokens = (sum(numbers) for numbers in zip(*counts, strict=True))
+        mine = torch.tensor([[units, tokens, max(map(size_of, batch_samples))]], device=device)
+        gathered = self.accelerator.gather(mine)
+        num_units, num_tokens = gathered[:, :2].sum(0)
+        self.begin_step(batch_samples, float(gathered[:, 2].max()))
         self.num_trained_tokens += int(num_tokens) // self.get_tp_size()  # which read the same rows
         statistics = self.stage.statistics
         if statistics is not None:
@@ -135,47 +119,6 @@ class StageTrainer(CheckpointedTrainer):
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return num_units
-
-    def training_step(self, model: "nn.Module", inputs: Any, num_items_in_batch: Any = None) -> "Tensor":
-        """As in transformers. If memory is out, the step begins again with its batches cut into smaller parts."""
-        self._begun.batches.append(inputs)
-        batches = [inputs]
-        while True:
-            try:
-                with self.stop.in_step(may_give_up=self.may_give_up_step):
-                    return [self._in_parts(model, batch, num_items_in_batch) for batch in batches][-1]
-            except (RuntimeError, MemoryError) as error:
-                if not (is_out_of_memory(error) and self._can_cut_more()):
-                    raise
-            # Here, and not above: as long as the error is handled, it holds the tensors of the step.
-            batches = self._begin_again()
-
-    def _in_parts(self, model: "nn.Module", batch: Any, num_items: Any) -> "Tensor":
-        """Forward and backward of a batch; its loss."""
-        losses = []
-        for part in cut(batch, self.num_parts, self.collate):
-            losses.append(super().training_step(model, part, num_items))
-        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-    def _can_cut_more(self) -> bool:
-        """Several processes compute the same step together, so one alone cannot begin it again."""
-        is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
-        return is_alone and max(map(num_rows, self._begun.batches)) > self.num_parts and can_begin_again(self.policy)
-
-    def _begin_again(self) -> list[Any]:
-        """Undo what the step has done so far; the batches to compute again."""
-        rows = max(map(num_rows, self._begun.batches))
-        before, after = (-(-rows // num_parts) for num_parts in (self.num_parts, 2 * self.num_parts))
-        self.num_parts *= 2
-        clear(self.policy)
-        self._metrics = dict(self._begun.metrics)
-        self.watch.forget()
-        self._begun.random_state.restore()
-        warn(
-            f"out of memory at step {self.state.global_step + 1} with {before} rows at a time;"
-            f" from now on {after} at a time are computed, with the same losses and updates"
-        )
-        return self._begun.batches
 
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

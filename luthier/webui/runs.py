@@ -6,6 +6,7 @@
     stop.json          {"asked"}: somebody asked it to stop
     exit.json          {"status", "ended"}: how it ended, by `keeper`
     trainer_log.jsonl  the numbers of each logged step, by `luthier train`
+    heartbeat.json     where it is, every 30 seconds for as long as its process lives, by `luthier train`
 
 A run that was started in a terminal has trainer_log.jsonl only. Files may be missing, half-written or of another
 machine at any time.
@@ -25,12 +26,14 @@ from luthier.webui.identity import is_same
 
 State = Literal["starting", "running", "stopping", "done", "stopped", "failed", "lost", "unfinished"]
 LIVE: tuple[State, ...] = ("starting", "running", "stopping")
-LOG = "trainer_log.jsonl"
+LOG, HEARTBEAT = "trainer_log.jsonl", "heartbeat.json"
 RESULTS = ("all_results.json", "manifest.json")
 """What `luthier train` writes when it is done."""
 FRESH_SECONDS = 120.0
 """A run of a terminal, or of another machine, whose log changed within this time is running."""
 STARTING_SECONDS = 15.0
+SILENT_SECONDS = 90.0
+"""A run whose heartbeat is older hangs as a whole, or its process is stopped or has been killed."""
 INTERRUPTED = 130
 MAX_DEPTH = 6
 _TAIL_BYTES = 4096
@@ -51,6 +54,8 @@ class Run:
     ended: float = 0.0
     status: int | None = None
     """The exit status; negative for a signal."""
+    silent_since: float = 0.0
+    """The last heartbeat of a live run that has been silent for too long, in seconds since 1970; else 0."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The last whole line of trainer_log.jsonl; its `loss` is that of the last line that has one."""
 
@@ -130,15 +135,19 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     status = status if isinstance(status, int) else None
     changed = _modified(folder / LOG)
     run_file_changed = _modified(folder / RUN_FILE)
+    state, beat = _state(folder, status, is_alive, now), _modified(folder / HEARTBEAT)
+    started = _number(record.get("started")) or run_file_changed or changed
+    is_silent = state in LIVE and started <= beat < now - SILENT_SECONDS
     return Run(
         folder=folder,
-        state=_state(folder, status, is_alive, now),
+        state=state,
         pid=pid,
         mark=mark,
         host=host if isinstance(host, str) and host != platform.node() else "",
-        started=_number(record.get("started")) or run_file_changed or changed,
+        started=started,
         ended=_number(ending.get("ended")),
         status=status,
+        silent_since=beat if is_silent else 0.0,
         last=last_line(folder / LOG),
     )
 
@@ -168,7 +177,7 @@ def _state(folder: Path, status: int | None, is_alive: bool | None, now: float) 
     changed = _modified(folder / LOG)
     if any(_modified(folder / name) >= changed > 0 for name in RESULTS):
         return "done"
-    if now - changed < FRESH_SECONDS:
+    if now - max(changed, _modified(folder / HEARTBEAT)) < FRESH_SECONDS:  # a step may take longer
         return "running"
     return "lost" if has_record or (folder / RUN_FILE).exists() else "unfinished"
 

@@ -1,6 +1,7 @@
 """Frozen models such as a reference or a teacher: loaded, and passed to the loss."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
@@ -11,15 +12,16 @@ from luthier.model.frozen_models import FrozenModel, InitialPolicy, SeparateMode
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.frozen import load_frozen_model
 from luthier.stages import FrozenModelSpec, Stage, cached_reference
-from luthier.training.parts import collator
+from luthier.training.parts import collator, layout_of
 from luthier.training.reference_logps import ReferenceScorer
-from luthier.workflow.seeing import pixels_for, require_same_eyes, trial_of
+from luthier.workflow.seeing import pixels_for, require_same_eyes, shared_by_rows, trial_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import TrainingArguments
 
+    from luthier.data.pixels import Pixels
     from luthier.model.attention import Trial
     from luthier.model.heads.output_head import OutputHead
     from luthier.workflow.text import TextSide
@@ -94,19 +96,25 @@ def reference_scorer(
     *,
     concatenates: bool,
     shares: bool,
+    pixels: "Pixels | None" = None,
 ) -> ReferenceScorer | None:
     """What scores every row before training; None if the stage has no such reference in this run.
 
     `concatenates`: whether the rows of `policy` are concatenated without padding; `shares`: and share their prompts.
+    `pixels`: of the batches of `policy`.
     """
     spec = cached_reference(stage, run)
     if spec is None:
         return None
-    model = policy
+    model, pad = policy, text.tokenizer.pad_token_id
+    seen = None if pixels is None else replace(pixels, stands_in=False)
     if spec.source is not None:
         model = load_spec(run, spec, text)
         require_same_eyes(spec.key, model, policy, text)
         concatenates = isolate_all({spec.name: model}, trial_of(text)) is None
         shares = concatenates and text.media is None and share_prompts(run, stage, [model])
-    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels_for(model, text))
-    return ReferenceScorer(model, collate, (concatenates, shares), args, cache_of(run.data))
+        seen = pixels_for(model, text)
+        if seen is not None:
+            seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenates, shares), args)
+    layout = (concatenates, shares, seen is not None and seen.shares, seen is not None and seen.stored is not None)
+    return ReferenceScorer(model, collator(pad, concatenates, shares, seen), layout, args, cache_of(run.data))

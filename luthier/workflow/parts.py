@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.log import info, warn
+from luthier.data.pixels import Pixels
+from luthier.data.prepare import cache_of
 from luthier.data.stream import StreamedRows
 from luthier.model.heads.value_head import add_value_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
@@ -15,8 +17,9 @@ from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
 from luthier.training.gauges import Utilization, gauges_of
+from luthier.training.media_features import FeatureKeeper
 from luthier.training.optimizers import chosen
-from luthier.training.parts import TaskMetrics, TrainingParts, collator, policy_head, with_fillers
+from luthier.training.parts import TaskMetrics, TrainingParts, collator, layout_of, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
 from luthier.training.sequence_groups import SequenceGroups, sequence_groups
 from luthier.training.streaming import StreamReading
@@ -29,7 +32,7 @@ from luthier.workflow.frozen_models import (
 )
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
-from luthier.workflow.seeing import require_same_eyes, training_pixels, trial_of
+from luthier.workflow.seeing import require_same_eyes, shared_by_rows, training_pixels, trial_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,19 +68,19 @@ def make_parts(
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
-    pixels = training_pixels(policy, text, args)
     groups = _spread(run, policy, text, args, padding_reason)
-    shares = concatenates and pixels is None and _shares_prompts(run, stage, [policy, *separate.values()])
+    shares = concatenates and text.media is None and _shares_prompts(run, stage, [policy, *separate.values()])
+    pixels = None if text.media is None else _pixels(run, stage, policy, separate, data, text, args, concatenates)
     collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares)
+    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares, pixels=pixels)
     train_rows, eval_rows = rows_of(data, args, scorer)
     del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None
     if plan is not None and plan.has_values:
         models = replace(models, head=replace(head, value=add_value_head(policy)))
-    rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text)
+    rollouts = None if plan is None else make_rollouts(run, plan, models, args, collate, data, text, pixels)
     gauges = gauges_of(args.device.type, is_16_bit=is_in_16_bits(run))
     return TrainingParts(
         stage=stage,
@@ -101,6 +104,27 @@ def make_parts(
         groups=groups,
         processor=processor,
     )
+
+
+def _pixels(
+    run: "TrainRun",
+    stage: "Stage",
+    policy: "nn.Module",
+    separate: "dict[str, Any]",
+    data: "PreparedData",
+    text: "TextSide",
+    args: "Seq2SeqTrainingArguments",
+    concatenates: bool,
+) -> Pixels:
+    """What makes the inputs of the policy from media, or reads their features. `separate`: models that get the same."""
+    pixels = training_pixels(policy, text, args)
+    assert pixels is not None and text.media is not None, "the run has media"
+    layout = layout_of(text.tokenizer.pad_token_id, concatenates)
+    pixels = shared_by_rows(run, stage, {"model": policy, **separate}, pixels, layout, args)
+    if not run.finetuning.cache_media_features:
+        return pixels
+    keeper = FeatureKeeper(policy, pixels, text.media.digest, args, cache_of(run.data))
+    return keeper.keep([rows for rows in (data.table, *data.eval.values()) if rows is not None], separate)
 
 
 def _separate_models(run: "TrainRun", stage: "Stage", policy: "nn.Module", text: "TextSide") -> "dict[str, Any]":

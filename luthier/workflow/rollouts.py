@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from luthier.config.runs import TrainRun
+    from luthier.data.pixels import Pixels
     from luthier.data.prepare import PreparedData
     from luthier.model.types import Models
     from luthier.stages._rollout import Rollout
@@ -41,12 +42,12 @@ def make_rollouts(
     collate: "Collate",
     data: "PreparedData",
     text: "TextSide",
+    pixels: "Pixels | None" = None,
 ) -> "Rollouts":
-    """`plan`: from the stage. The prompts are the training rows."""
+    """`plan`: from the stage. The prompts are the training rows. `pixels`: for rows with media."""
 
     settings, stop_ids = Settings.of(run.generating), frozenset(text.fitted.stop_token_ids)
 
-    pixels = pixels_for(models.policy, text)
     is_served = plan.advantages is not None and run.method.rollout_backend == "vllm"
     served = serve_rollouts(run, text, models.policy, args, settings, stop_ids) if is_served else None
 

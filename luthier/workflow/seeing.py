@@ -1,25 +1,32 @@
 """The media of a run: what makes the inputs of its batches, and whether rows with media can be concatenated."""
 
 import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
-from luthier.data.collate import concatenate_rows, model_inputs
-from luthier.data.media.kinds import Loaded, Shape, media_kind
-from luthier.data.pixels import Pixels
+from luthier.data.collate import Layout, concatenate_rows, model_inputs
+from luthier.data.media.kinds import Loaded, Shape, listens_to_videos, media_kind
+from luthier.data.pixels import Pixels, Sample
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import BOUNDS, find_parts, in_parts
 from luthier.model.positions import rope_index_of
+from luthier.model.towers import sharing_fault
 from luthier.training.distributed import to_device
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import TrainingArguments
 
+    from luthier.config.runs import TrainRun
     from luthier.data.media.blocks import MediaProcessor
     from luthier.model.attention import Trial
+    from luthier.stages import Stage
     from luthier.workflow.text import TextSide
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
@@ -44,7 +51,16 @@ def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = 
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
     types = next((name for name in TOKEN_TYPES if name in arguments), None)
-    return Pixels(media.processor, tuple(media.marks), types, rope_index_of(base), base.dtype, stands_in)
+    tokens = {kind: getattr(base.config, f"{kind}_token_id", None) for kind in _TRIED}
+    return Pixels(
+        media.processor,
+        tuple(media.marks),
+        types,
+        rope_index_of(base),
+        base.dtype,
+        stands_in,
+        {kind: token for kind, token in tokens.items() if token is not None},
+    )
 
 
 def trial_of(text: "TextSide") -> "Trial | None":
@@ -62,27 +78,50 @@ def trial_of(text: "TextSide") -> "Trial | None":
 
 def samples_with_media(pixels: Pixels) -> tuple[dict[str, Any], dict[str, Any]]:
     """Inputs of the model for a row with an item of each kind: alone, and concatenated with another one before it."""
-    words = pixels.ids("What is this?")
-    before, after = ([_noise(shapes, number, pixels) for shapes in _tried(pixels)] for number in (0, 1))
+    before, after = _two_samples(pixels)
     found = []
     for chosen in ([after], [before, after]):
         media, written = pixels.processed(chosen)
-        rows = [
-            [
-                *words,
-                *(
-                    token
-                    for name, block in zip(pixels.kinds, blocks, strict=True)
-                    for token in (*pixels.framed(name, block), *words)
-                ),
-            ]
-            for blocks in written
-        ]
-        batch = concatenate_rows([{"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)} for ids in rows])
+        batch = concatenate_rows([_row(blocks, pixels) for blocks in written])
         batch |= pixels.token_inputs(batch, media)
         found.append(model_inputs({**batch, "media": media, "media_parts": 1}))
     alone, both = found
     return {name: value for name, value in alone.items() if name not in BOUNDS}, both
+
+
+def rows_that_share(pixels: Pixels, layout: Layout, device: "torch.device") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs of the model for three rows, of which the first and the last show the same items: each with items of its
+    own, and with shared ones."""
+    first, second = _two_samples(pixels)
+    whole, written = pixels.processed([first, second, first])
+    distinct, _ = pixels.processed([first, second])
+    rows = [_row(blocks, pixels, num_questions=number) for number, blocks in enumerate(written, 1)]
+    batch = layout(rows)
+    batch |= pixels.token_inputs(batch, whole)
+    samples = [
+        Sample(
+            tuple(media_kind(name).item(f"{number}") for name in pixels.kinds),
+            tuple(tuple(pixels.ids(block)) for block in blocks),
+        )
+        for number, blocks in enumerate(written[:2])
+    ]
+    apart = to_device({**batch, "media": whole, "media_parts": 1}, device)
+    shared = to_device({**batch, "media": distinct, "sharing": pixels.sharing(samples, (0, 1, 0))}, device)
+    return model_inputs(apart), model_inputs(shared)
+
+
+def _two_samples(pixels: Pixels) -> tuple[list[Loaded], list[Loaded]]:
+    """With an item of each kind."""
+    first, second = ([_noise(shapes, number, pixels) for shapes in _tried(pixels)] for number in (0, 1))
+    return first, second
+
+
+def _row(blocks: Sequence[str], pixels: Pixels, num_questions: int = 1) -> dict[str, Any]:
+    """A row without labels that asks several times about an item of each kind."""
+    words = pixels.ids("What is this?")
+    seen = [(*pixels.framed(name, block), *words) for name, block in zip(pixels.kinds, blocks, strict=True)]
+    ids = [*words, *(token for tokens in seen for token in tokens), *words * (num_questions - 1)]
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
 
 def _tried(pixels: Pixels) -> list[tuple[Shape, Shape]]:
@@ -125,3 +164,50 @@ def require_same_eyes(name: str, model: "nn.Module", policy: "nn.Module", text: 
             f"{name}: {other.name_or_path} takes images in another way than {own.name_or_path}, and both get the same"
             " batches -> name a model of the same family"
         )
+
+
+def shared_by_rows(
+    run: "TrainRun",
+    stage: "Stage",
+    models: "Mapping[str, nn.Module]",
+    pixels: Pixels,
+    layout: Layout,
+    args: "TrainingArguments",
+) -> Pixels:
+    """`pixels` that give the media of a batch once for all sequences that show them, if all models can share these.
+
+    `models`: those that get the batches, by their names. Tried only if the stage puts a prompt into several sequences,
+    or if features are kept. Raises `ModelError` if they cannot be kept.
+    """
+    keeps = run.finetuning.cache_media_features
+    reason = None if keeps or run.model.fast_path else "fast_path is false"
+    if not keeps and not _repeats_prompts(run, stage):
+        return pixels
+    if "audio" in pixels.kinds or listens_to_videos(pixels.processor):
+        reason = "no model takes features of audio"
+    elif args.deepspeed_plugin is not None or args.torch_compile:
+        reason = "DeepSpeed and torch_compile run the model as it is"
+    for name, model in models.items():
+        if reason is None:
+            trial = partial(_sharing_trial, pixels, layout)
+            fault = sharing_fault(model, trial, draws=stage.has_dropout)
+            reason = None if fault is None else f"{name}: {fault}"
+    kinds = " and ".join(media_kind(name).plural for name in pixels.kinds)
+    if reason is not None and keeps:
+        raise ModelError(f"cache_media_features: {reason} -> leave cache_media_features out")
+    if reason is not None:
+        info(f"{kinds} are encoded for each row that shows them: {reason}")
+        return pixels
+    info(f"{kinds} are encoded once for all rows of a batch that show them")
+    return replace(pixels, shares=True)
+
+
+def _sharing_trial(pixels: Pixels, layout: Layout, base: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return rows_that_share(pixels, layout, base.device)
+
+
+def _repeats_prompts(run: "TrainRun", stage: "Stage") -> bool:
+    """Whether several sequences of a batch show the same media: two answers, a mismatched pair, sampled answers."""
+    plan = stage.rollout(run.method)
+    has_pairs = len(stage.rows.parts) > 1 or stage.num_learned_parts is not None
+    return has_pairs or (plan is not None and plan.num_generations > 1)

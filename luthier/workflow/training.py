@@ -73,8 +73,8 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
 
         from luthier.data.prepare import prepare
         from luthier.training.arguments import training_arguments
-        from luthier.training.checkpoints import checkpoints_in, require_one_start, step_of
-        from luthier.training.engines import loading_whole
+        from luthier.training.checkpoints import checkpoints_in, step_of
+        from luthier.training.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
         from luthier.training.report import describes_step
         from luthier.training.trained_on import compare_rows

@@ -21,6 +21,7 @@ from tools import training_keys
 REFERENCE_KEYS = (Path(__file__).parent / "reference_keys.txt").read_text(encoding="utf-8").split()
 OWN_KEYS = {
     "checkpoint_every",
+    "cache_media_features",
     "compare",
     "epsilon",
     "epsilon_high",

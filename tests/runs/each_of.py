@@ -8,6 +8,7 @@ The error of a run is written beside its run file, and the next one follows.
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -29,11 +30,15 @@ def forget_engine(kept: set[str]) -> None:
     unset_hf_deepspeed_config()
 
 
-if __name__ == "__main__":
+def train_each(paths: Iterable[Path]) -> None:
     given = set(os.environ)
-    for path in map(Path, sys.argv[1:]):
+    for path in paths:
         try:
             luthier.train(yaml.safe_load(path.read_text(encoding="utf-8")))
         except Exception:
             path.with_suffix(f".error{os.environ['RANK']}").write_text(traceback.format_exc(), encoding="utf-8")
         forget_engine(given)
+
+
+if __name__ == "__main__":
+    train_each(map(Path, sys.argv[1:]))

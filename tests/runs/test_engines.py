@@ -25,6 +25,8 @@ from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 NUM_STEPS, SAVED_STEP = 4, 2
+PATIENCE_SECONDS = 1800
+"""For all runs of one start; with DeepSpeed a minute of it compiles its operators."""
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "deepspeed"
 STAGES = {
@@ -38,6 +40,7 @@ WAYS = {
     "full": {"finetuning_type": "full"},
     "lora": {"finetuning_type": "lora", "lora_target": "all"},
     "qlora": {"finetuning_type": "lora", "lora_target": "all", "quantization_bit": 4},
+    "sgd": {"finetuning_type": "full", "optim": "sgd", "learning_rate": 0.1},
 }
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -50,9 +53,9 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 MATRIX = {
     "ddp": "pt-lora sft-full rm-full dpo-lora kto-lora",
-    "fsdp2": "pt-full pt-lora sft-full sft-lora sft-qlora rm-full rm-lora dpo-full dpo-lora kto-full kto-lora",
+    "fsdp2": "pt-full pt-lora sft-full sft-lora sft-qlora sft-sgd rm-full rm-lora dpo-full dpo-lora kto-full kto-lora",
     "fsdp2_offload": "sft-full",
-    "fsdp2_sharded_files": "sft-lora",
+    "fsdp2_sharded_files": "sft-lora sft-sgd",
     "zero0": "sft-lora",
     "zero1": "rm-full",
     "zero2": "pt-full sft-qlora kto-lora",
@@ -147,7 +150,7 @@ def start_several(files: list[Path], num_processes: int) -> None:
 
 def start(words: list[str]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
 
 
@@ -175,6 +178,21 @@ def test_one_process_goes_on_where_two_have_stopped(case, world, of_one, of_two,
     keys = {**world, **STAGES["sft"], **WAYS["full"], "output_dir": str(tmp_path / "out")}
     again = luthier.train({**keys, "resume_from_checkpoint": str(folder)})
     assert losses(again) == pytest.approx(of_one("sft", "full")[0], abs=1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", ["fsdp2-sft-full", "fsdp2_sharded_files-sft-lora"])
+def test_four_processes_go_on_where_two_have_stopped(case, world, of_one, of_two, tmp_path):
+    """With the batch of two, so that every step has the same rows."""
+    engine, stage, way = CASES[case]
+    keys = {**world, **STAGES[stage], **WAYS[way], **ENGINES[engine], "per_device_train_batch_size": 1}
+    keys["resume_from_checkpoint"] = str(of_two / case / f"checkpoint-{SAVED_STEP}")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**keys, "output_dir": str(tmp_path / "run")}))
+    start_several([tmp_path / "run.yaml"], 4)
+    wanted, alone = of_one(stage, way)
+    assert logged(tmp_path / "run") == pytest.approx(wanted, abs=1e-5)
+    found, expected = loaded(tmp_path / "run"), loaded(alone)
+    assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["fsdp2-sft-full"])

@@ -1,5 +1,6 @@
 """Runs on images, from dataset_info.json to weights: every family, every stage, several processes, resuming."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,33 @@ def test_two_processes_train_a_tower_though_one_of_them_has_no_image(worlds, tmp
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "share"), representatives([("dpo", 2), ("orpo", 2), ("kto", 2), ("grpo", 4)], ("kto", 2), ("grpo", 4))
+)
+def test_the_tower_runs_once_for_all_rows_that_show_an_image(worlds, stage, share, tmp_path, monkeypatch, capsys):
+    """Before training, the model is tried on 3 images for concatenation, and on 5 for sharing."""
+    from transformers.models.llava.modeling_llava import LlavaModel
+
+    own, seen = LlavaModel.get_image_features, []
+
+    @functools.wraps(own)
+    def counting(self, pixel_values, **more):
+        if not pixel_values.is_meta:  # the plan traces it without numbers
+            seen.append(len(pixel_values))
+        return own(self, pixel_values, **more)
+
+    monkeypatch.setattr(LlavaModel, "get_image_features", counting)
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    keys = {**worlds("llava"), **STAGES[stage], "max_steps": 2, "overwrite_cache": True}
+    if stage == "grpo":
+        keys["reward_funcs"] = "tests.runs.test_images:more_images_and_letters"
+    found = {}
+    for fast in (False, True):
+        seen.clear()
+        result = luthier.train({**keys, "fast_path": fast, "output_dir": str(tmp_path / str(fast))})
+        found[fast] = losses(result), sum(seen)
+    assert "images are encoded once for all rows of a batch that show them" in capsys.readouterr().err
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4, abs=1e-6)
+    assert (found[True][1] - 3 - 5) * share <= found[False][1] - 3

@@ -230,3 +230,22 @@ def test_two_processes_give_up_an_evaluation_together(world, tmp_path):
     assert process.exitcode == 0 and f"resuming from {out / 'checkpoint-1'}" in log.read_text(), log.read_text()
     state = json.loads((out / "trainer_state.json").read_text())
     assert [logs["step"] for logs in state["log_history"] if "eval_loss" in logs] == [1, 2]
+
+
+@pytest.mark.thorough
+def test_ctrl_c_that_the_workers_of_the_loader_get_too(world, tmp_path):
+    """A terminal sends it to the whole group. The workers serve their process until it has saved and ends."""
+    log, out = tmp_path / "log", tmp_path / "out"
+    keys = {**world, "dataloader_num_workers": 2, "output_dir": str(out)}
+    luthier.train({**keys, "max_steps": 40, "save_strategy": "no", "output_dir": str(tmp_path / "whole")})
+    process = killable.start({**keys, "max_steps": 40, "save_steps": 100}, log)
+    until(log, "step 2/40", process)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 0 and "Traceback" not in log.read_text(), log.read_text()
+    (saved,) = checkpoints_in(out)
+    assert verify_folder(saved) == [] and not (out / "adapter_model.safetensors").exists()
+    luthier.train({**keys, "max_steps": 40, "save_strategy": "no"})
+    expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())

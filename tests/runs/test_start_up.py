@@ -11,6 +11,7 @@ TABLES = {"datasets", "pandas"}
 NUMBERS = {"torch._C", "torch._dynamo", "accelerate", "peft", "scipy", "sympy", "bitsandbytes"}
 """`torch._C` is there once torch is executed."""
 NEVER_NEEDED = TABLES | {"sklearn", "matplotlib", "tensorboard", "tensorflow", "IPython", "scipy", "fastapi", "gguf"}
+NEVER_NEEDED |= {"deepspeed"}
 COMPILER = "torch._inductor.compile_fx"
 CODE = """
 import contextlib, io, json, sys

@@ -96,11 +96,31 @@ def test_a_stop_whose_checkpoint_cannot_be_saved_is_a_failure(world, tmp_path, f
         luthier.train({**world, "output_dir": str(tmp_path / "out")})
 
 
-def test_several_processes_end_with_the_last_checkpoint(world, tmp_path, monkeypatch):
+def test_a_report_of_a_saved_checkpoint_that_cannot_be_written(world, tmp_path, monkeypatch, capsys):
+    """The losses fall, so the last checkpoint is the best one; the report of the rows that were read comes after it."""
+    write = checkpointed.write_json
+
+    def full_once_saved(path: Path, content: Any) -> None:
+        if (path.parent / "checkpoint-4").is_dir():
+            raise RunFailed(f"{path}: it cannot be written (No space left on device); the old file is kept")
+        write(path, content)
+
+    monkeypatch.setattr(checkpointed, "write_json", full_once_saved)
+    keys = {**BEST, "streaming": True, "buffer_size": 1, "save_total_limit": 2}
+    final = trained(world, tmp_path / "out", **keys)
+    saved = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")
+    assert all((final[name] == saved[name]).all() for name in saved)
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path}/out/checkpoint-4 is saved; {tmp_path}/out/data_report.json: it cannot be" in said
+    assert "training goes on" not in said
+
+
+def test_several_processes_with_deepspeed_end_with_the_last_checkpoint(world, tmp_path, monkeypatch):
     """One of them cannot save, and the others do not know."""
 
     def fail(trainer: Any, *arguments: Any) -> None:
         monkeypatch.setattr(Accelerator, "num_processes", 2)
+        trainer.is_deepspeed_enabled = True
         raise checkpoints.NotSaved("cannot save")
 
     monkeypatch.setattr(checkpointed.CheckpointedTrainer, "_write_checkpoint", fail)

@@ -14,7 +14,8 @@ from luthier.core.drafts import this_host
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.manifest import verify_folder, write_manifest
 from luthier.training import checkpoints
-from luthier.training.checkpoints import fault_of, newest_whole, require_one_start, resume_point, rotate, tidy, writing
+from luthier.training.checkpoints import fault_of, newest_whole, resume_point, rotate, tidy, writing
+from luthier.training.shared_save import SharedSave
 from luthier.training.trained_on import KEY
 from tests.killing import watching
 from tests.matrix import representatives
@@ -26,7 +27,7 @@ def save(out: Path, step: int, content: str = "new", *, limit: int | None = None
     """As the trainer saves."""
     folder = out / f"checkpoint-{step}"
     draft = out / f".checkpoints.{os.getpid()}.{this_host()}.tmp" / folder.name
-    with writing(draft, folder, is_writer=True):
+    with writing(draft, folder, SharedSave()):
         for name in FILES:
             (draft / name).write_text(f"{content} {step} {name}")
         state = {"global_step": step, "stateful_callbacks": {KEY: []}}
@@ -305,14 +306,6 @@ def test_a_rename_that_fails_puts_the_earlier_checkpoint_back(tmp_path, monkeypa
         save(tmp_path, 4)
     assert content_of(folder) == "old" and verify_folder(folder) == []
     assert listing(tmp_path) == ["checkpoint-4"]
-
-
-def test_processes_that_found_different_checkpoints_do_not_start(tmp_path):
-    mine = tmp_path / "checkpoint-4"
-    require_one_start(mine, [str(mine)] * 2)
-    require_one_start(None, ["None"])
-    with pytest.raises(OutputError, match=r"found different checkpoints \(.*checkpoint-4, None\)"):
-        require_one_start(mine, [str(mine), "None"])
 
 
 @pytest.mark.parametrize(

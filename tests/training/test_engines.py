@@ -12,6 +12,7 @@ from luthier.training.engines import (
     FSDP,
     building_operators,
     loading_whole,
+    require_one_start,
     require_same_engine,
     saved_by,
 )
@@ -97,3 +98,11 @@ def test_an_operator_that_cannot_be_compiled_is_told_in_one_sentence():
         raise RuntimeError("DeepSpeedCPUAdam requires the cpu_adam op, which failed to build/load.")
     with pytest.raises(RuntimeError, match="another fault"), building_operators():
         raise RuntimeError("another fault")
+
+
+def test_processes_that_found_different_checkpoints_do_not_start(tmp_path):
+    mine = tmp_path / "checkpoint-4"
+    require_one_start(mine, [str(mine)] * 2)
+    require_one_start(None, ["None"])
+    with pytest.raises(OutputError, match=r"found different checkpoints \(.*checkpoint-4, None\)"):
+        require_one_start(mine, [str(mine), "None"])

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+import luthier
 from luthier.core.errors import RunFailed
 from luthier.training import peers
 from luthier.training.distributed import over_processes
 from luthier.training.peers import Pulse, Watch, is_lost_peer, place_of, read_place, watched
+from luthier.workflow import training
+from tests.small_world import small_world
 
 
 @pytest.fixture
@@ -128,3 +131,17 @@ def test_the_processes_of_a_run_share_a_store(tmp_path):
         assert first.beat(60) == "nothing was heard of rank 1 for 31 s"
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_the_python_api_is_watched_too(tmp_path, monkeypatch):
+    keys = small_world(tmp_path)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "e.json")}.items():
+        monkeypatch.setenv(name, value)
+
+    def lose(run):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1. GLHF")
+
+    monkeypatch.setattr(training, "train", lose)
+    with pytest.raises(RunFailed, match=r"^rank 1 lost another process of this run"):
+        luthier.train(keys)
+    assert json.loads((tmp_path / peers.PLACE_FILE).read_text())["lost_peer"] is True

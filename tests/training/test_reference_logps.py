@@ -68,7 +68,9 @@ def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
         for size in (1, 2):
             args = SimpleNamespace(bf16=False, fp16=False, eval_batch_size=size, world_size=1, process_index=0)
             args.device = torch.device("cpu")
-            scorer = ReferenceScorer(policy, collator(0, concatenates), (concatenates, False), args, Cache(tmp_path))
+            scorer = ReferenceScorer(
+                policy, collator(0, concatenates), (concatenates, False, False), args, Cache(tmp_path)
+            )
             logps = scorer.add_to({"train": rows})["train"].logps
             assert logps.shape == (3, 2)
             torch.testing.assert_close(torch.tensor(logps), torch.tensor(logps[:1, :1]).expand(3, 2), atol=1e-5, rtol=0)

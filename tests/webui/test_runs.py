@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier.webui.identity import mark_of
-from luthier.webui.runs import FRESH_SECONDS, find_runs, last_line, read_run
+from luthier.webui.runs import FRESH_SECONDS, SILENT_SECONDS, find_runs, last_line, read_run
 
 OURS = {"argv": [], "pid": os.getpid(), "mark": mark_of(os.getpid()), "host": platform.node(), "started": 5.0}
 LONG_AGO = time.time() - 10 * FRESH_SECONDS
@@ -54,6 +54,28 @@ def run_folder(folder: Path, log_age: float = 0.0, **files: object) -> Path:
 )
 def test_the_state_in_a_word(tmp_path, files, state):
     assert read_run(run_folder(tmp_path / "run", **files)).state == state
+
+
+@pytest.mark.parametrize(
+    ("files", "age", "is_silent"),
+    [
+        ({"board": OURS}, 2 * SILENT_SECONDS, True),
+        ({"board": OURS}, SILENT_SECONDS / 2, False),
+        ({"board": OURS, "exit": {"status": 0}}, 2 * SILENT_SECONDS, False),
+        ({"board": {**OURS, "started": time.time()}}, 2 * SILENT_SECONDS, False),
+    ],
+    ids=["silent", "it beats", "it has ended", "that of an earlier start"],
+)
+def test_a_live_run_without_a_heartbeat(tmp_path, files, age, is_silent):
+    folder, now = run_folder(tmp_path / "run", **files, heartbeat={}), time.time()
+    os.utime(folder / "heartbeat.json", (now - age,) * 2)
+    assert read_run(folder, now).silent_since == pytest.approx(now - age if is_silent else 0)
+
+
+def test_a_run_of_a_terminal_whose_steps_are_long(tmp_path):
+    folder = run_folder(tmp_path / "run", log="{}\n", log_age=2 * FRESH_SECONDS)
+    (folder / "heartbeat.json").write_text("{}")
+    assert read_run(folder).state == "running"
 
 
 def test_a_run_of_another_machine_says_where_and_cannot_be_reached(tmp_path):

@@ -58,3 +58,5 @@ class FinetuningConfig:
     """Freeze the projector between the towers and the language model; `lora_target: all` never adapts it."""
     freeze_language_model: bool = False
     """Freeze the language model."""
+    cache_media_features: bool = False
+    """Keep what frozen towers make of images and videos on disk, so that they run once for all epochs and runs."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from luthier.config.rules.engine import Condition, Rule, Rules, above, all_of, at_least, is_set, warning, within
+from luthier.config.rules.engine import Condition, Rule, Rules, above, all_of, at_least, is_set, not_, warning, within
 
 
 def _smooths_labels(run: Any) -> bool:
@@ -53,6 +53,21 @@ def _configures_the_unknown(run: Any) -> bool:
 
 TRAINING_RULES = Rules(
     (
+        *(
+            Rule(
+                ("cache_media_features", key),
+                "keeps features of images that change as soon as what makes them learns",
+                f"leave it out, or set {key}: true",
+                all_of(is_set("finetuning", "cache_media_features"), not_(is_set("finetuning", key))),
+            )
+            for key in ("freeze_vision_tower", "freeze_multi_modal_projector")
+        ),
+        Rule(
+            ("cache_media_features", "streaming"),
+            "computes the features of all rows before training, and nobody knows how many rows a stream has",
+            "leave it out, or streaming",
+            all_of(is_set("finetuning", "cache_media_features"), is_set("data", "streaming")),
+        ),
         Rule(
             ("fp16", "bf16"),
             "a run has one number type",

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MAX_REMEMBERED = 1 << 16
 _PROBES = (*(Shape("image", size) for size in ((56, 84), (40, 100), (56, 84))),)
 _UNSUPPORTED: Mapping[str, str] = {
-    "PaliGemmaProcessor": "it puts the images in front of the text itself, and takes no conversation",
-    "MllamaProcessor": "its images enter by cross attention, whose mask is not made here",
+    "PaliGemmaProcessor": "it adds tokens to each prompt itself, and takes no row without an image",
+    "MllamaProcessor": "its images enter by cross attention, which needs a mask of tokens, images and tiles",
     "VoxtralProcessor": "its chat template is part of the library mistral_common, and takes no text here",
     "GraniteSpeechProcessor": "its model switches on an adapter of its own for audio, which is not trained here",
 }

@@ -1,4 +1,5 @@
-"""What transformers 5.23, hqq 0.2.8 and bitsandbytes 0.50 do at import and few runs need, put off until it is needed.
+"""What libraries do at import and few runs need, put off until it is needed: transformers 5.23, accelerate 1.15,
+hqq 0.2.8, bitsandbytes 0.50.
 
 | module | at import | cost |
 |---|---|---|
@@ -6,10 +7,12 @@
 | `transformers.trainer` | imports `datasets`, and so pandas, to recognise its tables | 0.5 s |
 | `transformers.loss.*` | imports `scipy.optimize`, for losses of object detection | 0.3 s |
 | `hqq.core.quantize`, `bitsandbytes` | `torch.compile` imports the compiler of torch | 1.5 s |
+| `accelerate.utils.other` | imports DeepSpeed, where it is installed, to recognise its models | 1 s |
 
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/utils/import_utils.py
 https://github.com/dropbox/hqq/blob/master/hqq/core/quantize.py
 https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/backends/default/ops.py
+https://github.com/huggingface/accelerate/blob/main/src/accelerate/utils/other.py
 
 peft imports bitsandbytes and the caches of transformers import hqq wherever they are installed.
 """
@@ -43,6 +46,7 @@ def install() -> None:
             "transformers.utils.import_utils": _with_saved_index,
             "transformers.trainer": _without_datasets,
             **{f"transformers.loss.loss_{name}": _without_scipy for name in LOSSES_WITH_SCIPY},
+            "accelerate.utils.other": _without_deepspeed,
             "hqq.core.quantize": _compiling_at_call,
             "bitsandbytes.backends.default.ops": _compiling_at_call,
         }
@@ -155,6 +159,13 @@ class _Datasets(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module("datasets"), name)
+
+
+@contextmanager
+def _without_deepspeed(module: Any) -> Iterator[None]:
+    """A model can be an engine of DeepSpeed only once that library is loaded."""
+    yield
+    module.is_deepspeed_available = partial(is_loaded, "deepspeed")
 
 
 # -- torch.compile -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ what the formula of the kernel gives; every other module stays as it is. So it m
 comes from transformers or with the model.
 """
 
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
 
 GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+INTERNAL = frozenset(vars(nn.Module()))
+"""What every module holds."""
+PLAIN = (bool, int, float, str, type(None))
 NUM_ROWS, WIDTH = 48, 16
 """Of the numbers that a module is tried on."""
 DIFFERENT_SHARE = 50
@@ -24,19 +28,25 @@ FAULTS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, NotI
 """What code raises that needs more than it gets in a trial."""
 
 
+Trials = dict[Hashable, Any]
+"""Module without its weights -> what was found, so that the layers of a model are tried once. Holds ids of what the
+modules hold, so it is for the modules of one model."""
+
+
 def fuse(model: nn.Module) -> None:
     """Let `model`, whose adapters are in place, compute with the kernels from now on."""
     fuse_lora(model)
+    trials: Trials = {}
     with torch.random.fork_rng(devices=()):  # dropout in a trial
         for module in model.modules():
             if "forward" not in vars(module):
-                _fuse_module(module)
+                _fuse_module(module, trials)
 
 
-def _fuse_module(module: nn.Module) -> None:
-    if (form := norm_form(module)) is not None:
+def _fuse_module(module: nn.Module, trials: Trials) -> None:
+    if (form := norm_form(module, trials)) is not None:
         module.forward = partial(_normed, module, form)
-    elif (activation := gated_activation(module)) is not None:
+    elif (activation := gated_activation(module, trials)) is not None:
         module.forward = partial(_gated_mlp, module, activation)
 
 
@@ -55,12 +65,28 @@ def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) ->
     return project_gated(module.down_proj, gate, up, activation)
 
 
-def norm_form(module: nn.Module) -> Form | None:
+def norm_form(module: nn.Module, trials: Trials | None = None) -> Form | None:
     """How this RMSNorm computes; None if it is none, or computes in another way."""
     parameters = dict(module.named_parameters(recurse=False))
     is_alone = not module._modules and not module._buffers and set(parameters) == {"weight"}
     if not is_alone or parameters["weight"].ndim != 1 or _eps(module) is None:
         return None
+    return _tried(_form_found, module, trials)
+
+
+def _tried(trial: Callable[[nn.Module], Any], module: nn.Module, trials: Trials | None) -> Any:
+    """What `trial` finds. It depends on what `_probe` copies alone."""
+    if trials is None:
+        return trial(module)
+    settings = ((name, value) for name, value in sorted(vars(module).items()) if name not in INTERNAL)
+    known = tuple((name, type(value), value if isinstance(value, PLAIN) else id(value)) for name, value in settings)
+    key = (trial, type(module), known)
+    if key not in trials:
+        trials[key] = trial(module)
+    return trials[key]
+
+
+def _form_found(module: nn.Module) -> Form | None:
     return next((form for form in FORMS if _computes(module, form)), None)
 
 
@@ -91,11 +117,11 @@ def _computes(module: nn.Module, form: Form) -> bool:
     return True
 
 
-def gated_activation(module: nn.Module) -> Activation | None:
+def gated_activation(module: nn.Module, trials: Trials | None = None) -> Activation | None:
     """act of an MLP that computes down_proj(act(gate_proj(x)) * up_proj(x)) and no more; None of any other module."""
     parts = [module._modules.get(name) for name in GATED_PARTS]
     activation = None if None in parts else activation_of(parts[-1])  # type: ignore[arg-type]
-    return activation if activation is not None and _is_gated(module) else None
+    return activation if activation is not None and _tried(_is_gated, module, trials) else None
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -116,8 +142,7 @@ def _probe(module: nn.Module) -> Any:
     kind: Any = type(module)
     probe = kind.__new__(kind)
     nn.Module.__init__(probe)
-    internal = set(vars(nn.Module()))
-    vars(probe).update({name: value for name, value in vars(module).items() if name not in internal})
+    vars(probe).update({name: value for name, value in vars(module).items() if name not in INTERNAL})
     return probe
 
 

@@ -28,7 +28,7 @@ from luthier.webui.pages.parts import (
     tell,
     text,
 )
-from luthier.webui.pages.runs import badge
+from luthier.webui.pages.runs import badge, when
 from luthier.webui.runs import Run, read_object, read_run
 from luthier.webui.watch import Curves, console_end
 
@@ -136,7 +136,8 @@ class RunPage:
         found, say = self.found, self.frame.say
         for name, value in zip(NUMBERS, _values(found, self.curves), strict=True):
             show(self.numbers[name], value)
-        show(self.note, say(f"note.{found.state}").format(status=found.status))
+        note = "silent" if found.silent_since else found.state
+        show(self.note, say(f"note.{note}").format(status=found.status, time=when(found.silent_since)))
         is_reachable = found.is_live and found.is_ours
         enable(self.buttons["stop"], is_reachable and found.state == "running")
         enable(self.buttons["now"], is_reachable and found.state == "stopping")

@@ -239,6 +239,9 @@ DATA = [
 TRAINING = [
     *cases(
         {},
+        {"freeze_vision_tower": False, "cache_media_features": True},
+        {"freeze_multi_modal_projector": False, "cache_media_features": True},
+        {"max_steps": 5, "streaming": True, "cache_media_features": True},
         {"bf16": True, "fp16": True},
         {"fp16": True, "pure_bf16": True},
         {"warmup_steps": 5, "warmup_ratio": 0.1},

@@ -57,7 +57,7 @@ def test_a_refused_size_is_named(worlds):
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("PaliGemmaProcessor", "puts the images in front of the text itself"),
+        ("PaliGemmaProcessor", "adds tokens to each prompt itself, and takes no row without an image"),
         ("MllamaProcessor", "its images enter by cross attention"),
         ("VoxtralProcessor", "its chat template is part of the library mistral_common"),
         ("GraniteSpeechProcessor", "its model switches on an adapter of its own"),

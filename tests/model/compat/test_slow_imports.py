@@ -31,6 +31,24 @@ def test_the_plain_libraries_import_what_a_run_does_not_need():
     assert printed(code)[-1] == str(HEAVY)
 
 
+UNWRAPPED = """
+import sys, torch
+{install}
+from accelerate.utils import extract_model_from_parallel, is_deepspeed_available
+model = torch.nn.Linear(2, 2)
+assert extract_model_from_parallel(model) is model and is_deepspeed_available()
+print("deepspeed" in sys.modules)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_put_off", [False, True])
+def test_deepspeed_is_not_imported_to_unwrap_a_model(is_put_off):
+    pytest.importorskip("deepspeed")
+    install = "from luthier.model.compat import slow_imports; slow_imports.install()" if is_put_off else ""
+    assert printed(UNWRAPPED.replace("{install}", install))[-1] == str(not is_put_off)
+
+
 DEFERRED = """
 from luthier.model.compat import slow_imports
 slow_imports.install()

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
+from luthier.model.kernels import fuse as fuse_module
 from luthier.model.kernels.fuse import fuse, gated_activation, norm_form
 from luthier.model.kernels.rms_norm import FORMS
 from luthier.model.kernels.swiglu import SILU
@@ -125,6 +126,25 @@ def test_modules_that_compute_otherwise_are_left_alone(is_planned):
     with torch.device("meta"), Affirming():
         assert norm_form(DoublingNorm(8)) is None and norm_form(LlamaRMSNorm(8)) is LLAMA
         assert gated_activation(ClampingMLP(config)) is None and gated_activation(LlamaMLP(config)) is SILU
+
+
+class ScaledNorm(LlamaRMSNorm):
+    def __init__(self, factor):
+        super().__init__(8)
+        self.factor = factor
+
+    def forward(self, hidden_states):
+        return self.factor * super().forward(hidden_states)
+
+
+def test_layers_that_are_alike_are_tried_once_and_others_by_themselves(monkeypatch):
+    tried = []
+    computes = fuse_module._computes
+    monkeypatch.setattr(fuse_module, "_computes", lambda module, form: tried.append(module) or computes(module, form))
+    model = nn.ModuleList([ScaledNorm(1), ScaledNorm(2), ScaledNorm(1), LlamaRMSNorm(8), LlamaRMSNorm(8)])
+    fuse(model)
+    assert ["forward" in vars(norm) for norm in model] == [True, False, True, True, True]
+    assert [any(one is norm for one in tried) for norm in model] == [True, True, False, True, False]
 
 
 def test_random_numbers_are_not_touched():
