@@ -219,7 +219,7 @@ def require_usable(media: Media, spec: "DatasetSpec", *, takes: Collection[str] 
         column = column_of(spec, kind)
         if "://" in path:
             raise MediaFault(f"column {column!r} names {path!r}: {kind.plural} are read from files only", repr(path))
-        for file in kind.files(path) if os.path.isfile(path) else (path,):
+        for file in kind.files(path):
             if not os.path.isfile(file):
                 what = "is a folder, not a file" if os.path.isdir(file) else "is not a file"
                 folder = spec.media_dir or "."
