@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from luthier.config.keys.bridge import BridgeConfig
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.engines import SglangConfig, VllmConfig
 from luthier.config.keys.evaluate import EvalConfig, EvalTasksConfig
@@ -50,6 +51,7 @@ PROFILER = Section("profiler", ProfilerConfig, commands=("train",), key="enable_
 FP8 = Section("fp8", Fp8Config, commands=("train",), key="fp8")
 SWANLAB = Section("swanlab", SwanlabConfig, commands=("train",), key="use_swanlab")
 MCORE = Section("mcore", McoreConfig, commands=("train",), environment="USE_MCA")
+BRIDGE = Section("megatron_bridge", BridgeConfig, commands=("train",), environment="USE_MEGATRON_BRIDGE")
 RAY = Section("ray", RayConfig, commands=("train",), environment="USE_RAY")
 KT = Section("ktransformers", KTransformersConfig, key="use_kt")
 TRAINING = Section("training", TrainingKeys, commands=("train",))
@@ -111,6 +113,7 @@ def sections() -> tuple[Section, ...]:
             FP8,
             SWANLAB,
             MCORE,
+            BRIDGE,
             RAY,
             KT,
         ),

@@ -14,6 +14,7 @@ from luthier.config.decode import Misfit, decode, is_null
 from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
+    BRIDGE,
     DATA,
     EVAL_TASKS,
     EVALUATION,
@@ -277,6 +278,7 @@ class Draft:
                 "recovery": self._section(RECOVERY),
                 "parallel": self._section(PARALLEL),
                 "mcore": self._section(MCORE),
+                "bridge": self._section(BRIDGE),
                 "ray": self._section(RAY),
                 "kt": self._section(KT),
                 "tasks": self._section(EVAL_TASKS),

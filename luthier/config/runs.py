@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.bridge import BridgeConfig
 from luthier.config.keys.data import DataConfig
 from luthier.config.keys.engines import SglangConfig, VllmConfig
 from luthier.config.keys.evaluate import EvalConfig, EvalTasksConfig
@@ -85,6 +86,7 @@ class TrainRun(Run):
     recovery: RecoveryConfig
     parallel: ParallelConfig
     mcore: McoreConfig
+    bridge: BridgeConfig
     ray: RayConfig
     kt: KTransformersConfig
     tasks: EvalTasksConfig

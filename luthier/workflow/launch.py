@@ -18,12 +18,12 @@ SHUTDOWN_SECONDS = 300
 def launch_if_needed(argv: list[str]) -> int | None:
     """Run `luthier train ARGV` under torchrun if needed, and return its exit status; None if not needed.
 
-    It is needed with FORCE_TORCHRUN or USE_MCA, or if more than one accelerator is visible and USE_KT is off, in a
-    process that no launcher has started.
+    It is needed with FORCE_TORCHRUN, USE_MCA or USE_MEGATRON_BRIDGE, or if more than one accelerator is visible and
+    USE_KT is off, in a process that no launcher has started.
     """
     if "LOCAL_RANK" in os.environ:
         return None
-    if not any(is_on(os.environ, name) for name in ("FORCE_TORCHRUN", "USE_MCA")):
+    if not any(is_on(os.environ, name) for name in ("FORCE_TORCHRUN", "USE_MCA", "USE_MEGATRON_BRIDGE")):
         if is_on(os.environ, "USE_KT"):  # KTransformers uses one process for all accelerators
             return None
         from luthier.core.machine import detect

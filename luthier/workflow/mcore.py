@@ -5,33 +5,27 @@ trainer that is transformers' with Megatron's step in it, and the weights of Hug
 reports and the folder of the result are luthier's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.mcore import SIZES
-from luthier.core.errors import InvalidInput, MissingExtra, ModelError
+from luthier.core.errors import InvalidInput, MissingExtra
 from luthier.core.kinds import STAGES
 from luthier.core.log import info
-from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.model.files.readable import readable
+from luthier.workflow.megatron import block_of, describe, model_folder, require_whole_groups, shifted_batch
 from luthier.workflow.text import load_text_side
 
 if TYPE_CHECKING:
-    from luthier.config.keys.mcore import McoreConfig
     from luthier.config.runs import TrainRun
     from luthier.core.machine import Machine
     from luthier.data.prepare import PreparedData
     from luthier.data.rows.table import Table
-    from luthier.model.files.sources import ModelSource
     from luthier.training.fit import RunResult
 
 INSTALL = 'pip install "git+https://github.com/alibaba/ROLL.git#subdirectory=mcore_adapter"'
-BLOCK = 64
-"""Padded lengths are multiples of this, and of what context and tensor parallelism cut a row into."""
 
 
 def train_with_mcore(run: "TrainRun", machine: "Machine") -> "RunResult":
@@ -56,12 +50,15 @@ def train_with_mcore(run: "TrainRun", machine: "Machine") -> "RunResult":
     data = prepare(run, stage.rows, text.encoding)
     for line in data.ledger.summary():
         info(line)
-    model = library["AutoModel"].from_pretrained(model_folder(text.source), args)
+    # Experts on several devices need batches of one length.
+    block = block_of(run.mcore, run.data.cutoff_len, one_length=run.mcore.expert_model_parallel_size > 1)
+    folder = model_folder(text.source, "USE_MCA", "mcore_adapter")
+    model = library["AutoModel"].from_pretrained(folder, args)
     trainer = library["McaTrainer"](
         model=model,
         args=args,
         tokenizer=text.tokenizer,
-        data_collator=partial(shifted_batch, pad_token_id=text.tokenizer.pad_token_id, block=block_of(run)),
+        data_collator=partial(shifted_batch, pad_token_id=text.tokenizer.pad_token_id, block=block),
         train_dataset=shuffled(run, data),
         eval_dataset=(data.eval[""] if set(data.eval) == {""} else dict(data.eval)) or None,
         callbacks=callbacks_of(run, stage),
@@ -91,37 +88,6 @@ def _library() -> dict[str, Any]:
     return {"AutoModel": AutoModel, "McaTrainer": McaTrainer, "Seq2SeqTrainingArguments": Seq2SeqTrainingArguments}
 
 
-def model_folder(source: "ModelSource") -> str:
-    """The folder of the model, which is fetched if it is on a hub. Raises `ModelError` for a GGUF file."""
-    from huggingface_hub import snapshot_download
-
-    files = source.files
-    if files.gguf_file:
-        raise ModelError(
-            f"USE_MCA: {files}: mcore_adapter does not read GGUF files"
-            " -> write the model with `luthier export` first, and give its folder as model_name_or_path"
-        )
-    if files.is_local:
-        return files.name
-    with readable(files, "weights"):
-        return str(snapshot_download(files.name, **source.access.options))
-
-
-def require_whole_groups(keys: "McoreConfig", num_processes: int) -> None:
-    """Raises `InvalidInput` if the processes cannot form groups that hold one copy of the model each."""
-    sizes = {name: getattr(keys, name) for name in SIZES}
-    size = 1
-    for count in sizes.values():
-        size *= count
-    if num_processes % size:
-        product = " x ".join(f"{name} {count}" for name, count in sizes.items() if count > 1)
-        there = "is one process" if num_processes == 1 else f"are {num_processes} processes"
-        raise InvalidInput(
-            f"{product}: {size} processes hold one copy of the model, and there {there} -> start a multiple of {size},"
-            f" for example with NPROC_PER_NODE={size}"
-        )
-
-
 def arguments(run: "TrainRun", machine: "Machine", kind: Any) -> Any:
     """The training arguments of mcore_adapter: those of transformers and the keys of Megatron that the user wrote.
 
@@ -135,40 +101,6 @@ def arguments(run: "TrainRun", machine: "Machine", kind: Any) -> Any:
         if value is not None and (name in run.given or name in SIZES)
     }
     return training_arguments(run, machine, kind, keys)
-
-
-def block_of(run: "TrainRun") -> int:
-    """Padded lengths are multiples of this number of tokens.
-
-    Experts on several devices need batches of one length. A row is cut into 2 parts per process of context parallelism
-    and one per process of tensor parallelism.
-    """
-    keys = run.mcore
-    block = lcm(BLOCK, 2 * keys.context_parallel_size, keys.tensor_model_parallel_size)
-    if keys.expert_model_parallel_size == 1:
-        return block
-    return -(-run.data.cutoff_len // block) * block
-
-
-def shifted_batch(rows: Sequence[Mapping[str, Any]], pad_token_id: int, block: int) -> dict[str, Any]:
-    """input_ids, labels, attention_mask (B, T): rows padded on the right to a multiple of `block` tokens.
-
-    The label of a position is the token that follows it: Megatron does not shift labels.
-    """
-    import torch
-
-    length = -(-max(len(row["input_ids"]) - 1 for row in rows) // block) * block
-    batch = {
-        "input_ids": torch.full((len(rows), length), pad_token_id),
-        "labels": torch.full((len(rows), length), IGNORE_INDEX),
-        "attention_mask": torch.zeros((len(rows), length), dtype=torch.long),
-    }
-    for number, row in enumerate(rows):
-        ids, labels = torch.as_tensor(row["input_ids"]), torch.as_tensor(row["labels"])
-        batch["input_ids"][number, : len(ids) - 1] = ids[:-1]
-        batch["labels"][number, : len(ids) - 1] = labels[1:]
-        batch["attention_mask"][number, : len(ids) - 1] = 1
-    return batch
 
 
 def shuffled(run: "TrainRun", data: "PreparedData") -> "Table | None":
@@ -189,21 +121,6 @@ def save_as_hf(trainer: Any) -> None:
     args.save_hf_model = args.save_only_model = True
     trainer.save_model()
     args.save_hf_model, args.save_only_model = asked
-
-
-def describe(run: "TrainRun", trainer: Any, data: "PreparedData", metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the metrics, the ledger, and all that describes the weights."""
-    from luthier.data.ledger import LEDGER_FILE
-    from luthier.training.report import describing, finish_training, save_metrics, write_json
-
-    output_dir = Path(run.training["output_dir"])
-    with describing(output_dir):
-        write_json(output_dir / LEDGER_FILE, data.ledger.to_json())
-        for split, values in metrics.items():
-            save_metrics(output_dir, split, values)
-        if run.trains:
-            facts = {"seed": run.training["seed"], "data": data.fingerprint, "model": run.model.model_name_or_path}
-            finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
 
 
 def resume_point(run: "TrainRun") -> str | None:

@@ -27,7 +27,7 @@ from luthier.model.quantization._prequantized import (
     training_problems,
 )
 from luthier.stages._reward import RewardConfig
-from luthier.workflow.mcore import INSTALL
+from luthier.workflow import bridge, mcore
 
 TRACKER_MODULES = {
     "azure_ml": "azureml",
@@ -148,7 +148,11 @@ def library_problems(run: TrainRun) -> Iterator[Problem]:
     if run.swanlab.use_swanlab and not is_installed("swanlab"):
         yield _missing("use_swanlab", "swanlab", f"pip install '{MINIMUM}'")
     if is_on(os.environ, "USE_MCA") and not is_installed("mcore_adapter"):
-        yield replace(_missing("USE_MCA", "mcore_adapter", f"{INSTALL}, with megatron-core"), file="environment")
+        remedy = f"{mcore.INSTALL}, with megatron-core"
+        yield replace(_missing("USE_MCA", "mcore_adapter", remedy), file="environment")
+    if is_on(os.environ, "USE_MEGATRON_BRIDGE") and not (is_installed("megatron") and is_installed("megatron.bridge")):
+        missing = _missing("USE_MEGATRON_BRIDGE", "megatron.bridge", bridge.INSTALL)
+        yield replace(missing, file="environment")
     if is_on(os.environ, "USE_RAY") and not is_installed("ray"):
         yield replace(_missing("USE_RAY", "ray", "pip install 'luthier[ray]'"), file="environment")
     if run.fp8.fp8 and installed_backend(run.fp8) is None:

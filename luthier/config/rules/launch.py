@@ -66,6 +66,5 @@ LAUNCH_RULES = Rules(
             )
         ),
         _unavailable("USE_V1", "there is one engine only"),
-        _unavailable("USE_MEGATRON_BRIDGE", "Megatron-Bridge is not part of this version"),
     )
 )

@@ -6,6 +6,7 @@ Loading a run and `luthier explain` both read it, so no rule can apply without b
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from luthier.config.rules.bridge import BRIDGE_RULES
 from luthier.config.rules.data import DATA_RULES
 from luthier.config.rules.engine import Rule, Rules
 from luthier.config.rules.engines import ENGINE_EXPORT_RULES, ENGINE_RULES, ENGINE_TRAINING_RULES
@@ -45,7 +46,7 @@ COMMAND_RULES: Mapping[str, tuple[Rules, ...]] = {
         *(UNSLOTH_RULES, UNSLOTH_TRAINING_RULES, KT_RULES, PROCESSOR_RULES),
         *(TASK_RULES, DATA_RULES, STREAMING_RULES, GENERATING_RULES, EVALUATION_RULES, TRAINING_RULES, OPTIM_RULES),
         *(ENGINE_TRAINING_RULES, LAUNCH_RULES, RAY_RULES, PROFILER_RULES, FP8_RULES, SWANLAB_RULES, RECOVERY_RULES),
-        *(PARALLEL_RULES, TENSOR_PARALLEL_RULES, MCORE_RULES, OUTPUT_RULES),
+        *(PARALLEL_RULES, TENSOR_PARALLEL_RULES, MCORE_RULES, BRIDGE_RULES, OUTPUT_RULES),
     ),
     "infer": (
         *(MODEL_RULES, QUANTIZATION_RULES, UNSLOTH_RULES, KT_ELSEWHERE_RULES, GENERATING_RULES),

@@ -8,7 +8,6 @@ from luthier.config.keys.later import launch
 from luthier.config.sections import Section
 
 LATER = (
-    Section("mca", launch.McaConfig, commands=("train",)),
+    Section("megatron", launch.MegatronSwitches, commands=("train",)),
     Section("hyper_parallel", launch.HyperParallelConfig, commands=("train",), key="use_hyper_parallel"),
-    Section("megatron_bridge", launch.MegatronBridgeConfig, commands=("train",), key="use_megatron_bridge"),
 )
