@@ -49,7 +49,7 @@ def configuration(
     trust = {"trust_remote_code": True} if run.model.trust_remote_code else {}
     sharding = {
         "use_distributed_optimizer": keys.use_distributed_optimizer,
-        "overlap_param_gather": keys.overlap_param_gather,
+        "overlap_param_gather": gathers_early(keys),
         "overlap_grad_reduce": keys.overlap_grad_reduce,
     }
     container = library["ConfigContainer"](
@@ -83,6 +83,11 @@ def configuration(
 def model_parallel_size(keys: "BridgeConfig") -> int:
     """How many processes compute one row together. Experts are shared among copies of the rest of the model."""
     return keys.tensor_model_parallel_size * keys.pipeline_model_parallel_size * keys.context_parallel_size
+
+
+def gathers_early(keys: "BridgeConfig") -> bool:
+    """Only the distributed optimizer has weights to fetch."""
+    return keys.overlap_param_gather and keys.use_distributed_optimizer
 
 
 def padded_block(run: "TrainRun") -> int:
@@ -146,7 +151,7 @@ def optimizer_settings(run: "TrainRun", args: "TrainingArguments") -> dict[str, 
         "adam_eps": args.adam_epsilon,
         "clip_grad": args.max_grad_norm,
         "use_distributed_optimizer": run.bridge.use_distributed_optimizer,
-        "overlap_param_gather": run.bridge.overlap_param_gather,
+        "overlap_param_gather": gathers_early(run.bridge),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 import luthier
 from luthier.config import describe, reference
 from luthier.config.key_table import catalog, keys_of, sections
+from luthier.config.keys.bridge import BridgeConfig
 from luthier.config.keys.later import LATER
 from luthier.config.keys.legacy import LegacyTrainingConfig, training_arguments_kwargs
 from luthier.config.keys.mcore import McoreConfig
@@ -78,7 +79,7 @@ def test_no_key_is_there_without_being_asked_for():
     legacy = {field.name for field in dataclasses.fields(LegacyTrainingConfig)}
     former_ray = {"ray_run_name", "ray_storage_path", "placement_strategy", "resources_per_worker"}
     smoothing = {"label_smoothing_factor"}
-    megatron = {field.name for field in dataclasses.fields(McoreConfig)}
+    megatron = {field.name for kind in (McoreConfig, BridgeConfig) for field in dataclasses.fields(kind)}
     known = {*REFERENCE_KEYS, *training_table(), *legacy, *OWN_KEYS, *former_ray, *smoothing, *megatron}
     assert set(catalog()) == known
 

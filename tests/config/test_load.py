@@ -290,9 +290,9 @@ def test_what_a_training_run_cannot_do_without():
 
 
 def test_launchers_of_the_reference_are_refused(monkeypatch):
-    monkeypatch.setenv("USE_MEGATRON_BRIDGE", "1")
+    monkeypatch.setenv("USE_V1", "1")
     problems = problems_of(load_train, BASE)
-    assert set(problems) == {"USE_MEGATRON_BRIDGE"} and problems["USE_MEGATRON_BRIDGE"].file == "environment"
+    assert set(problems) == {"USE_V1"} and problems["USE_V1"].file == "environment"
     load_infer({"model_name_or_path": "m"})
 
 
@@ -309,6 +309,15 @@ def test_the_keys_of_megatron_are_read_with_use_mca(monkeypatch):
     monkeypatch.setenv("USE_MCA", "1")
     run = load_train({**BASE, **keys, "finetuning_type": "full", "recompute_granularity": "full"})
     assert run.warnings == () and run.mcore.tensor_model_parallel_size == 2 and run.mcore.sequence_parallel
+
+
+def test_the_keys_of_megatron_are_read_with_use_megatron_bridge(monkeypatch):
+    keys = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "mixed_precision": "fp16_mixed"}
+    assert {warning.key for warning in load_train({**BASE, **keys}).warnings} == keys.keys()
+    monkeypatch.setenv("USE_MEGATRON_BRIDGE", "1")
+    run = load_train({**BASE, **keys, "use_distributed_optimizer": False})
+    assert run.warnings == () and run.bridge.tensor_model_parallel_size == 2
+    assert (run.bridge.mixed_precision, run.bridge.use_distributed_optimizer) == ("fp16_mixed", False)
 
 
 def test_a_run_is_frozen():

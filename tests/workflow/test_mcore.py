@@ -4,27 +4,15 @@ stands in for the library). What the library itself computes has not been run.""
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 import luthier
-from luthier.config.keys.mcore import McoreConfig
 from luthier.config.load import load_train, read_source
-from luthier.core.errors import ConfigError, InvalidInput, MissingExtra, ModelError, OutputError
+from luthier.core.errors import ConfigError, MissingExtra, OutputError
 from luthier.core.machine import detect
-from luthier.model.files.sources import ModelFiles
-from luthier.workflow.mcore import (
-    INSTALL,
-    arguments,
-    block_of,
-    model_folder,
-    require_whole_groups,
-    resume_point,
-    shifted_batch,
-)
+from luthier.workflow.mcore import INSTALL, arguments, resume_point
 from luthier.workflow.plan.shape import unplanned_reason
 from luthier.workflow.preflight import load_checked
 from tests import mcore_library
@@ -98,44 +86,6 @@ def test_keys_are_checked_without_the_library(mcore, world):
 
 def test_its_memory_is_not_planned(mcore, world):
     assert unplanned_reason(load_train(world)) == "another library loads and trains the model"
-
-
-def test_gguf_files_are_not_read():
-    with pytest.raises(ModelError, match=r"a/model.gguf: mcore_adapter does not read GGUF files -> write the model"):
-        model_folder(SimpleNamespace(files=ModelFiles("a", gguf_file="model.gguf")))
-
-
-def test_labels_are_the_next_tokens():
-    rows = [
-        {"input_ids": np.array([5, 6, 7], np.uint16), "labels": np.array([-100, 6, 7])},
-        {"input_ids": [8, 9], "labels": [-100, 9]},
-    ]
-    batch = shifted_batch(rows, pad_token_id=1, block=4)
-    assert batch["input_ids"].tolist() == [[5, 6, 1, 1], [8, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[6, 7, -100, -100], [9, -100, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("keys", "block"),
-    [
-        ({}, 64),
-        ({"context_parallel_size": 3}, 192),
-        ({"tensor_model_parallel_size": 8, "context_parallel_size": 16}, 64),
-        ({"expert_model_parallel_size": 2}, 1024),
-    ],
-)
-def test_padded_lengths(keys, block):
-    run = SimpleNamespace(mcore=McoreConfig(**keys), data=SimpleNamespace(cutoff_len=1000))
-    assert block_of(run) == block
-
-
-def test_processes_hold_whole_copies_of_the_model():
-    keys = McoreConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=3)
-    require_whole_groups(keys, 12)
-    message = r"tensor_model_parallel_size 2 x pipeline_model_parallel_size 3: 6 processes hold one copy .* are 8 proc"
-    with pytest.raises(InvalidInput, match=message):
-        require_whole_groups(keys, 8)
 
 
 def test_the_checkpoint_to_continue(mcore, world, tmp_path):

@@ -271,7 +271,7 @@ TRAINING = [
         Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
         for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
     ),
-    *(Case({}, name, environment={name: "1"}) for name in ("USE_V1", "USE_MEGATRON_BRIDGE")),
+    Case({}, "USE_V1", environment={"USE_V1": "1"}),
     Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
     *(
         Case({key: value}, environment={"USE_RAY": "1"})
@@ -561,13 +561,14 @@ PARALLEL = [
     ),
 ]
 FULL = {"finetuning_type": "full", "dataset": "d"}
-MCORE = [
-    replace(case, environment={"USE_MCA": "1"})
+MEGATRON = [
+    replace(case, environment={name: "1"})
+    for name in ("USE_MCA", "USE_MEGATRON_BRIDGE")
     for case in (
         *cases(FULL, *({key: 0} for key in (*SIZES, "virtual_pipeline_model_parallel_size", "recompute_num_layers"))),
         *cases(FULL, {"sequence_parallel": True}),
         *cases(FULL, {"stage": "rm"}),
-        Case({"finetuning_type": "lora"}),
+        Case({"finetuning_type": "freeze"}),
         Case({"finetuning_type": "lora", "quantization_bit": 4}),
         *cases(
             FULL,
@@ -594,7 +595,36 @@ MCORE = [
         ),
     )
 ]
-MCORE += [Case({}, "USE_MCA", environment={"USE_MCA": "1", "USE_RAY": "1"})]
+MEGATRON += [
+    *(Case({}, name, environment={name: "1", "USE_RAY": "1"}) for name in ("USE_MCA", "USE_MEGATRON_BRIDGE")),
+    Case({}, "USE_MEGATRON_BRIDGE", environment={"USE_MCA": "1", "USE_MEGATRON_BRIDGE": "1"}),
+    *(
+        replace(case, environment={"USE_MEGATRON_BRIDGE": "1"})
+        for case in (
+            *cases(
+                {"finetuning_type": "lora"},
+                *({key: True} for key in ("use_dora", "use_rslora", "pissa_init", "loftq_init", "use_llama_pro")),
+                {"additional_target": "embed_tokens"},
+                {"create_new_adapter": True},
+                {"adapter_name_or_path": "a"},
+                {"lora_target": "q_proj,v_proj"},
+            ),
+            *cases(
+                FULL,
+                {"use_packed_sequences": True},
+                {"eval_on_each_dataset": True},
+                {"enable_torch_profiler": True},
+                {"early_stopping_steps": 2},
+                {"lr_scheduler_kwargs": {"num_cycles": 2}},
+                {"lr_scheduler_type": "polynomial"},
+                {"fp16": True},
+                {"save_strategy": "best"},
+            ),
+            Case({**FULL, "use_galore": True}, "optim"),
+            Case({**FULL, **NOT_TRAINING}, "do_train"),
+        )
+    ),
+]
 SPLIT = {"tp_size": 2, "save_strategy": "no", "finetuning_type": "full"}
 TENSOR_PARALLEL = [
     Case({"tp_size": 0}),
@@ -674,7 +704,7 @@ CASES = [
         + RECOVERY
         + PARALLEL
         + TENSOR_PARALLEL
-        + MCORE
+        + MEGATRON
         + EVALUATED
     ),
 ]
