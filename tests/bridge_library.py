@@ -193,8 +193,8 @@ class CallbackManager:
         self.callbacks[event_name] = fn
 
 
-def forward_step(state: Any, batches: Iterator[Any], model: Any) -> torch.Tensor:
-    """The mean loss of the tokens that count."""
+def forward_step(state: Any, batches: Iterator[Any], model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses of the tokens that count, and their number."""
     batch = next(batches)
     logits = model(input_ids=batch["tokens"], position_ids=batch["position_ids"]).logits
     losses = cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), reduction="none")
