@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from luthier.config.keys.bridge import BridgeConfig
     from luthier.config.runs import TrainRun
 
-CHECKPOINTS = "megatron"
-"""The folder of checkpoints below `output_dir`. They may not lie beside final weights: Megatron-Bridge would take the
-two together for a model of Hugging Face, and continue nothing."""
+CHECKPOINTS = "checkpoint-megatron"
+"""The folder of checkpoints below `output_dir`; the manifest leaves out what begins like this. They may not lie beside
+the final weights: Megatron-Bridge would take the two for a model of Hugging Face, and continue nothing."""
 LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 """What Megatron-core calls the linear layers."""
 

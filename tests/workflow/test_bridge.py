@@ -63,7 +63,7 @@ def test_losses_and_weights_are_those_of_an_ordinary_run_also_when_continued(lib
     found = json.loads((folder / "eval_results.json").read_text())["eval_loss"]
     assert found == pytest.approx(json.loads((tmp_path / "usual" / "eval_results.json").read_text())["eval_loss"], 1e-5)
     assert [logs["step"] for logs in done.log_history if "eval_loss" in logs] == [2, 3]
-    assert (folder / "megatron" / "latest_train_state.pt").exists()
+    assert (folder / "checkpoint-megatron" / "latest_train_state.pt").exists()
     names = {"run.yaml", "manifest.json", "data_report.json", "train_results.json", "trainer_log.jsonl", "README.md"}
     assert names | {"tokenizer.json", "trainer_state.json"} <= {path.name for path in folder.iterdir()}
 
@@ -75,7 +75,7 @@ def test_an_adapter_is_saved_in_the_format_of_peft(library, world, tmp_path):
     assert (settings["r"], settings["lora_alpha"]) == (4, 8)
     assert settings["base_model_name_or_path"] == world["model_name_or_path"]
     assert losses(result)[-1] < losses(result)[0]
-    assert not (tmp_path / "megatron").exists() and not list(tmp_path.glob("model*.safetensors"))
+    assert not (tmp_path / "checkpoint-megatron").exists() and not list(tmp_path.glob("model*.safetensors"))
 
 
 def test_a_missing_library_is_said_in_one_sentence(bridge, world, tmp_path):
@@ -120,7 +120,7 @@ def test_the_checkpoints_to_continue(bridge, world, tmp_path):
         return checkpoints_to_continue(run)
 
     assert point() is None
-    own = tmp_path / "megatron"
+    own = tmp_path / "checkpoint-megatron"
     own.mkdir()
     assert point() is None
     (own / "latest_checkpointed_iteration.txt").write_text("2")

@@ -78,7 +78,7 @@ def test_the_whole_evaluation_set_is_used(configured):
 
 def test_checkpoints(configured, tmp_path):
     found = configured(save_steps=7, save_total_limit=2, save_only_model=True).checkpoint
-    assert (found.save, found.save_interval, found.most_recent_k) == (str(tmp_path / "megatron"), 7, 2)
+    assert (found.save, found.save_interval, found.most_recent_k) == (str(tmp_path / "checkpoint-megatron"), 7, 2)
     assert not found.save_optim and not found.save_rng and not found.load_optim
     assert configured(save_strategy="no").checkpoint.save is None
     found = configured(save_strategy="epoch", per_device_train_batch_size=4, megatron_pretrained_checkpoint="mine")
