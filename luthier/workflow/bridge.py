@@ -136,16 +136,17 @@ def _give_rows(run: "TrainRun", config: Any, base: Any, data: "PreparedData", te
     order = None if run.finetuning.disable_shuffling else seed
 
     def build_datasets(self: Any, context: Any) -> tuple[Any, Any, None]:
-        # One batch more than all steps take, since the sampler refuses a run that has had all of its rows.
+        # One batch more than all steps take, and one evaluation: the sampler refuses a run that has had all its rows.
         length = context.train_samples + config.train.global_batch_size
         train = TrainingRows(data.table, length, order, **padding)
         if not config.validation.eval_iters:
             return train, None, None
         each = config.validation.eval_iters * config.validation.eval_global_batch_size
-        return train, EvaluationRows(data.eval[""], each, max(context.valid_samples, each), **padding), None
+        return train, EvaluationRows(data.eval[""], each, max(context.valid_samples, each) + each, **padding), None
 
     workers = run.training["dataloader_num_workers"]
-    provider = type("RowsOfLuthier", (base,), {"build_datasets": build_datasets, "__module__": __name__})
+    members = {"build_datasets": build_datasets, "seq_length": config.model.seq_length, "__module__": __name__}
+    provider = type("RowsOfLuthier", (base,), members)
     config.dataset = provider(
         dataloader_type="single",
         num_workers=workers,
