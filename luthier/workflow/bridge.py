@@ -131,14 +131,16 @@ def _give_rows(run: "TrainRun", config: Any, base: Any, data: "PreparedData", te
     """Sets `config.dataset`: the rows of luthier, as a provider of Megatron-Bridge (of the class `base`)."""
     from luthier.workflow.bridge_rows import EvaluationRows, TrainingRows
 
-    padding = {"pad_token_id": text.tokenizer.pad_token_id, "block": padded_block(run)}
+    rows = data.table
+    assert rows is not None, "there is something to train on"
+    padding: dict[str, Any] = {"pad_token_id": text.tokenizer.pad_token_id, "block": padded_block(run)}
     seed = run.training["seed"] if run.training["data_seed"] is None else run.training["data_seed"]
     order = None if run.finetuning.disable_shuffling else seed
 
     def build_datasets(self: Any, context: Any) -> tuple[Any, Any, None]:
         # One batch more than all steps take, and one evaluation: the sampler refuses a run that has had all its rows.
         length = context.train_samples + config.train.global_batch_size
-        train = TrainingRows(data.table, length, order, **padding)
+        train = TrainingRows(rows, length, order, **padding)
         if not config.validation.eval_iters:
             return train, None, None
         each = config.validation.eval_iters * config.validation.eval_global_batch_size
