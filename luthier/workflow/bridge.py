@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.rules.bridge import under_bridge
 from luthier.core.errors import InvalidInput, MissingExtra, ModelError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.core.log import info
 from luthier.workflow.bridge_config import CHECKPOINTS, configuration, padded_block
+from luthier.workflow.mcore import train_with_mcore
 from luthier.workflow.megatron import describe, model_folder, require_whole_groups
 from luthier.workflow.text import load_text_side
 
@@ -28,6 +30,11 @@ TRACKERS = ("latest_train_state.pt", "latest_checkpointed_iteration.txt")
 """Either says that a folder holds checkpoints of Megatron-Bridge."""
 _REFUSALS = (AssertionError, ValueError, FileNotFoundError, NotImplementedError)
 """What the library raises for a setting, a model or a checkpoint that it does not take."""
+
+
+def train_with_megatron(run: "TrainRun", machine: "Machine") -> "RunResult":
+    """Train with Megatron-core, through the library that the environment asks for."""
+    return train_with_bridge(run, machine) if under_bridge(run) else train_with_mcore(run, machine)
 
 
 def train_with_bridge(run: "TrainRun", machine: "Machine") -> "RunResult":

@@ -10,6 +10,7 @@ from luthier.config.keys.bridge import extra_settings
 from luthier.config.keys.mcore import MegatronConfig
 from luthier.config.rules.bridge import SCHEDULES
 from luthier.core.errors import InvalidInput
+from luthier.core.kinds import ADAPTERS
 from luthier.core.versions import is_installed
 from luthier.workflow.bridge_log import steps_of
 from luthier.workflow.megatron import block_of
@@ -192,7 +193,7 @@ def checkpoints(run: "TrainRun", args: "TrainingArguments", steps: int, steps_pe
 
 def adapter(run: "TrainRun", kind: Any) -> Any:
     """The LoRA of Megatron-Bridge on all linear layers; None for a whole model."""
-    if run.finetuning_type != "lora":
+    if not ADAPTERS.get(run.finetuning_type).adds_weights:
         return None
     keys = run.adapter
     alpha = 2 * keys.lora_rank if keys.lora_alpha is None else keys.lora_alpha

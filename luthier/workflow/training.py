@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.bridge import under_bridge
-from luthier.config.rules.mcore import under_mcore
+from luthier.config.rules.bridge import under_megatron
 from luthier.config.runs import TrainRun
 from luthier.core.errors import InvalidInput
 from luthier.core.importing import without_collection
@@ -16,8 +15,7 @@ from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
-from luthier.workflow.bridge import train_with_bridge
-from luthier.workflow.mcore import train_with_mcore
+from luthier.workflow.bridge import train_with_megatron
 from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
@@ -58,10 +56,8 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.core.machine import detect
         from luthier.training.checkpoints import tidy
         from luthier.training.heartbeat import Heartbeat
-    if under_mcore(run):
-        return train_with_mcore(run, detect())
-    if under_bridge(run):
-        return train_with_bridge(run, detect())
+    if under_megatron(run):
+        return train_with_megatron(run, detect())
     resume_from, machine = starting_point(run, output_dir), detect()
     heartbeat = Heartbeat(output_dir, machine.device)
     with heartbeat.beating():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.keys.fields import no_effect
 from luthier.config.keys.mcore import MegatronConfig
 from luthier.config.keys.training import read_mapping
 from luthier.core.errors import InvalidInput
@@ -27,8 +28,10 @@ class BridgeConfig(MegatronConfig):
     It decides alone; `bf16` is not read."""
     megatron_pretrained_checkpoint: str | None = None
     """Folder with weights in the format of Megatron to start from, instead of those of `model_name_or_path`."""
-    export_hf_on_finish: bool = False
-    """Changes nothing: the final weights are written in the format of Hugging Face always."""
+    export_hf_on_finish: bool = no_effect(
+        False, "the final weights are written in the format of Hugging Face always", fulfilled=(True,)
+    )
+    """Write Hugging Face weights at the end."""
     extra_config: dict[str, Any] | str | None = None
     """More settings of Megatron-Bridge, as a mapping, JSON text or the name of a JSON file. Each names a setting of its
     ConfigContainer by a path with dots, e.g. `{"model.qk_layernorm": true, "train.manual_gc": true}`."""

@@ -18,6 +18,11 @@ def under_bridge(run: Any) -> bool:
     return is_on(os.environ, "USE_MEGATRON_BRIDGE")
 
 
+def under_megatron(run: Any) -> bool:
+    """Whether a library that trains with Megatron-core takes the run over."""
+    return under_mcore(run) or under_bridge(run)
+
+
 _bridge = When(under_bridge)
 _ON = {
     **dict.fromkeys(("use_dora", "use_rslora", "pissa_init", "loftq_init", "use_llama_pro"), _PLAIN_LORA),

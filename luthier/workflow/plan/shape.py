@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.rules.bridge import under_bridge
-from luthier.config.rules.mcore import under_mcore
+from luthier.config.rules.bridge import under_megatron
 from luthier.core.errors import LuthierError
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import quiet
@@ -62,7 +61,7 @@ class Shape:
 
 def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
-    if run.model.use_unsloth or run.kt.use_kt or under_mcore(run) or under_bridge(run):
+    if run.model.use_unsloth or run.kt.use_kt or under_megatron(run):
         return "another library loads and trains the model"
     if run.optimizers:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
