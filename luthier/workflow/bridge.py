@@ -103,8 +103,10 @@ def _library() -> dict[str, Any]:
         raise MissingExtra(
             f"USE_MEGATRON_BRIDGE: this Megatron-Bridge cannot start from a folder of Hugging Face -> {INSTALL}"
         )
-    names = ("ConfigContainer", "TrainingConfig", "ValidationConfig", "OptimizerConfig", "SchedulerConfig")
-    names += ("DistributedDataParallelConfig", "LoggerConfig", "CheckpointConfig", "RNGConfig", "DatasetProvider")
+    names = (
+        *("ConfigContainer", "TrainingConfig", "ValidationConfig", "OptimizerConfig", "SchedulerConfig"),
+        *("DistributedDataParallelConfig", "LoggerConfig", "CheckpointConfig", "RNGConfig", "DatasetProvider"),
+    )
     return {
         "AutoBridge": AutoBridge,
         "CallbackManager": CallbackManager,

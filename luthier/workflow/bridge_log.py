@@ -102,7 +102,7 @@ class BridgeLog:
         self._tell("on_train_end")
 
     def save_state(self) -> None:
-        self.state.save_to_json(str(Path(self.args.output_dir, "trainer_state.json")))
+        self.state.save_to_json(str(Path(str(self.args.output_dir), "trainer_state.json")))
 
     def _logs(self, step: int, *, ends_epoch: bool) -> bool:
         strategy = str(getattr(self.args.logging_strategy, "value", self.args.logging_strategy))
