@@ -16,7 +16,7 @@ import torch
 
 from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.files import size
-from luthier.core.log import info
+from luthier.core.log import info, warn
 from luthier.data.cache.eviction import limit_bytes
 from luthier.data.cache.fingerprint import code_digest, joint_key
 from luthier.data.media.kinds import states_of
@@ -41,6 +41,7 @@ FEATURES_CODE = (
     "training/media_features.py",
 )
 """The code that computes features, as a part of their cache key."""
+NO_MEDIA = "cache_media_features has no effect: no row of this run has media"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class FeatureKeeper:
                 )
         samples = list(dict.fromkeys(_samples(tables)))
         if not samples:
+            warn(NO_MEDIA)
             return self.pixels
         names = sorted(sample.name for sample in samples)
         files = sorted({item for sample in samples for item in sample.items})

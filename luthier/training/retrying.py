@@ -181,7 +181,7 @@ class RetryingTrainer(CheckpointedTrainer):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._begun.fault = str(error) or "Python got none"  # the error itself would hold the tensors of the step
+            self._begun.fault = str(error) or "MemoryError"  # the error itself would hold the tensors of the step
         clear(self.policy)
 
     def _is_memory_out(self) -> bool:

@@ -17,7 +17,7 @@ from luthier.model.types import Models
 from luthier.training.arguments import is_in_16_bits
 from luthier.training.callbacks import callbacks_of
 from luthier.training.gauges import Utilization, gauges_of
-from luthier.training.media_features import FeatureKeeper
+from luthier.training.media_features import NO_MEDIA, FeatureKeeper
 from luthier.training.optimizers import chosen
 from luthier.training.parts import TaskMetrics, TrainingParts, collator, layout_of, policy_head, with_fillers
 from luthier.training.reference_logps import ReferenceScorer
@@ -70,7 +70,7 @@ def make_parts(
     concatenates = padding_reason is None
     groups = _spread(run, policy, text, args, padding_reason)
     shares = concatenates and text.media is None and _shares_prompts(run, stage, [policy, *separate.values()])
-    pixels = None if text.media is None else _pixels(run, stage, policy, separate, data, text, args, concatenates)
+    pixels = _pixels(run, stage, policy, separate, data, text, args, concatenates)
     collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
@@ -115,10 +115,14 @@ def _pixels(
     text: "TextSide",
     args: "Seq2SeqTrainingArguments",
     concatenates: bool,
-) -> Pixels:
-    """What makes the inputs of the policy from media, or reads their features. `separate`: models that get the same."""
+) -> Pixels | None:
+    """What makes the inputs of the policy from media, or reads their features; None for a run without media.
+    `separate`: models that get the same."""
     pixels = training_pixels(policy, text, args)
-    assert pixels is not None and text.media is not None, "the run has media"
+    if pixels is None or text.media is None:
+        if run.finetuning.cache_media_features:
+            warn(NO_MEDIA)
+        return None
     layout = layout_of(text.tokenizer.pad_token_id, concatenates)
     pixels = shared_by_rows(run, stage, {"model": policy, **separate}, pixels, layout, args)
     if not run.finetuning.cache_media_features:

@@ -10,7 +10,6 @@ import yaml
 import luthier
 from luthier.core.errors import InvalidInput
 from luthier.workflow.predict import PREDICTIONS_FILE
-from tests.matrix import representatives
 from tests.runs.test_engines import CONFIGS, HAS_DEEPSPEED, loaded, logged, start_several, start_two
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
@@ -94,7 +93,8 @@ def of_two(request, world, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", representatives(CASES, "sft lora", "pt full"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_that_share_tokens_are_one(case, world, of_two, tmp_path):
     if "deepspeed" in CASES[case]:
         pytest.importorskip("deepspeed")

@@ -10,7 +10,6 @@ import yaml
 
 import luthier
 from luthier.core.errors import InvalidInput
-from tests.matrix import representatives
 from tests.runs.test_engines import loaded, logged, start_two
 from tests.small_world import losses, small_world
 from tests.tiny import tiny_llama
@@ -69,7 +68,8 @@ def of_two(request, world, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", representatives(CASES, "sft full", "sft lora"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_that_share_layers_are_one(case, world, of_two, tmp_path):
     alone = luthier.train({**keys_of(case, world), "output_dir": str(tmp_path / "alone")})
     folder = of_two / case
@@ -84,6 +84,7 @@ def test_two_processes_that_share_layers_are_one(case, world, of_two, tmp_path):
         assert max((found[name] - expected[name]).abs().max() for name in expected) < 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ["sft lora"])
 def test_split_layers_are_not_filled_from_a_checkpoint(case, world, of_two):
     """The rules see the key, and the run what lies in its folder."""

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import luthier
 from luthier.training.cut_batches import ROWS, Rows
 from luthier.training.retrying import Guard, size_of
-from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 KEYS = {"max_steps": 4, "gradient_accumulation_steps": 2, "optim": "sgd", "learning_rate": 0.1}
@@ -46,7 +45,8 @@ def start_two(world: dict[str, Any], folder: Path, cases: str) -> "subprocess.Co
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=500)
 
 
-@pytest.mark.parametrize("cases", representatives([FEW, MORE], FEW))
+@pytest.mark.thorough
+@pytest.mark.parametrize("cases", [FEW, MORE])
 def test_the_same_losses_and_weights(world, tmp_path, cases):
     """The last case has no memory for a single row."""
     done = start_two(world, tmp_path, f"{cases} sft-backward-1-0")

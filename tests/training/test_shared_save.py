@@ -15,7 +15,6 @@ import luthier
 from luthier.training import shared_save
 from luthier.training.checkpoints import NotSaved, fault_of
 from luthier.training.shared_save import SharedSave
-from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
 FSDP = {"fsdp": True, "fsdp_config": {"fsdp_state_dict_type": "FULL_STATE_DICT"}}
@@ -35,7 +34,8 @@ def world(tmp_path_factory) -> dict[str, Any]:
     return {**values, "max_steps": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("cases", representatives([SMALL, LARGE], SMALL))
+@pytest.mark.thorough
+@pytest.mark.parametrize("cases", [SMALL, LARGE])
 def test_a_full_disk_of_one_process_costs_one_checkpoint(world, tmp_path, cases):
     alone = luthier.train({**world, "save_strategy": "no", "output_dir": str(tmp_path / "alone")})
     files = []

@@ -87,3 +87,8 @@ def test_packs_that_must_be_isolated_cannot_be_padded(said):
     assert (
         said[0] == "rows are padded: because" and "packing: this model attends across the samples of a row" in said[1]
     )
+
+
+def test_a_run_without_media_says_that_no_features_are_kept(world, said):
+    parts_of({**world, "stage": "sft", "dataset": "numbers", "cache_media_features": True})
+    assert any("cache_media_features has no effect" in line for line in said)

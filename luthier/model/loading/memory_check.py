@@ -54,7 +54,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as fault:
         if not is_out_of_memory(fault):
             raise
-        raise RunFailed(f"there is not enough memory: {str(fault) or 'Python got none'} -> {remedy}") from fault
+        raise RunFailed(f"there is not enough memory: {str(fault) or 'MemoryError'} -> {remedy}") from fault
 
 
 def placement(

@@ -14,6 +14,7 @@ from luthier.workflow.plan.foresight import foresee
 from luthier.workflow.plan.recompute import as_asked
 from luthier.workflow.plan.room import Room
 from luthier.workflow.text import load_text_side
+from tests.matrix import representatives
 from tests.small_world import WAYS, small_world
 
 NUM_PROCESSES, NUM_LAYERS = 4, 6
@@ -49,7 +50,7 @@ def foreseen(world, monkeypatch):
     return of
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", representatives(ENGINES, "fsdp2"))
 def test_free_memory_decides_and_the_process_with_the_least_of_it(foreseen, engine):
     kept = foreseen(engine, MUCH)
     assert kept.plan.engine.name == engine and kept.recompute.num_layers == 0
