@@ -13,7 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Everything that the tests and their programs leave in the temporary folder is in one, which is removed at the end.
 # pytest keeps its own folders where they were, for a look at what a failed test wrote.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="luthier-tests-")
+# A worker of pytest-xdist makes its folder beside that of its controller, since paths of sockets must be short.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="luthier-tests-", dir=os.environ["PYTEST_DEBUG_TEMPROOT"])
 os.environ["LUTHIER_CACHE"] = os.path.join(os.environ["TMPDIR"], "cache")
 # DeepSpeed compiles its operators there, once for all workers of pytest-xdist, which inherit it. A process that was
 # killed while it compiled leaves a lock, and whoever finds it waits for ever.

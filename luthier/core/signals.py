@@ -7,8 +7,9 @@ Training has handlers of its own, which save a checkpoint: `luthier.training.cal
 import ctypes
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -40,6 +41,22 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for stopping in STOPPING:
         signal.signal(stopping, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The start of a worker of a data loader, which serves its process until that one ends. A terminal sends Ctrl-C to
+    all of them, and the process still needs batches for the step that it finishes. Workers that are not forked, as in
+    Python 3.14, do not inherit its handlers."""
+
+    begin: Callable[[int], None] | None = None
+    """What else a worker does first."""
+
+    def __call__(self, worker: int) -> None:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        if self.begin is not None:
+            self.begin(worker)
 
 
 def end_with_parent() -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from luthier.core.errors import LuthierError
 from luthier.core.log import info, warn
+from luthier.core.signals import Serving
 from luthier.data.ledger import Ledger, ledger_of
 from luthier.data.stream import Streamed, StreamedRows
 from luthier.training.distributed import Collate
@@ -49,6 +50,7 @@ class StreamReading:
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=Serving(),
         )
         return prepare_data_loader(
             loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False

@@ -32,6 +32,7 @@ from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
+from luthier.core.signals import Serving
 from luthier.data.collate import require_whole, tokens_in
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
@@ -50,6 +51,7 @@ from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.data import DataLoader
     from transformers import Seq2SeqTrainingArguments
 
 
@@ -235,7 +237,10 @@ class StageTrainer(RetryingTrainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         with rows_by_group(self.accelerator, self.parts.groups):
-            return super()._get_dataloader(*args, **kwargs)
+            loader = super()._get_dataloader(*args, **kwargs)
+        starts: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # the one that starts workers
+        starts.worker_init_fn = Serving(starts.worker_init_fn)
+        return loader
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """The rows of a step. Processes that share the tokens of a batch count once."""

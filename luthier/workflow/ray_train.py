@@ -70,6 +70,10 @@ def start_ray(keys: "RayConfig") -> Any:
             " (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN) and the other arguments of ray.init, or leave them out to start Ray"
             " on this machine"
         ) from fault
+    except OSError as fault:
+        raise InvalidInput(
+            f"USE_RAY=1: Ray cannot be started ({fault}) -> set TMPDIR to a folder with a short path and room"
+        ) from fault
     return ray
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from luthier.core.signals import STOPPING, ending_on_signals
+from luthier.core.signals import STOPPING, Serving, ending_on_signals
 
 WAITS = """
 import sys, time
@@ -67,3 +67,13 @@ def test_a_program_in_the_background_goes_on_ignoring_ctrl_c(monkeypatch):
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_ignores_what_stops_its_process():
+    previous, begun = {number: signal.getsignal(number) for number in STOPPING}, []
+    try:
+        Serving(begun.append)(3)
+        assert begun == [3] and {signal.getsignal(number) for number in STOPPING} == {signal.SIG_IGN}
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
