@@ -210,6 +210,7 @@ def test_a_server_is_stopped_while_it_is_loading(keys, tmp_path, number, status)
     started = Api(tmp_path, keys, API_PORT=str(port))
     try:
         wait_for_port(port)
+        httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60)  # it answers, so it takes signals
         assert started.stop(number) == status
         assert "Traceback" not in started.errors.read_text("utf-8")
     finally:
