@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.rules.bridge import under_bridge
 from luthier.core.errors import InvalidInput, MissingExtra, ModelError, RunFailed
 from luthier.core.kinds import STAGES
-from luthier.core.log import info
 from luthier.workflow.bridge_config import CHECKPOINTS, configuration, padded_block
 from luthier.workflow.mcore import train_with_mcore
-from luthier.workflow.megatron import describe, model_folder, require_whole_groups
-from luthier.workflow.text import load_text_side
+from luthier.workflow.megatron import describe, model_folder, named_checkpoint, prepared_text, require_whole_groups
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -43,7 +41,6 @@ def train_with_bridge(run: "TrainRun", machine: "Machine") -> "RunResult":
     Raises `MissingExtra` if Megatron-Bridge cannot be imported, `InvalidInput` for what it refuses before it begins,
     `RunFailed` for what it refuses later.
     """
-    from luthier.data.prepare import prepare
     from luthier.training.arguments import training_arguments
     from luthier.training.callbacks import callbacks_of
     from luthier.training.fit import RunResult
@@ -54,12 +51,7 @@ def train_with_bridge(run: "TrainRun", machine: "Machine") -> "RunResult":
     library = _library()
     args = training_arguments(run, machine)
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
-    if text.media is not None:
-        raise InvalidInput("USE_MEGATRON_BRIDGE: rows of text alone can be trained on -> unset USE_MEGATRON_BRIDGE")
-    data = prepare(run, stage.rows, text.encoding)
-    for line in data.ledger.summary():
-        info(line)
+    text, data = prepared_text(run, "USE_MEGATRON_BRIDGE")
     rows = data.table
     if rows is None:
         raise InvalidInput("USE_MEGATRON_BRIDGE: there are no rows to train on -> name a dataset")
@@ -172,15 +164,11 @@ def checkpoints_to_continue(run: "TrainRun") -> str | None:
     Makes `output_dir`. Raises `OutputError` if it cannot be written, or has a model or checkpoints that would be lost.
     """
     from luthier.core.errors import OutputError
-    from luthier.core.files import require_apart, require_writable
     from luthier.training.checkpoints import require_no_weights
 
-    asked, output_dir = run.training["resume_from_checkpoint"], Path(run.training["output_dir"])
-    require_apart("output_dir", output_dir, [run.model.model_name_or_path])
-    require_writable("output_dir", output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if isinstance(asked, str) and asked not in ("true", "false"):
-        return asked
+    if (named := named_checkpoint(run)) is not None:
+        return named
+    output_dir = Path(run.training["output_dir"])
     own = output_dir / CHECKPOINTS
     if any((own / name).is_file() for name in TRACKERS):
         if run.training["overwrite_output_dir"]:

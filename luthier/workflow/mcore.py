@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.mcore import SIZES
-from luthier.core.errors import InvalidInput, MissingExtra
+from luthier.core.errors import MissingExtra
 from luthier.core.kinds import STAGES
-from luthier.core.log import info
-from luthier.workflow.megatron import block_of, describe, model_folder, require_whole_groups, shifted_batch
-from luthier.workflow.text import load_text_side
+from luthier.workflow.megatron import (
+    block_of,
+    describe,
+    model_folder,
+    named_checkpoint,
+    prepared_text,
+    require_whole_groups,
+    shifted_batch,
+)
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -35,7 +41,6 @@ def train_with_mcore(run: "TrainRun", machine: "Machine") -> "RunResult":
     """
     from transformers.trainer_callback import PrinterCallback
 
-    from luthier.data.prepare import prepare
     from luthier.training.callbacks import callbacks_of
     from luthier.training.fit import RunResult
 
@@ -44,12 +49,7 @@ def train_with_mcore(run: "TrainRun", machine: "Machine") -> "RunResult":
     library = _library()
     args = arguments(run, machine, library["Seq2SeqTrainingArguments"])
     stage, output_dir = STAGES.get(run.stage), Path(run.training["output_dir"])
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
-    if text.media is not None:
-        raise InvalidInput("USE_MCA: rows of text alone can be trained on -> unset USE_MCA")
-    data = prepare(run, stage.rows, text.encoding)
-    for line in data.ledger.summary():
-        info(line)
+    text, data = prepared_text(run, "USE_MCA")
     # Experts on several devices need batches of one length.
     block = block_of(run.mcore, run.data.cutoff_len, one_length=run.mcore.expert_model_parallel_size > 1)
     folder = model_folder(text.source, "USE_MCA", "mcore_adapter")
@@ -130,15 +130,11 @@ def resume_point(run: "TrainRun") -> str | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    from luthier.core.files import require_apart, require_writable
     from luthier.training.checkpoints import require_no_weights
 
-    asked, output_dir = run.training["resume_from_checkpoint"], Path(run.training["output_dir"])
-    require_apart("output_dir", output_dir, [run.model.model_name_or_path])
-    require_writable("output_dir", output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if isinstance(asked, str) and asked not in ("true", "false"):
-        return asked
+    if (named := named_checkpoint(run)) is not None:
+        return named
+    output_dir = Path(run.training["output_dir"])
     if run.training["overwrite_output_dir"]:
         return None
     found: str | None = get_last_checkpoint(str(output_dir))

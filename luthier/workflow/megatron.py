@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.keys.mcore import SIZES
 from luthier.core.errors import InvalidInput, ModelError
+from luthier.core.files import require_apart, require_writable
+from luthier.core.kinds import STAGES
+from luthier.core.log import info
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.files.readable import readable
+from luthier.workflow.text import load_text_side
 
 if TYPE_CHECKING:
     from luthier.config.keys.mcore import MegatronConfig
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
     from luthier.model.files.sources import ModelSource
+    from luthier.workflow.text import TextSide
 
 BLOCK = 64
 """Padded lengths are multiples of this, and of what context and tensor parallelism cut a row into."""
@@ -35,6 +40,29 @@ def model_folder(source: "ModelSource", variable: str, library: str) -> str:
         return files.name
     with readable(files, "weights"):
         return str(snapshot_download(files.name, **source.access.options))
+
+
+def named_checkpoint(run: "TrainRun") -> str | None:
+    """The checkpoint that the run file names. Makes `output_dir`, and raises `OutputError` if it cannot be written."""
+    asked, output_dir = run.training["resume_from_checkpoint"], Path(run.training["output_dir"])
+    require_apart("output_dir", output_dir, [run.model.model_name_or_path])
+    require_writable("output_dir", output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return asked if isinstance(asked, str) and asked not in ("true", "false") else None
+
+
+def prepared_text(run: "TrainRun", variable: str) -> "tuple[TextSide, PreparedData]":
+    """The rows of the run, which must be text alone: else raises `InvalidInput`."""
+    from luthier.data.prepare import prepare
+
+    rows = STAGES.get(run.stage).rows
+    text = load_text_side(run, reads_chat=rows.reads_chat)
+    if text.media is not None:
+        raise InvalidInput(f"{variable}: rows of text alone can be trained on -> unset {variable}")
+    data = prepare(run, rows, text.encoding)
+    for line in data.ledger.summary():
+        info(line)
+    return text, data
 
 
 def require_whole_groups(keys: "MegatronConfig", num_processes: int) -> None:

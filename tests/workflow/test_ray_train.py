@@ -19,7 +19,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.manifest import verify_folder
 from luthier.workflow import requirements
 from luthier.workflow.launch import free_port
-from luthier.workflow.ray_train import require_resources, resources_of
+from luthier.workflow.ray_train import require_resources, resources_of, start_ray
 from tests.small_world import small_world
 from tests.working_folder import write
 
@@ -53,6 +53,17 @@ def test_what_each_process_gets(monkeypatch):
     require_resources(2, {"CPU": 1, "GPU": 1}, {"CPU": 8.0, "GPU": 2.0})
     with pytest.raises(InvalidInput, match="4 processes with GPU: 1 each need 4, and the cluster has 2"):
         require_resources(4, {"CPU": 1, "GPU": 1}, {"CPU": 8.0, "GPU": 2.0})
+
+
+def test_a_folder_whose_path_is_too_long_for_sockets_is_told(tmp_path):
+    pytest.importorskip("ray")
+    from luthier.config.keys.ray import RayConfig
+
+    keys = RayConfig(ray_init_kwargs={"address": "local", "_temp_dir": str(tmp_path / ("x" * 90))})
+    with pytest.raises(
+        InvalidInput, match=r"USE_RAY=1: Ray cannot be started .*-> set TMPDIR to a folder with a short"
+    ):
+        start_ray(keys)
 
 
 def start(values: dict, folder: Path, **environment: str) -> "subprocess.Popen[str]":

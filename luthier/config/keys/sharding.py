@@ -17,6 +17,11 @@ def uses_fsdp(run: Any) -> bool:
     return bool(run.training["fsdp"]) or is_on(os.environ, "ACCELERATE_USE_FSDP")
 
 
+def uses_deepspeed(run: Any) -> bool:
+    """Whether a training run is shared by DeepSpeed, by its keys or by the settings of `accelerate launch`."""
+    return run.training["deepspeed"] is not None or is_on(os.environ, "ACCELERATE_USE_DEEPSPEED")
+
+
 def shards_weights(run: Any) -> bool:
     """Whether a training run shards the weights of the model over its processes (FSDP, DeepSpeed ZeRO-3)."""
     return uses_fsdp(run) or zero_stage(run) == 3

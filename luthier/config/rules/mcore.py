@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from luthier.config.keys.mcore import SIZES
-from luthier.config.keys.sharding import uses_fsdp
+from luthier.config.keys.sharding import uses_deepspeed, uses_fsdp
 from luthier.config.rules.engine import (
     Condition,
     Rule,
@@ -49,13 +49,13 @@ def _turned_on(library: str) -> dict[str, str]:
         "streaming": f"is not possible, since {library} reads a table of rows",
         "neat_packing": _PACKS,
         "load_best_model_at_end": "loads weights of transformers, and checkpoints have those of Megatron-core",
-        "deepspeed": "is another engine",
         "save_on_signal_seconds": _OWN_STEP,
     }
 
 
 _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ("fsdp", "is another engine", uses_fsdp),
+    ("deepspeed", "is another engine", uses_deepspeed),
     ("sp_size", "splits rows, which context_parallel_size does here", lambda run: run.parallel.sp_size > 1),
     ("tp_size", "splits layers, which tensor_model_parallel_size does here", lambda run: run.parallel.tp_size > 1),
     ("quantization_bit", _OWN_LAYERS, is_given("quantization", "quantization_bit")),

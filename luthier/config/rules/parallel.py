@@ -9,14 +9,19 @@ _CHOOSE = "leave it out, or leave sp_size out"
 SPLITS = When(lambda run: run.parallel.sp_size > 1)
 
 
-def _dispatches(run: Any) -> bool:
+def dispatches_batches(run: Any) -> bool:
+    """Whether one process reads all batches and sends the others theirs."""
     asked = run.training["accelerator_config"]
     return isinstance(asked, Mapping) and bool(asked.get("dispatch_batches"))
 
 
 _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ("streaming", "gives each process rows of its own, and sp_size lets them share rows", is_set("data", "streaming")),
-    ("accelerator_config", "lets one process read all batches, and sp_size lets each read its part", _dispatches),
+    (
+        "accelerator_config",
+        "lets one process read all batches, and sp_size lets each read its part",
+        dispatches_batches,
+    ),
     (
         "train_sampling_strategy",
         "gives each process rows of its own, and sp_size lets them share rows",

@@ -1,25 +1,12 @@
 """Rules about `tp_size`: what a run cannot do whose processes hold a part of each layer only."""
 
-import os
-from collections.abc import Mapping
-from typing import Any
-
-from luthier.config.keys.sharding import uses_fsdp
+from luthier.config.keys.sharding import uses_deepspeed, uses_fsdp
 from luthier.config.rules.engine import Condition, Rules, When, at_least, is_given, is_turned_on
-from luthier.config.sections import is_on
+from luthier.config.rules.parallel import dispatches_batches
 
 _CHOOSE = "leave it out, or leave tp_size out"
 _TRIED_OPTIMS = ("adamw_torch", "adamw_torch_fused", "sgd")
 _splits = When(lambda run: run.parallel.tp_size > 1)
-
-
-def _dispatches(run: Any) -> bool:
-    asked = run.training["accelerator_config"]
-    return isinstance(asked, Mapping) and bool(asked.get("dispatch_batches"))
-
-
-def _uses_deepspeed(run: Any) -> bool:
-    return run.training["deepspeed"] is not None or is_on(os.environ, "ACCELERATE_USE_DEEPSPEED")
 
 
 _OWN_ROWS = "gives each process rows of its own, and all processes of tp_size compute the same rows"
@@ -57,9 +44,9 @@ _ON = {
 _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ("sp_size", "splits rows, and tp_size splits layers", lambda run: run.parallel.sp_size > 1),
     ("fsdp", "shards the weights that tp_size splits already", uses_fsdp),
-    ("deepspeed", "lays out the weights that tp_size splits already", _uses_deepspeed),
+    ("deepspeed", "lays out the weights that tp_size splits already", uses_deepspeed),
     ("quantization_bit", _TAKES_WHOLE, is_given("quantization", "quantization_bit")),
-    ("accelerator_config", "lets one process read all batches, and with tp_size each reads them", _dispatches),
+    ("accelerator_config", "lets one process read all batches, and with tp_size each reads them", dispatches_batches),
     (
         "train_sampling_strategy",
         _OWN_ROWS,
