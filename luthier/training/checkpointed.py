@@ -339,12 +339,19 @@ class CheckpointedTrainer(Trainer):
                 with save_folder_atomically(output_dir, replaces=MODEL_FILES) as folder:
                     self.save_model(str(folder), _internal_call=True)
                 self._remove_superseded(output_dir)
-                if best is not None and self.args.save_total_limit == 1 and checkpoints.is_whole(Path(best)):
-                    checkpoints.rotate(Path(best), 1, None)
+                self._remove_surplus(output_dir, Path(best) if best else None)
             else:
                 self.save_model(_internal_call=True)
         if self.unsaved:
             raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
+
+    def _remove_surplus(self, output_dir: Path, best: Path | None) -> None:
+        """What a run leaves that was killed between its last checkpoint and the removal of the oldest."""
+        newest = output_dir / f"checkpoint-{self.state.global_step}"
+        if best is not None and self.args.save_total_limit == 1:
+            newest, best = best, None
+        if self.args.save_total_limit and checkpoints.is_whole(newest):
+            checkpoints.rotate(newest, self.args.save_total_limit, best)
 
     def _remove_superseded(self, saved: Path) -> None:
         """`saved`: what this run has saved in their place."""

@@ -133,6 +133,35 @@ def test_a_save_that_is_killed_before_any_change_of_a_file(world, tmp_path, monk
         assert_same_end(place, whole, is_streamed=kind == "streamed")
 
 
+class Killed(BaseException):
+    """Nothing of a run handles it."""
+
+
+@pytest.mark.parametrize(
+    "more", [{"save_total_limit": 1}, {**BEST, **SPOILING, "save_total_limit": 1}], ids=["", "best"]
+)
+def test_a_kill_between_the_last_checkpoint_and_the_removal_of_the_oldest(world, tmp_path, monkeypatch, more):
+    """No later save removes it: the end of the resumed run does."""
+    keys, out = {**keys_of(world, "sft"), **more}, tmp_path / "out"
+    luthier.train({**keys, "output_dir": str(tmp_path / "whole")})
+    rotate = checkpoints.rotate
+
+    def killed(newest: Path, limit: int | None, best: Path | None) -> None:
+        if checkpoints.step_of(newest) == STEPS:
+            raise Killed
+        rotate(newest, limit, best)
+
+    monkeypatch.setattr(checkpoints, "rotate", killed)
+    with pytest.raises(Killed):
+        luthier.train({**keys, "output_dir": str(out)})
+    monkeypatch.setattr(checkpoints, "rotate", rotate)
+    assert len(checkpoints_in(out)) > 1
+    luthier.train({**keys, "output_dir": str(out)})
+    for name in ("train_results.json", "all_results.json"):  # metrics of training, which nothing makes again
+        (tmp_path / "whole" / name).unlink()
+    assert_same_end(out, tmp_path / "whole", is_streamed=False)
+
+
 TORN = ("no manifest", "no manifest, no optimizer", "4 KiB of zeros in the weights")
 
 
