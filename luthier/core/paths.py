@@ -1,6 +1,7 @@
 """Paths as users write them, and the folder of the cache."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -8,8 +9,14 @@ def cache_root() -> Path:
     """`LUTHIER_CACHE`, or the folder `luthier` in the user's cache folder."""
     own = os.environ.get("LUTHIER_CACHE")
     if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
+        return _path(own).expanduser()
+    return _path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
+
+
+@lru_cache(maxsize=4)
+def _path(text: str) -> Path:
+    """Cached, since every file of media asks for it."""
+    return Path(text)
 
 
 def absent_remedy(path: str, remedy: str) -> str:

@@ -167,13 +167,23 @@ class Measures:
                 return
 
 
-@functools.lru_cache(maxsize=4)
-def _sizes_in(file: str) -> Measures:
-    return Measures(file, decoded_size)
+_opening = threading.Lock()
+"""`lru_cache` does not wait for a call that another thread has begun: each would get `Measures` of its own."""
+
+
+def measures_in(name: str, measure: Callable[[str], tuple[float, ...]]) -> Measures:
+    """Those in the file `name` in the folder of the cache, the same for all threads."""
+    with _opening:
+        return _measures(os.path.join(cache_root(), "media", name), measure)
+
+
+@functools.lru_cache(maxsize=16)
+def _measures(file: str, measure: Callable[[str], tuple[float, ...]]) -> Measures:
+    return Measures(file, measure)
 
 
 def _sizes() -> Measures:
-    return _sizes_in(str(cache_root() / "media" / SIZES_FILE))
+    return measures_in(SIZES_FILE, decoded_size)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ def test_rows_keep_their_order_and_find_their_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(
         reader, "decoded_size", lambda path, size=reader.decoded_size: opened.append(path) or size(path)
     )
-    reader._sizes_in.cache_clear()
     for row, path in zip(measured_ahead(iter(rows), lambda row: [row], reader.size_of), rows, strict=True):
         assert row == path
         assert path not in paths or reader.size_of(path) == (28, paths.index(path) + 1)

@@ -2,13 +2,16 @@
 
 import json
 import os
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from luthier.core.errors import RowError
+from luthier.data.media import reader
 from luthier.data.media.reader import Measures, decoded_size, former_size, load_image, size_of, state_of
 from tests.media_models import draw
 
@@ -89,6 +92,17 @@ def test_a_size_is_remembered_until_the_file_changes(tmp_path):
     assert sizes(file).of(str(path)) == (28, 28), "an unchanged file is not opened"
     draw(path, height=40)
     assert sizes(file).of(str(path)) == (40, 28)
+
+
+def test_all_threads_get_the_same_measures(monkeypatch):
+    def slowly(file, measure):
+        time.sleep(0.02)  # the others ask before the first one has read the file
+        return Measures(file, measure)
+
+    monkeypatch.setattr(reader, "Measures", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: reader.measures_in("slow.jsonl", decoded_size), range(8)))
+    assert len(set(map(id, found))) == 1, "else what one measures is not known to the others"
 
 
 def test_a_half_written_line_is_left_out(tmp_path):

@@ -4,7 +4,6 @@ The processors of Whisper's relatives look at a window of 30 seconds and leave o
 is read for training, and what is lost is told (`left`).
 """
 
-import functools
 import hashlib
 import inspect
 import io
@@ -19,7 +18,7 @@ from luthier.core.paths import cache_root
 from luthier.core.versions import require
 from luthier.data.media.items import path_of
 from luthier.data.media.kinds import Measure, MediaKind, Processor, Size
-from luthier.data.media.reader import Measures
+from luthier.data.media.reader import Measures, measures_in
 from luthier.data.types import AUDIO_PLACE
 
 if TYPE_CHECKING:
@@ -96,17 +95,12 @@ def _unreadable(path: str, fault: Exception) -> RowError:
     return RowError(f"{path!r} cannot be read as audio: {reason}", repr(path), reason)
 
 
-@functools.lru_cache(maxsize=4)
-def _measures_in(file: str) -> Measures:
-    return Measures(file, measure_of)
-
-
 def _measured(path: str) -> Measure:
     return _memory().of(path)
 
 
 def _memory() -> Measures:
-    return _measures_in(str(cache_root() / "media" / MEASURES_FILE))
+    return measures_in(MEASURES_FILE, measure_of)
 
 
 def _part(processor: Processor) -> Any:

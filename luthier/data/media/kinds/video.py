@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import RowError
-from luthier.core.paths import cache_root
 from luthier.data.media import frames, soundtrack
 from luthier.data.media.items import path_of, stored
 from luthier.data.media.kinds import Measure, MediaKind, Processor, Size, listens_to_videos, media_kind
-from luthier.data.media.reader import Measures, state_of
+from luthier.data.media.reader import Measures, measures_in, state_of
 from luthier.data.types import VIDEO_PLACE
 
 if TYPE_CHECKING:
@@ -42,16 +41,6 @@ class Video(NamedTuple):
     """(N,) samples, for a processor that listens to videos."""
 
 
-@functools.lru_cache(maxsize=4)
-def _measures_in(file: str) -> Measures:
-    return Measures(file, frames.measure_of)
-
-
-@functools.lru_cache(maxsize=4)
-def _sounds_in(file: str) -> Measures:
-    return Measures(file, soundtrack.measure_of)
-
-
 def _measured(path: str) -> Measure:
     if frames.is_list(path):
         return frames.measure_of(path)  # the files in the list may change without it
@@ -59,12 +48,12 @@ def _measured(path: str) -> Measure:
 
 
 def _memory() -> Measures:
-    return _measures_in(str(cache_root() / "media" / MEASURES_FILE))
+    return measures_in(MEASURES_FILE, frames.measure_of)
 
 
 def _heard(path: str, processor: Processor) -> Measure:
     """(samples of the sound, samples a second), if the processor listens to videos."""
-    return _sounds_in(str(cache_root() / "media" / SOUNDS_FILE)).of(path) if listens_to_videos(processor) else ()
+    return measures_in(SOUNDS_FILE, soundtrack.measure_of).of(path) if listens_to_videos(processor) else ()
 
 
 def _part(processor: Processor) -> Any:
