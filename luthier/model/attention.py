@@ -3,15 +3,15 @@
 Letters: H heads, T tokens of the row, n tokens of one sample, D head size.
 
 Samples are concatenated without padding, so a token must attend to its own sample only. A mask for that has T x T
-entries. FlashAttention takes the boundaries of the samples instead. Where it is missing, `per_sample_attention` does
-the same with the kernels of PyTorch: one call per sample, n x n scores and no mask.
+entries. FlashAttention takes the boundaries of the samples instead. Without its library `per_sample_attention` does the
+same with the kernels of PyTorch: one call for all samples on a GPU in 16 bits (`kernels/varlen.py`), else one call per
+sample, n x n scores and no mask.
 """
 
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
@@ -143,18 +143,26 @@ def per_sample_attention(
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+    from luthier.model.kernels import varlen
+
     if attention_mask is not None and softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if attention_mask is not None and softcap is not None:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         out = _scored_attention(query, key, value, attention_mask, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
-    bounds = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
-    lengths = [end - start for start, end in pairwise(bounds)]
-    shared = [(0, 0)] * len(lengths) if prefixes is None else prefixes.tolist()
+    if cu_seq_lens_q is not None and softcap is None and varlen.can_attend(query, value, dropout):
+        row = varlen.samples_of(cu_seq_lens_q, prefixes)
+        return varlen.varlen_attention(query, key, value, cu_seq_lens_q, row, scaling, sliding_window), None
+    if cu_seq_lens_q is None:
+        lengths, shared = [query.shape[2]], [(0, 0)]
+    else:
+        row = varlen.samples_of(cu_seq_lens_q, prefixes)
+        lengths, shared = row.lengths, row.prefixes
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
     # `split` has one gradient for all samples; that of a slice is as large as the whole row, for each sample.
     samples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)

@@ -1,0 +1,160 @@
+"""Attention of all samples of a row in one call: FlashAttention as PyTorch brings it, on a GPU in 16 bits.
+
+    o_i = softmax over j <= i of the same sample (s q_i k_j) v_j
+
+Letters: H query heads, G heads of keys and values, T tokens of the row, S samples, D head size.
+
+One call per sample would be S small kernels in each layer, and as many gradients. Dao, FlashAttention-2,
+https://arxiv.org/abs/2307.08691.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HALVES = (torch.bfloat16, torch.float16)
+MAX_HEAD_SIZE, HEAD_SIZE_MULTIPLE = 256, 8
+MIN_CAPABILITY = (8, 0)
+"""What the kernel computes, and on which GPUs: Ampere and later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Where the samples of a row are."""
+
+    lengths: list[int]
+    """Tokens of each."""
+    prefixes: list[tuple[int, int]]
+    """Of each: where the prompt begins that it shares with another one, and how many tokens that has."""
+    key_bounds: "Tensor | None"
+    """(S + 1,) where the keys of each sample begin; None where no sample has a prefix."""
+    key_tokens: "Tensor | None"
+    """Which token of the row each of these keys belongs to."""
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def longest_with_prefix(self) -> int:
+        return max(length + prefix for length, (_, prefix) in zip(self.lengths, self.prefixes, strict=True))
+
+
+def samples_of(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
+    """`bounds`: (S + 1,), where each sample starts, and T. `prefixes`: (S, 2), or None.
+
+    Each layer asks for the same tensors, and reading them waits for the device, so the answer is kept.
+    """
+    kept = _known()
+    found: Samples | None = kept.get(bounds)
+    if found is None or (found.key_bounds is None) != (prefixes is None):
+        found = kept[bounds] = _read(bounds, prefixes)
+    return found
+
+
+@functools.cache
+def _known() -> "torch.utils.weak.WeakIdKeyDictionary":
+    """Bounds -> samples, for as long as the bounds exist."""
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    return WeakIdKeyDictionary()
+
+
+def _read(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
+    starts = bounds.tolist()
+    lengths = [end - start for start, end in pairwise(starts)]
+    if prefixes is None:
+        return Samples(lengths, [(0, 0)] * len(lengths), None, None)
+    shared = [(first, number) for first, number in prefixes.tolist()]
+    tokens: list[int] = []
+    ends = [0]
+    for start, length, (first, number) in zip(starts, lengths, shared, strict=False):
+        tokens += [*range(first, first + number), *range(start, start + length)]
+        ends.append(len(tokens))
+    return Samples(
+        lengths,
+        shared,
+        torch.tensor(ends, dtype=torch.int32, device=bounds.device),
+        torch.tensor(tokens, device=bounds.device),
+    )
+
+
+def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
+    """Whether the kernel computes this: 16 bits on a GPU, without dropout."""
+    return (
+        query.is_cuda
+        and not dropout
+        and compute_dtype(query) in HALVES
+        and query.shape[-1] == value.shape[-1] <= MAX_HEAD_SIZE
+        and query.shape[-1] % HEAD_SIZE_MULTIPLE == 0
+        and _kernel() is not None
+        and _capability(query.device.index) >= MIN_CAPABILITY
+    )
+
+
+def compute_dtype(x: "Tensor") -> torch.dtype:
+    """What autocast makes of it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def varlen_attention(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    bounds: "Tensor",
+    samples: Samples,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> "Tensor":
+    """query (1, H, T, D); key, value (1, G, T, D) -> (1, T, H, D)."""
+    kernel = _kernel()
+    assert kernel is not None  # `can_attend`
+    dtype = compute_dtype(query)
+    q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    if samples.key_tokens is not None:
+        k, v = (states.index_select(0, samples.key_tokens) for states in (k, v))
+    out: Tensor = kernel(
+        q,
+        k,
+        v,
+        bounds,
+        bounds if samples.key_bounds is None else samples.key_bounds,
+        samples.longest,
+        samples.longest_with_prefix,
+        scale=scaling,
+        # A window of n tokens holds the token itself.
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+    )
+    return out[None]
+
+
+@functools.cache
+def _kernel() -> "Callable[..., Tensor] | None":
+    """PyTorch's function, which takes fewer heads of keys than of queries; None before PyTorch 2.10."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        return functools.partial(varlen_attn, enable_gqa=True)  # type: ignore[return-value]
+
+    def repeated(query: "Tensor", key: "Tensor", value: "Tensor", *args: object, **given: object) -> "Tensor":
+        groups = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        return varlen_attn(query, key, value, *args, **given)  # type: ignore[arg-type, return-value]
+
+    return repeated
+
+
+@functools.cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
