@@ -109,6 +109,7 @@ def in_hqq(model: Any, dtype: torch.dtype) -> Any:
     """Its layers as those of the hqq library. transformers 5 no longer does this itself."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for block in model.model.layers:
@@ -116,7 +117,7 @@ def in_hqq(model: Any, dtype: torch.dtype) -> Any:
             for name, layer in list(parent.named_children()):
                 if isinstance(layer, torch.nn.Linear):
                     config = BaseQuantizeConfig(nbits=4, group_size=32, axis=1)
-                    setattr(parent, name, HQQLinear(layer, config, compute_dtype=dtype, device="cpu"))
+                    setattr(parent, name, HQQLinear(layer, config, compute_dtype=dtype, device=device))
     return model
 
 
