@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from functools import lru_cache
 from types import ModuleType
 
 from luthier.core.errors import MissingExtra
@@ -28,6 +29,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     return importlib.import_module(module)
 
 
+@lru_cache
 def library_version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
     import importlib.metadata  # slow to import, and `luthier check` does not need it

@@ -16,7 +16,7 @@ from luthier.data.prepare import prepare
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
-from luthier.workflow.plan import room, trace
+from luthier.workflow.plan import make, room, trace
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
@@ -195,6 +195,16 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(world):
     assert four.traces.at(3).peak_bytes < four.traces.kept.peak_bytes
 
 
+def test_recomputation_is_traced_once_something_asks_for_it(world, monkeypatch):
+    """Each trace of six layers is that of two and that of four."""
+    traced = []
+    real = make.trace_step
+    monkeypatch.setattr(make, "trace_step", lambda *args, **more: traced.append(1) or real(*args, **more))
+    plan = plan_of({**world, **WAYS["lora"]})
+    assert plan.recompute.num_layers == 0 and len(traced) == 2
+    assert plan.what_if and plan.what_if and len(traced) == 4
+
+
 def falling(count):
     """10 layers: 100 GB without recomputation, 5 GB less for each layer computed again."""
     return (100 - 5 * count) * 10**9
@@ -271,8 +281,8 @@ def test_what_cannot_fit_is_refused_with_remedies(world):
 def test_a_planned_peak_is_refused_only_beyond_its_error(world):
     plan = of_memory(plan_of(world), 90 * 10**9)
     large = Trace(83 * 10**9, 0, 0, {})
-    above = replace(plan, traces=Traces(replace(large, early_bytes=93 * 10**9), large, 6), num_recomputed=0)
-    require_fit(replace(above, traces=Traces(large, large, 6)), "cpu")
+    above = replace(plan, traces=Traces(replace(large, early_bytes=93 * 10**9), lambda: large, 6), num_recomputed=0)
+    require_fit(replace(above, traces=Traces(large, lambda: large, 6)), "cpu")
     with pytest.raises(InvalidInput, match=r"106\.000 GB of memory"):
         require_fit(replace(above, available_bytes=90 * 10**9), "cpu")
     require_fit(above, "cuda")

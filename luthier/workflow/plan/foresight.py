@@ -60,16 +60,16 @@ def foresee(run: "TrainRun", stage: "Stage", text: "TextSide", data: "PreparedDa
     room = least(gather_object([room_of(machine)]))
     try:
         plan = make_plan(run, stage, text, data, machine, room=room)
+        assert plan.seconds is not None, "the machine is here"
+        info(f"plan: peak memory {size(plan.peak_bytes)}, {plan.work.steps:,} steps, about {duration(plan.seconds)}")
+        info(f"gradient checkpointing: {plan.recompute}")
+        if not run.finetuning.skip_memory_check:
+            require_fit(plan, machine.device)
     except Unplanned as fault:
         asked = as_asked(run)
         reason = asked.reason if asked else f"all layers are computed again: no plan, since {fault}"
         info(f"gradient checkpointing: {reason}")
         return Foresight(Recompute(None, reason), device=machine.device)
-    assert plan.seconds is not None, "the machine is here"
-    info(f"plan: peak memory {size(plan.peak_bytes)}, {plan.work.steps:,} steps, about {duration(plan.seconds)}")
-    info(f"gradient checkpointing: {plan.recompute}")
-    if not run.finetuning.skip_memory_check:
-        require_fit(plan, machine.device)
     if may_be_short(plan, machine.device):
         info("memory may be short: what is freed goes back to the system at once, which takes time")
         return_large_blocks()

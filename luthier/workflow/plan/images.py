@@ -94,15 +94,12 @@ def _without_data(values: Tensor) -> Tensor:
     return torch.empty_like(values, device="meta") if values.is_floating_point() else values
 
 
-def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None) -> tuple[Seeing, Seeing]:
-    """(with all activations kept, with every layer computed again). `model` is on the `meta` device, in training mode,
+def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None, recomputes: bool) -> Seeing:
+    """With all activations kept, or with every layer computed again. `model` is on the `meta` device, in training mode,
     and without checkpointing."""
-    recomputed = deepcopy(model)
-    enable_checkpointing(unwrap(recomputed), use_reentrant=True)
-    return _trace(model, images, half), _trace(recomputed, images, half)
-
-
-def _trace(model: nn.Module, images: Images, half: torch.dtype | None) -> Seeing:
+    if recomputes:
+        model = deepcopy(model)
+        enable_checkpointing(unwrap(model), use_reentrant=True)
     base = unwrap(model)
     counter = _ImageCounter(model, images.inputs.values())
     with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:

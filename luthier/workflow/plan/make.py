@@ -1,9 +1,10 @@
 """The plan of a run: its work, its parameters, its memory and its time, from the config of the model and the rows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
@@ -55,20 +56,30 @@ class Pattern:
     trainable: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Traces:
     """The step with all activations kept, and with every layer computed again."""
 
     kept: Trace
-    recomputed: Trace
+    trace_recomputed: Callable[[], Trace]
+    """Called when it is needed, since most runs fit without recomputation. May raise `Unplanned`."""
     num_layers: int
 
+    @cached_property
+    def recomputed(self) -> Trace:
+        return self.trace_recomputed()
+
     def at(self, num_recomputed: int) -> Trace:
+        if not num_recomputed:
+            return self.kept
         return self.kept.extended(self.recomputed, num_recomputed / self.num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """Figures that a run without a shortage of memory does not need are computed when they are read. They may raise
+    `Unplanned`, too."""
+
     work: Work
     images: Images | None
     """Of the largest batch."""
@@ -90,7 +101,11 @@ class Plan:
     """None for a machine that is not here. Without the time of transfers."""
     seconds_basis: str
     checkpoint_bytes: tuple[int, int]
-    what_if: Sequence[Remedy] = field(default=())
+    find_remedies: Callable[[], Sequence[Remedy]]
+
+    @cached_property
+    def what_if(self) -> Sequence[Remedy]:
+        return self.find_remedies()
 
     @property
     def trace(self) -> Trace:
@@ -177,7 +192,7 @@ def make_plan(
         seconds=seconds,
         seconds_basis=basis,
         checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
-        what_if=remedies(run, shape, held, traces.kept, traces.recomputed, trace, work, is_sharded=is_sharded),
+        find_remedies=lambda: remedies(run, shape, held, traces.recomputed, trace, work, is_sharded=is_sharded),
     )
 
 
@@ -186,14 +201,16 @@ def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dty
     if engine.computes_on_half_weights:
         raise Unplanned(f"what reads {images.named} is planned for whole weights only, and {engine.name} shards them")
     assert drawn.untraced is not None, "the model reads images"
-    try:
-        seeing = trace_images(drawn.untraced, images, half=half)
-    except FAULTS as fault:
-        raise Unplanned(f"what reads {images.named} cannot be traced ({_first_line(fault)})") from fault
-    kept, recomputed = (
-        with_images(*pair, images) for pair in zip((traces.kept, traces.recomputed), seeing, strict=True)
-    )
-    return Traces(kept, recomputed, traces.num_layers)
+    untraced = drawn.untraced
+
+    def added(step: Trace, *, recomputes: bool) -> Trace:
+        try:
+            return with_images(step, trace_images(untraced, images, half=half, recomputes=recomputes), images)
+        except FAULTS as fault:
+            raise Unplanned(f"what reads {images.named} cannot be traced ({_first_line(fault)})") from fault
+
+    kept = added(traces.kept, recomputes=False)
+    return Traces(kept, lambda: added(traces.recomputed, recomputes=True), traces.num_layers)
 
 
 def _decide(shape: Shape, held: Held, traces: Traces, room: Room, machine: Machine, *, is_sharded: bool) -> Recompute:
@@ -251,16 +268,16 @@ def trace_run(
     config, shape = drawn.config, drawn.shape
     is_long = shape.num_layers > MORE_LAYERS and layers_are_alike(shape, config)
     lengths = (FEW_LAYERS, MORE_LAYERS) if is_long else (None,)
-    found = []
-    for count in lengths:
-        is_own = count is None and not engine.computes_on_half_weights
-        part = shape if is_own else build_shape(run, stage, text, config, machine, count)
-        found.append([_traced(run, stage, part, work, engine, recomputes=recomputes) for recomputes in (False, True)])
-    kept, recomputed = found[0]
-    if is_long:
+    is_own = not is_long and not engine.computes_on_half_weights
+    parts = [shape] if is_own else [build_shape(run, stage, text, config, machine, count) for count in lengths]
+
+    def traced(*, recomputes: bool) -> Trace:
+        first, *others = (_traced(run, stage, part, work, engine, recomputes=recomputes) for part in parts)
         steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
-        kept, recomputed = (few.extended(more, steps) for few, more in zip(*found, strict=True))
-    drawn.traces[key] = Traces(kept, recomputed, shape.num_layers)
+        return first.extended(others[0], steps) if others else first
+
+    kept = traced(recomputes=False)  # first, since the model keeps its checkpointing
+    drawn.traces[key] = Traces(kept, lambda: traced(recomputes=True), shape.num_layers)
     return drawn.traces[key]
 
 

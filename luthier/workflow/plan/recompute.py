@@ -60,10 +60,11 @@ def decide(
         return Recompute(None, "all layers are computed again: this system does not say how much memory is free")
     share = SHARE_UNVERIFIED if is_sharded else SHARE_TO_FILL.get(device, SHARE_UNVERIFIED)
     room = share * available_bytes
-    kept, least = peak_bytes(0), peak_bytes(num_layers)
+    kept = peak_bytes(0)
     there = f"{size(available_bytes)} are there"
     if kept <= room:
         return Recompute(0, f"no layer is computed again: all activations fit ({size(kept)} planned, {there})")
+    least = peak_bytes(num_layers)
     if least > room or kept <= least:
         return Recompute(None, f"all layers are computed again: {size(kept)} would be needed otherwise, {there}")
     count = min(math.ceil((kept - room) / (kept - least) * num_layers), num_layers)

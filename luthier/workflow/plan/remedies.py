@@ -36,7 +36,6 @@ def remedies(
     run: "TrainRun",
     shape: "Shape",
     held: Held,
-    kept: Trace,
     recomputed: Trace,
     now: Trace,
     work: "Work",

@@ -40,7 +40,7 @@ def test_a_traced_encoder_holds_what_a_real_one_holds(sides, family):
     rows = [data.train[number] for number in range(3)]
     shape = build_shape(run, stage, text, load_config(text.source), machine)
     images = images_of(rows, text.media, None, torch.float32)
-    kept, recomputed = trace_images(shape.model, images, half=None)
+    kept, recomputed = (trace_images(shape.model, images, half=None, recomputes=again) for again in (False, True))
     assert recomputed.kept_bytes < kept.kept_bytes
     real = shape.model.to_empty(device="cpu")
     for tensor in (*real.parameters(), *real.buffers()):
