@@ -5,15 +5,20 @@ Training has handlers of its own, which save a checkpoint: `luthier.training.cal
 """
 
 import ctypes
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+TERMINATION_SECONDS = 0.5
+"""What daemons have to end after SIGTERM."""
 _PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl(2) for the signal that a process gets when the one that started it ends."""
 
@@ -52,11 +57,39 @@ class Serving:
     begin: Callable[[int], None] | None = None
     """What else a worker does first."""
 
+    def __post_init__(self) -> None:
+        _end_workers_with(os.getpid())
+
     def __call__(self, worker: int) -> None:
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
         if self.begin is not None:
             self.begin(worker)
+
+
+@lru_cache(maxsize=1)
+def _end_workers_with(pid: int) -> None:
+    """At the end of a process, `multiprocessing` sends SIGTERM to its daemons and waits until they have ended. Where an
+    exception has kept a data loader alive, its workers still serve, and ignore it."""
+    from multiprocessing.util import Finalize  # a command that trains nothing needs none of it
+
+    Finalize(None, _end_daemons, exitpriority=0)
+
+
+def _end_daemons() -> None:
+    import multiprocessing
+
+    daemons = [child for child in multiprocessing.active_children() if child.daemon]
+    if not daemons:
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch has a handler that takes the end of a worker for a fault
+    for child in daemons:
+        child.terminate()
+    end = time.monotonic() + TERMINATION_SECONDS
+    for child in daemons:
+        child.join(max(end - time.monotonic(), 0.0))
+        if child.is_alive():
+            child.kill()
 
 
 def end_with_parent() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from luthier.core.signals import STOPPING, Serving, ending_on_signals
@@ -77,3 +78,25 @@ def test_a_worker_ignores_what_stops_its_process():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+LEAVES_WORKERS = """
+import multiprocessing, signal, time
+from luthier.core.signals import Serving
+def serve(serving, is_up):
+    serving(0)
+    is_up.set()
+    time.sleep(600)
+context, serving = multiprocessing.get_context("fork"), Serving()
+is_up = context.Event()
+worker = context.Process(target=serve, args=(serving, is_up), daemon=True)
+worker.start()
+is_up.wait()
+print(worker.pid, flush=True)
+"""
+
+
+def test_a_process_ends_although_its_workers_ignore_that():
+    done = subprocess.run([sys.executable, "-c", LEAVES_WORKERS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr
+    assert not psutil.pid_exists(int(done.stdout))
