@@ -137,8 +137,7 @@ def per_sample_attention(
     query: (1, H, T, D); key, value: (1, H / groups, T, D). cu_seq_lens_q: where each sample starts, and T at the end;
     without it a row is one sample. prefixes: (samples, 2), where the prompt begins that a sample shares with another
     one, and how many tokens it has (`luthier.data.shared_prompts`). With a mask, that is in padded batches and while
-    generating, it is plain attention.
-    Returns (1, T, H, D) and no weights.
+    generating, it is plain attention. Returns (1, T, H, D) and no weights.
     """
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
