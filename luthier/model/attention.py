@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.core.versions import is_installed
+from luthier.model.attention_kernels import FLASH, FLEX, can_be_tried
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import blind_to_bounds, text_part
 from luthier.model.trial import are_close, outputs, trying
@@ -29,10 +30,8 @@ PER_SAMPLE = "luthier_per_sample"
 """The name under which transformers knows `per_sample_attention`."""
 SHIFTED = "luthier_shifted"
 """The name under which transformers knows `luthier.model.features.shifted_attention`."""
-_FLASH = {"fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-_FLEX = "flex_attention"
-_ASKED = {"disabled": "eager", "sdpa": "sdpa", "flex": _FLEX, **_FLASH}
-_ISOLATING = (*_FLASH.values(), _FLEX, SHIFTED)
+_ASKED = {"disabled": "eager", "sdpa": "sdpa", "flex": FLEX, **FLASH}
+_ISOLATING = (*FLASH.values(), FLEX, SHIFTED)
 """Implementations that do not attend across samples, given their boundaries."""
 
 
@@ -56,7 +55,7 @@ def resolve_attention(
     wanted = _ASKED.get(asked, "sdpa")
     lack = _reason_against(wanted, config, model_class, dtype, machine)
     if not lack:
-        return Attention(_flash_kernel(model_class) or wanted if wanted in _FLASH.values() else wanted)
+        return Attention(_flash_kernel(model_class) or wanted if wanted in FLASH.values() else wanted)
     best = "eager" if wanted == "sdpa" or _reason_against_sdpa(config, model_class) else "sdpa"
     return Attention(best, "" if asked == "auto" else f"{lack}: {best} attention runs instead")
 
@@ -69,7 +68,7 @@ def _reason_against(
         return ""
     if wanted == "sdpa":
         return _reason_against_sdpa(config, model_class)
-    if wanted == _FLEX:
+    if wanted == FLEX:
         return _reason_against_flex(config, model_class, machine)
     return _reason_against_flash(wanted, model_class, dtype, machine)
 
@@ -139,7 +138,6 @@ def per_sample_attention(
     one, and how many tokens it has (`luthier.data.shared_prompts`). With a mask, that is in padded batches and while
     generating, it is plain attention. Returns (1, T, H, D) and no weights.
     """
-    import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     from luthier.model.kernels import varlen
@@ -156,12 +154,31 @@ def per_sample_attention(
     if cu_seq_lens_q is not None and softcap is None and varlen.can_attend(query, value, dropout):
         row = varlen.samples_of(cu_seq_lens_q, prefixes)
         return varlen.varlen_attention(query, key, value, cu_seq_lens_q, row, scaling, sliding_window), None
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return _one_by_one(query, key, value, cu_seq_lens_q, prefixes, scaling, dropout, sliding_window, softcap), None
+
+
+def _one_by_one(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    cu_seq_lens_q: "Tensor | None",
+    prefixes: "Tensor | None",
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> "Tensor":
+    """One call for each sample. query, key, value: (1, H, T, D) -> (1, T, H, D)."""
+    import torch
+
+    from luthier.model.kernels import varlen
+
     if cu_seq_lens_q is None:
         lengths, shared = [query.shape[2]], [(0, 0)]
     else:
         row = varlen.samples_of(cu_seq_lens_q, prefixes)
         lengths, shared = row.lengths, row.prefixes
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
     # `split` has one gradient for all samples; that of a slice is as large as the whole row, for each sample.
     samples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
@@ -177,7 +194,7 @@ def per_sample_attention(
         else:
             out = _fused_attention(q, k, v, mask, scaling, dropout)
         outputs.append(out.transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 def _causal_mask(num_tokens: int, sliding_window: int | None, device: "torch.device", num_before: int = 0) -> "Tensor":
@@ -278,11 +295,6 @@ def isolates_samples(model: "nn.Module", trial: Trial | None = None) -> str | No
     if not _is_isolated(base, trial):
         return "tried on two samples, the first one changed the second"
     return None
-
-
-def can_be_tried(base: "PreTrainedModel") -> bool:
-    """Whether its attention kernels run before the model has moved to its accelerator."""
-    return base.device.type != "cpu" or text_part(base).config._attn_implementation not in (*_FLASH.values(), _FLEX)
 
 
 def reason_to_pad(base: "PreTrainedModel", *, sees: bool = False) -> str | None:

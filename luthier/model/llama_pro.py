@@ -61,7 +61,8 @@ def probe_ids(model: "PreTrainedModel") -> "Tensor":
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.config.get_text_config().vocab_size, (1, NUM_TOKENS), generator=generator)
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, NUM_TOKENS), generator=generator)
+    return ids.to(model.device)
 
 
 def _calls(model: "PreTrainedModel", layers: "nn.ModuleList") -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

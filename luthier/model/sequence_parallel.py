@@ -83,7 +83,9 @@ def sequence_parallel_attention(
     query: (1, H, n, D); key, value: (1, G, n, D). cu_seq_lens_q: where each sample of the whole row starts, and N.
     Returns (1, n, H, D).
     """
-    is_whole = cu_seq_lens_q is None or int(cu_seq_lens_q[-1]) == query.shape[2]
+    from luthier.model.kernels.varlen import samples_of
+
+    is_whole = cu_seq_lens_q is None or sum(samples_of(cu_seq_lens_q, None).lengths) == query.shape[2]
     if is_whole:
         return per_sample_attention(module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, **kwargs)
     key, value = (_enough_heads(states, group.size()) for states in (key, value))

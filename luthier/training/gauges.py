@@ -99,9 +99,15 @@ class Utilization(TrainerCallback):
             return
         if not self.start_seconds:
             self.start_seconds = time.monotonic()
-        lengths = sequence_lengths(kwargs)
-        self.num_tokens = self.num_tokens + (lengths > 0).sum()
-        self.num_pairs = self.num_pairs + lengths.sum()
+        bounds = kwargs.get("cu_seq_lens_q")
+        if bounds is not None:  # whose sums need no tensor of a size that the host has to wait for
+            lengths = bounds.diff().long()
+            num_tokens, num_pairs = lengths.sum(), lengths.square().sum()
+        else:
+            lengths = sequence_lengths(kwargs)
+            num_tokens, num_pairs = (lengths > 0).sum(), lengths.sum()
+        self.num_tokens = self.num_tokens + num_tokens
+        self.num_pairs = self.num_pairs + num_pairs
 
     def __call__(self) -> Mapping[str, float]:
         if self.flops is None or not self.start_seconds:

@@ -293,4 +293,4 @@ class Rollouts:
             load_value_head(self.models.policy, folder)
         path = folder / EXPERIENCE_FILE.format(self.args.process_index)
         if path.is_file():
-            self.rows = torch.load(path, weights_only=True)
+            self.rows = torch.load(path, map_location=self.args.device, weights_only=True)

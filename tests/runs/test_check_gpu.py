@@ -65,9 +65,10 @@ def test_an_error_is_the_result_of_its_check_and_the_others_go_on(world, tmp_pat
 
 
 def test_a_loss_that_differs_fails():
-    assert checks.verdict("g", "n", [2.0], {}, 2.01).status == "ok"
-    assert checks.verdict("g", "n", [2.0], {}, 2.2).status == "failed"
-    assert checks.verdict("g", "n", [2.0, float("nan")], {}, None).status == "failed"
+    assert checks.verdict("g", "n", [2.0], {}, [2.01]).status == "ok"
+    assert checks.verdict("g", "n", [2.0], {}, [2.2]).status == "failed"
+    assert checks.verdict("g", "n", [2.0, 2.01], {}, [2.0, 2.0], 1e-3).status == "failed"
+    assert checks.verdict("g", "n", [2.0, float("nan")], {}).status == "failed"
 
 
 def test_results_are_written_as_json_and_as_a_table(tmp_path):

@@ -93,12 +93,15 @@ class HuggingFaceModel(Streaming):
 
 
 def free_bytes(model: "PreTrainedModel") -> int | None:
-    """The memory that is free on the device of the model; None if it is unknown."""
+    """The memory that is free on the device of the model, or kept by PyTorch for reuse; None if it is unknown."""
     import torch
 
     from luthier.core.machine import available_memory_bytes
 
-    return torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else available_memory_bytes()
+    if model.device.type != "cuda":
+        return available_memory_bytes()
+    kept = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return torch.cuda.mem_get_info(model.device)[0] + kept
 
 
 def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:

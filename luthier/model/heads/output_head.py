@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.model.attention_kernels import attending_anywhere
 from luthier.model.classes import gives_scores
 from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.router_loss import RouterLoss, listen_to_router
@@ -61,7 +62,7 @@ def inspect_head(model: "nn.Module", moe_aux_loss_coef: float | None = None) -> 
     was_training = model.training
     model.eval()
     ids = torch.tensor([[0, 1]], device=linear.weight.device)
-    with torch.no_grad(), autocast_of_training(base):
+    with torch.no_grad(), autocast_of_training(base), attending_anywhere(base):
         logits = model(input_ids=ids, use_cache=False).logits
         with hidden_instead_of_logits(linear):
             hidden = model(input_ids=ids, use_cache=False).logits
@@ -77,7 +78,7 @@ def _keeps_positions(model: "nn.Module") -> bool:
     base, was_training = unwrap(model), model.training
     ids = torch.tensor([[0, 1]], device=base.device)
     model.eval()
-    with torch.no_grad(), autocast_of_training(base):
+    with torch.no_grad(), autocast_of_training(base), attending_anywhere(base):
         kept = model(input_ids=ids, use_cache=False, logits_to_keep=torch.tensor([1], device=ids.device)).logits
     model.train(was_training)
     return bool(kept.shape[1] == 1)

@@ -9,7 +9,6 @@ https://arxiv.org/abs/2307.08691.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALVES = (torch.bfloat16, torch.float16)
-MAX_HEAD_SIZE, HEAD_SIZE_MULTIPLE = 256, 8
+MAX_HEAD_SIZE, MAX_CONSUMER_HEAD_SIZE, HEAD_SIZE_MULTIPLE = 256, 192, 8
 MIN_CAPABILITY = (8, 0)
 """What the kernel computes, and on which GPUs: Ampere and later."""
 
@@ -96,8 +95,14 @@ def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
         and query.shape[-1] == value.shape[-1] <= MAX_HEAD_SIZE
         and query.shape[-1] % HEAD_SIZE_MULTIPLE == 0
         and _kernel() is not None
-        and _capability(query.device.index) >= MIN_CAPABILITY
+        and _takes(query.shape[-1], _capability(query.device.index))
     )
+
+
+def _takes(head_size: int, capability: tuple[int, int]) -> bool:
+    """Consumer GPUs compute no gradients for the largest heads."""
+    is_consumer = MIN_CAPABILITY < capability < (9, 0)
+    return capability >= MIN_CAPABILITY and not (is_consumer and head_size > MAX_CONSUMER_HEAD_SIZE)
 
 
 def compute_dtype(x: "Tensor") -> torch.dtype:
@@ -139,20 +144,44 @@ def varlen_attention(
 
 @functools.cache
 def _kernel() -> "Callable[..., Tensor] | None":
-    """PyTorch's function, which takes fewer heads of keys than of queries; None before PyTorch 2.10."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        return functools.partial(varlen_attn, enable_gqa=True)  # type: ignore[return-value]
+    """None where PyTorch was built without it. That for AMD GPUs is another one."""
+    is_there = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    return flash if is_there else None
 
-    def repeated(query: "Tensor", key: "Tensor", value: "Tensor", *args: object, **given: object) -> "Tensor":
-        groups = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        return varlen_attn(query, key, value, *args, **given)  # type: ignore[arg-type, return-value]
 
-    return repeated
+def flash(
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    bounds: "Tensor",
+    key_bounds: "Tensor",
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> "Tensor":
+    """query (T, H, D); key, value (K, G, D) -> (T, H, D). Of n queries and m keys of a sample, query i sees the keys
+    j <= i + m - n, and with a window those with i + m - n - j <= window_size[0].
+
+    `torch.nn.attention.varlen` calls the same operator, but changes its arguments from version to version, and an
+    operator written in Python takes the CPU longer to start.
+    """
+    is_causal, no_dropout, for_debugging = window_size == (-1, 0), 0.0, False
+    bounds_and_lengths = (bounds, key_bounds, max_q, max_k)
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        *bounds_and_lengths,
+        no_dropout,
+        is_causal,
+        for_debugging,
+        scale=scale,
+        window_size_left=window_size[0],
+        window_size_right=window_size[1],
+    )[0]
+    return out
 
 
 @functools.cache

@@ -38,11 +38,16 @@ def check_memory(source: ModelSource, dtype: "torch.dtype") -> None:
     )
 
 
+REFUSALS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""What the system says, CUDA for memory beside PyTorch's allocator, and its libraries (cuBLAS, cuDNN)."""
+
+
 def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether an accelerator or the system refused memory; torch has no class of its own for the latter."""
+    """Whether an accelerator or the system refused memory; torch has a class of its own for its allocator only."""
     import torch
 
-    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(fault)
+    is_refused = any(words in str(fault) for words in REFUSALS)
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or is_refused
 
 
 @contextmanager

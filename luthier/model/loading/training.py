@@ -26,7 +26,7 @@ from luthier.model.loading.load import load_model
 from luthier.model.loading.loaded import require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
 from luthier.model.modules import unwrap
-from luthier.model.quantization._layers import plan
+from luthier.model.quantization._layers import is_quantized, plan
 from luthier.model.quantization._prequantized import require_trainable
 from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
@@ -49,7 +49,7 @@ def load_for_training(
     recomputed_layers: int | None = None,
     trial: Trial | None = None,
 ) -> LoadedModel:
-    """The model of a training run, on the CPU, with exactly the parameters trainable that the run names.
+    """The model of a training run, with exactly the parameters trainable that the run names.
 
     `fitted`: from `fit_tokenizer`. `scores`: load a reward model instead of a language model.
     `recomputed_layers`: how many layers gradient checkpointing computes again; None: as the keys of the run say.
@@ -79,6 +79,7 @@ def load_for_training(
     name_ends(base, fitted.stop_token_ids)
     require_causal(base)
     change_model(run, base, purpose)
+    place(run, base, machine)
     attention = Attention(SHIFTED) if run.features.shifted_attention.shift_attn else loaded.attention
     if keys.upcast_layernorm:
         upcast_norms(base)
@@ -95,6 +96,16 @@ def load_for_training(
     _prepare(run, note_beneath(model, beneath), recomputed_layers)
     trainable, total = report_parameters(model, one_by_one=keys.print_param_status)
     return LoadedModel(model, loaded.dtype, attention, trainable, total, padding_reason)
+
+
+def place(run: "TrainRun", base: "PreTrainedModel", machine: Machine) -> None:
+    """Move a model to the device that it trains on, so that it is tried there and its adapters start there.
+
+    Not one whose weights will be sharded, which may be larger than the device, nor one that a library has placed.
+    """
+    stays = shards_weights(run) or run.parallel.tp_size > 1 or run.kt.use_kt or run.training["use_cpu"]
+    if machine.num_accelerators and not stays and not is_quantized(base):
+        base.to(f"{machine.device}:{machine.local_rank}")  # type: ignore[arg-type]
 
 
 def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None) -> None:

@@ -62,6 +62,19 @@ def test_what_the_kernel_is_given(monkeypatch, prefixes, window):
         torch.testing.assert_close(found, value)
 
 
+@pytest.mark.parametrize("window", [(-1, 0), (5, 0)])
+def test_the_operator_of_pytorch_takes_these_arguments(window):
+    """On tensors without data, which only have shapes; with fewer heads of keys, and with gradients."""
+    with torch.device("meta"):
+        query = torch.empty(10, HEADS, SIZE, dtype=torch.bfloat16, requires_grad=True)
+        key = torch.empty(12, KEY_HEADS, SIZE, dtype=torch.bfloat16, requires_grad=True)
+        bounds = torch.empty(3, dtype=torch.int32)
+    out = varlen.flash(query, key, key, bounds, bounds, 10, 12, scale=0.3, window_size=window)
+    assert out.shape == query.shape
+    out.sum().backward()
+    assert query.grad.shape == query.shape and key.grad.shape == key.shape
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("prefixes", LAYOUTS.values(), ids=LAYOUTS)
@@ -79,6 +92,12 @@ def test_it_needs_a_gpu_and_16_bits():
     for dtype in (torch.bfloat16, torch.float32):
         query = torch.zeros(1, 1, 1, SIZE, dtype=dtype)
         assert not varlen.can_attend(query, query, 0.0)
+
+
+def test_consumer_gpus_compute_no_gradients_of_the_largest_heads():
+    hopper, ada, turing = (9, 0), (8, 9), (7, 5)
+    assert varlen._takes(256, hopper) and varlen._takes(128, ada)
+    assert not varlen._takes(256, ada) and not varlen._takes(64, turing)
 
 
 def test_bounds_are_read_once_and_not_kept():

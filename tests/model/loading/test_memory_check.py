@@ -11,7 +11,7 @@ from luthier.core.machine import detect
 from luthier.model.backends import load_for_inference
 from luthier.model.files.sources import ModelSource
 from luthier.model.loading.load import load_model
-from luthier.model.loading.memory_check import placement, weight_bytes
+from luthier.model.loading.memory_check import is_out_of_memory, placement, weight_bytes
 from luthier.model.save import num_bytes
 from tests.tiny import tiny_llama
 from tests.workflow.test_export import adapter
@@ -97,3 +97,16 @@ def test_several_devices_take_what_they_can(llama_folder):
         "offload_folder": "there",
     }
     assert placement(source, torch.float32, None, "there", is_low_bit=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_memory_that_cuda_or_its_libraries_refuse_is_recognized(fault, is_memory):
+    assert is_out_of_memory(fault) is is_memory
