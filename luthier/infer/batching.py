@@ -88,15 +88,17 @@ class RowBatch:
         ready = [row for row in rows if self._is_ready(row)]
         if not ready:
             return
+        read = None
         try:
             with torch.no_grad():
                 read = self._read(ready)
         except ROW_FAULTS as fault:
             if len(ready) == 1:
                 ready[0].fail(fault)
-            else:  # which of them was it?
-                for row in ready:
-                    self.add([row])
+                return
+        if read is None:  # Which of them was it? Not above: as long as the fault is handled, it holds its tensors.
+            for row in ready:
+                self.add([row])
             return
         try:
             with torch.no_grad():

@@ -142,6 +142,18 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
     assert moved(planned.calls) == pytest.approx(moved(actual.calls), rel=0.03)
 
 
+def test_an_accelerator_attends_in_16_bits_and_keeps_less_than_a_cpu(world):
+    """The kernel of a CPU has float32 copies of what attention is given, and keeps them for the backward pass."""
+    run, stage, text, _, machine = sides({**world, **WAYS["lora"], "bf16": True})
+    shape = build_shape(run, stage, text, load_config(text.source), machine)
+    batch, half = Batch((300, 500), 4), torch.bfloat16
+    on_cpu, on_device = (
+        trace_step(shape.model, batch, reads="cross_entropy", half=half, on_device=there) for there in (False, True)
+    )
+    assert on_device.peak_bytes < 0.95 * on_cpu.peak_bytes
+    assert on_device.num_operations == on_cpu.num_operations
+
+
 def moved(calls: trace.Calls) -> float:
     return sum(call.num_bytes * count for call, count in calls.items())
 

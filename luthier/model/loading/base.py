@@ -50,7 +50,7 @@ def load_base(
     *,
     choose_dtype: "Callable[..., torch.dtype]",
     quantization: Quantization | None = None,
-    device_map: str | None = None,
+    device_map: "str | dict[str, str] | None" = None,
     offload_folder: str | None = None,
     unpacks: bool = True,
     scores: bool | None = False,

@@ -39,12 +39,19 @@ def load_for_inference(
         source,
         machine,
         partial(inference_dtype, run.model.infer_dtype, machine=machine),
-        device_map="auto" if machine.num_accelerators else None,
+        device_map=device_map_of(machine),
         offload_folder=run.model.offload_folder if may_offload else None,
         quantization=plan(run.quantization, machine),
         scores=scores,
         merges_last=not isinstance(run, TrainRun),
     )
+
+
+def device_map_of(machine: Machine) -> "str | dict[str, str] | None":
+    """All devices for a single process; each of several has its own."""
+    if not machine.num_accelerators:
+        return None
+    return "auto" if machine.world_size == 1 else {"": f"{machine.device}:{machine.local_rank}"}
 
 
 def load_for_export(
@@ -85,7 +92,7 @@ def load_merged(
     machine: Machine,
     choose_dtype: "Callable[..., torch.dtype]",
     *,
-    device_map: str | None = None,
+    device_map: "str | dict[str, str] | None" = None,
     offload_folder: str | None = None,
     before_merge: "Callable[[PeftModel], None] | None" = None,
     quantization: Quantization | None = None,

@@ -18,12 +18,13 @@ from luthier.workflow.plan.trace import Call, Calls, Product
 if TYPE_CHECKING:
     import torch
 
-NUM_ROWS = 512
+NUM_ROWS, NUM_DEVICE_ROWS = 512, 8192
+"""Of the timed product. An accelerator finishes a small one before the CPU has started the next."""
 MOST_TIMED_OPERATIONS = 4 * 10**9
 SHORT_SIDE = 256
 """Products without a shorter side reach about the speed of the large one."""
-KEPT_BYTES = 64 * 2**20
-"""More than a processor's caches hold."""
+KEPT_BYTES, KEPT_DEVICE_BYTES = 64 * 2**20, 512 * 2**20
+"""More than the caches of a processor or an accelerator hold."""
 MOST_TIMED_RUNS, SECONDS_TO_MEASURE = 8, 0.1
 CALL_SECONDS = {"cpu": 12e-6}
 """What PyTorch, the model's Python code and autograd take for one operation, however small. An accelerator computes
@@ -75,18 +76,19 @@ def _matrix(rows: int, columns: int, is_transposed: bool, dtype: "torch.dtype") 
 
 @lru_cache
 def measured_speed(dtype: "torch.dtype", device: str, size: int) -> Speed:
-    """Of (512, size) x (size, size), and of sums of such rows that are all kept, as activations are."""
+    """Of (512 or 8192, size) x (size, size), and of sums of such rows that are all kept, as activations are."""
     import torch
 
     if device == "cpu":
         keep_freed_blocks()  # as in training
-    rows, square = (torch.ones(count, size, dtype=dtype, device=device) for count in (NUM_ROWS, size))
-    num_kept = -(-KEPT_BYTES // rows.nbytes)
+    num_rows, kept_bytes = (NUM_ROWS, KEPT_BYTES) if device == "cpu" else (NUM_DEVICE_ROWS, KEPT_DEVICE_BYTES)
+    rows, square = (torch.ones(count, size, dtype=dtype, device=device) for count in (num_rows, size))
+    num_kept = -(-kept_bytes // rows.nbytes)
     product = _best_seconds(lambda: rows @ square)
     additions = _best_seconds(lambda: reduce(_kept_sum, range(num_kept), [rows])[-1])
     num_bytes = 3 * rows.nbytes * num_kept
     return Speed(
-        2 * NUM_ROWS * size * size / product,
+        2 * num_rows * size * size / product,
         num_bytes / additions,
         CALL_SECONDS.get(device, 0.0),
         times_products=device == "cpu",

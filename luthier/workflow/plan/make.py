@@ -272,7 +272,10 @@ def trace_run(
     parts = [shape] if is_own else [build_shape(run, stage, text, config, machine, count) for count in lengths]
 
     def traced(*, recomputes: bool) -> Trace:
-        first, *others = (_traced(run, stage, part, work, engine, recomputes=recomputes) for part in parts)
+        first, *others = (
+            _traced(run, stage, part, work, engine, recomputes=recomputes, on_device=machine.device != "cpu")
+            for part in parts
+        )
         steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
         return first.extended(others[0], steps) if others else first
 
@@ -281,7 +284,9 @@ def trace_run(
     return drawn.traces[key]
 
 
-def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: Engine, *, recomputes: bool) -> Trace:
+def _traced(
+    run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: Engine, *, recomputes: bool, on_device: bool
+) -> Trace:
     half = half_of(run)
     if half is not None and engine.computes_on_half_weights:
         shape.model.to(half)
@@ -296,6 +301,7 @@ def _traced(run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: E
             accumulates=run.training["gradient_accumulation_steps"] > 1,
             keeps_gradients=not engine.shards_gradients,
             is_sharded=engine.computes_on_half_weights,
+            on_device=on_device,
         )
     except FAULTS as fault:
         raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault

@@ -124,17 +124,19 @@ def trace_step(
     accumulates: bool = False,
     keeps_gradients: bool = True,
     is_sharded: bool = False,
+    on_device: bool = False,
 ) -> Trace:
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
     autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
-    as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed."""
+    as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed. `on_device`: of an
+    accelerator, not of a CPU."""
     head = _head_of(model)
     if is_sharded:
         head = OutputHead(None, head.takes_positions)
     counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
-    with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:
+    with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half, on_device=on_device), counter:
         if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -210,9 +212,9 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "l
 class Substitutes(TorchFunctionMode):
     """What a real device does and `meta` does not: fused attention, and autocast."""
 
-    def __init__(self, half: torch.dtype | None) -> None:
+    def __init__(self, half: torch.dtype | None, *, on_device: bool = False) -> None:
         super().__init__()
-        self.half = half
+        self.half, self.on_device = half, on_device
         self.cast: dict[int, Tensor] = {}
         """Autocast keeps the 16-bit copy of a trainable weight for the whole pass."""
 
@@ -221,7 +223,8 @@ class Substitutes(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention:
             dtype = self._halved(args[0]).dtype
             # On a CPU 16-bit attention runs in float32 (`luthier.model.attention`).
-            query, key, value = (states.float() for states in args[:3])
+            computed_in = dtype if self.on_device else torch.float32
+            query, key, value = (states.to(computed_in) for states in args[:3])
             mask = kwargs.get("attn_mask")
             if mask is not None and mask.dtype == torch.bool:
                 mask = torch.empty_like(mask, dtype=query.dtype)
