@@ -74,7 +74,7 @@ def training_arguments(
     if machine.device == "cpu":
         join_on_cpu(run.training["ddp_timeout"])
     try:
-        args: Seq2SeqTrainingArguments = (kind or Seq2SeqTrainingArguments)(**values)
+        args: Seq2SeqTrainingArguments = on_one_device((kind or Seq2SeqTrainingArguments)(**values))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{run.source}: transformers does not accept these training keys: {error}") from error
     except ImportError as error:
@@ -82,6 +82,14 @@ def training_arguments(
     if run.fp8.fp8:
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
+    return args
+
+
+def on_one_device(args: Any) -> Any:
+    """transformers would use DataParallel, which cuts all tensors of a batch along their first dimension."""
+    if args.n_gpu > 1:
+        warn(f"this process trains on one of {args.n_gpu} devices -> luthier train uses all, with a process for each")
+        args._n_gpu = 1
     return args
 
 

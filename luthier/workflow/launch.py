@@ -26,9 +26,9 @@ def launch_if_needed(argv: list[str]) -> int | None:
     if not any(is_on(os.environ, name) for name in ("FORCE_TORCHRUN", "USE_MCA", "USE_MEGATRON_BRIDGE")):
         if is_on(os.environ, "USE_KT"):  # KTransformers uses one process for all accelerators
             return None
-        from luthier.core.machine import detect
+        from luthier.core.machine import num_accelerators
 
-        if detect().num_accelerators < 2:
+        if num_accelerators() < 2:
             return None
     logs = Path(tempfile.mkdtemp(prefix="luthier-processes-"))
     arguments = torchrun_arguments(argv, logs, num_devices=None)
@@ -93,9 +93,9 @@ def torchrun_arguments(argv: list[str], logs: Path, num_devices: int | None) -> 
     """
     env = os.environ
     if num_devices is None and "NPROC_PER_NODE" not in env:
-        from luthier.core.machine import detect
+        from luthier.core.machine import num_accelerators
 
-        num_devices = max(1, detect().num_accelerators)
+        num_devices = max(1, num_accelerators())
     arguments = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(num_devices))]
     if "RDZV_ID" in env:
         nodes = (

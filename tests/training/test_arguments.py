@@ -31,6 +31,18 @@ def test_a_run_in_float32_on_an_accelerator_is_a_warning(tmp_path, said, keys, m
     assert sum("neither bf16 nor fp16 is set" in text for text in said) == count
 
 
+def test_one_process_trains_on_one_device(tmp_path, said):
+    class ManyDevices(Seq2SeqTrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 4
+
+    run = load_train({**BASE, "output_dir": str(tmp_path), "per_device_train_batch_size": 2})
+    args = training_arguments(run, CPU, kind=ManyDevices)
+    assert args.n_gpu == 1 and args.train_batch_size == 2
+    assert any("one of 4 devices" in text for text in said)
+
+
 STEPS = (1, 2, 3, 4, 2.5, 0.1, 0.2, 0.25, 0.3, 0.7)
 
 
