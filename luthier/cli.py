@@ -6,6 +6,10 @@ Every import is inside a function, so that `luthier version` loads nothing else.
 """
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.core.ending import QuickEnd
 
 COMMANDS = {
     "train": ("RUN [key=value ...]", "run a training stage"),
@@ -45,6 +49,9 @@ COMMANDS = {
 WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
 
+LEAVING_NOTHING = ("plan", "chat")
+"""Commands that load PyTorch and have written all that they write when they return."""
+
 
 def usage() -> str:
     lines = ["usage: luthier COMMAND ...", ""]
@@ -71,9 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
     words = sys.argv[1:] if argv is None else argv
     _repair_streams()
+    end = _quick_end() if argv is None and words and words[0] in LEAVING_NOTHING else None
     try:
         status = _dispatch(words)
         sys.stdout.flush()
+        if end is not None:
+            end.status = status
         return status
     except BrokenPipeError:
         # The reader, e.g. `head`, has closed the pipe.
@@ -91,6 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("luthier: interrupted", file=sys.stderr)
         return 130
+
+
+def _quick_end() -> "QuickEnd":
+    from luthier.core.ending import QuickEnd
+
+    return QuickEnd()
 
 
 def _repair_streams() -> None:

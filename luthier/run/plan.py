@@ -12,6 +12,7 @@ from luthier.core.kinds import STAGES
 
 if TYPE_CHECKING:
     from luthier.core.machine import Machine
+    from luthier.workflow.plan.make import Sketch
     from luthier.workflow.plan.room import Room
 
 UNITS = {"GB": 10**9, "GiB": 2**30}
@@ -39,31 +40,36 @@ def main(argv: list[str]) -> int:
     run = load_checked("train", read_source(asked.words), begins=False, writes=False)
     assert isinstance(run, TrainRun)
 
-    from luthier.core.machine import detect
-    from luthier.data.prepare import prepare
-    from luthier.workflow.plan import text as text_of_plan
-    from luthier.workflow.plan.engine import num_processes_asked
-    from luthier.workflow.plan.libraries import missing_bytes
-    from luthier.workflow.plan.make import make_plan
-    from luthier.workflow.plan.room import room_of
-    from luthier.workflow.plan.shape import Unplanned
-    from luthier.workflow.text import load_text_side
+    from luthier.core.importing import without_collection
 
-    stage, machine = STAGES.get(run.stage), detect()
+    with without_collection():
+        from luthier.core.machine import detect
+        from luthier.data.prepare import prepare
+        from luthier.workflow.plan import text as text_of_plan
+        from luthier.workflow.plan.engine import num_processes_asked
+        from luthier.workflow.plan.libraries import missing_bytes
+        from luthier.workflow.plan.make import make_plan, sketch
+        from luthier.workflow.plan.room import room_of
+        from luthier.workflow.plan.shape import Unplanned
+        from luthier.workflow.text import load_text_side
+
+        stage, machine = STAGES.get(run.stage), detect()
+        text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
     # `train` starts a process for each accelerator.
     counts = asked.num_processes or (num_processes_asked() or max(machine.world_size, machine.num_accelerators),)
     machines = [machine_for(machine, count, asked.accelerator_bytes) for count in counts]
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
     data = prepare(run, stage.rows, text.encoding)
     for line in data.ledger.summary():
         print(line, file=sys.stderr)
     missing = missing_bytes(run, machines[0].device)
     rooms = [room_of(machine, missing) for machine in machines]
     try:
+        with without_collection():  # imports the code of the model
+            drawn = sketch(run, stage, text, machines[0])
         if asked.as_table:
-            lines = _table(run, stage, text, data, machines, rooms)
+            lines = _table(run, stage, text, data, machines, rooms, drawn)
         else:
-            plan = make_plan(run, stage, text, data, machines[0], room=rooms[0])
+            plan = make_plan(run, stage, text, data, machines[0], drawn=drawn, room=rooms[0])
             in_json = [json.dumps(text_of_plan.as_json(plan), indent=1)]
             lines = in_json if asked.as_json else list(text_of_plan.lines_of(plan))
     except Unplanned as fault:
@@ -75,14 +81,13 @@ def main(argv: list[str]) -> int:
 
 
 def _table(
-    run: Any, stage: Any, text: Any, data: Any, machines: "Sequence[Machine]", rooms: "Sequence[Room]"
+    run: Any, stage: Any, text: Any, data: Any, machines: "Sequence[Machine]", rooms: "Sequence[Room]", drawn: "Sketch"
 ) -> list[str]:
     """Every engine with each number of processes."""
     from luthier.workflow.plan.engine import ENGINES, Engine
-    from luthier.workflow.plan.make import make_plan, sketch
+    from luthier.workflow.plan.make import make_plan
     from luthier.workflow.plan.text import table_of
 
-    drawn = sketch(run, stage, text, machines[0])
     plans = [
         make_plan(run, stage, text, data, machine, Engine(name, machine.world_size), drawn, room)
         for machine, room in zip(machines, rooms, strict=True)
