@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from luthier.config.keys.quantization import LOFTQ_FILE
 from luthier.core.errors import RunFailed
@@ -62,12 +63,40 @@ def num_saved_bytes(model: "nn.Module") -> int:
 
 def save_adapter(model: "PeftModel", folder: Path, state: "Mapping[str, Any] | None" = None) -> None:
     """The adapter as plain peft loads it. `state`: the weights, if gathered from several processes."""
-    if is_pissa(model):
-        save_as_lora(model, folder, state)
-    else:
-        model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    with _card_rendered_once(model):
+        if is_pissa(model):
+            save_as_lora(model, folder, state)
+        else:
+            model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
     save_record(model, folder)
     save_series(model, folder)
+
+
+_cards: "WeakKeyDictionary[PeftModel, str]" = WeakKeyDictionary()
+"""Model -> its model card in a new folder."""
+
+
+@contextmanager
+def _card_rendered_once(model: "PeftModel") -> Iterator[None]:
+    """While open, peft writes the model card that it has rendered before, which is the same at every checkpoint. To
+    render it takes longer than to save a small adapter."""
+    render = model.create_or_update_model_card
+
+    def write(output_dir: str) -> None:
+        card = Path(output_dir, "README.md")
+        if card.exists():
+            render(output_dir)
+        elif model in _cards:
+            card.write_text(_cards[model], encoding="utf-8")
+        else:
+            render(output_dir)
+            _cards[model] = card.read_text(encoding="utf-8")
+
+    vars(model)["create_or_update_model_card"] = write
+    try:
+        yield
+    finally:
+        del vars(model)["create_or_update_model_card"]
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)

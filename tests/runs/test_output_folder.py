@@ -85,7 +85,9 @@ def test_exactly_these_files_are_left(run_of, finetuning_type):
     weights = WEIGHTS[finetuning_type]
     assert {p.name for p in folder.iterdir()} == weights | TEXT_SIDE | REPORTS | {"checkpoint-3", "checkpoint-6"}
     card = {"README.md"} if finetuning_type == "lora" else set()  # peft writes one into every checkpoint
-    assert {p.name for p in (folder / "checkpoint-3").iterdir()} == weights | TEXT_SIDE | STATE | card
+    for checkpoint in (folder / "checkpoint-3", folder / "checkpoint-6"):
+        assert {p.name for p in checkpoint.iterdir()} == weights | TEXT_SIDE | STATE | card
+        assert not card or "library_name: peft" in (checkpoint / "README.md").read_text()
 
 
 @pytest.mark.parametrize("finetuning_type", WEIGHTS)
