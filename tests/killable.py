@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 import psutil
 
 import luthier
-import luthier.training.trainer
-import luthier.workflow.training  # imported for the fork server
 from luthier.cli import main
+from tests.runs.each_of import train_each
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([__name__])
+_server.set_forkserver_preload(["tests.run_imports", __name__])
 
 
 def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
@@ -71,21 +71,17 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
+def start_each(run_files: Sequence[Path], log: Path, num_processes: int) -> BaseProcess:
+    """The runs one after another, each in all processes: see `tests.runs.each_of`."""
+    _keep_folder_apart()
+    process = _server.Process(target=_train_each, args=(run_files, str(log), num_processes, _free_port()))
+    process.start()
+    return process
+
+
 def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed: bool) -> None:
-    os.setsid()
-    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(number, stream)
-    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115  # until the end
-    others, rank = [], 0
-    for other in range(1, num_processes):
-        if not rank:
-            pid = os.fork()
-            rank = 0 if pid else other
-            others.append(pid)
-    if num_processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    _say_in(log)
+    others = _begin_others(num_processes, port)
     if typed:
         run_file = Path(f"{log}.json")
         run_file.write_text(json.dumps(keys))
@@ -93,9 +89,42 @@ def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed:
         sys.stderr.flush()
         os._exit(status)
     luthier.train(keys)
+    _end_with(others)
+
+
+def _train_each(run_files: Sequence[Path], log: str, num_processes: int, port: int) -> None:
+    _say_in(log)
+    others = _begin_others(num_processes, port)
+    train_each(run_files)
+    _end_with(others)
+
+
+def _say_in(log: str) -> None:
+    os.setsid()
+    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))  # noqa: SIM115  # until the end
+
+
+def _begin_others(num_processes: int, port: int) -> list[int]:
+    """Forks the other processes of a run. Returns their ids in the first one, and nothing in these."""
+    others: list[int] = []
+    rank = 0
+    for other in range(1, num_processes):
+        pid = os.fork()
+        if not pid:
+            others, rank = [], other
+            break
+        others.append(pid)
+    if num_processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return others
+
+
+def _end_with(others: list[int]) -> None:
     sys.stderr.flush()
-    if rank:
-        os._exit(0)
     statuses = [os.waitpid(pid, 0)[1] for pid in others]
     os._exit(max(statuses, default=0) and 1)
 

@@ -45,7 +45,7 @@ def server():
         asked: ClassVar[list[tuple[str, object]]] = []
 
     http = HTTPServer(("127.0.0.1", 0), Own)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     found = RolloutServer.at(f"http://127.0.0.1:{http.server_port}", "key")
     yield found, Own
     http.shutdown()

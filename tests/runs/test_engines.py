@@ -1,7 +1,7 @@
 """Two processes that share a run through DDP, FSDP 2 or DeepSpeed are one run: the losses and weights of one process.
 
 For each engine and stage: the losses of every step, the same losses after a stop and a resume, and a final folder
-that plain transformers or peft loads, with the weights that one process trains. All runs share one start of processes.
+that plain transformers or peft loads, with the weights that one process trains. All runs share two processes.
 """
 
 import importlib.util
@@ -21,6 +21,7 @@ from filelock import FileLock
 import luthier
 from luthier.core.errors import OutputError
 from luthier.training.engines import DDP, DEEPSPEED, FSDP, saved_by
+from tests import killable
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
@@ -115,7 +116,8 @@ def of_two(request, world, tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "done").exists():
-            start_two([file for case in asked_for(request.session.items) for file in run_files(case, world, folder)])
+            cases = asked_for(request.session.items)
+            start_two([file for case in cases for file in run_files(case, world, folder)], folder / "log")
             (folder / "done").touch()
     return folder
 
@@ -139,8 +141,10 @@ def asked_for(items: list[pytest.Item]) -> list[str]:
     return [case for case in CASES if case in found and (HAS_DEEPSPEED or not case.startswith("zero"))]
 
 
-def start_two(files: list[Path]) -> None:
-    start_several(files, 2)
+def start_two(files: list[Path], log: Path) -> None:
+    process = killable.start_each(files, log, 2)
+    process.join(PATIENCE_SECONDS)
+    assert process.exitcode == 0, log.read_text()
 
 
 def start_several(files: list[Path], num_processes: int) -> None:

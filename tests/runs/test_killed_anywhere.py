@@ -25,7 +25,8 @@ from tests.small_world import small_world
 
 KILLS = {True: 7, False: 3}
 """Of each kind: of those of `make test-all`, and of the two of `make test`."""
-STEPS = 10
+STEPS = 8
+"""Two more than an epoch has."""
 DPO = {"stage": "dpo", "dataset": "pairs", "learning_rate": 1e-3}
 GRPO = {
     "stage": "grpo",
@@ -87,8 +88,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_nothing_had_been(worl
         while not has_ended:
             log.unlink(missing_ok=True)
             process = killable.start({**keys, "output_dir": str(out)}, log, num_processes)
-            # The larger of two, since half of the time passes before the first save.
-            moment = max(chance.random(), chance.random()) * seconds if num_left else math.inf
+            # Half of the time passes before the first step, so it is the larger of two moments.
+            left = seconds * (1 - max(before, 0) / STEPS / 2)
+            moment = max(chance.random(), chance.random()) * left if num_left else math.inf
             has_ended = killable.wait(process, moment, chance.random() / 50) < moment
             assert_resumed(log.read_text() if log.exists() else "", before)
             if not has_ended:

@@ -262,7 +262,7 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint():
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     Endpoint.replies, Endpoint.asked = [], []
     yield f"http://127.0.0.1:{server.server_port}/v1/score/evaluation"

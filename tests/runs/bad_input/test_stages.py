@@ -198,7 +198,7 @@ def test_a_server_that_is_slow():
     from luthier.training.rewards.server import RewardServer
 
     server = HTTPServer(("127.0.0.1", 0), Slow)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     start = time.monotonic()
     with pytest.raises(RunFailed) as caught:

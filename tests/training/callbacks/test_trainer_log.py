@@ -1,9 +1,10 @@
 """The log has whole lines only, and says how long the rest takes."""
 
 import json
+import multiprocessing
+import os
 import resource
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,17 +53,27 @@ def test_half_a_line_of_a_killed_process_goes(tmp_path, before, half):
     assert path.read_bytes() == before + b'{"d": 4}\n'
 
 
+def _fill(path: Path) -> None:
+    """In a process of its own: a file that may have 100 bytes is a disk that has so many left."""
+    for stream in (1, 2):  # what it says may go to files that are longer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    log = TrainerLog(path, overwrites=False)
+    for _ in range(5):
+        log._append(f"{LINE}\n")
+    os._exit(0 if log.has_failed else 1)
+
+
+LINE = '{"a": 12345678901234567890}'
+
+
 def test_a_full_disk_takes_a_whole_line_or_none(tmp_path):
-    """A file that may have 100 bytes is a disk that has so many left."""
-    words = "import sys, resource; from pathlib import Path; from luthier.training.callbacks.trainer_log import *;"
-    words += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    words += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); log = TrainerLog(Path(sys.argv[1]), overwrites=0);"
-    words += "[log._append('{\"a\": 12345678901234567890}\\n') for _ in range(5)]; print(log.has_failed)"
     path = tmp_path / "log"
-    done = subprocess.run([sys.executable, "-c", words, str(path)], capture_output=True, text=True, check=False)
-    assert done.stdout == "True\n", done.stderr
-    assert path.read_text() == '{"a": 12345678901234567890}\n' * 3
-    assert resource.RLIM_INFINITY in resource.getrlimit(resource.RLIMIT_FSIZE), "this process has no limit"
+    process = multiprocessing.get_context("fork").Process(target=_fill, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and path.read_text() == f"{LINE}\n" * 3
 
 
 def test_trackers_get_what_the_log_has(tmp_path):
