@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.infer.few_rows import fill_head
+from luthier.model.dtype import computed_in
 from luthier.model.kernels.lora_layers import can_be_fused, dora_of
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def _forward(
     **given: Any,
 ) -> Tensor:
     """x (..., I), weight (O, I), bias (O), a (I, r), b (r, O) -> (..., O)."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    if args or given or not dtype == x.dtype == weight.dtype:
+    if args or given or not computed_in(x) == x.dtype == weight.dtype:
         return fused(x, *args, **given)
     rows = x.flatten(0, -2)
     y = functional.linear(rows, weight, bias).addmm_(rows @ a, b, alpha=scaling)

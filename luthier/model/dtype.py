@@ -10,7 +10,7 @@ from luthier.core.machine import Machine
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -57,15 +57,25 @@ def inference_dtype(infer_dtype: str, *, checkpoint: "torch.dtype | None", machi
     return torch.bfloat16 if machine.bf16 else torch.float16
 
 
-def autocast_of_training(model: "nn.Module") -> "torch.autocast":
-    """The autocast of training, for a trial of the model outside the trainer.
+def autocast_of_training(model: "nn.Module", half: "torch.dtype | None" = None) -> "torch.autocast":
+    """The autocast of training, for a forward pass of the model outside the trainer.
 
     Norms, adapters or whole layers may be float32 in a 16-bit model, which only computes under autocast then.
+    `half`: the format, where it is known; else that of the 16-bit weights.
     """
     import torch
 
-    half, device = half_of(model), next(model.parameters()).device.type
+    half, device = half or half_of(model), next(model.parameters()).device.type
     return torch.autocast(device, dtype=half, enabled=half is not None)
+
+
+def computed_in(x: "Tensor") -> "torch.dtype":
+    """The format that a matrix product with `x` is computed in here: that of autocast, or its own."""
+    import torch
+
+    # Tensors without data, of a plan, have no autocast of their own.
+    device = "cpu" if x.is_meta else x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def half_of(model: "nn.Module") -> "torch.dtype | None":

@@ -120,10 +120,15 @@ class ReferenceScorer:
             """A batch holds the parts one after the other: all chosen answers, then all rejected ones."""
             return sequence_logps(models, batch).sums.float().cpu().view(num_parts, -1).T.tolist()
 
-        with autocast_of_training(unwrap(model)):
+        with self._autocast(model):
             values = for_every_row(rows, self.args, self.collate, compute)
         model.train(was_training)
         return np.array(values, np.float32)
+
+    def _autocast(self, model: "nn.Module") -> "torch.autocast":
+        """That of the run: at the start of training, policy and reference differ in no bit."""
+        half = {(True, False): torch.bfloat16, (False, True): torch.float16}.get((self.args.bf16, self.args.fp16))
+        return autocast_of_training(unwrap(model), half)
 
 
 def files_state(rows: Table) -> str:

@@ -97,9 +97,10 @@ def first_rewards(result: Any) -> list[float]:
     return [first[f"rewards/{side}"] for side in ("chosen", "rejected")]
 
 
-def test_the_reference_is_the_model_at_the_start_of_training(world, tmp_path):
-    """So the first margin is exactly 0, whatever dropout the model has, and its loss ln 2."""
-    result = run(world, tmp_path / "full")
+@pytest.mark.parametrize("keys", [{}, {"bf16": True}, {"bf16": True, "finetuning_type": "lora", "learning_rate": 1e-2}])
+def test_the_reference_is_the_model_at_the_start_of_training(world, tmp_path, keys):
+    """So the first margin is exactly 0, whatever dropout the model has and what it computes in; its loss is ln 2."""
+    result = run(world, tmp_path / "out", **keys)
     assert first_rewards(result) == [0.0, 0.0]
     assert losses(result)[0] == pytest.approx(0.6931472, abs=1e-6)
     assert losses(result)[1] < 0.69

@@ -27,12 +27,13 @@ class Predictions:
 
     def logits(self, part: slice) -> "Tensor":
         """(c, V), in float32 or better."""
-        from luthier.model.kernels.chunked_head import at_least_float32, chunk_logits
+        from luthier.model.kernels.chunked_head import at_least_float32, chunk_logits, in_format_of
 
         if self.weight is None:
             logits = self.hidden_or_logits[part]
             return logits.to(at_least_float32(logits.dtype))
-        return chunk_logits(self.hidden_or_logits, self.weight, self.bias, part)
+        matrix, bias = in_format_of(self.hidden_or_logits, self.weight, self.bias)
+        return chunk_logits(self.hidden_or_logits, matrix, bias, part)
 
     @property
     def vocab_size(self) -> int:
@@ -43,6 +44,8 @@ def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, An
     """inputs and positions as in `luthier.model.heads.output_head.summed_loss`."""
     import torch
 
+    from luthier.model.kernels.chunked_head import in_format_of
+
     if head.linear is None:
         return Predictions(logits_at(model, head, inputs, positions))
     hidden = hidden_at(model, head, inputs, positions)
@@ -50,7 +53,7 @@ def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, An
         return Predictions(hidden, head.linear.weight, head.linear.bias)
     # The initial policy is swapped in for a moment only; what is detached keeps its value.
     bias = None if head.linear.bias is None else head.linear.bias.detach()
-    return Predictions(hidden, head.linear.weight.detach(), bias)
+    return Predictions(hidden, *in_format_of(hidden, head.linear.weight.detach(), bias))
 
 
 def summed_objective(predictions: Predictions, objective: "Objective") -> "Tensor":

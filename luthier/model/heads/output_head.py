@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.model.attention_kernels import attending_anywhere
 from luthier.model.classes import gives_scores
-from luthier.model.dtype import autocast_of_training
+from luthier.model.dtype import autocast_of_training, computed_in
 from luthier.model.heads.router_loss import RouterLoss, listen_to_router
 from luthier.model.heads.score_head import score_layer
 from luthier.model.modules import unwrap
 from luthier.model.tensor_parallel import whole
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from luthier.model.kernels.chunked_head import Weigh
@@ -85,12 +86,22 @@ def _keeps_positions(model: "nn.Module") -> bool:
 
 
 @contextmanager
-def hidden_instead_of_logits(linear: "nn.Linear") -> Iterator[None]:
-    """While open, the head is the identity, so the model returns hidden states instead of logits."""
+def hidden_instead_of_logits(linear: "nn.Linear") -> "Iterator[list[torch.dtype]]":
+    """While open, the head is the identity, so the model returns hidden states instead of logits.
+
+    The list is told which format the head would have computed in: what wraps a model for autocast (accelerate) turns
+    all that the model returns into float32.
+    """
     usual = vars(linear).get("forward")  # that of a layer whose weights are shared by processes is its own
-    linear.forward = lambda input: input  # type: ignore[method-assign]
+    formats: list[torch.dtype] = []
+
+    def identity(input: "Tensor") -> "Tensor":
+        formats.append(computed_in(input))
+        return input
+
+    linear.forward = identity  # type: ignore[method-assign]
     try:
-        yield
+        yield formats
     finally:
         if usual is None:
             del linear.forward
@@ -149,6 +160,8 @@ def token_logps(
 
     inputs, positions and targets as in `summed_loss`; logits are divided by `temperature`.
     """
+    import torch
+
     from luthier.model.kernels.chunked_head import linear_logps
 
     if head.linear is not None:
@@ -156,7 +169,7 @@ def token_logps(
         weight, bias = head.linear.weight, head.linear.bias
         logps = linear_logps(hidden, weight, bias, targets, temperature)
         # mean_v (h . W_v + b_v) = h . mean_v W_v + mean_v b_v
-        mean = hidden.detach().float() @ weight.detach().float().mean(0)
+        mean = hidden.detach().float() @ weight.detach().mean(0, dtype=torch.float32)
         return logps, mean if bias is None else mean + bias.detach().float().mean()
     logits = logits_at(model, head, inputs, positions)
     if logits.element_size() < 4:
@@ -166,10 +179,17 @@ def token_logps(
 
 
 def hidden_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":
-    """(K, H) hidden states at `positions`, of a model whose logits are exactly the output of a linear head."""
+    """(K, H) hidden states at `positions`, of a model whose logits are exactly the output of a linear head.
+
+    In the format that the head computes in, so a bf16 run has its largest products in bf16, as with plain autocast.
+    """
+    import torch
+
     assert head.linear is not None, "without a linear head there are only logits"
-    with hidden_instead_of_logits(head.linear):
-        return logits_at(model, head, inputs, positions)
+    with hidden_instead_of_logits(head.linear) as formats:
+        hidden = logits_at(model, head, inputs, positions)
+    # In float16 the gradients of a loss that is not yet scaled would vanish.
+    return hidden.to(torch.bfloat16) if formats[-1:] == [torch.bfloat16] else hidden
 
 
 def logits_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, Any], positions: "Tensor") -> "Tensor":

@@ -61,7 +61,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, label_smoothing, weights, weigh):
         grads = _gradients(ctx, hidden, weight, bias)
-        matrix, own_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        matrix, own_bias = in_format_of(hidden, weight, bias)
         total = torch.zeros((), dtype=at_least_float32(hidden.dtype), device=hidden.device)
         best = torch.empty_like(targets)
         for part in _chunks(hidden, weight):
@@ -90,8 +90,9 @@ class LinearLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature = temperature
         logps = torch.empty(hidden.shape[0], dtype=at_least_float32(hidden.dtype), device=hidden.device)
+        matrix, own_bias = in_format_of(hidden, weight, bias)
         for part in _chunks(hidden, weight):
-            logits = chunk_logits(hidden, weight, bias, part) / temperature
+            logits = chunk_logits(hidden, matrix, own_bias, part) / temperature
             logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
         return logps
 
@@ -99,11 +100,12 @@ class LinearLogProbs(torch.autograd.Function):
     def backward(ctx, d_logps):
         hidden, weight, bias, targets = ctx.saved_tensors
         grads = _gradients(ctx, hidden, weight, bias)
+        matrix, own_bias = in_format_of(hidden, weight, bias)
         for part in _chunks(hidden, weight):
-            d_logits = (chunk_logits(hidden, weight, bias, part) / ctx.temperature).softmax(-1).neg_()
+            d_logits = (chunk_logits(hidden, matrix, own_bias, part) / ctx.temperature).softmax(-1).neg_()
             d_logits.scatter_add_(-1, targets[part, None], torch.ones_like(d_logits[:, :1]))
             d_logits *= d_logps[part, None] / ctx.temperature
-            _accumulate(grads, d_logits, hidden, weight.to(hidden.dtype), part)
+            _accumulate(grads, d_logits, hidden, matrix, part)
         return (*grads, None, None)
 
 
@@ -115,8 +117,9 @@ class ChunkedObjective(torch.autograd.Function):
         grads = _gradients(ctx, hidden, weight, bias)
         needs_none = all(grad is None for grad in grads)
         total = hidden.new_zeros((), dtype=at_least_float32(hidden.dtype))
+        matrix, own_bias = in_format_of(hidden, weight, bias)
         for part in _chunks(hidden, weight):
-            logits = chunk_logits(hidden, weight, bias, part)
+            logits = chunk_logits(hidden, matrix, own_bias, part)
             if needs_none:
                 total += objective(logits, part).sum()
                 continue
@@ -124,7 +127,7 @@ class ChunkedObjective(torch.autograd.Function):
                 loss = objective(logits.requires_grad_(), part).sum()
             (d_logits,) = torch.autograd.grad(loss, logits)
             total += loss.detach()
-            _accumulate(grads, d_logits, hidden, weight.to(hidden.dtype), part)
+            _accumulate(grads, d_logits, hidden, matrix, part)
         ctx.grads = grads
         return total
 
@@ -133,19 +136,23 @@ class ChunkedObjective(torch.autograd.Function):
         return (*_scaled(ctx.grads, d_total), None)
 
 
-def chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
-    """(c, V) logits of the positions `part`, in float32 or wider."""
-    own_bias = None if bias is None else bias.to(hidden.dtype)
-    return linear(hidden[part], weight.to(hidden.dtype), own_bias).to(at_least_float32(hidden.dtype))
+def in_format_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """weight and bias, once for all chunks."""
+    return weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+
+
+def chunk_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+    """(c, V) logits of the positions `part`, in float32 or wider. All of one format."""
+    return linear(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
 
 
 def most_likely(logits: Tensor) -> Tensor:
     """argmax_v of logits (c, V), (c,): the first place of the largest number.
 
     On a CPU the largest numbers of blocks, and the place in one block of each row, take a fifth of the time that
-    `argmax` takes.
+    `argmax` takes; on a GPU more than twice as long.
     """
-    if logits.shape[-1] % BLOCK:
+    if logits.device.type != "cpu" or logits.shape[-1] % BLOCK:
         return logits.argmax(-1)
     blocks = logits.unflatten(-1, (-1, BLOCK))
     block = blocks.amax(-1).argmax(-1)

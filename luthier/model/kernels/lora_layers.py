@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
 from luthier.model.kernels.lora_linear import LoraLinear, Weight
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
@@ -43,7 +44,7 @@ def project_gated(layer: nn.Module, gate: Tensor, up: Tensor, activation: Activa
         answer: Tensor = layer(gated(gate, up, activation))
         return answer
     is_fused = _class_of(layer) in LAYERS and "forward" in vars(layer) and not _has_hooks(layer)
-    if is_fused and _is_active(layer, gate) and dora_of(layer) is None and _compute_dtype(gate) == gate.dtype:
+    if is_fused and _is_active(layer, gate) and dora_of(layer) is None and computed_in(gate) == gate.dtype:
         return _apply(layer, gate, up, activation)
     projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
     return projected
@@ -72,7 +73,7 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
         state = getattr(base.weight, "quant_state", None)  # FSDP keeps the weight alone
         if state is None or getattr(state, "packing_format_for_cpu", False):
             return False
-        if base.compute_dtype not in (None, _compute_dtype(x)):
+        if base.compute_dtype not in (None, computed_in(x)):
             return False
     return torch.is_grad_enabled()
 
@@ -80,13 +81,13 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
 def _apply(layer: Any, x: Tensor, up: Tensor | None = None, activation: Activation | None = None) -> Tensor:
     base: Any = layer.base_layer
     (name,) = layer.active_adapters
-    dtype, scaling = _compute_dtype(x), layer.scaling[name]
+    dtype, scaling = computed_in(x), layer.scaling[name]
     own = (base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
     bias, a, b = (one if one is None else one.to(dtype) for one in own)
     inputs, other = (one if one is None else one.flatten(0, -2).to(dtype) for one in (x, up))
     weight = _weight_of(base, dtype)
     dora: Any = dora_of(layer)
-    with torch.autocast(_device_type(x), enabled=False):
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         if dora is None:
             y: Any = LoraLinear.apply(inputs, other, activation, weight, bias, a, b, scaling)
         else:
@@ -115,16 +116,6 @@ def dora_of(layer: Any) -> nn.Module | None:
     """peft's layer with the magnitudes; None without DoRA."""
     (name,) = layer.active_adapters
     return layer.lora_magnitude_vector[name] if name in layer.lora_variant else None
-
-
-def _device_type(x: Tensor) -> str:
-    """Tensors without data, of a plan, have no autocast of their own."""
-    return "cpu" if x.is_meta else x.device.type
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = _device_type(x)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def can_be_fused(layer: Any) -> bool:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.model.dtype import computed_in
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -91,7 +93,7 @@ def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
     return (
         query.is_cuda
         and not dropout
-        and compute_dtype(query) in HALVES
+        and computed_in(query) in HALVES
         and query.shape[-1] == value.shape[-1] <= MAX_HEAD_SIZE
         and query.shape[-1] % HEAD_SIZE_MULTIPLE == 0
         and _kernel() is not None
@@ -103,12 +105,6 @@ def _takes(head_size: int, capability: tuple[int, int]) -> bool:
     """Consumer GPUs compute no gradients for the largest heads."""
     is_consumer = MIN_CAPABILITY < capability < (9, 0)
     return capability >= MIN_CAPABILITY and not (is_consumer and head_size > MAX_CONSUMER_HEAD_SIZE)
-
-
-def compute_dtype(x: "Tensor") -> torch.dtype:
-    """What autocast makes of it."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def varlen_attention(
@@ -123,7 +119,7 @@ def varlen_attention(
     """query (1, H, T, D); key, value (1, G, T, D) -> (1, T, H, D)."""
     kernel = _kernel()
     assert kernel is not None  # `can_attend`
-    dtype = compute_dtype(query)
+    dtype = computed_in(query)
     q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     if samples.key_tokens is not None:
         k, v = (states.index_select(0, samples.key_tokens) for states in (k, v))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from luthier.data.collate import concatenate_rows, model_inputs, pad_rows
-from luthier.model.heads.output_head import OutputHead, inspect_head, summed_loss
+from luthier.model.heads.output_head import OutputHead, hidden_at, inspect_head, summed_loss, token_logps
 
 
 def llama(**changes):
@@ -96,3 +96,25 @@ def test_padding_is_a_multiple_of_eight_and_masked():
     assert batch["attention_mask"].sum(1).tolist() == [5, 3, 7]
     left = pad_rows(ROWS, pad_token_id=0, side="left")
     assert left["input_ids"][1].tolist() == [0, 0, 0, 0, 0, 9, 8, 7]
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_bf16_run_has_the_logits_of_plain_autocast(weights):
+    """accelerate turns what a model returns into float32; the head computes in bfloat16 all the same."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = llama().to(getattr(torch, weights))
+    head = inspect_head(model)
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    batch = pad_rows(ROWS, pad_token_id=0)
+    hidden = hidden_at(prepared, head, model_inputs(batch), batch["positions"])
+    assert hidden.dtype == torch.bfloat16
+    expected = expected_loss(prepared, ROWS)
+    loss, _ = summed_loss(prepared, head, model_inputs(batch), batch["positions"], batch["targets"])
+    logps, _ = token_logps(prepared, head, model_inputs(batch), batch["positions"], batch["targets"])
+    assert expected.dtype == loss.dtype == logps.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(-logps.sum(), expected, rtol=1e-6, atol=0)
