@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.kernels.lora_layers import fuse_lora, project_gated
-from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm
+from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm, rms_norm
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
 
 GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -53,7 +53,7 @@ def _fuse_module(module: nn.Module, trials: Trials) -> None:
 def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
     if len(args) != 1 or given:
         return type(module).forward(module, *args, **given)
-    return RmsNorm.apply(args[0], module.weight, _eps(module), form)
+    return rms_norm(args[0], module.weight, _eps(module), form)  # type: ignore[arg-type]
 
 
 def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:

@@ -5,6 +5,9 @@
 
 x is normalized in float32. Where autograd keeps copies of x between these steps, here only x itself and r are kept.
 
+On a GPU, PyTorch has one kernel for each direction. On an H200, forward and backward of 4,096 x 2,048 numbers take the
+CPU 0.10 ms to start instead of 0.72, and the GPU waits for the CPU.
+
 x, y: (..., D), r: (..., 1), w: (D,).
 """
 
@@ -27,6 +30,22 @@ class Form:
 
 FORMS = (Form(False, False), Form(False, True), Form(True, True))
 """Llama, OLMo 2, Gemma."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, form: Form) -> Tensor:
+    """y"""
+    y: Tensor
+    if has_kernel(x, weight) and not form.adds_one:
+        # `torch.rms_norm` calls it too, but autocast lets that compute in float32. It rounds last, whatever the form.
+        y, _ = torch.ops.aten._fused_rms_norm(x, x.shape[-1:], weight, eps)
+    else:
+        y = RmsNorm.apply(x, weight, eps, form)
+    return y
+
+
+def has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch computes this in one kernel: since PyTorch 2.9, and with a weight of the same format."""
+    return x.is_cuda and x.dtype == weight.dtype and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
 
 
 class RmsNorm(torch.autograd.Function):

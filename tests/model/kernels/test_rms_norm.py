@@ -6,7 +6,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from luthier.model.kernels.rms_norm import FORMS, RmsNorm
+from luthier.model.kernels import rms_norm as module
+from luthier.model.kernels.rms_norm import FORMS, RmsNorm, rms_norm
 
 EPS = 1e-3
 CLASSES = dict(zip(FORMS, (LlamaRMSNorm, Olmo2RMSNorm, GemmaRMSNorm), strict=True))
@@ -55,3 +56,28 @@ def test_a_frozen_weight_gets_no_gradient_and_x_is_the_only_large_tensor_kept():
     assert sum(one.numel() == x.numel() for one in kept) == 1
     y.sum().backward()
     assert x.grad is not None and weight.grad is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("formats", FORMATS[:2])
+def test_the_kernel_of_a_gpu_computes_the_same(monkeypatch, form, formats):
+    """Its operator is there on a CPU too. It rounds once, so in 16 bits it may differ in the last bit."""
+    (x, weight), (x2, weight2) = given(*formats), given(*formats)
+    expected = RmsNorm.apply(x2, weight2, EPS, form)
+    calls = []
+    monkeypatch.setattr(module, "has_kernel", lambda *args: calls.append(args) or True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = rms_norm(x, weight, EPS, form)
+    assert calls and found.dtype == expected.dtype
+    torch.manual_seed(1)
+    dy = torch.randn_like(expected)
+    found.backward(dy)
+    expected.backward(dy)
+    rounding = 1e-2 if torch.bfloat16 in formats else 1e-5
+    for one, other in ((found, expected), (x.grad, x2.grad), (weight.grad, weight2.grad)):
+        assert (one - other).float().norm() <= rounding * other.float().norm()
+
+
+def test_on_a_cpu_no_kernel_is_taken():
+    x, weight = given(torch.float32, torch.float32)
+    assert not module.has_kernel(x, weight)
