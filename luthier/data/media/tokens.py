@@ -5,6 +5,9 @@ So truncation sees blocks without a list of positions beside every list of ids: 
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
+
+_ITEM = attrgetter("item")
 
 
 class BlockToken(int):
@@ -26,8 +29,9 @@ def num_block_tokens(ids: Sequence[int]) -> int:
 
 def as_block(ids: list[int], start: int, stop: int, item: int) -> None:
     """Make the tokens from `start` up to `stop` the block of `item`."""
-    shared = {token: BlockToken.of(token, item) for token in ids[start:stop]}
-    ids[start:stop] = [shared[token] for token in ids[start:stop]]
+    tokens = ids[start:stop]
+    shared = {token: BlockToken.of(token, item) for token in set(tokens)}
+    ids[start:stop] = map(shared.__getitem__, tokens)
 
 
 def with_blocks(ids: Sequence[int], blocks: Sequence[int]) -> list[int]:
@@ -40,12 +44,25 @@ def with_blocks(ids: Sequence[int], blocks: Sequence[int]) -> list[int]:
 
 def blocks_in(ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(item, start, stop) of every block, in order."""
-    at = 0
-    for item, run in groupby(ids, key=lambda token: getattr(token, "item", -1)):
-        length = len(list(run))
-        if item >= 0:
-            yield item, at, at + length
-        at += length
+    types = list(map(type, ids))  # searched much faster than the items of the tokens
+    stop = 0
+    while (start := _index(types, BlockToken, stop)) < len(types):
+        stop = _index(types, int, start)
+        if _ITEM(ids[start]) == _ITEM(ids[stop - 1]):
+            yield _ITEM(ids[start]), start, stop
+            continue
+        for item, block in groupby(ids[start:stop], key=_ITEM):  # blocks without a token between them
+            end = start + len(list(block))
+            yield item, start, end
+            start = end
+
+
+def _index(types: list[type], searched: type, begin: int) -> int:
+    """Where the next one is; the end if there is none."""
+    try:
+        return types.index(searched, begin)
+    except ValueError:
+        return len(types)
 
 
 def first_whole(ids: list[int], num_tokens: int) -> list[int]:
