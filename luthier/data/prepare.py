@@ -36,7 +36,8 @@ from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.arrow import TableWriter, batches_of, row_lengths, table_at
 from luthier.data.rows.columns import IMAGES, LENGTHS, NUMBER, SEQUENCE, Column, kind_of, with_media
 from luthier.data.rows.encoding import Encoding, encode_last_turns
-from luthier.data.rows.maker import Parts, RowMaker, items_of, media_items
+from luthier.data.rows.listing import media_items
+from luthier.data.rows.maker import Parts, RowMaker, items_of
 from luthier.data.rows.table import Table, joined
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import ModelError, RowError
 from luthier.core.versions import library_version
 from luthier.data.media.kinds import (
+    Examined,
     Loaded,
     Shape,
     arguments_for,
+    examined,
     listens_to_videos,
     marks_of,
     media_kind,
     media_kinds,
-    shape_of,
 )
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ class MediaProcessor:
         parts = (type(self.processor).__name__, own, library_version("transformers"), tags, *listens)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def shape(self, item: str) -> Shape:
+    def examined(self, item: str) -> Examined:
         """The file is read the first time. Raises `RowError`."""
-        return shape_of(item, self.processor)
+        return examined(item, self.processor)
 
     def blocks(self, shapes: Sequence[Shape]) -> tuple[str, ...]:
         """The block of each item of a row. Raises `RowError` for a shape that the processor refuses."""

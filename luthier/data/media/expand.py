@@ -17,7 +17,7 @@ from luthier.core.errors import RowError
 from luthier.data.chat.encoder import TextWithSpans, TurnIds
 from luthier.data.chat.render import Turn
 from luthier.data.media.blocks import MediaProcessor
-from luthier.data.media.kinds import Shape, kind_of, measure_for, path_in
+from luthier.data.media.kinds import Examined, kind_of, path_in
 from luthier.data.media.tokens import as_block
 from luthier.data.types import PLACES, Span
 
@@ -56,32 +56,35 @@ class MediaSide:
     slots: Mapping[str, str] = field(default_factory=dict)
     """Name of a kind -> the text around a block; `BARE` for those that are not here."""
 
-    def seen(self, items: Sequence[str]) -> "Seen":
-        """The items of an example. Raises `RowError` for one that cannot be read, or that the processor refuses."""
+    def seen(self, items: Sequence[str], found: Sequence[Examined | RowError] | None = None) -> "Seen":
+        """The items of an example. `found`: what is known of each, or why it cannot be used; if not given, it is read.
+
+        Raises `RowError` for one that cannot be read, or that the processor refuses.
+        """
         if self.processor.is_apart and {"image", "video"} <= {kind_of(item).name for item in items}:
             raise RowError("the model takes images or videos, not both at once")
-        shapes = tuple(map(self.processor.shape, items))
-        for item, shape in zip(items, shapes, strict=True):
+        examined = tuple(map(self.processor.examined, items) if found is None else map(_usable, found))
+        for item, known in zip(items, examined, strict=True):
             try:
-                self.processor.blocks((shape,))
+                self.processor.blocks((known.shape,))
             except RowError as fault:
                 path = repr(path_in(item))
                 raise RowError(f"{path}: {fault}", path, *fault.quoted) from fault
-        return Seen(self, tuple(items), shapes)
+        return Seen(self, tuple(items), examined)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Seen:
     """The items of one example, in the order of their places."""
 
     side: MediaSide
     items: tuple[str, ...]
-    shapes: tuple[Shape, ...]
+    examined: tuple[Examined, ...]
 
     def blocks(self, written: Written) -> list[Block]:
         """The blocks of a row, for its places."""
         num_places = sum(len(_PLACE.findall(text)) for text in _texts(written))
-        shapes = self.shapes[:num_places]
+        shapes = [known.shape for known in self.examined[:num_places]]
         found, numbers = [], Counter[str]()
         for shape, text in zip(shapes, self.side.processor.blocks(shapes), strict=True):
             numbers[shape.kind] += 1
@@ -90,21 +93,21 @@ class Seen:
             found.append(Block(before, text, after))
         return found
 
-    @property
+    @functools.cached_property
     def left(self) -> list[RowError]:
         """For each item of which the model takes a part only: what it leaves out."""
         found = []
-        for item in self.items:
-            kind, path = kind_of(item), path_in(item)
-            processor = self.side.processor.processor
-            reason, *quoted = kind.left(measure_for(item, processor), processor)
+        processor = self.side.processor.processor
+        for item, known in zip(self.items, self.examined, strict=True):
+            reason, *quoted = kind_of(item).left(known.measure, processor)
             if reason:
+                path = path_in(item)
                 found.append(RowError(f"{path!r} {reason}", repr(path), *quoted))
         return found
 
     def require_all(self, written: Written, num_left: int) -> None:
         """Raises `RowError` if truncation left `num_left` items of a row, and the blocks of these are now others."""
-        if num_left < len(self.blocks(written)) and self.side.processor.is_joint:
+        if self.side.processor.is_joint and num_left < len(self.blocks(written)):
             raise RowError(
                 "truncation to cutoff_len would leave out an image, and this model writes other tokens for the others"
                 " then -> raise cutoff_len, or lower image_max_pixels"
@@ -177,6 +180,12 @@ def expanded_text(text: str, texts: Iterator[str], spans: Sequence[Span] = ()) -
         return position + sum(more for place, more in zip(places, ends, strict=True) if place < position)
 
     return written, [Span(moved(span.start), moved(span.end), span.weight) for span in spans]
+
+
+def _usable(found: Examined | RowError) -> Examined:
+    if isinstance(found, RowError):
+        raise found
+    return found
 
 
 def _texts(written: Written) -> Iterator[str]:

@@ -36,7 +36,8 @@ def declared_kinds(spec: "DatasetSpec") -> tuple[MediaKind, ...]:
 
 
 def column_of(spec: "DatasetSpec", kind: MediaKind) -> str | None:
-    return {"images": spec.columns.images, "videos": spec.columns.videos, "audios": spec.columns.audios}[kind.column]
+    columns = spec.columns
+    return columns.images if kind.name == "image" else columns.videos if kind.name == "video" else columns.audios
 
 
 def media_path(path: str, spec: "DatasetSpec") -> str:

@@ -159,12 +159,19 @@ class Measures:
     def _remember(self, path: str, state: State, measure: tuple[float, ...]) -> None:
         with self._lock:
             self._known[path] = (state, measure)
+            line = json.dumps([path, *state, *measure]) + "\n"
             try:
-                os.makedirs(os.path.dirname(self.file), exist_ok=True)
-                with open(self.file, "a", encoding="utf-8") as lines:
-                    lines.write(json.dumps([path, *state, *measure]) + "\n")
+                try:
+                    self._append(line)
+                except FileNotFoundError:
+                    os.makedirs(os.path.dirname(self.file), exist_ok=True)
+                    self._append(line)
             except OSError:  # without a cache, each start measures again
                 return
+
+    def _append(self, line: str) -> None:
+        with open(self.file, "ab", buffering=0) as file:  # in one call, so that the lines of processes do not mix
+            file.write(line.encode())
 
 
 _opening = threading.Lock()

@@ -17,7 +17,7 @@ from luthier.data.chat.parts import has_place
 from luthier.data.media.ahead import measured_ahead
 from luthier.data.media.expand import Seen
 from luthier.data.media.items import placed, require_usable
-from luthier.data.media.kinds import by_kind, media_kind
+from luthier.data.media.kinds import Examined, by_kind, media_kind
 from luthier.data.media.tokens import num_block_tokens
 from luthier.data.rows.account import DatasetAccount
 from luthier.data.rows.columns import Column, with_media
@@ -169,8 +169,14 @@ class RowMaker:
         batch: list[Labeled] = []
         room = MAX_BATCH_CHARACTERS
         read, media = map(self._read, source), self.encoding.media
-        for item in read if media is None else measured_ahead(read, _items_of, media.processor.shape):
-            self._write(item)
+        nothing: Sequence[Examined | RowError] = ()
+        found = (
+            ((item, nothing) for item in read)
+            if media is None
+            else measured_ahead(read, _items_of, media.processor.examined)
+        )
+        for item, examined in found:
+            self._write(item, examined)
             batch.append(item)
             room -= sum(map(num_characters, chain.from_iterable(batch[-1].written)))
             if len(batch) == self.batch_rows or room < 0:
@@ -190,7 +196,7 @@ class RowMaker:
             item.refusal = error
         return item
 
-    def _write(self, item: Labeled) -> None:
+    def _write(self, item: Labeled, examined: Sequence[Examined | RowError]) -> None:
         if item.refusal is not None:
             return
         example = item.example
@@ -199,7 +205,7 @@ class RowMaker:
             if self.encoding.media is not None:
                 _require_no_mark(example, self.encoding.media.processor.reserved)
                 if example.media.items:
-                    item.seen = self.encoding.media.seen(example.media.items)
+                    item.seen = self.encoding.media.seen(example.media.items, examined)
                 if not self.plan.has_targets and has_place(_answer_of(example)):
                     raise RowError("media stand in the answer, which this stage takes as plain text")
             item.written = tuple(self.plan.write(example, self.encoding, self.settings))
@@ -308,20 +314,6 @@ def encoded_rows(
 def items_of(example: Example, part: Encoded) -> list[str]:
     """The items of a row. All its parts show the same ones."""
     return [example.media.items[item] for item in part.items]
-
-
-def media_items(source: "Iterable[Row]", spec: "DatasetSpec") -> Iterator[str]:
-    """The items of all rows that can be read, each once."""
-    known = set()
-    for row in source:
-        try:
-            items = read_example(row, spec).media.items
-        except RowError:
-            continue
-        for item in items:
-            if item not in known:
-                known.add(item)
-                yield item
 
 
 def _items_of(item: Labeled) -> Sequence[str]:

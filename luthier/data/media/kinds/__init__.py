@@ -33,6 +33,14 @@ class Shape(NamedTuple):
     size: Size
 
 
+class Examined(NamedTuple):
+    """What is known of an item once its file has been read."""
+
+    measure: Measure
+    """All that decides its size."""
+    shape: Shape
+
+
 class Loaded(NamedTuple):
     """An item as a processor takes it."""
 
@@ -170,22 +178,16 @@ def by_column(items: Sequence[str]) -> dict[str, list[str]]:
     return {kind.column: list(map(path_in, own)) for kind, own in by_kind(items).items()}
 
 
-def measure_for(item: str, processor: Processor) -> Measure:
-    """All of a file that decides its size for this processor. It is read the first time. Raises `RowError`."""
-    kind, path = kind_of(item), path_in(item)
-    return *kind.measured(path), *kind.heard(path, processor)
-
-
-def shape_of(item: str, processor: Processor) -> Shape:
+def examined(item: str, processor: Processor) -> Examined:
     """The file is read the first time. Raises `RowError` with the path."""
     kind, path = kind_of(item), path_in(item)
-    measure = measure_for(item, processor)
+    measure = *kind.measured(path), *kind.heard(path, processor)
     try:
         size = kind.size(measure, processor)
     except RowError as fault:
         raise RowError(f"{path!r}: {fault}", repr(path), *fault.quoted) from fault
     kind.require_readable(path, size)
-    return Shape(kind.name, size)
+    return Examined(measure, Shape(kind.name, size))
 
 
 def load(item: str, processor: Processor) -> Loaded:

@@ -18,7 +18,7 @@ from luthier.core.paths import cache_root
 from luthier.core.versions import require
 from luthier.data.media.items import path_of
 from luthier.data.media.kinds import Measure, MediaKind, Processor, Size
-from luthier.data.media.reader import Measures, measures_in
+from luthier.data.media.reader import Measures, measures_in, state_of
 from luthier.data.types import AUDIO_PLACE
 
 if TYPE_CHECKING:
@@ -39,12 +39,19 @@ def measure_of(path: str) -> Measure:
     np = require("numpy", "audio", "reading audio")
     num_samples = 0
     with _opened(path) as file:
-        if _CUT in "".join(line for line in file.extra_info.splitlines(True) if line.startswith("data")):
+        is_checked = file.format in ("FLAC", "MP3")
+        if not is_checked and _CUT in "".join(
+            line for line in file.extra_info.splitlines(True) if line.startswith("data")
+        ):
             raise RowError(f"{path!r} is cut: it holds less sound than its header says", repr(path))
-        expected = file.frames if file.format in ("FLAC", "MP3") else 0
+        expected = file.frames if is_checked else 0
+        holds_integers = file.subtype.startswith("PCM_")
         try:
-            while len(chunk := file.read(_CHUNK_SAMPLES, dtype="float32", always_2d=True)):
-                if not np.isfinite(chunk).all():
+            # Each call gives up the lock of the interpreter and waits for it again, so the last empty one is left out.
+            while not (file.seekable() and num_samples == file.frames) and len(
+                chunk := file.read(_CHUNK_SAMPLES, dtype="int16" if holds_integers else "float32", always_2d=True)
+            ):
+                if not (holds_integers or np.isfinite(chunk).all()):
                     raise RowError(f"{path!r} holds samples that are not numbers (NaN or infinity)", repr(path))
                 num_samples += len(chunk)
         except RuntimeError as fault:
@@ -83,10 +90,10 @@ def num_resampled(num_samples: int, own: int, rate: int) -> int:
 def _opened(path: str) -> Any:
     soundfile = require("soundfile", "audio", "reading audio")
     try:
-        if not os.path.getsize(path):
-            raise RowError(f"{path!r} is an empty file, not audio", repr(path))
         return soundfile.SoundFile(path)
     except (RuntimeError, OSError, TypeError) as fault:
+        if state_of(path) is not None and not os.path.getsize(path):
+            raise RowError(f"{path!r} is an empty file, not audio", repr(path)) from fault
         raise _unreadable(path, fault) from fault
 
 

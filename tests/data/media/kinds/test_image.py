@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.core.errors import RowError
-from luthier.data.media.kinds import Loaded, arguments_for, media_kind, shape_of
+from luthier.data.media.kinds import Loaded, arguments_for, examined, media_kind
 from tests.media_models import draw
 
 IMAGE = media_kind("image")
@@ -11,7 +11,7 @@ IMAGE = media_kind("image")
 
 def test_an_image_is_measured_and_handed_over_in_rows(tmp_path):
     path = str(draw(tmp_path / "a.png", height=20, width=30))
-    shape = shape_of(path, None)
+    shape = examined(path, None).shape
     assert shape == ("image", (20, 30)) and IMAGE.shown(shape.size) == "20x30"
     assert (IMAGE.blank(shape.size, None).size, IMAGE.noise(shape.size, None).size) == ((30, 20), (30, 20))
     loaded = Loaded("image", IMAGE.loaded(path, None))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import RowError
-from luthier.data.media.kinds import Loaded, arguments_for, files_of, measure_for, media_kind, shape_of
+from luthier.data.media.kinds import Loaded, arguments_for, examined, files_of, media_kind
 from luthier.data.media.kinds.video import HEAD
 from tests.films import film, gray_of
 from tests.hearing_models import wave_of
@@ -78,9 +78,9 @@ def listening() -> SimpleNamespace:
 def test_the_sound_of_a_video_is_part_of_its_size_and_is_given_in_the_order_of_the_text(tmp_path, listening):
     path = str(film(tmp_path / "a.mkv", range(40), rate=8, wave=wave_of(1.5, 8_000, 300, 600), wave_rate=8_000))
     item = KIND.item(path)
-    assert measure_for(item, listening)[5:] == (12_000, 8_000) and len(measure_for(item, processor())) == 5
-    size = shape_of(item, listening).size
-    assert size[HEAD - 1] == 24_000 and shape_of(item, processor()).size[HEAD - 1] == 0
+    assert examined(item, listening).measure[5:] == (12_000, 8_000) and len(examined(item, processor()).measure) == 5
+    size = examined(item, listening).shape.size
+    assert size[HEAD - 1] == 24_000 and examined(item, processor()).shape.size[HEAD - 1] == 0
     video, blank = KIND.loaded(path, listening), KIND.blank(size, listening)
     assert video.sound.shape == blank.sound.shape == KIND.noise(size, listening).sound.shape == (24_000,)
     assert abs(video.sound).max() > 0.4 and not blank.sound.any() and KIND.loaded(path, processor()).sound is None
@@ -95,9 +95,11 @@ def test_the_sound_of_a_video_is_part_of_its_size_and_is_given_in_the_order_of_t
 def test_the_window_of_the_model_holds_for_the_sound_of_a_video_too(tmp_path, listening):
     path = str(film(tmp_path / "a.mkv", range(40), rate=8, wave=wave_of(3, 16_000, 300, 600)))
     item = KIND.item(path)
-    assert shape_of(item, listening).size[HEAD - 1] == 32_000 == len(KIND.loaded(path, listening).sound)
-    assert KIND.left(measure_for(item, listening), listening)[0].startswith("has 3 s of sound, and the model hears the")
-    assert KIND.left(measure_for(item, processor()), processor()) == ("",)
+    assert examined(item, listening).shape.size[HEAD - 1] == 32_000 == len(KIND.loaded(path, listening).sound)
+    assert KIND.left(examined(item, listening).measure, listening)[0].startswith(
+        "has 3 s of sound, and the model hears the"
+    )
+    assert KIND.left(examined(item, processor()).measure, processor()) == ("",)
 
 
 def test_a_video_too_short_for_the_processor_is_named(tmp_path):
@@ -105,7 +107,7 @@ def test_a_video_too_short_for_the_processor_is_named(tmp_path):
     with pytest.raises(
         RowError, match=r"a\.mp4': the processor of this model cannot choose frames of it: fewer than 4"
     ):
-        shape_of(KIND.item(path), processor())
+        examined(KIND.item(path), processor())
 
 
 def test_a_processor_of_all_frames_takes_no_long_video():
@@ -123,11 +125,11 @@ def test_a_list_of_frames_is_taken_whole_and_every_file_counts(tmp_path):
     path = KIND.in_folder(path, str(tmp_path))
     item = KIND.item(path)
     assert files_of(item) == (path, *(str(tmp_path / name) for name in names))
-    assert shape_of(item, processor()).size == (20, 30, 3, 2.0, 1.5, 0, 0, 1, 2)
+    assert examined(item, processor()).shape.size == (20, 30, 3, 2.0, 1.5, 0, 0, 1, 2)
     assert KIND.loaded(path, processor()).frames.shape == (3, 20, 30, 3)
     draw(tmp_path / names[2], height=22, width=30)
     with pytest.raises(RowError, match="different sizes"):
-        shape_of(item, processor())
+        examined(item, processor())
     with pytest.raises(RowError, match="item 1 is a list without frames"):
         KIND.path_of([], "item 1")
     with pytest.raises(RowError, match="frame 2 of item 1 is of type int"):
@@ -143,4 +145,4 @@ def test_a_damaged_picture_is_found_before_training(tmp_path):
     content[start : start + 60_000] = b"\0" * 60_000
     path.write_bytes(bytes(content))
     with pytest.raises(RowError, match=r"a\.mp4'"):
-        shape_of(KIND.item(str(path)), processor())
+        examined(KIND.item(str(path)), processor())
