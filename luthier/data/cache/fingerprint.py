@@ -34,7 +34,7 @@ ROW_CODE = (
         f"data/chat/{name}.py"
         for name in (
             *("__init__", "answers", "completeness", "continuation", "encoder", "model_template", "openai_messages"),
-            *("parts", "program", "render", "traits"),
+            *("parts", "program", "render", "repeats", "traits"),
         )
     ),
     *("data/packing", "data/media", "data/mix.py", "data/prepare.py", "data/training_keys.py", "data/types.py"),

@@ -64,6 +64,8 @@ def continuation(prompt: str, whole: str, question: str) -> str:
 def without_empty_thought(words: str) -> str:
     """The answer without the empty thought that it begins with, if it does."""
     for opening, closing in THOUGHTS:
+        if opening not in words:
+            continue
         empty = re.match(rf"\s*{re.escape(opening)}\s*{re.escape(closing)}\n{{0,2}}", words)
         if empty:
             return words[empty.end() :]
@@ -102,6 +104,8 @@ def with_thought(prompt: str, words: str, thought: str, inline: str = "") -> str
 def _opened(prompt: str) -> _Opened | None:
     """The thought at the end of a prompt, open or empty."""
     for opening, closing in THOUGHTS:
+        if opening not in prompt:
+            continue
         found = re.search(rf"{re.escape(opening)}(\s*)(({re.escape(closing)})\s*)?$", prompt)
         if found:
             return _Opened(found.start(), opening, closing, found[2] is not None, found[1])

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, RowError
+from luthier.data.chat.repeats import Repeats, Shortened
 from luthier.data.templates import Piece, Special, Token
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.split_special_tokens = split_special_tokens
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._repeats = None if self._backend is None or split_special_tokens else Repeats(self._backend)
         self._cached = lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
         self._tokens: dict[str, int] = {}
 
@@ -69,7 +71,12 @@ class Encoder:
         if self._backend is None:
             return [self.text(text) for text in texts]
         self.reset()
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        shortened = [self._shortened(text) for text in texts]
+        plain = [text for text, short in zip(texts, shortened, strict=True) if short is None]
+        others = [TextWithSpans(text, ()) for text, short in zip(texts, shortened, strict=True) if short is not None]
+        found = iter(self._backend.encode_batch_fast(plain, add_special_tokens=False))
+        repeating = iter(self._whole_rows(others, [short for short in shortened if short is not None]))
+        return [next(found).ids if short is None else next(repeating)[0] for short in shortened]
 
     def parts(self, text: str, borders: Sequence[int]) -> list[list[int]]:
         """The ids of a text that is tokenized once and split before the characters at `borders` (ascending).
@@ -100,7 +107,7 @@ class Encoder:
         """
         self._require_offsets()
         self.reset()
-        return [begins for _, begins in self._parts(row, self._backend.encode(row.text, add_special_tokens=False))]
+        return [begins for _, begins in self._parts(row, self._encoding(row.text))]
 
     def begins(self, text: str) -> list[int]:
         """The character at which each token of a text begins. Raises `RowError` for a tokenizer without offsets."""
@@ -114,8 +121,7 @@ class Encoder:
             parts = [self.parts(row.text, row.borders) for row in rows]
         else:
             self.reset()
-            wholes = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
-            parts = [[ids for ids, _ in self._parts(row, whole)] for row, whole in zip(rows, wholes, strict=True)]
+            parts = self._whole_rows(rows, [self._shortened(row.text, row.borders) for row in rows])
         return [list(zip(row[::2], row[1::2], strict=True)) for row in parts]
 
     def pieces(self, pieces: Iterable[Piece]) -> list[int]:
@@ -149,6 +155,28 @@ class Encoder:
             self._backend.no_truncation()
         if self._backend.encode_special_tokens != self.split_special_tokens:
             self._backend.encode_special_tokens = self.split_special_tokens
+
+    def _shortened(self, text: str, borders: Sequence[int] = ()) -> Shortened | None:
+        return None if self._repeats is None else self._repeats.shortened(text, borders)
+
+    def _whole_rows(
+        self, rows: Sequence[TextWithSpans], shortened: Sequence[Shortened | None]
+    ) -> list[list[list[int]]]:
+        """The ids of each part of each row. `shortened`: those rows that repeat tokens."""
+        given = [
+            row if short is None else TextWithSpans(short.text, short.borders)
+            for row, short in zip(rows, shortened, strict=True)
+        ]
+        wholes = self._backend.encode_batch([row.text for row in given], add_special_tokens=False)
+        found: list[list[list[int]]] = []
+        for row, own, short, whole in zip(rows, given, shortened, wholes, strict=True):
+            parts = self._parts(own, whole)
+            ids = [ids for ids, _ in parts] if short is None else short.lengthened(parts)
+            found.append([ids for ids, _ in self._parts(row, self._encoding(row.text))] if ids is None else ids)
+        return found
+
+    def _encoding(self, text: str) -> Any:
+        return self._backend.encode(text, add_special_tokens=False)
 
     def _require_offsets(self) -> None:
         if self._backend is None:

@@ -14,8 +14,10 @@ A new row begins, too, where a token would span the border of two parts, since a
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
@@ -33,6 +35,10 @@ from luthier.data.types import Dialogue, Message
 
 _MANY_MESSAGES = 16
 """From this number on, it pays to look at each answer among its neighbours."""
+_CACHED_CHARS = 2000
+"""Longer prompts are rarely repeated."""
+_VARIABLE = re.compile("strftime_now|random")
+"""In a chat template that may write another text each time."""
 _PLACE = "WordsOfTheAnswer"
 """Stands for the text of an answer, to see where the template writes it."""
 
@@ -207,7 +213,12 @@ class ModelChatTemplate:
 
     def _prompt(self, dialogue: Dialogue, end: int, thinks: bool) -> str:
         """Of the answer after the first `end` messages."""
-        return self.text(dialogue.messages[:end], dialogue.system, dialogue.tools, asks=True, thinks=thinks)
+        given = dialogue.messages[:end], dialogue.system, dialogue.tools
+        source = str(self.encoder.tokenizer.chat_template)
+        size = sum(len(message.content) for message in given[0])
+        if size > _CACHED_CHARS or any(message.calls for message in given[0]) or _VARIABLE.search(source):
+            return self.text(*given, asks=True, thinks=thinks)
+        return _known_prompt(self, source, *given, thinks)
 
     def _merges(self, answer: RenderedAnswer, following: RenderedAnswer) -> bool:
         """Whether a token of the row spans the border between the answer and the text before or after it."""
@@ -275,6 +286,22 @@ class ModelChatTemplate:
         if thought and thought not in without_frame(prompt, before, ""):
             before = with_thought(prompt, before, thought, inline)
         return before + text * bool(place) + after
+
+
+@lru_cache(maxsize=256)
+def _known_prompt(
+    own: ModelChatTemplate,
+    source: str,
+    messages: tuple[Message, ...],
+    system: str | None,
+    tools: str,
+    thinks: bool,
+) -> str:
+    """Cached, since many rows with media ask the same: to transcribe, to describe, to choose a class.
+
+    `source`: of the chat template; part of the key, since a tokenizer may get another one.
+    """
+    return own.text(messages, system, tools, asks=True, thinks=thinks)
 
 
 def _inline_thought(text: str) -> tuple[str, str, str]:
