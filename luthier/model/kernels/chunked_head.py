@@ -12,6 +12,8 @@ from torch.nn.functional import linear
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at a time: 64 Mi numbers, 256 MB in float32."""
+SCALED_ROWS = 8192
+"""Rows of a 16-bit gradient that are in float32 at a time."""
 BLOCK = 128
 """Largest logits are found in blocks of so many."""
 Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -204,7 +206,17 @@ def _accumulate(grads: list[Tensor | None], d_logits: Tensor, hidden: Tensor, ma
 
 
 def _scaled(grads: list[Tensor | None], d_total: Tensor) -> tuple[Tensor | None, ...]:
-    return tuple(None if grad is None else grad * d_total.to(grad.dtype) for grad in grads)
+    return tuple(None if grad is None else _times(grad, d_total) for grad in grads)
+
+
+def _times(grad: Tensor, d_total: Tensor) -> Tensor:
+    """grad * d_total in the format of `grad`. A factor of 16 bits would be off by up to 0.4 %, for all alike."""
+    if grad.dtype == at_least_float32(grad.dtype):
+        return grad * d_total
+    scaled = torch.empty_like(grad)
+    for out, part in zip(scaled.split(SCALED_ROWS), grad.split(SCALED_ROWS), strict=True):
+        out.copy_(part.to(d_total.dtype) * d_total)
+    return scaled
 
 
 def _chunk_loss(
