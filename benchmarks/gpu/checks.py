@@ -21,6 +21,7 @@ AGREE, AGREE_CLOSELY = 2e-2, 1e-3
 nothing, so that attention across samples changes the mean loss of a batch by a few thousandths only."""
 ATTENTION_STEPS = 4
 SPEED_STEPS = 8
+PROGRAMS = ("luthier", "reference", "luthier with torch_compile")
 LIBRARIES = {"fa2": "flash_attn", "bnb": "bitsandbytes", "hqq": "hqq"}
 
 
@@ -191,12 +192,15 @@ def kernels(world: World) -> Named:
 
 
 def speed(world: World) -> Named:
-    """Packs of 4,096 tokens: tokens/s and MFU, luthier beside the reference on the same packs."""
+    """Packs of 4,096 tokens: tokens/s and MFU, luthier beside the reference on the same packs.
+
+    A compiled model is measured on a GPU alone: on a CPU it would need a C++ compiler.
+    """
     for kind, keys in {
         "lora": {"learning_rate": 1e-4},
         "full": {"finetuning_type": "full", "learning_rate": 1e-5},
     }.items():
-        for program in ("luthier", "reference"):
+        for program in PROGRAMS if world.device == "cuda" else PROGRAMS[:2]:
             name = f"{kind} sft, {world.pack_tokens:,} packed tokens, {program}"
 
             def check(program: str = program, name: str = name, keys: Mapping[str, Any] = keys) -> Check:
@@ -208,12 +212,13 @@ def speed(world: World) -> Named:
 def speed_of(world: World, program: str, name: str, changes: Mapping[str, Any]) -> Check:
     steps = 2 if world.is_tiny else SPEED_STEPS
     packs = {"packing": True, "cutoff_len": world.pack_tokens, "per_device_train_batch_size": 1, "max_samples": 64}
-    keys = world.keys(**{**packs, "max_steps": steps, **changes})
+    compiled = {"torch_compile": True} if program.endswith("torch_compile") else {}
+    keys = world.keys(**{**packs, "max_steps": steps, **compiled, **changes})
     rows = inputs.read_rows(inputs.token_rows(keys, world.folder))
     fresh_memory()
     memory: dict[str, float] = {}
     with StepClock() as clock:
-        if program == "luthier":
+        if program != "reference":
             done = train(world, keys)
             losses, memory = done.losses, memory_figures(done)
         else:
@@ -224,7 +229,7 @@ def speed_of(world: World, program: str, name: str, changes: Mapping[str, Any]) 
             memory = {} if peak is None else {"peak GB": peak}
     full = [len(row["input_ids"]) for row in rows]
     rate = sum(full) / len(full) / step_seconds(clock.seconds)
-    figures = {"tokens/s": rate, **utilization(world, keys, rate), **memory}
+    figures = {"tokens/s": rate, **utilization(world, keys, rate), **clock.profiled, **memory}
     return verdict("speed", name, losses, figures)
 
 

@@ -133,10 +133,15 @@ def step_seconds(steps: list[float]) -> float:
 
 
 class StepClock:
-    """Seconds of each step of every transformers.Trainer while it is entered; waits for the device."""
+    """Seconds of each step of every transformers.Trainer while it is entered; waits for the device.
+
+    The last step is profiled instead, where there is a GPU: a GPU that is idle waits for the CPU to start its kernels.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.profiled: dict[str, float] = {}
+        """Of the last step: how many kernels it started, and the milliseconds that they took."""
 
     def __enter__(self) -> "StepClock":
         from transformers import TrainerCallback, trainer
@@ -144,14 +149,21 @@ class StepClock:
         clock = self
 
         class Steps(TrainerCallback):
-            start = 0.0
+            start, profile = 0.0, None
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 self.start = now()
 
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == state.max_steps - 1:
+                    self.profile = started_profile()
+
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 end = now()
-                clock.seconds.append(end - self.start)
+                if self.profile is None:
+                    clock.seconds.append(end - self.start)
+                else:
+                    clock.profiled = kernel_figures(self.profile)
                 self.start = end
 
         self._callback = Steps
@@ -162,6 +174,26 @@ class StepClock:
         from transformers import trainer
 
         trainer.DEFAULT_CALLBACKS.remove(self._callback)
+
+
+def started_profile() -> Any:
+    """None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    profile.start()
+    return profile
+
+
+def kernel_figures(profile: Any) -> dict[str, float]:
+    from torch.autograd import DeviceType
+
+    profile.stop()
+    on_device = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    milliseconds = sum(event.self_device_time_total for event in on_device) / 1e3
+    return {"kernels": float(len(on_device)), "kernels ms": milliseconds}
 
 
 def now() -> float:
