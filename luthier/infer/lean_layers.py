@@ -10,22 +10,23 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.core.importing import is_loaded
 from luthier.infer.few_rows import fill_head
 from luthier.model.dtype import computed_in
 from luthier.model.kernels.lora_layers import can_be_fused, dora_of
 
 if TYPE_CHECKING:
+    from peft.tuners.lora.layer import Linear as LoraLinear
     from transformers import PreTrainedModel
 
 
 @contextmanager
 def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
     """A context in which `model`, in evaluation mode and without gradients, computes small batches faster."""
-    layers = [layer for layer in model.modules() if type(layer) is LoraLinear and _is_fused(layer)]
+    layers = [layer for layer in _lora_layers(model) if _is_fused(layer)]
     fused = [vars(layer)["forward"] for layer in layers]
     head = model.get_output_embeddings()
     is_own_head = isinstance(head, nn.Linear) and "forward" not in vars(head)
@@ -42,13 +43,21 @@ def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
             vars(head).pop("forward", None)
 
 
-def _is_fused(layer: LoraLinear) -> bool:
+def _lora_layers(model: "PreTrainedModel") -> "list[LoraLinear]":
+    if not is_loaded("peft"):
+        return []
+    from peft.tuners.lora.layer import Linear as LoraLinear
+
+    return [layer for layer in model.modules() if type(layer) is LoraLinear]
+
+
+def _is_fused(layer: "LoraLinear") -> bool:
     if "forward" not in vars(layer) or layer.disable_adapters or layer.merged or not can_be_fused(layer):
         return False
     return type(layer.base_layer) is nn.Linear and dora_of(layer) is None
 
 
-def _lean(layer: LoraLinear, fused: Any) -> Any:
+def _lean(layer: "LoraLinear", fused: Any) -> Any:
     """The forward pass of a layer; `fused`: the one for training, which also does the number formats of autocast."""
     base: Any = layer.base_layer
     (name,) = layer.active_adapters

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.core.importing import is_loaded
 from luthier.core.registry import did_you_mean
 from luthier.model.multimodal import find_parts, in_parts
 
@@ -38,9 +39,11 @@ def unknown_module(word: str, names: Iterable[str], key: str) -> ModelError:
 
 def unwrap(model: Any) -> "PreTrainedModel":
     """The transformers model itself, inside its adapters."""
-    from peft import PeftModel
+    base: Any = model
+    if is_loaded("peft"):  # else it has made no adapter
+        from peft import PeftModel
 
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
 

@@ -23,8 +23,10 @@ def open_chat(run: "InferRun") -> "ChatSession":
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
 
-    with without_collection():
-        import peft  # noqa: F401  # with the models of transformers, which are loaded next
+    with without_collection():  # of what the model imports, which is loaded next
+        if run.model.adapter_name_or_path:
+            import peft  # noqa: F401
+        from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
         text = load_seeing(run)
     prompting = prompting_of(run, text)

@@ -69,6 +69,12 @@ def test_rows_and_chat_formats_need_no_torch(tmp_path):
         assert not modules & (NUMBERS | NEVER_NEEDED), command
 
 
+def test_chat_without_adapters_needs_no_peft(tmp_path):
+    run_file(tmp_path)
+    (modules,) = modules_after(["chat", str(tmp_path / "chat.json"), "--once", "hi"])
+    assert not modules & {"peft", "bitsandbytes"}
+
+
 def test_training_and_chat_import_nothing_that_they_do_not_need(tmp_path):
     run = run_file(tmp_path)
     commands = (["train", run], ["chat", str(tmp_path / "chat.json"), "--once", "hi"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import MissingExtra, ModelError
+from luthier.core.importing import is_loaded
 from luthier.core.kinds import QUANTIZERS
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed
@@ -190,11 +191,18 @@ def mark(model: "PreTrainedModel", config: Any) -> None:
 
 def quantized_layers(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
     """Linear layers whose weight is not a plain matrix, whichever library made them. What peft wraps counts itself."""
+    for name, module in model.named_modules():
+        if is_quantized_linear(module) and not _is_wrapped(module):
+            yield name, module
+
+
+def _is_wrapped(module: "nn.Module") -> bool:
+    """Whether it is a layer of peft."""
+    if not is_loaded("peft"):
+        return False
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer) and is_quantized_linear(module):
-            yield name, module
+    return isinstance(module, BaseTunerLayer)
 
 
 def is_quantized(model: "nn.Module") -> bool:
