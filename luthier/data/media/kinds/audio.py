@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import io
 import math
-import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ _CUT = "should be"
 
 def measure_of(path: str) -> Measure:
     """(samples of a channel, samples a second) of a file, which is decoded. Raises `RowError`."""
-    np = require("numpy", "audio", "reading audio")
     num_samples = 0
     with _opened(path) as file:
         is_checked = file.format in ("FLAC", "MP3")
@@ -45,15 +44,11 @@ def measure_of(path: str) -> Measure:
         ):
             raise RowError(f"{path!r} is cut: it holds less sound than its header says", repr(path))
         expected = file.frames if is_checked else 0
-        holds_integers = file.subtype.startswith("PCM_")
+        read = _read_integers if file.subtype.startswith("PCM_") else _read_floats
         try:
             # Each call gives up the lock of the interpreter and waits for it again, so the last empty one is left out.
-            while not (file.seekable() and num_samples == file.frames) and len(
-                chunk := file.read(_CHUNK_SAMPLES, dtype="int16" if holds_integers else "float32", always_2d=True)
-            ):
-                if not (holds_integers or np.isfinite(chunk).all()):
-                    raise RowError(f"{path!r} holds samples that are not numbers (NaN or infinity)", repr(path))
-                num_samples += len(chunk)
+            while not (file.seekable() and num_samples == file.frames) and (num_read := read(file, path)):
+                num_samples += num_read
         except RuntimeError as fault:
             raise _unreadable(path, fault) from fault
         rate = file.samplerate
@@ -62,6 +57,30 @@ def measure_of(path: str) -> Measure:
     if not num_samples:
         raise RowError(f"{path!r} holds no sound: it has 0 samples", repr(path))
     return num_samples, rate
+
+
+class _Space(threading.local):
+    """Where a thread puts samples that it only counts."""
+
+    def __init__(self) -> None:
+        self.content = memoryview(bytearray(2 * _CHUNK_SAMPLES))
+
+
+_space = _Space()
+
+
+def _read_integers(file: Any, path: str) -> int:
+    """The number of samples in the next part of a file."""
+    return int(file.buffer_read_into(_space.content[: 2 * file.channels * (_CHUNK_SAMPLES // file.channels)], "int16"))
+
+
+def _read_floats(file: Any, path: str) -> int:
+    """The same for a file that may hold what is no number."""
+    np = require("numpy", "audio", "reading audio")
+    chunk = file.read(_CHUNK_SAMPLES, dtype="float32", always_2d=True)
+    if not np.isfinite(chunk).all():
+        raise RowError(f"{path!r} holds samples that are not numbers (NaN or infinity)", repr(path))
+    return len(chunk)
 
 
 def load_audio(path: str, rate: int, most_samples: int | None = None) -> "np.ndarray":
@@ -90,11 +109,20 @@ def num_resampled(num_samples: int, own: int, rate: int) -> int:
 def _opened(path: str) -> Any:
     soundfile = require("soundfile", "audio", "reading audio")
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
     except (RuntimeError, OSError, TypeError) as fault:
-        if state_of(path) is not None and not os.path.getsize(path):
-            raise RowError(f"{path!r} is an empty file, not audio", repr(path)) from fault
+        _require_bytes(path)
         raise _unreadable(path, fault) from fault
+    if not file.frames:
+        _require_bytes(path)
+    return file
+
+
+def _require_bytes(path: str) -> None:
+    """Raises `RowError` for an empty file."""
+    state = state_of(path)
+    if state is not None and not state[0]:
+        raise RowError(f"{path!r} is an empty file, not audio", repr(path))
 
 
 def _unreadable(path: str, fault: Exception) -> RowError:

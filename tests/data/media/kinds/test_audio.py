@@ -97,12 +97,14 @@ def test_a_cut_file(tmp_path, name, reason):
 
 
 def test_files_without_sound(tmp_path):
-    (tmp_path / "empty.wav").touch()
+    for name in ("empty.wav", "empty.au"):  # the second one is opened
+        (tmp_path / name).touch()
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.array([0, math.nan], np.float32), 16_000, subtype="FLOAT")
     reasons = {
         "empty.wav": "is an empty file, not audio",
+        "empty.au": "is an empty file, not audio",
         "text.wav": "cannot be read as audio: Format not recognised",
         "none.wav": "holds no sound: it has 0 samples",
         "nan.wav": "holds samples that are not numbers",
