@@ -533,3 +533,16 @@ def test_a_tokenizer_without_offsets_is_said_once(said, monkeypatch, qwen3_folde
     run = load_train({"model_name_or_path": str(qwen3_folder), "dataset": "x", "output_dir": str(tmp_path)})
     load_text_side(run)
     assert sum("does not tell where tokens begin" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(("comment", "num_prompts"), [("", 1), ("{# strftime_now #}", 3)])
+def test_a_prompt_that_many_rows_have_is_rendered_once(comment, num_prompts, runs):
+    tokenizer = tokenizer_with("chatml")
+    tokenizer.chat_template += comment
+    own = ModelChatTemplate(Encoder(tokenizer))
+    rows = [own.rows(talk("Transcribe this.", answer)) for answer in ("One.", "Two.", "Three.")]
+    assert (runs.count(1), runs.count(2)) == (num_prompts, 3)
+    assert rows == [program("chatml").rows(talk("Transcribe this.", answer)) for answer in ("One.", "Two.", "Three.")]
+    runs.clear()
+    tokenizer.chat_template = TOKENIZERS["gemma"].chat_template
+    assert own.rows(talk("Transcribe this.", "One.")) != rows[0] and len(runs) == 2, "another template"

@@ -36,6 +36,19 @@ def test_an_item_of_several_rows_is_measured_once():
     assert sorted(asked) == ["a", "b"]
 
 
+def test_rows_of_small_files_share_tasks_and_keep_their_order():
+    def measure(item):
+        if item == "7":
+            raise RowError("no image")
+        return int(item)
+
+    rows = list(map(str, range(1000)))
+    found = list(measured_ahead(iter(rows), lambda row: [row] * (int(row) % 3), measure))
+    assert [row for row, _ in found] == rows
+    assert [sizes for row, sizes in found if row != "7"] == [[n] * (n % 3) for n in range(1000) if n != 7]
+    assert [type(size) for size in found[7][1]] == [RowError]
+
+
 def test_an_early_end(tmp_path):
     rows = measured_ahead(iter(range(1000)), lambda row: [], reader.size_of)
     assert next(rows) == (0, [])
