@@ -5,6 +5,7 @@ These are models whose state is more than keys and values (Mamba, linear attenti
 routers between their blocks, and any model without a cache. The tokens are still chosen by the row itself.
 """
 
+from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,12 @@ class _RowChooses(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.has_ended = self.row.take(scores[0])
-        return torch.full_like(scores, -torch.inf).index_fill_(-1, torch.tensor(self.row.last_id), 0.0)
+        return torch.full_like(scores, -torch.inf).index_fill_(-1, input_ids.new_tensor(self.row.last_id), 0.0)
+
+
+def _ends_if(is_over: Callable[[], bool]) -> Any:
+    """A stopping criterion for all sequences alike."""
+    return lambda ids, scores, **_: torch.full((len(ids),), is_over(), device=ids.device)
 
 
 def answer_alone(
@@ -69,8 +75,7 @@ def answer_alone(
     if row.settings.num_beams > 1:
         if row.settings.seed is not None:
             torch.manual_seed(row.settings.seed)
-        stopping = StoppingCriteriaList([lambda ids, scores, **_: torch.full((len(ids),), row.is_canceled)])
-        output = generate(**given, stopping_criteria=stopping)
+        output = generate(**given, stopping_criteria=StoppingCriteriaList([_ends_if(lambda: row.is_canceled)]))
         for token_id in output[0, len(row.prompt_ids) :].tolist():
             if row.push(Token(token_id)):
                 return
@@ -93,9 +98,7 @@ def answer_alone(
         chooses = _RowChooses(row)
         takes_largest = copy(generation_config)
         takes_largest.do_sample = False
-        stopping_criteria.append(
-            lambda ids, scores, **_: torch.full((len(ids),), chooses.has_ended or row.is_canceled, device=ids.device)
-        )
+        stopping_criteria.append(_ends_if(lambda: chooses.has_ended or row.is_canceled))
         return model._sample(
             input_ids,
             logits_processor=LogitsProcessorList([chooses]),

@@ -14,17 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def training_dtype(
-    *, bf16: bool, fp16: bool, pure_bf16: bool, checkpoint: "torch.dtype | None", machine: Machine
-) -> "torch.dtype":
-    """What the user asked for; otherwise float32 on a CPU, and elsewhere what inference would take."""
+def training_dtype(*, bf16: bool, fp16: bool, pure_bf16: bool) -> "torch.dtype":
+    """What the user asked for, otherwise float32 whatever the checkpoint: only autocast, which `bf16` and `fp16` turn
+    on, computes with 16-bit weights beside trained ones in float32."""
     import torch
 
     if bf16 or pure_bf16:
         return torch.bfloat16
-    if fp16:
-        return torch.float16
-    return torch.float32 if machine.device == "cpu" else inference_dtype("auto", checkpoint=checkpoint, machine=machine)
+    return torch.float16 if fp16 else torch.float32
 
 
 def warn_slow_format(dtype: "torch.dtype", machine: Machine) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from luthier.core.errors import InvalidInput
+from luthier.infer.alone import _ends_if, _RowChooses
 from luthier.infer.engines.huggingface import HuggingFaceModel
 from luthier.infer.grammar import json_grammar
 from luthier.infer.types import Settings
@@ -69,3 +70,22 @@ def test_beam_search_refuses_what_concerns_single_tokens(llama):
 def test_a_prompt_is_not_scored_alone(llama):
     with pytest.raises(InvalidInput, match="does not score prompts"):
         answer(llama, Settings(num_logprobs=1, prompt_logprobs=True, max_new_tokens=2), alone=True)
+
+
+class _Ends:
+    """A row whose answer ends with token 2."""
+
+    last_id, is_canceled = 2, False
+
+    def take(self, scores) -> bool:
+        return True
+
+
+def test_what_chooses_and_ends_lies_on_the_device_of_the_scores():
+    """A tensor that names no device would be on `meta` here, as it would be on the CPU beside a model on a GPU."""
+    ids, scores = torch.ones(2, 3, dtype=torch.long), torch.zeros(1, 5)
+    chooses = _RowChooses(_Ends())
+    with torch.device("meta"):
+        chosen, ended = chooses(ids, scores), _ends_if(lambda: chooses.has_ended)(ids, scores)
+    assert chosen.argmax(-1).tolist() == [2]
+    assert ended.tolist() == [True, True]

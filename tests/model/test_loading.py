@@ -1,20 +1,25 @@
 """From a checked run to a model: what the keys of a run file do to it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ModelError
+from luthier.core.machine import detect
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.backends import load_for_inference, load_for_training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.loading.merged import load_for_export
+from luthier.model.modules import unwrap
 from luthier.model.tokenizer import fit_tokenizer, load_tokenizer
 from tests.tiny import tiny_llama
 
 
-def training(folder, tmp_path, **keys):
+def run_of(folder, tmp_path, **keys):
     run = load_train(
         {"model_name_or_path": str(folder), "dataset": "x", "output_dir": str(tmp_path / "out"), "do_train": True}
         | keys
@@ -25,7 +30,11 @@ def training(folder, tmp_path, **keys):
         add_tokens=run.features.new_tokens.add_tokens,
         add_special_tokens=run.features.new_tokens.add_special_tokens,
     )
-    return load_for_training(run, fitted)
+    return run, fitted
+
+
+def training(folder, tmp_path, **keys):
+    return load_for_training(*run_of(folder, tmp_path, **keys))
 
 
 def learning(loaded) -> set[str]:
@@ -41,6 +50,18 @@ def test_lora_is_the_default_and_reproducible(llama_folder, tmp_path, said):
     assert first.padding_reason is None
     assert first.dtype == torch.float32
     assert f"trainable parameters: {first.num_trainable:,} of {first.num_parameters:,}" in "\n".join(said)
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "freeze", "full"])
+def test_without_bf16_all_weights_are_float32_on_an_accelerator_too(llama_folder, tmp_path, finetuning_type):
+    """Only autocast, which bf16 turns on, computes with weights of two formats; a rounded float32 checkpoint would be
+    another model."""
+    accelerated = replace(detect(), device="cuda", bf16=True, fp16=True)
+    run, fitted = run_of(llama_folder, tmp_path, finetuning_type=finetuning_type)
+    model = load_for_training(run, fitted, machine=accelerated).model
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    saved = load_file(llama_folder / "model.safetensors")
+    assert torch.equal(unwrap(model).model.norm.weight, saved["model.norm.weight"])
 
 
 def test_bf16_keeps_what_learns_in_float32(llama_folder, tmp_path):

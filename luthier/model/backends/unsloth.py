@@ -16,7 +16,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +31,11 @@ from luthier.model.adapters._series import note_beneath
 from luthier.model.attention import Attention, Trial
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
-from luthier.model.dtype import inference_dtype, training_dtype, upcast_trainable
+from luthier.model.dtype import inference_dtype, upcast_trainable
 from luthier.model.embeddings import NewRows
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
+from luthier.model.loading.base import dtype_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.loaded import keep_use_cache, repair_generation_config, require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
@@ -87,9 +87,7 @@ def load_for_training(
     fast = import_unsloth(machine)
     config = load_config(source)
     torch.manual_seed(run.training["seed"])
-    bf16, fp16 = run.training["bf16"], run.training["fp16"]
-    choose = partial(training_dtype, bf16=bf16, fp16=fp16, pure_bf16=pure_bf16, machine=machine)
-    dtype = choose(checkpoint=checkpoint_dtype(config))
+    dtype = dtype_of(run)
     require_kind(keys.model_name_or_path, config, scores=False)
     # "unsloth" parks the inputs of layers in main memory, as `use_unsloth_gc` does; the library's own default.
     recomputes: str | bool = False if keys.disable_gradient_checkpointing else "unsloth"

@@ -34,6 +34,7 @@ from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE, is_routed, model_class
 from luthier.model.features import Feature, Purpose
 from luthier.model.modules import layer_list
+from luthier.model.trial import are_close, trying
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,7 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
     with torch.no_grad():
         for router in routers:
             router.weight.zero_()
-    if not torch.allclose(_probe(model), dense, rtol=1e-3, atol=1e-3 * float(dense.abs().max())):
+    if not are_close(model, _probe(model), dense):
         raise _cannot(model, "computes something else when its tokens are concatenated in one row", "leave it out")
     for router in routers:
         router.start()
@@ -191,10 +192,8 @@ def _probe(model: "PreTrainedModel") -> "Tensor":
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (2, 7), generator=generator).to(model.device)
     real = torch.tensor([[1] * 7, [1] * 5 + [0] * 2], device=model.device)
-    was_training = model.training
-    with torch.no_grad():
-        logits: Tensor = model.eval()(input_ids=ids, attention_mask=real, use_cache=False).logits[real.bool()]
-    model.train(was_training)
+    with trying(model):
+        logits: Tensor = model(input_ids=ids, attention_mask=real, use_cache=False).logits[real.bool()]
     return logits.float()
 
 

@@ -10,6 +10,7 @@ from luthier.model.adapters._merge import adapter_path, given_adapters
 from luthier.model.attention import Attention, resolve_attention
 from luthier.model.classes import checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import ktransformers
+from luthier.model.dtype import training_dtype
 from luthier.model.features import Purpose, Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from luthier.config.runs import Run
+    from luthier.config.runs import Run, TrainRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ def purpose_of(run: "Run", machine: Machine, training: Training | None = None) -
     folder = adapter_path(given.names[-1], given) if given else None
     name = run.model.model_name_or_path
     return Purpose(name=name, machine=machine, adapter_folder=folder, training=training)
+
+
+def dtype_of(run: "TrainRun") -> "torch.dtype":
+    """The format that the weights of a training run are loaded in."""
+    return training_dtype(bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=run.finetuning.pure_bf16)
 
 
 def load_base(

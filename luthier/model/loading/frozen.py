@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.config.keys.quantization import QuantizationConfig
@@ -14,11 +13,13 @@ from luthier.model.adapters._series import given_as
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
 from luthier.model.files.sources import model_source
+from luthier.model.loading.base import dtype_of
 from luthier.model.loading.merged import load_merged
 from luthier.model.quantization._layers import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from luthier.config.runs import TrainRun
@@ -52,7 +53,12 @@ def load_frozen_model(
             f"{key}: {source}: its tokenizer is another one ({difference}) -> name a model with the same tokenizer"
         )
     machine = detect()
-    choose_dtype = partial(inference_dtype, run.model.infer_dtype, machine=machine)
+
+    def choose_dtype(*, checkpoint: "torch.dtype | None") -> "torch.dtype":
+        # `auto` is the format of the policy, which this model is compared with.
+        asked = run.model.infer_dtype
+        return dtype_of(run) if asked == "auto" else inference_dtype(asked, checkpoint=checkpoint, machine=machine)
+
     quantization = plan(QuantizationConfig(quantization_bit=bits), machine)
     with _under(key):
         model = load_merged(

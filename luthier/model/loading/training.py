@@ -1,6 +1,5 @@
 """From a training run to a model whose trainable parameters are settled."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,12 +13,12 @@ from luthier.model.adapters._series import Series, note_beneath
 from luthier.model.attention import SHIFTED, Attention, Trial, isolates_samples
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.classes import checkpoint_dtype
-from luthier.model.dtype import training_dtype, upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
+from luthier.model.dtype import upcast_head_output, upcast_norms, upcast_trainable, warn_slow_format
 from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.base import dtype_of, load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
 from luthier.model.loading.load import load_model
@@ -32,7 +31,6 @@ from luthier.model.tokenizer import name_ends
 from luthier.model.types import LoadedModel
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -67,7 +65,7 @@ def load_for_training(
         source,
         config,
         purpose,
-        choose_dtype=_choose_dtype(run, machine),
+        choose_dtype=lambda *, checkpoint: dtype_of(run),
         quantization=plan(run.quantization, machine, sharded=shards_weights(run)),
         scores=scores,
         starts_score=scores,
@@ -134,11 +132,6 @@ def new_tokens_of(run: "TrainRun", fitted: "FittedTokenizer") -> NewTokens:
         run.training["seed"],
         trains_whole=keys.may_grow or (bool(fitted.added_tokens) and shards_weights(run)),
     )
-
-
-def _choose_dtype(run: "TrainRun", machine: Machine) -> "Callable[..., torch.dtype]":
-    halves = {"bf16": run.training["bf16"], "fp16": run.training["fp16"], "pure_bf16": run.finetuning.pure_bf16}
-    return partial(training_dtype, **halves, machine=machine)
 
 
 def _beneath(run: "TrainRun", source: ModelSource) -> Series:

@@ -169,11 +169,12 @@ def layers_to_quantize(model: "PreTrainedModel") -> list[str]:
 def computed_weight(layer: Any, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
     """(out, in) in float32: what the layer makes of each unit vector, whatever it holds its weight in.
 
-    `dtype`: the number format that it computes in, float32 if not given.
+    `dtype`: of the unit vectors; not given, the number format that it computes in, as far as it says one.
     """
     import torch
 
     device = next(iter((*layer.parameters(), *layer.buffers()))).device
+    dtype = dtype or vars(layer).get("compute_dtype")  # of HQQ and bitsandbytes
     with torch.no_grad():
         weight: torch.Tensor = layer(torch.eye(layer.in_features, device=device, dtype=dtype)).float().T
         return weight if layer.bias is None else weight - layer.bias.float()[:, None]

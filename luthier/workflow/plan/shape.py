@@ -16,12 +16,12 @@ from luthier.core.log import quiet
 from luthier.core.machine import Machine
 from luthier.model.adapters._merge import GivenAdapters, adapter_path, given_adapters
 from luthier.model.attention import Attention, isolate_samples, reason_to_pad, resolve_attention
-from luthier.model.classes import auto_class, checkpoint_dtype, is_routed, model_class
+from luthier.model.classes import auto_class, is_routed, model_class
 from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.dropout import switch_dropout_off
-from luthier.model.dtype import training_dtype, upcast_norms
+from luthier.model.dtype import upcast_norms
 from luthier.model.features import Training
-from luthier.model.loading.base import purpose_of
+from luthier.model.loading.base import dtype_of, purpose_of
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config, change_model
 from luthier.model.loading.parameters import parts_to_freeze
@@ -69,6 +69,8 @@ def unplanned_reason(run: "TrainRun") -> str | None:
         return "its kernels are chosen while it runs"
     if run.parallel.sp_size > 1:
         return "the tokens of a batch are spread over processes"
+    if run.features.mixture_of_depths.mixture_of_depths is not None:
+        return "its blocks skip tokens"
     if run.parallel.tp_size > 1:
         return "each layer is split over processes"
     return None
@@ -110,10 +112,7 @@ def _built(
     change_config(run, config, purpose)
     scores = stage.head == "score"
     fit_task(run.model, config, scores=scores, starts_score=scores)
-    keys, pure_bf16 = run.training, run.finetuning.pure_bf16
-    dtype = training_dtype(
-        bf16=keys["bf16"], fp16=keys["fp16"], pure_bf16=pure_bf16, checkpoint=checkpoint_dtype(config), machine=machine
-    )
+    dtype = dtype_of(run)
     attention = resolve_attention(
         run.model.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
     )
@@ -132,7 +131,7 @@ def _built(
         model,
         gradient_checkpointing=False,
         upcast_lmhead_output=run.model.upcast_lmhead_output,
-        pure_bf16=pure_bf16,
+        pure_bf16=run.finetuning.pure_bf16,
         fast_path=run.model.fast_path,
     )
     if padding_reason is None:

@@ -69,6 +69,17 @@ def test_what_a_quantized_layer_computes(folder):
     assert 0 < (computed_weight(layer) - weight).abs().max() < weight.abs().max()
 
 
+def test_a_layer_of_hqq_is_computed_in_its_own_number_format(folder):
+    """It takes no other, and gives in bfloat16 what it gives in float32 but for rounding."""
+    pytest.importorskip("hqq")
+    weights = {}
+    for name in ("bfloat16", "float32"):
+        model = quantized(folder, quantization_method="hqq", infer_dtype=name)
+        weights[name] = computed_weight(model.model.layers[0].mlp.up_proj)
+    assert weights["bfloat16"].dtype == torch.float32
+    torch.testing.assert_close(weights["bfloat16"], weights["float32"], atol=1e-3, rtol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

@@ -82,6 +82,14 @@ def test_with_all_tokens_and_weight_one_it_is_the_dense_model(layout, trains):
         torch.testing.assert_close(model.train(trains)(**batch).logits[kept], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_16_bits_is_converted(dtype):
+    """Its rounding is no difference between rows behind one another and padded ones."""
+    model = build(hidden_size=512, intermediate_size=1024).to(dtype)
+    convert(model)
+    assert len(routers(model)) == 2
+
+
 def test_an_eighth_of_each_text_passes_in_every_second_block():
     model = converted().train()
     seen = watch(model)
