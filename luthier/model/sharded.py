@@ -116,7 +116,15 @@ def _starts_a_step_of_zero(hook: Any) -> bool:
 
 def _is_freed(module: Any) -> bool:
     """Whether the weights of the module are freed after its forward pass. FSDP 2 has no public name for it."""
-    return any(group._reshard_after_forward for group in module._get_fsdp_state()._fsdp_param_groups)
+    return any(group._reshard_after_forward for group in param_groups(module._get_fsdp_state()))
+
+
+def param_groups(state: Any) -> "list[Any]":
+    """The groups of weights of a module that FSDP 2 gathers. Up to PyTorch 2.11 a module has one at most."""
+    named = vars(state)
+    if "_fsdp_param_groups" in named:
+        return list(named["_fsdp_param_groups"])
+    return [] if named["_fsdp_param_group"] is None else [named["_fsdp_param_group"]]
 
 
 def exchange(weight: "Tensor", other: "Tensor") -> "Tensor":

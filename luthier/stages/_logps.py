@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.collate import model_inputs
 from luthier.model.types import Models
+from luthier.stages._segments import summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def sequence_logps(models: Models, batch: Mapping[str, Any]) -> SequenceLogps:
 
 def summed_by_sequence(values: "Tensor", batch: Mapping[str, Any]) -> "Tensor":
     """(K,) -> (B,)."""
-    return values.new_zeros(batch["ends"].numel()).index_add(0, batch["target_rows"], values)
+    return summed(values, batch["target_rows"], batch["ends"].numel())
 
 
 def num_targets(batch: Mapping[str, Any]) -> "Tensor":

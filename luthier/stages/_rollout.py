@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from luthier.stages import StageState, Sums
+from luthier.stages._segments import summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ class Experience:
 
     def summed(self, values: "Tensor") -> "Tensor":
         """(K,) -> (B,)."""
-        return values.new_zeros(len(self.scores)).index_add(0, self.rows, values)
+        return summed(values, self.rows, len(self.scores))
 
 
 @dataclass(frozen=True, slots=True)

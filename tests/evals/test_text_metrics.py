@@ -12,6 +12,8 @@ from luthier.core import versions
 from luthier.core.errors import MissingExtra
 from luthier.evals.text_metrics import METRICS, score_pair, score_pairs
 
+pytest.importorskip("jieba")
+
 
 def test_equal_texts_score_100():
     scores = score_pairs(["the cat sat"], ["the cat sat"])

@@ -119,9 +119,9 @@ def test_attention_that_the_machine_lacks_is_replaced_and_said(llama_folder, tmp
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze"])
 def test_a_row_of_several_samples_gives_the_gradients_of_a_padded_batch(llama_folder, tmp_path, keys, kind):
     """Same losses and gradients, whichever way rows go into the model."""
-    rows = [torch.arange(5, 5 + n) for n in (9, 4, 16)]
     loaded = training(llama_folder, tmp_path, finetuning_type=kind, seed=1, **keys)
     model = loaded.model
+    rows = [torch.arange(5, 5 + n, device=model.device) for n in (9, 4, 16)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=256)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
@@ -129,10 +129,10 @@ def test_a_row_of_several_samples_gives_the_gradients_of_a_padded_batch(llama_fo
     expected = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     isolate_samples(model)
-    bounds = torch.tensor([0, 9, 13, 29], dtype=torch.int32)
+    bounds = torch.tensor([0, 9, 13, 29], dtype=torch.int32, device=model.device)
     together = model(
         input_ids=torch.cat(rows)[None],
-        position_ids=torch.cat([torch.arange(len(row)) for row in rows])[None],
+        position_ids=torch.cat([torch.arange(len(row), device=model.device) for row in rows])[None],
         cu_seq_lens_q=bounds,
         cu_seq_lens_k=bounds,
         max_length_q=16,
@@ -155,12 +155,14 @@ def test_inference_and_export_merge_the_adapters(llama_folder, tmp_path):
     loaded.model.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(3, 30)[None]
     keys = {"model_name_or_path": str(llama_folder), "adapter_name_or_path": str(tmp_path / "adapter")}
+    keys["infer_dtype"] = "float32"
     with torch.no_grad():
-        expected = loaded.model.eval()(input_ids=ids, use_cache=False).logits
+        expected = loaded.model.eval()(input_ids=ids.to(loaded.model.device), use_cache=False).logits.cpu()
         answering = load_for_inference(load_infer(keys))
         exported = load_for_export(load_export(keys | {"export_dir": str(tmp_path / "merged")}))
         for model in (answering, exported):
-            torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=0)
+            found = model(input_ids=ids.to(model.device)).logits.cpu()
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
             assert model.config.use_cache
             assert not model.training
     half = load_for_export(load_export(keys | {"export_dir": str(tmp_path / "merged"), "infer_dtype": "bfloat16"}))

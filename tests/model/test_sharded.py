@@ -1,6 +1,7 @@
 """Weights that FSDP 2 has sharded, here over a group of one process. Runs of two are in tests/runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.model.frozen_models import InitialPolicy
 from luthier.model.heads.output_head import OutputHead
-from luthier.model.sharded import exchange, gathered, reshard, sharded_modules, whole_weights
+from luthier.model.sharded import exchange, gathered, param_groups, reshard, sharded_modules, whole_weights
 from tests.tiny import tiny_llama
 
 IDS = torch.tensor([[1, 2, 3]])
@@ -59,6 +60,14 @@ def test_weights_are_whole_for_a_while(model, plain):
     assert model.training and all(isinstance(weight, DTensor) for weight in model.parameters())
     model(IDS)
     assert all(isinstance(weight, DTensor) for weight in model.model.layers.parameters()), "layers are freed again"
+
+
+def test_the_groups_of_weights_are_found_in_every_version_of_pytorch():
+    """A module with one group at most became one with a list of them."""
+    group = object()
+    assert param_groups(SimpleNamespace(_fsdp_param_groups=[group])) == [group]
+    assert param_groups(SimpleNamespace(_fsdp_param_group=group)) == [group]
+    assert param_groups(SimpleNamespace(_fsdp_param_group=None)) == []
 
 
 def test_an_error_gives_the_shards_back(model):

@@ -54,7 +54,7 @@ def step_gradients(values: dict[str, Any], *, concatenates: bool) -> dict[str, t
     padding_reason = None if concatenates else "the test asks for it"
     parts = make_parts(run, stage, model, data, text, args, padding_reason=padding_reason)
     StageTrainer(args, parts).train()
-    return {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
+    return {name: before[name] - weight.detach().cpu() for name, weight in model.named_parameters()}
 
 
 def single_row_gradients(values: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -149,6 +149,7 @@ def numbers(model: Any, stage: str) -> torch.Tensor:
     """Logits, or the scores of a reward model."""
     model.eval()
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "position_ids": torch.arange(39)[None]}
+    inputs = {name: values.to(model.device) for name, values in inputs.items()}
     if stage == "rm":
         return position_scores(model, inputs)
     return model(**inputs, use_cache=False).logits.float()

@@ -36,7 +36,7 @@ def quantized_model(world, method="bnb", bits=4, **keys):
 
 @torch.no_grad()
 def logits_of(model):
-    return model(IDS).logits
+    return model(IDS.to(model.device)).logits
 
 
 def unpack(layer: Any) -> torch.Tensor:
@@ -149,8 +149,8 @@ def test_the_trainable_share_is_that_of_the_whole_model(world, tmp_path, said):
 def test_unavailable_attention_is_replaced_and_reported_once(world, tmp_path, said, attention):
     luthier.train({**world, "max_steps": 1, "flash_attn": attention, "output_dir": str(tmp_path / "out")})
     lines = [line for line in said if "FlashAttention" in line]
-    why = f"FlashAttention-{attention[-1]} needs a GPU and this machine has none: sdpa attention runs instead"
-    assert lines == [f"flash_attn: {attention}: {why}"]
+    assert len(lines) == 1 and lines[0].startswith(f"flash_attn: {attention}: ")
+    assert f"FlashAttention-{attention[-1]}" in lines[0] and lines[0].endswith(": sdpa attention runs instead")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
     assert "sdpa" in manifest["computed_with"]["attention"] or "luthier" in manifest["computed_with"]["attention"]
 

@@ -240,7 +240,7 @@ def numbers(model: Any) -> torch.Tensor:
     model.eval()
     model.config.pad_token_id = 256
     ids = torch.cat([torch.arange(3, 60), torch.arange(257, 264)])[None]
-    ids = ids.clamp(max=len(model.get_input_embeddings().weight) - 1)
+    ids = ids.clamp(max=len(model.get_input_embeddings().weight) - 1).to(model.device)
     with without_kernels(model):
         output: Any = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     logits: torch.Tensor = output.logits

@@ -52,7 +52,7 @@ def loss(model: Any, folder: Path) -> float:
     """Of an answer of the training set; no luthier code computes it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "<|im_start|>user\nSay the number 3.<|im_end|>\n<|im_start|>assistant\nvery very very well: 3<|im_end|>\n"
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
     with torch.no_grad():
         return float(model(input_ids=ids, labels=ids).loss)
 

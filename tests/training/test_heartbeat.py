@@ -50,7 +50,7 @@ def test_it_follows_a_run_from_its_data_to_its_end(tmp_path, monkeypatch):
     ((first, second),) = seen
     assert (first["phase"], first["total_steps"], first["process"]) == ("training", 3, os.getpid())
     assert second["step_seconds"] > first["step_seconds"]
-    assert second["peak_memory_bytes"] >= second["memory_bytes"] * 0.9 > 1e8
+    assert second["peak_memory_bytes"] >= second["memory_bytes"] * 0.9 > 1e7
     assert not list(out.glob("heartbeat*"))
 
 

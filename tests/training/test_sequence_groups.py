@@ -52,7 +52,7 @@ def test_without_groups_each_process_has_its_own_rows():
 
 
 def test_accelerate_knows_the_groups_while_rows_are_shared():
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator()
     usual = accelerator.state.device_mesh
     with groups_of(0, 2, 2) as groups:
         with rows_by_group(accelerator, groups):

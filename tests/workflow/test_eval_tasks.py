@@ -94,4 +94,4 @@ def test_what_the_run_file_must_not_say(values, changes, sentence):
 def test_bad_questions_stop_the_run_before_weights_are_loaded(values, said):
     with pytest.raises(DataError, match="mmlu"):
         luthier.train({**values, "eval_tasks": "mmlu_test", "task_dir": str(Path(values["dataset_dir"]))})
-    assert not any("trainable parameters" in line for line in said)
+    assert not any("trainable parameters:" in line for line in said)

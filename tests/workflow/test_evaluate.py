@@ -130,8 +130,8 @@ def test_a_quantized_model_is_measured_as_it_computes(keys, batch_size):
     for asking in task.questions(text.encoding):
         ids, _ = task._prompt(model, asking)
         with torch.inference_mode():
-            logits = model.model(input_ids=torch.tensor([ids])).logits[0, -1]
-        expected.append(logits.log_softmax(-1)[letters])
+            logits = model.model(input_ids=torch.tensor([ids], device=model.model.device)).logits[0, -1]
+        expected.append(logits.float().log_softmax(-1)[letters].cpu())
     found = torch.tensor(likelihoods(luthier.evaluate(changes)))
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
 

@@ -308,7 +308,7 @@ def test_freed_memory_is_given_back_where_memory_may_be_short(world):
 
 
 def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "available_memory_bytes", lambda: -(10**12))
+    monkeypatch.setattr(room, "_available_bytes", lambda machine, own: 10**6)
     values = {**world, "output_dir": str(tmp_path / "out")}
     with pytest.raises(InvalidInput, match="this run needs"):
         luthier.train(values)

@@ -115,6 +115,7 @@ def test_a_stop_token_ends_the_answer_unless_it_is_ignored(served, here):
 
 
 def test_an_answer_follows_a_grammar(served, here):
+    pytest.importorskip("llguidance")
     model, _ = served
     schema = json_grammar({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
     for grammar in (schema, lark_grammar('start: "yes" | "no"')):
@@ -123,6 +124,7 @@ def test_an_answer_follows_a_grammar(served, here):
 
 
 def test_a_fault_of_the_grammar_is_that_of_the_request(served):
+    pytest.importorskip("llguidance")
     model, _ = served
     with pytest.raises(InvalidInput, match=r"refuses this: .*nowhere"):
         model.generate(PROMPT, Settings(grammar="start: nowhere"))

@@ -50,9 +50,9 @@ def test_what_the_adapter_starts_from(folder, method):
     original = fresh(folder)
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         layer = adapted.get_base_model().get_submodule(name)
-        lost = original.get_submodule(name).weight - computed_weight(layer.base_layer)
+        lost = original.get_submodule(name).weight - computed_weight(layer.base_layer).cpu()
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        lost, a, b = lost.detach(), a.detach(), b.detach()
+        lost, a, b = lost.detach(), a.detach().cpu(), b.detach().cpu()
         left_over = lost - layer.scaling["default"] * b.float() @ a.float()
         expected = torch.linalg.svdvals(lost)[8:].norm()
         assert left_over.norm() == pytest.approx(float(expected), rel=0.03)
@@ -62,8 +62,8 @@ def test_what_the_adapter_starts_from(folder, method):
 def test_what_a_quantized_layer_computes(folder):
     model, original = quantized(folder), fresh(folder)
     layer = model.model.layers[0].mlp.up_proj
-    weight = original.model.layers[0].mlp.up_proj.weight
-    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    weight = original.model.layers[0].mlp.up_proj.weight.to(model.device)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
         torch.testing.assert_close(x @ computed_weight(layer).T, layer(x).float(), atol=1e-3, rtol=1e-3)
     assert 0 < (computed_weight(layer) - weight).abs().max() < weight.abs().max()
@@ -115,7 +115,8 @@ def trained(request, tmp_path_factory):
 
 @torch.no_grad()
 def logits_of(keys):
-    return load_for_inference(load_infer(keys))(torch.arange(1, 40)[None]).logits.float()
+    model = load_for_inference(load_infer(keys))
+    return model(torch.arange(1, 40, device=model.device)[None]).logits.float()
 
 
 def test_with_the_quantization_keys_it_is_merged_into_the_weights_as_quantized(trained, tmp_path, said):

@@ -57,7 +57,7 @@ def loaded(world: dict[str, Any], *folders: Path, **more: Any) -> torch.Tensor:
     keys = {"model_name_or_path": world["model_name_or_path"], **given(*folders), **more}
     model = load_for_inference(load_infer(keys))
     with torch.no_grad():
-        return model(IDS).logits
+        return model(IDS.to(model.device)).logits.cpu()
 
 
 def in_plain_peft(world: dict[str, Any], *folders: Path) -> torch.Tensor:

@@ -51,7 +51,7 @@ def dora_after_a_pass(folder, prepare) -> torch.Tensor:
     bits = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=bits, dtype=torch.float32)
     prepare(model)
-    ids = torch.arange(1, 10)[None]
+    ids = torch.arange(1, 10, device=model.device)[None]
     with torch.no_grad():
         before = model(ids).logits
         adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], use_dora=True))

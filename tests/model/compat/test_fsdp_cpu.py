@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -30,6 +31,7 @@ def test_accelerate_itself_trains_with_ddp(two_processes):
     assert state_with_fsdp().distributed_type is DistributedType.MULTI_CPU
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FSDP is taken on GPUs here")
 def test_fsdp_is_taken_on_cpus(two_processes):
     with fsdp_on_cpu(SimpleNamespace(fsdp_plugin_args={"fsdp_version": 2})):
         state = state_with_fsdp()

@@ -5,6 +5,7 @@ If the test of plain transformers fails, the library has been mended, and `luthi
 
 import pytest
 import torch
+import transformers
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
@@ -27,6 +28,7 @@ def test_it_returns_logits(model):
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 320)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5.24", reason="an earlier version has no such fault")
 def test_plain_transformers_fails(model):
     with pytest.raises(AttributeError, match="image_outputs"):
         model(input_ids=torch.tensor([[1, 2, 3]]))

@@ -128,9 +128,10 @@ def test_adapters_and_exports_keep_the_positions_of_their_training(kind, tmp_pat
     save_beside_adapter(adapter, model.get_base_model().config)
     given = {**keys, "adapter_name_or_path": str(adapter)}
     with torch.no_grad():
-        expected = model(input_ids=IDS, use_cache=False).logits
+        ids = IDS.to(model.device)
+        expected = model(input_ids=ids, use_cache=False).logits
         answering = load_for_inference(load_infer({**given, "rope_scaling": None}))
-        torch.testing.assert_close(answering(input_ids=IDS).logits, expected)
+        torch.testing.assert_close(answering(input_ids=ids).logits, expected)
         merged = load_for_export(load_export({**given, "export_dir": str(tmp_path / "merged")}))
         merged.save_pretrained(tmp_path / "merged")
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

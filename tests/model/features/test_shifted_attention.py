@@ -120,7 +120,7 @@ def test_a_run_asks_for_it(llama_folder, tmp_path):
     loaded = load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(str(llama_folder)))))
     assert loaded.attention.implementation == "luthier_shifted"
     assert loaded.padding_reason is None
-    loaded.model(input_ids=torch.arange(3, 40)[None]).logits.sum().backward()
+    loaded.model(input_ids=torch.arange(3, 40, device=loaded.model.device)[None]).logits.sum().backward()
     assert all(weight.grad is not None for weight in loaded.model.parameters() if weight.requires_grad)
 
 

@@ -99,7 +99,7 @@ def test_recomputed_blocks_give_the_routers_the_same_gradient(tmp_path, kind):
         model = load_for_training(load_train(keys | more), fitted).model
         assert model.config.router_aux_loss_coef == COEFFICIENT
         router = listen_to_router(model, COEFFICIENT)
-        model(input_ids=torch.arange(3, 40)[None])
+        model(input_ids=torch.arange(3, 40, device=model.device)[None])
         router.take().backward()
         gradients.append(gradient(model))
     torch.testing.assert_close(gradients[1], gradients[0])

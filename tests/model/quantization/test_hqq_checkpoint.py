@@ -27,7 +27,7 @@ LAYOUTS = ("transformers", "library")
 
 @torch.no_grad()
 def logits_of(model):
-    return model(IDS).logits
+    return model(IDS.to(model.device)).logits
 
 
 def infer(folder, **keys):

@@ -122,7 +122,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "
 
 @torch.no_grad()
 def logits_of(model):
-    return model(IDS).logits
+    return model(IDS.to(model.device)).logits
 
 
 def meant_logits(folder, meant):
