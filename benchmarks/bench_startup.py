@@ -6,7 +6,7 @@ random Llama of two layers: what a larger one adds is the loading of its weights
 
 | row | what is measured |
 |---|---|
-| `data`, `template` | the whole command |
+| `data`, `template`, `plan` | the whole command; what the libraries of training take is known to the plan |
 | `chat`, first line | until it waits for the first question, on an input that has none |
 | `train`, first step | until the first step begins, less `import torch` alone |
 """
@@ -31,6 +31,7 @@ TARGETS = {
     "data": 1.5,
     "template check": 1.5,
     "template render": 1.5,
+    "plan": 3.0,
     "chat, first line": 4.0,
     "train, first step": 3.0,
 }
@@ -179,6 +180,7 @@ def commands_in(folder: Path) -> dict[str, tuple[list[str], int]]:
         "data": (["data", str(small_file)], 0),
         "template check": (["template", "check", str(model)], 0),
         "template render": (["template", "render", "chatml", str(folder / "conversations.json")], 0),
+        "plan": (["plan", str(small_file)], 0),
         "chat, first line": (["chat", str(chat_file)], 0),
     }
 

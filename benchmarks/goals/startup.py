@@ -12,7 +12,7 @@ from benchmarks.goals.rows import Row
 if TYPE_CHECKING:
     from benchmarks.goals.training import Setting
 
-COMMANDS = ("data", "template check", "chat, first line", "train, first step")
+COMMANDS = ("data", "template check", "plan", "chat, first line", "train, first step")
 NUM_RUNS = 3
 
 
