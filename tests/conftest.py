@@ -27,10 +27,13 @@ from typing import Any
 import pytest
 
 from luthier.core.log import LOGGER
+from luthier.model.compat import slow_imports
 from tests import tiny
 from tests.working_folder import folder  # noqa: F401  # a fixture, which tests ask for by name
 
 tempfile.tempdir = os.environ["TMPDIR"]
+
+slow_imports.install()  # as the command line does: it saves every worker some seconds
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

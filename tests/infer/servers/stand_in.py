@@ -57,6 +57,9 @@ def parse(kind: str, words: list[str]) -> argparse.Namespace:
 
 class Served:
     def __init__(self, kind: str, arguments: argparse.Namespace) -> None:
+        from luthier.model.compat import slow_imports
+
+        slow_imports.install()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from luthier.infer.engines.huggingface import HuggingFaceModel
