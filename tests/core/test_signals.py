@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -36,19 +35,18 @@ def started(cleaning_seconds: float) -> "subprocess.Popen[str]":
 def test_the_first_signal_lets_the_command_clean_up(number):
     process = started(0)
     process.send_signal(number)
-    assert process.communicate(timeout=20) == ("cleans up\nended\n", None)
+    assert process.communicate(timeout=120) == ("cleans up\nended\n", None)
     assert process.returncode == 130
 
 
 @pytest.mark.parametrize("first", STOPPING)
 @pytest.mark.parametrize("second", STOPPING)
 def test_the_second_one_ends_it_at_once(first, second):
-    process, begin = started(60), time.monotonic()
+    process = started(600)
     process.send_signal(first)
     assert process.stdout is not None and process.stdout.readline() == "cleans up\n"
     process.send_signal(second)
-    assert process.wait(20) == -second
-    assert time.monotonic() - begin < 30
+    assert process.wait(120) == -second
 
 
 def test_afterwards_signals_do_what_they_did():

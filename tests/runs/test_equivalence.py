@@ -67,9 +67,9 @@ def test_losses_equal_those_of_the_plain_trainer(world, name):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_does_not_depend_on_its_micro_batches(world, checkpointing):
-    """8x1, 4x2, 2x4 and 1x8 (batch x accumulation) are the same step; rows differ in their labels."""
+    """8x1, 2x4 and 1x8 (batch x accumulation) are the same step; rows differ in their labels."""
     runs = []
-    for batch, accumulation in ((8, 1), (4, 2), (2, 4), (1, 8)):
+    for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
         values = {
             **world,
             "per_device_train_batch_size": batch,

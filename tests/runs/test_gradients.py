@@ -22,7 +22,7 @@ from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
 NUM_ROWS = 8
-CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
+CUTS = ((8, 1), (2, 4), (1, 8))
 STAGE_KEYS = {
     "sft": {"dataset": "tools", "cutoff_len": 300},
     "sft with label smoothing": {"label_smoothing_factor": 0.2},

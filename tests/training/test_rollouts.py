@@ -154,7 +154,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(values, tmp_path, stage):
 
     whole = run(8, 1)
     assert any(abs(loss) > 1e-4 for loss in whole)
-    for batch, accumulation in ((4, 2), (2, 4), (1, 8)):
+    for batch, accumulation in ((2, 4), (1, 8)):
         assert run(batch, accumulation) == pytest.approx(whole, abs=1e-5)
 
 

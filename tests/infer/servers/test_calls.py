@@ -85,10 +85,8 @@ def test_hanging_up_wakes_whoever_waits_for_the_next_event(served):
     events = one.events()
     assert next(events)
     threading.Timer(0.1, one.hang_up).start()
-    started = time.monotonic()
     with contextlib.suppress(OSError, http.client.HTTPException):
-        assert list(events) == []
-    assert time.monotonic() - started < 5
+        assert list(events) == []  # else it would wait for the server
     never.set()
 
 

