@@ -170,14 +170,14 @@ def test_fewer_rows_than_a_batch_are_filled_from_the_next_pass(world, tmp_path):
 def test_a_file_that_breaks_off_stops_the_run_with_the_place(world, tmp_path, num_workers):
     data = tmp_path / "data"
     data.mkdir()
-    rows = [json.dumps({"instruction": f"question {number}", "output": "b"}) for number in range(4000)]
+    rows = [json.dumps({"instruction": f"question {number}", "output": "b"}) for number in range(1000)]
     (data / "d.json").write_text("[" + ",\n".join(rows))
     (data / "dataset_info.json").write_text(json.dumps({"d": {"file_name": "d.json"}}))
     keys = {"dataset": "d", "dataset_dir": str(data), "max_steps": 3000, "output_dir": str(tmp_path / "out")}
     keys |= {"dataloader_num_workers": num_workers, "preprocessing_batch_size": 100, "save_strategy": "no"}
     with pytest.raises(DataError) as fault:
         luthier.train({**world, **keys, "per_device_train_batch_size": 64, "buffer_size": 64})
-    assert "d.json: line 4000" in str(fault.value) and "it was cut off" in str(fault.value)
+    assert "d.json: line 1000" in str(fault.value) and "it was cut off" in str(fault.value)
     assert "Traceback" not in str(fault.value)
 
 
