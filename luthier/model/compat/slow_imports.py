@@ -118,18 +118,26 @@ def _state_of(folder: Path) -> str:
 
 @contextmanager
 def _left_out(module: Any, check: str) -> Iterator[None]:
-    """While it is executed, `module` finds the library of `check` (a function of `transformers.utils`) missing."""
+    """While it is executed, `module` finds the library of `check` (a function of `transformers.utils`) missing.
+
+    The modules that it imports do too, and have the check itself afterwards.
+    """
     utils: Any = importlib.import_module("transformers.utils")
     is_available = getattr(utils, check)
     if not is_available():
         yield
         return
-    setattr(utils, check, lambda: False)
+
+    def is_left_out() -> bool:
+        return False
+
+    setattr(utils, check, is_left_out)
     try:
         yield
     finally:
-        setattr(utils, check, is_available)
-        setattr(module, check, is_available)
+        for loaded in (module, *sys.modules.values()):
+            if isinstance(loaded, ModuleType) and vars(loaded).get(check) is is_left_out:
+                setattr(loaded, check, is_available)
 
 
 @contextmanager

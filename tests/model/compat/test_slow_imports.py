@@ -63,6 +63,9 @@ for name in ("datasets", "pandas", "scipy.optimize", "torch._inductor.compile_fx
 assert not trainer.is_datasets_available()
 assert loss.is_scipy_available() and "scipy.optimize" not in sys.modules
 assert [part.tolist() for part in loss.linear_sum_assignment(np.array([[1, 0], [0, 1]]))] == [[0, 1], [1, 0]]
+from transformers import modelcard
+from transformers.integrations import integration_utils
+assert modelcard.is_datasets_available() and integration_utils.is_datasets_available()
 import datasets
 assert trainer.is_datasets_available() and trainer.datasets.Dataset is datasets.Dataset
 from transformers.utils import is_datasets_available, is_scipy_available
