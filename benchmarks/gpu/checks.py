@@ -83,7 +83,7 @@ def stage_keys(world: World) -> dict[str, dict[str, Any]]:
         {"max_new_tokens": 16, "reward_funcs": f"{world.folder}/rewards.py:small_letters"},
     )
     return {
-        "pt": {"cutoff_len": world.pack_tokens, "dataset": "texts"},
+        "pt": {"dataset": "texts", "max_samples": inputs.NUM_ROWS},
         "sft": {},
         "rm": pairs,
         "dpo": pairs,

@@ -13,6 +13,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
 from luthier.core.machine import detect
 from luthier.data.prepare import prepare
+from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
@@ -367,7 +368,9 @@ def test_sampled_answers_have_a_cache(world):
         "reward_funcs": "tests.small_world:small_letters",
     }
     plan = plan_of(keys)
+    prompts = [row["labels"].count(IGNORE_INDEX) for row in sides(keys)[3].train]
     longest = max(plan.work.heaviest.lengths)
+    assert longest == max(prompts) + 6, "the answer of the dataset is not read"
     assert plan.held.cache_bytes == 2 * 6 * 2 * 16 * 4 * longest * 8
 
 

@@ -8,8 +8,10 @@ One call per sample would be S small kernels in each layer, and as many gradient
 https://arxiv.org/abs/2307.08691.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,6 +27,8 @@ HALVES = (torch.bfloat16, torch.float16)
 MAX_HEAD_SIZE, MAX_CONSUMER_HEAD_SIZE, HEAD_SIZE_MULTIPLE = 256, 192, 8
 MIN_CAPABILITY = (8, 0)
 """What the kernel computes, and on which GPUs: Ampere and later."""
+
+_is_traced: ContextVar[bool] = ContextVar("traced", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +94,28 @@ def _read(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
 
 def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
     """Whether the kernel computes this: 16 bits on a GPU, without dropout."""
+    if not ((query.is_meta and _is_traced.get()) or (query.is_cuda and _is_there(query))):
+        return False
     return (
-        query.is_cuda
-        and not dropout
+        not dropout
         and computed_in(query) in HALVES
         and query.shape[-1] == value.shape[-1] <= MAX_HEAD_SIZE
         and query.shape[-1] % HEAD_SIZE_MULTIPLE == 0
-        and _kernel() is not None
-        and _takes(query.shape[-1], _capability(query.device.index))
     )
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """While open, tensors without data stand for those of a GPU that has the kernel."""
+    token = _is_traced.set(True)
+    try:
+        yield
+    finally:
+        _is_traced.reset(token)
+
+
+def _is_there(query: "Tensor") -> bool:
+    return _kernel() is not None and _takes(query.shape[-1], _capability(query.device.index))
 
 
 def _takes(head_size: int, capability: tuple[int, int]) -> bool:
@@ -117,12 +134,13 @@ def varlen_attention(
     sliding_window: int | None,
 ) -> "Tensor":
     """query (1, H, T, D); key, value (1, G, T, D) -> (1, T, H, D)."""
-    kernel = _kernel()
+    kernel = flash if query.is_meta else _kernel()
     assert kernel is not None  # `can_attend`
     dtype = computed_in(query)
     q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     if samples.key_tokens is not None:
-        k, v = (states.index_select(0, samples.key_tokens) for states in (k, v))
+        tokens = samples.key_tokens.to(k.device)  # another one while a plan traces tensors without data
+        k, v = (states.index_select(0, tokens) for states in (k, v))
     out: Tensor = kernel(
         q,
         k,

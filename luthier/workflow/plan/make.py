@@ -27,7 +27,7 @@ from luthier.workflow.plan.shape import (
     unplanned_reason,
 )
 from luthier.workflow.plan.sharing import share
-from luthier.workflow.plan.trace import Batch, Trace, trace_step
+from luthier.workflow.plan.trace import Batch, LossOf, Trace, against_frozen, trace_step
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.plan.work import Work, work_of
 
@@ -302,9 +302,16 @@ def _traced(
             keeps_gradients=not engine.shards_gradients,
             is_sharded=engine.computes_on_half_weights,
             on_device=on_device,
+            loss_of=_loss_of(run, stage),
         )
     except FAULTS as fault:
         raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault
+
+
+def _loss_of(run: "TrainRun", stage: "Stage") -> LossOf | None:
+    """That of a stage which compares whole distributions. Log-probabilities of frozen models take little memory."""
+    names = [spec.name for spec in stage.frozen_models(run) if not spec.is_cached]
+    return against_frozen(stage, run, names) if names and stage.reads == "cross_entropy" else None
 
 
 def _first_line(fault: Exception) -> str:

@@ -116,8 +116,10 @@ def _built(
     attention = resolve_attention(
         run.model.flash_attn, config=config, model_class=model_class(config), dtype=dtype, machine=machine
     )
+    # Kernels that tensors without data do not have hold about what that of PyTorch holds.
+    traced = attention.implementation if attention.implementation in ("sdpa", "eager") else "sdpa"
     base = auto_class(config).from_config(
-        config, dtype=dtype, attn_implementation=attention.implementation, trust_remote_code=run.model.trust_remote_code
+        config, dtype=dtype, attn_implementation=traced, trust_remote_code=run.model.trust_remote_code
     )
     give_image_outputs(base)
     change_model(run, base, purpose)

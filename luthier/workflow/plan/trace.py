@@ -6,6 +6,7 @@ shapes and no numbers. So what is counted is what the code does, whatever the ar
 N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
 """
 
+import contextlib
 import inspect
 import math
 import weakref
@@ -13,16 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from luthier.model.frozen_models import SeparateModel
 from luthier.model.heads.output_head import OutputHead, summed_loss, token_logps
 from luthier.model.heads.score_head import position_scores
+from luthier.model.kernels import varlen
 from luthier.model.modules import unwrap
+from luthier.model.types import Models
+
+if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
+    from luthier.stages import Stage
 
 aten = torch.ops.aten
 _PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
@@ -30,6 +38,10 @@ _PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torc
 _RESERVING = ("empty", "new_empty")
 _SELECTING = ("embedding", "index", "index_select", "gather")
 """Operations that read as much as they write, and not all that they are given."""
+
+
+LossOf = Callable[..., Tensor]
+"""(model, head, inputs, batch) -> the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +137,26 @@ def trace_step(
     keeps_gradients: bool = True,
     is_sharded: bool = False,
     on_device: bool = False,
+    loss_of: LossOf | None = None,
 ) -> Trace:
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
     autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
     as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed. `on_device`: of an
-    accelerator, not of a CPU."""
+    accelerator, not of a CPU. `loss_of`: a loss that runs more than the model, instead of what `reads` says."""
     head = _head_of(model)
     if is_sharded:
         head = OutputHead(None, head.takes_positions)
     counter = StepCounter(model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
-    with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half, on_device=on_device), counter:
+    attending = varlen.traced() if on_device else contextlib.nullcontext()
+    autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+    with attending, autocast, Substitutes(half, on_device=on_device), counter:
         if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
         hooks = [] if keeps_gradients else [w.register_post_accumulate_grad_hook(_drop_gradient) for w in weights]
-        loss = _LOSSES[reads](model, head, inputs, batch)
+        loss = (loss_of or _LOSSES[reads])(model, head, inputs, batch)
         num_forward = counter.num_calls
         loss.backward()
     for weight in weights:
@@ -155,6 +170,19 @@ def trace_step(
         counter.most_logits,
         counter.calls,
     )
+
+
+def against_frozen(stage: "Stage", run: "TrainRun", names: Sequence[str]) -> LossOf:
+    """The loss of a stage that runs frozen models, `names`, at each step. The policy stands for them."""
+
+    def loss_of(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: Batch) -> Tensor:
+        frozen = {name: SeparateModel(model, head) for name in names}
+        given = {**inputs, "positions": _positions(batch), "targets": _positions(batch)}
+        output = stage.loss(Models(model, head, frozen), given, run.method, state=None, training=True)
+        total: Tensor = output.total
+        return total
+
+    return loss_of
 
 
 def _drop_gradient(weight: Tensor) -> None:
@@ -206,7 +234,7 @@ def _scores(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: B
     return position_scores(model, inputs).sum()
 
 
-_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "logps": _logps, "score": _scores}
+_LOSSES: dict[str, LossOf] = {"cross_entropy": _cross_entropy, "logps": _logps, "score": _scores}
 
 
 class Substitutes(TorchFunctionMode):
@@ -338,6 +366,11 @@ def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left = args[1] if name in ("addmm", "baddbmm") else args[0]
         return int(2 * math.prod(result.shape) * left.shape[-1])
+    if name.startswith("_flash_attention"):
+        is_backward = name.endswith("backward")
+        query, bounds = (args[1], args[6]) if is_backward else (args[0], args[3])
+        scores = sum(length * length for length in bounds.diff().tolist())
+        return int(2 * query.shape[-2] * query.shape[-1] * scores * (2.5 if is_backward else 1))
     if "scaled_dot_product" in name and "attention" in name:
         is_backward = name.endswith("backward")
         query, key = args[1 if is_backward else 0], args[2 if is_backward else 1]

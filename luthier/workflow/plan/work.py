@@ -65,8 +65,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         raise ValueError("the run has no training rows")
     lengths = lengths_of(rows)
     if rollout is not None and rollout.sampled_share:
-        new = run.generating.max_new_tokens or 0
-        lengths = Lengths(lengths.tokens + new, lengths.targets * 0 + max(new, 1), None)
+        lengths = _sampled(lengths, run.generating.max_new_tokens or 0, replaces=rollout.sampled_share == 1)
     size, accumulated = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
     num_rows = len(rows)
     if rollout is not None:
@@ -96,6 +95,15 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
         heaviest_rows=[rows[number] for number in numbers] if IMAGES.name in rows[0] else (),
     )
+
+
+def _sampled(lengths: Lengths, new: int, *, replaces: bool) -> Lengths:
+    """With an answer of `new` tokens, the most that are sampled, instead of the answer of the dataset, which alone is
+    labeled. `replaces` false: some steps train on those of the dataset."""
+    import numpy as np
+
+    answers = np.full_like(lengths.targets, new) if replaces else np.maximum(lengths.targets, new)
+    return Lengths(lengths.tokens - lengths.targets + answers, np.maximum(answers, 1), None)
 
 
 def lengths_of(rows: Any) -> Lengths:

@@ -1,0 +1,78 @@
+"""The plan of a run on a GPU, made without one."""
+
+from dataclasses import replace
+
+import pytest
+
+from luthier.config.load import load_train
+from luthier.core.kinds import STAGES
+from luthier.core.machine import detect
+from luthier.data.prepare import prepare
+from luthier.model.loading.config import load_config
+from luthier.workflow.plan.make import make_plan
+from luthier.workflow.plan.memory import CONTEXT_BYTES, held_by
+from luthier.workflow.plan.shape import build_shape
+from luthier.workflow.text import load_text_side
+from tests.small_world import WAYS, small_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return {**small_world(tmp_path_factory.mktemp("world"), num_hidden_layers=6), "max_steps": 2}
+
+
+def sides(keys):
+    run, machine = load_train(keys), detect()
+    stage = STAGES.get(run.stage)
+    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
+    return run, stage, text, prepare(run, stage.rows, text.encoding), machine
+
+
+def plan_of(keys):
+    return make_plan(*sides(keys))
+
+
+def on_a_gpu(keys):
+    """What `train` would plan on one, without its speed, which is not there to be measured."""
+    run, stage, text, data, machine = sides({**keys, "bf16": True})
+    gpu = {"device": "cuda", "num_accelerators": 1, "bf16": True, "fp16": True, "is_assumed": True}
+    return make_plan(run, stage, text, data, replace(machine, **gpu))
+
+
+def test_on_a_gpu_all_samples_attend_in_one_call_without_repeated_keys(world):
+    keys = {**world, **WAYS["lora"]}
+    plan = on_a_gpu(keys)
+    scores = 2 * 4 * 16 * sum(length**2 for length in plan.work.heaviest.lengths)
+    counts = {call.operations: count for call, count in plan.trace.calls.items()}
+    assert counts[scores] == counts[int(2.5 * scores)] == 6, "one call in each layer, forward and backward"
+    assert plan.trace.peak_bytes < plan_of({**keys, "bf16": True}).trace.peak_bytes
+
+
+def test_on_a_gpu_answers_that_share_a_prompt_attend_in_one_call(world):
+    keys = {**world, **WAYS["lora"], "stage": "dpo", "dataset": "pairs"}
+    assert on_a_gpu(keys).work.heaviest.prefixes is not None
+    assert on_a_gpu(keys).trace.peak_bytes < plan_of({**keys, "bf16": True}).trace.peak_bytes
+
+
+def test_kernels_that_only_a_gpu_has_are_planned_as_that_of_pytorch(world):
+    keys = {**world, **WAYS["lora"]}
+    plan = on_a_gpu({**keys, "flash_attn": "flex"})
+    assert plan.resolved["flash_attn"].startswith("flex_attention")
+    assert plan.trace == on_a_gpu(keys).trace
+
+
+def test_the_context_of_cuda_is_planned_where_it_is_not_there_yet(world):
+    assert on_a_gpu(world).held.libraries_bytes == CONTEXT_BYTES
+    run, stage, text, _, machine = sides(world)
+    here = replace(machine, device="cuda", num_accelerators=1)
+    shape = build_shape(run, stage, text, load_config(text.source), machine)
+    held = held_by(run, stage, text, shape, plan_of(world).work, here, 10**9)
+    assert held.libraries_bytes == 0
+
+
+def test_a_loss_of_whole_distributions_holds_several_of_them(world):
+    keys = {**world, **WAYS["lora"]}
+    own = plan_of(keys).trace.logits_bytes
+    distilled = plan_of({**keys, "stage": "gkd", "teacher_model": world["model_name_or_path"]}).trace.logits_bytes
+    anchored = plan_of({**keys, "use_asft_loss": True, "ref_model": world["model_name_or_path"]}).trace.logits_bytes
+    assert distilled > anchored > own
