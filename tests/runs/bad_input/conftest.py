@@ -49,4 +49,5 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     gc.collect()  # the errors of libraries hold open files, in cycles
     for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+        # A process that was forked meanwhile may hold an open file for a moment longer.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
