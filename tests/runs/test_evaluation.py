@@ -23,7 +23,7 @@ TRAINS = {"per_device_train_batch_size": 8, "eval_dataset": "numbers", "eval_str
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict[str, Any]:
-    return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 3}
+    return {**small_world(tmp_path_factory.mktemp("world")), "max_steps": 3, "infer_dtype": "float32"}
 
 
 def by_hand(values: dict[str, Any], folder: str | None = None) -> dict[str, tuple[float, float]]:

@@ -125,6 +125,7 @@ def worlds(tmp_path_factory) -> dict[tuple[bool, int], dict[str, Any]]:
             folder = tmp_path_factory.mktemp(f"world-{tied}-{rows}")
             found[tied, rows] = {
                 **small_world(folder, tie_word_embeddings=tied, vocab_size=rows),
+                "infer_dtype": "float32",
                 "finetuning_type": "lora",
                 "max_steps": 2,
                 "learning_rate": 5e-3,
@@ -180,7 +181,14 @@ def test_every_loader_loads_the_model_that_was_trained(worlds, trained, tmp_path
     alone = {**further, "do_train": False, "do_eval": True, "eval_dataset": world["dataset"]}
     alone.pop("dataset")
     assert_same(numbers(evaluated(alone)), expected, rounding)
-    names = ("model_name_or_path", "adapter_name_or_path", "template", "finetuning_type", "quantization_bit")
+    names = (
+        "model_name_or_path",
+        "adapter_name_or_path",
+        "template",
+        "finetuning_type",
+        "quantization_bit",
+        "infer_dtype",
+    )
     answering = {name: value for name, value in again.items() if name in names}
     answers = []
     if world["stage"] != "rm":
@@ -243,7 +251,7 @@ def numbers(model: Any) -> torch.Tensor:
     ids = ids.clamp(max=len(model.get_input_embeddings().weight) - 1).to(model.device)
     with without_kernels(model):
         output: Any = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    logits: torch.Tensor = output.logits
+    logits: torch.Tensor = output.logits.cpu()
     assert logits.dtype == torch.float32
     return logits
 

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 import luthier
 from tests.small_world import small_world
 
-NAMES = ("model_name_or_path", "dataset_dir", "dataset", "template", "cutoff_len")
+NAMES = ("infer_dtype", "model_name_or_path", "dataset_dir", "dataset", "template", "cutoff_len")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return small_world(tmp_path_factory.mktemp("world"))
+    return {**small_world(tmp_path_factory.mktemp("world")), "infer_dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
