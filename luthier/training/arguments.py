@@ -47,7 +47,7 @@ def training_arguments(
         )
     if run.trains and machine.device != "cpu" and not is_in_16_bits(run):
         warn(
-            "neither bf16 nor fp16 is set, so trainable parameters and computation are in float32, which takes twice"
+            "neither bf16 nor fp16 is set, so weights and computation are in float32, which takes twice"
             f" the memory and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
         )
     values = training_arguments_kwargs(run.training)
