@@ -32,6 +32,7 @@ from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint
 from luthier.training.cut_batches import RandomState, can_begin_again
 from luthier.training.engines import (
     building_operators,
+    count_steps_again,
     gathering_whole,
     is_plain_sgd,
     load_schedule,
@@ -109,6 +110,7 @@ class CheckpointedTrainer(Trainer):
             if self.is_deepspeed_enabled:
                 whole = not isinstance(self.model, PeftModel)
                 deepspeed_load_checkpoint(self.model_wrapped, str(checkpoint), load_module_strict=whole)
+                count_steps_again(self.model_wrapped.optimizer)
             elif is_pissa(self.policy):
                 resume_pissa(self.policy, checkpoint)
             else:

@@ -61,6 +61,27 @@ def building_operators() -> Iterator[None]:
         ) from error
 
 
+def count_steps_again(optimizer: Any) -> None:
+    """Bring DeepSpeed's Adam on a CPU to where it was when the state that it has loaded was saved.
+
+    It multiplies beta^t up from step to step, and computes a power where steps are left out, as after loading. The two
+    differ in the last bit. So the steps are counted again, on a single number.
+    """
+    import torch
+
+    inner = getattr(optimizer, "optimizer", None)  # of the one that shards
+    if type(inner).__name__ != "DeepSpeedCPUAdam":
+        return
+    groups = inner.param_groups
+    num_steps = max((state.get("step", 0) for state in inner.state.values()), default=0)
+    if any(group["betas"] != groups[0]["betas"] for group in groups):
+        return  # it computes powers at every step then
+    number = [torch.zeros(1) for _ in ("weight", "gradient", "mean", "variance")]
+    settings = [groups[0][name] for name in ("eps", "weight_decay", "bias_correction")]
+    for step in range(1, int(num_steps) + 1):
+        inner.ds_opt_adam.adam_update(inner.opt_id, step, 0.0, *groups[0]["betas"], *settings, *number)
+
+
 def engine_of(accelerator: "Accelerator") -> str:
     from accelerate.utils import DistributedType
 

@@ -89,7 +89,7 @@ def of_two(request, world, tmp_path_factory) -> Path:
             files.append(folder / f"{name}.yaml")
             keys = {**world, **CASES[case], **more, "sp_size": 2, "output_dir": str(folder / name)}
             files[-1].write_text(yaml.safe_dump(keys))
-    start_two(files)
+    start_two(files, folder / "log")
     return folder
 
 

@@ -64,7 +64,7 @@ def of_two(request, world, tmp_path_factory) -> Path:
         files.append(folder / f"{case}.yaml")
         keys = {**keys_of(case, world), "tp_size": 2, "output_dir": str(folder / case)}
         files[-1].write_text(yaml.safe_dump(keys))
-    start_two(files)
+    start_two(files, folder / "log")
     return folder
 
 
