@@ -69,7 +69,7 @@ def count_steps_again(optimizer: Any) -> None:
     """
     import torch
 
-    inner = getattr(optimizer, "optimizer", None)  # of the one that shards
+    inner: Any = getattr(optimizer, "optimizer", None)  # of the one that shards
     if type(inner).__name__ != "DeepSpeedCPUAdam":
         return
     groups = inner.param_groups
