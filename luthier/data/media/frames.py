@@ -154,13 +154,18 @@ def opened(path: str) -> "Iterator[Any]":
     try:
         if not os.path.getsize(path):
             raise RowError(f"{path!r} is an empty file, not a video", repr(path))
-        with av.open(path, metadata_errors="ignore") as container:
+        with av.open(path, **_settings(av.__version__)) as container:
             yield container
     except (av.FFmpegError, OSError, ValueError) as fault:
         if isinstance(fault, RowError):
             raise
         reason = " ".join(str(getattr(fault, "strerror", None) or fault).split()) or type(fault).__name__
         raise RowError(f"{path!r} cannot be read as a video: {reason}", repr(path), reason) from fault
+
+
+def _settings(version: str) -> "dict[str, str]":
+    """Titles and the like that are not in UTF-8 do not matter. PyAV 19 thinks so too, and takes no such setting."""
+    return {"metadata_errors": "ignore"} if int(version.partition(".")[0]) < 19 else {}
 
 
 def _timeline(path: str, container: Any, stream: Any) -> Timeline:

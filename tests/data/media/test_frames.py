@@ -84,6 +84,14 @@ def test_one_frame(tmp_path):
     assert gray_of(frames_of(path, [0, 0], 8.0)) == pytest.approx([77, 77], abs=3)
 
 
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path):
+    path = film(tmp_path / "a.mkv", [77, 77])
+    named = path.read_bytes()
+    assert b"Lavf" in named, "the name of the program that wrote it"
+    path.write_bytes(named.replace(b"Lavf", b"\xff\xfevf"))
+    assert measure_of(str(path))[:3] == (48, 64, 2)
+
+
 def test_a_list_of_frames(tmp_path):
     for number in range(3):
         Image.new("RGB", (30, 20), (number * 40,) * 3).save(tmp_path / f"{number}.png")
