@@ -38,7 +38,7 @@ def test_traced_encoders_hold_what_real_ones_hold(family, tmp_path):
     shape = build_shape(run, stage, text, load_config(text.source), machine)
     images = images_of(rows, text.media, None, torch.float32)
     assert "videos" in images.plurals and ("audio" in images.plurals) == (family == "qwen2_5_omni")
-    kept, recomputed = trace_images(shape.model, images, half=None)
+    kept, recomputed = (trace_images(shape.model, images, half=None, recomputes=again) for again in (False, True))
     assert recomputed.kept_bytes <= kept.kept_bytes
     real = shape.model.to_empty(device="cpu")
     for tensor in (*real.parameters(), *real.buffers()):
