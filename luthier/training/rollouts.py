@@ -293,4 +293,7 @@ class Rollouts:
             load_value_head(self.models.policy, folder)
         path = folder / EXPERIENCE_FILE.format(self.args.process_index)
         if path.is_file():
-            self.rows = torch.load(path, map_location=self.args.device, weights_only=True)
+            device = self.args.device
+            # torch does not know the `cpu:0` of a process that shares a run.
+            where = "cpu" if device.type == "cpu" else device
+            self.rows = torch.load(path, map_location=where, weights_only=True)
