@@ -10,9 +10,6 @@ import luthier
 from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput
-from luthier.core.kinds import STAGES
-from luthier.core.machine import detect
-from luthier.data.prepare import prepare
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
@@ -26,8 +23,8 @@ from luthier.workflow.plan.recompute import as_asked, decide
 from luthier.workflow.plan.shape import Unplanned, build_shape, layers_are_alike
 from luthier.workflow.plan.text import as_json, duration, lines_of
 from luthier.workflow.plan.trace import Batch, Call, Product, Trace, trace_step
-from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
+from tests.plans import plan_of, sides
 from tests.small_world import WAYS, losses, small_world
 
 
@@ -35,17 +32,6 @@ from tests.small_world import WAYS, losses, small_world
 def world(tmp_path_factory):
     values = small_world(tmp_path_factory.mktemp("world"), num_hidden_layers=6)
     return {**values, "max_steps": 2}
-
-
-def sides(keys):
-    run, machine = load_train(keys), detect()
-    stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
-    return run, stage, text, prepare(run, stage.rows, text.encoding), machine
-
-
-def plan_of(keys):
-    return make_plan(*sides(keys))
 
 
 @pytest.fixture

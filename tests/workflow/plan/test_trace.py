@@ -4,32 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.config.load import load_train
-from luthier.core.kinds import STAGES
-from luthier.core.machine import detect
-from luthier.data.prepare import prepare
 from luthier.model.loading.config import load_config
 from luthier.workflow.plan.make import make_plan
 from luthier.workflow.plan.memory import CONTEXT_BYTES, held_by
 from luthier.workflow.plan.shape import build_shape
-from luthier.workflow.text import load_text_side
+from tests.plans import plan_of, sides
 from tests.small_world import WAYS, small_world
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return {**small_world(tmp_path_factory.mktemp("world"), num_hidden_layers=6), "max_steps": 2}
-
-
-def sides(keys):
-    run, machine = load_train(keys), detect()
-    stage = STAGES.get(run.stage)
-    text = load_text_side(run, reads_chat=stage.rows.reads_chat)
-    return run, stage, text, prepare(run, stage.rows, text.encoding), machine
-
-
-def plan_of(keys):
-    return make_plan(*sides(keys))
 
 
 def on_a_gpu(keys):
