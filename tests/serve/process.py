@@ -1,6 +1,8 @@
 """`luthier api` as a process of its own."""
 
 import contextlib
+import http.client
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -53,6 +56,18 @@ def api(folder: Path, keys: Mapping[str, Any], **environ: str) -> Iterator[tuple
     finally:
         started.process.kill()
         started.process.wait()
+
+
+@contextlib.contextmanager
+def leaving(url: str, body: Mapping[str, Any]) -> Iterator[None]:
+    """A client that posts `body` and is gone at the end of the block, whatever was answered by then."""
+    address, data = urlsplit(url), json.dumps(dict(body))
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=60)
+    connection.request("POST", address.path, data, {"content-type": "application/json"})
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 def free_port() -> int:

@@ -37,7 +37,8 @@ def test_the_end_mark_follows_the_last_event():
 
 def test_a_ping_goes_out_in_silence():
     found = asyncio.run(listed(slow(b"a", 0.25, b"b"), ping_seconds=0.1))
-    assert found == [b"a", PING, PING, b"b", DONE]
+    pings = found[1:-2]
+    assert [found[0], *found[-2:]] == [b"a", b"b", DONE] and set(pings) == {PING} and len(pings) <= 2
 
 
 def test_nothing_follows_an_error():
