@@ -9,6 +9,7 @@ LuthierError                exit status 1
     MissingExtra            an optional library is not installed
     UnknownVariant          a name that no file provides
   RunFailed                 the run itself went wrong (disk full, loss not finite, ...)
+    DeviceFailed            the accelerator computes nothing more in this process
 """
 
 import re
@@ -28,6 +29,10 @@ class LuthierError(Exception):
 
 class RunFailed(LuthierError):
     """The input was valid, but the run could not be completed."""
+
+
+class DeviceFailed(RunFailed):
+    """The accelerator computes nothing more in this process, so going on would only repeat the error."""
 
 
 class InvalidInput(LuthierError, ValueError):

@@ -6,12 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from luthier.core.errors import DeviceFailed
 from luthier.core.files import size
 from luthier.core.log import info
 from luthier.infer.alone import answer_alone
 from luthier.infer.batching import RowBatch, can_batch, num_read_together
 from luthier.infer.grammar import Grammars
 from luthier.infer.row import ROW_FAULTS, Row
+from luthier.model.failed_device import require_working_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +42,11 @@ class AnswerThread:
         self.model, self.tokenizer, self.max_rows, self.use_cache = model, tokenizer, max_rows, use_cache
         self._grammars = Grammars(tokenizer, stop_ids)
         self._batch = RowBatch(model, tokenizer, stop_ids, self._grammars) if use_cache and can_batch(model) else None
+        self.failure: DeviceFailed | None = None
+        """Why nothing can be answered any more."""
         self._waiting: deque[Row] = deque()
+        self._newcomers: list[Row] = []
+        """The rows that began last."""
         self._is_working = False
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -58,10 +64,14 @@ class AnswerThread:
 
     def submit(self, row: Row) -> None:
         with self._lock:
-            self._waiting.append(row)
-            if self._is_working:
-                return
-            self._is_working = True
+            if self.failure is None:
+                self._waiting.append(row)
+                if self._is_working:
+                    return
+                self._is_working = True
+        if self.failure is not None:
+            row.fail(self.failure)
+            return
         self._pool.submit(self._work).add_done_callback(self._stopped)
 
     def close(self) -> None:
@@ -75,7 +85,7 @@ class AnswerThread:
     def _work(self) -> None:
         self._tell_once()
         while self._has_work():
-            newcomers = self._next()
+            self._newcomers = newcomers = self._next()
             if newcomers and self._goes_alone(newcomers[0]):
                 self._answer_alone(newcomers[0])
                 continue
@@ -85,6 +95,7 @@ class AnswerThread:
                 self._note_memory()
                 self._batch.step()
             except ROW_FAULTS as fault:  # of the model, such as memory that is refused: it concerns all rows
+                require_working_device(fault)
                 for row in self._batch.clear():
                     row.fail(fault)
 
@@ -123,6 +134,7 @@ class AnswerThread:
         try:
             answer_alone(self.model, self.tokenizer, self._grammars, row, use_cache=self.use_cache)
         except ROW_FAULTS as fault:
+            require_working_device(fault)
             row.fail(fault)
 
     def _note_memory(self) -> None:
@@ -151,7 +163,8 @@ class AnswerThread:
         if fault is None:
             return
         with self._lock:
-            rows = [*self._waiting, *(self._batch.clear() if self._batch is not None else ())]
+            self.failure = fault if isinstance(fault, DeviceFailed) else None
+            rows = [*self._newcomers, *self._waiting, *(self._batch.clear() if self._batch is not None else ())]
             self._waiting.clear()
             self._is_working = False
         for row in rows:

@@ -20,6 +20,7 @@ from luthier.infer.grammar import Grammars
 from luthier.infer.row import ROW_FAULTS, Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
 from luthier.model.classes import CACHE_NAMES, is_routed
+from luthier.model.failed_device import require_working_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,6 +94,7 @@ class RowBatch:
             with torch.no_grad():
                 read = self._read(ready)
         except ROW_FAULTS as fault:
+            require_working_device(fault)
             if len(ready) == 1:
                 ready[0].fail(fault)
                 return
@@ -104,6 +106,7 @@ class RowBatch:
             with torch.no_grad():
                 self._admit(ready, *read)
         except ROW_FAULTS as fault:  # such as memory that is refused
+            require_working_device(fault)
             for row in ready:
                 row.fail(fault)
 
@@ -130,6 +133,7 @@ class RowBatch:
         try:
             row.chooser = self._chooser(row)
         except ROW_FAULTS as fault:
+            require_working_device(fault)
             row.fail(fault)
             return False
         if row.num_new_tokens <= 0 and not row.settings.prompt_logprobs:
@@ -178,6 +182,7 @@ class RowBatch:
         try:
             return not row.take(logits, chosen)
         except ROW_FAULTS as fault:
+            require_working_device(fault)
             row.fail(fault)
             return False
 

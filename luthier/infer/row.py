@@ -26,6 +26,7 @@ from luthier.infer.decoding import TextStream
 from luthier.infer.sampling import chosen_tokens, sample_tokens
 from luthier.infer.stops import StopStrings
 from luthier.infer.types import Answer, Piece, Settings, Token
+from luthier.model.failed_device import require_working_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ _RARE = (TopHLogitsWarper, TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWa
 
 
 ROW_FAULTS = (LuthierError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
-"""What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only."""
+"""What may go wrong while one row chooses its token: settings and grammars come from callers. It ends that row only,
+unless the device has failed (`require_working_device`)."""
 Candidates = tuple[float, int, float, float]
 """Temperature, top-k, top-p and min-p. Answers with the same ones choose their next tokens together."""
 
@@ -63,7 +65,8 @@ def chosen_together(logits: Tensor, choosers: "Sequence[Chooser]") -> list[int |
             numbers = torch.cat([choosers[row].number() for row in rows]).to(logits.device)
             try:
                 found = chosen_tokens(scores.float(), choosers[rows[0]].settings, numbers, candidates[-1])
-            except ROW_FAULTS:
+            except ROW_FAULTS as fault:
+                require_working_device(fault)
                 continue
         for row, token_id in zip(rows, found.tolist(), strict=True):
             tokens[row] = token_id
@@ -157,7 +160,7 @@ class Row:
         self.stop_ids = frozenset(settings.stop_token_ids) | (
             frozenset() if settings.ignore_eos else frozenset(stop_ids)
         )
-        self.is_canceled = False
+        self.is_canceled = self.has_ended = False
         self.seen: Callable[[], Mapping[str, Tensor]] | None = None
         """Makes what the model takes beside a prompt with images, which takes long: for the thread of the model."""
         self.prompt_tokens: tuple[Token, ...] = ()
@@ -202,8 +205,9 @@ class Row:
         return False
 
     def fail(self, fault: Exception) -> None:
-        """End with an error."""
-        if not self.is_canceled:
+        """End with an error. Does nothing for a row that has ended."""
+        if not (self.is_canceled or self.has_ended):
+            self.has_ended = True
             self._deliver(fault)
 
     def end(self, *, stopped: bool = False) -> None:
@@ -228,6 +232,7 @@ class Row:
             prompt_tokens=self.prompt_tokens,
         )
         if not self.is_canceled:
+            self.has_ended = True
             self._deliver(answer)
 
     def _write(self, text: str, is_last: bool = False) -> None:

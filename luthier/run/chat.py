@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import InvalidInput, LuthierError
+from luthier.core.errors import DeviceFailed, InvalidInput, LuthierError
 from luthier.core.log import info, warn
 from luthier.core.registry import did_you_mean
 
@@ -131,7 +131,10 @@ class Terminal:
         }
 
     def talk(self) -> None:
-        """Read lines until `exit` or the end of input. An error in one line is printed, and the next line is read."""
+        """Read lines until `exit` or the end of input. An error in one line is printed, and the next line is read.
+
+        Raises `DeviceFailed`, after which no line could be answered.
+        """
         if self.is_interactive:
             with contextlib.suppress(ImportError):  # not on every system; gives `input` line editing and a history
                 importlib.import_module("readline")
@@ -139,6 +142,8 @@ class Terminal:
         while (line := self._read_text()) is not None and line.strip() != "exit":
             try:
                 self._handle(line)
+            except DeviceFailed:
+                raise
             except LuthierError as error:
                 info(f"error: {error}")
             except KeyboardInterrupt:

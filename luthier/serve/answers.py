@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import InvalidInput, LuthierError
+from luthier.core.errors import DeviceFailed, InvalidInput, LuthierError
 from luthier.core.log import warn
 from luthier.infer.engines import Delivery
 from luthier.infer.types import Answer, GrammarFault, Piece, Settings, UnsupportedSetting
-from luthier.serve.errors import ApiError, failed, too_long
+from luthier.serve.errors import ApiError, engine_ended, failed, too_long
 from luthier.serve.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ def _as_api_error(fault: Exception, job: Job) -> ApiError:
         return ApiError(str(fault), param=job.grammar_param)
     if isinstance(fault, InvalidInput):
         return ApiError(str(fault), param=job.param, code=_code_of(fault))
+    if isinstance(fault, DeviceFailed):
+        return engine_ended(str(fault))
     if isinstance(fault, LuthierError):
         return ApiError(str(fault), status=500, type="server_error")
     warn(f"an answer failed: {type(fault).__name__}: {fault}")

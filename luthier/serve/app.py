@@ -155,8 +155,8 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
     async def health() -> JSONResponse:
         """200 when the model answers; 503 while it is loading, when its engine has died, and during shutdown."""
         model = service.any_model
-        if isinstance(model, ChatModel) and (fault := model.engine.fault) is not None:
-            raise engine_ended(fault)
+        if model.fault is not None:
+            raise engine_ended(model.fault)
         return JSONResponse({"status": "ok", "model": model.name})
 
     @app.get("/metrics")

@@ -82,13 +82,18 @@ def _reward_model(run: "InferRun", text: TextSide, name: str | None) -> RewardMo
     def scores(texts: Sequence[Sequence[int]]) -> list[float]:
         import torch
 
+        from luthier.model.failed_device import require_working_device
         from luthier.model.heads.score_head import position_scores
 
         found = []
-        with torch.inference_mode():
-            for ids in texts:
-                inputs = {"input_ids": torch.tensor([list(ids)], device=model.device)}
-                found.append(position_scores(model, inputs)[-1].item())
+        try:
+            with torch.inference_mode():
+                for ids in texts:
+                    inputs = {"input_ids": torch.tensor([list(ids)], device=model.device)}
+                    found.append(position_scores(model, inputs)[-1].item())
+        except RuntimeError as fault:
+            require_working_device(fault)
+            raise
         return found
 
     return RewardModel(**_facts(run, text, name), scores=scores)

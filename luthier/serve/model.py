@@ -1,11 +1,11 @@
 """The model that a server serves: one that writes answers, or one that scores texts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import DeviceFailed, InvalidInput
 from luthier.infer.engines import Generating
 from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
 from luthier.infer.reading import TAIL_TOKENS, opens_thought
@@ -33,6 +33,11 @@ class ServedModel:
     created: int
     """Seconds since 1970."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why it answers nothing any more; None while all is well."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatModel(ServedModel):
@@ -45,6 +50,10 @@ class ChatModel(ServedModel):
     """None: answers have no thoughts."""
     images: ImageRules | None = None
     """Which media requests may have; None for a model that reads text only."""
+
+    @property
+    def fault(self) -> str | None:
+        return self.engine.fault
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -76,7 +85,13 @@ class ChatModel(ServedModel):
 @dataclass(frozen=True, kw_only=True)
 class RewardModel(ServedModel):
     scores: Callable[[Sequence[Sequence[int]]], list[float]]
-    """Token ids of texts -> their scores. Slow: call it in a thread."""
+    """Token ids of texts -> their scores. Slow: call it in a thread. Raises `DeviceFailed`."""
+    failures: list[DeviceFailed] = field(default_factory=list)
+    """Those that `scores` has raised."""
+
+    @property
+    def fault(self) -> str | None:
+        return str(self.failures[0]) if self.failures else None
 
 
 def _prompt_ids(prompting: Prompting, asked: Asked, tools: str) -> list[int]:

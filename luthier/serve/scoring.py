@@ -3,7 +3,8 @@
 import uuid
 from typing import Any
 
-from luthier.serve.errors import ApiError
+from luthier.core.errors import DeviceFailed
+from luthier.serve.errors import ApiError, engine_ended
 from luthier.serve.model import RewardModel
 from luthier.serve.protocol import ScoreRequest
 
@@ -19,9 +20,14 @@ def scored(request: ScoreRequest, model: RewardModel) -> dict[str, Any]:
         if not ids:
             raise ApiError(f"messages[{number}]: the text is empty", param=f"messages[{number}]")
         texts.append(ids)
+    try:
+        scores = model.scores(texts)
+    except DeviceFailed as fault:
+        model.failures.append(fault)
+        raise engine_ended(str(fault)) from fault
     return {
         "id": f"scoreval-{uuid.uuid4().hex}",
         "object": "score.evaluation",
         "model": model.name,
-        "scores": model.scores(texts),
+        "scores": scores,
     }

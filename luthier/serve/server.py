@@ -1,4 +1,5 @@
-"""Runs the application. The socket is open before the model is loaded; the server ends after its running answers."""
+"""Runs the application. The socket is open before the model is loaded; the server ends after its running answers, or
+when the model answers nothing any more."""
 
 import asyncio
 import contextlib
@@ -15,12 +16,12 @@ from fastapi import FastAPI
 from luthier.core.errors import LuthierError, OutputError, RunFailed
 from luthier.core.log import info
 from luthier.serve.app import Service
-from luthier.serve.model import Loaded
+from luthier.serve.model import ChatModel, Loaded, RewardModel
 from luthier.serve.options import ServerOptions
 
 DRAIN_SECONDS = 30.0
 """How long running answers may take after SIGTERM."""
-_KEEP_ALIVE_SECONDS, _CLOSING_SECONDS, _TICK_SECONDS = 60, 3, 0.05
+_KEEP_ALIVE_SECONDS, _CLOSING_SECONDS, _TICK_SECONDS, _WATCH_SECONDS = 60, 3, 0.05, 0.5
 _BACKLOG = 2048
 
 
@@ -65,12 +66,16 @@ class Running:
         )
         self._server = _Server(config)
         self._release: Callable[[], None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._fault: LuthierError | None = None
         self._was_interrupted = False
         self.drain_seconds = DRAIN_SECONDS
 
     def run(self, listening: socket.socket) -> int:
-        """Serve until a signal comes; return the exit status. Raises what loading the model raised."""
+        """Serve until a signal comes; return the exit status.
+
+        Raises what loading the model raised, and `RunFailed` when it answers nothing any more.
+        """
         asyncio.run(self._run(listening))
         if self._fault is not None:
             raise self._fault
@@ -92,6 +97,8 @@ class Running:
         try:
             await self._server.serve([listening])
         finally:
+            if self._watching is not None:  # an engine that is released looks like one that has died
+                self._watching.cancel()
             if self._release is not None:
                 await asyncio.to_thread(self._release)
 
@@ -111,6 +118,14 @@ class Running:
             return
         self._service.model, self._release = loaded
         print(f"ready: http://{self._options.shown_host}:{port}/v1", flush=True)
+        self._watching = asyncio.get_running_loop().create_task(self._watch(loaded[0]))
+
+    async def _watch(self, model: ChatModel | RewardModel) -> None:
+        """End the server when the model answers nothing any more, so that whoever keeps it alive starts a new one."""
+        while model.fault is None:
+            await asyncio.sleep(_WATCH_SECONDS)
+        self._fault = RunFailed(model.fault)
+        await self._drain(_CLOSING_SECONDS)  # running answers end with the same error
 
     def _stop(self, number: int) -> None:
         self._was_interrupted = self._was_interrupted or number == signal.SIGINT
@@ -121,11 +136,11 @@ class Running:
         self._service.admission.is_stopping = True
         if self._service.admission.num_answers:
             info(f"stopping; running answers get {self.drain_seconds:.0f} s")
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        self._draining = asyncio.get_running_loop().create_task(self._drain(self.drain_seconds))
 
-    async def _drain(self) -> None:
+    async def _drain(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.drain_seconds):
+            async with asyncio.timeout(seconds):
                 while self._service.admission.num_answers:
                     await asyncio.sleep(_TICK_SECONDS)
         self._service.abort()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
+from luthier.model.failed_device import require_working_device
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.training.callbacks.interrupt import GaveUp
 from luthier.training.checkpoints import STATES, missing_states
@@ -33,8 +34,9 @@ class RunResult:
 def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, float], bool]:
     """Train to the end. Returns the training metrics, and whether a signal stopped it (after saving a checkpoint).
 
-    The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory, and when a
-    signal stopped it whose checkpoint could not be saved. Within the context of `trainer.stop`.
+    The metrics are empty if `resume_from` is already the last step. Raises `RunFailed` when out of memory, when the
+    device has failed, and when a signal stopped it whose checkpoint could not be saved. Within the context of
+    `trainer.stop`.
     """
     if resume_from is not None:
         info(f"resuming from {resume_from}")
@@ -57,6 +59,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
         return {}, True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
+            require_working_device(error)
             raise
         raise RunFailed(
             f"out of memory at step {trainer.state.global_step}: {error}"

@@ -5,9 +5,12 @@ from threading import Event
 import pytest
 import torch
 
+from luthier.core.errors import DeviceFailed
 from luthier.infer.answering import AnswerThread
 from luthier.infer.engines.huggingface import HuggingFaceModel
+from luthier.infer.row import Row
 from luthier.infer.types import Settings
+from tests.broken_cuda import ASSERTION, break_cuda
 from tests.tiny import TINY_LLAMA, byte_tokenizer
 
 GREEDY = Settings(do_sample=False, max_new_tokens=6)
@@ -98,6 +101,38 @@ def test_a_fault_of_the_model_reaches_every_caller_and_the_next_is_answered():
             text_of(ticket)
     broken.clear()
     assert len(ids_of(model.submit([1], GREEDY))) > 0
+
+
+@pytest.mark.parametrize("place", ["read", "step", "choose"])
+@pytest.mark.parametrize("use_kv_cache", [True, False])
+def test_a_failed_device_ends_all_answers_with_one_error(monkeypatch, place, use_kv_cache):
+    model, fault = engine(use_kv_cache=use_kv_cache), torch.AcceleratorError(ASSERTION)
+    forward, push = model.model.forward, Row.push
+
+    def fails(*args, **given):
+        width = given["input_ids"].shape[1]
+        if place != "choose" and (place == "read") == (width > 1):
+            break_cuda(monkeypatch, fault)
+            raise fault
+        return forward(*args, **given)
+
+    def chooses(row, token):
+        if place == "choose":
+            break_cuda(monkeypatch, fault)
+            raise fault
+        return push(row, token)
+
+    fails.__signature__ = __import__("inspect").signature(forward)
+    model.model.forward = fails
+    monkeypatch.setattr(Row, "push", chooses)
+    prompts = [[1, 2], [1, 2], [3]] if place != "step" or use_kv_cache else [[1]]
+    tickets = [model.submit(ids, GREEDY) for ids in prompts]
+    for ticket in [*tickets, model.submit([4], GREEDY)]:
+        with pytest.raises(DeviceFailed, match="cuda:1 has failed"):
+            text_of(ticket)
+    assert model.fault is not None and "device-side assert" in model.fault
+    with pytest.raises(DeviceFailed):
+        text_of(model.submit([5], GREEDY))
 
 
 def test_what_arrives_can_go_to_a_function_of_the_caller():

@@ -2,11 +2,12 @@
 
 import io
 import json
+import sys
 
 import pytest
 
 from luthier.core import log
-from luthier.core.errors import InvalidInput
+from luthier.core.errors import DeviceFailed, InvalidInput
 from luthier.infer.conversation import Conversation
 from luthier.infer.reading import AnswerFormat
 from luthier.infer.session import ChatSession
@@ -83,6 +84,20 @@ def test_a_wrong_command_is_said_and_the_chat_goes_on(talk, tmp_path, command, m
     assert err.startswith("error: ")
     assert message in err
     assert "Assistant: Hello." in out
+
+
+def test_a_failed_device_ends_the_chat(monkeypatch):
+    model = ScriptedModel()
+
+    def fails(*_):
+        raise DeviceFailed("cuda:0 has failed")
+        yield
+
+    monkeypatch.setattr(model, "stream", fails)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nHi again\n"))
+    with pytest.raises(DeviceFailed):
+        Terminal(ChatSession(model, Conversation(PlainPrompting()), Settings())).talk()
+    assert sys.stdin.read() == "Hi again\n"
 
 
 def test_a_line_that_only_looks_like_a_command_is_a_question(talk):

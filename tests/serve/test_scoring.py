@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from luthier.core.errors import DeviceFailed
 from luthier.serve.model import RewardModel
 from luthier.serve.token_texts import TokenTexts
 from luthier.training.rewards import Answered
@@ -13,18 +14,21 @@ from tests.tiny import byte_tokenizer
 
 @pytest.fixture(scope="module")
 def server():
+    with serving(judge(lambda texts: [float(len(ids)) for ids in texts])) as (url, _):
+        yield url
+
+
+def judge(scores):
     tokenizer = byte_tokenizer()
-    model = RewardModel(
+    return RewardModel(
         name="judge",
         tokenizer=tokenizer,
         texts=TokenTexts(tokenizer),
         num_positions=8,
         vocab_size=320,
         created=1,
-        scores=lambda texts: [float(len(ids)) for ids in texts],
+        scores=scores,
     )
-    with serving(model) as (url, _):
-        yield url
 
 
 def post(server, **fields):
@@ -34,6 +38,16 @@ def post(server, **fields):
 def test_scores(server):
     body = post(server, model="any", messages=["ab", "abc"]).json()
     assert body["scores"] == [2.0, 3.0] and body["object"] == "score.evaluation" and body["model"] == "judge"
+
+
+def test_a_failed_device_makes_the_server_unhealthy():
+    def fails(texts):
+        raise DeviceFailed("cuda:0 has failed")
+
+    with serving(judge(fails)) as (url, _):
+        assert httpx.get(f"{url}/health").status_code == 200
+        for response in (post(url, messages=["ab"]), httpx.get(f"{url}/health")):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_ended")
 
 
 def test_long_texts_are_cut(server):

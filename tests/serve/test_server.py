@@ -8,7 +8,7 @@ import threading
 import httpx
 import pytest
 
-from luthier.core.errors import ModelError, OutputError, RunFailed
+from luthier.core.errors import DeviceFailed, ModelError, OutputError, RunFailed
 from luthier.serve.app import build
 from luthier.serve.options import ServerOptions
 from luthier.serve.server import Running, listening_socket
@@ -116,6 +116,28 @@ def test_a_model_that_cannot_be_loaded_ends_it(fault, raised):
 
     with pytest.raises(raised):
         Started(load).run(lambda started: None)
+
+
+def test_a_model_that_answers_nothing_any_more_ends_it():
+    failure = DeviceFailed("cuda:0 has failed")
+    gate, found, released = threading.Event(), [], []
+    model = chat_model(lambda prompt: ["first", gate, failure])
+
+    def beside(started):
+        started.wait()
+        body = {"messages": HI, "stream": True}
+        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response:
+            model.engine.fault = str(failure)
+            found.append(httpx.get(f"{started.url}/health"))
+            gate.set()
+            found.append(response.read().decode())
+
+    with pytest.raises(RunFailed, match="cuda:0 has failed"):
+        Started(lambda: (model, lambda: released.append(True))).run(beside)
+    assert released == [True]
+    health, streamed = found
+    assert (health.status_code, health.json()["error"]["message"]) == (503, "cuda:0 has failed")
+    assert '"engine_ended"' in streamed and "[DONE]" not in streamed
 
 
 def test_an_address_that_cannot_be_used():

@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 import luthier
-from luthier.core.errors import RunFailed
+from luthier.core.errors import DeviceFailed, RunFailed
 from luthier.training.cut_batches import KeepsRows, cut, num_rows
 from luthier.training.trainer import StageTrainer
+from tests.broken_cuda import ASSERTION, break_cuda
 from tests.matrix import representatives
 from tests.small_world import small_world
 
@@ -134,6 +135,17 @@ def test_dropout_draws_what_it_drew_before(world, tmp_path, monkeypatch):
 def test_one_row_that_is_too_long_ends_the_run(world, tmp_path, memory_for):
     memory_for(0)
     with pytest.raises(RunFailed, match=r"^out of memory at step 0: .*2.00 GiB -> lower per_device_train_batch_size"):
+        trained(world, tmp_path / "out")
+
+
+def test_a_failed_device_ends_the_run_with_one_sentence(world, tmp_path, monkeypatch):
+    def fails(*_: Any, **__: Any) -> None:
+        break_cuda(monkeypatch, fault)
+        raise fault
+
+    fault = torch.AcceleratorError(ASSERTION)
+    monkeypatch.setattr(StageTrainer, "compute_loss", fails)
+    with pytest.raises(DeviceFailed, match=r"^cuda:1 has failed .* -> start again"):
         trained(world, tmp_path / "out")
 
 

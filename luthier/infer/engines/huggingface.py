@@ -53,8 +53,9 @@ class HuggingFaceModel(Streaming):
         return num_positions(self.model)
 
     @property
-    def fault(self) -> None:
-        """There is none: an error ends the answers it concerns, and later ones are answered as before."""
+    def fault(self) -> str | None:
+        """A failed device. Any other error ends the answers it concerns, and later ones are answered as before."""
+        return None if self._thread.failure is None else str(self._thread.failure)
 
     @property
     def num_running(self) -> int:
