@@ -5,14 +5,16 @@ P processes. Each holds 1 / P of the rows of some matrices and of the columns of
 part and adds up once, in the last matrix (Megatron-LM, https://arxiv.org/abs/1909.08053). Norms are whole everywhere.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.core.log import quiet
 from luthier.model.files.sources import ModelFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 HEADS = ("num_attention_heads", "num_key_value_heads")
 
@@ -60,8 +62,37 @@ def _fitting(config: "PreTrainedConfig") -> str:
     return f"set tp_size to {' or '.join(map(str, sizes))}" if sizes else ""
 
 
-def whole(weight: "Tensor | None") -> Any:
+def whole(weight: Any) -> Any:
     """`weight` as one tensor, gathered if processes share it; the gradient of each process goes to its own part."""
     from torch.distributed.tensor import DTensor
 
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def split_like(numbers: "Tensor", weight: "Tensor") -> "Tensor":
+    """`numbers`, which every process has as a whole, shared as `weight` is. All processes call it together."""
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    numbers = numbers.to(weight.device)
+    if not isinstance(weight, DTensor):
+        return numbers
+    # torch cuts in one piece for each process only. Weights of several matrices in one have a piece of each.
+    pieces = [Shard(place.dim) if isinstance(place, _StridedShard) else place for place in weight.placements]
+    parts = distribute_tensor(numbers, weight.device_mesh, pieces, src_data_rank=None)
+    return parts.redistribute(placements=weight.placements)
+
+
+def read_split(model: "PreTrainedModel", folder: Path) -> "tuple[PreTrainedModel, list[str], list[str]]":
+    """The weights that `model`, whose layers are split, has saved to `folder` as a whole, split as in it. With the
+    names of those that are missing and of those that are unexpected. Numbers of 16 and 32 bits are read as they are."""
+    import torch
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    kind: Any = type(model)
+    split = DistributedConfig(tp_size=model.tp_size)
+    with quiet("transformers"):
+        saved, found = kind.from_pretrained(
+            folder, dtype=torch.float32, distributed_config=split, output_loading_info=True
+        )
+    return saved, sorted(found["missing_keys"]), sorted(found["unexpected_keys"])

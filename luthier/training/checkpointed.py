@@ -22,11 +22,12 @@ from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.adapters._series import check_resumed
+from luthier.model.compat.split_checkpoints import saving_split_layers
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
 from luthier.model.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
-from luthier.training import checkpoints
+from luthier.training import checkpoints, split_state
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
 from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
 from luthier.training.cut_batches import RandomState, can_begin_again
@@ -62,7 +63,8 @@ class CheckpointedTrainer(Trainer):
     """transformers.Trainer whose checkpoints are whole at every moment; see `luthier.training.checkpoints`."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts, **words: Any) -> None:
-        super().__init__(args=args, **words)
+        with saving_split_layers(args, parts.models.policy):
+            super().__init__(args=args, **words)
         assert args.output_dir is not None, "the rules require output_dir"
         self.parts, self.policy, self.output_dir = parts, parts.models.policy, args.output_dir
         self.stage_state: StageState = {}
@@ -106,6 +108,7 @@ class CheckpointedTrainer(Trainer):
         """Weights, sampled answers and the state of the stage; with DeepSpeed also the optimizer."""
         check_resumed(self.policy, checkpoint)
         require_same_engine(checkpoint, self.accelerator)
+        split_state.require_same_split(checkpoint, is_split=self.is_distributed_loading_by_transformers)
         with checkpoint_mismatch(str(checkpoint)):
             if self.is_deepspeed_enabled:
                 whole = not isinstance(self.model, PeftModel)
@@ -113,6 +116,8 @@ class CheckpointedTrainer(Trainer):
                 count_steps_again(self.model_wrapped.optimizer)
             elif is_pissa(self.policy):
                 resume_pissa(self.policy, checkpoint)
+            elif self._fills_split_weights:
+                split_state.fill_weights(unwrap(self.policy), checkpoint)
             else:
                 with checkpoints.taking_saved_names(self.policy, checkpoint):
                     super()._load_from_checkpoint(str(checkpoint), model)
@@ -120,6 +125,11 @@ class CheckpointedTrainer(Trainer):
             self.parts.rollouts.load(checkpoint)
         saved = checkpoint / STAGE_STATE_FILE
         self.stage_state = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+
+    @property
+    def _fills_split_weights(self) -> bool:
+        """Whether each process takes its part of whole weights. peft does that for adapters."""
+        return self.is_distributed_loading_by_transformers and not isinstance(self.model, PeftModel)
 
     def go_back(self) -> Path | None:
         """Take what was learned from the last checkpoint; the schedule, the rows and the random numbers go on.
@@ -149,6 +159,8 @@ class CheckpointedTrainer(Trainer):
             checkpoints.require_whole_best(Path(best))
         if best is not None and is_pissa(self.policy):
             resume_pissa(self.policy, Path(best))
+        elif best is not None and self._fills_split_weights:
+            split_state.fill_weights(unwrap(self.policy), Path(best))
         else:
             with checkpoints.taking_saved_names(self.policy, Path(best or "")):
                 super()._load_best_model()
@@ -160,8 +172,17 @@ class CheckpointedTrainer(Trainer):
         with checkpoint_mismatch(checkpoint or ""):
             if checkpoint is not None and self.is_fsdp_enabled and is_plain_sgd(self.optimizer):
                 load_schedule(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            elif checkpoint is not None and self.is_distributed_loading_by_transformers:
+                split_state.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_distributed_loading_by_transformers:
+            folder, writes = Path(output_dir), self.args.should_save
+            split_state.save_optimizer(self.optimizer, self.lr_scheduler, folder, writes=writes)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in transformers, but the weights come first, and stay if anything else cannot be saved (`unsaved`).

@@ -131,11 +131,6 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
             "fsdp: shards weights over the processes of torchrun, and this is a single process"
             " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
         )
-    if run.parallel.tp_size > 1 and resume_from is not None:
-        raise InvalidInput(
-            f"tp_size: training cannot be resumed from {resume_from}, since layers that are split are filled as the"
-            " model is loaded only -> set overwrite_output_dir: true, or choose another output_dir"
-        )
     if run.trains and resume_from is None:
         for folder in (output_dir, *checkpoints_in(output_dir)):
             require_apart("output_dir", folder, (run.model.model_name_or_path, *run.model.adapter_name_or_path))

@@ -12,12 +12,9 @@ _splits = When(lambda run: run.parallel.tp_size > 1)
 _OWN_ROWS = "gives each process rows of its own, and all processes of tp_size compute the same rows"
 _TAKES_WHOLE = "takes weights as a whole, and tp_size splits them as they are read"
 _RUNS_ALONE = "lets each process write answers to rows of its own, and with tp_size no process has a whole model"
-_LOADS_BACK = "loads a checkpoint into the model, which split layers do not allow"
 _ON = {
     "streaming": _OWN_ROWS,
     "torch_compile": "cannot trace the exchange between processes",
-    "load_best_model_at_end": _LOADS_BACK,
-    "resume_from_checkpoint": _LOADS_BACK,
     "predict_with_generate": _RUNS_ALONE,
     "do_predict": _RUNS_ALONE,
     "eval_tasks": _RUNS_ALONE,
@@ -46,13 +43,17 @@ _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ("fsdp", "shards the weights that tp_size splits already", uses_fsdp),
     ("deepspeed", "lays out the weights that tp_size splits already", uses_deepspeed),
     ("quantization_bit", _TAKES_WHOLE, is_given("quantization", "quantization_bit")),
+    (
+        "on_nonfinite",
+        "goes back to a checkpoint (rollback), which has not been tried with split layers",
+        lambda run: run.recovery.on_nonfinite == "rollback",
+    ),
     ("accelerator_config", "lets one process read all batches, and with tp_size each reads them", dispatches_batches),
     (
         "train_sampling_strategy",
         _OWN_ROWS,
         lambda run: run.training["train_sampling_strategy"] == "batch_rebalance",
     ),
-    ("on_nonfinite", f"{_LOADS_BACK} (rollback)", lambda run: run.recovery.on_nonfinite == "rollback"),
 )
 
 TENSOR_PARALLEL_RULES = Rules(
@@ -69,12 +70,6 @@ TENSOR_PARALLEL_RULES = Rules(
             "is there for finetuning_type: full and lora only",
             "use one of them, or leave it out",
             lambda run: run.finetuning_type not in ("full", "lora"),
-        ),
-        _splits.refuses(
-            ("tp_size", "save_only_model", "save_strategy"),
-            "does not allow the state of the optimizer to be saved, so there are checkpoints of the weights only",
-            "set save_only_model: true, or save_strategy: no",
-            lambda run: run.training["save_strategy"] != "no" and not run.training["save_only_model"],
         ),
         _splits.refuses(
             ("optim", "tp_size"),
