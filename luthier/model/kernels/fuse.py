@@ -1,4 +1,4 @@
-"""Which modules of a model compute with the kernels of this folder: LoRA layers, RMSNorms and gated MLPs.
+"""Which modules of a model compute with the kernels of this folder: LoRA layers, RMSNorms, gated MLPs and rotations.
 
 What a module computes is not looked up in a list of classes. Its `forward` is tried on a few numbers and has to give
 what the formula of the kernel gives; every other module stays as it is. So it makes no difference whether the code
@@ -7,6 +7,7 @@ comes from transformers or with the model.
 
 from collections.abc import Callable, Hashable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.model.kernels.lora_layers import fuse_lora, project_gated
 from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm, rms_norm
+from luthier.model.kernels.rotary import NAME, Rotation, rotating, rotation_of
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
 
 GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -48,6 +50,29 @@ def _fuse_module(module: nn.Module, trials: Trials) -> None:
         module.forward = partial(_normed, module, form)
     elif (activation := gated_activation(module, trials)) is not None:
         module.forward = partial(_gated_mlp, module, activation)
+    elif (rotation := _rotation(type(module), trials)) is not None:
+        home, own = rotation
+        module.forward = partial(_attend, module, home, rotating(own))
+
+
+def _rotation(kind: type, trials: Trials) -> tuple[ModuleType, Rotation] | None:
+    if (rotation_of, kind) not in trials:
+        trials[rotation_of, kind] = rotation_of(kind)
+    found: tuple[ModuleType, Rotation] | None = trials[rotation_of, kind]
+    return found
+
+
+def _attend(module: Any, home: Any, rotation: Rotation, *args: Any, **given: Any) -> Any:
+    """The forward of an attention layer, which finds its rotation in the module `home`. Other models of that module
+    keep the rotation they have; a compiler makes kernels of its own."""
+    if torch.compiler.is_compiling():
+        return type(module).forward(module, *args, **given)
+    own = vars(home)[NAME]
+    setattr(home, NAME, rotation)
+    try:
+        return type(module).forward(module, *args, **given)
+    finally:
+        setattr(home, NAME, own)
 
 
 def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:

@@ -137,7 +137,8 @@ def varlen_attention(
     kernel = flash if query.is_meta else _kernel()
     assert kernel is not None  # `can_attend`
     dtype = computed_in(query)
-    q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    # The gradient of `states[0]` would be written into zeros.
+    q, k, v = (states.transpose(1, 2).squeeze(0).to(dtype) for states in (query, key, value))
     if samples.key_tokens is not None:
         tokens = samples.key_tokens.to(k.device)  # another one while a plan traces tensors without data
         k, v = (states.index_select(0, tokens) for states in (k, v))

@@ -179,4 +179,4 @@ def test_without_the_fast_path_nothing_is_replaced():
         model = adapted("llama")
         prepare_for_training(model, gradient_checkpointing=False, fast_path=fast_path)
         num_replaced = sum("forward" in vars(module) for module in model.modules())
-        assert num_replaced == (14 + 5 + 2 if fast_path else 0)
+        assert num_replaced == (14 + 5 + 2 + 2 if fast_path else 0)
