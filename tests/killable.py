@@ -29,13 +29,13 @@ _server.set_forkserver_preload(["tests.run_imports", __name__])
 
 def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
     """A run in a process group of its own. What it says is added to `log`. `typed`: as the command `luthier train`."""
-    _keep_folder_apart()
+    keep_folder_apart()
     process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port(), typed))
     process.start()
     return process
 
 
-def _keep_folder_apart() -> None:
+def keep_folder_apart() -> None:
     """`multiprocessing` removes its folder at the end, when that of the tests is gone (`tests/conftest.py`)."""
     inside, tempfile.tempdir = tempfile.tempdir, os.environ.get("PYTEST_DEBUG_TEMPROOT")
     multiprocessing.util.get_temp_dir()
@@ -73,7 +73,7 @@ def kill(process: BaseProcess) -> None:
 
 def start_each(run_files: Sequence[Path], log: Path, num_processes: int) -> BaseProcess:
     """The runs one after another, each in all processes: see `tests.runs.each_of`."""
-    _keep_folder_apart()
+    keep_folder_apart()
     process = _server.Process(target=_train_each, args=(run_files, str(log), num_processes, _free_port()))
     process.start()
     return process

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 TERMINATION_SECONDS = 0.5
@@ -52,7 +52,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 class Serving:
     """The start of a worker of a data loader, which serves its process until that one ends. A terminal sends Ctrl-C to
     all of them, and the process still needs batches for the step that it finishes. Workers that are not forked, as in
-    Python 3.14, do not inherit its handlers."""
+    Python 3.14, do not inherit its handlers, and those that start while signals are held wait for it with them."""
 
     begin: Callable[[int], None] | None = None
     """What else a worker does first."""
@@ -63,8 +63,27 @@ class Serving:
     def __call__(self, worker: int) -> None:
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what has come meanwhile is ignored, too
         if self.begin is not None:
             self.begin(worker)
+
+
+@contextmanager
+def holding_signals(start_method: Literal["fork", "spawn"]) -> Iterator[None]:
+    """While open, Ctrl-C and SIGTERM wait, in this thread and in the processes that it starts by `start_method`.
+
+    A process inherits which signals wait. One that is spawned begins with the handlers of Python, and would end by a
+    signal that comes while it imports its modules.
+    """
+    if start_method == "spawn":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # begins with the first process, and lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @lru_cache(maxsize=1)

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from luthier.core.errors import LuthierError
 from luthier.core.log import info, warn
-from luthier.core.signals import Serving
 from luthier.data.ledger import Ledger, ledger_of
 from luthier.data.stream import Streamed, StreamedRows
 from luthier.training.distributed import Collate
+from luthier.training.loader_workers import serve
 
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainingArguments
@@ -50,8 +50,8 @@ class StreamReading:
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=Serving(),
         )
+        serve(loader)
         return prepare_data_loader(
             loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )

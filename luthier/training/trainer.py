@@ -32,7 +32,6 @@ from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
-from luthier.core.signals import Serving
 from luthier.data.collate import require_whole, tokens_in
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
@@ -43,6 +42,7 @@ from luthier.training.cut_batches import KeepsRows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
 from luthier.training.left_out import KEY, LeftOut
+from luthier.training.loader_workers import serve
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
 from luthier.training.retrying import RetryingTrainer, size_of
@@ -51,7 +51,6 @@ from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.utils.data import DataLoader
     from transformers import Seq2SeqTrainingArguments
 
 
@@ -238,8 +237,7 @@ class StageTrainer(RetryingTrainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         with rows_by_group(self.accelerator, self.parts.groups):
             loader = super()._get_dataloader(*args, **kwargs)
-        starts: DataLoader[Any] = getattr(loader, "base_dataloader", loader)  # the one that starts workers
-        starts.worker_init_fn = Serving(starts.worker_init_fn)
+        serve(getattr(loader, "base_dataloader", loader))  # the one that starts workers
         return loader
 
     def get_total_train_batch_size(self, args: Any) -> int:
