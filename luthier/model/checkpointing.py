@@ -50,6 +50,11 @@ def enable_checkpointing(
             module._gradient_checkpointing_func = way  # type: ignore[assignment]
 
 
+def is_checkpointed(model: "nn.Module") -> bool:
+    """Whether any layer is computed again in the backward pass."""
+    return any(vars(module).get("gradient_checkpointing") for module in model.modules())
+
+
 def _run_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 

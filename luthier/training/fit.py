@@ -62,8 +62,7 @@ def fit(trainer: "StageTrainer", resume_from: Path | None) -> tuple[dict[str, fl
             require_working_device(error)
             raise
         raise RunFailed(
-            f"out of memory at step {trainer.state.global_step}: {error}"
-            " -> lower per_device_train_batch_size or cutoff_len and raise gradient_accumulation_steps"
+            f"out of memory at step {trainer.state.global_step}: {error} -> {trainer.memory_remedy()}"
         ) from error
     if stop.was_interrupted and trainer.not_saved is not None:
         raise trainer.not_saved

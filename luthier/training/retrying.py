@@ -5,6 +5,10 @@ guard. DDP averages the gradients while the last backward pass of a step runs, a
 there would leave the others waiting. So in a guarded step each process computes the gradients of its own rows. Then all
 tell each other whether the memory was enough, and either begin again or average the gradients. Other steps are DDP's
 own, which hides communication behind computation.
+
+Where weights are sharded (FSDP, DeepSpeed) or processes share tokens or layers (`sp_size`, `tp_size`), they wait for
+each other in each layer. One that runs out of memory there cannot tell the others, so the run ends, and its error says
+what to change.
 """
 
 from contextlib import nullcontext
@@ -17,6 +21,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from luthier.core.log import warn
+from luthier.model.checkpointing import is_checkpointed
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState
 from luthier.training.checkpointed import CheckpointedTrainer
@@ -130,6 +135,20 @@ class RetryingTrainer(CheckpointedTrainer):
                 losses.append(super().training_step(model, part, num_items))
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
+    def memory_remedy(self) -> str:
+        """What to change after memory was out."""
+        args, saved = self.args, self.last_saved
+        rows = max(map(num_rows, self._begun.batches), default=1)
+        is_shared = self.accelerator.num_processes > 1 and not isinstance(self.model_wrapped, DistributedDataParallel)
+        found = fewer_rows(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        if found is None or rows <= self.num_parts:  # a single row was too much
+            found = "lower cutoff_len"
+            if not is_checkpointed(self.policy):
+                found = f"set disable_gradient_checkpointing: false, or {found}"
+            if is_shared:
+                found += ", or start more processes"
+        return found + (f", and start again, which continues from {saved}" if saved is not None else "")
+
     def _can_cut_more(self) -> bool:
         return max(map(num_rows, self._begun.batches)) > self.num_parts and can_begin_again(self.policy)
 
@@ -205,6 +224,17 @@ def average_gradients(model: DistributedDataParallel) -> None:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad.mul_(1 / distributed.get_world_size(model.process_group))
             distributed.all_reduce(weight.grad, group=model.process_group)
+
+
+def fewer_rows(size: int, accumulated: int) -> str | None:
+    """The keys of smaller batches with the same rows in a step; None for batches of one row."""
+    divisor = next((number for number in range(2, size + 1) if size % number == 0), None)
+    if divisor is None:
+        return None
+    return (
+        f"set per_device_train_batch_size: {size // divisor} and gradient_accumulation_steps: {accumulated * divisor},"
+        " which has the same losses"
+    )
 
 
 def size_of(batch: "Mapping[str, Any]") -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.training.cut_batches import ROWS, Rows
-from luthier.training.retrying import Guard, size_of
+from luthier.training.retrying import Guard, RetryingTrainer, fewer_rows, size_of
 from tests.small_world import losses, small_world
 
 KEYS = {"max_steps": 4, "gradient_accumulation_steps": 2, "optim": "sgd", "learning_rate": 0.1}
@@ -66,7 +67,7 @@ def test_the_same_losses_and_weights(world, tmp_path, cases):
     assert done.stderr.count("out of memory at step 1 with 2 rows at a time") == len(cases.split()) - len(once) + 1
     errors = [(tmp_path / f"sft-backward-1-0.error{rank}").read_text() for rank in (0, 1)]
     assert "RunFailed: out of memory at step 0: another process of this run needs more memory" in errors[0]
-    assert "RunFailed: out of memory at step 0: out of memory: tried to allocate 2.00 GiB -> lower" in errors[1]
+    assert "RunFailed: out of memory at step 0: out of memory: tried to allocate 2.00 GiB -> set disable" in errors[1]
 
 
 def test_the_steps_that_are_guarded():
@@ -75,6 +76,47 @@ def test_the_steps_that_are_guarded():
         guard.begin(size)
         guarded.append(guard.is_on)
     assert guarded == [True, True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulated", "remedy"),
+    [(4, 1, (2, 2)), (6, 3, (3, 6)), (9, 1, (3, 3)), (5, 2, (1, 10)), (1, 8, None)],
+)
+def test_smaller_batches_have_the_same_rows_in_a_step(size, accumulated, remedy):
+    found = fewer_rows(size, accumulated)
+    assert (found is None) == (remedy is None)
+    if remedy is not None:
+        rows, steps = remedy
+        assert rows * steps == size * accumulated
+        assert f"per_device_train_batch_size: {rows} and gradient_accumulation_steps: {steps}," in found
+
+
+@pytest.mark.parametrize(
+    ("size", "checkpointed", "saved", "remedy"),
+    [
+        (
+            4,
+            True,
+            None,
+            "set per_device_train_batch_size: 2 and gradient_accumulation_steps: 2, which has the same losses",
+        ),
+        (1, True, "checkpoint-2", "lower cutoff_len, or start more processes, and start again, which continues from"),
+        (1, False, None, "set disable_gradient_checkpointing: false, or lower cutoff_len, or start more processes"),
+    ],
+)
+def test_the_error_of_processes_that_cannot_begin_again_names_the_remedy(size, checkpointed, saved, remedy):
+    """Sharded weights: the model is not wrapped by DDP."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=1),
+        last_saved=saved,
+        num_parts=1,
+        _begun=SimpleNamespace(batches=[{ROWS: Rows([{}] * size)}]),
+        accelerator=SimpleNamespace(num_processes=2),
+        model_wrapped=torch.nn.Linear(1, 1),
+        policy=torch.nn.Linear(1, 1),
+    )
+    trainer.policy.gradient_checkpointing = checkpointed
+    assert RetryingTrainer.memory_remedy(trainer).startswith(remedy)
 
 
 def test_the_size_of_a_batch():
