@@ -5,19 +5,20 @@ what the formula of the kernel gives; every other module stays as it is. So it m
 comes from transformers or with the model.
 """
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.model.kernels.lora_layers import fuse_lora, project_gated
+from luthier.model.kernels.lora_layers import computed_together, fuse_lora, project, project_gated
 from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm, rms_norm
-from luthier.model.kernels.rotary import NAME, Rotation, rotating, rotation_of
+from luthier.model.kernels.rotary import Rotating, rotation_of
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
 
+QUERY_PARTS = ("q_proj", "k_proj", "v_proj")
 GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 INTERNAL = frozenset(vars(nn.Module()))
 """What every module holds."""
@@ -37,9 +38,9 @@ modules hold, so it is for the modules of one model."""
 
 def fuse(model: nn.Module) -> None:
     """Let `model`, whose adapters are in place, compute with the kernels from now on."""
-    fuse_lora(model)
     trials: Trials = {}
     with torch.random.fork_rng(devices=()):  # dropout in a trial
+        fuse_lora(model, _groups(model, trials))
         for module in model.modules():
             if "forward" not in vars(module):
                 _fuse_module(module, trials)
@@ -50,29 +51,79 @@ def _fuse_module(module: nn.Module, trials: Trials) -> None:
         module.forward = partial(_normed, module, form)
     elif (activation := gated_activation(module, trials)) is not None:
         module.forward = partial(_gated_mlp, module, activation)
-    elif (rotation := _rotation(type(module), trials)) is not None:
-        home, own = rotation
-        module.forward = partial(_attend, module, home, rotating(own))
+    else:
+        rotation, projections = _rotation(type(module), trials), _parts_of_one_input(module, trials)
+        if rotation is not None or projections:
+            module.forward = partial(_attend, module, rotation, projections)
 
 
-def _rotation(kind: type, trials: Trials) -> tuple[ModuleType, Rotation] | None:
+def _groups(model: nn.Module, trials: Trials) -> Iterator[list[nn.Module]]:
+    """The parts of modules that are given the same input."""
+    for module in model.modules():
+        if gated_activation(module, trials) is not None:
+            yield [getattr(module, name) for name in GATED_PARTS[:2]]
+        elif parts := _parts_of_one_input(module, trials):
+            yield parts
+
+
+def _parts_of_one_input(module: nn.Module, trials: Trials) -> list[nn.Module]:
+    """The projections to queries, keys and values, if the module gives its own input to each of them."""
+    parts = [module._modules.get(name) for name in QUERY_PARTS]
+    if not all(isinstance(getattr(part, "out_features", None), int) for part in parts):
+        return []
+    return parts if _tried(_gives_input_to_all, module, trials) else []  # type: ignore[return-value]
+
+
+class _AllSeenError(LookupError):
+    pass
+
+
+def _gives_input_to_all(module: nn.Module) -> bool:
+    seen: list[Tensor] = []
+
+    def stand_in(layer: Any) -> Callable[[Tensor], Tensor]:
+        def apply(x: Tensor) -> Tensor:
+            seen.append(x)
+            if len(seen) == len(QUERY_PARTS):
+                raise _AllSeenError
+            return x.new_zeros(*x.shape[:-1], layer.out_features)
+
+        return apply
+
+    probe = _probe(module)
+    parts: dict[str, Any] = dict(module._modules)
+    for name, part in parts.items():
+        vars(probe)[name] = stand_in(part) if name in QUERY_PARTS else nn.Identity()
+    with torch.device("cpu"):
+        x, places = (
+            torch.zeros(1, 2, parts[QUERY_PARTS[0]].in_features),
+            torch.zeros(1, 2, getattr(module, "head_dim", 0)),
+        )
+    try:
+        probe.forward(hidden_states=x, position_embeddings=(places, places), attention_mask=None)
+    except _AllSeenError:
+        return all(one is x for one in seen)
+    except FAULTS:
+        pass
+    return False
+
+
+def _rotation(kind: type, trials: Trials) -> Rotating | None:
     if (rotation_of, kind) not in trials:
         trials[rotation_of, kind] = rotation_of(kind)
-    found: tuple[ModuleType, Rotation] | None = trials[rotation_of, kind]
-    return found
+    rotation: Rotating | None = trials[rotation_of, kind]
+    return rotation
 
 
-def _attend(module: Any, home: Any, rotation: Rotation, *args: Any, **given: Any) -> Any:
-    """The forward of an attention layer, which finds its rotation in the module `home`. Other models of that module
+def _attend(module: Any, rotation: Rotating | None, projections: Sequence[nn.Module], *args: Any, **given: Any) -> Any:
+    """The forward of an attention layer, which finds its rotation in the Python module that it is in. Other models
     keep the rotation they have; a compiler makes kernels of its own."""
+    forward = type(module).forward
     if torch.compiler.is_compiling():
-        return type(module).forward(module, *args, **given)
-    own = vars(home)[NAME]
-    setattr(home, NAME, rotation)
-    try:
-        return type(module).forward(module, *args, **given)
-    finally:
-        setattr(home, NAME, own)
+        return forward(module, *args, **given)
+    rotating = contextlib.nullcontext() if rotation is None else rotation.in_place()
+    with rotating, computed_together(projections, args[0] if args else given.get("hidden_states")):
+        return forward(module, *args, **given)
 
 
 def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
@@ -84,7 +135,7 @@ def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
 def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
     if len(args) != 1 or given:
         return type(module).forward(module, *args, **given)
-    gate, up = module.gate_proj(args[0]), module.up_proj(args[0])
+    gate, up = project((module.gate_proj, module.up_proj), args[0])
     if gate.dtype != up.dtype:
         return module.down_proj(activation.apply(gate) * up)
     return project_gated(module.down_proj, gate, up, activation)

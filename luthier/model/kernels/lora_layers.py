@@ -3,7 +3,8 @@
 Their base is a plain linear layer, or one of 4 bits of bitsandbytes or of any bits of HQQ.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
-from luthier.model.kernels.lora_linear import LoraLinear, Weight
+from luthier.model.kernels.lora_copies import Copies, has_one_adapter, learned_by
+from luthier.model.kernels.lora_linear import Weight, lora_linear
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
+from luthier.model.modules import unwrap
 
 LAYERS = {
     ("peft.tuners.lora.layer", "Linear"),
@@ -26,35 +29,80 @@ BASES = {("torch.nn.modules.linear", "Linear"), BNB, HQQ}
 DORA = ("peft.tuners.lora.variants", "DoraLinearVariant")
 
 
-def fuse_lora(model: nn.Module) -> int:
+class FusedLora:
+    """The `forward` of a LoRA layer."""
+
+    def __init__(self, layer: Any, copies: Copies) -> None:
+        self.layer, self.copies = layer, copies
+        self.ready: tuple[Tensor, Tensor] | None = None
+        """An input, and what the layer gives for it, if `computed_together` knows that."""
+
+    def __call__(self, x: Tensor, *args: Any, **given: Any) -> Any:
+        if self.ready is not None and self.ready[0] is x:
+            (_, y), self.ready = self.ready, None
+            return y
+        if args or given or not _is_active(self.layer, x):
+            return type(self.layer).forward(self.layer, x, *args, **given)
+        return _apply([self.layer], self.copies, x)[0]
+
+
+def fuse_lora(model: nn.Module, groups: Iterable[Sequence[nn.Module]] = ()) -> int:
     """Let the LoRA layers of a peft model compute as the kernels do. Returns how many do.
 
     Layers with dropout, a variant other than DoRA, a bias of the adapter, or a base that is trained or of another kind
-    compute as peft does. So does every layer while it is disabled or merged.
+    compute as peft does. So does every layer while it is disabled or merged. `groups`: layers that are given the same
+    input, to `project` or `computed_together`.
     """
-    layers = [module for module in model.modules() if _class_of(module) in LAYERS and can_be_fused(module)]
+    layers: list[Any] = [module for module in model.modules() if _class_of(module) in LAYERS and can_be_fused(module)]
+    plain = {layer: None for layer in layers if dora_of(layer) is None}
+    together = [list(group) for group in groups if all(layer in plain for layer in group)]
+    grouped = {layer for group in together for layer in group}
+    copies = Copies(together + [[layer] for layer in plain if layer not in grouped])
+    if plain:
+        copies.attach(unwrap(model))
     for layer in layers:
-        layer.forward = partial(_forward, layer)
+        layer.forward = FusedLora(layer, copies)
     return len(layers)
 
 
-def project_gated(layer: nn.Module, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+def project(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
+    """What each of `layers` gives for x (..., I), in one operation if all are fused."""
+    if all(_may_skip_call(layer) and _is_active(layer, x) and dora_of(layer) is None for layer in layers):
+        return _apply(layers, layers[0].forward.copies, x)
+    return [layer(x) for layer in layers]
+
+
+@contextlib.contextmanager
+def computed_together(layers: Sequence[Any], x: Tensor | None) -> Iterator[None]:
+    """While open, each of `layers` is asked for x, by code that is not ours."""
+    fused = [vars(layer).get("forward") for layer in layers]
+    if x is None or not layers or not all(isinstance(forward, FusedLora) for forward in fused):
+        yield
+        return
+    if all(_is_active(layer, x) and dora_of(layer) is None for layer in layers):
+        for forward, y in zip(fused, _apply(layers, fused[0].copies, x), strict=True):
+            forward.ready = (x, y)
+    try:
+        yield
+    finally:
+        for forward in fused:
+            forward.ready = None
+
+
+def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O)."""
     if not torch.is_grad_enabled():
         answer: Tensor = layer(gated(gate, up, activation))
         return answer
-    is_fused = _class_of(layer) in LAYERS and "forward" in vars(layer) and not _has_hooks(layer)
-    if is_fused and _is_active(layer, gate) and dora_of(layer) is None and computed_in(gate) == gate.dtype:
-        return _apply(layer, gate, up, activation)
+    is_plain = _may_skip_call(layer) and _is_active(layer, gate) and dora_of(layer) is None
+    if is_plain and computed_in(gate) == gate.dtype:
+        return _apply([layer], layer.forward.copies, gate, up, activation)[0]
     projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
     return projected
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **given: Any) -> Tensor:
-    if args or given or not _is_active(layer, x):
-        result: Tensor = type(layer).forward(layer, x, *args, **given)
-        return result
-    return _apply(layer, x)
+def _may_skip_call(layer: nn.Module) -> bool:
+    return isinstance(vars(layer).get("forward"), FusedLora) and not _has_hooks(layer)
 
 
 def _is_active(layer: Any, x: Tensor) -> bool:
@@ -78,23 +126,38 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
     return torch.is_grad_enabled()
 
 
-def _apply(layer: Any, x: Tensor, up: Tensor | None = None, activation: Activation | None = None) -> Tensor:
-    base: Any = layer.base_layer
-    (name,) = layer.active_adapters
-    dtype, scaling = computed_in(x), layer.scaling[name]
-    own = (base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight)
-    bias, a, b = (one if one is None else one.to(dtype) for one in own)
-    inputs, other = (one if one is None else one.flatten(0, -2).to(dtype) for one in (x, up))
-    weight = _weight_of(base, dtype)
-    dora: Any = dora_of(layer)
+def _apply(
+    layers: Sequence[Any],
+    copies: Copies,
+    x: Tensor,
+    up: Tensor | None = None,
+    activation: Activation | None = None,
+) -> list[Tensor]:
+    """x (..., I) -> (..., O_i) of each layer. One with DoRA is alone."""
+    dtype = computed_in(x)
+    inputs = x.flatten(0, -2).to(dtype)
+    other = None if up is None else up.flatten(0, -2).to(dtype)
+    bases = [layer.base_layer for layer in layers]
+    weights = [_weight_of(base, dtype) for base in bases]
+    biases = [None if base.bias is None else base.bias.to(dtype) for base in bases]
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-        if dora is None:
-            y: Any = LoraLinear.apply(inputs, other, activation, weight, bias, a, b, scaling)
+        if dora_of(layers[0]) is None:
+            learned = learned_by(layers)
+            factors = copies.factors(learned, dtype)
+            outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation)
         else:
-            with torch.no_grad():
-                norms = row_norms(weight if isinstance(weight, Tensor) else weight(), *own[1:], scaling)
-            y = DoraLinear.apply(inputs, weight, bias, a, b, (dora.weight / norms).to(dtype), scaling)
-    return y.view(*x.shape[:-1], y.shape[-1])
+            outputs = (_dora_linear(layers[0], inputs, weights[0], biases[0], dtype),)
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
+
+
+def _dora_linear(layer: Any, x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    dora: Any = dora_of(layer)
+    learned = learned_by([layer])
+    (a, b), (scaling,) = learned.tensors, learned.scalings
+    with torch.no_grad():
+        norms = row_norms(weight if isinstance(weight, Tensor) else weight(), a, b, scaling)
+    y: Tensor = DoraLinear.apply(x, weight, bias, a.to(dtype), b.to(dtype), (dora.weight / norms).to(dtype), scaling)
+    return y
 
 
 def _weight_of(base: Any, dtype: torch.dtype) -> Weight:
@@ -121,7 +184,7 @@ def dora_of(layer: Any) -> nn.Module | None:
 def can_be_fused(layer: Any) -> bool:
     """Asked at each call, since hooks of other libraries (sharding, offloading) come and go."""
     names = layer.active_adapters
-    if len(names) != 1 or names[0] not in layer.lora_A or layer.fan_in_fan_out:
+    if not has_one_adapter(layer) or layer.fan_in_fan_out:
         return False
     if names[0] in layer.lora_variant and _class_of(layer.lora_variant[names[0]]) != DORA:
         return False

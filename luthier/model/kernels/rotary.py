@@ -9,9 +9,11 @@ the gradients of its slices these are eighteen kernels, and on a GPU each of the
 x, y: (B, H, T, D); cos, sin: (B, T, D), no gradients flow through them.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
-from types import ModuleType
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,27 +56,39 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)
 
 
-def rotation_of(kind: type) -> tuple[ModuleType, Rotation] | None:
-    """The module whose `apply_rotary_pos_emb` the forward of `kind` calls, and that function; None if it calls none,
-    or one that computes otherwise."""
+@dataclass(frozen=True, slots=True)
+class Rotating:
+    """As `own`, in fewer kernels. What is not a rotation of whole heads is left to `own`."""
+
+    home: str
+    """The Python module that `own` is in."""
+    own: Rotation
+
+    def __call__(self, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        is_whole = len(args) == 4 and not given and args[2].ndim == 3
+        if is_whole and args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]:
+            return rotated(*args)
+        return self.own(*args, **given)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, code of that module finds this instead of what it has."""
+        names = vars(sys.modules[self.home])
+        own, names[NAME] = names[NAME], self
+        try:
+            yield
+        finally:
+            names[NAME] = own
+
+
+def rotation_of(kind: type) -> Rotating | None:
+    """Of the function that the forward of `kind` calls; None if it calls none, or one that computes otherwise."""
     forward: Any = inspect.unwrap(kind.forward)  # type: ignore[attr-defined]
     code = getattr(forward, "__code__", None)
     if code is None or NAME not in code.co_names or NAME not in forward.__globals__:
         return None
-    home, own = inspect.getmodule(forward), forward.__globals__[NAME]
-    return (home, own) if home is not None and _rotates(own) else None
-
-
-def rotating(own: Rotation) -> Rotation:
-    """As `own`, in fewer kernels. What is not a rotation of whole heads is left to `own`."""
-
-    def rotate(*args: Any, **given: Any) -> tuple[Tensor, Tensor]:
-        is_whole = len(args) == 4 and not given and args[2].ndim == 3
-        if is_whole and args[0].shape[-1] == args[1].shape[-1] == args[2].shape[-1]:
-            return rotated(*args)
-        return own(*args, **given)
-
-    return rotate
+    own = forward.__globals__[NAME]
+    return Rotating(forward.__globals__["__name__"], own) if _rotates(own) else None
 
 
 def _rotates(own: Rotation) -> bool:
@@ -88,7 +102,8 @@ def _rotates(own: Rotation) -> bool:
         except (TypeError, ValueError, RuntimeError, LookupError):
             return False
         expected = rotated(q, k, cos, sin)
-        return len(found) == 2 and all(
-            one.shape == other.shape and not ((one - other).abs() > 1e-5).any()
-            for one, other in zip(found, expected, strict=True)
-        )
+        if len(found) != 2 or any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
+            return False
+        # Asked in this way, since a plan has other questions about numbers answered with yes.
+        differ = torch.cat([((one - other).abs() > 1e-5).flatten() for one, other in zip(found, expected, strict=True)])
+        return torch.equal(differ, torch.zeros_like(differ))

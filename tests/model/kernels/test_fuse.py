@@ -5,6 +5,8 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -12,12 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from luthier.core.kinds import ADAPTERS
 from luthier.model.adapters._merge import GivenAdapters
 from luthier.model.adapters.lora import LoraConfig
+from luthier.model.attention import isolate_samples
 from luthier.model.kernels import fuse as fuse_module
 from luthier.model.kernels.fuse import fuse, gated_activation, norm_form
 from luthier.model.kernels.rms_norm import FORMS
 from luthier.model.kernels.swiglu import SILU
 from luthier.model.loading.training import prepare_for_training
-from luthier.workflow.plan.trace import Affirming
+from luthier.workflow.plan.trace import Affirming, Batch, trace_step
 from tests.matrix import representatives
 from tests.runs.test_architectures import ARCHITECTURES, IDS, build
 from tests.tiny import TINY_LLAMA
@@ -180,3 +183,28 @@ def test_without_the_fast_path_nothing_is_replaced():
         prepare_for_training(model, gradient_checkpointing=False, fast_path=fast_path)
         num_replaced = sum("forward" in vars(module) for module in model.modules())
         assert num_replaced == (14 + 5 + 2 + 2 if fast_path else 0)
+
+
+def num_operations(num_layers, adapted):
+    """That a step dispatches on the path of a GPU, by a trace of tensors without data."""
+    with torch.device("meta"), Affirming():
+        model = LlamaForCausalLM(LlamaConfig(**{**TINY_LLAMA, "num_hidden_layers": num_layers})).bfloat16()
+        if adapted:
+            model = get_peft_model(model, PeftConfig(r=4, target_modules="all-linear"))
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        fuse(model)
+    isolate_samples(model)
+    batch = Batch((24, 40), 30)
+    trace = trace_step(model.train(), batch, reads="cross_entropy", half=torch.bfloat16, on_device=True)
+    return sum(trace.calls.values())
+
+
+@pytest.mark.parametrize(("adapted", "most"), [(True, 80), (False, 84)])
+def test_a_block_dispatches_few_operations(monkeypatch, adapted, most):
+    """A GPU waits while the CPU starts them. There an RMSNorm is one kernel in each direction; tensors without data
+    have none, so another operation stands for it."""
+    monkeypatch.setattr(fuse_module, "rms_norm", lambda x, *_: x.neg())
+    one, three = (num_operations(num_layers, adapted) for num_layers in (1, 3))
+    assert (three - one) / 2 <= most, (one, three)

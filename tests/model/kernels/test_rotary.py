@@ -1,5 +1,8 @@
 """Rotary position embedding as one operation gives what the code of transformers gives, in value and gradient."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -10,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from luthier.model.kernels.fuse import fuse
-from luthier.model.kernels.rotary import Rotary, rotated, rotating, rotation_of
+from luthier.model.kernels.rotary import Rotary, Rotating, rotated, rotation_of
+from luthier.workflow.plan.trace import Affirming
 from tests.tiny import TINY_LLAMA
 
 
@@ -46,15 +50,17 @@ def test_numbers_are_those_of_transformers(formats):
     [(LlamaAttention, True), (Qwen3Attention, True), (CohereAttention, False), (LlamaMLP, False)],
 )
 def test_rotations_are_known_by_what_they_compute(kind, is_known):
-    """Those of Cohere are of neighboring numbers."""
+    """Those of Cohere are of neighboring numbers. A plan answers questions about numbers with yes."""
     assert (rotation_of(kind) is not None) == is_known
+    with torch.device("meta"), Affirming():
+        assert (rotation_of(kind) is not None) == is_known
 
 
 def test_a_part_of_each_head_is_rotated_by_the_own_function():
-    home, own = rotation_of(LlamaAttention)
-    assert home is modeling_llama
+    own = rotation_of(LlamaAttention).own
+    assert own is modeling_llama.apply_rotary_pos_emb
     calls = []
-    rotate = rotating(lambda *args, **more: calls.append(more) or own(*args, **more))
+    rotate = Rotating("", lambda *args, **more: calls.append(more) or own(*args, **more))
     q, k, cos, sin = given()
     torch.testing.assert_close(rotate(q, k, cos, sin), own(q, k, cos, sin))
     assert not calls
@@ -63,7 +69,7 @@ def test_a_part_of_each_head_is_rotated_by_the_own_function():
     assert calls == [{"unsqueeze_dim": 2}]
     narrow = modeling_glm.apply_rotary_pos_emb
     partial = given(width=4)
-    torch.testing.assert_close(rotating(narrow)(*partial), narrow(*partial))
+    torch.testing.assert_close(Rotating("", narrow)(*partial), narrow(*partial))
 
 
 def test_other_models_of_the_same_code_keep_their_rotation():
@@ -75,3 +81,10 @@ def test_other_models_of_the_same_code_keep_their_rotation():
     places = torch.randn(1, 3, config.head_dim)
     layer(torch.randn(1, 3, config.hidden_size), (places, places), None)
     assert seen[0] is not own and modeling_llama.apply_rotary_pos_emb is own
+
+
+def test_a_model_can_be_copied_and_sent_to_another_process():
+    layer = LlamaAttention(LlamaConfig(**TINY_LLAMA, attn_implementation="eager"), 0)
+    fuse(layer)
+    for one in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert one.forward.args[0] is one and one.forward.args[1].own is modeling_llama.apply_rotary_pos_emb
