@@ -47,7 +47,7 @@ def decode(model_folder: str, dtype: str, rounds: int) -> dict[str, list[float]]
     from luthier.model.tokenizer import load_tokenizer
 
     source = ModelSource(model_folder)
-    # Each has its own copy: the engine arranges the weights of the head for short products.
+    # Each has its own copy, since the engine changes how layers compute while it answers.
     model, own = (load_model(source, dtype=getattr(torch, dtype)).eval() for _ in range(2))
     asked = prompts(1, PROMPT, model.config.vocab_size)
     config = GenerationConfig(do_sample=False, max_new_tokens=ANSWER, min_new_tokens=ANSWER, pad_token_id=0)

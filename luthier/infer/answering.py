@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from luthier.core.log import info
 from luthier.infer.alone import answer_alone
 from luthier.infer.batching import RowBatch, can_batch, num_read_together
 from luthier.infer.grammar import Grammars
+from luthier.infer.products import Products
 from luthier.infer.row import ROW_FAULTS, Row
 from luthier.model.failed_device import require_working_device
 
@@ -37,11 +39,17 @@ class AnswerThread:
         max_rows: int,
         use_cache: bool = True,
         free_bytes: Callable[[], int | None] = lambda: None,
+        fast_path: bool = True,
     ) -> None:
-        """`free_bytes`: the memory that is free, asked for when the first prompt has been read; None if unknown."""
+        """`free_bytes`: the memory that is free, asked for now and when the first prompt has been read; None if it is
+        unknown. `fast_path`: answers take faster ways to the same numbers, up to rounding."""
         self.model, self.tokenizer, self.max_rows, self.use_cache = model, tokenizer, max_rows, use_cache
         self._grammars = Grammars(tokenizer, stop_ids)
-        self._batch = RowBatch(model, tokenizer, stop_ids, self._grammars) if use_cache and can_batch(model) else None
+        self._products = Products(model, free_bytes()) if fast_path else None
+        if self._products is not None:
+            self._products.prepare()
+        shares = use_cache and can_batch(model)
+        self._batch = RowBatch(model, tokenizer, stop_ids, self._grammars, fast_path=fast_path) if shares else None
         self.failure: DeviceFailed | None = None
         """Why nothing can be answered any more."""
         self._waiting: deque[Row] = deque()
@@ -84,20 +92,25 @@ class AnswerThread:
 
     def _work(self) -> None:
         self._tell_once()
-        while self._has_work():
-            self._newcomers = newcomers = self._next()
-            if newcomers and self._goes_alone(newcomers[0]):
-                self._answer_alone(newcomers[0])
-                continue
-            assert self._batch is not None
-            try:
-                self._batch.add(newcomers)
-                self._note_memory()
-                self._batch.step()
-            except ROW_FAULTS as fault:  # of the model, such as memory that is refused: it concerns all rows
-                require_working_device(fault)
-                for row in self._batch.clear():
-                    row.fail(fault)
+        with self._products.in_use() if self._products is not None else nullcontext():
+            while self._has_work():
+                self._newcomers = newcomers = self._next()
+                if newcomers and self._goes_alone(newcomers[0]):
+                    self._answer_alone(newcomers[0])
+                else:
+                    self._answer_together(newcomers)
+
+    def _answer_together(self, newcomers: list[Row]) -> None:
+        """One more token for every row, these included."""
+        assert self._batch is not None
+        try:
+            self._batch.add(newcomers)
+            self._note_memory()
+            self._batch.step()
+        except ROW_FAULTS as fault:  # of the model, such as memory that is refused: it concerns all rows
+            require_working_device(fault)
+            for row in self._batch.clear():
+                row.fail(fault)
 
     def _has_work(self) -> bool:
         """Whether there is a row; if there is none, the thread ends."""

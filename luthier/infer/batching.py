@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
-from luthier.infer.cache import bytes_per_token, can_be_shared, filled_up, join, keep, new_cache
+from luthier.infer.cache import bytes_per_token, can_be_shared, filled_up, has_windows, join, keep, new_cache
 from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
+from luthier.infer.lean_step import LeanStep, lean_step
 from luthier.infer.row import ROW_FAULTS, Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
 from luthier.model.classes import CACHE_NAMES, is_routed
@@ -66,8 +67,10 @@ class RowBatch:
         tokenizer: "PreTrainedTokenizerBase",
         stop_ids: frozenset[int],
         grammars: Grammars | None = None,
+        *,
+        fast_path: bool = True,
     ) -> None:
-        """`model`: one that `can_batch`."""
+        """`model`: one that `can_batch`. `fast_path`: each step leaves out the model's own code where it can."""
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
         self.rows: list[Row] = []
         self.bytes_per_token: int | None = None
@@ -80,6 +83,9 @@ class RowBatch:
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self._cache_name = _cache_name(parameters)
+        self._fast_path = fast_path
+        self._lean: LeanStep | None = None
+        """Of the model as it is since the first row came."""
 
     def add(self, rows: Sequence[Row]) -> None:
         """Read the prompts of rows and choose their first tokens. A fault of one row ends this row only.
@@ -117,11 +123,17 @@ class RowBatch:
             return
         with torch.no_grad():
             self._lengths = [length + 1 for length in self._lengths]
-            last_ids = torch.tensor([[row.last_id] for row in self.rows])
-            logits = self._forward(last_ids, self._lengths, self._cache)[:, -1]
+            logits = self._next_logits()
             tokens = _chosen_together(logits, self.rows)
             live = [i for i, row in enumerate(self.rows) if self._takes(row, logits[i], tokens[i])]
         self._keep(live)
+
+    def _next_logits(self) -> Tensor:
+        """(B, V)"""
+        last_ids = torch.tensor([[row.last_id] for row in self.rows])
+        if self._lean is None or self._cache is None:
+            return self._forward(last_ids, self._lengths, self._cache)[:, -1]
+        return self._lean(last_ids.to(self.model.device), self._lengths, self._cache)
 
     def clear(self) -> list[Row]:
         """Drop all rows and return them."""
@@ -172,6 +184,7 @@ class RowBatch:
         keep(cache, [prompt for _, prompt in live], max(lengths))
         if self._cache is None:
             self._cache = cache
+            self._lean = lean_step(self.model) if self._fast_path and not has_windows(cache) else None
         else:
             join(self._cache, cache)
         self.rows += [row for row, _ in live]

@@ -104,6 +104,11 @@ def can_be_shared(cache: Any) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
+def has_windows(cache: DynamicCache) -> bool:
+    """Whether a layer does not attend to all tokens."""
+    return any(type(layer) is not GrowingLayer for layer in cache.layers)
+
+
 def join(batch: DynamicCache, newcomer: DynamicCache) -> None:
     """Add the rows of `newcomer` below those of `batch`."""
     num_columns = max(batch.get_seq_length(), newcomer.get_seq_length())

@@ -1,4 +1,4 @@
-"""LoRA layers and the vocabulary head of a model that answers in the middle of its training.
+"""LoRA layers of a model that answers in the middle of its training.
 
 A LoRA layer of training (`luthier.model.kernels.lora_layers`) checks at each call whether it may be fused, and prepares
 for gradients. For the few rows of a decoding step that takes longer than its products. While a model answers, neither
@@ -11,10 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from luthier.core.importing import is_loaded
-from luthier.infer.few_rows import fill_head
 from luthier.model.dtype import computed_in
 from luthier.model.kernels.lora_layers import can_be_fused, dora_of
 
@@ -28,19 +26,13 @@ def lean_layers(model: "PreTrainedModel") -> Iterator[None]:
     """A context in which `model`, in evaluation mode and without gradients, computes small batches faster."""
     layers = [layer for layer in _lora_layers(model) if _is_fused(layer)]
     fused = [vars(layer)["forward"] for layer in layers]
-    head = model.get_output_embeddings()
-    is_own_head = isinstance(head, nn.Linear) and "forward" not in vars(head)
     for layer, forward in zip(layers, fused, strict=True):
         layer.forward = _lean(layer, forward)  # type: ignore[method-assign]
-    if is_own_head:
-        fill_head(model)
     try:
         yield
     finally:
         for layer, forward in zip(layers, fused, strict=True):
             layer.forward = forward  # type: ignore[method-assign]
-        if is_own_head:
-            vars(head).pop("forward", None)
 
 
 def _lora_layers(model: "PreTrainedModel") -> "list[LoraLinear]":
@@ -65,13 +57,12 @@ def _lean(layer: "LoraLinear", fused: Any) -> Any:
     b: Any = layer.lora_B[name].weight
     if not a.dtype == b.dtype == base.weight.dtype:
         return fused
-    return partial(_forward, fused, base.weight, base.bias, a.T, b.T, layer.scaling[name])
+    return partial(_forward, fused, base, a.T, b.T, layer.scaling[name])
 
 
 def _forward(
     fused: Any,
-    weight: Tensor,
-    bias: Tensor | None,
+    base: nn.Linear,
     a: Tensor,
     b: Tensor,
     scaling: float,
@@ -79,9 +70,9 @@ def _forward(
     *args: Any,
     **given: Any,
 ) -> Tensor:
-    """x (..., I), weight (O, I), bias (O), a (I, r), b (r, O) -> (..., O)."""
-    if args or given or not computed_in(x) == x.dtype == weight.dtype:
+    """x (..., I), base I -> O, a (I, r), b (r, O) -> (..., O)."""
+    if args or given or not computed_in(x) == x.dtype == a.dtype:
         return fused(x, *args, **given)
     rows = x.flatten(0, -2)
-    y = functional.linear(rows, weight, bias).addmm_(rows @ a, b, alpha=scaling)
+    y = base(rows).addmm_(rows @ a, b, alpha=scaling)
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -91,6 +91,7 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
         text.fitted.stop_token_ids,
         run.training["per_device_eval_batch_size"],
         seen=None if pixels is None else Prompts(pixels, list(rows)),
+        fast_path=run.model.fast_path,
     )
 
     def decode(ids: list[int], **options: bool) -> str:

@@ -53,7 +53,7 @@ def make_rollouts(
 
     def generate(model: Any, rows: Any, seeds: Any) -> list[list[int]]:
         prompts = [row["input_ids"] for row in rows]
-        options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds}
+        options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds, "fast_path": run.model.fast_path}
         if pixels is not None:
             options["seen"] = Prompts(pixels, rows)
         with whole_weights(model):

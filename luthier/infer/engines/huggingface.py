@@ -29,11 +29,10 @@ class HuggingFaceModel(Streaming):
         *,
         use_kv_cache: bool = True,
         max_rows: int = MAX_CONCURRENT,
+        fast_path: bool = True,
     ) -> None:
         from luthier.infer.answering import AnswerThread
-        from luthier.infer.few_rows import fill_head
 
-        fill_head(model)
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, frozenset(stop_ids)
         self.pixels: Pixels | None = None
         """Makes what the model takes of images; None if it does not see, or is not asked to."""
@@ -44,6 +43,7 @@ class HuggingFaceModel(Streaming):
             max_rows=max_rows,
             use_cache=use_kv_cache,
             free_bytes=lambda: free_bytes(model),
+            fast_path=fast_path,
         )
 
     @property
@@ -115,7 +115,12 @@ def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids:
     add_missing_rows(model, tokenizer, source)
     all_ends = {*stop_ids, *end_ids(model)}
     return HuggingFaceModel(
-        model, tokenizer, all_ends, use_kv_cache=run.model.use_kv_cache, max_rows=max_concurrent(os.environ)
+        model,
+        tokenizer,
+        all_ends,
+        use_kv_cache=run.model.use_kv_cache,
+        max_rows=max_concurrent(os.environ),
+        fast_path=run.model.fast_path,
     )
 
 

@@ -129,7 +129,7 @@ def _attend(module: Any, rotation: Rotating | None, projections: Sequence[nn.Mod
 def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
     if len(args) != 1 or given:
         return type(module).forward(module, *args, **given)
-    return rms_norm(args[0], module.weight, _eps(module), form)  # type: ignore[arg-type]
+    return rms_norm(args[0], module.weight, eps_of(module), form)  # type: ignore[arg-type]
 
 
 def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
@@ -141,11 +141,33 @@ def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) ->
     return project_gated(module.down_proj, gate, up, activation)
 
 
+def form_in_use(module: nn.Module, trials: Trials) -> Form | None:
+    """`norm_form`, also of an RMSNorm that `fuse` has changed."""
+    own = vars(module).get("forward")
+    if own is None:
+        return norm_form(module, trials)
+    return own.args[1] if isinstance(own, partial) and own.func is _normed else None
+
+
+def activation_in_use(module: nn.Module, trials: Trials) -> Activation | None:
+    """`gated_activation`, also of an MLP that `fuse` has changed."""
+    own = vars(module).get("forward")
+    if own is None:
+        return gated_activation(module, trials)
+    return own.args[1] if isinstance(own, partial) and own.func is _gated_mlp else None
+
+
+def attends_as_before(module: nn.Module) -> bool:
+    """Whether `fuse` has changed this attention, which computes the same as before."""
+    own = vars(module).get("forward")
+    return isinstance(own, partial) and own.func is _attend
+
+
 def norm_form(module: nn.Module, trials: Trials | None = None) -> Form | None:
     """How this RMSNorm computes; None if it is none, or computes in another way."""
     parameters = dict(module.named_parameters(recurse=False))
     is_alone = not module._modules and not module._buffers and set(parameters) == {"weight"}
-    if not is_alone or parameters["weight"].ndim != 1 or _eps(module) is None:
+    if not is_alone or parameters["weight"].ndim != 1 or eps_of(module) is None:
         return None
     return _tried(_form_found, module, trials)
 
@@ -166,7 +188,7 @@ def _form_found(module: nn.Module) -> Form | None:
     return next((form for form in FORMS if _computes(module, form)), None)
 
 
-def _eps(module: nn.Module) -> float | None:
+def eps_of(module: nn.Module) -> float | None:
     """The only float that the module holds, whatever its name."""
     found = [value for value in vars(module).values() if isinstance(value, float)]
     return found[0] if len(found) == 1 else None
@@ -181,7 +203,7 @@ def _computes(module: nn.Module, form: Form) -> bool:
         probe.weight = nn.Parameter(weight, requires_grad=False)
         try:
             found = probe.forward(x)
-            expected = RmsNorm.apply(x, weight, _eps(module), form)
+            expected = RmsNorm.apply(x, weight, eps_of(module), form)
         except FAULTS:
             return False
         if not isinstance(found, Tensor) or found.dtype != expected.dtype or found.shape != expected.shape:

@@ -102,7 +102,7 @@ def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) 
 
 
 def _may_skip_call(layer: nn.Module) -> bool:
-    return isinstance(vars(layer).get("forward"), FusedLora) and not _has_hooks(layer)
+    return isinstance(vars(layer).get("forward"), FusedLora) and not has_hooks(layer)
 
 
 def _is_active(layer: Any, x: Tensor) -> bool:
@@ -194,7 +194,7 @@ def can_be_fused(layer: Any) -> bool:
         return False
     if _class_of(base) not in BASES or any(type(part) is not nn.Linear for part in (a, b)):
         return False
-    if any("forward" in vars(part) or _has_hooks(part) for part in (base, a, b)):
+    if any("forward" in vars(part) or has_hooks(part) for part in (base, a, b)):
         return False
     return a.bias is None and b.bias is None and not any(one.requires_grad for one in base.parameters())
 
@@ -203,7 +203,7 @@ def _class_of(module: object) -> tuple[str, str]:
     return type(module).__module__, type(module).__name__
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

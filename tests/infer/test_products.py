@@ -1,0 +1,76 @@
+"""Linear layers that oneDNN computes while a model answers: the same numbers, and afterwards the layers as before."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier.infer.products import SHARE_FOR_COPIES, Products, has_kernel
+from tests.tiny import tiny_llama
+
+IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
+PLENTY = 10**9
+
+
+@pytest.fixture
+def model(tmp_path):
+    return AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path, attention_bias=True)).eval().requires_grad_(False)
+
+
+def own_forwards(model):
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("free_bytes", [None, PLENTY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_are_the_same(model, dtype, free_bytes):
+    if not has_kernel(dtype):
+        pytest.skip("oneDNN does not multiply in this format here")
+    model = model.to(dtype)
+    products = Products(model, free_bytes)
+    expected = model(IDS).logits
+    with products.in_use():
+        assert len(own_forwards(model)) == (0 if dtype is torch.bfloat16 and free_bytes is None else 15)
+        found = model(IDS).logits
+    assert not own_forwards(model)
+    torch.testing.assert_close(found, expected, atol=1e-6 if dtype is torch.float32 else 2e-2, rtol=0)
+
+
+def test_weights_are_packed_only_where_there_is_memory_for_them(model, monkeypatch):
+    packed = []
+    monkeypatch.setattr("luthier.infer.products._packed", lambda weight: packed.append(weight.nbytes) or weight)
+    total = sum(one.weight.nbytes for one in model.modules() if isinstance(one, torch.nn.Linear))
+    for free_bytes, is_packed in (
+        (None, False),
+        (total / SHARE_FOR_COPIES - 1, False),
+        (total / SHARE_FOR_COPIES, True),
+    ):
+        packed.clear()
+        with Products(model, free_bytes).in_use():
+            assert sum(packed) == (total if is_packed else 0)
+
+
+def test_weights_that_have_changed_are_packed_again(model):
+    products = Products(model, PLENTY)
+    with products.in_use():
+        before = model(IDS).logits
+    layer = model.model.layers[0].mlp.down_proj
+    layer.weight.data = layer.weight * 2
+    expected = model(IDS).logits
+    with products.in_use():
+        found = model(IDS).logits
+    assert (found - before).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_autocast_decides_the_number_format(model):
+    layer, x = model.lm_head, torch.randn(3, 64)
+    with Products(model, PLENTY).in_use(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
+
+
+def test_the_layers_come_back_after_an_error_and_changed_ones_stay(model):
+    own = model.lm_head.forward = lambda x: x
+    with pytest.raises(KeyError), Products(model).in_use():
+        assert model.lm_head.forward is own
+        raise KeyError
+    assert own_forwards(model) == ["lm_head"]
