@@ -33,7 +33,7 @@ def test_the_page_names_the_model_and_is_the_only_one(tmp_path):
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("ready: http://127.0.0.1:")
-            with httpx.Client(follow_redirects=True) as client:
+            with httpx.Client(follow_redirects=True, timeout=60) as client:
                 page = client.get(line.removeprefix("ready: ").strip())
                 assert page.status_code == 200 and kept["model_name_or_path"] in page.text
                 assert client.get(str(page.url.join("/new"))).status_code == 404

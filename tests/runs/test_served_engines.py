@@ -51,14 +51,17 @@ def test_the_api_answers_alike_says_what_it_lacks_and_leaves_nothing_behind(keys
         with pytest.raises(BadRequestError) as caught:
             ask(seed=1, extra_body={"do_sample": True})
         assert caught.value.body["param"] == "seed" and "enable_deterministic_inference" in caught.value.body["message"]
-        with installed.slow(0.05):
+        with installed.holding():
             gone = installed.num_gone
             with httpx.stream(
-                "POST", f"{url}/v1/chat/completions", json={"messages": HI, "max_tokens": 400, "stream": True}
+                "POST",
+                f"{url}/v1/chat/completions",
+                json={"messages": HI, "max_tokens": 400, "stream": True},
+                timeout=60,
             ) as response:
                 next(response.iter_raw())
             wait_for(lambda: installed.num_gone == gone + 1)
-        assert httpx.get(f"{url}/v1/models").json()["data"][0]["max_model_len"] == 512
+        assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["max_model_len"] == 512
         assert process.stop() == 0
     assert not processes_with(str(installed.folder))
 

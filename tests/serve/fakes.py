@@ -148,7 +148,7 @@ def serving(model: Any, **options: Any) -> Iterator[tuple[str, Any]]:
         listening.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     """Waits until something is true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,15 +18,34 @@ import yaml
 READY_SECONDS = 180
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+from luthier.cli import main
+from luthier.serve import loading
+
+def held(*words, load=loading.load_model):
+    while not Path(sys.argv[2]).with_name("load").exists():
+        time.sleep(0.01)
+    return load(*words)
+
+loading.load_model = held
+sys.exit(main(sys.argv[1:]))
+"""
+"""`luthier`, which loads no model before a file `load` is beside its run file."""
+
+
 class Api:
-    def __init__(self, folder: Path, keys: Mapping[str, Any], **environ: str) -> None:
+    def __init__(
+        self, folder: Path, keys: Mapping[str, Any], *, program: Sequence[str] = ("-m", "luthier"), **environ: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         run_file = folder / "run.yaml"
         run_file.write_text(yaml.safe_dump(dict(keys)), "utf-8")
         self.errors = folder / "stderr.txt"
         variables = {**os.environ, "API_HOST": "127.0.0.1", "API_PORT": "0", **environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "luthier", "api", str(run_file)],
+            [sys.executable, *program, "api", str(run_file)],
             stdout=subprocess.PIPE,
             stderr=self.errors.open("w"),
             env=variables,
@@ -44,7 +63,7 @@ class Api:
         """Send a signal and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=READY_SECONDS)
 
 
 @contextlib.contextmanager
@@ -70,13 +89,7 @@ def leaving(url: str, body: Mapping[str, Any]) -> Iterator[None]:
         connection.close()
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def wait_for_port(port: int, seconds: float = 60) -> None:
+def wait_for_port(port: int, seconds: float = READY_SECONDS) -> None:
     """Until something listens there."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

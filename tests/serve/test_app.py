@@ -64,7 +64,7 @@ def post(server, path=CHAT, **options):
 
 
 def get(server, path, key="secret"):
-    return httpx.get(f"{server[0]}{path}", headers={"Authorization": f"Bearer {key}"})
+    return httpx.get(f"{server[0]}{path}", headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 def error_of(response, status=400):
@@ -111,10 +111,10 @@ def test_a_wrong_key(server, key):
 
 def test_each_key_of_the_list_opens_and_health_needs_none(server):
     assert get(server, "/v1/models", "other").status_code == 200
-    assert httpx.get(f"{server[0]}/v1/models").status_code == 401
-    assert httpx.get(f"{server[0]}/metrics").status_code == 401
-    assert httpx.get(f"{server[0]}/health").status_code == 200
-    assert httpx.get(f"{server[0]}/docs").status_code == 200
+    assert httpx.get(f"{server[0]}/v1/models", timeout=60).status_code == 401
+    assert httpx.get(f"{server[0]}/metrics", timeout=60).status_code == 401
+    assert httpx.get(f"{server[0]}/health", timeout=60).status_code == 200
+    assert httpx.get(f"{server[0]}/docs", timeout=60).status_code == 200
 
 
 def test_the_error_class_of_openai(server):
@@ -172,30 +172,33 @@ def test_metrics(server):
 
 
 def test_openapi_describes_the_requests(server):
-    schema = httpx.get(f"{server[0]}/openapi.json").json()
+    schema = httpx.get(f"{server[0]}/openapi.json", timeout=60).json()
     assert set(schema["paths"]) >= {CHAT, "/v1/completions", "/v1/models", "/v1/score/evaluation", "/health"}
     assert "temperature" in schema["components"]["schemas"]["ChatRequest"]["properties"]
 
 
 def test_while_the_model_is_loading():
     with serving(None) as (url, _):
-        for response in (httpx.get(f"{url}/health"), httpx.post(f"{url}{CHAT}", json={"messages": HI})):
+        for response in (
+            httpx.get(f"{url}/health", timeout=60),
+            httpx.post(f"{url}{CHAT}", json={"messages": HI}, timeout=60),
+        ):
             error = error_of(response, 503)
             assert error["type"] == "unavailable_error"
-        assert "luthier_ready 0" in httpx.get(f"{url}/metrics").text
+        assert "luthier_ready 0" in httpx.get(f"{url}/metrics", timeout=60).text
 
 
 def test_a_full_queue():
     gate = threading.Event()
     with serving(chat_model(lambda prompt: [gate, "ok"]), max_concurrent=1, max_queue=1) as (url, service):
         answers: list[httpx.Response] = []
-        ask = lambda: answers.append(httpx.post(f"{url}{CHAT}", json={"messages": HI}, timeout=30))  # noqa: E731
+        ask = lambda: answers.append(httpx.post(f"{url}{CHAT}", json={"messages": HI}, timeout=60))  # noqa: E731
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
         until(lambda: service.admission.num_answers == 2)
-        assert "luthier_requests_waiting 1" in httpx.get(f"{url}/metrics").text
-        response = httpx.post(f"{url}{CHAT}", json={"messages": HI})
+        assert "luthier_requests_waiting 1" in httpx.get(f"{url}/metrics", timeout=60).text
+        response = httpx.post(f"{url}{CHAT}", json={"messages": HI}, timeout=60)
         assert error_of(response, 503)["code"] == "server_overloaded"
         assert response.headers["retry-after"].isdigit()
         gate.set()
@@ -207,18 +210,18 @@ def test_a_full_queue():
 def test_web_pages_of_other_origins():
     asked = {"Origin": "http://page", "Access-Control-Request-Method": "POST"}
     with serving(chat_model()) as (url, _):
-        assert "access-control-allow-origin" not in httpx.options(f"{url}{CHAT}", headers=asked).headers
+        assert "access-control-allow-origin" not in httpx.options(f"{url}{CHAT}", headers=asked, timeout=60).headers
     with serving(chat_model(), cors_origins=("http://page",), keys=("k",)) as (url, _):
-        allowed = httpx.options(f"{url}{CHAT}", headers=asked).headers
+        allowed = httpx.options(f"{url}{CHAT}", headers=asked, timeout=60).headers
         assert allowed["access-control-allow-origin"] == "http://page"
         assert allowed.get("access-control-allow-credentials") != "true"
 
 
 def test_a_proxy_may_put_a_path_before_it():
     with serving(chat_model(), root_path="/proxy", keys=("k",)) as (url, _):
-        assert httpx.get(f"{url}/health").status_code == 200
-        assert httpx.get(f"{url}/proxy/health").status_code == 200
-        assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/proxy"}]
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/proxy/health", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/openapi.json", timeout=60).json()["servers"] == [{"url": "/proxy"}]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -227,16 +230,16 @@ def test_what_people_write_is_logged_on_request_only(said, stream):
     for verbose, count in ((False, 0), (True, 2)):
         said.clear()
         with serving(chat_model(lambda prompt: ["o", "k"]), is_verbose=verbose) as (url, _):
-            httpx.post(f"{url}{CHAT}", json=body)
+            httpx.post(f"{url}{CHAT}", json=body, timeout=60)
         assert len([line for line in said if "secret words" in line or line.count('"ok"') == 2]) == count
 
 
 def test_an_engine_that_has_died_is_no_healthy_server():
     model = chat_model()
     with serving(model) as (url, _):
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
         model.engine.fault = "vllm ended with status 7"
-        response = httpx.get(f"{url}/health")
+        response = httpx.get(f"{url}/health", timeout=60)
     error = {"message": "vllm ended with status 7", "type": "unavailable_error", "param": None, "code": "engine_ended"}
     assert (response.status_code, response.json()) == (503, {"error": error})
 

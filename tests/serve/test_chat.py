@@ -48,7 +48,7 @@ def ask(client, text, **fields):
 
 
 def post(server, **fields):
-    return httpx.post(f"{server[0]}{PATH}", json={"messages": HI, **fields}, timeout=30)
+    return httpx.post(f"{server[0]}{PATH}", json={"messages": HI, **fields}, timeout=60)
 
 
 def data_lines(response) -> list:
@@ -209,7 +209,7 @@ def test_what_the_engine_refuses_is_the_fault_of_the_request(server):
 
     model.engine.submit = refuse
     with serving(model) as (url, service):
-        response = httpx.post(f"{url}{PATH}", json={"messages": HI, "n": 2})
+        response = httpx.post(f"{url}{PATH}", json={"messages": HI, "n": 2}, timeout=60)
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
         assert service.admission.num_answers == 0
@@ -264,7 +264,8 @@ def test_tags_that_are_special_tokens_are_read_and_not_shown():
     model = chat_model(lambda prompt: said, template="phi4_mini", tokenizer=tokenizer, call_syntax="phi4_mini")
     with serving(model) as (url, _):
         for fields, skips in (({"tools": [WEATHER]}, False), ({}, True)):
-            message = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields}).json()["choices"][0]["message"]
+            response = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields}, timeout=60)
+            message = response.json()["choices"][0]["message"]
             assert model.engine.settings[-1].skip_special_tokens is skips
             if fields:
                 assert message["content"] == "Well."
@@ -290,8 +291,8 @@ def test_a_fault_of_the_grammar_while_decoding_is_the_field_that_asked_for_it(tm
         AutoModelForCausalLM.from_pretrained(folder), SlowTokenizer.from_pretrained(folder), {260}
     )
     with serving(chat_model(engine=engine)) as (url, _):
-        whole = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields})
-        stream = httpx.post(f"{url}{PATH}", json={"messages": HI, "stream": True, **fields})
+        whole = httpx.post(f"{url}{PATH}", json={"messages": HI, **fields}, timeout=60)
+        stream = httpx.post(f"{url}{PATH}", json={"messages": HI, "stream": True, **fields}, timeout=60)
     error = whole.json()["error"]
     assert (whole.status_code, error["param"]) == (400, param) and "fast tokenizer" in error["message"]
     assert stream.status_code == 200 and data_lines(stream)[-1] == {"error": error}

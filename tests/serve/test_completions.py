@@ -19,7 +19,7 @@ def server():
 
 
 def post(server, **fields):
-    return httpx.post(f"{server[0]}{PATH}", json=fields, timeout=30)
+    return httpx.post(f"{server[0]}{PATH}", json=fields, timeout=60)
 
 
 def chunks_of(response):

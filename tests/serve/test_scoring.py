@@ -32,7 +32,7 @@ def judge(scores):
 
 
 def post(server, **fields):
-    return httpx.post(f"{server}/v1/score/evaluation", json=fields)
+    return httpx.post(f"{server}/v1/score/evaluation", json=fields, timeout=60)
 
 
 def test_scores(server):
@@ -66,8 +66,8 @@ def test_bad_requests(server, messages, param):
 def test_answers_are_for_chat_models(server):
     for path in ("chat/completions", "completions"):
         fields = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
-        assert httpx.post(f"{server}/v1/{path}", json=fields).status_code == 405
-    assert httpx.post(f"{server}/tokenize", json={"prompt": "ab"}).json()["count"] == 2
+        assert httpx.post(f"{server}/v1/{path}", json=fields, timeout=60).status_code == 405
+    assert httpx.post(f"{server}/tokenize", json={"prompt": "ab"}, timeout=60).json()["count"] == 2
 
 
 def test_training_can_ask_this_server_for_rewards(server):

@@ -55,7 +55,7 @@ def test_a_signal_ends_it_and_releases_the_model(number, status, capsys):
 
     def beside(started):
         started.wait()
-        assert httpx.get(f"{started.url}/health").status_code == 200
+        assert httpx.get(f"{started.url}/health", timeout=60).status_code == 200
         started.signal(number)
 
     started = Started(load)
@@ -71,10 +71,10 @@ def test_a_running_answer_ends_and_new_ones_are_refused():
     def beside(started):
         started.wait()
         body = {"messages": HI, "stream": True}
-        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response:
+        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=60) as response:
             started.signal()
-            until(lambda: httpx.get(f"{started.url}/health").status_code == 503)
-            refused = httpx.post(f"{started.url}/v1/chat/completions", json=body)
+            until(lambda: httpx.get(f"{started.url}/health", timeout=60).status_code == 503)
+            refused = httpx.post(f"{started.url}/v1/chat/completions", json=body, timeout=60)
             assert refused.json()["error"]["code"] == "shutting_down"
             gate.set()
             texts.append(response.read().decode())
@@ -91,10 +91,12 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(capfd):
         started.wait()
         body = {"messages": HI, "stream": True}
         whole = threading.Thread(
-            target=lambda: found.append(httpx.post(f"{started.url}/v1/chat/completions", json={"messages": HI}))
+            target=lambda: found.append(
+                httpx.post(f"{started.url}/v1/chat/completions", json={"messages": HI}, timeout=60)
+            )
         )
         whole.start()
-        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response:
+        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=60) as response:
             until(lambda: started.service.admission.num_answers == 2)
             started.signal()
             found.append(response.read().decode())

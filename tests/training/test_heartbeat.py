@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from threading import Semaphore
 from types import SimpleNamespace
 
 import pytest
@@ -72,7 +73,8 @@ def test_what_happens_after_a_step(tmp_path):
 
 def test_each_process_has_its_own_and_a_disk_that_fails_costs_no_run(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "3")
-    beat = Heartbeat(tmp_path / "gone", "cpu")
+    beat, written = Heartbeat(tmp_path / "gone", "cpu"), Semaphore(0)
     assert beat.path.name == "heartbeat_3.json"
+    monkeypatch.setattr(beat, "facts", lambda facts=beat.facts: (written.release(), facts())[1])
     with beat.beating():
-        time.sleep(0.05)
+        assert written.acquire(timeout=60) and written.acquire(timeout=60), "it goes on after the disk has failed"

@@ -43,7 +43,7 @@ def test_every_page_answers_without_torch(tmp_path):
     (folder / "trainer_log.jsonl").write_text('{"current_steps": 1, "total_steps": 2, "loss": 1.5}\n', "utf-8")
     broken_runs(tmp_path / "saves")
     (tmp_path / "run.yaml").write_text("stage: sft\nmodel_name_or_path: nowhere\n", "utf-8")
-    done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], text=True, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     *pages, compared, heavy = done.stdout.splitlines()
     assert len(pages) == 13 and all(line.endswith(" 200 False") for line in pages)

@@ -6,23 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from luthier.webui import identity
 from luthier.webui.keeper import BUSY, NOT_STARTED
 
-SLEEPS = (sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(60)")
+SLEEPS = (sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(600)")
 
 
 def keep(folder: Path, *command: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "luthier.webui.keeper", str(folder), *command])
 
 
-def wait_for(path: Path) -> dict[str, object]:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} does not come"
+def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < end, otherwise
         time.sleep(0.02)
+
+
+def wait_for(path: Path) -> dict[str, object]:
+    wait_until(path.exists, f"{path} does not come")
     return json.loads(path.read_text("utf-8"))
 
 
@@ -33,20 +38,21 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     pid, mark = record["pid"], record["mark"]
     assert record["argv"] == list(SLEEPS) and identity.is_same(pid, mark)
     assert not (tmp_path / "exit.json").exists()
+    wait_until(lambda: "begun" in (tmp_path / "console.log").read_text("utf-8"), "it does not begin")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         keeper.send_signal(number)
     second = keep(tmp_path, *SLEEPS)
-    assert second.wait(60) == BUSY, "one folder is for one run"
+    assert second.wait(120) == BUSY, "one folder is for one run"
     assert identity.is_same(pid, mark) and keeper.poll() is None
     assert os.getsid(pid) != os.getsid(0) and os.getsid(pid) != os.getsid(keeper.pid)
     identity.send(pid, mark, signal.SIGINT)
-    assert keeper.wait(60) == 0
+    assert keeper.wait(120) == 0
     assert wait_for(tmp_path / "exit.json")["status"] in (130, -signal.SIGINT)
     console = (tmp_path / "console.log").read_text("utf-8")
     assert console.startswith("$ luthier") and "begun" in console and "KeyboardInterrupt" in console
 
 
 def test_a_program_that_cannot_be_started(tmp_path):
-    assert keep(tmp_path, "/nowhere/at/all").wait(60) == 0
+    assert keep(tmp_path, "/nowhere/at/all").wait(120) == 0
     assert wait_for(tmp_path / "exit.json")["status"] == NOT_STARTED
     assert "/nowhere/at/all: cannot be started (No such file or directory)" in (tmp_path / "console.log").read_text()

@@ -157,7 +157,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tmp_path):
     process.stdin.flush()
     begin = process.stdout.read(len("\nUser: Hi\nAssistant: ") + 1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate("exit\n", timeout=120)
+    out, err = process.communicate("exit\n", timeout=300)
     assert begin.startswith("\nUser: Hi\nAssistant: ")
     assert "(stopped)" in err
     assert out.endswith("\nUser: exit\n")

@@ -17,9 +17,10 @@ from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
-from luthier.infer.servers.child import HOST, free_port
+from luthier.infer.servers.child import HOST
 from tests.infer.servers import stand_in
 from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
+from tests.ports import free_port
 from tests.small_world import WAYS, small_world
 
 GRPO = {"stage": "grpo", "num_generations": 4, "rollout_backend": "vllm"}
@@ -83,7 +84,7 @@ def test_a_server_at_an_address_reloads_all_weights(world, tmp_path, monkeypatch
     monkeypatch.setenv("VLLM_API_KEY", "k")
     with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: answers_at(port), 60)
+            wait_for(lambda: answers_at(port))
             keys = {**world, **WAYS["full"], "learning_rate": 1e-3, "rollout_folder": str(tmp_path / "weights")}
             address = {"rollout_server": f"http://{HOST}:{port}"}
             found = learned({**keys, **address}, tmp_path / "out")

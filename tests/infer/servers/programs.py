@@ -55,10 +55,11 @@ class Installed:
         return [call["body"] for call in self.calls if "body" in call][-1]
 
     @contextlib.contextmanager
-    def slow(self, seconds: float) -> Iterator[None]:
-        """Each token takes this long."""
-        file = self.folder / "delay"
-        file.write_text(str(seconds))
+    def holding(self, num_tokens: int = 24) -> Iterator[None]:
+        """No answer goes on after so many tokens."""
+        draft, file = self.folder / "hold.draft", self.folder / "hold"
+        draft.write_text(str(num_tokens))
+        draft.rename(file)
         try:
             yield
         finally:
@@ -69,7 +70,7 @@ def stand_in_for(name: str, folder: Path) -> Installed:
     return Installed(folder, name, f'exec "{sys.executable}" "{stand_in.__file__}" {name} "$@"')
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

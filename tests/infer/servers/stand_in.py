@@ -3,9 +3,9 @@
     python stand_in.py vllm serve FOLDER --port 1234 ...
 
 What it is asked goes to the folder STAND_IN_FOLDER: `argv.json`, and `calls.jsonl` with a line for each request
-and one for each client that went. A file `delay` there holds the seconds between two tokens; with a file `die` the
-process ends at the next token with status 7. The options and fields are those of vLLM 0.33 and SGLang 0.5.23; unknown
-ones are refused.
+and one for each client that went. With a file `hold` there, each answer waits after as many tokens as it says; with a
+file `die` the process ends at the next token with status 7. The options and fields are those of vLLM 0.33 and SGLang
+0.5.23; unknown ones are refused.
 """
 
 import argparse
@@ -193,6 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         state: dict[str, Any] = {"prompt_ids": ids, "is_first": True}
         pending: list[Any] = []
+        num_sent = 0
         try:
             while True:
                 item = arrived.get()
@@ -208,21 +209,29 @@ class Handler(BaseHTTPRequestHandler):
                     pending += item.tokens
                     continue
                 for token in item.tokens:
-                    self.pause()
+                    self.wait_to_go_on(num_sent)
                     self.send(write(state, [token], None))
+                    num_sent += 1
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             ticket.cancel()
             self.served.note(gone=True)
         self.close_connection = True
 
-    def pause(self) -> None:
-        if (self.served.folder / "die").exists():
-            print("CUDA error: an illegal memory access was encountered", flush=True)
-            os._exit(7)
-        delay = self.served.folder / "delay"
-        if delay.exists():
-            time.sleep(float(delay.read_text()))
+    def wait_to_go_on(self, num_sent: int) -> None:
+        """While an answer is held, keep-alive lines find out whether its client has gone."""
+        while True:
+            if (self.served.folder / "die").exists():
+                print("CUDA error: an illegal memory access was encountered", flush=True)
+                os._exit(7)
+            try:
+                limit = int((self.served.folder / "hold").read_text())
+            except FileNotFoundError:
+                return
+            if num_sent < limit:
+                return
+            self.wfile.write(b": keep alive\n\n")
+            time.sleep(0.01)
 
     def send(self, event: Any) -> None:
         self.wfile.write(f": keep alive\n\ndata: {json.dumps(event)}\n\n".encode())

@@ -33,7 +33,7 @@ def served():
             self.end_headers()
             for piece in self.pieces:
                 if isinstance(piece, threading.Event):
-                    piece.wait(20)
+                    piece.wait()
                 else:
                     self.wfile.write(piece)
                     self.wfile.flush()
@@ -80,14 +80,22 @@ def test_an_error_event_is_refused_after_what_came_before(served, code, is_input
 
 
 def test_hanging_up_wakes_whoever_waits_for_the_next_event(served):
-    never = threading.Event()
-    one = call(served, pieces=[EVENT, never])
+    """Else it would wait for the server, which sends another one in vain."""
+    was_hung_up, found = threading.Event(), []
+    one = call(served, pieces=[EVENT, was_hung_up, EVENT])
     events = one.events()
     assert next(events)
-    threading.Timer(0.1, one.hang_up).start()
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        assert list(events) == []  # else it would wait for the server
-    never.set()
+
+    def wait():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            found.extend(events)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    one.hang_up()
+    thread.join(60)
+    assert not thread.is_alive() and found == []
+    was_hung_up.set()
 
 
 def test_a_call_that_was_hung_up_before_it_began_asks_nothing(served):

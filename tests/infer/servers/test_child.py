@@ -5,14 +5,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from luthier.core.errors import RunFailed
 from luthier.infer.servers import child
-from luthier.infer.servers.child import ChildServer, find_program, free_port
+from luthier.infer.servers.child import ChildServer, find_program
 from tests.infer.servers.programs import ROOT, is_running, kill, processes_with, wait_for
+from tests.ports import free_port
 
 SERVES = """
 import http.server, os, subprocess, sys, time
@@ -21,16 +23,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
     def log_message(self, *words): pass
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", "worker-of", sys.argv[2]])
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(999)", "worker-of", sys.argv[2]])
 print("loading", flush=True)
-time.sleep(float(sys.argv[3]))
+while len(sys.argv) > 3 and not os.path.exists(sys.argv[3]):
+    time.sleep(0.01)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def serving(mark: str, seconds: float = 0.0) -> ChildServer:
+def words_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def serving(mark: str, *until: str) -> ChildServer:
+    """`until`: the file at which it begins to serve."""
     port = free_port()
-    return ChildServer("vllm", [sys.executable, "-c", SERVES, str(port), mark, str(seconds)], port, {})
+    return ChildServer("vllm", [sys.executable, "-c", SERVES, str(port), mark, *until], port, {})
 
 
 def test_a_server_answers_and_leaves_no_process_and_no_log(tmp_path, said):
@@ -48,10 +56,17 @@ def test_a_server_answers_and_leaves_no_process_and_no_log(tmp_path, said):
 
 def test_who_waits_is_told_what_for(tmp_path, said, monkeypatch):
     monkeypatch.setattr(child, "TELL_SECONDS", 0.3)
-    server = serving(str(tmp_path), seconds=1.5)
+    server = serving(str(tmp_path), str(tmp_path / "loaded"))
+
+    def load():
+        wait_for(lambda: any(re.fullmatch(r"waiting for vllm \(\d+ s\): loading", line) for line in said))
+        (tmp_path / "loaded").touch()
+
+    thread = threading.Thread(target=load)
+    thread.start()
     server.wait_until_healthy()
+    thread.join()
     server.close()
-    assert [line for line in said if re.fullmatch(r"waiting for vllm \(\d+ s\): loading", line)]
 
 
 def test_a_server_that_dies_at_once_is_an_error_with_the_end_of_its_log():
@@ -65,7 +80,7 @@ def test_a_server_that_dies_at_once_is_an_error_with_the_end_of_its_log():
 
 
 def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
-    server = serving(str(tmp_path), seconds=60)
+    server = serving(str(tmp_path), str(tmp_path / "never"))
     wait_for(lambda: len(processes_with(str(tmp_path))) == 3)
 
     def interrupt(seconds):
@@ -81,12 +96,11 @@ def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
 def test_the_death_of_an_idle_server_is_told_at_once(tmp_path, said):
     server = serving(str(tmp_path))
     server.wait_until_healthy()
-    for pid in processes_with(str(tmp_path)):
-        if b"keeper" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            kill(pid)
+    (pid,) = [pid for pid in processes_with(str(tmp_path)) if words_of(pid)[1:3] == ["-c", SERVES]]
+    kill(pid)
     wait_for(lambda: len(said) == 2)
     assert said[1].startswith("warning: vllm ended with status ") and str(server.log) in said[1]
-    assert server.ends_within(5) and not server.is_alive
+    assert server.ends_within(60) and not server.is_alive
     server.close()
     server.log.unlink()
 
@@ -107,13 +121,13 @@ from tests.infer.servers.test_child import serving
 server = serving({str(tmp_path)!r})
 server.wait_until_healthy()
 print("up", flush=True)
-time.sleep(99)
+time.sleep(999)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "up\n"
     pids = processes_with(str(tmp_path))
     process.send_signal(number)
-    process.wait(20)
+    process.wait(60)
     wait_for(lambda: not any(map(is_running, pids)))
 
 

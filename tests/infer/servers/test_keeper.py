@@ -7,7 +7,9 @@ import sys
 from luthier.infer.servers import keeper
 from tests.infer.servers.programs import is_running, wait_for
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(999)"
+)
 
 
 def kept(code: str, before: str = "") -> subprocess.Popen:
@@ -20,7 +22,7 @@ def kept(code: str, before: str = "") -> subprocess.Popen:
 
 
 def test_the_status_of_the_program_is_its_own():
-    assert kept("raise SystemExit(5)").wait(20) == 5
+    assert kept("raise SystemExit(5)").wait(60) == 5
 
 
 def test_the_end_of_the_input_ends_the_program_and_its_children():
@@ -29,15 +31,15 @@ def test_the_end_of_the_input_ends_the_program_and_its_children():
     pid = int(process.stdout.readline())
     assert process.stdout.readline() == "up\n" and is_running(pid)
     process.stdin.close()
-    assert process.wait(20) != 0
+    assert process.wait(60) != 0
     wait_for(lambda: not is_running(pid))
 
 
 def test_a_signal_to_the_keeper_ends_the_program():
-    process = kept("import os, time; print(os.getpid(), flush=True); time.sleep(99)")
+    process = kept("import os, time; print(os.getpid(), flush=True); time.sleep(999)")
     pid = int(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     wait_for(lambda: not is_running(pid))
 
 

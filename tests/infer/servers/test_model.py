@@ -95,7 +95,7 @@ def test_a_stop_string_ends_the_answer_and_the_request(served, here):
     model, installed = served
     whole = here.generate(PROMPT, GREEDY).text
     settings = Settings(do_sample=False, max_new_tokens=400, stop=(whole[3:6],))
-    with installed.slow(0.02):
+    with installed.holding():
         gone = installed.num_gone
         answer = model.generate(PROMPT, settings)
         assert (answer.text, answer.finish_reason) == (whole[:3], "stop")
@@ -146,13 +146,13 @@ def test_many_answers_at_once_are_those_of_each_alone(served, here):
     prompts = [[72 + number, 105] for number in range(12)]
     for number, prompt in enumerate(prompts):
         model.submit(prompt, GREEDY, deliver_to(number))
-    assert done.wait(60)
+    assert done.wait(120)
     assert [arrived[number] for number in range(12)] == [here.generate(prompt, GREEDY) for prompt in prompts]
 
 
 def test_a_stream_that_is_closed_ends_the_request(served):
     model, installed = served
-    with installed.slow(0.05):
+    with installed.holding():
         gone = installed.num_gone
         stream = model.stream(PROMPT, Settings(do_sample=False, max_new_tokens=400))
         assert next(stream)
@@ -164,16 +164,16 @@ def test_a_stream_that_is_closed_ends_the_request(served):
 def test_what_is_canceled_delivers_nothing_more_and_waits_for_nobody(served):
     model, installed = served
     items = []
-    with installed.slow(0.05):
+    with installed.holding():
         before = installed.num_requests
         tickets = [model.submit(PROMPT, Settings(do_sample=False, max_new_tokens=400), items.append) for _ in range(10)]
-        wait_for(lambda: installed.num_requests == before + 8)  # two wait
+        wait_for(lambda: installed.num_requests == before + 8 and len(items) >= 8)  # two wait
         for ticket in reversed(tickets):  # those that wait first, or they would begin
             ticket.cancel()
         num = len(items)
         answer = model.generate(PROMPT, Settings(do_sample=False, max_new_tokens=1))
     assert answer.num_new_tokens == 1
-    assert len(items) <= num + 1  # one may have been under way
+    assert len(items) <= num + 8  # one of each may have been under way
     assert not any(isinstance(item, Answer | Exception) for item in items)
     assert installed.num_requests == before + 9
     tickets[0].cancel()  # after the end it does nothing
@@ -202,7 +202,7 @@ def test_with_its_adapter_and_then_without_its_server(name, llama_folder, lora, 
         model.generate(PROMPT, GREEDY).text
         == HuggingFaceModel(adapted, model.tokenizer, {EOS}).generate(PROMPT, GREEDY).text
     )
-    with installed.slow(0.05):
+    with installed.holding():
         stream = model.stream(PROMPT, Settings(do_sample=False, max_new_tokens=400))
         assert next(stream)
         (installed.folder / "die").touch()
