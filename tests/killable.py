@@ -3,16 +3,16 @@
 Everything that a run imports is imported once, by the fork server of `multiprocessing`, which computes nothing itself.
 """
 
+import itertools
 import json
 import math
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,28 @@ import psutil
 
 import luthier
 from luthier.cli import main
+from tests.ports import free_port
 from tests.runs.each_of import train_each
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.run_imports", __name__])
 
 
-def start(keys: dict[str, Any], log: Path, num_processes: int = 1, *, typed: bool = False) -> BaseProcess:
-    """A run in a process group of its own. What it says is added to `log`. `typed`: as the command `luthier train`."""
+def start(
+    keys: dict[str, Any],
+    log: Path,
+    num_processes: int = 1,
+    *,
+    command: str | None = None,
+    changes: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """A run in a process group of its own. What it says is added to `log`.
+
+    `command`: as `luthier COMMAND` on a run file, which need not be `train`.
+    `changes` is called in each process before the run, and may change what it does: see `at_call`.
+    """
     keep_folder_apart()
-    process = _server.Process(target=_train, args=(keys, str(log), num_processes, _free_port(), typed))
+    process = _server.Process(target=_train, args=(keys, str(log), num_processes, free_port(), command, changes))
     process.start()
     return process
 
@@ -74,18 +86,39 @@ def kill(process: BaseProcess) -> None:
 def start_each(run_files: Sequence[Path], log: Path, num_processes: int) -> BaseProcess:
     """The runs one after another, each in all processes: see `tests.runs.each_of`."""
     keep_folder_apart()
-    process = _server.Process(target=_train_each, args=(run_files, str(log), num_processes, _free_port()))
+    process = _server.Process(target=_train_each, args=(run_files, str(log), num_processes, free_port()))
     process.start()
     return process
 
 
-def _train(keys: dict[str, Any], log: str, num_processes: int, port: int, typed: bool) -> None:
+def at_call(owner: Any, name: str, count: int, what: Callable[[], Any], rank: int = 0) -> None:
+    """In one process of a run, `what` happens before call number `count`, from 1, of `owner.name`."""
+    call, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        if int(os.environ.get("RANK", "0")) == rank and next(calls) == count:
+            what()
+        return call(*arguments, **more)
+
+    setattr(owner, name, counted)
+
+
+def _train(
+    keys: dict[str, Any],
+    log: str,
+    num_processes: int,
+    port: int,
+    command: str | None,
+    changes: Callable[[], None] | None,
+) -> None:
     _say_in(log)
     others = _begin_others(num_processes, port)
-    if typed:
+    if changes is not None:
+        changes()
+    if command is not None:
         run_file = Path(f"{log}.json")
         run_file.write_text(json.dumps(keys))
-        status = main(["train", str(run_file)])
+        status = main([command, str(run_file)])
         sys.stderr.flush()
         os._exit(status)
     luthier.train(keys)
@@ -127,9 +160,3 @@ def _end_with(others: list[int]) -> None:
     sys.stderr.flush()
     statuses = [os.waitpid(pid, 0)[1] for pid in others]
     os._exit(max(statuses, default=0) and 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

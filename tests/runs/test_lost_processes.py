@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import yaml
 from safetensors.torch import load_file
 
 import luthier
+from tests.holding import Hold
+from tests.ports import free_port
 from tests.small_world import losses, small_world
 
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 400
 LAUNCH = [sys.executable, "-m", "luthier", "train"]
 
 
@@ -66,8 +68,11 @@ def answers(port: int) -> bool:
 
 
 def process_of(launcher: "subprocess.Popen[bytes]", rank: int) -> psutil.Process:
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return next(child for child in children if child.environ().get("RANK") == str(rank))
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        with suppress(psutil.Error):  # some live for a moment only
+            if child.environ().get("RANK") == str(rank) and "luthier" in child.cmdline():
+                return child
+    raise AssertionError(f"there is no process {rank}")
 
 
 @pytest.mark.thorough
@@ -94,16 +99,15 @@ def test_a_machine_that_is_killed_and_comes_back_changes_nothing(world, tmp_path
     )
     run_file, out = tmp_path / "run.yaml", tmp_path / "out"
     run_file.write_text(yaml.safe_dump({**world, **steps, "per_device_train_batch_size": 2, "output_dir": str(out)}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port, hold = str(free_port()), Hold(tmp_path, "out/checkpoint-15")
     nodes = {"RDZV_ID": "run", "MIN_NNODES": "2", "MAX_NNODES": "2", "MAX_RESTARTS": "3", "NPROC_PER_NODE": "1"}
-    nodes |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **hold.environment}
     logs = [tmp_path / name for name in ("first.log", "second.log", "third.log")]
     with started(run_file, logs[0], **nodes) as first:
         wait_for(lambda: answers(int(port)))  # the first one holds the meeting point
         with started(run_file, logs[1], **nodes):
-            wait_for(lambda: (out / "checkpoint-10").is_dir())
+            wait_for(lambda: hold.holds)
+        hold.release()
         with started(run_file, logs[2], **nodes) as again:
             assert [first.wait(PATIENCE_SECONDS), again.wait(PATIENCE_SECONDS)] == [0, 0], logs[0].read_text()
     assert "resuming from" in logs[0].read_text()

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from luthier.data.media.blocks import MediaProcessor
 from luthier.data.prepare import prepare
 from luthier.workflow.preflight import content_problems
 from luthier.workflow.text import load_text_side
+from tests import killable
 from tests.data.media.rows import TAG, answer, row, user
 from tests.media_models import draw
 
@@ -228,6 +227,11 @@ def test_text_of_a_model_that_sees(keys, worlds, family):
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
 
 
+def interrupted_when_it_measures(number: int, cache: str) -> None:
+    os.environ["LUTHIER_CACHE"] = cache
+    killable.at_call(reader, "decoded_size", number, partial(os.kill, os.getpid(), signal.SIGINT))
+
+
 @pytest.mark.thorough
 def test_an_interrupt_while_images_are_measured_loses_none(keys, tmp_path, monkeypatch):
     """What the process has measured until Ctrl-C, the next start does not open."""
@@ -237,17 +241,12 @@ def test_an_interrupt_while_images_are_measured_loses_none(keys, tmp_path, monke
         os.link(tmp_path / "large.jpg", tmp_path / f"large-{number}.jpg")
     (tmp_path / "talks.json").write_text(json.dumps(rows))
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "run.json").write_text(json.dumps({**keys, "output_dir": str(tmp_path / "out"), "do_train": True}))
-    sizes = tmp_path / "cache" / "media" / "sizes.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "luthier", "train", str(tmp_path / "run.json")], stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (sizes.exists() and sizes.stat().st_size > 1000):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    measured = len(sizes.read_text().splitlines())
-    assert process.returncode == 130 and said.endswith("luthier: interrupted\n") and "Traceback" not in said
+    log, run = tmp_path / "log", {**keys, "output_dir": str(tmp_path / "out"), "do_train": True}
+    changes = partial(interrupted_when_it_measures, 100, str(tmp_path / "cache"))
+    process = killable.start(run, log, command="train", changes=changes)
+    process.join()
+    said, measured = log.read_text(), len((tmp_path / "cache" / "media" / "sizes.jsonl").read_text().splitlines())
+    assert process.exitcode == 130 and said.endswith("luthier: interrupted\n") and "Traceback" not in said
     assert 5 < measured < NUM_LARGE
     opened = []
     monkeypatch.setattr(reader, "decoded_size", lambda path, of=reader.decoded_size: opened.append(path) or of(path))

@@ -6,8 +6,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.core.manifest import verify_folder
+from luthier.data.rows import maker
+from luthier.training.callbacks import interrupt
 from luthier.training.callbacks.interrupt import StopOnSignal
 from luthier.training.callbacks.progress import ProgressBar
 from luthier.training.checkpoints import checkpoints_in
@@ -24,8 +27,10 @@ from tests import killable
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
-SLOW_SECONDS = 120
+SLOW_SECONDS = 600
 """How long a step would take that is given up."""
+END_SECONDS = 300
+"""After which a process that does not end has a fault."""
 EVALUATED = {"val_size": 8, "per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 2}
 
 
@@ -102,12 +107,18 @@ def test_a_step_that_takes_too_long_is_given_up(world, tmp_path, monkeypatch, sa
     luthier.train({**keys, "output_dir": str(tmp_path / "whole")})
     out, step = tmp_path / "out", 7 if first else 4
     per_step = keys.get("gradient_accumulation_steps", 1)
+    ended: list[bool] = []
     with monkeypatch.context() as patch:
         # In the last batch of the step, when the others have left their gradients.
-        signal_at(patch, StageTrainer, "compute_loss", step * per_step, then=lambda: time.sleep(SLOW_SECONDS))
-        begin = time.monotonic()
+        signal_at(
+            patch,
+            StageTrainer,
+            "compute_loss",
+            step * per_step,
+            then=lambda: ended.append(not time.sleep(SLOW_SECONDS)),
+        )
         result = luthier.train({**keys, "save_on_signal_seconds": 1, "output_dir": str(out)})
-    assert result.was_interrupted and time.monotonic() - begin < SLOW_SECONDS
+    assert result.was_interrupted and not ended
     assert [folder.name for folder in checkpoints_in(out)] == [f"checkpoint-{step - 1}"]
     assert any("the checkpoint is complete " in line and " s after the signal" in line for line in said)
     resumed = luthier.train({**keys, "output_dir": str(out)})
@@ -125,13 +136,14 @@ def test_a_step_is_finished_if_there_is_time(world, tmp_path, monkeypatch):
     assert "checkpoint-3" in os.listdir(tmp_path / "out")
 
 
-def test_a_save_that_takes_longer_than_there_is_time_is_told(said):
+def test_a_save_that_takes_longer_than_there_is_time_is_told(said, monkeypatch):
     stop = StopOnSignal(2.0)
     stop.note_save(3.0)
     stop.note_save(3.0)
     (warning,) = said
     assert warning.startswith("warning: save_on_signal_seconds: 2: this checkpoint took 3.0 s, so none can be complete")
-    stop.has_signal, stop.signal_time = True, time.monotonic() - 5
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: 105.0))
+    stop.has_signal, stop.signal_time = True, 100.0
     stop.note_save(1.0)
     assert "the checkpoint is complete 5.0 s after the signal, later than save_on_signal_seconds: 2 -> " in said[-1]
 
@@ -167,18 +179,19 @@ def test_nothing_is_left_of_a_run_that_has_not_made_a_step(world, tmp_path, monk
 # -- real processes ----------------------------------------------------------------------------------
 
 
-def until(log: Path, words: str, process: BaseProcess) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.exitcode is None:
-        if log.exists() and words in log.read_text():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"no word of {words!r}:\n{log.read_text()}")
+def gets_signals(number: int, count: int = 1, *, group: bool = False) -> None:
+    """This process gets them, or all of its group do."""
+    for _ in range(count):
+        os.killpg(os.getpgid(0), number) if group else os.kill(os.getpid(), number)
+
+
+def gets_signals_while_it_tokenizes(number: int, count: int) -> None:
+    killable.at_call(maker, "turn_ids", 2, partial(gets_signals, number, count))
 
 
 @pytest.fixture
 def many_rows(world, tmp_path) -> dict[str, Any]:
-    """Rows that take some seconds to prepare."""
+    """Rows of several batches."""
     data = tmp_path / "data"
     data.mkdir()
     rows = [{"instruction": f"Say {number}", "output": f"{number} " * 100} for number in range(20_000)]
@@ -192,13 +205,11 @@ def many_rows(world, tmp_path) -> dict[str, Any]:
     representatives([(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)], (signal.SIGTERM, 1)),
 )
 def test_a_signal_while_data_are_prepared(many_rows, tmp_path, number, count):
+    """When the second batch of rows is tokenized."""
     log = tmp_path / "log"
-    process = killable.start(many_rows, log, typed=True)
-    until(log, "the end token is", process)
-    assert process.pid is not None
-    for _ in range(count):
-        os.kill(process.pid, number)
-    process.join(60)
+    changes = partial(gets_signals_while_it_tokenizes, number, count)
+    process = killable.start(many_rows, log, command="train", changes=changes)
+    process.join(END_SECONDS)
     assert process.exitcode == 130 or (count == 2 and process.exitcode == -number)
     said = log.read_text()
     assert "data many" not in said, "it was not in the middle of it"
@@ -209,7 +220,7 @@ def test_a_signal_while_data_are_prepared(many_rows, tmp_path, number, count):
 
 @pytest.mark.thorough
 def test_two_processes_give_up_an_evaluation_together(world, tmp_path):
-    """One of them gets the signal, during the first evaluation of 150 batches each."""
+    """One of them gets the signal, in the first evaluation, of 150 batches each, before the tenth."""
     data, log, out = tmp_path / "data", tmp_path / "log", tmp_path / "out"
     shutil.copytree(world["dataset_dir"], data)
     info = json.loads((data / "dataset_info.json").read_text()) | {"many": {"file_name": "many.json"}}
@@ -217,16 +228,14 @@ def test_two_processes_give_up_an_evaluation_together(world, tmp_path):
     (data / "many.json").write_text(json.dumps([{"instruction": f"Say {n}", "output": str(n)} for n in range(300)]))
     keys = {**world, **EVALUATED, "max_steps": 2, "eval_steps": 1, "dataset_dir": str(data), "output_dir": str(out)}
     keys = {name: value for name, value in keys.items() if name != "val_size"} | {"eval_dataset": "many"}
-    process = killable.start(keys, log, 2)
-    until(log, "step 1/2", process)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    batch = partial(killable.at_call, ProgressBar, "on_prediction_step", 10, partial(gets_signals, signal.SIGTERM))
+    process = killable.start(keys, log, 2, changes=batch)
+    process.join(END_SECONDS)
     assert process.exitcode == 0 and "the evaluation at step 1 is made up for" in log.read_text(), log.read_text()
     assert [folder.name for folder in checkpoints_in(out)] == ["checkpoint-1"]
     assert verify_folder(out / "checkpoint-1") == []
     process = killable.start(keys, log, 2)
-    process.join(120)
+    process.join(END_SECONDS)
     assert process.exitcode == 0 and f"resuming from {out / 'checkpoint-1'}" in log.read_text(), log.read_text()
     state = json.loads((out / "trainer_state.json").read_text())
     assert [logs["step"] for logs in state["log_history"] if "eval_loss" in logs] == [1, 2]
@@ -238,11 +247,10 @@ def test_ctrl_c_that_the_workers_of_the_loader_get_too(world, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
     keys = {**world, "dataloader_num_workers": 2, "output_dir": str(out)}
     luthier.train({**keys, "max_steps": 40, "save_strategy": "no", "output_dir": str(tmp_path / "whole")})
-    process = killable.start({**keys, "max_steps": 40, "save_steps": 100}, log)
-    until(log, "step 2/40", process)
-    assert process.pid is not None
-    os.killpg(process.pid, signal.SIGINT)
-    process.join(60)
+    pressed = partial(gets_signals, signal.SIGINT, group=True)
+    step = partial(killable.at_call, StageTrainer, "training_step", 3, pressed)
+    process = killable.start({**keys, "max_steps": 40, "save_steps": 100}, log, changes=step)
+    process.join(END_SECONDS)
     assert process.exitcode == 0 and "Traceback" not in log.read_text(), log.read_text()
     (saved,) = checkpoints_in(out)
     assert verify_folder(saved) == [] and not (out / "adapter_model.safetensors").exists()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from luthier.cli import main
 from luthier.core.errors import DataError
 from luthier.core.manifest import read_manifest, verify_folder
 from luthier.training.checkpoints import newest_whole
+from luthier.training.trainer import StageTrainer
+from tests import killable
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
 
@@ -112,15 +114,11 @@ def test_a_checkpoint_of_a_run_that_did_not_stream_is_a_warning(world, tmp_path,
 def test_a_killed_run_resumes_with_the_same_rows(world, tmp_path):
     values = {**world, "save_steps": 1, "max_steps": 30, "save_total_limit": 2}
     luthier.train({**values, "output_dir": str(tmp_path / "whole")})
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text(yaml.safe_dump({**values, "output_dir": str(tmp_path / "out")}))
-    words = [sys.executable, "-m", "luthier", "train", str(run_file)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    dies = partial(os.kill, 0, signal.SIGKILL)  # its group, which is its own
+    step = partial(killable.at_call, StageTrainer, "training_step", 16, dies)  # the second batch of step 8
+    process = killable.start({**values, "output_dir": str(tmp_path / "out")}, tmp_path / "log", changes=step)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and newest_whole(tmp_path / "out") == tmp_path / "out" / "checkpoint-7"
     assert not (tmp_path / "out" / "train_results.json").exists()
     luthier.train({**values, "output_dir": str(tmp_path / "out")})
     assert_equal_ends(tmp_path / "out", tmp_path / "whole")

@@ -18,8 +18,9 @@ from luthier.cli import main
 from luthier.core.errors import InvalidInput
 from luthier.core.manifest import verify_folder
 from luthier.workflow import requirements
-from luthier.workflow.launch import free_port
 from luthier.workflow.ray_train import require_resources, resources_of, start_ray
+from tests.holding import Hold
+from tests.ports import free_port
 from tests.small_world import small_world
 from tests.working_folder import write
 
@@ -111,13 +112,16 @@ def test_a_killed_process_starts_all_of_them_again_from_the_checkpoint(world, of
     folder = tmp_path / "out"
     values = {**world, **TWO, "save_strategy": "steps", "save_steps": 1, "overwrite_output_dir": True}
 
+    hold = Hold(tmp_path, "out/checkpoint-3")
+
     def kill_one() -> None:
-        wait_for(lambda: (folder / "checkpoint-2").is_dir())
+        wait_for(lambda: hold.holds)
         os.kill(processes_of(folder)[-1], signal.SIGKILL)
+        hold.release()
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    process = start(values, folder, USE_RAY="1")
+    process = start(values, folder, USE_RAY="1", **hold.environment)
     _, told = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0, told
     assert not killer.is_alive() and "resuming from" in told
@@ -145,12 +149,12 @@ def test_an_error_of_the_user_is_told_once_and_not_tried_again(world, tmp_path):
 def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
     pytest.importorskip("ray")
     port, folder = free_port(), tmp_path / "out"
-    words = ["start", "--head", "--block", "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
+    words = ["start", "--head", "--block", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     words = [sys.executable, "-m", "ray.scripts.scripts", *words]
     cluster = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, **token})
     try:
-        wait_for(lambda: answers(int(port)))
+        wait_for(lambda: answers(port))
         more = {"ray_num_workers": 2, "ray_init_kwargs": {"address": f"127.0.0.1:{port}"}, "max_steps": 20000}
         process = start({**world, **more}, folder, USE_RAY="1", **token)
         wait_for(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)

@@ -16,6 +16,7 @@ from luthier.core.errors import ConfigError, OutputError
 from luthier.core.manifest import CONSOLE, EXIT, verify_folder
 from luthier.workflow.sweep import sweep
 from luthier.workflow.sweep_runs import locked, state_of
+from tests.holding import Hold
 from tests.small_world import small_world
 
 LIMIT_SECONDS = 240
@@ -57,10 +58,12 @@ def test_nothing_starts_if_one_run_has_a_fault(run_file, tmp_path):
 @pytest.mark.thorough
 def test_a_killed_sweep_goes_on(run_file, tmp_path):
     """Killed in its second run, which ends with it: the first is not run again, the second resumes."""
-    words = [run_file, "learning_rate=1e-3,1e-4", "max_steps=60", "save_steps=2", "save_strategy=steps"]
+    words = [run_file, "learning_rate=1e-3,1e-4", "max_steps=6", "save_steps=2", "save_strategy=steps"]
     first, second = tmp_path / "out" / "learning_rate-1e-3", tmp_path / "out" / "learning_rate-1e-4"
-    process = subprocess.Popen([sys.executable, "-m", "luthier", "sweep", *words], stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(second.glob("checkpoint-*")))
+    hold = Hold(tmp_path, "learning_rate-1e-4/checkpoint-4")
+    command, environment = [sys.executable, "-m", "luthier", "sweep", *words], {**os.environ, **hold.environment}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    wait_for(lambda: hold.holds)
     process.kill()
     process.wait()
     wait_for(lambda: is_free(second))
@@ -69,7 +72,7 @@ def test_a_killed_sweep_goes_on(run_file, tmp_path):
     table, was_stopped = sweep(words)
     assert not was_stopped and table.num_done == 2 and (first / EXIT).read_bytes() == ended
     assert "resuming from" in (second / CONSOLE).read_text()
-    assert json.loads((second / "trainer_state.json").read_text())["global_step"] == 60
+    assert json.loads((second / "trainer_state.json").read_text())["global_step"] == 6
 
 
 @pytest.mark.thorough

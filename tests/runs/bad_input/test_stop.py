@@ -45,7 +45,7 @@ class Training:
 
     def ends(self) -> tuple[int, str, str]:
         """(status, stdout, stderr)"""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, "".join(self.said) + err
 
 
@@ -87,6 +87,11 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(person, start, number, num_p
     assert person.types("verify", str(person.out)).status == 0
 
 
+def is_training(out: Path) -> bool:
+    heartbeat = out / "heartbeat.json"
+    return heartbeat.exists() and json.loads(heartbeat.read_text())["phase"] == "training"
+
+
 @pytest.mark.thorough
 def test_a_second_signal_stops_at_once(person, start):
     """One step would take minutes; the checkpoint of an earlier run is left as it was."""
@@ -95,10 +100,11 @@ def test_a_second_signal_stops_at_once(person, start):
     assert person.trains(**keys, max_steps=1, save_strategy="steps", save_steps=1).status == 0
     training = start(**ENDLESS, **keys, gradient_accumulation_steps=1400)
     training.says("resuming from")
-    time.sleep(1)
+    while not is_training(person.out):
+        assert training.process.poll() is None
+        time.sleep(0.02)
     training.gets(signal.SIGINT)
     training.says("press Ctrl-C again to stop at once")
-    time.sleep(0.5)
     assert training.process.poll() is None, "the step goes on"
     training.gets(signal.SIGINT)
     status, _, err = training.ends()
