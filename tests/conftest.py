@@ -3,8 +3,10 @@
 import importlib.util
 import logging
 import os
+import random
 import shutil
 import signal
+import sys
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,16 @@ slow_imports.install()  # as the command line does: it saves every worker some s
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws the same random numbers, whichever test ran before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_unconfigure() -> None:
