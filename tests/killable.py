@@ -21,7 +21,7 @@ import psutil
 
 import luthier
 from luthier.cli import main
-from tests.ports import free_port
+from luthier.core.ports import free_port
 from tests.runs.each_of import train_each
 
 _server = multiprocessing.get_context("forkserver")

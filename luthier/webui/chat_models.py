@@ -17,7 +17,8 @@ import httpx
 from luthier.config.key_table import catalog, keys_of, sections
 from luthier.core.errors import LuthierError, ModelError, RunFailed
 from luthier.core.manifest import MANIFEST_NAME
-from luthier.infer.servers.child import HOST, ChildServer, free_port
+from luthier.core.ports import HOST, free_port
+from luthier.infer.servers.child import ChildServer
 from luthier.model.adapters._series import MERGED, read_series
 from luthier.webui.document import as_yaml, values_of
 from luthier.webui.form import field_of

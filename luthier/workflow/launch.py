@@ -9,6 +9,7 @@ from pathlib import Path
 from luthier.config.sections import is_on
 from luthier.core.errors import RunFailed
 from luthier.core.log import info
+from luthier.core.ports import free_port
 from luthier.core.signals import end_with_parent
 
 SHUTDOWN_SECONDS = 300
@@ -112,16 +113,8 @@ def torchrun_arguments(argv: list[str], logs: Path, num_devices: int | None) -> 
             "--master-addr",
             env.get("MASTER_ADDR", "127.0.0.1"),
             "--master-port",
-            env.get("MASTER_PORT", free_port()),
+            env.get("MASTER_PORT", str(free_port())),
         ]
     others = ",".join(f"{number}:2" for number in range(1, int(nproc_of(arguments))))
     arguments += ["--log-dir", str(logs), *(["--redirects", others] if others else [])]
     return [*arguments, "-m", "luthier", "train", *argv]
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -11,7 +11,6 @@ checkpoint; and a process is the same that torchrun starts, to the bit.
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from luthier.config.keys.ray import RAY_KEYS
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME
+from luthier.core.ports import free_port
 from luthier.core.versions import require
 from luthier.workflow.ray_worker import INTERRUPTED, Endings, work
 from luthier.workflow.run_files import run_file
@@ -194,9 +194,7 @@ def _meeting_place(address: str | None, port: str | None) -> Any:
 def _address_and_port() -> tuple[str, str]:
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), str(probe.getsockname()[1])
+    return ray.util.get_node_ip_address(), str(free_port())
 
 
 def _set_address(host: str, port: str) -> None:

@@ -17,9 +17,10 @@ from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.files import require_writable
 from luthier.core.kinds import ADAPTERS, ENGINES
 from luthier.core.log import info
+from luthier.core.ports import HOST, free_port
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from luthier.infer.servers.adapter import require_plain_lora
-from luthier.infer.servers.child import HOST, ChildServer, find_program, free_port
+from luthier.infer.servers.child import ChildServer, find_program
 from luthier.infer.servers.model import Ask
 from luthier.infer.servers.start import options
 from luthier.infer.types import Settings

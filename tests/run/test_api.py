@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from luthier.core.errors import MissingExtra
+from luthier.core.ports import free_port
 from luthier.evals.scorer import Scorer, encode_pair
 from luthier.run import api as command
-from tests.ports import free_port
 from tests.serve.fakes import until
 from tests.serve.process import HELD, READY_SECONDS, Api, api, leaving, wait_for_port
 from tests.tiny import tiny_llama

@@ -18,8 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 import luthier
+from luthier.core.ports import free_port
 from tests.holding import Hold
-from tests.ports import free_port
 from tests.small_world import losses, small_world
 
 PATIENCE_SECONDS = 400

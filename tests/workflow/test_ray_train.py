@@ -17,10 +17,10 @@ import yaml
 from luthier.cli import main
 from luthier.core.errors import InvalidInput
 from luthier.core.manifest import verify_folder
+from luthier.core.ports import free_port
 from luthier.workflow import requirements
 from luthier.workflow.ray_train import require_resources, resources_of, start_ray
 from tests.holding import Hold
-from tests.ports import free_port
 from tests.small_world import small_world
 from tests.working_folder import write
 
@@ -154,7 +154,8 @@ def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
     words = [sys.executable, "-m", "ray.scripts.scripts", *words]
     cluster = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, **token})
     try:
-        wait_for(lambda: answers(port))
+        wait_for(lambda: cluster.poll() is not None or answers(port))
+        assert cluster.poll() is None
         more = {"ray_num_workers": 2, "ray_init_kwargs": {"address": f"127.0.0.1:{port}"}, "max_steps": 20000}
         process = start({**world, **more}, folder, USE_RAY="1", **token)
         wait_for(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)

@@ -16,11 +16,10 @@ import luthier
 from luthier.cli import main
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError, RunFailed
+from luthier.core.ports import HOST, free_port
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
-from luthier.infer.servers.child import HOST
 from tests.infer.servers import stand_in
 from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
-from tests.ports import free_port
 from tests.small_world import WAYS, small_world
 
 GRPO = {"stage": "grpo", "num_generations": 4, "rollout_backend": "vllm"}

@@ -5,7 +5,6 @@ import http.client
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,9 @@ from pathlib import Path
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import info, warn
+from luthier.core.ports import HOST
 from luthier.infer.servers import keeper
 
-HOST = "127.0.0.1"
 TELL_SECONDS = 15.0
 """How often a user who waits is told so."""
 _POLL_SECONDS, _ANSWER_SECONDS = 0.2, 10.0
@@ -32,13 +31,6 @@ def find_program(name: str) -> str | None:
     """The path of a program: beside this Python, else on PATH, where it may belong to another environment."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return int(one.getsockname()[1])
 
 
 class ChildServer:

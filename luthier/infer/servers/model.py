@@ -8,8 +8,9 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.core.errors import InvalidInput, RunFailed
+from luthier.core.ports import HOST
 from luthier.infer.servers.calls import Call, Refused
-from luthier.infer.servers.child import HOST, ChildServer
+from luthier.infer.servers.child import ChildServer
 from luthier.infer.tickets import QueuedTicket, Streaming
 from luthier.infer.types import FinishReason, Settings, Token, UnsupportedSetting
 

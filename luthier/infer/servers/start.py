@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput, ModelError, RunFailed
 from luthier.core.log import info, warn
+from luthier.core.ports import HOST, free_port
 from luthier.infer.concurrency import max_concurrent
 from luthier.infer.servers.adapter import Limits, adapter_folder
 from luthier.infer.servers.calls import get_json
-from luthier.infer.servers.child import HOST, ChildServer, find_program, free_port
+from luthier.infer.servers.child import ChildServer, find_program
 from luthier.infer.servers.model import Dialect, ServedModel
 
 if TYPE_CHECKING:

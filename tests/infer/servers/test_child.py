@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from luthier.core.errors import RunFailed
+from luthier.core.ports import free_port
 from luthier.infer.servers import child
 from luthier.infer.servers.child import ChildServer, find_program
 from tests.infer.servers.programs import ROOT, is_running, kill, processes_with, wait_for
-from tests.ports import free_port
 
 SERVES = """
 import http.server, os, subprocess, sys, time
