@@ -8,8 +8,9 @@ own, and another all-to-all turns the result back. A process never holds the hid
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.core.errors import ModelError
 from luthier.model.attention import PER_SAMPLE, per_sample_attention, per_sample_mask
@@ -17,7 +18,6 @@ from luthier.model.modules import unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.distributed import ProcessGroup
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SEQUENCE_PARALLEL = "luthier_sequence_parallel"
@@ -26,11 +26,25 @@ _OF_LENGTH = ("dynamic", "longrope")
 """Rotary embeddings that depend on the length of the whole sequence."""
 
 
-def spread_tokens(model: "nn.Module", group: "ProcessGroup", padding_reason: str | None) -> None:
+class Group(Protocol):
+    """Processes that share rows: torch's `ProcessGroup`, or so many that are planned only."""
+
+    def size(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    num_processes: int
+
+    def size(self) -> int:
+        return self.num_processes
+
+
+def spread_tokens(model: "nn.Module", group: Group, padding_reason: str | None) -> None:
     """Make `model` attend over rows whose tokens are spread over `group`. Other rows are computed as before.
 
     Called after `isolate_samples`. Raises `ModelError` for a model that cannot do that. `padding_reason`: why rows of
-    this model have to be padded.
+    this model have to be padded. A `PlannedGroup` suits a model on the `meta` device.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -74,7 +88,7 @@ def sequence_parallel_attention(
     value: "Tensor",
     attention_mask: "Tensor | None",
     *,
-    group: "ProcessGroup",
+    group: Group,
     cu_seq_lens_q: "Tensor | None" = None,
     **kwargs: Any,
 ) -> "tuple[Tensor, None]":
@@ -100,17 +114,22 @@ def _enough_heads(states: "Tensor", num_processes: int) -> "Tensor":
     return states.repeat_interleave(math.lcm(num_heads, num_processes) // num_heads, dim=1)
 
 
-def _all_tokens(states: "Tensor", group: "ProcessGroup") -> "Tensor":
-    """(1, H, n, D) -> (1, H / P, N, D)."""
+def _exchanged(blocks: "Tensor", group: Any) -> "Tensor":
+    """As `luthier.model.kernels.exchange`; of tensors without data, one of the same size."""
+    if blocks.is_meta:
+        return blocks.contiguous().clone()
     from luthier.model.kernels.exchange import exchange
 
-    received = exchange(states[0].unflatten(0, (group.size(), -1)), group)
+    return exchange(blocks, group)
+
+
+def _all_tokens(states: "Tensor", group: Group) -> "Tensor":
+    """(1, H, n, D) -> (1, H / P, N, D)."""
+    received = _exchanged(states[0].unflatten(0, (group.size(), -1)), group)
     return received.transpose(0, 1).flatten(1, 2)[None]
 
 
-def _own_tokens(out: "Tensor", group: "ProcessGroup") -> "Tensor":
+def _own_tokens(out: "Tensor", group: Group) -> "Tensor":
     """(1, N, H / P, D) -> (1, n, H, D)."""
-    from luthier.model.kernels.exchange import exchange
-
-    received = exchange(out[0].unflatten(0, (group.size(), -1)), group)
+    received = _exchanged(out[0].unflatten(0, (group.size(), -1)), group)
     return received.transpose(0, 1).flatten(1, 2)[None]

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     with without_collection():
         from luthier.core.machine import detect
         from luthier.data.prepare import prepare
+        from luthier.training.arguments import require_groups, require_one_group
         from luthier.workflow.plan import text as text_of_plan
         from luthier.workflow.plan.engine import num_processes_asked
         from luthier.workflow.plan.libraries import missing_bytes
@@ -56,7 +57,14 @@ def main(argv: list[str]) -> int:
         stage, machine = STAGES.get(run.stage), detect()
         text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
     # `train` starts a process for each accelerator.
-    counts = asked.num_processes or (num_processes_asked() or max(machine.world_size, machine.num_accelerators),)
+    sharing = max(run.parallel.sp_size, run.parallel.tp_size)
+    own = max(machine.world_size, machine.num_accelerators, sharing)
+    counts = asked.num_processes or (num_processes_asked() or own,)
+    for count in counts:
+        require_groups(run.parallel.sp_size, count)
+        require_one_group(run.parallel.tp_size, count)
+    if asked.as_table and run.parallel.tp_size > 1:
+        raise InvalidInput("plan: --table compares engines, and tp_size is one itself -> leave --table or tp_size out")
     machines = [machine_for(machine, count, asked.accelerator_bytes) for count in counts]
     data = prepare(run, stage.rows, text.encoding)
     for line in data.ledger.summary():

@@ -53,9 +53,19 @@ def test_a_table_compares_engines_of_a_model_without_weights(tmp_path, capsys):
     assert rows[-1][:2] == ["| 8", "fsdp2"] and all(row[9] == "yes" for row in rows)
 
 
+@pytest.mark.parametrize(("key", "engine"), [("sp_size", "ddp"), ("tp_size", "tp")])
+def test_as_many_processes_as_share_a_row_or_a_layer(run_file, capsys, key, engine):
+    assert cli.main(["plan", run_file, f"{key}=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["engine"], found["processes"]) == (engine, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["sp_size=2", "--processes", "3"], "2 processes share the tokens of a batch, and there are 3 processes"),
+        (["tp_size=2", "--processes", "4"], "2 processes share each layer, and there are 4 processes"),
+        (["tp_size=2", "--table", "--processes", "2"], "--table compares engines, and tp_size is one itself"),
         (["--processes", "0"], "'0' is not a number of processes"),
         (["--processes", "2,8"], "several numbers make a table"),
         (["--table"], "--table compares engines"),

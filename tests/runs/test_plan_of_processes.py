@@ -85,6 +85,31 @@ def test_two_processes_hold_and_send_what_is_planned(world, tied, counted, name)
     assert held[0]["optimizer"] == plan.held.optimizer_bytes
 
 
+def test_processes_that_share_rows_hold_a_part_of_the_activations(world):
+    """Two groups of two have the rows of two processes."""
+    keys = {**world, **WAYS["full"]}
+    two, shared = plan_of(keys, 2), plan_of({**keys, "sp_size": 2}, 4)
+    tokens = two.work.heaviest.num_tokens
+    assert (shared.work.heaviest.num_tokens, shared.work.heaviest.own_tokens) == (tokens, -(-tokens // 2))
+    assert shared.work.steps == two.work.steps and shared.held.weights_bytes == two.held.weights_bytes
+    assert 0.4 < shared.traces.kept.early_bytes / two.traces.kept.early_bytes < 0.8
+
+
+def test_processes_that_share_layers_hold_a_part_of_the_matrices(world):
+    keys = {**world, **WAYS["full"]}
+    alone, split = plan_of(keys, 1), plan_of({**keys, "tp_size": 2}, 2)
+    assert split.parameters == alone.parameters and split.checkpoint_bytes == alone.checkpoint_bytes
+    norms = 64 * (2 * 3 + 1)
+    buffers = alone.held.weights_bytes - 4 * alone.parameters
+    numbers = norms + (alone.parameters - norms) // 2
+    assert split.held.weights_bytes == 4 * numbers + buffers
+    assert split.held.gradients_bytes == 4 * numbers and split.held.optimizer_bytes == 8 * numbers
+    assert split.held.gathered_bytes == 4 * 320 * 64, "the head"
+    assert split.trace.early_bytes < alone.trace.early_bytes
+    text = "\n".join(lines_of(split))
+    assert "tp, 2 processes; what they exchange in each layer is not planned" in text
+
+
 def zero(stage, **settings):
     return {"deepspeed": {"zero_optimization": {"stage": stage, **settings}}}
 

@@ -11,6 +11,7 @@ from luthier.config.keys.parallel import ParallelConfig
 from luthier.config.load import load_train
 from luthier.core.errors import InvalidInput
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
@@ -194,6 +195,16 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(world):
     assert four.traces.at(3).peak_bytes < four.traces.kept.peak_bytes
 
 
+def test_layers_that_are_computed_again_hold_no_scores_of_all_tokens(world):
+    run, stage, text, _, machine = sides({**world, **WAYS["full"]})
+    shape, batch = build_shape(run, stage, text, load_config(text.source), machine), Batch((4096,), 16)
+    kept = trace_step(shape.model, batch, reads="cross_entropy", half=None)
+    enable_checkpointing(shape.model, use_reentrant=True)
+    again = trace_step(shape.model, batch, reads="cross_entropy", half=None)
+    num_heads, float32_bytes = 4, 4
+    assert again.peak_bytes < min(kept.peak_bytes / 2, num_heads * 4096**2 * float32_bytes)
+
+
 def test_recomputation_is_traced_once_something_asks_for_it(world, monkeypatch):
     """Each trace of six layers is that of two and that of four."""
     traced = []
@@ -307,8 +318,8 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
     [
         ({"use_galore": True}, "galore"),
         ({"torch_compile": True}, "kernels"),
-        ({"sp_size": 2}, "tokens of a batch are spread"),
-        ({"tp_size": 2}, "each layer is split"),
+        ({"sp_size": 3}, "4 attention heads cannot be shared equally"),
+        ({"tp_size": 3}, "3 processes cannot have equal parts of its num_attention_heads"),
         ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "no ZeRO stage 4"),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "FSDP 1"),
         ({"fsdp": True, "fsdp_min_num_params": 100}, "a policy of its own"),

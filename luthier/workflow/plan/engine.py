@@ -5,6 +5,7 @@ fsdp2    each has 1/N of weights, gradients and optimizer               https://
 zero1    1/N of the optimizer                                           https://arxiv.org/abs/1910.02054
 zero2    1/N of gradients and optimizer
 zero3    1/N of weights, gradients and optimizer
+tp       1/N of each layer, with its gradients and optimizer            https://arxiv.org/abs/1909.08053
 """
 
 import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-ONE_PROCESS = "one process"
+ONE_PROCESS, SPLIT_LAYERS = "one process", "tp"
 REDUCE_BUCKET_NUMBERS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`."""
 MAX_LIVE_NUMBERS = 1_000_000_000
@@ -30,7 +31,7 @@ MAX_LIVE_NUMBERS = 1_000_000_000
 @dataclass(frozen=True, slots=True)
 class Engine:
     name: str
-    """One of `ENGINES`, or `ONE_PROCESS`."""
+    """One of `ENGINES`, `ONE_PROCESS` or `SPLIT_LAYERS`."""
     num_processes: int = 1
     reshards: bool = True
     """FSDP 2 frees the weights of a layer after its forward pass, and gathers them again for the backward pass."""
@@ -82,6 +83,8 @@ def num_processes_asked(environment: Mapping[str, str] = os.environ) -> int | No
 def engine_of(run: "TrainRun", num_processes: int) -> Engine:
     """The one that the keys `deepspeed` and `fsdp` choose. Raises `Unplanned` where it has no model."""
     keys = run.training
+    if run.parallel.tp_size > 1:
+        return Engine(SPLIT_LAYERS, num_processes)
     if keys["deepspeed"]:
         return _zero(read_mapping("deepspeed", keys["deepspeed"]), num_processes)
     if keys["fsdp"]:

@@ -9,6 +9,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.files import size
 from luthier.core.log import info
 from luthier.core.machine import Machine
+from luthier.workflow.plan.engine import SPLIT_LAYERS
 from luthier.workflow.plan.make import Plan, make_plan
 from luthier.workflow.plan.recompute import Recompute, as_asked
 from luthier.workflow.plan.room import least, room_of
@@ -115,6 +116,8 @@ def _sure_bytes(plan: Plan) -> int:
 
 
 def _more_processes(plan: Plan) -> str:
+    if plan.engine.name == SPLIT_LAYERS:
+        return " raise tp_size,"
     if plan.engine.shards_weights:
         return " start more processes,"
     return " share the weights among the processes with fsdp: true," if plan.engine.num_processes > 1 else ""

@@ -12,7 +12,7 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.duration import basis_of, measured_speed
-from luthier.workflow.plan.engine import Engine, engine_of
+from luthier.workflow.plan.engine import SPLIT_LAYERS, Engine, engine_of
 from luthier.workflow.plan.images import Images, images_of, trace_images, with_images
 from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
@@ -27,6 +27,7 @@ from luthier.workflow.plan.shape import (
     unplanned_reason,
 )
 from luthier.workflow.plan.sharing import share
+from luthier.workflow.plan.split import narrow, split, wide_weights, without_wide_gradients
 from luthier.workflow.plan.trace import Batch, LossOf, Trace, against_frozen, trace_step
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.plan.work import Work, work_of
@@ -126,7 +127,10 @@ class Sketch:
     """What every plan of a run shares, whatever its processes."""
 
     config: "PreTrainedConfig"
+    """Of what one process computes."""
+    whole: Shape
     shape: Shape
+    """What one process has of it (`tp_size`)."""
     untraced: "nn.Module | None"
     """The model of a run with images as it was built. Traces change that of `shape`."""
     traces: "dict[tuple[Batch, bool, bool, bool], Traces]" = field(default_factory=dict)
@@ -139,8 +143,12 @@ def sketch(run: "TrainRun", stage: "Stage", text: "TextSide", machine: Machine) 
     if reason is not None:
         raise Unplanned(reason)
     config = load_config(text.source)
-    shape = build_shape(run, stage, text, config, machine)
-    return Sketch(config, shape, None if text.media is None else deepcopy(shape.model))
+    whole = shape = build_shape(run, stage, text, config, machine)
+    if run.parallel.tp_size > 1:
+        config = deepcopy(config)
+        narrow(config, run.parallel.tp_size)
+        shape = build_shape(run, stage, text, config, machine)
+    return Sketch(config, whole, shape, None if text.media is None else deepcopy(shape.model))
 
 
 def make_plan(
@@ -160,21 +168,25 @@ def make_plan(
     drawn = drawn or sketch(run, stage, text, machine)
     engine = engine or engine_of(run, machine.world_size)
     config, shape, half = drawn.config, drawn.shape, half_of(run)
+    num_groups = machine.world_size // (run.parallel.sp_size * run.parallel.tp_size)
     try:
-        work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=machine.world_size)
+        work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=num_groups)
     except ValueError as fault:
         raise Unplanned(str(fault)) from fault
-    held = held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
+    alone = held_by(run, stage, text, drawn.whole, work, machine, room.libraries_bytes)
+    held = alone if shape is drawn.whole else held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
     held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
     images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
     traces = trace_run(run, stage, text, drawn, machine, work, engine)
+    if engine.name == SPLIT_LAYERS:
+        held, traces = _split(run, held, traces, drawn, engine.num_processes)
     if images is not None:
         traces = _with_images(traces, drawn, images, half, engine)
     is_sharded = engine.computes_on_half_weights
     recompute = as_asked(run) or _decide(shape, held, traces, room, machine, is_sharded=is_sharded)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
-    trace, parameters = traces.at(num_recomputed), dict(shape.model.named_parameters())
-    seconds, basis = _seconds(trace, work, machine, half or shape.dtype, config)
+    trace, parameters = traces.at(num_recomputed), dict(drawn.whole.model.named_parameters())
+    seconds, basis = _seconds(trace, work, machine, num_groups, half or shape.dtype, config)
     return Plan(
         work=work,
         images=images,
@@ -191,9 +203,20 @@ def make_plan(
         transfers=transfers,
         seconds=seconds,
         seconds_basis=basis,
-        checkpoint_bytes=checkpoint_bytes(run, shape, held, work.steps),
+        checkpoint_bytes=checkpoint_bytes(run, shape, alone, work.steps),
         find_remedies=lambda: remedies(run, shape, held, traces.recomputed, trace, work, is_sharded=is_sharded),
     )
+
+
+def _split(run: "TrainRun", held: Held, traces: Traces, drawn: Sketch, num_processes: int) -> tuple[Held, Traces]:
+    """Of processes that share each layer."""
+    wide = wide_weights(drawn.whole, drawn.shape, num_processes)
+
+    def narrowed(trace: Trace) -> Trace:
+        return without_wide_gradients(trace, wide, num_processes)
+
+    kept, trace_recomputed = narrowed(traces.kept), lambda: narrowed(traces.recomputed)
+    return split(run, held, drawn.shape, wide, num_processes), Traces(kept, trace_recomputed, traces.num_layers)
 
 
 def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dtype | None", engine: Engine) -> Traces:
@@ -221,10 +244,10 @@ def _decide(shape: Shape, held: Held, traces: Traces, room: Room, machine: Machi
 
 
 def _seconds(
-    trace: Trace, work: Work, machine: Machine, dtype: "torch.dtype", config: "PreTrainedConfig"
+    trace: Trace, work: Work, machine: Machine, num_groups: int, dtype: "torch.dtype", config: "PreTrainedConfig"
 ) -> tuple[float | None, str]:
-    """(of all steps, what they rest on)."""
-    num_batches = work.tokens / work.heaviest_tokens / machine.world_size
+    """(of all steps, what they rest on). `num_groups`: of processes that share rows or layers."""
+    num_batches = work.tokens / work.heaviest_tokens / num_groups
     calls = {call: count * num_batches for call, count in trace.calls.items()}
     if machine.is_assumed:
         operations = sum(call.operations * count for call, count in calls.items())

@@ -59,7 +59,7 @@ def remedies(
         narrow = replace(held, weights_bytes=weights)
         found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6)), "other rounding"))
     adds = ADAPTERS.get(run.finetuning_type).adds_weights
-    if adds and run.quantization.quantization_bit is None and not is_sharded:
+    if adds and run.quantization.quantization_bit is None and not is_sharded and run.parallel.tp_size == 1:
         low = replace(run, quantization=replace(run.quantization, quantization_bit=4))
         layers = frozenset(
             name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")

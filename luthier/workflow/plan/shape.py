@@ -27,6 +27,7 @@ from luthier.model.loading.features import change_config, change_model
 from luthier.model.loading.parameters import parts_to_freeze
 from luthier.model.loading.training import new_tokens_of, prepare_for_training
 from luthier.model.quantization._layers import layers_to_quantize
+from luthier.model.sequence_parallel import PlannedGroup, spread_tokens
 from luthier.workflow.plan.trace import Affirming
 
 if TYPE_CHECKING:
@@ -67,12 +68,8 @@ def unplanned_reason(run: "TrainRun") -> str | None:
         return f"{next(iter(run.optimizers))} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
-    if run.parallel.sp_size > 1:
-        return "the tokens of a batch are spread over processes"
     if run.features.mixture_of_depths.mixture_of_depths is not None:
         return "its blocks skip tokens"
-    if run.parallel.tp_size > 1:
-        return "each layer is split over processes"
     return None
 
 
@@ -134,10 +131,12 @@ def _built(
         gradient_checkpointing=False,
         upcast_lmhead_output=run.model.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
-        fast_path=run.model.fast_path,
+        fast_path=run.model.fast_path and run.parallel.tp_size == 1,
     )
     if padding_reason is None:
         isolate_samples(model)
+    if run.parallel.sp_size > 1:
+        spread_tokens(model, PlannedGroup(run.parallel.sp_size), padding_reason)
     if not stage.has_dropout:
         switch_dropout_off(model)
     return Shape(model, dtype, attention, padding_reason, low_bit, config.get_text_config().num_hidden_layers)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from luthier.workflow.plan.engine import SPLIT_LAYERS
 from luthier.workflow.plan.groups import Group, groups_of, padded_bytes
 from luthier.workflow.plan.memory import STATES, Held
 from luthier.workflow.plan.transfers import Transfer, transfers_of
@@ -43,7 +44,7 @@ def share(
     run: "TrainRun", held: Held, shape: "Shape", engine: "Engine", half: "torch.dtype | None", *, on_device: bool
 ) -> tuple[Held, list[Transfer]]:
     """`held`: of a single process. `half`: the format of autocast. `on_device`: the host has memory of its own."""
-    if engine.num_processes == 1:
+    if engine.num_processes == 1 or engine.name == SPLIT_LAYERS:
         return held, []
     numbers = _numbers(shape, half if engine.computes_on_half_weights else None, held)
     groups = groups_of(shape.model, engine, half) if engine.name == "fsdp2" else []

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from luthier.core.files import size
+from luthier.workflow.plan.engine import SPLIT_LAYERS
 from luthier.workflow.plan.make import Plan
 
 
@@ -87,6 +88,8 @@ def lines_of(plan: Plan) -> Iterator[str]:
 
 
 def _engine_lines(plan: Plan) -> Iterator[str]:
+    if plan.engine.name == SPLIT_LAYERS:
+        yield f"processes    {plan.engine}; what they exchange in each layer is not planned"
     if not plan.transfers:
         return
     yield f"processes    {plan.engine}; each sends {size(plan.sent_bytes)} in a step of the optimizer"

@@ -54,10 +54,17 @@ class Batch:
     is_padded: bool = False
     prefixes: tuple[tuple[int, int], ...] | None = None
     """As in `luthier.data.shared_prompts`; None if no prompt is shared."""
+    num_parts: int = 1
+    """Processes that share its tokens (`sp_size`)."""
 
     @property
     def num_tokens(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def own_tokens(self) -> int:
+        """Of one process."""
+        return -(-self.num_tokens // self.num_parts)
 
 
 class Product(NamedTuple):
@@ -158,7 +165,7 @@ def trace_step(
         hooks = [] if keeps_gradients else [w.register_post_accumulate_grad_hook(_drop_gradient) for w in weights]
         loss = (loss_of or _LOSSES[reads])(model, head, inputs, batch)
         num_forward = counter.num_calls
-        loss.backward()
+        _backward(loss)
     for weight in weights:
         weight.grad = None
     for hook in hooks:
@@ -185,6 +192,14 @@ def against_frozen(stage: "Stage", run: "TrainRun", names: Sequence[str]) -> Los
     return loss_of
 
 
+def _backward(loss: Tensor) -> None:
+    """As `loss.backward()`, where torch leaves out `Substitutes`; layers that are computed again need them."""
+    graph: Any = torch.autograd.graph
+    graph._engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
+
+
 def _drop_gradient(weight: Tensor) -> None:
     weight.grad = None
 
@@ -194,9 +209,11 @@ def _inputs(batch: Batch) -> dict[str, Any]:
         if batch.is_padded:
             ids = torch.empty(len(batch.lengths), max(batch.lengths), dtype=torch.long)
             return {"input_ids": ids, "attention_mask": torch.empty_like(ids)}
-        ids = torch.empty(1, batch.num_tokens, dtype=torch.long)
-    # Attention reads these numbers, so they are real.
-    bounds = torch.tensor([0, *accumulate(batch.lengths)], dtype=torch.int32)
+        ids = torch.empty(1, batch.own_tokens, dtype=torch.long)
+    # Attention reads these numbers, so they are real. A row that is shared is filled up by a sample of its own.
+    num_filled = batch.own_tokens * batch.num_parts - batch.num_tokens
+    lengths = (*batch.lengths, num_filled) if num_filled else batch.lengths
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     longest = max(batch.lengths)
     inputs = {"input_ids": ids, "position_ids": torch.empty_like(ids)}
     inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
@@ -219,7 +236,8 @@ def _head_of(model: nn.Module) -> OutputHead:
 
 
 def _positions(batch: Batch) -> Tensor:
-    return torch.empty(batch.num_targets, dtype=torch.long, device="meta")
+    """At worst all tokens of a process have a target."""
+    return torch.empty(min(batch.num_targets, batch.own_tokens), dtype=torch.long, device="meta")
 
 
 def _cross_entropy(model: nn.Module, head: OutputHead, inputs: dict[str, Any], batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ A micro-batch is what one process computes at a time. P parts of a row, R rows.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ class Lengths:
 
 
 def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool, world_size: int = 1) -> Work:
-    """`pads`: rows are padded to the longest of a batch. Raises `ValueError` if the run has no training rows."""
+    """`pads`: rows are padded to the longest of a batch. `world_size`: processes, of which those that share tokens or
+    layers count once. Raises `ValueError` if the run has no training rows."""
     keys, rollout = run.training, stage.rollout(run.method)
     is_streamed = data.streamed is not None
     rows: Any = data.streamed.first(NUM_SAMPLED_ROWS)[0] if data.streamed is not None else data.train
@@ -89,7 +90,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         tokens=round(trained_rows * per_row),
         steps=steps,
         epochs=epochs,
-        heaviest=heaviest,
+        heaviest=replace(heaviest, num_parts=run.parallel.sp_size),
         heaviest_tokens=heaviest_tokens,
         tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
         num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
