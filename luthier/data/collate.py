@@ -28,7 +28,7 @@ PAD_MULTIPLE = 8
 
 Features = Mapping[str, Sequence[Any]]
 Layout = Callable[[Sequence[Features]], dict[str, Any]]
-"""`concatenate_rows`, `pad_rows`, or `luthier.data.shared_prompts.concatenate_sharing_prompts`."""
+"""`concatenate_rows`, `pad_rows`, or `luthier.data.shared_prefixes.concatenate_sharing_prefixes`."""
 
 
 def collate(rows: Sequence[Mapping[str, Any]], layout: Layout, pixels: "Pixels | None" = None) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def repeated(media: "Mapping[str, Tensor]", num_parts: int) -> "dict[str, Tensor
 def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     """The part of a batch with the sequences from `start` up to `stop`, without the numbers of rows.
 
-    Of a batch with media these are whole parts. What stands in for an item stays, once for each part.
+    The sequences of the batch share no tokens; of one with media these are whole parts. What stands in for an item
+    stays, once for each part.
     """
     import torch
 
@@ -256,11 +257,12 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokens_in(batch: Mapping[str, Any]) -> int:
-    """The number of tokens in the sequences of a batch, without padding. A shared prompt counts in each of them."""
+    """The number of tokens in the sequences of a batch, without padding. Shared tokens count in each sequence."""
     mask = batch.get("attention_mask")
     if mask is not None:
         return int(mask.sum())
     if SLICE_START in batch:  # the padding of the row stands at its end
         left = int(batch["ends"].max()) + 1 - int(batch[SLICE_START])
         return max(0, min(left, batch["input_ids"].numel()))
-    return int(batch["input_ids"].numel() + (batch["prefixes"][:, 1].sum() if "prefixes" in batch else 0))
+    num_shared = batch["prefixes"][:, 1::2].sum() if "prefixes" in batch else 0
+    return int(batch["input_ids"].numel() + num_shared)

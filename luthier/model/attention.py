@@ -4,8 +4,8 @@ Letters: H heads, T tokens of the row, n tokens of one sample, D head size.
 
 Samples are concatenated without padding, so a token must attend to its own sample only. A mask for that has T x T
 entries. FlashAttention takes the boundaries of the samples instead. Without its library `per_sample_attention` does the
-same with the kernels of PyTorch: one call for all samples on a GPU in 16 bits (`kernels/varlen.py`), else one call per
-sample, n x n scores and no mask.
+same with the kernels of PyTorch: one call for all samples on a GPU in 16 bits (`kernels/varlen.py`), one operation for
+all of them on a CPU (`kernels/sample_attention.py`), else one call per sample, n x n scores and no mask.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from luthier.model.kernels.samples import Samples
 
 PER_SAMPLE = "luthier_per_sample"
 """The name under which transformers knows `per_sample_attention`."""
@@ -134,13 +136,14 @@ def per_sample_attention(
     """Causal attention within each sample; transformers calls it from the attention layer of a model.
 
     query: (1, H, T, D); key, value: (1, H / groups, T, D). cu_seq_lens_q: where each sample starts, and T at the end;
-    without it a row is one sample. prefixes: (samples, 2), where the prompt begins that a sample shares with another
-    one, and how many tokens it has (`luthier.data.shared_prompts`). With a mask, that is in padded batches and while
-    generating, it is plain attention. Returns (1, T, H, D) and no weights.
+    without it a row is one sample. prefixes: (samples, 2 R), the runs of tokens before those of a sample that it shares
+    with another one (`luthier.data.shared_prefixes`). With a mask, that is in padded batches and while generating, it
+    is plain attention. Returns (1, T, H, D) and no weights.
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    from luthier.model.kernels import varlen
+    from luthier.model.kernels import sample_attention, varlen
+    from luthier.model.kernels.samples import samples_of
 
     if attention_mask is not None and softcap is None:
         return sdpa_attention_forward(
@@ -151,19 +154,21 @@ def per_sample_attention(
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         out = _scored_attention(query, key, value, attention_mask, scaling, dropout, softcap)
         return out.transpose(1, 2).contiguous(), None
-    if cu_seq_lens_q is not None and softcap is None and varlen.can_attend(query, value, dropout):
-        row = varlen.samples_of(cu_seq_lens_q, prefixes)
-        return varlen.varlen_attention(query, key, value, cu_seq_lens_q, row, scaling, sliding_window), None
+    row = None if cu_seq_lens_q is None else samples_of(cu_seq_lens_q, prefixes)
+    if cu_seq_lens_q is not None and row is not None and softcap is None:
+        if varlen.can_attend(query, value, dropout):
+            return varlen.varlen_attention(query, key, value, cu_seq_lens_q, row, scaling, sliding_window), None
+        if sample_attention.can_attend(query, value, row, dropout, sliding_window):
+            return sample_attention.sample_attention(query, key, value, row, scaling), None
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return _one_by_one(query, key, value, cu_seq_lens_q, prefixes, scaling, dropout, sliding_window, softcap), None
+    return _one_by_one(query, key, value, row, scaling, dropout, sliding_window, softcap), None
 
 
 def _one_by_one(
     query: "Tensor",
     key: "Tensor",
     value: "Tensor",
-    cu_seq_lens_q: "Tensor | None",
-    prefixes: "Tensor | None",
+    row: "Samples | None",
     scaling: float | None,
     dropout: float,
     sliding_window: int | None,
@@ -172,19 +177,15 @@ def _one_by_one(
     """One call for each sample. query, key, value: (1, H, T, D) -> (1, T, H, D)."""
     import torch
 
-    from luthier.model.kernels import varlen
-
-    if cu_seq_lens_q is None:
-        lengths, shared = [query.shape[2]], [(0, 0)]
-    else:
-        row = varlen.samples_of(cu_seq_lens_q, prefixes)
-        lengths, shared = row.lengths, row.prefixes
+    lengths = [query.shape[2]] if row is None else row.lengths
     outputs = []
     # `split` has one gradient for all samples; that of a slice is as large as the whole row, for each sample.
     samples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    for (q, k, v), num_tokens, (first, num_before) in zip(samples, lengths, shared, strict=True):
-        if num_before:
-            k, v = (torch.cat([all_[:, :, first : first + num_before], own], 2) for all_, own in ((key, k), (value, v)))
+    for number, (q, k, v) in enumerate(samples):
+        num_tokens, num_before = lengths[number], 0 if row is None else row.num_before(number)
+        if row is not None and num_before:
+            before = [[all_.narrow(2, *run) for run in row.prefixes[number]] for all_ in (key, value)]
+            k, v = (torch.cat([*parts, own], 2) for parts, own in zip(before, (k, v), strict=True))
         mask = None
         is_cut = sliding_window is not None and num_before + num_tokens > sliding_window
         if softcap is not None or num_before or is_cut:
@@ -315,7 +316,7 @@ def reason_to_pad(base: "PreTrainedModel", *, sees: bool = False) -> str | None:
     return None
 
 
-def shares_prompts(model: "nn.Module") -> bool:
+def shares_prefixes(model: "nn.Module") -> bool:
     """Whether sequences of a row may share a prompt that the row has once, given their `prefixes`.
 
     Asked after `isolate_samples`. Only `per_sample_attention` knows prefixes, and the model must pass them on. It is

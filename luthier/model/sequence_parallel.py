@@ -97,7 +97,7 @@ def sequence_parallel_attention(
     query: (1, H, n, D); key, value: (1, G, n, D). cu_seq_lens_q: where each sample of the whole row starts, and N.
     Returns (1, n, H, D).
     """
-    from luthier.model.kernels.varlen import samples_of
+    from luthier.model.kernels.samples import samples_of
 
     is_whole = cu_seq_lens_q is None or sum(samples_of(cu_seq_lens_q, None).lengths) == query.shape[2]
     if is_whole:

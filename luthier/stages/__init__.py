@@ -113,7 +113,8 @@ class Stage:
     units: Callable[[Mapping[str, Any]], float]
     """How many units (labeled tokens, pairs, ...) the loss of this batch sums over."""
     loss: Callable[..., LossOutput]
-    """(models, batch, config, *, state, training) -> LossOutput."""
+    """(models, batch, config, *, state, training) -> LossOutput. Two targets of a batch may have the same position
+    (`luthier.data.shared_prefixes`)."""
     statistics: StepStatistics | None = None
     """Statistics of the whole optimizer step that the loss needs, if any."""
     rollout: "Callable[[Any], Rollout | None]" = lambda config: None
@@ -123,9 +124,6 @@ class Stage:
     """Rules between keys that concern this stage; checked before torch is imported."""
     supports_router_loss: bool = False
     """Whether the loss can add the balance loss of a mixture of experts (`moe_aux_loss_coef`)."""
-    shares_prompts: bool = False
-    """Whether rows of a batch often begin with the same prompt, which is then computed once. The loss must take targets
-    as they come: two of them may have the same position (`luthier.data.shared_prompts`)."""
     supports_skipped_tokens: bool = False
     """Whether the loss is defined for a model whose blocks skip tokens while training (`mixture_of_depths`)."""
 

@@ -234,7 +234,6 @@ STAGE = Stage(
     name="dpo",
     config=DpoConfig,
     rows=PAIRS,
-    shares_prompts=True,
     frozen_models=frozen_models,
     has_dropout=False,
     units=count_pairs,

@@ -173,7 +173,6 @@ STAGE = Stage(
     name="grpo",
     config=GrpoConfig,
     rows=PROMPTS,
-    shares_prompts=True,
     has_dropout=False,
     frozen_models=frozen_models,
     units=units,

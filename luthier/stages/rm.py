@@ -86,7 +86,6 @@ STAGE = Stage(
     name="rm",
     config=RmConfig,
     rows=PAIRS,
-    shares_prompts=True,
     head="score",
     units=count_pairs,
     loss=loss,

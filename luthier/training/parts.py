@@ -15,7 +15,6 @@ from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.data.rows.table import Table, extended
 from luthier.data.sequence_slices import concatenate_slice
-from luthier.data.shared_prompts import concatenate_sharing_prompts
 from luthier.model.heads.output_head import OutputHead, inspect_head
 from luthier.model.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
@@ -81,24 +80,21 @@ class TrainingParts:
 def collator(
     pad_token_id: int,
     concatenates: bool,
-    shares_prompts: bool = False,
+    concatenated: Layout = concatenate_rows,
     pixels: Pixels | None = None,
     groups: SequenceGroups | None = None,
 ) -> Collate:
-    """`concatenates`: rows are concatenated without padding, since the model does not attend across samples.
-    `shares_prompts`: and a prompt that several rows begin with is computed once. `pixels`: rows may have images.
-    `groups`: a process gets its part of the tokens."""
+    """`concatenates`: rows are `concatenated` without padding, since the model does not attend across samples.
+    `pixels`: rows may have images. `groups`: a process gets its part of the tokens."""
     if groups is not None:
         layout: Layout = partial(concatenate_slice, part=groups.part, num_parts=groups.size)
     else:
-        layout = layout_of(pad_token_id, concatenates, shares_prompts)
+        layout = layout_of(pad_token_id, concatenates, concatenated)
     return partial(collate, layout=layout, pixels=pixels)
 
 
-def layout_of(pad_token_id: int, concatenates: bool, shares_prompts: bool = False) -> Layout:
-    if not concatenates:
-        return partial(pad_rows, pad_token_id=pad_token_id)
-    return concatenate_sharing_prompts if shares_prompts else concatenate_rows
+def layout_of(pad_token_id: int, concatenates: bool, concatenated: Layout = concatenate_rows) -> Layout:
+    return concatenated if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

@@ -44,7 +44,7 @@ LOGPS_CODE = (
     "model/heads",
     "model/kernels",
     "data/collate.py",
-    "data/shared_prompts.py",
+    "data/shared_prefixes.py",
     "data/pixels.py",
     "data/shared_media.py",
     "model/towers.py",

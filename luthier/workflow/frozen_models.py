@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.config.runs import TrainRun
+from luthier.data.collate import Layout, concatenate_rows
 from luthier.data.prepare import cache_of
-from luthier.model.attention import isolate_samples, isolates_samples, shares_prompts
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
+from luthier.model.attention import isolate_samples, isolates_samples, shares_prefixes
 from luthier.model.dropout import has_dropout
 from luthier.model.frozen_models import FrozenModel, InitialPolicy, SeparateModel
 from luthier.model.heads.output_head import inspect_head
@@ -54,16 +57,32 @@ def isolate_all(models: "Mapping[str, nn.Module]", trial: "Trial | None") -> str
     return None
 
 
-def share_prompts(run: TrainRun, stage: Stage, models: "Iterable[nn.Module]") -> bool:
-    """Whether a prompt that several rows of a batch begin with is computed once for all of them.
+def layout_by_keys(run: TrainRun, stage: Stage) -> Layout:
+    """How the keys allow to concatenate rows: with tokens that several sequences begin with once for all, or without.
 
-    Not where that would change numbers: noise and dropout are drawn per token, and a router counts tokens. The models
-    are those that do not attend across samples.
+    Not where that would change numbers: noise and dropout are drawn per token, and routers count or choose tokens.
+    Where the log-probabilities of a reference are computed before training, only the parts of a row share: its numbers
+    must not depend on the rows beside it, not even in their last bits, so that the first ratios are exactly 1.
     """
-    draws = run.training["neftune_noise_alpha"] or run.features.router_balance.moe_aux_loss_coef is not None
-    if not (stage.shares_prompts and run.model.fast_path) or draws:
-        return False
-    return all(shares_prompts(model) and not has_dropout(model) for model in models)
+    features = run.features
+    counts = features.router_balance.moe_aux_loss_coef is not None
+    chooses = features.mixture_of_depths.mixture_of_depths is not None
+    draws = run.training["neftune_noise_alpha"] or (stage.has_dropout and getattr(run.adapter, "lora_dropout", 0))
+    if not run.model.fast_path or run.parallel.sp_size > 1 or counts or chooses or draws:
+        return concatenate_rows
+    if cached_reference(stage, run) is None:
+        return concatenate_sharing_prefixes
+    num_parts = len(stage.rows.parts)
+    return concatenate_rows if num_parts == 1 else partial(concatenate_sharing_prefixes, num_parts=num_parts)
+
+
+def layout_for(run: TrainRun, stage: Stage, models: "Iterable[nn.Module]", *, sees: bool) -> Layout:
+    """How rows are concatenated that these models read, none of which attends across samples. `sees`: rows may have
+    images, whose tokens are not shared."""
+    layout = concatenate_rows if sees else layout_by_keys(run, stage)
+    if layout is concatenate_rows or all(shares_prefixes(model) and not has_dropout(model) for model in models):
+        return layout
+    return concatenate_rows
 
 
 def frozen_models(
@@ -95,12 +114,12 @@ def reference_scorer(
     args: "TrainingArguments",
     *,
     concatenates: bool,
-    shares: bool,
+    concatenated: Layout,
     pixels: "Pixels | None" = None,
 ) -> ReferenceScorer | None:
     """What scores every row before training; None if the stage has no such reference in this run.
 
-    `concatenates`: whether the rows of `policy` are concatenated without padding; `shares`: and share their prompts.
+    `concatenates`: whether the rows of `policy` are `concatenated` without padding.
     `pixels`: of the batches of `policy`.
     """
     spec = cached_reference(stage, run)
@@ -112,9 +131,12 @@ def reference_scorer(
         model = load_spec(run, spec, text)
         require_same_eyes(spec.key, model, policy, text)
         concatenates = isolate_all({spec.name: model}, trial_of(text)) is None
-        shares = concatenates and text.media is None and share_prompts(run, stage, [model])
+        concatenated = (
+            layout_for(run, stage, [model], sees=text.media is not None) if concatenates else concatenate_rows
+        )
         seen = pixels_for(model, text)
         if seen is not None:
-            seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenates, shares), args)
+            seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenates, concatenated), args)
+    shares = concatenated is not concatenate_rows
     layout = (concatenates, shares, seen is not None and seen.shares, seen is not None and seen.stored is not None)
-    return ReferenceScorer(model, collator(pad, concatenates, shares, seen), layout, args, cache_of(run.data))
+    return ReferenceScorer(model, collator(pad, concatenates, concatenated, seen), layout, args, cache_of(run.data))

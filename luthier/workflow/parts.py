@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InvalidInput, ModelError
 from luthier.core.log import info, warn
+from luthier.data.collate import Layout, concatenate_rows
 from luthier.data.pixels import Pixels
 from luthier.data.prepare import cache_of
 from luthier.data.stream import StreamedRows
@@ -26,9 +27,9 @@ from luthier.training.streaming import StreamReading
 from luthier.workflow.frozen_models import (
     frozen_models,
     isolate_all,
+    layout_for,
     load_separate_models,
     reference_scorer,
-    share_prompts,
 )
 from luthier.workflow.predict import generation_metrics
 from luthier.workflow.rollouts import make_rollouts
@@ -69,12 +70,14 @@ def make_parts(
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
     concatenates = padding_reason is None
     groups = _spread(run, policy, text, args, padding_reason)
-    shares = concatenates and text.media is None and _shares_prompts(run, stage, [policy, *separate.values()])
+    concatenated = _concatenated(run, stage, [policy, *separate.values()], text) if concatenates else concatenate_rows
     pixels = _pixels(run, stage, policy, separate, data, text, args, concatenates)
-    collate = collator(text.tokenizer.pad_token_id, concatenates, shares, pixels, groups)
+    collate = collator(text.tokenizer.pad_token_id, concatenates, concatenated, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    scorer = reference_scorer(run, stage, text, policy, args, concatenates=concatenates, shares=shares, pixels=pixels)
+    scorer = reference_scorer(
+        run, stage, text, policy, args, concatenates=concatenates, concatenated=concatenated, pixels=pixels
+    )
     train_rows, eval_rows = rows_of(data, args, scorer)
     del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None
@@ -139,12 +142,12 @@ def _separate_models(run: "TrainRun", stage: "Stage", policy: "nn.Module", text:
     return found
 
 
-def _shares_prompts(run: "TrainRun", stage: "Stage", models: "Sequence[nn.Module]") -> bool:
-    """As `share_prompts`, with a line in the log."""
-    shares = share_prompts(run, stage, models)
-    if shares:
-        info("prompts are computed once for all answers of a batch that share them")
-    return shares
+def _concatenated(run: "TrainRun", stage: "Stage", models: "Sequence[nn.Module]", text: "TextSide") -> Layout:
+    """As `layout_for`, with a line in the log."""
+    layout = layout_for(run, stage, models, sees=text.media is not None)
+    if layout is not concatenate_rows:
+        info("tokens that several texts of a batch begin with are computed once")
+    return layout
 
 
 def _spread(

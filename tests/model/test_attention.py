@@ -8,8 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.machine import detect
 from luthier.data.collate import concatenate_rows, model_inputs
-from luthier.data.shared_prompts import concatenate_sharing_prompts
-from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention, shares_prompts
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
+from luthier.model.attention import PER_SAMPLE, isolate_samples, isolates_samples, resolve_attention, shares_prefixes
 from luthier.model.classes import model_class
 from tests.tiny import TINY_LLAMA
 
@@ -88,40 +88,43 @@ def test_gradients_of_one_row_are_the_sum_of_those_of_its_samples(reentrant):
 
 
 @pytest.mark.parametrize("name", ISOLATED)
-def test_answers_that_share_a_prompt_are_those_that_have_one_each(name):
-    """Logits at the targets, and gradients; prompts and answers are longer than the sliding windows."""
+def test_answers_that_share_tokens_are_those_that_have_their_own(name):
+    """Logits at the targets, and gradients; prompts and answers are longer than the sliding windows.
+
+    Some prompts begin alike."""
     model, rng = build(name, ISOLATED[name]), torch.Generator().manual_seed(2)
 
     def some(length):
         return torch.randint(1, 250, (length,), generator=rng).tolist()
 
-    prompts = [some(12), some(3)]
+    system = some(9)
+    prompts = [system + some(12), system + some(3)]
     rows = [
         {"input_ids": prompts[which] + answer, "labels": [-100] * len(prompts[which]) + answer}
         for which, answer in ((0, some(9)), (1, some(2)), (0, some(1)), (1, some(15)), (0, some(20)))
     ]
     isolate_samples(model)
-    assert shares_prompts(model)
+    assert shares_prefixes(model)
     found = []
-    for layout in (concatenate_rows, concatenate_sharing_prompts):
+    for layout in (concatenate_rows, concatenate_sharing_prefixes):
         batch = layout(rows)
         logits = model(**model_inputs(batch), use_cache=False).logits[0][batch["positions"]]
         model.zero_grad()
         logits.log_softmax(-1).gather(1, batch["targets"][:, None]).sum().backward()
         found.append((batch["input_ids"].numel(), logits.detach(), model.get_input_embeddings().weight.grad.clone()))
     (num_tokens, logits, grads), (num_shared, shared_logits, shared_grads) = found
-    assert num_tokens - num_shared == 12 + 12 + 3
+    assert num_tokens - num_shared == 2 * 21 + 9 + 12
     torch.testing.assert_close(shared_logits, logits, atol=1e-5 * logits.abs().max().item(), rtol=0)
     torch.testing.assert_close(shared_grads, grads, atol=1e-5 * grads.abs().max().item(), rtol=0)
 
 
-def test_prompts_are_not_shared_where_attention_does_not_know_how():
+def test_tokens_are_not_shared_where_attention_does_not_know_how():
     model = build("llama", {})
-    assert not shares_prompts(model), "plain attention"
+    assert not shares_prefixes(model), "plain attention"
     isolate_samples(model)
     inner = model.model.forward
     model.model.forward = lambda *args, prefixes=None, **given: inner(*args, **given)
-    assert not shares_prompts(model), "the model does not pass them on"
+    assert not shares_prefixes(model), "the model does not pass them on"
 
 
 @pytest.mark.parametrize("name", PADDED)

@@ -1,5 +1,6 @@
 """Parts of trainers as runs ask for them: rows, frozen models, rollouts."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from luthier.config.load import load_train
 from luthier.core.errors import ModelError
 from luthier.core.kinds import STAGES
 from luthier.core.machine import detect
+from luthier.data.collate import concatenate_rows
 from luthier.data.prepare import prepare
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
 from luthier.model.frozen_models import InitialPolicy, SeparateModel
 from luthier.training.arguments import training_arguments
-from luthier.workflow.frozen_models import share_prompts
+from luthier.workflow.frozen_models import layout_for
 from luthier.workflow.parts import make_parts, report_padding
 from luthier.workflow.text import load_text_side
 from luthier.workflow.training import load_policy
@@ -45,23 +48,30 @@ def test_rows_carry_what_the_reference_says_before_training(world):
 
 
 @pytest.mark.parametrize(
-    ("changes", "shares"),
+    ("changes", "how"),
     [
-        ({}, True),
-        ({"stage": "rm"}, True),
-        ({"stage": "rm", "finetuning_type": "lora", "lora_dropout": 0.1}, False),
-        ({"finetuning_type": "lora", "lora_dropout": 0.1}, True),
-        ({"fast_path": False}, False),
-        ({"neftune_noise_alpha": 5.0}, False),
-        ({"stage": "sft", "dataset": "numbers"}, False),
+        ({}, "parts"),
+        ({"stage": "rm"}, "all"),
+        ({"pref_loss": "orpo"}, "all"),
+        ({"stage": "rm", "finetuning_type": "lora", "lora_dropout": 0.1}, "none"),
+        ({"finetuning_type": "lora", "lora_dropout": 0.1}, "parts"),
+        ({"fast_path": False}, "none"),
+        ({"neftune_noise_alpha": 5.0}, "none"),
+        ({"stage": "sft", "dataset": "numbers"}, "all"),
+        ({"stage": "sft", "dataset": "numbers", "mixture_of_depths": "convert"}, "none"),
+        ({"stage": "kto", "dataset": "feedback"}, "none"),
     ],
 )
-def test_prompts_are_shared_where_that_changes_no_number(world, tmp_path, changes, shares):
+def test_tokens_are_shared_where_that_changes_no_number(world, tmp_path, changes, how):
     values = {**world, "stage": "dpo", "dataset": "pairs", **changes}
     run = load_train(values)
     stage, text = STAGES.get(run.stage), load_text_side(run)
     policy = load_policy(run, stage, text, detect(), tmp_path).model
-    assert share_prompts(run, stage, [policy]) == shares
+    layout = layout_for(run, stage, [policy], sees=False)
+    if isinstance(layout, partial):
+        assert layout.func is concatenate_sharing_prefixes and layout.keywords == {"num_parts": 2} and how == "parts"
+    else:
+        assert layout is {"all": concatenate_sharing_prefixes, "none": concatenate_rows}[how]
 
 
 def test_a_reference_that_no_key_names_is_the_policy_and_a_teacher_is_a_model_of_its_own(world):

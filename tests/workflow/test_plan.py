@@ -130,15 +130,15 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
     assert moved(planned.calls) == pytest.approx(moved(actual.calls), rel=0.03)
 
 
-def test_an_accelerator_attends_in_16_bits_and_keeps_less_than_a_cpu(world):
-    """The kernel of a CPU has float32 copies of what attention is given, and keeps them for the backward pass."""
+def test_an_accelerator_attends_in_16_bits_and_holds_less_than_a_cpu(world):
+    """A CPU attends in float32, and has copies of what it is given in the meantime."""
     run, stage, text, _, machine = sides({**world, **WAYS["lora"], "bf16": True})
     shape = build_shape(run, stage, text, load_config(text.source), machine)
     batch, half = Batch((300, 500), 4), torch.bfloat16
     on_cpu, on_device = (
         trace_step(shape.model, batch, reads="cross_entropy", half=half, on_device=there) for there in (False, True)
     )
-    assert on_device.peak_bytes < 0.95 * on_cpu.peak_bytes
+    assert on_device.peak_bytes < on_cpu.peak_bytes < 1.1 * on_device.peak_bytes
     assert on_device.num_operations == on_cpu.num_operations
 
 
@@ -188,7 +188,8 @@ def test_layers_of_which_some_are_trained_are_not_alike(world):
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(world):
-    one, four = (plan_of({**world, "per_device_train_batch_size": size}) for size in (1, 4))
+    keys = {**world, "fast_path": False}  # rows that share no tokens
+    one, four = (plan_of({**keys, "per_device_train_batch_size": size}) for size in (1, 4))
     assert 3 < four.traces.kept.early_bytes / one.traces.kept.early_bytes < 5
     assert four.traces.recomputed.peak_bytes < four.traces.kept.peak_bytes / 2
     assert four.traces.at(0) == four.traces.kept

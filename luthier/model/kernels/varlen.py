@@ -12,13 +12,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 from luthier.model.dtype import computed_in
+from luthier.model.kernels.samples import Samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,70 +30,9 @@ MIN_CAPABILITY = (8, 0)
 _is_traced: ContextVar[bool] = ContextVar("traced", default=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Where the samples of a row are."""
-
-    lengths: list[int]
-    """Tokens of each."""
-    prefixes: list[tuple[int, int]]
-    """Of each: where the prompt begins that it shares with another one, and how many tokens that has."""
-    key_bounds: "Tensor | None"
-    """(S + 1,) where the keys of each sample begin; None where no sample has a prefix."""
-    key_tokens: "Tensor | None"
-    """Which token of the row each of these keys belongs to."""
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    @property
-    def longest_with_prefix(self) -> int:
-        return max(length + prefix for length, (_, prefix) in zip(self.lengths, self.prefixes, strict=True))
-
-
-def samples_of(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
-    """`bounds`: (S + 1,), where each sample starts, and T. `prefixes`: (S, 2), or None.
-
-    Each layer asks for the same tensors, and reading them waits for the device, so the answer is kept.
-    """
-    kept = _known()
-    found: Samples | None = kept.get(bounds)
-    if found is None or (found.key_bounds is None) != (prefixes is None):
-        found = kept[bounds] = _read(bounds, prefixes)
-    return found
-
-
-@functools.cache
-def _known() -> "torch.utils.weak.WeakIdKeyDictionary":
-    """Bounds -> samples, for as long as the bounds exist."""
-    from torch.utils.weak import WeakIdKeyDictionary
-
-    return WeakIdKeyDictionary()
-
-
-def _read(bounds: "Tensor", prefixes: "Tensor | None") -> Samples:
-    starts = bounds.tolist()
-    lengths = [end - start for start, end in pairwise(starts)]
-    if prefixes is None:
-        return Samples(lengths, [(0, 0)] * len(lengths), None, None)
-    shared = [(first, number) for first, number in prefixes.tolist()]
-    tokens: list[int] = []
-    ends = [0]
-    for start, length, (first, number) in zip(starts, lengths, shared, strict=False):
-        tokens += [*range(first, first + number), *range(start, start + length)]
-        ends.append(len(tokens))
-    return Samples(
-        lengths,
-        shared,
-        torch.tensor(ends, dtype=torch.int32, device=bounds.device),
-        torch.tensor(tokens, device=bounds.device),
-    )
-
-
 def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
     """Whether the kernel computes this: 16 bits on a GPU, without dropout."""
-    if not ((query.is_meta and _is_traced.get()) or (query.is_cuda and _is_there(query))):
+    if not (stands_for_a_gpu(query) or (query.is_cuda and _is_there(query))):
         return False
     return (
         not dropout
@@ -104,9 +42,14 @@ def can_attend(query: "Tensor", value: "Tensor", dropout: float) -> bool:
     )
 
 
+def stands_for_a_gpu(states: "Tensor") -> bool:
+    """Whether these tensors without data are those of a plan for a GPU."""
+    return states.is_meta and _is_traced.get()
+
+
 @contextlib.contextmanager
 def traced() -> Iterator[None]:
-    """While open, tensors without data stand for those of a GPU that has the kernel."""
+    """While open, tensors without data stand for those of a GPU, one that has the kernel."""
     token = _is_traced.set(True)
     try:
         yield

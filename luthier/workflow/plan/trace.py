@@ -52,8 +52,8 @@ class Batch:
     """Tokens of each sample, padding included."""
     num_targets: int
     is_padded: bool = False
-    prefixes: tuple[tuple[int, int], ...] | None = None
-    """As in `luthier.data.shared_prompts`; None if no prompt is shared."""
+    prefixes: tuple[tuple[int, ...], ...] | None = None
+    """As in `luthier.data.shared_prefixes`; None if nothing is shared."""
     num_parts: int = 1
     """Processes that share its tokens (`sp_size`)."""
 
@@ -379,19 +379,24 @@ def _product(func: Any, args: Sequence[Any]) -> Product | None:
 
 
 def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
-    """Two per multiplication with addition of matrix products and attention; everything else is small beside these."""
+    """Two per multiplication with addition of matrix products and attention; everything else is small beside these.
+
+    Causal attention computes half of the scores."""
     name = func.overloadpacket.__name__.rstrip("_")
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left = args[1] if name in ("addmm", "baddbmm") else args[0]
         return int(2 * math.prod(result.shape) * left.shape[-1])
     if name.startswith("_flash_attention"):
         is_backward = name.endswith("backward")
-        query, bounds = (args[1], args[6]) if is_backward else (args[0], args[3])
-        scores = sum(length * length for length in bounds.diff().tolist())
+        query, bounds, key_bounds = (args[1], *args[6:8]) if is_backward else (args[0], *args[3:5])
+        num_tokens = zip(bounds.diff().tolist(), key_bounds.diff().tolist(), strict=True)
+        scores = sum(own * (own + 2 * (keys - own)) for own, keys in num_tokens)
         return int(2 * query.shape[-2] * query.shape[-1] * scores * (2.5 if is_backward else 1))
     if "scaled_dot_product" in name and "attention" in name:
         is_backward = name.endswith("backward")
         query, key = args[1 if is_backward else 0], args[2 if is_backward else 1]
-        causal = 2 * math.prod(query.shape) * key.shape[-2]
-        return int(causal * (2.5 if is_backward else 1))
+        place = 7 if is_backward else 4
+        is_whole = "flash_attention_for_cpu" in name and not any(args[place : place + 1])
+        scores = (4 if is_whole else 2) * math.prod(query.shape) * key.shape[-2]
+        return int(scores * (2.5 if is_backward else 1))
     return 0

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.collate import PAD_MULTIPLE
+from luthier.data.collate import PAD_MULTIPLE, Layout, concatenate_rows
 from luthier.data.rows.arrow import batches_of
 from luthier.data.rows.columns import IDS, IMAGES, LABELS, LENGTHS, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
-from luthier.data.shared_prompts import concatenate_sharing_prompts
+from luthier.workflow.frozen_models import layout_by_keys
 from luthier.workflow.plan.trace import Batch
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     per_row = float(lengths.tokens[list(chain.from_iterable(batches))].sum(1).mean())
     numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
     heaviest_tokens = heaviest.num_tokens
-    if stage.shares_prompts and run.model.fast_path and rollout is None and not pads:
-        heaviest = sharing_prompts([rows[number] for number in numbers], heaviest.num_targets)
+    layout = layout_by_keys(run, stage)
+    if layout is not concatenate_rows and rollout is None and not pads and IMAGES.name not in rows[0]:
+        heaviest = sharing_prefixes([rows[number] for number in numbers], heaviest.num_targets, layout)
     return Work(
         rows=None if is_streamed else len(rows),
         tokens=round(trained_rows * per_row),
@@ -179,10 +180,9 @@ def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, p
     return rows, Batch(tuple(int(n) for n in tokens[rows].T.flatten()), num_targets)
 
 
-def sharing_prompts(rows: "list[Any]", num_targets: int) -> Batch:
-    """The batch in which a prompt stands once for all answers to it."""
-    sequences = [part_of(row, part) for part in parts_of(rows[0]) for row in rows]
-    batch = concatenate_sharing_prompts(sequences)
+def sharing_prefixes(rows: "list[Any]", num_targets: int, layout: Layout) -> Batch:
+    """The batch in which tokens that several sequences begin with stand once."""
+    batch = layout([part_of(row, part) for part in parts_of(rows[0]) for row in rows])
     lengths = tuple(batch["cu_seq_lens_q"].diff().tolist())
     prefixes = tuple(map(tuple, batch["prefixes"].tolist())) if "prefixes" in batch else None
     return Batch(lengths, num_targets, prefixes=prefixes)

@@ -1,6 +1,5 @@
 """Attention of all samples of a row in one call: the same as one call per sample."""
 
-import gc
 from itertools import pairwise
 
 import pytest
@@ -11,8 +10,8 @@ from luthier.model.attention import per_sample_attention
 from luthier.model.kernels import varlen
 
 LENGTHS = (7, 1, 30, 12, 5)
-PREFIXES = ((0, 0), (0, 0), (2, 5), (0, 0), (8, 20))
-"""Of each sample: where the prompt begins that it shares, and how many tokens it has."""
+PREFIXES = ((0, 0, 0, 0), (0, 0, 0, 0), (2, 5, 0, 0), (0, 0, 0, 0), (2, 5, 8, 20))
+"""Of each sample the runs of tokens that it shares: where each begins, and how many tokens it has."""
 HEADS, KEY_HEADS, SIZE = 4, 2, 16
 LAYOUTS = {"own prompts": None, "shared prompts": PREFIXES}
 WINDOWS = {"whole": None, "window": 6}
@@ -98,17 +97,3 @@ def test_consumer_gpus_compute_no_gradients_of_the_largest_heads():
     hopper, ada, turing = (9, 0), (8, 9), (7, 5)
     assert varlen._takes(256, hopper) and varlen._takes(128, ada)
     assert not varlen._takes(256, ada) and not varlen._takes(64, turing)
-
-
-def test_bounds_are_read_once_and_not_kept():
-    bounds = torch.tensor([0, 3, 8], dtype=torch.int32)
-    first = varlen.samples_of(bounds, None)
-    assert first.lengths == [3, 5] and first.longest == first.longest_with_prefix == 5
-    assert varlen.samples_of(bounds, None) is first
-    with_prefixes = varlen.samples_of(bounds, torch.tensor([[0, 0], [1, 2]]))
-    assert with_prefixes.longest_with_prefix == 7
-    assert with_prefixes.key_tokens.tolist() == [0, 1, 2, 1, 2, 3, 4, 5, 6, 7]
-    num_known = len(varlen._known())
-    del bounds
-    gc.collect()
-    assert len(varlen._known()) == num_known - 1
