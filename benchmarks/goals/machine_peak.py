@@ -6,6 +6,8 @@ Also the number of operations that a step of LoRA needs, to be divided by its ti
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
+
 if TYPE_CHECKING:
     from benchmarks.goals.child import Work
     from benchmarks.goals.clock import Clock
@@ -25,8 +27,11 @@ def run(work: "Work", clock: "Clock") -> None:
         clock.end()
 
 
-def operations_of_lora(config: Mapping[str, Any], rank: int, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Of one forward and backward pass over these rows of a Llama-like model with LoRA on all linear layers.
+def operations_of_lora(
+    config: Mapping[str, Any], rank: int, rows: Sequence[Mapping[str, Any]], *, shares: bool = False
+) -> float:
+    """Of one forward and backward pass over these rows of a Llama-like model with LoRA on all linear layers. `shares`:
+    tokens that several rows begin with are computed once.
 
     T tokens, K of them predicted, P weights of the layers, A of the adapters, H hidden size times vocabulary; a product
     takes 2 operations for each weight and token. Frozen weights get no gradient:
@@ -45,6 +50,6 @@ def operations_of_lora(config: Mapping[str, Any], rank: int, rows: Sequence[Mapp
     adapters = layers * rank * sum(one + other for one, other in shapes)
     lengths = [len(row["input_ids"]) for row in rows]
     predicted = sum(label != -100 for row in rows for label in row["labels"][1:])
-    tokens = sum(lengths)
+    tokens = concatenate_sharing_prefixes(rows)["input_ids"].numel() if shares else sum(lengths)
     attention = 6 * queries * layers * sum(length**2 for length in lengths)
     return 4 * weights * tokens + 4 * hidden * config["vocab_size"] * predicted + 6 * adapters * tokens + attention

@@ -138,7 +138,7 @@ def share_of_peak(case: Case, setting: Setting, found: Mapping[str, Measured], r
     for name, values in shares.items():
         for number, seconds in enumerate(found[name].seconds, start=1):
             of_step = all_rows[number * case.batch_size : (number + 1) * case.batch_size]
-            values.append(operations_of_lora(config, RANK, of_step) / seconds / peak)
+            values.append(operations_of_lora(config, RANK, of_step, shares=name == "luthier") / seconds / peak)
     ours, theirs = (sorted(shares[name]) for name in ("luthier", "reference"))
     middle = len(ours) // 2
     dtype = "bf16" if case.keys.get("bf16") else "float32"

@@ -121,6 +121,9 @@ def test_the_operations_of_lora_by_hand():
     }
     row = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
     assert operations_of_lora(config, 1, [row]) == 3416
+    alike = [{"input_ids": [*range(9), last], "labels": [-100] * 9 + [last]} for last in (1, 2)]
+    once, twice = (operations_of_lora(config, 1, alike, shares=shares) for shares in (True, False))
+    assert twice - once == (4 * 144 + 6 * 64) * 9, "nine tokens are computed once"
 
 
 def test_a_table_takes_its_place_on_the_page_and_nothing_else():
