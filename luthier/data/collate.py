@@ -264,5 +264,4 @@ def tokens_in(batch: Mapping[str, Any]) -> int:
     if SLICE_START in batch:  # the padding of the row stands at its end
         left = int(batch["ends"].max()) + 1 - int(batch[SLICE_START])
         return max(0, min(left, batch["input_ids"].numel()))
-    num_shared = batch["prefixes"][:, 1::2].sum() if "prefixes" in batch else 0
-    return int(batch["input_ids"].numel() + num_shared)
+    return int(batch["input_ids"].numel()) + int(batch.get("num_shared", 0))

@@ -27,10 +27,10 @@ def concatenate_sharing_prefixes(rows: Sequence[Features], num_parts: int | None
     """As `concatenate_rows`, but tokens that several sequences begin with stand in the row once.
 
     `cu_seq_lens_q` bounds what each sequence has of its own, and `prefixes` (S, 2 R) are the runs of tokens before it:
-    where each begins, and how long it is; 0, 0 for none. These are in the order of the row. `targets`, `positions`,
-    `target_rows` and `ends` are in the order of `rows`, or of their samples if rows are packed. Two targets that follow
-    the same token have the same position. `num_parts`: of n m sequences, r, m + r, 2 m + r, ... are the n parts of row
-    r, which share with each other alone; None: all share with all.
+    where each begins, and how long it is; 0, 0 for none. These are in the order of the row. `num_shared` counts their
+    tokens. `targets`, `positions`, `target_rows` and `ends` are in the order of `rows`, or of their samples if rows are
+    packed. Two targets that follow the same token have the same position. `num_parts`: of n m sequences, r, m + r,
+    2 m + r, ... are the n parts of row r, which share with each other alone; None: all share with all.
     """
     import torch
 
@@ -68,6 +68,7 @@ def concatenate_sharing_prefixes(rows: Sequence[Features], num_parts: int | None
         "cu_seq_lens_k": ends,
         "max_length_q": int(lengths.max()),
         "max_length_k": int(lengths.max()),
+        "num_shared": sum(shared),
         "prefixes": torch.tensor([runs + [0] * (most - len(runs)) for runs in prefixes], dtype=torch.int32),
         **found,
         "ends": torch.tensor([place[-1] for place in in_order]),

@@ -103,6 +103,8 @@ class Utilization(TrainerCallback):
         if bounds is not None:  # whose sums need no tensor of a size that the host has to wait for
             lengths = bounds.diff().long()
             num_tokens, num_pairs = lengths.sum(), lengths.square().sum()
+            if kwargs.get("prefixes") is not None:  # a token attends to all of these, and to half of its own text
+                num_pairs = num_pairs + 2 * (lengths * kwargs["prefixes"][:, 1::2].sum(1)).sum()
         else:
             lengths = sequence_lengths(kwargs)
             num_tokens, num_pairs = (lengths > 0).sum(), lengths.sum()

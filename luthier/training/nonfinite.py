@@ -104,6 +104,11 @@ def _sequences(batch: Mapping[str, Any]) -> "list[Tensor]":
     if "cu_seq_lens_q" in batch:
         offset, length = batch.get(SLICE_START, 0), ids.shape[1]
         bounds = [min(max(bound - offset, 0), length) for bound in batch["cu_seq_lens_q"].tolist()]
-        return [ids[0, start:end] for start, end in pairwise(bounds) if start < end]
+        texts = [ids[0, start:end] for start, end in pairwise(bounds) if start < end]
+        if "prefixes" not in batch:
+            return texts
+        prefixes = batch["prefixes"].unflatten(1, (-1, 2)).tolist()
+        shared = [[ids[0, first : first + number] for first, number in runs] for runs in prefixes]
+        return [torch.cat([*before, own]) for before, own in zip(shared, texts, strict=True)]
     mask = batch["attention_mask"].bool()
     return [row[own] for row, own in zip(ids, mask, strict=True)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import parse_flag_from_env
 
 from luthier.config.keys.recovery import RecoveryConfig
-from luthier.data.collate import Layout, collate, concatenate_rows, pad_rows
+from luthier.data.collate import Layout, collate, pad_rows
 from luthier.data.pixels import Pixels
 from luthier.data.rows.columns import LABELS, kind_of
 from luthier.data.rows.labels import IGNORE_INDEX
@@ -79,22 +79,21 @@ class TrainingParts:
 
 def collator(
     pad_token_id: int,
-    concatenates: bool,
-    concatenated: Layout = concatenate_rows,
+    concatenated: Layout | None,
     pixels: Pixels | None = None,
     groups: SequenceGroups | None = None,
 ) -> Collate:
-    """`concatenates`: rows are `concatenated` without padding, since the model does not attend across samples.
+    """`concatenated`: how rows are without padding, if the model does not attend across samples; None: they are padded.
     `pixels`: rows may have images. `groups`: a process gets its part of the tokens."""
     if groups is not None:
         layout: Layout = partial(concatenate_slice, part=groups.part, num_parts=groups.size)
     else:
-        layout = layout_of(pad_token_id, concatenates, concatenated)
+        layout = layout_of(pad_token_id, concatenated)
     return partial(collate, layout=layout, pixels=pixels)
 
 
-def layout_of(pad_token_id: int, concatenates: bool, concatenated: Layout = concatenate_rows) -> Layout:
-    return concatenated if concatenates else partial(pad_rows, pad_token_id=pad_token_id)
+def layout_of(pad_token_id: int, concatenated: Layout | None) -> Layout:
+    return concatenated or partial(pad_rows, pad_token_id=pad_token_id)
 
 
 def policy_head(policy: "nn.Module", args: "TrainingArguments", moe_aux_loss_coef: float | None) -> OutputHead:

@@ -214,6 +214,16 @@ class StageTrainer(RetryingTrainer):
         means = {name: (total / count if count else 0.0, count) for name, (total, count) in totals.items()}
         return statistics.update(state, means, config)
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """As in transformers, but tokens that several texts share count in each of them, and none is taken for
+        padding that is not."""
+        if self.args.include_num_input_tokens_seen == "no":
+            return
+        counts_padding = self.args.include_num_input_tokens_seen == "all" and "attention_mask" in inputs
+        num_tokens = inputs["input_ids"].numel() if counts_padding else tokens_in(inputs)
+        gathered = self.accelerator.gather(torch.tensor(num_tokens, device=self.args.device))
+        self.state.num_input_tokens_seen += int(gathered.sum())
+
     def floating_point_ops(self, inputs: Any) -> int:
         """As in transformers, which counts the parameters at each step: 12 ms for 30 layers with adapters."""
         name = getattr(self.model, "main_input_name", "input_ids")

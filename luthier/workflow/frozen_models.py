@@ -112,15 +112,12 @@ def reference_scorer(
     text: "TextSide",
     policy: "nn.Module",
     args: "TrainingArguments",
-    *,
-    concatenates: bool,
-    concatenated: Layout,
-    pixels: "Pixels | None" = None,
+    concatenated: Layout | None,
+    pixels: "Pixels | None",
 ) -> ReferenceScorer | None:
     """What scores every row before training; None if the stage has no such reference in this run.
 
-    `concatenates`: whether the rows of `policy` are `concatenated` without padding.
-    `pixels`: of the batches of `policy`.
+    `concatenated`: how the rows of `policy` are; None if they are padded. `pixels`: of the batches of `policy`.
     """
     spec = cached_reference(stage, run)
     if spec is None:
@@ -130,13 +127,11 @@ def reference_scorer(
     if spec.source is not None:
         model = load_spec(run, spec, text)
         require_same_eyes(spec.key, model, policy, text)
-        concatenates = isolate_all({spec.name: model}, trial_of(text)) is None
-        concatenated = (
-            layout_for(run, stage, [model], sees=text.media is not None) if concatenates else concatenate_rows
-        )
+        is_padded = isolate_all({spec.name: model}, trial_of(text)) is not None
+        concatenated = None if is_padded else layout_for(run, stage, [model], sees=text.media is not None)
         seen = pixels_for(model, text)
         if seen is not None:
-            seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenates, concatenated), args)
-    shares = concatenated is not concatenate_rows
-    layout = (concatenates, shares, seen is not None and seen.shares, seen is not None and seen.stored is not None)
-    return ReferenceScorer(model, collator(pad, concatenates, concatenated, seen), layout, args, cache_of(run.data))
+            seen = shared_by_rows(run, stage, {spec.key: model}, seen, layout_of(pad, concatenated), args)
+    has_shared, has_stored = seen is not None and seen.shares, seen is not None and seen.stored is not None
+    layout = (concatenated is not None, concatenated not in (None, concatenate_rows), has_shared, has_stored)
+    return ReferenceScorer(model, collator(pad, concatenated, seen), layout, args, cache_of(run.data))

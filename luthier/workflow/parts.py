@@ -68,16 +68,13 @@ def make_parts(
     padding_reason = padding_reason or isolate_all(separate, trial_of(text))
     if padding_reason is not None:
         report_padding(padding_reason, is_packed=data.is_packed, must_isolate=run.data.neat_packing)
-    concatenates = padding_reason is None
     groups = _spread(run, policy, text, args, padding_reason)
-    concatenated = _concatenated(run, stage, [policy, *separate.values()], text) if concatenates else concatenate_rows
-    pixels = _pixels(run, stage, policy, separate, data, text, args, concatenates)
-    collate = collator(text.tokenizer.pad_token_id, concatenates, concatenated, pixels, groups)
+    concatenated = None if padding_reason else _concatenated(run, stage, [policy, *separate.values()], text)
+    pixels = _pixels(run, stage, policy, separate, data, text, args, concatenated)
+    collate = collator(text.tokenizer.pad_token_id, concatenated, pixels, groups)
     head = policy_head(policy, args, run.features.router_balance.moe_aux_loss_coef)
     models = Models(policy, head, frozen_models(run, stage, policy, head, separate, args.device))
-    scorer = reference_scorer(
-        run, stage, text, policy, args, concatenates=concatenates, concatenated=concatenated, pixels=pixels
-    )
+    scorer = reference_scorer(run, stage, text, policy, args, concatenated, pixels)
     train_rows, eval_rows = rows_of(data, args, scorer)
     del scorer  # a reference model of its own is not kept in memory
     plan = stage.rollout(run.method) if run.trains else None
@@ -117,7 +114,7 @@ def _pixels(
     data: "PreparedData",
     text: "TextSide",
     args: "Seq2SeqTrainingArguments",
-    concatenates: bool,
+    concatenated: Layout | None,
 ) -> Pixels | None:
     """What makes the inputs of the policy from media, or reads their features; None for a run without media.
     `separate`: models that get the same."""
@@ -126,7 +123,7 @@ def _pixels(
         if run.finetuning.cache_media_features:
             warn(NO_MEDIA)
         return None
-    layout = layout_of(text.tokenizer.pad_token_id, concatenates)
+    layout = layout_of(text.tokenizer.pad_token_id, concatenated)
     pixels = shared_by_rows(run, stage, {"model": policy, **separate}, pixels, layout, args)
     if not run.finetuning.cache_media_features:
         return pixels

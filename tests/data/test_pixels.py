@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from luthier.core.errors import DataError
-from luthier.data.collate import model_inputs, require_whole, sequences
+from luthier.data.collate import concatenate_rows, model_inputs, require_whole, sequences
 from luthier.data.media.blocks import MediaProcessor
 from luthier.data.media.reader import size_of
 from luthier.data.pixels import Pixels, samples_of
@@ -86,7 +86,7 @@ def paddle(tmp_path_factory) -> Seeing:
 
 
 def test_the_loss_of_a_batch_is_that_of_plain_transformers_in_every_layout(seeing):
-    padded = collator(256, concatenates=False, pixels=seeing.pixels)
+    padded = collator(256, None, pixels=seeing.pixels)
     expected = pytest.approx(seeing.plain_loss(), rel=1e-6)
     assert seeing.loss(padded(seeing.rows)) == expected
     assert sum(seeing.loss(padded([row])) for row in seeing.rows) == expected
@@ -95,12 +95,12 @@ def test_the_loss_of_a_batch_is_that_of_plain_transformers_in_every_layout(seein
     if reason is not None:
         return
     isolate_samples(seeing.model)
-    assert seeing.loss(collator(256, concatenates=True, pixels=seeing.pixels)(seeing.rows)) == expected
+    assert seeing.loss(collator(256, concatenate_rows, pixels=seeing.pixels)(seeing.rows)) == expected
     assert seeing.loss(padded(seeing.rows)) == expected  # evaluation, in the same run
 
 
 def test_the_model_sees(llava):
-    collate = collator(256, concatenates=False, pixels=llava.pixels)
+    collate = collator(256, None, pixels=llava.pixels)
     batch = collate(llava.rows)
     black = {**batch, "media": {"pixel_values": torch.zeros_like(batch["media"]["pixel_values"])}}
     assert abs(llava.loss(black) / llava.loss(batch) - 1) > 1e-3
@@ -117,7 +117,7 @@ def test_a_packed_row_has_the_positions_of_its_samples(paddle):
         "blocks": first["blocks"] + moved,
     }
     assert [len(sample.items) for sample in samples_of(packed)] == [1, 2]
-    collate = collator(256, concatenates=True, pixels=paddle.pixels)
+    collate = collator(256, concatenate_rows, pixels=paddle.pixels)
     one, two = collate([packed]), collate([first, second])
     for name in ("input_ids", "position_ids", "mm_token_type_ids", "cu_seq_lens_q"):
         assert torch.equal(one[name], two[name])
@@ -126,7 +126,7 @@ def test_a_packed_row_has_the_positions_of_its_samples(paddle):
 
 def test_positions_of_an_image_count_on_three_axes(paddle):
     """Six tokens in two rows of three stand behind 'user' and two marks, at 12; text goes on at 12 + 3."""
-    batch = collator(256, concatenates=True, pixels=paddle.pixels)(paddle.rows[:1])
+    batch = collator(256, concatenate_rows, pixels=paddle.pixels)(paddle.rows[:1])
     start = paddle.rows[0]["blocks"][0]
     text, time, height, width = batch["position_ids"][:, 0, start : start + 8].tolist()
     assert text == list(range(start, start + 8))
@@ -150,7 +150,7 @@ def paired(rows):
 def test_both_parts_of_a_pair_see_its_images_which_are_read_once(paddle, concatenates):
     if concatenates:
         isolate_samples(paddle.model)
-    collate, rows = collator(256, concatenates, pixels=paddle.pixels), paired(paddle.rows)
+    collate, rows = collator(256, concatenate_rows if concatenates else None, pixels=paddle.pixels), paired(paddle.rows)
     batch = collate(rows)
     assert batch["media"]["image_grid_thw"].shape == (4, 3)
     assert model_inputs(batch)["image_grid_thw"].shape == (8, 3)
@@ -167,8 +167,11 @@ def test_an_image_that_stands_in_for_one_changes_no_loss_and_reaches_the_tower(p
     if concatenates:
         isolate_samples(paddle.model)
     blind = [paddle.rows[2]]
-    stands_in = collator(256, concatenates, pixels=replace(paddle.pixels, stands_in=True))
-    batch, plain = stands_in(blind), collator(256, concatenates, pixels=paddle.pixels)(blind)
+    stands_in = collator(256, concatenate_rows if concatenates else None, pixels=replace(paddle.pixels, stands_in=True))
+    batch, plain = (
+        stands_in(blind),
+        collator(256, concatenate_rows if concatenates else None, pixels=paddle.pixels)(blind),
+    )
     assert "media" not in plain
     assert batch["ends"].tolist() == plain["ends"].tolist()
     assert paddle.loss(batch) == pytest.approx(paddle.loss(plain), rel=1e-6)
@@ -180,7 +183,10 @@ def test_an_image_that_stands_in_for_one_changes_no_loss_and_reaches_the_tower(p
     halves = [sequences(two, number, number + 1) for number in (0, 1)]
     assert [half["media"]["image_grid_thw"].shape for half in halves] == [(1, 3)] * 2
     assert sum(map(paddle.loss, halves)) == pytest.approx(paddle.loss(two), rel=1e-6)
-    assert torch.equal(stands_in(paddle.rows)["input_ids"], collator(256, concatenates)(paddle.rows)["input_ids"])
+    assert torch.equal(
+        stands_in(paddle.rows)["input_ids"],
+        collator(256, concatenate_rows if concatenates else None)(paddle.rows)["input_ids"],
+    )
 
 
 def test_an_image_that_has_changed_is_named_with_both_sizes(paddle, tmp_path):
@@ -202,7 +208,7 @@ def test_an_image_that_has_changed_is_named_with_both_sizes(paddle, tmp_path):
 
 def test_workers_make_the_same_batches_and_pass_on_an_error_without_a_traceback(llava):
     assert isinstance(pickle.loads(pickle.dumps(llava.pixels)), Pixels)
-    collate = collator(256, concatenates=True, pixels=llava.pixels)
+    collate = collator(256, concatenate_rows, pixels=llava.pixels)
     rows = [*llava.rows, {**llava.rows[0], "images": ["nowhere.png"]}]
     found = list(DataLoader(rows, batch_size=2, num_workers=1, collate_fn=collate))
     assert torch.equal(found[0]["media"]["pixel_values"], collate(rows[:2])["media"]["pixel_values"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from luthier.data.collate import sequences
+from luthier.data.collate import concatenate_rows, sequences
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.multimodal import find_parts
@@ -37,7 +37,7 @@ def llava(tmp_path_factory) -> Seeing:
 
 
 def fault(seeing, concatenates):
-    layout = layout_of(256, concatenates)
+    layout = layout_of(256, concatenate_rows if concatenates else None)
     return sharing_fault(seeing.model, lambda base: rows_that_share(seeing.pixels, layout, base.device), draws=True)
 
 
@@ -76,7 +76,8 @@ def in_64_bits(seeing, batches):
 
 def require_same(seeing, rows, concatenates, share):
     plain, shared = (
-        collator(256, concatenates, pixels=replace(seeing.pixels, shares=shares))(rows) for shares in (False, True)
+        collator(256, concatenate_rows if concatenates else None, pixels=replace(seeing.pixels, shares=shares))(rows)
+        for shares in (False, True)
     )
     expected = seeing.loss(plain)
     assert seeing.loss(shared) == pytest.approx(expected, rel=1e-6)
@@ -111,7 +112,7 @@ def test_pairs_and_sampled_answers_of_a_prompt_share_its_features_and_both_teach
 
 def test_a_frozen_encoder_runs_once_for_two_halves_of_a_batch_and_a_learning_one_twice(llava):
     assert fault(llava, False) is None
-    batch = collator(256, False, pixels=replace(llava.pixels, shares=True))(paired(llava.rows))
+    batch = collator(256, None, pixels=replace(llava.pixels, shares=True))(paired(llava.rows))
     halves = [sequences(batch, 0, 4), sequences(batch, 4, 8)]
     with counted(llava.model) as runs:
         expected = [llava.loss(half) for half in halves]

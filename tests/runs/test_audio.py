@@ -130,7 +130,9 @@ def test_the_loss_of_a_batch_is_that_of_each_row_alone(keys, layout):
     for row in rows:
         expected -= answer_logps(model, text.media.processor, as_talk(keys, row, row["messages"][1]["content"])).item()
     made = [data.table[n] for n in range(len(data.table))]
-    batch = collator(256, layout is concatenate_rows, pixels=pixels_of(model, text.media))(made)
+    batch = collator(
+        256, concatenate_rows if layout is concatenate_rows else None, pixels=pixels_of(model, text.media)
+    )(made)
     if layout is concatenate_rows:
         isolate_samples(model)
     with torch.no_grad():

@@ -176,6 +176,7 @@ def test_ids_are_those_of_the_processor_and_a_batch_has_the_loss_of_its_rows(wor
 
 def require_same_ids_and_losses(keys: dict[str, Any], heard: Mapping[str, Any] | None = None) -> None:
     """As transformers alone: the ids of each row, and the loss of all in one batch, padded and concatenated."""
+    from luthier.data.collate import concatenate_rows
     from luthier.model.attention import isolate_samples, isolates_samples
     from luthier.model.heads.output_head import inspect_head
     from luthier.model.types import Models
@@ -210,7 +211,7 @@ def require_same_ids_and_losses(keys: dict[str, Any], heard: Mapping[str, Any] |
     for concatenates in (False, True) if reason is None else (False,):
         if concatenates:
             isolate_samples(model)
-        batch = collator(256, concatenates, pixels=pixels)(made)
+        batch = collator(256, concatenate_rows if concatenates else None, pixels=pixels)(made)
         with torch.no_grad():
             loss.append(next_token_loss(Models(model, inspect_head(model)), batch).total.item())
     assert loss == pytest.approx([expected] * len(loss), rel=1e-4)

@@ -10,6 +10,8 @@ from transformers import Trainer
 
 import luthier
 from luthier.data.collate import model_inputs, pad_rows
+from luthier.data.shared_prefixes import concatenate_sharing_prefixes
+from luthier.model.attention import isolate_samples
 from luthier.training.gauges import Utilization, gauges_of, peak_flops, training_flops
 from luthier.training.trainer import StageTrainer
 from tests.small_world import small_world
@@ -50,6 +52,11 @@ def test_utilization_counts_what_training_computes(monkeypatch):
     clock[0] = 102.0
     flops = training_flops(model)
     done = 4 * flops.per_token + (3 * 3 + 1 * 1) * flops.per_pair
+    assert gauge() == {"mfu": pytest.approx(done / 2.0 / 1e9)}
+    alike = [{"input_ids": [*range(8), *own], "labels": [*range(8), *own]} for own in ([8, 9], [9, 8, 7])]
+    isolate_samples(model)
+    model.train()(**model_inputs(concatenate_sharing_prefixes(alike)))
+    done += 13 * flops.per_token + (10 * 10 + 3 * 3 + 2 * 3 * 8) * flops.per_pair
     assert gauge() == {"mfu": pytest.approx(done / 2.0 / 1e9)}
 
 

@@ -8,7 +8,7 @@ from transformers.models.llava.modeling_llava import LlavaModel
 
 import luthier
 from luthier.core.errors import InvalidInput, ModelError
-from luthier.data.collate import model_inputs
+from luthier.data.collate import concatenate_rows, model_inputs
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.multimodal import find_parts, in_parts
 from luthier.training.media_features import FeatureKeeper
@@ -60,15 +60,18 @@ def test_stored_features_give_the_loss_of_images_in_every_family_and_layout(fami
             if isolates_samples(seeing.model, lambda base: samples_with_media(seeing.pixels)) is not None:
                 return
             isolate_samples(seeing.model)
-        expected = seeing.loss(collator(256, concatenates, pixels=seeing.pixels)(rows))
+        expected = seeing.loss(collator(256, concatenate_rows if concatenates else None, pixels=seeing.pixels)(rows))
         with counted(seeing.model) as runs:
-            batch = collator(256, concatenates, pixels=pixels)(rows)
+            batch = collator(256, concatenate_rows if concatenates else None, pixels=pixels)(rows)
             assert "pixel_values" not in {*batch["media"], *model_inputs(batch)}
             assert seeing.loss(batch) == pytest.approx(expected, rel=1e-6)
-            single = collator(256, concatenates, pixels=pixels)(seeing.rows[:1])
+            single = collator(256, concatenate_rows if concatenates else None, pixels=pixels)(seeing.rows[:1])
         assert not runs
         assert seeing.loss(single) == pytest.approx(
-            seeing.loss(collator(256, concatenates, pixels=seeing.pixels)(seeing.rows[:1])), rel=1e-6
+            seeing.loss(
+                collator(256, concatenate_rows if concatenates else None, pixels=seeing.pixels)(seeing.rows[:1])
+            ),
+            rel=1e-6,
         )
 
 

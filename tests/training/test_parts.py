@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from luthier.data.collate import concatenate_rows
 from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
 from luthier.training.parts import collator, policy_head, with_fillers
@@ -25,8 +26,8 @@ def args(**changes):
 
 
 def test_rows_are_concatenated_without_padding_or_padded():
-    assert collator(0, True)(ROWS)["input_ids"].tolist() == [[5, 6, 7, 8]]
-    assert collator(9, False)(ROWS)["input_ids"].tolist() == [[5, 6, 7, *[9] * 5], [8, *[9] * 7]]
+    assert collator(0, concatenate_rows)(ROWS)["input_ids"].tolist() == [[5, 6, 7, 8]]
+    assert collator(9, None)(ROWS)["input_ids"].tolist() == [[5, 6, 7, *[9] * 5], [8, *[9] * 7]]
 
 
 @pytest.mark.parametrize("changes", [{"fsdp": "full_shard"}, {"deepspeed_plugin": object()}, {"torch_compile": True}])

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.data.cache.store import Cache
+from luthier.data.collate import concatenate_rows
 from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
 from luthier.training.parts import collator
@@ -69,7 +70,11 @@ def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
             args = SimpleNamespace(bf16=False, fp16=False, eval_batch_size=size, world_size=1, process_index=0)
             args.device = torch.device("cpu")
             scorer = ReferenceScorer(
-                policy, collator(0, concatenates), (concatenates, False, False), args, Cache(tmp_path)
+                policy,
+                collator(0, concatenate_rows if concatenates else None),
+                (concatenates, False, False),
+                args,
+                Cache(tmp_path),
             )
             logps = scorer.add_to({"train": rows})["train"].logps
             assert logps.shape == (3, 2)

@@ -66,7 +66,7 @@ def asks(**more):
 
 def test_rows_share_images_where_a_stage_repeats_prompts(llava, said):
     model, text = llava
-    pixels, layout = pixels_for(model, text), layout_of(256, concatenates=False)
+    pixels, layout = pixels_for(model, text), layout_of(256, None)
 
     def shares(stage, run=None, pixels=pixels, **more):
         args = processes(1, **{"torch_compile": False, **more})
