@@ -6,7 +6,7 @@ checkpointing, and here about five. The copies hold during the forward pass, and
 computed again. At other times the weights may have changed, so whoever asks then gets new ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from luthier.model.dtype import computed_in
-from luthier.model.kernels.lora_linear import Factors, factors_of
+from luthier.model.kernels.lora_linear import Factors
 
 HALVES = (torch.bfloat16, torch.float16)
 """In a wider format copies would take as much memory as the weights."""
@@ -31,11 +31,6 @@ class Learned:
     b: tuple[Tensor, ...]
     """(O_i, r_i)"""
     scalings: tuple[float, ...]
-
-    def is_same(self, other: "Learned") -> bool:
-        """Whether these are the very weights of `other`."""
-        pairs = zip(self.tensors, other.tensors, strict=False)
-        return self.scalings == other.scalings and all(one is another for one, another in pairs)
 
     def is_like(self, one: Tensor) -> bool:
         """Whether all are plain weights in the format and on the device of `one`, and neither shared by processes nor
@@ -53,13 +48,30 @@ class Learned:
 
 def learned_by(layers: Sequence[Any]) -> Learned:
     """Of peft's LoRA layers, each with one active adapter."""
-    names = [layer.active_adapters[0] for layer in layers]
-    pairs = list(zip(layers, names, strict=True))
+    pairs = list(zip(layers, _names(layers), strict=True))
     return Learned(
         tuple(layer.lora_A[name].weight for layer, name in pairs),
         tuple(layer.lora_B[name].weight for layer, name in pairs),
         tuple(layer.scaling[name] for layer, name in pairs),
     )
+
+
+def _names(layers: Sequence[Any]) -> list[str]:
+    return [layer.active_adapters[0] for layer in layers]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Of a group whose layers all compute as the kernels do."""
+
+    names: list[str]
+    """Of the adapter of each layer."""
+    learned: Learned
+    factors: Factors
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.factors.a.dtype
 
 
 @dataclass(slots=True)
@@ -68,8 +80,10 @@ class Copies:
 
     groups: list[list[Any]]
     """peft's LoRA layers; those of a group have the same input."""
-    kept: dict[int, tuple[Learned, list[Any], Factors]] = field(default_factory=dict)
-    """By the id of the first weight: of what, in which state, the copies."""
+    is_active: Callable[[Any], bool]
+    """Whether a layer computes as the kernels do. Asked once in a forward pass."""
+    kept: dict[int, Prepared] = field(default_factory=dict)
+    """By the id of the first layer of a group."""
     num_running: int = 0
     """Forward passes that have begun and not ended."""
 
@@ -78,15 +92,18 @@ class Copies:
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end, always_call=True)
 
-    def factors(self, learned: Learned, dtype: torch.dtype) -> Factors:
-        if not self.num_running and torch._C._current_graph_task_id() == -1:  # nor does a backward pass run
+    def of(self, layers: Sequence[Any]) -> Prepared | None:
+        """Of layers that are a group, while a forward or a backward pass runs."""
+        if not self.num_running and torch._C._current_graph_task_id() == -1:  # which is that of a backward pass
             self.kept = {}
-        kept = self.kept.get(id(learned.tensors[0]))
-        if kept is not None:
-            made_of, state, factors = kept
-            if made_of.is_same(learned) and factors.a.dtype == dtype and state == _state(learned):
-                return factors
-        return factors_of(learned.a, learned.b, learned.scalings, dtype)
+        found = self.kept.get(id(layers[0]))
+        if found is None or len(found.names) != len(layers):
+            return None
+        are_active = all(
+            layer.active_adapters == [name] and not layer.disable_adapters and not layer.merged
+            for layer, name in zip(layers, found.names, strict=True)
+        )
+        return found if are_active else None
 
     def _begin(self, model: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
@@ -102,10 +119,12 @@ class Copies:
 
     @torch.no_grad()
     def _make(self) -> None:
-        found = [learned_by(layers) for layers in self.groups if all(map(has_one_adapter, layers))]
-        found = [learned for learned in found if learned.is_like(found[0].a[0])]
-        if not found or computed_in(found[0].a[0]) not in HALVES:
+        groups = [layers for layers in self.groups if all(map(self.is_active, layers))]
+        pairs = [(layers, learned_by(layers)) for layers in groups]
+        pairs = [(layers, learned) for layers, learned in pairs if learned.is_like(pairs[0][1].a[0])]
+        if not pairs or computed_in(pairs[0][1].a[0]) not in HALVES:
             return
+        found = [learned for _, learned in pairs]
         places = [(scaling, i, j) for i, learned in enumerate(found) for j, scaling in enumerate(learned.scalings)]
         places.sort()  # neighbors with the same scaling are scaled at once
         scaled = [found[i].b[j] for _, i, j in places]
@@ -119,16 +138,11 @@ class Copies:
         stacks = [torch.empty(sum(map(len, one.a)), one.a[0].shape[1], device="meta") for one in found]
         views = _unflatten_dense_tensors(flat.to(computed_in(flat)), [*stacks, *scaled])
         b = {(i, j): view for (_, i, j), view in zip(places, views[len(found) :], strict=True)}
-        for i, (learned, a) in enumerate(zip(found, views, strict=False)):
-            own = tuple(b[i, j] for j in range(len(learned.b)))
-            self.kept[id(learned.a[0])] = (learned, _state(learned), Factors(a, own, learned.scalings))
+        for i, ((layers, learned), a) in enumerate(zip(pairs, views, strict=False)):
+            own = tuple(b[i, j] for j in range(len(layers)))
+            self.kept[id(layers[0])] = Prepared(_names(layers), learned, Factors(a, own, learned.scalings))
 
 
 def has_one_adapter(layer: Any) -> bool:
     names = layer.active_adapters
     return len(names) == 1 and names[0] in layer.lora_A
-
-
-def _state(learned: Learned) -> list[Any]:
-    """What changes with the numbers of the weights, as far as PyTorch knows."""
-    return [(one.data_ptr(), one._version) for one in learned.tensors]

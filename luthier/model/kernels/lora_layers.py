@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
 from luthier.model.kernels.lora_copies import Copies, has_one_adapter, learned_by
-from luthier.model.kernels.lora_linear import Weight, lora_linear
+from luthier.model.kernels.lora_linear import Weight, factors_of, lora_linear
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
 from luthier.model.modules import unwrap
 
@@ -41,9 +41,8 @@ class FusedLora:
         if self.ready is not None and self.ready[0] is x:
             (_, y), self.ready = self.ready, None
             return y
-        if args or given or not _is_active(self.layer, x):
-            return type(self.layer).forward(self.layer, x, *args, **given)
-        return _apply([self.layer], self.copies, x)[0]
+        outputs = None if args or given else _computed([self.layer], x)
+        return type(self.layer).forward(self.layer, x, *args, **given) if outputs is None else outputs[0]
 
 
 def fuse_lora(model: nn.Module, groups: Iterable[Sequence[nn.Module]] = ()) -> int:
@@ -57,7 +56,7 @@ def fuse_lora(model: nn.Module, groups: Iterable[Sequence[nn.Module]] = ()) -> i
     plain = {layer: None for layer in layers if dora_of(layer) is None}
     together = [list(group) for group in groups if all(layer in plain for layer in group)]
     grouped = {layer for group in together for layer in group}
-    copies = Copies(together + [[layer] for layer in plain if layer not in grouped])
+    copies = Copies(together + [[layer] for layer in plain if layer not in grouped], _is_on)
     if plain:
         copies.attach(unwrap(model))
     for layer in layers:
@@ -67,26 +66,26 @@ def fuse_lora(model: nn.Module, groups: Iterable[Sequence[nn.Module]] = ()) -> i
 
 def project(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
     """What each of `layers` gives for x (..., I), in one operation if all are fused."""
-    if all(_may_skip_call(layer) and _is_active(layer, x) and dora_of(layer) is None for layer in layers):
-        return _apply(layers, layers[0].forward.copies, x)
-    return [layer(x) for layer in layers]
+    outputs = _computed(layers, x) if all(map(_may_skip_call, layers)) else None
+    return [layer(x) for layer in layers] if outputs is None else outputs
 
 
 @contextlib.contextmanager
 def computed_together(layers: Sequence[Any], x: Tensor | None) -> Iterator[None]:
     """While open, each of `layers` is asked for x, by code that is not ours."""
-    fused = [vars(layer).get("forward") for layer in layers]
-    if x is None or not layers or not all(isinstance(forward, FusedLora) for forward in fused):
+    outputs = None
+    if x is not None and layers and all(map(_is_fused, layers)):
+        outputs = _computed(layers, x)
+    if outputs is None:
         yield
         return
-    if all(_is_active(layer, x) and dora_of(layer) is None for layer in layers):
-        for forward, y in zip(fused, _apply(layers, fused[0].copies, x), strict=True):
-            forward.ready = (x, y)
+    for layer, y in zip(layers, outputs, strict=True):
+        layer.forward.ready = (x, y)
     try:
         yield
     finally:
-        for forward in fused:
-            forward.ready = None
+        for layer in layers:
+            layer.forward.ready = None
 
 
 def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
@@ -94,19 +93,24 @@ def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) 
     if not torch.is_grad_enabled():
         answer: Tensor = layer(gated(gate, up, activation))
         return answer
-    is_plain = _may_skip_call(layer) and _is_active(layer, gate) and dora_of(layer) is None
-    if is_plain and computed_in(gate) == gate.dtype:
-        return _apply([layer], layer.forward.copies, gate, up, activation)[0]
+    if _may_skip_call(layer) and computed_in(gate) == gate.dtype:
+        outputs = _computed([layer], gate, up, activation)
+        if outputs is not None:
+            return outputs[0]
     projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
     return projected
 
 
+def _is_fused(layer: nn.Module) -> bool:
+    return isinstance(vars(layer).get("forward"), FusedLora)
+
+
 def _may_skip_call(layer: nn.Module) -> bool:
-    return isinstance(vars(layer).get("forward"), FusedLora) and not has_hooks(layer)
+    return _is_fused(layer) and not has_hooks(layer)
 
 
-def _is_active(layer: Any, x: Tensor) -> bool:
-    return not layer.disable_adapters and not layer.merged and can_be_fused(layer) and _can_multiply(layer, x)
+def _is_on(layer: Any) -> bool:
+    return not layer.disable_adapters and not layer.merged and can_be_fused(layer)
 
 
 def _can_multiply(layer: Any, x: Tensor) -> bool:
@@ -126,27 +130,33 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
     return torch.is_grad_enabled()
 
 
-def _apply(
-    layers: Sequence[Any],
-    copies: Copies,
-    x: Tensor,
-    up: Tensor | None = None,
-    activation: Activation | None = None,
-) -> list[Tensor]:
-    """x (..., I) -> (..., O_i) of each layer. One with DoRA is alone."""
-    dtype = computed_in(x)
+def _computed(
+    layers: Sequence[Any], x: Tensor, up: Tensor | None = None, activation: Activation | None = None
+) -> list[Tensor] | None:
+    """x (..., I) -> (..., O_i) of each of some layers without DoRA, or of a single layer. None if the kernels cannot
+    compute that now."""
+    dtype, prepared = computed_in(x), layers[0].forward.copies.of(layers)
+    if prepared is None or prepared.dtype != dtype:
+        if not all(map(_is_on, layers)):
+            return None
+        prepared = None
+    if not all(_can_multiply(layer, x) for layer in layers):
+        return None
     inputs = x.flatten(0, -2).to(dtype)
     other = None if up is None else up.flatten(0, -2).to(dtype)
     bases = [layer.base_layer for layer in layers]
     weights = [_weight_of(base, dtype) for base in bases]
     biases = [None if base.bias is None else base.bias.to(dtype) for base in bases]
-    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-        if dora_of(layers[0]) is None:
-            learned = learned_by(layers)
-            factors = copies.factors(learned, dtype)
-            outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation)
-        else:
-            outputs = (_dora_linear(layers[0], inputs, weights[0], biases[0], dtype),)
+    if prepared is not None:
+        learned, factors = prepared.learned, prepared.factors
+    elif all(dora_of(layer) is None for layer in layers):
+        learned = learned_by(layers)
+        factors = factors_of(learned.a, learned.b, learned.scalings, dtype)
+    elif len(layers) > 1 or up is not None:
+        return None
+    else:
+        return [_dora_linear(layers[0], inputs, weights[0], biases[0], dtype).view(*x.shape[:-1], -1)]
+    outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
 
@@ -154,7 +164,7 @@ def _dora_linear(layer: Any, x: Tensor, weight: Weight, bias: Tensor | None, dty
     dora: Any = dora_of(layer)
     learned = learned_by([layer])
     (a, b), (scaling,) = learned.tensors, learned.scalings
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         norms = row_norms(weight if isinstance(weight, Tensor) else weight(), a, b, scaling)
     y: Tensor = DoraLinear.apply(x, weight, bias, a.to(dtype), b.to(dtype), (dora.weight / norms).to(dtype), scaling)
     return y

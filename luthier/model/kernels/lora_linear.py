@@ -44,11 +44,14 @@ class Factors:
 
 
 def factors_of(a: Sequence[Tensor], b: Sequence[Tensor], scalings: Sequence[float], dtype: torch.dtype) -> Factors:
-    """Of the weights a_i (r_i, I) and b_i (O_i, r_i)."""
+    """Of the weights a_i (r_i, I) and b_i (O_i, r_i).
+
+    The columns of B_i are in memory one after the other: in float32 a CPU then takes a third of the time for dy_i B_i.
+    """
     with torch.no_grad():
         stacked = a[0] if len(a) == 1 else torch.cat(tuple(a))
-        scaled = (one if scaling == 1 else one * scaling for one, scaling in zip(b, scalings, strict=True))
-        return Factors(stacked.to(dtype), tuple(one.to(dtype) for one in scaled), tuple(scalings))
+        scaled = (one.T.contiguous() * scaling for one, scaling in zip(b, scalings, strict=True))
+        return Factors(stacked.to(dtype), tuple(one.to(dtype).T for one in scaled), tuple(scalings))
 
 
 def lora_linear(
@@ -136,7 +139,10 @@ def _gradients(
     ranks = [one.shape[1] for one in b]
     own_parts = parts[needs_a:]
     for one, own_low, scaling, d in zip(dy, _columns(low, ranks), ctx.scalings, own_parts, strict=False):
-        torch.addmm(d, one.T, own_low, beta=0, alpha=scaling, out=d)
+        if d.device.type == "cpu":  # in float32 this takes a fourth of the time
+            torch.mul((own_low.T @ one).T, scaling, out=d)
+        else:
+            torch.addmm(d, one.T, own_low, beta=0, alpha=scaling, out=d)
     parts = _views(memory.to(ctx.format), shapes)
     grads: list[Tensor | None] = [*(parts[0].split(ranks) if needs_a else [None] * len(dy))]
     return grads + (list(parts[needs_a:]) if needs_b else [None] * len(dy))

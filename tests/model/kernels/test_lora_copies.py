@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from luthier.model.kernels import lora_copies, lora_layers
+from luthier.model.kernels import lora_layers
 from luthier.model.kernels.fuse import fuse
 from luthier.model.kernels.lora_copies import Copies, learned_by
 from tests.model.kernels.test_lora_layers import IDS, PROJECTIONS, lora, loss_and_grads
@@ -18,8 +18,8 @@ NUM_LAYERS = 2
 def made(monkeypatch):
     """The formats that weights were turned into one group at a time."""
     formats = []
-    own = lora_copies.factors_of
-    monkeypatch.setattr(lora_copies, "factors_of", lambda *args: formats.append(args[-1]) or own(*args))
+    own = lora_layers.factors_of
+    monkeypatch.setattr(lora_layers, "factors_of", lambda *args: formats.append(args[-1]) or own(*args))
     return formats
 
 
@@ -128,6 +128,30 @@ def test_another_adapter_has_copies_of_its_own(made):
     plain = lora()
     with torch.no_grad(), torch.autocast("cpu", dtype=HALF), plain.disable_adapter():
         torch.testing.assert_close(base, plain(IDS).logits, atol=0.05, rtol=0.05)
+
+
+def test_blocks_are_computed_again_with_the_adapter_of_their_pass(monkeypatch):
+    """A pass of another adapter comes between a pass and its gradient."""
+    model = lora()
+    torch.manual_seed(1)
+    model.add_adapter("other", copy.copy(model.peft_config["default"]))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    fuse(model)
+
+    def compute(model):
+        with torch.autocast("cpu", dtype=HALF):
+            loss = model(IDS, labels=IDS).loss
+            with torch.no_grad(), model.disable_adapter():
+                model(IDS)
+            model.set_adapter("other")
+            with torch.no_grad():
+                model(IDS)
+            model.set_adapter("default")
+        loss.backward()
+        return loss.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+    assert_equal(compute(copy.deepcopy(model)), without_copies(monkeypatch, model, compute))
 
 
 def test_a_pass_that_fails_ends():
