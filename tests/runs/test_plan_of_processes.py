@@ -14,14 +14,17 @@ import yaml
 from luthier.config.load import load_train
 from luthier.core.kinds import STAGES
 from luthier.core.machine import detect
+from luthier.core.manifest import MANIFEST_NAME
 from luthier.data.prepare import prepare
 from luthier.run.plan import machine_for
 from luthier.workflow.plan.engine import Engine, engine_of, num_processes_asked
 from luthier.workflow.plan.make import Plan, make_plan, sketch
+from luthier.workflow.plan.memory import HEAP_SHARE
 from luthier.workflow.plan.text import as_json, lines_of, table_of
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.text import load_text_side
 from tests.small_world import WAYS, small_world
+from tests.tiny import tiny_llama
 
 FSDP = {"fsdp": "full_shard auto_wrap"}
 COUNTED: dict[str, dict[str, Any]] = {
@@ -29,6 +32,10 @@ COUNTED: dict[str, dict[str, Any]] = {
     "fsdp-full": {**WAYS["full"], **FSDP},
     "fsdp-lora-bf16": {**WAYS["lora"], **FSDP, "bf16": True, "gradient_accumulation_steps": 2},
     "fsdp-tied-kept": {**WAYS["full"], "fsdp": "shard_grad_op auto_wrap"},
+    "tp-full": {**WAYS["full"], "tp_size": 2},
+    "tp-lora-bf16": {**WAYS["lora"], "lora_target": "all", "tp_size": 2, "bf16": True},
+    "tp-tied": {**WAYS["full"], "tp_size": 2},
+    "sp-full": {**WAYS["full"], "sp_size": 2},
 }
 
 
@@ -79,7 +86,8 @@ def test_two_processes_hold_and_send_what_is_planned(world, tied, counted, name)
     sent: dict[str, int] = {}
     for transfer in plan.transfers:
         sent[transfer.kind] = sent.get(transfer.kind, 0) + transfer.num_bytes * transfer.times
-    assert held[0]["sent"] == held[1]["sent"] == sent
+    if not name.startswith(("tp", "sp")):  # which also exchange in each layer
+        assert held[0]["sent"] == held[1]["sent"] == sent
     assert held[0]["weights"] == plan.held.weights_bytes
     assert held[0]["gradients"] == plan.held.gradients_bytes
     assert held[0]["optimizer"] == plan.held.optimizer_bytes
@@ -195,3 +203,43 @@ def test_the_table_has_a_line_for_each_plan(world):
     assert plans[1].traces is plans[2].traces and plans[0].traces is not plans[1].traces
     short = replace(plans[0], available_bytes=1)
     assert "| no |" in list(table_of([short]))[2] and "| yes |" in rows[0]
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "sp-recomputed": {**WAYS["full"], "sp_size": 2, "disable_gradient_checkpointing": False},
+    "tp-lora": {**WAYS["lora"], "lora_target": "all", "tp_size": 2},
+}
+"""Runs of one row of 4,096 tokens, whose activations are a good part of the memory."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    folder, files = tmp_path_factory.mktemp("shared"), []
+    values = small_world(folder / "world")
+    data, length = Path(values["dataset_dir"]), 4096
+    rows = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, range(2000)))} for n in range(4)]
+    (data / "long.json").write_text(json.dumps(rows))
+    info = json.loads((data / "dataset_info.json").read_text())
+    (data / "dataset_info.json").write_text(json.dumps({**info, "long": {"file_name": "long.json"}}))
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}
+    model = tiny_llama(folder / "model", num_hidden_layers=6, vocab_size=8192, max_position_embeddings=length, **sizes)
+    values |= {"model_name_or_path": str(model), "dataset": "long", "cutoff_len": length, "max_steps": 2}
+    values |= {"disable_gradient_checkpointing": True, "per_device_train_batch_size": 1, "save_strategy": "no"}
+    for name, keys in SHARED.items():
+        files.append(folder / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump({**values, **keys, "output_dir": str(folder / name)}))
+    return folder
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", SHARED)
+def test_processes_that_share_rows_or_layers_need_what_is_planned(shared, name):
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "tests.runs.gives_back", str(shared / f"{name}.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compared = json.loads((shared / name / MANIFEST_NAME).read_text())["plan"]
+    planned = compared["planned_peak_bytes"] / (1 + HEAP_SHARE)
+    for peak in compared["peak_bytes_of_processes"]:
+        assert planned == pytest.approx(peak, rel=0.15)
