@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
 from luthier.infer.cache import bytes_per_token, can_be_shared, filled_up, has_windows, join, keep, new_cache
-from luthier.infer.decoding import generation_config
 from luthier.infer.grammar import Grammars
 from luthier.infer.lean_step import LeanStep, lean_step
+from luthier.infer.processors import Processors
 from luthier.infer.row import ROW_FAULTS, Chooser, Row, chosen_together, scored
 from luthier.infer.types import Token
 from luthier.model.classes import CACHE_NAMES, is_routed
@@ -79,6 +78,7 @@ class RowBatch:
         self._lengths: list[int] = []
         """How many tokens of each row are in the cache."""
         self._grammars = grammars or Grammars(tokenizer, stop_ids)
+        self._processors = Processors(model, tokenizer)
         parameters = _parameters(model)
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
@@ -236,35 +236,11 @@ class RowBatch:
         matcher = None
         if row.settings.grammar is not None:
             matcher = self._grammars.matcher(row.settings.grammar, self._vocab_size())
-        return Chooser(row.prompt_ids, row.settings, self._processors(row), matcher)
+        return Chooser(row.prompt_ids, row.settings, self._processors.of(row), matcher)
 
     def _vocab_size(self) -> int:
         head = self.model.get_output_embeddings()
         return head.weight.shape[0] if head is not None else self.model.config.get_text_config().vocab_size
-
-    def _processors(self, row: Row) -> LogitsProcessorList:
-        """What the settings and the model's generation_config.json do to logits.
-
-        `generate` puts it together; it is stopped before it generates.
-        """
-        config = generation_config(
-            row.settings,
-            model=self.model,
-            num_prompt_tokens=len(row.prompt_ids),
-            num_new_tokens=max(row.num_new_tokens, 1),
-            stop_ids=row.stop_ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        found: list[LogitsProcessorList] = []
-
-        def note(model: Any, input_ids: Tensor, *, logits_processor: LogitsProcessorList, **_: Any) -> Tensor:
-            found.append(logits_processor)
-            return input_ids
-
-        generate: Any = self.model.generate
-        ids = torch.tensor([row.prompt_ids], device=self.model.device)
-        generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=note)
-        return found[0]
 
 
 def _parameters(model: "PreTrainedModel") -> Any:
