@@ -10,6 +10,7 @@ from luthier.data.types import Dialogue, Message
 from luthier.infer.batch import generate_answers
 from luthier.infer.types import Settings
 from luthier.model.adapters._series import adapters_of_reward_model
+from luthier.model.fitting import FittingBatch
 from luthier.model.loading.frozen import load_frozen_model
 from luthier.model.sharded import whole_weights
 from luthier.training.rewards import Reward, WeightedRewards
@@ -51,13 +52,23 @@ def make_rollouts(
     is_served = plan.advantages is not None and run.method.rollout_backend == "vllm"
     served = serve_rollouts(run, text, models.policy, args, settings, stop_ids) if is_served else None
 
+    batch = FittingBatch("answers generated")
+
     def generate(model: Any, rows: Any, seeds: Any) -> list[list[int]]:
-        prompts = [row["input_ids"] for row in rows]
-        options: dict[str, Any] = {"keeps_stop": True, "seeds": seeds, "fast_path": run.model.fast_path}
-        if pixels is not None:
-            options["seen"] = Prompts(pixels, rows)
+        def some(numbers: Any, num_together: int) -> Any:
+            asked = [rows[number] for number in numbers]
+            options: dict[str, Any] = {
+                "keeps_stop": True,
+                "seeds": [seeds[number] for number in numbers],
+                "fast_path": run.model.fast_path,
+            }
+            if pixels is not None:
+                options["seen"] = Prompts(pixels, asked)
+            prompts = [row["input_ids"] for row in asked]
+            return generate_answers(model, text.tokenizer, prompts, settings, stop_ids, num_together, **options)
+
         with whole_weights(model):
-            return list(generate_answers(model, text.tokenizer, prompts, settings, stop_ids, len(prompts), **options))
+            return batch.results(some, len(rows), len(rows))
 
     def decode(ids: Any, with_special: bool) -> str:
         return str(text.tokenizer.decode(ids, skip_special_tokens=not with_special))

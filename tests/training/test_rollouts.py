@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.core.errors import ConfigError, InvalidInput, ModelError, RunFailed
+from luthier.infer.batching import RowBatch
 from luthier.stages._rollout import Rollout
 from luthier.training.rollouts import Rollouts
 from tests.matrix import representatives
@@ -197,6 +198,23 @@ def test_a_step_uses_the_same_prompts_on_any_number_of_processes(num_generations
     assert [sorted(step) for step in seen] == [
         list(range(start, start + num_prompts)) for start in range(0, num_prompts * len(seen), num_prompts)
     ]
+
+
+@pytest.mark.parametrize("stage", [{**GRPO, "num_generations": 2}, PPO], ids=["grpo", "ppo"])
+def test_answers_for_which_memory_is_out_are_generated_in_parts(values, tmp_path, monkeypatch, said, stage):
+    keys = {**values, **stage, "max_steps": 2, "save_strategy": "no"}
+    expected = losses(luthier.train(keys))
+    step = RowBatch.step
+
+    def limited(batch):
+        if len(batch.rows) > 3:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 2.00 GiB")
+        step(batch)
+
+    monkeypatch.setattr(RowBatch, "step", limited)
+    assert losses(luthier.train({**keys, "output_dir": str(tmp_path / "short")})) == expected
+    told = [line for line in said if "out of memory with" in line]
+    assert [line.split()[5] for line in told] == ["8", "4"]
 
 
 def test_every_answer_has_its_own_seed():
