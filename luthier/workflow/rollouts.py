@@ -10,19 +10,20 @@ from luthier.data.types import Dialogue, Message
 from luthier.infer.batch import generate_answers
 from luthier.infer.types import Settings
 from luthier.model.adapters._series import adapters_of_reward_model
+from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.fitting import FittingBatch
 from luthier.model.loading.frozen import load_frozen_model
 from luthier.model.sharded import whole_weights
+from luthier.training.parts import collator
 from luthier.training.rewards import Reward, WeightedRewards
 from luthier.training.rewards.functions import load_function
 from luthier.training.rewards.reward_model import RewardModel
 from luthier.training.rewards.server import RewardServer
 from luthier.training.rollouts import Rollouts
-from luthier.workflow.seeing import pixels_for, require_same_eyes
+from luthier.workflow.seeing import pixels_for, require_same_eyes, trial_of
 from luthier.workflow.served_rollouts import serve_rollouts
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from transformers import TrainingArguments
 
@@ -83,7 +84,7 @@ def make_rollouts(
         prompts=data.table,
         generate=served or generate,
         decode=decode,
-        rewards=None if plan.advantages is None else load_rewards(run, text, args.device, models.policy),
+        rewards=None if plan.advantages is None else load_rewards(run, text, args, models.policy),
         stop_ids=stop_ids,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length,
@@ -91,18 +92,22 @@ def make_rollouts(
     )
 
 
-def load_rewards(run: "TrainRun", text: "TextSide", device: "torch.device", policy: "nn.Module") -> "WeightedRewards":
+def load_rewards(
+    run: "TrainRun", text: "TextSide", args: "TrainingArguments", policy: "nn.Module"
+) -> "WeightedRewards":
     """First the reward functions, then the reward model, each with its weight."""
 
     method = run.method
     rewards: list[Reward] = [load_function(name) for name in method.reward_funcs]
     if method.reward_model is not None:
         is_server = method.reward_model_type == "api"
-        rewards.append(RewardServer(method.reward_model) if is_server else load_reward_model(run, text, device, policy))
+        rewards.append(RewardServer(method.reward_model) if is_server else load_reward_model(run, text, args, policy))
     return WeightedRewards(rewards, method.reward_weights or [1.0] * len(rewards))
 
 
-def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device", policy: "nn.Module") -> "RewardModel":
+def load_reward_model(
+    run: "TrainRun", text: "TextSide", args: "TrainingArguments", policy: "nn.Module"
+) -> "RewardModel":
     """The model `reward_model`, or the run's base model with the adapter `reward_model`."""
 
     method = run.method
@@ -113,10 +118,14 @@ def load_reward_model(run: "TrainRun", text: "TextSide", device: "torch.device",
     line = adapters_of_reward_model(source) if is_adapter else None
     model = load_frozen_model(run, "reward_model", source, adapters, text.fitted, line=line, bits=bits, scores=True)
     require_same_eyes("reward_model", model, policy, text)
-    model = model.to(device)  # type: ignore[arg-type]
+    model = model.to(args.device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: loaded next to the policy, {size / 1e9:.2f} GB")
-    return RewardModel(method.reward_model, model, closing_ids(text), pixels_for(model, text))
+    concatenates = isolates_samples(model, trial_of(text)) is None
+    if concatenates:
+        isolate_samples(model)
+    collate = collator(text.tokenizer.pad_token_id, concatenates, pixels=pixels_for(model, text))
+    return RewardModel(method.reward_model, model, closing_ids(text), collate, args.eval_batch_size)
 
 
 def closing_ids(text: "TextSide") -> tuple[int, ...]:
