@@ -64,6 +64,28 @@ def test_without_bf16_all_weights_are_float32_on_an_accelerator_too(llama_folder
     assert torch.equal(unwrap(model).model.norm.weight, saved["model.norm.weight"])
 
 
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"bf16": True}, torch.bfloat16),
+        ({"infer_dtype": "bfloat16"}, torch.bfloat16),
+        ({"bf16": True, "infer_dtype": "float32"}, torch.float32),
+    ],
+)
+def test_an_evaluation_has_the_number_format_of_training(llama_folder, tmp_path, keys, dtype):
+    accelerated = replace(detect(), device="cuda", bf16=True, fp16=True)
+    run, _ = run_of(llama_folder, tmp_path, do_train=False, do_eval=True, val_size=0.5, **keys)
+    assert not run.trains
+    assert {weight.dtype for weight in load_for_inference(run, accelerated).parameters()} == {dtype}
+
+
+def test_chat_has_the_number_format_that_the_accelerator_is_fast_in(llama_folder):
+    accelerated = replace(detect(), device="cuda", bf16=True, fp16=True)
+    run = load_infer({"model_name_or_path": str(llama_folder)})
+    assert {weight.dtype for weight in load_for_inference(run, accelerated).parameters()} == {torch.bfloat16}
+
+
 def test_bf16_keeps_what_learns_in_float32(llama_folder, tmp_path):
     loaded = training(llama_folder, tmp_path, finetuning_type="lora", bf16=True, upcast_layernorm=True)
     dtypes = {name: weight.dtype for name, weight in loaded.model.named_parameters()}

@@ -31,11 +31,11 @@ from luthier.model.adapters._series import note_beneath
 from luthier.model.attention import Attention, Trial
 from luthier.model.backends import Backend
 from luthier.model.classes import checkpoint_dtype, require_kind
-from luthier.model.dtype import inference_dtype, upcast_trainable
+from luthier.model.dtype import upcast_trainable
 from luthier.model.embeddings import NewRows
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_source
-from luthier.model.loading.base import dtype_of
+from luthier.model.loading.base import dtype_of, inference_dtype_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.loaded import keep_use_cache, repair_generation_config, require_causal
 from luthier.model.loading.parameters import parts_to_freeze, report_parameters
@@ -128,7 +128,7 @@ def load_for_inference(
     config = load_config(source)
     check_given(given_adapters(keys), source)
     require_kind(keys.model_name_or_path, config, scores=False)
-    dtype = inference_dtype(keys.infer_dtype, checkpoint=checkpoint_dtype(config), machine=machine)
+    dtype = inference_dtype_of(run, checkpoint=checkpoint_dtype(config), machine=machine)
     longest = window_of(config) or longest_row(config, run.data.cutoff_len, run.generating.max_new_tokens)
     model = _load(fast, source, keys, run.quantization, machine, dtype=dtype, max_seq_length=longest)
     fast.for_inference(model)

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.config.runs import EvalRun, TrainRun
 from luthier.core.log import info
 from luthier.core.machine import Machine
 from luthier.model.adapters._merge import adapter_path, given_adapters
 from luthier.model.attention import Attention, resolve_attention
 from luthier.model.classes import checkpoint_dtype, gives_scores, model_class
 from luthier.model.compat import ktransformers
-from luthier.model.dtype import training_dtype
+from luthier.model.dtype import inference_dtype, training_dtype
 from luthier.model.features import Purpose, Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from luthier.config.runs import Run, TrainRun
+    from luthier.config.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,20 @@ def purpose_of(run: "Run", machine: Machine, training: Training | None = None) -
     return Purpose(name=name, machine=machine, adapter_folder=folder, training=training)
 
 
-def dtype_of(run: "TrainRun") -> "torch.dtype":
+def dtype_of(run: TrainRun) -> "torch.dtype":
     """The format that the weights of a training run are loaded in."""
     return training_dtype(bf16=run.training["bf16"], fp16=run.training["fp16"], pure_bf16=run.finetuning.pure_bf16)
+
+
+def inference_dtype_of(run: "Run", *, checkpoint: "torch.dtype | None", machine: Machine) -> "torch.dtype":
+    """The format that the weights of a run which trains nothing are loaded in.
+
+    An evaluation by `luthier train` measures what training would, so `infer_dtype: auto` is the format of training
+    there.
+    """
+    if isinstance(run, TrainRun) and not isinstance(run, EvalRun) and run.model.infer_dtype == "auto":
+        return dtype_of(run)
+    return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
 
 def load_base(

@@ -11,7 +11,7 @@ from luthier.model.adapters._merge import adapter_path, attach_unmerged, check_g
 from luthier.model.classes import is_routed
 from luthier.model.dtype import inference_dtype
 from luthier.model.files.sources import ModelSource, model_source
-from luthier.model.loading.base import load_base, purpose_of
+from luthier.model.loading.base import inference_dtype_of, load_base, purpose_of
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
 from luthier.model.quantization._layers import Quantization, is_quantized, plan
@@ -38,7 +38,7 @@ def load_for_inference(
         run,
         source,
         machine,
-        partial(inference_dtype, run.model.infer_dtype, machine=machine),
+        partial(inference_dtype_of, run, machine=machine),
         device_map=device_map_of(machine),
         offload_folder=run.model.offload_folder if may_offload else None,
         quantization=plan(run.quantization, machine),
