@@ -1,5 +1,7 @@
 """Under what the log-probabilities of a reference are kept: whatever changes what it computes, and nothing else."""
 
+import threading
+from itertools import count
 from types import SimpleNamespace
 
 import peft
@@ -12,6 +14,7 @@ from luthier.data.cache.store import Cache
 from luthier.data.collate import concatenate_rows
 from luthier.data.rows.table import Table
 from luthier.model.attention import isolate_samples
+from luthier.training import reference_logps
 from luthier.training.parts import collator
 from luthier.training.reference_logps import LOGPS_FILE, ReferenceScorer, weights_digest
 from tests.tiny import TINY_LLAMA
@@ -53,6 +56,25 @@ def test_a_changed_weight_is_another_model():
     with torch.no_grad():
         next(changed.parameters()).view(-1)[0] += 1
     assert weights_digest(changed) != weights_digest(model())
+
+
+def test_tensors_are_read_beside_each_other_with_the_same_digest(monkeypatch):
+    own, both, numbers = reference_logps._tensor_digest, threading.Barrier(2), count()
+    expected = weights_digest(model())
+
+    def digest(tensor):
+        if next(numbers) < 2:
+            both.wait(30)
+        return own(tensor)
+
+    monkeypatch.setattr(reference_logps, "_tensor_digest", digest)
+    assert weights_digest(model(), 2) == expected
+
+
+@pytest.mark.parametrize("change", [lambda w: w.t(), lambda w: w.double(), lambda w: w.flatten()])
+def test_shape_and_format_are_part_of_the_digest(change):
+    weight = torch.zeros(2, 3)
+    assert reference_logps._tensor_digest(change(weight)) != reference_logps._tensor_digest(weight)
 
 
 def test_another_batch_rounds_differently_and_is_cached_apart(tmp_path):
