@@ -64,6 +64,8 @@ def training_arguments(
     }
     if machine.device == "cpu":
         values |= {"use_cpu": True, "dataloader_pin_memory": False}
+    elif run.training["dataloader_pin_memory"]:
+        values["accelerator_config"] = _without_waiting(run.training["accelerator_config"])
     needs_metric = run.finetuning.early_stopping_steps is not None or run.training["save_strategy"] == "best"
     if needs_metric and run.training["metric_for_best_model"] is None:
         values["metric_for_best_model"] = "loss"
@@ -83,6 +85,14 @@ def training_arguments(
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def _without_waiting(accelerator_config: Any) -> Any:
+    """The key, with batches copied from pinned memory while the host goes on. Its own value and a file stay as they
+    are."""
+    if isinstance(accelerator_config, str):
+        return accelerator_config
+    return {"non_blocking": True, **(accelerator_config or {})}
 
 
 def on_one_device(args: Any) -> Any:

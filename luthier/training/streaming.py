@@ -4,7 +4,7 @@ import json
 from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
@@ -19,6 +19,7 @@ from luthier.training.loader_workers import serve
 
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainingArguments
+    from transformers.trainer_pt_utils import AcceleratorConfig
 
 
 STREAM_FILE = "stream_state.json"
@@ -40,7 +41,7 @@ class StreamReading:
 
     def loader(self, batch_size: int, collate: Collate) -> Any:
         """Every process reads its own share of the stream, so accelerate must not shard it again."""
-        args = self.args
+        args, config = self.args, cast("AcceleratorConfig", self.args.accelerator_config)
         self.rows.process, self.rows.num_processes = args.process_index, args.world_size
         loader = DataLoader(
             self.rows,
@@ -53,7 +54,13 @@ class StreamReading:
         )
         serve(loader)
         return prepare_data_loader(
-            loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+            loader,
+            args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            non_blocking=config.non_blocking,
         )
 
     def take(self, batches: Sequence[MutableMapping[str, Any]]) -> None:

@@ -43,6 +43,23 @@ def test_one_process_trains_on_one_device(tmp_path, said):
     assert any("one of 4 devices" in text for text in said)
 
 
+@pytest.mark.parametrize(
+    ("keys", "machine", "expected"),
+    [
+        ({}, GPU, True),
+        ({}, CPU, False),
+        ({"dataloader_pin_memory": False}, GPU, False),
+        ({"accelerator_config": {"even_batches": False}}, GPU, True),
+        ({"accelerator_config": {"non_blocking": False}}, GPU, False),
+    ],
+)
+def test_batches_in_pinned_memory_are_copied_while_the_host_goes_on(tmp_path, keys, machine, expected):
+    args = training_arguments(load_train({**BASE, "output_dir": str(tmp_path), **keys}), machine)
+    assert args.accelerator_config.non_blocking is expected
+    asked = keys.get("accelerator_config", {})
+    assert args.accelerator_config.even_batches is asked.get("even_batches", True)
+
+
 STEPS = (1, 2, 3, 4, 2.5, 0.1, 0.2, 0.25, 0.3, 0.7)
 
 
