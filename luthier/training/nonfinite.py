@@ -1,5 +1,6 @@
 """Finds a loss, a gradient or a weight that is NaN or infinite, and names the step and the rows."""
 
+import math
 from collections.abc import Mapping
 from itertools import islice, pairwise
 from pathlib import Path
@@ -33,18 +34,21 @@ class NonFiniteWatch:
         self._tokenizer, self._output_dir = tokenizer, output_dir
         self._seen: list[tuple[Mapping[str, Any], Tensor]] = []
         self._norm: Tensor | None = None
+        self._read: list[float] | None = None
+        """The losses and then the norm, once the host has waited for them."""
         self._spikes = Spikes()
 
     def note(self, batch: Mapping[str, Any], loss: "Tensor") -> None:
         """`loss`: the share of this batch in the loss of the step."""
         self._seen.append((batch, loss.detach()))
+        self._read = None
 
     def note_gradient(self, norm: "Tensor") -> None:
-        self._norm = norm.detach()
+        self._norm, self._read = norm.detach(), None
 
     def forget(self) -> None:
         """What was noted since the last check belongs to a step that begins again, or has been dealt with."""
-        self._seen, self._norm = [], None
+        self._seen, self._norm, self._read = [], None, None
 
     def require_finite_step(self, num_steps: int) -> None:
         """Checks step `num_steps`: its losses and its gradient. Raises `RunFailed` with the rows; a spike is told."""
@@ -53,28 +57,36 @@ class NonFiniteWatch:
         fault = self.fault()
         if fault:
             raise self.failure(fault, num_steps, f"; the rows of this step:{listed(self.rows())}")
-        remark = self._spikes.remark(sum(loss.item() for _, loss in self._seen))
+        remark = self._spikes.remark(sum(self._losses()))
         if remark:
             warn(f"step {num_steps}: {remark}; the rows of this step:{listed(self.rows())}")
         self.forget()
 
     def fault(self) -> str:
         """What is not finite in the step that was noted, e.g. `the loss became nan`; nothing if all of it is finite."""
-        numbers = torch.stack(
-            [loss for _, loss in self._seen] + ([] if self._norm is None else [self._norm.to(self._seen[0][1])])
-        )
-        if bool(numbers.isfinite().all()):
-            return ""
-        loss = next((loss for _, loss in self._seen if not loss.isfinite()), None)
+        loss = next((loss for loss in self._losses() if not math.isfinite(loss)), None)
         if loss is not None:
-            return f"the loss became {loss.item()}"
-        assert self._norm is not None
-        return f"the norm of the gradient became {self._norm.item()}"
+            return f"the loss became {loss}"
+        norms = self._numbers()[len(self._seen) :]
+        return "" if all(map(math.isfinite, norms)) else f"the norm of the gradient became {norms[0]}"
+
+    def _losses(self) -> list[float]:
+        return self._numbers()[: len(self._seen)]
+
+    def _numbers(self) -> list[float]:
+        """All that was noted. The host waits for the accelerator once, however many batches the step has."""
+        if self._read is None:
+            norm = [] if self._norm is None else [self._norm.to(self._seen[0][1])]
+            self._read = torch.stack([loss for _, loss in self._seen] + norm).tolist()
+        return self._read
 
     def rows(self) -> list[str]:
         """The first characters of the rows that the fault may come from: those of the first batch whose loss is not
         finite, else those of the whole step."""
-        batches = [batch for batch, loss in self._seen if not loss.isfinite()][:1] or [batch for batch, _ in self._seen]
+        seen = [batch for batch, _ in self._seen]
+        batches = [batch for batch, loss in zip(seen, self._losses(), strict=True) if not math.isfinite(loss)][
+            :1
+        ] or seen
         sequences = [sequence for batch in batches for sequence in _sequences(batch)]
         texts = [str(self._tokenizer.decode(sequence.tolist())) for sequence in islice(sequences, SHOWN_ROWS)]
         shown = [repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…") for text in texts]

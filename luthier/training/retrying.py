@@ -25,6 +25,7 @@ from luthier.model.checkpointing import is_checkpointed
 from luthier.model.loading.memory_check import is_out_of_memory
 from luthier.stages import StageState
 from luthier.training.checkpointed import CheckpointedTrainer
+from luthier.training.counts import Counting
 from luthier.training.cut_batches import KeepsRows, RandomState, can_begin_again, clear, cut, num_rows
 from luthier.training.parts import TrainingParts
 
@@ -77,7 +78,8 @@ class RetryingTrainer(CheckpointedTrainer):
     """transformers.Trainer whose steps need not fit in memory as they are."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts, **words: Any) -> None:
-        self.collate = KeepsRows(parts.collate)
+        self.counting = Counting(parts.collate, parts.stage.units)
+        self.collate = KeepsRows(self.counting)
         super().__init__(args, parts, **words)
         self.num_parts = 1
         """Into how many parts batches are cut, so that they fit in memory."""

@@ -32,13 +32,12 @@ from transformers.training_args import OptimizerNames
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
-from luthier.data.collate import require_whole, tokens_in
+from luthier.data.collate import require_whole
 from luthier.model.compat.fsdp_cpu import fsdp_on_cpu
 from luthier.model.compat.tensor_parallel_cpu import tensor_parallel_on_cpu
 from luthier.stages import StageState, StepStatistics, Sums
 from luthier.training.arguments import accepted
 from luthier.training.callbacks.interrupt import GaveUp
-from luthier.training.cut_batches import KeepsRows
 from luthier.training.distributed import add_to, batch_by_batch, over_processes
 from luthier.training.hub import creating_repository
 from luthier.training.left_out import KEY, LeftOut
@@ -67,12 +66,13 @@ class StageTrainer(RetryingTrainer):
             args,
             parts,
             model=parts.models.policy,
-            data_collator=KeepsRows(parts.collate) if parts.rollouts is None else parts.rollouts.numbers_or_batch,
             train_dataset=parts.train_rows if parts.rollouts is None else parts.rollouts.step_rows,
             eval_dataset=evals[""] if set(evals) == {""} else dict(evals) or None,
             processing_class=parts.tokenizer,
             callbacks=list(parts.callbacks),
         )
+        make_batch: Any = self.collate if parts.rollouts is None else parts.rollouts.numbers_or_batch
+        self.data_collator = make_batch
         self.remove_callback(PrinterCallback)
         self.stage = parts.stage
         # The loss is divided by the units of the whole optimizer step, so accumulation must not divide it again.
@@ -107,19 +107,20 @@ class StageTrainer(RetryingTrainer):
         require_whole(batch_samples)
         if self.parts.reading is not None:
             self.parts.reading.take(batch_samples)
-        counts = [(self.stage.units(batch), tokens_in(batch)) for batch in batch_samples]
-        units, tokens = (sum(numbers) for numbers in zip(*counts, strict=True))
-        mine = torch.tensor([[units, tokens, max(map(size_of, batch_samples))]], device=device)
-        gathered = self.accelerator.gather(mine)
-        num_units, num_tokens = gathered[:, :2].sum(0)
-        self.begin_step(batch_samples, float(gathered[:, 2].max()))
-        self.num_trained_tokens += int(num_tokens) // self.get_tp_size()  # which read the same rows
+        counts = [self.counting.of(batch) for batch in batch_samples]
+        units, tokens = sum(each.num_units for each in counts), sum(each.num_tokens for each in counts)
+        mine = [[units, tokens, max(map(size_of, batch_samples))]]
+        gathered = self.accelerator.gather(torch.tensor(mine, device=device))
+        of_all = mine if self.accelerator.num_processes == 1 else gathered.tolist()  # the host waits for the device
+        self.begin_step(batch_samples, float(max(size for _, _, size in of_all)))
+        # Processes of tensor parallelism read the same rows.
+        self.num_trained_tokens += int(sum(number for _, number, _ in of_all)) // self.get_tp_size()
         statistics = self.stage.statistics
         if statistics is not None:
             self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
-        return num_units
+        return gathered[:, 0].sum()
 
     def compute_loss(
         self, model: "nn.Module", inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -325,7 +326,7 @@ class StageTrainer(RetryingTrainer):
                 self._require_time()
             output = self.stage.loss(models, batch, config, state=state, training=False)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            return {"loss": (output.total, self.stage.units(batch)), **output.metrics}
+            return {"loss": (output.total, self.counting.of(batch).num_units), **output.metrics}
 
         sums: dict[str, tuple[Tensor, float]] = {}
         for more in batch_by_batch(dataloader, self.args.device, compute):
