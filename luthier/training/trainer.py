@@ -221,7 +221,7 @@ class StageTrainer(RetryingTrainer):
         if self.args.include_num_input_tokens_seen == "no":
             return
         counts_padding = self.args.include_num_input_tokens_seen == "all" and "attention_mask" in inputs
-        num_tokens = inputs["input_ids"].numel() if counts_padding else tokens_in(inputs)
+        num_tokens = inputs["input_ids"].numel() if counts_padding else self.counting.of(inputs).num_tokens
         gathered = self.accelerator.gather(torch.tensor(num_tokens, device=self.args.device))
         self.state.num_input_tokens_seen += int(gathered.sum())
 

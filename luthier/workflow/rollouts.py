@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import RowError
 from luthier.core.log import info
+from luthier.data.collate import concatenate_rows
 from luthier.data.pixels import Prompts
 from luthier.data.rows.encoding import encode_last_turns
 from luthier.data.types import Dialogue, Message
@@ -121,10 +122,10 @@ def load_reward_model(
     model = model.to(args.device)  # type: ignore[arg-type]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     info(f"reward_model: {method.reward_model}: loaded next to the policy, {size / 1e9:.2f} GB")
-    concatenates = isolates_samples(model, trial_of(text)) is None
-    if concatenates:
+    concatenated = concatenate_rows if isolates_samples(model, trial_of(text)) is None else None
+    if concatenated is not None:
         isolate_samples(model)
-    collate = collator(text.tokenizer.pad_token_id, concatenates, pixels=pixels_for(model, text))
+    collate = collator(text.tokenizer.pad_token_id, concatenated, pixels_for(model, text))
     return RewardModel(method.reward_model, model, closing_ids(text), collate, args.eval_batch_size)
 
 

@@ -73,7 +73,7 @@ def test_without_bf16_all_weights_are_float32_on_an_accelerator_too(llama_folder
         ({"bf16": True, "infer_dtype": "float32"}, torch.float32),
     ],
 )
-def test_an_evaluation_has_the_number_format_of_training(llama_folder, tmp_path, keys, dtype):
+def test_an_evaluation_has_the_number_format_of_the_checkpoint_or_that_of_bf16(llama_folder, tmp_path, keys, dtype):
     accelerated = replace(detect(), device="cuda", bf16=True, fp16=True)
     run, _ = run_of(llama_folder, tmp_path, do_train=False, do_eval=True, val_size=0.5, **keys)
     assert not run.trains

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from luthier.data.collate import concatenate_rows
 from luthier.model.attention import isolate_samples
 from luthier.model.heads.score_head import position_scores
 from luthier.training.parts import collator
@@ -30,7 +31,9 @@ def judge(request):
     model = LlamaForSequenceClassification(LlamaConfig(**{**TINY_LLAMA, "num_labels": 1, "pad_token_id": 0})).eval()
     if request.param == "concatenated":
         isolate_samples(model)
-    return partial(RewardModel, "judge", model, CLOSING, collator(0, request.param == "concatenated"))
+    return partial(
+        RewardModel, "judge", model, CLOSING, collator(0, concatenate_rows if request.param == "concatenated" else None)
+    )
 
 
 def alone(model):

@@ -52,11 +52,15 @@ def dtype_of(run: TrainRun) -> "torch.dtype":
 def inference_dtype_of(run: "Run", *, checkpoint: "torch.dtype | None", machine: Machine) -> "torch.dtype":
     """The format that the weights of a run which trains nothing are loaded in.
 
-    An evaluation by `luthier train` measures what training would, so `infer_dtype: auto` is the format of training
-    there.
+    An evaluation by `luthier train` measures the weights as they are saved: with `infer_dtype: auto` it has them in the
+    16 bits that `bf16` or `fp16` asks for, but does not round a float32 checkpoint unasked.
     """
+    import torch
+
     if isinstance(run, TrainRun) and not isinstance(run, EvalRun) and run.model.infer_dtype == "auto":
-        return dtype_of(run)
+        asked = dtype_of(run)
+        if asked.itemsize == 2 or checkpoint == torch.float32:
+            return asked
     return inference_dtype(run.model.infer_dtype, checkpoint=checkpoint, machine=machine)
 
 
