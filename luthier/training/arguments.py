@@ -33,23 +33,7 @@ def training_arguments(
     """
     from transformers import Seq2SeqTrainingArguments
 
-    require_groups(run.parallel.sp_size, machine.world_size)
-    require_one_group(run.parallel.tp_size, machine.world_size)
-    if run.training["fp16"] and machine.device == "cpu":
-        raise InvalidInput(
-            "fp16: true: half precision training needs an accelerator, and this machine has none"
-            " -> bf16: true, or leave it out"
-        )
-    if run.trains and run.training["optim"] in NEEDS_ACCELERATOR and machine.device == "cpu":
-        raise InvalidInput(
-            f"optim: {run.training['optim']}: its library needs an accelerator, and this machine has none"
-            " -> choose another optim"
-        )
-    if run.trains and machine.device != "cpu" and not is_in_16_bits(run):
-        warn(
-            "neither bf16 nor fp16 is set, so weights and computation are in float32, which takes twice"
-            f" the memory and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
-        )
+    _check_machine(run, machine)
     values = training_arguments_kwargs(run.training)
     values |= {
         "do_train": run.trains,
@@ -85,6 +69,26 @@ def training_arguments(
         switch_on(args, run.fp8, machine)
     backend_of(run).prepare_arguments(args, run, machine)
     return args
+
+
+def _check_machine(run: "TrainRun", machine: Machine) -> None:
+    require_groups(run.parallel.sp_size, machine.world_size)
+    require_one_group(run.parallel.tp_size, machine.world_size)
+    if run.training["fp16"] and machine.device == "cpu":
+        raise InvalidInput(
+            "fp16: true: half precision training needs an accelerator, and this machine has none"
+            " -> bf16: true, or leave it out"
+        )
+    if run.trains and run.training["optim"] in NEEDS_ACCELERATOR and machine.device == "cpu":
+        raise InvalidInput(
+            f"optim: {run.training['optim']}: its library needs an accelerator, and this machine has none"
+            " -> choose another optim"
+        )
+    if run.trains and machine.device != "cpu" and not is_in_16_bits(run):
+        warn(
+            "neither bf16 nor fp16 is set, so weights and computation are in float32, which takes twice"
+            f" the memory and more time -> set {'bf16' if machine.bf16 else 'fp16'}: true"
+        )
 
 
 def _without_waiting(accelerator_config: Any) -> Any:

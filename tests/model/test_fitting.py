@@ -62,7 +62,7 @@ def limit_memory(monkeypatch, model, most, place):
     return sizes
 
 
-@pytest.mark.parametrize(("most", "limit"), [(7, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize(("most", "limit"), [(6, 4), (3, 2), (1, 1)])
 @pytest.mark.parametrize("place", ["anywhere", "step"])
 def test_answers_are_the_same_and_later_ones_begin_with_the_size_that_fits(
     monkeypatch, said, model, generate, most, limit, place
@@ -74,10 +74,10 @@ def test_answers_are_the_same_and_later_ones_begin_with_the_size_that_fits(
     assert batch.limit == limit
     sizes.clear()
     assert answers_of(batch, generate) == expected and max(sizes) <= limit + (place == "step") * len(PROMPTS)
-    assert len(said) == {7: 1, 3: 2, 1: 3}[most]
-    assert (
-        said[0] == "warning: out of memory with 8 answers generated at once; from now on 4 at once, with equal results"
-    )
+    warnings = [line for line in said if line.startswith("warning: ")]
+    assert len(warnings) == {6: 1, 3: 2, 1: 3}[most]
+    told = "warning: out of memory with 8 answers generated at once; from now on 4 at once, with equal results"
+    assert warnings[0] == told
 
 
 def test_memory_for_a_part_of_the_answers_keeps_them():

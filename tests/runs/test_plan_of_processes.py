@@ -95,7 +95,7 @@ def test_two_processes_hold_and_send_what_is_planned(world, tied, counted, name)
 
 def test_processes_that_share_rows_hold_a_part_of_the_activations(world):
     """Two groups of two have the rows of two processes."""
-    keys = {**world, **WAYS["full"]}
+    keys = {**world, **WAYS["full"], "fast_path": False}  # rows that do not share tokens, as with sp_size
     two, shared = plan_of(keys, 2), plan_of({**keys, "sp_size": 2}, 4)
     tokens = two.work.heaviest.num_tokens
     assert (shared.work.heaviest.num_tokens, shared.work.heaviest.own_tokens) == (tokens, -(-tokens // 2))

@@ -268,7 +268,8 @@ def without_kernels(model: torch.nn.Module) -> Iterator[None]:
 
 
 def is_kernel(forward: Any) -> bool:
-    return isinstance(forward, partial) and forward.func.__module__.startswith("luthier.model.kernels.")
+    function = forward.func if isinstance(forward, partial) else forward
+    return function.__module__.startswith("luthier.model.kernels.")
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor, rounding: float) -> None:

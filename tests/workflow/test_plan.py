@@ -16,6 +16,7 @@ from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
 from luthier.workflow.plan import make, room, trace
+from luthier.workflow.plan.calls import Call, Calls, Product
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
@@ -23,7 +24,7 @@ from luthier.workflow.plan.memory import Held, num_checkpoints
 from luthier.workflow.plan.recompute import as_asked, decide
 from luthier.workflow.plan.shape import Unplanned, build_shape, layers_are_alike
 from luthier.workflow.plan.text import as_json, duration, lines_of
-from luthier.workflow.plan.trace import Batch, Call, Product, Trace, trace_step
+from luthier.workflow.plan.trace import Batch, Trace, trace_step
 from tests.matrix import representatives
 from tests.plans import plan_of, sides
 from tests.small_world import WAYS, losses, small_world
@@ -142,7 +143,7 @@ def test_an_accelerator_attends_in_16_bits_and_holds_less_than_a_cpu(world):
     assert on_device.num_operations == on_cpu.num_operations
 
 
-def moved(calls: trace.Calls) -> float:
+def moved(calls: Calls) -> float:
     return sum(call.num_bytes * count for call, count in calls.items())
 
 

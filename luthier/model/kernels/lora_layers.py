@@ -41,7 +41,7 @@ class FusedLora:
         if self.ready is not None and self.ready[0] is x:
             (_, y), self.ready = self.ready, None
             return y
-        outputs = None if args or given else _computed([self.layer], x)
+        outputs = None if args or given else _computed(self.copies, [self.layer], x)
         return type(self.layer).forward(self.layer, x, *args, **given) if outputs is None else outputs[0]
 
 
@@ -66,7 +66,7 @@ def fuse_lora(model: nn.Module, groups: Iterable[Sequence[nn.Module]] = ()) -> i
 
 def project(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
     """What each of `layers` gives for x (..., I), in one operation if all are fused."""
-    outputs = _computed(layers, x) if all(map(_may_skip_call, layers)) else None
+    outputs = _computed(_copies_of(layers), layers, x) if all(map(_may_skip_call, layers)) else None
     return [layer(x) for layer in layers] if outputs is None else outputs
 
 
@@ -75,7 +75,7 @@ def computed_together(layers: Sequence[Any], x: Tensor | None) -> Iterator[None]
     """While open, each of `layers` is asked for x, by code that is not ours."""
     outputs = None
     if x is not None and layers and all(map(_is_fused, layers)):
-        outputs = _computed(layers, x)
+        outputs = _computed(_copies_of(layers), layers, x)
     if outputs is None:
         yield
         return
@@ -94,7 +94,7 @@ def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) 
         answer: Tensor = layer(gated(gate, up, activation))
         return answer
     if _may_skip_call(layer) and computed_in(gate) == gate.dtype:
-        outputs = _computed([layer], gate, up, activation)
+        outputs = _computed(_copies_of([layer]), [layer], gate, up, activation)
         if outputs is not None:
             return outputs[0]
     projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
@@ -130,12 +130,17 @@ def _can_multiply(layer: Any, x: Tensor) -> bool:
     return torch.is_grad_enabled()
 
 
+def _copies_of(fused: Sequence[Any]) -> Copies:
+    copies: Copies = fused[0].forward.copies
+    return copies
+
+
 def _computed(
-    layers: Sequence[Any], x: Tensor, up: Tensor | None = None, activation: Activation | None = None
+    copies: Copies, layers: Sequence[Any], x: Tensor, up: Tensor | None = None, activation: Activation | None = None
 ) -> list[Tensor] | None:
     """x (..., I) -> (..., O_i) of each of some layers without DoRA, or of a single layer. None if the kernels cannot
     compute that now."""
-    dtype, prepared = computed_in(x), layers[0].forward.copies.of(layers)
+    dtype, prepared = computed_in(x), copies.of(layers)
     if prepared is None or prepared.dtype != dtype:
         if not all(map(_is_on, layers)):
             return None

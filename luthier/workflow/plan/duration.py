@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
 
 from luthier.core.allocator import keep_freed_blocks
-from luthier.workflow.plan.trace import Call, Calls, Product
+from luthier.workflow.plan.calls import Call, Calls, Product
 
 if TYPE_CHECKING:
     import torch

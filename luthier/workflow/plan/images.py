@@ -25,7 +25,8 @@ from luthier.data.rows.columns import BLOCKS, IMAGES, parts_of
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import find_parts, in_parts
-from luthier.workflow.plan.trace import Call, StepCounter, Substitutes, Trace
+from luthier.workflow.plan.calls import Call
+from luthier.workflow.plan.trace import StepCounter, Substitutes, Trace
 
 if TYPE_CHECKING:
     from luthier.data.media.blocks import MediaProcessor

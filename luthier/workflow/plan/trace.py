@@ -8,13 +8,12 @@ N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
 
 import contextlib
 import inspect
-import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from luthier.model.heads.score_head import position_scores
 from luthier.model.kernels import varlen
 from luthier.model.modules import unwrap
 from luthier.model.types import Models
+from luthier.workflow.plan.calls import Call, Calls, call_of, moved_bytes
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 _PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
 """What autocast computes in 16 bits, besides attention."""
-_RESERVING = ("empty", "new_empty")
-_SELECTING = ("embedding", "index", "index_select", "gather")
-"""Operations that read as much as they write, and not all that they are given."""
-
-
 LossOf = Callable[..., Tensor]
 """(model, head, inputs, batch) -> the loss."""
 
@@ -65,31 +60,6 @@ class Batch:
     def own_tokens(self) -> int:
         """Of one process."""
         return -(-self.num_tokens // self.num_parts)
-
-
-class Product(NamedTuple):
-    """Of two matrices, each either in the order of its rows or transposed."""
-
-    rows: int
-    inner: int
-    columns: int
-    is_left_transposed: bool
-    is_right_transposed: bool
-    dtype: torch.dtype
-
-
-class Call(NamedTuple):
-    """One operation of PyTorch."""
-
-    operations: int
-    """Floating-point operations of products and attention."""
-    num_bytes: int
-    """Read and written."""
-    product: Product | None = None
-
-
-Calls = Mapping[Call, float]
-"""How often each operation is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +293,9 @@ class StepCounter(TorchDispatchMode):
         results = [
             one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, Tensor)
         ]
-        moved = _moved_bytes(func, args, results)
+        moved = moved_bytes(func, args, results)
         if moved:
-            self.calls[Call(_operations(func, args, result), moved, _product(func, args))] += 1
+            self.calls[call_of(func, args, result, moved)] += 1
         for tensor in results:
             self._note(tensor)
         # PyTorch computes exp(x - max) of all numbers before it adds them up.
@@ -354,49 +324,3 @@ class StepCounter(TorchDispatchMode):
         self.known.discard(key)
         self.live_bytes -= num_bytes
         self.live_logits -= num_bytes * is_logits
-
-
-def _moved_bytes(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> int:
-    """Read and written; 0 for a view, and for memory that is only reserved."""
-    name = func.overloadpacket.__name__
-    given = [
-        one for arg in args for one in (arg if isinstance(arg, tuple | list) else (arg,)) if isinstance(one, Tensor)
-    ]
-    written = sum(one.nbytes for one in results)
-    places = {one.untyped_storage()._cdata for one in given}
-    is_view = not func._schema.is_mutable and all(one.untyped_storage()._cdata in places for one in results)
-    if is_view or name.startswith(_RESERVING):
-        return 0
-    return 2 * written if name in _SELECTING else written + sum(one.nbytes for one in given)
-
-
-def _product(func: Any, args: Sequence[Any]) -> Product | None:
-    if func.overloadpacket.__name__.rstrip("_") not in ("mm", "addmm"):
-        return None
-    left, right = args[-2:]
-    (rows, inner), columns = left.shape, right.shape[1]
-    return Product(rows, inner, columns, left.stride(1) != 1, right.stride(1) != 1, left.dtype)
-
-
-def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
-    """Two per multiplication with addition of matrix products and attention; everything else is small beside these.
-
-    Causal attention computes half of the scores."""
-    name = func.overloadpacket.__name__.rstrip("_")
-    if name in ("mm", "bmm", "addmm", "baddbmm"):
-        left = args[1] if name in ("addmm", "baddbmm") else args[0]
-        return int(2 * math.prod(result.shape) * left.shape[-1])
-    if name.startswith("_flash_attention"):
-        is_backward = name.endswith("backward")
-        query, bounds, key_bounds = (args[1], *args[6:8]) if is_backward else (args[0], *args[3:5])
-        num_tokens = zip(bounds.diff().tolist(), key_bounds.diff().tolist(), strict=True)
-        scores = sum(own * (own + 2 * (keys - own)) for own, keys in num_tokens)
-        return int(2 * query.shape[-2] * query.shape[-1] * scores * (2.5 if is_backward else 1))
-    if "scaled_dot_product" in name and "attention" in name:
-        is_backward = name.endswith("backward")
-        query, key = args[1 if is_backward else 0], args[2 if is_backward else 1]
-        place = 7 if is_backward else 4
-        is_whole = "flash_attention_for_cpu" in name and not any(args[place : place + 1])
-        scores = (4 if is_whole else 2) * math.prod(query.shape) * key.shape[-2]
-        return int(scores * (2.5 if is_backward else 1))
-    return 0
