@@ -13,4 +13,5 @@ def run(work: "Work", clock: "Clock") -> None:
     from llamafactory.train.tuner import run_exp
 
     watch_trainer(clock)
-    run_exp(dict(work.keys))
+    # Without it transformers refuses bf16 on a machine that has no GPU.
+    run_exp({**work.keys, "use_cpu": True})
