@@ -409,3 +409,27 @@ def test_the_report_ends_with_planned_and_actual(world, tmp_path):
     first, second = comparison(result.compared)
     assert first.startswith("peak memory: ") and "planned)" in first and second.startswith("training time: ")
     assert comparison(Foresight(as_asked(load_train({**world, "checkpoint_every": 1}))).compared(None))[0].endswith("B")
+
+
+def test_what_a_reference_scores_before_training_is_planned(world):
+    """Eight pairs at a time, without gradients, while a step trains on one."""
+    keys = {**world, **WAYS["lora"], "stage": "dpo", "dataset": "pairs", "per_device_train_batch_size": 1}
+    plan, one = plan_of(keys), plan_of({**keys, "per_device_eval_batch_size": 1})
+    assert plan.work.scored is not None and plan.work.scored.num_tokens > 4 * plan.work.heaviest.num_tokens
+    assert plan.work.evaluated is None and plan.held.evaluating_bytes == 0
+    assert one.held.scoring_bytes < plan.held.scoring_bytes / 4
+    scoring = plan.held.libraries_bytes + plan.held.weights_bytes + plan.held.scoring_bytes
+    assert plan.peak_bytes >= scoring * (1 + plan.held.margin_share) - 1
+    named = plan_of({**keys, "ref_model": world["model_name_or_path"]})
+    assert named.held.scoring_bytes == plan.held.scoring_bytes + plan.held.weights_bytes
+    assert plan_of({**world, "per_device_train_batch_size": 1}).held.scoring_bytes == 0
+
+
+def test_an_evaluation_is_planned(world):
+    keys = {**world, "val_size": 0.5, "eval_strategy": "epoch", "per_device_train_batch_size": 1}
+    small, large = (plan_of({**keys, "per_device_eval_batch_size": size}) for size in (1, 12))
+    assert large.work.evaluated is not None and small.work.evaluated is not None
+    assert large.work.evaluated.num_tokens > 4 * small.work.evaluated.num_tokens
+    assert large.held.evaluating_bytes > 2 * small.held.evaluating_bytes > 0
+    assert large.peak_bytes >= (large.held.all_bytes + large.held.evaluating_bytes) * (1 + large.held.margin_share) - 1
+    assert plan_of({**keys, "eval_strategy": "no"}).held.evaluating_bytes == 0

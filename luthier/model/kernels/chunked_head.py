@@ -94,8 +94,9 @@ class LinearLogProbs(torch.autograd.Function):
         logps = torch.empty(hidden.shape[0], dtype=at_least_float32(hidden.dtype), device=hidden.device)
         matrix, own_bias = in_format_of(hidden, weight, bias)
         for part in _chunks(hidden, weight):
-            logits = chunk_logits(hidden, matrix, own_bias, part) / temperature
-            logps[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
+            logits = _scaled_logits(hidden, matrix, own_bias, part, temperature)
+            picked = logits.gather(-1, targets[part, None])
+            logps[part] = (picked - _exponentials_in_place(logits)[1]).squeeze(-1)
         return logps
 
     @staticmethod
@@ -104,7 +105,9 @@ class LinearLogProbs(torch.autograd.Function):
         grads = _gradients(ctx, hidden, weight, bias)
         matrix, own_bias = in_format_of(hidden, weight, bias)
         for part in _chunks(hidden, weight):
-            d_logits = (chunk_logits(hidden, matrix, own_bias, part) / ctx.temperature).softmax(-1).neg_()
+            logits = _scaled_logits(hidden, matrix, own_bias, part, ctx.temperature)
+            _softmax_in_place(logits)
+            d_logits = logits.neg_()
             d_logits.scatter_add_(-1, targets[part, None], torch.ones_like(d_logits[:, :1]))
             d_logits *= d_logps[part, None] / ctx.temperature
             _accumulate(grads, d_logits, hidden, matrix, part)
@@ -146,6 +149,12 @@ def in_format_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
 def chunk_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice) -> Tensor:
     """(c, V) logits of the positions `part`, in float32 or wider. All of one format."""
     return linear(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
+
+
+def _scaled_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice, temperature: float) -> Tensor:
+    """As `chunk_logits`, divided by `temperature` in their place."""
+    logits = chunk_logits(hidden, matrix, bias, part)
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def most_likely(logits: Tensor) -> Tensor:
@@ -242,11 +251,17 @@ def _chunk_loss(
 
 
 def _softmax_in_place(logits: Tensor) -> Tensor:
-    """Turns logits (c, V) into probabilities. Returns their log-normalizer (c, 1).
+    """Turns logits (c, V) into probabilities. Returns their log-normalizer (c, 1)."""
+    total, log_normalizer = _exponentials_in_place(logits)
+    logits /= total
+    return log_normalizer
 
-    `logsumexp` would form the exponentials in memory of its own, and they would be formed again.
+
+def _exponentials_in_place(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns logits (c, V) into exp(logits - the largest of each row). Returns their sum and the log-normalizer, (c, 1).
+
+    `logsumexp` would form the exponentials in memory of its own, which is as large as all other memory of a chunk.
     """
     largest = logits.amax(-1, keepdim=True)
     total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-    logits /= total
-    return largest + total.log_()
+    return total, largest + total.log()

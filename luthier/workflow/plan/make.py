@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from luthier.core.machine import Machine
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.model.modules import unwrap
+from luthier.stages import cached_reference
 from luthier.workflow.plan.duration import basis_of, measured_speed
 from luthier.workflow.plan.engine import SPLIT_LAYERS, Engine, engine_of
 from luthier.workflow.plan.images import Images, images_of, trace_images, with_images
@@ -28,7 +29,7 @@ from luthier.workflow.plan.shape import (
 )
 from luthier.workflow.plan.sharing import share
 from luthier.workflow.plan.split import narrow, split, wide_weights, without_wide_gradients
-from luthier.workflow.plan.trace import Batch, LossOf, Trace, against_frozen, trace_step
+from luthier.workflow.plan.trace import Batch, LossOf, Trace, against_frozen, trace_pass, trace_step
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.plan.work import Work, work_of
 
@@ -182,6 +183,7 @@ def make_plan(
         held, traces = _split(run, held, traces, drawn, engine.num_processes)
     if images is not None:
         traces = _with_images(traces, drawn, images, half, engine)
+    held = _with_passes(run, stage, drawn, held, work, machine)
     is_sharded = engine.computes_on_half_weights
     recompute = as_asked(run) or _decide(shape, held, traces, room, machine, is_sharded=is_sharded)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
@@ -234,6 +236,29 @@ def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dty
 
     kept = added(traces.kept, recomputes=False)
     return Traces(kept, lambda: added(traces.recomputed, recomputes=True), traces.num_layers)
+
+
+def _with_passes(run: "TrainRun", stage: "Stage", drawn: Sketch, held: Held, work: Work, machine: Machine) -> Held:
+    """And what passes without gradients hold: those of a reference before training, and of evaluations.
+
+    They are not counted for a model of whose weights each process has a part."""
+    half, on_device = half_of(run), machine.device != "cpu"
+
+    def of_pass(batch: Batch | None, reads: str) -> int:
+        if batch is None or held.gathered_bytes or run.parallel.sp_size * run.parallel.tp_size > 1:
+            return 0
+        try:
+            return trace_pass(drawn.shape.model, batch, reads=reads, half=half, on_device=on_device)
+        except FAULTS as fault:
+            raise Unplanned(f"an evaluation cannot be traced ({_first_line(fault)})") from fault
+
+    spec = cached_reference(stage, run)
+    reference = held.weights_bytes if spec is not None and spec.source is not None and work.scored else 0
+    return replace(
+        held,
+        scoring_bytes=reference + of_pass(work.scored, "logps"),
+        evaluating_bytes=of_pass(work.evaluated, "score" if stage.head == "score" else stage.reads),
+    )
 
 
 def _decide(shape: Shape, held: Held, traces: Traces, room: Room, machine: Machine, *, is_sharded: bool) -> Recompute:

@@ -1,6 +1,7 @@
 """The most memory that a process of a run holds, part by part.
 
     loading     libraries + weights + what of the files is mapped meanwhile
+    scoring     libraries + weights + reference model + what a pass without gradients takes
     a step      libraries + weights + optimizer + frozen models + (activations, logits and gradients at their worst)
 
 The parts are each at its own worst, which is not at the same moment: activations are gone when the last gradient is
@@ -57,6 +58,10 @@ class Held:
     cache_bytes: int
     loading_bytes: int
     """More than weights and libraries, while the weights are read."""
+    scoring_bytes: int = 0
+    """While a reference scores the rows before training: a model of its own, and the largest batch."""
+    evaluating_bytes: int = 0
+    """Of the largest batch of an evaluation."""
     mapped_bytes: int = 0
     """Of the files, as long as the model exists."""
     margin_share: float = 0.0
@@ -83,8 +88,10 @@ class Held:
 
     def peak_bytes(self, trace: Trace) -> int:
         loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
+        scoring = self.libraries_bytes + self.weights_bytes + self.mapped_bytes + self.scoring_bytes
         step = max(self.all_bytes + trace.peak_bytes, self.least_bytes)
-        return round(max(loading, step, self.all_bytes + self.cache_bytes) * (1 + self.margin_share))
+        between = self.all_bytes + max(self.cache_bytes, self.evaluating_bytes)
+        return round(max(loading, scoring, step, between) * (1 + self.margin_share))
 
     def parts(self, trace: Trace) -> Mapping[str, int]:
         """Name -> bytes, each at its own worst."""
@@ -101,6 +108,8 @@ class Held:
             "activations": max(activations, 0),
             "logits": trace.logits_bytes,
             "cache": self.cache_bytes,
+            "scoring": self.scoring_bytes,
+            "evaluation": self.evaluating_bytes,
         }
 
 

@@ -149,6 +149,18 @@ def trace_step(
     )
 
 
+def trace_pass(model: nn.Module, batch: Batch, *, reads: str, half: torch.dtype | None, on_device: bool = False) -> int:
+    """The most bytes beside the weights in a pass without gradients, as in an evaluation. As `trace_step`."""
+    counter, was_training = StepCounter(model), model.training
+    attending = varlen.traced() if on_device else contextlib.nullcontext()
+    autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+    model.eval()
+    with torch.no_grad(), attending, autocast, Substitutes(half, on_device=on_device), counter:
+        _LOSSES[reads](model, _head_of(model), _inputs(batch), batch)
+    model.train(was_training)
+    return max(counter.history, default=0)
+
+
 def against_frozen(stage: "Stage", run: "TrainRun", names: Sequence[str]) -> LossOf:
     """The loss of a stage that runs frozen models, `names`, at each step. The policy stands for them."""
 

@@ -6,6 +6,7 @@ A micro-batch is what one process computes at a time. P parts of a row, R rows.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from luthier.data.collate import PAD_MULTIPLE, Layout, concatenate_rows
 from luthier.data.rows.arrow import batches_of
 from luthier.data.rows.columns import IDS, IMAGES, LABELS, LENGTHS, part_of, parts_of
 from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.stages import cached_reference
 from luthier.workflow.frozen_models import layout_by_keys
 from luthier.workflow.plan.trace import Batch
 
@@ -43,6 +45,10 @@ class Work:
     tokens_per_epoch: int | None
     num_answers: int = 0
     """Answers that are sampled at a time; 0 without rollouts."""
+    scored: Batch | None = None
+    """The batch with the most tokens that a reference scores before training."""
+    evaluated: Batch | None = None
+    """The batch with the most tokens of an evaluation during training."""
     heaviest_rows: Sequence[Mapping[str, Any]] = ()
     """Those of `heaviest`, in a run with images."""
 
@@ -84,8 +90,12 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
     heaviest_tokens = heaviest.num_tokens
     layout = layout_by_keys(run, stage)
-    if layout is not concatenate_rows and rollout is None and not pads and IMAGES.name not in rows[0]:
+    has_images = IMAGES.name in rows[0]
+    if layout is not concatenate_rows and rollout is None and not pads and not has_images:
         heaviest = sharing_prefixes([rows[number] for number in numbers], heaviest.num_targets, layout)
+    sets = [] if rollout is not None or has_images or is_streamed else list(data.eval.values())
+    is_scored = not is_streamed and not has_images and cached_reference(stage, run) is not None
+    size_of_pass, reads = keys["per_device_eval_batch_size"], partial(_heaviest_pass, layout=layout, pads=pads)
     return Work(
         rows=None if is_streamed else len(rows),
         tokens=round(trained_rows * per_row),
@@ -94,6 +104,8 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         heaviest=replace(heaviest, num_parts=run.parallel.sp_size),
         heaviest_tokens=heaviest_tokens,
         tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
+        scored=reads([rows, *sets], size_of_pass) if is_scored else None,
+        evaluated=reads(sets, size_of_pass) if keys["eval_strategy"] != "no" else None,
         num_answers=0 if rollout is None else size * accumulated * rollout.num_batches,
         heaviest_rows=[rows[number] for number in numbers] if IMAGES.name in rows[0] else (),
     )
@@ -178,6 +190,18 @@ def heaviest_of(lengths: Lengths, batches: "list[list[int]]", parts: slice, *, p
     if lengths.samples is not None:
         return rows, Batch(tuple(chain.from_iterable(lengths.samples[row] for row in rows)), num_targets)
     return rows, Batch(tuple(int(n) for n in tokens[rows].T.flatten()), num_targets)
+
+
+def _heaviest_pass(sets: "Sequence[Any]", size: int, *, layout: Layout, pads: bool) -> Batch | None:
+    """The batch with the most tokens of these sets of rows, read in their order and with all parts of a row at once."""
+    found: list[Batch] = []
+    for rows in sets:
+        batches = [list(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
+        if batches:
+            numbers, batch = heaviest_of(lengths_of(rows), batches, slice(None), pads=pads)
+            shares = layout is not concatenate_rows and not pads
+            found.append(sharing_prefixes([rows[n] for n in numbers], batch.num_targets, layout) if shares else batch)
+    return max(found, key=lambda batch: batch.num_tokens, default=None)
 
 
 def sharing_prefixes(rows: "list[Any]", num_targets: int, layout: Layout) -> Batch:
