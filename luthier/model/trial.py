@@ -56,7 +56,12 @@ def _rounding_token_by_token(model: "nn.Module") -> Iterator[None]:
     depends on all others, in padded batches as well, and would hide what the attention does. Without it each token is
     rounded by its own largest number.
     """
-    states: list[Any] = [module.state for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
+    # An adapter around such a layer has the same name, and no state.
+    states: list[Any] = [
+        module.state
+        for module in model.modules()
+        if type(module).__name__ == "Linear8bitLt" and hasattr(module, "state")
+    ]
     kept = [state.threshold for state in states]
     for state in states:
         state.threshold = 0.0
