@@ -215,7 +215,7 @@ def _split(run: "TrainRun", held: Held, traces: Traces, drawn: Sketch, num_proce
     wide = wide_weights(drawn.whole, drawn.shape, num_processes)
 
     def narrowed(trace: Trace) -> Trace:
-        return without_wide_gradients(trace, wide, num_processes)
+        return without_wide_gradients(trace, drawn.shape, wide, num_processes)
 
     kept, trace_recomputed = narrowed(traces.kept), lambda: narrowed(traces.recomputed)
     return split(run, held, drawn.shape, wide, num_processes), Traces(kept, trace_recomputed, traces.num_layers)

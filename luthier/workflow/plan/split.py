@@ -85,7 +85,7 @@ def split(run: "TrainRun", held: Held, shape: Shape, wide: "list[nn.Parameter]",
     return replace(
         held,
         weights_bytes=held.weights_bytes - surplus,
-        gradients_bytes=held.gradients_bytes - trained,
+        gradients_bytes=held.gradients_bytes - surplus_bytes(_with_shared_gradients(shape, wide), num_processes),
         optimizer_bytes=held.optimizer_bytes - round(STATES.get(run.training["optim"], 2.0) * trained),
         gathered_bytes=_head_bytes(shape),
     )
@@ -96,12 +96,21 @@ def surplus_bytes(wide: "list[nn.Parameter]", num_processes: int) -> int:
     return sum(weight.nbytes - weight.nbytes // num_processes for weight in wide)
 
 
+def _with_shared_gradients(shape: Shape, wide: "list[nn.Parameter]") -> "list[nn.Parameter]":
+    """Those of which each process has a part of the gradient. PyTorch gives every process the whole gradient of an
+    embedding, unless it is the weight of the head as well."""
+    base: Any = unwrap(shape.model)
+    embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings()
+    is_tied = head is not None and getattr(head, "weight", None) is embedding
+    return [weight for weight in wide if weight.requires_grad and (is_tied or weight is not embedding)]
+
+
 def _head_bytes(shape: Shape) -> int:
     head: torch.nn.Module | None = unwrap(shape.model).get_output_embeddings()
     return 0 if head is None else sum(weight.nbytes for weight in head.parameters())
 
 
-def without_wide_gradients(trace: Trace, wide: "list[nn.Parameter]", num_processes: int) -> Trace:
+def without_wide_gradients(trace: Trace, shape: Shape, wide: "list[nn.Parameter]", num_processes: int) -> Trace:
     """At the end of the backward pass a process has its part of the gradients of the vocabulary."""
-    trained = surplus_bytes([weight for weight in wide if weight.requires_grad], num_processes)
-    return replace(trace, late_bytes=max(trace.late_bytes - trained, 0))
+    shared = surplus_bytes(_with_shared_gradients(shape, wide), num_processes)
+    return replace(trace, late_bytes=max(trace.late_bytes - shared, 0))
