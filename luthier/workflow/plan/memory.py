@@ -8,8 +8,8 @@ The parts are each at its own worst, which is not at the same moment: activation
 there. So the peak is below their sum.
 
 On a CPU the process is all there is, and this was compared with measured runs (benchmarks/bench_plan.py). The C library
-keeps some of what was freed: from a fiftieth to two fifths more than is in use; a tenth is taken for it, and three
-tenths in a run with images. On an accelerator it is the memory of PyTorch's allocator, which is taken to keep a
+keeps some of what was freed: from a fiftieth to two fifths more than is in use; a tenth is taken for it, and a
+third in a run with images. On an accelerator it is the memory of PyTorch's allocator, which is taken to keep a
 twentieth more than is in use. The context of CUDA is counted on a machine that is not here only: on this one it is
 there before the free memory is read.
 """
@@ -35,7 +35,7 @@ CONTEXT_BYTES = 600 * 10**6
 ALLOCATOR_SHARE = 0.05
 """What the caching allocator of an accelerator holds beyond what is in use: a tenth on an H200 where rows differ in
 length, and next to nothing where they are packed to one length."""
-HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 0.3
+HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 1 / 3
 """What the C library holds beyond what is in use, and in a run with images, whose pixels and encoder leave gaps."""
 STATES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "nadamw", "radamw", "adamax"), 2.0),
