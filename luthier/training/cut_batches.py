@@ -3,7 +3,7 @@
 The loss of a batch is a sum over its rows, divided by the units of the whole step. So the parts of a batch have the
 gradients of the whole to rounding, as long as nothing in the model couples rows; dropout draws other numbers.
 
-A batch keeps the rows that it was made of, since in tensors they may be concatenated, padded or share prompts.
+A batch keeps the rows that it was made of, since in tensors they may be concatenated, padded or share tokens.
 """
 
 import gc

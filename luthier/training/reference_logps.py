@@ -84,7 +84,7 @@ class ReferenceScorer:
     model: "nn.Module"
     collate: Collate
     layout: tuple[bool, ...]
-    """What `collate` does: whether it concatenates rows, whether these share prompts, share media, and read stored
+    """What `collate` does: whether it concatenates rows, whether these share tokens, share media, and read stored
     features. Part of the cache key."""
     args: "TrainingArguments"
     cache: "Cache"

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from luthier.model.kernels.samples import Run, Samples
-from luthier.model.kernels.varlen import stands_for_a_gpu
+from luthier.model.kernels.varlen import HALVES, stands_for_a_gpu
 
-HALVES = (torch.bfloat16, torch.float16)
 TAKES_FEWER_KEY_HEADS = torch.__version__ >= "2.11"
 """Whether PyTorch's kernel is known to take G heads of keys for H of queries. For others the keys are repeated."""
 
