@@ -81,11 +81,19 @@ def _cuda_memory_bytes() -> int:
 
 def _cpu_has_bf16() -> bool:
     """AVX-512 BF16 on x86, BF16 on Arm, as listed by the kernel; torch has no public function for it."""
+    return any(line.startswith(("flags", "Features")) and "bf16" in line for line in _cpu_lines())
+
+
+def has_amd_cpu() -> bool:
+    return any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in _cpu_lines())
+
+
+def _cpu_lines() -> list[str]:
+    """What Linux tells about the processors; other systems have no such file."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return any(line.startswith(("flags", "Features")) and "bf16" in line for line in file)
-    except FileNotFoundError:  # only Linux has this file
-        return False
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:

@@ -12,7 +12,7 @@ Packed weights are copies, so they are made where memory allows it, and last as 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.model.dtype import computed_in
+from luthier.model.kernels.plain_linear import has_own_products
+from luthier.model.kernels.products import has_kernel, one_dnn, packed
 
 SHARE_FOR_COPIES = 0.5
 """Of the free memory, at most, that packed weights take."""
 NUM_ROWS = 64
 """That weights are packed for. For fewer and for more rows, packing them for just these is no faster."""
-FAULTS = (AttributeError, RuntimeError)
-"""What PyTorch raises where it was built without oneDNN, or the processor has no instructions for a format."""
 
 
 class Products:
@@ -54,14 +54,16 @@ class Products:
         """A context in which the layers compute so. Without gradients."""
         self.prepare()
         pairs = zip(self._layers, self._products, strict=True)
-        changed = [(layer, product) for layer, product in pairs if "forward" not in vars(layer)]
-        for layer, product in changed:
+        changed = [(layer, product, vars(layer).get("forward")) for layer, product in pairs if _is_as_before(layer)]
+        for layer, product, _ in changed:
             layer.forward = product
         try:
             yield
         finally:
-            for layer, _ in changed:
-                vars(layer).pop("forward", None)
+            for layer, _, forward in changed:
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _product(self, layer: nn.Linear) -> "partial[Tensor]":
         weight = layer.weight.detach()
@@ -70,39 +72,23 @@ class Products:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it is a linear layer of PyTorch that no library has changed, with a weight that oneDNN takes."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if type(module) is not nn.Linear or not _is_as_before(module):
         return False
     weight = module.weight
     is_usual = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.layout is torch.strided
     return is_usual and has_kernel(weight.dtype)
 
 
-@cache
-def has_kernel(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies in this format on this processor."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
-        return False
-    x, weight = torch.ones(2, 16, dtype=dtype), torch.eye(16, dtype=dtype)
-    try:
-        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        return torch.equal(_product(x, _packed(weight), None), x)
-    except FAULTS:
-        return False
+def _is_as_before(layer: nn.Module) -> bool:
+    return "forward" not in vars(layer) or has_own_products(layer)
 
 
 def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), NUM_ROWS)
-    return packed
+    return packed(weight, NUM_ROWS)
 
 
 def _multiplied(weight: Tensor, packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """weight, packed (O, I), bias (O,), x (..., I) -> (..., O)"""
     if not computed_in(x) == x.dtype == weight.dtype:
         return functional.linear(x, weight, bias)
-    return _product(x, packed, bias)
-
-
-def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
-    return y
+    return one_dnn(x, packed, bias)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from luthier.infer.products import SHARE_FOR_COPIES, Products, has_kernel
+from luthier.infer.products import SHARE_FOR_COPIES, Products
+from luthier.model.kernels.plain_linear import PlainForward
+from luthier.model.kernels.products import has_kernel
 from tests.tiny import tiny_llama
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -74,3 +76,15 @@ def test_the_layers_come_back_after_an_error_and_changed_ones_stay(model):
         assert model.lm_head.forward is own
         raise KeyError
     assert own_forwards(model) == ["lm_head"]
+
+
+def test_layers_that_training_has_changed_come_back_as_they_were(model):
+    if not has_kernel(torch.float32):
+        pytest.skip("oneDNN does not multiply here")
+    layer = model.lm_head
+    own = layer.forward = PlainForward(layer)
+    expected = model(IDS).logits
+    with Products(model, PLENTY).in_use():
+        assert layer.forward is not own
+        torch.testing.assert_close(model(IDS).logits, expected, atol=1e-6, rtol=0)
+    assert layer.forward is own

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from luthier.model.kernels.products import product
+
 CHUNK_ELEMENTS = 2**26
 """Logits held at a time: 64 Mi numbers, 256 MB in float32."""
 SCALED_ROWS = 8192
@@ -67,7 +69,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=at_least_float32(hidden.dtype), device=hidden.device)
         best = torch.empty_like(targets)
         for part in _chunks(hidden, weight):
-            logits = linear(hidden[part], matrix, own_bias)
+            logits = _logits(hidden[part], matrix, own_bias)
             own = None if weights is None else weights[part]
             best[part] = most_likely(logits)
             loss, d_logits = _chunk_loss(logits.to(total.dtype), targets[part], label_smoothing, own, weigh)
@@ -148,7 +150,11 @@ def in_format_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
 
 def chunk_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice) -> Tensor:
     """(c, V) logits of the positions `part`, in float32 or wider. All of one format."""
-    return linear(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
+    return _logits(hidden[part], matrix, bias).to(at_least_float32(hidden.dtype))
+
+
+def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return product(hidden, matrix) if bias is None else linear(hidden, matrix, bias)
 
 
 def _scaled_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, part: slice, temperature: float) -> Tensor:
@@ -207,7 +213,7 @@ def _accumulate(grads: list[Tensor | None], d_logits: Tensor, hidden: Tensor, ma
     d_logits = d_logits.to(hidden.dtype)
     d_hidden, d_weight, d_bias = grads
     if d_hidden is not None:
-        d_hidden[part] = d_logits @ matrix
+        d_hidden[part] = product(d_logits, matrix.T)
     if d_weight is not None:
         d_weight += (d_logits.T @ hidden[part]).to(d_weight.dtype)
     if d_bias is not None:

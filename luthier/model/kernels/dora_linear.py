@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.model.kernels.lora_linear import Weight, keep_weight, weight_of
+from luthier.model.kernels.products import product
 
 
 class DoraLinear(torch.autograd.Function):
@@ -27,8 +28,8 @@ class DoraLinear(torch.autograd.Function):
     ) -> Tensor:
         """x (N, I), weight (O, I), bias (O), a (r, I), b (O, r), c (O) -> (N, O)."""
         kept = keep_weight(ctx, weight)
-        low = x @ a.T
-        u = (x @ weight_of(ctx, kept).T).addmm_(low, b.T, alpha=scaling)
+        low = product(x, a)
+        u = product(x, weight_of(ctx, kept)).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(x, kept, a, b, c, low, u)
         ctx.scaling = scaling
         return u * c if bias is None else torch.addcmul(bias, u, c)
@@ -38,10 +39,10 @@ class DoraLinear(torch.autograd.Function):
         x, weight, a, b, c, low, u = ctx.saved_tensors
         needs_x, _, _, needs_a, needs_b, needs_c, _ = ctx.needs_input_grad
         du = dy * c
-        d_low = (du @ b).mul_(ctx.scaling)
-        dx = (du @ weight_of(ctx, weight)).addmm_(d_low, a) if needs_x else None
-        da = d_low.T @ x if needs_a else None
-        db = (du.T @ low).mul_(ctx.scaling) if needs_b else None
+        d_low = product(du, b.T).mul_(ctx.scaling)
+        dx = product(du, weight_of(ctx, weight).T).addmm_(d_low, a) if needs_x else None
+        da = product(d_low.T, x.T) if needs_a else None
+        db = product(low.T, du.T).T.mul_(ctx.scaling) if needs_b else None
         dc = (dy * u).sum(0) if needs_c else None
         return dx, None, None, da, db, dc, None
 

@@ -1,4 +1,4 @@
-"""Which modules of a model compute with the kernels of this folder: LoRA layers, RMSNorms, gated MLPs and rotations.
+"""Which modules of a model compute with the kernels of this folder: linear layers, RMSNorms, gated MLPs and rotations.
 
 What a module computes is not looked up in a list of classes. Its `forward` is tried on a few numbers and has to give
 what the formula of the kernel gives; every other module stays as it is. So it makes no difference whether the code
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.kernels.lora_layers import computed_together, fuse_lora, project, project_gated
+from luthier.model.kernels.plain_linear import fuse_plain
 from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm, rms_norm
 from luthier.model.kernels.rotary import Rotating, rotation_of
 from luthier.model.kernels.swiglu import SILU, Activation, activation_of
@@ -44,6 +45,7 @@ def fuse(model: nn.Module) -> None:
         for module in model.modules():
             if "forward" not in vars(module):
                 _fuse_module(module, trials)
+        fuse_plain(model)
 
 
 def _fuse_module(module: nn.Module, trials: Trials) -> None:

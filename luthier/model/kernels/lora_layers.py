@@ -15,6 +15,7 @@ from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
 from luthier.model.kernels.lora_copies import Copies, has_one_adapter, learned_by
 from luthier.model.kernels.lora_linear import Weight, factors_of, lora_linear
+from luthier.model.kernels.plain_linear import has_own_products
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
 from luthier.model.modules import unwrap
 
@@ -209,7 +210,7 @@ def can_be_fused(layer: Any) -> bool:
         return False
     if _class_of(base) not in BASES or any(type(part) is not nn.Linear for part in (a, b)):
         return False
-    if any("forward" in vars(part) or has_hooks(part) for part in (base, a, b)):
+    if any(("forward" in vars(part) and not has_own_products(part)) or has_hooks(part) for part in (base, a, b)):
         return False
     return a.bias is None and b.bias is None and not any(one.requires_grad for one in base.parameters())
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.model.kernels.products import added_product, product, product_into
 from luthier.model.kernels.swiglu import Activation, gated, gated_backward
 
 Weight = Tensor | Callable[[], Tensor]
@@ -87,11 +88,11 @@ class LoraLinear(torch.autograd.Function):
         *learned: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = x if up is None or activation is None else gated(x, up, activation)
-        low = inputs @ factors.a.T
+        low = product(inputs, factors.a)
         outputs = []
         for weight, bias, own_low, b in zip(weights, biases, _columns(low, factors.ranks), factors.b, strict=True):
             matrix = weight if isinstance(weight, Tensor) else weight()
-            y = inputs @ matrix.T if bias is None else torch.addmm(bias, inputs, matrix.T)
+            y = product(inputs, matrix) if bias is None else torch.addmm(bias, inputs, matrix.T)
             outputs.append(y.addmm_(own_low, b.T))
         tensors = (weight if isinstance(weight, Tensor) else None for weight in weights)
         ctx.save_for_backward(x, up, low, factors.a, *factors.b, *tensors)
@@ -107,13 +108,13 @@ class LoraLinear(torch.autograd.Function):
         needs = ctx.needs_input_grad
         d_low = torch.empty_like(low)
         for one, own_b, d in zip(dy, b, _columns(d_low, ranks), strict=True):
-            torch.mm(one, own_b, out=d)
+            product_into(d, one, own_b.T)
         dx = None
         if needs[0] or needs[1]:
             matrices = (weight if make is None else make() for weight, make in zip(kept, ctx.dequantize, strict=True))
-            dx = dy[0] @ next(matrices)
+            dx = product(dy[0], next(matrices).T)
             for one, matrix in zip(dy[1:], matrices, strict=True):
-                dx.addmm_(one, matrix)
+                dx = added_product(dx, one, matrix.T)
             dx.addmm_(d_low, a)
         du = None
         inputs = x
@@ -135,12 +136,12 @@ def _gradients(
     memory = x.new_empty(sum(shape.numel() for shape in shapes))
     parts = _views(memory, shapes)
     if needs_a:
-        torch.mm(d_low.T, x, out=parts[0])
+        product_into(parts[0], d_low.T, x.T)
     ranks = [one.shape[1] for one in b]
     own_parts = parts[needs_a:]
     for one, own_low, scaling, d in zip(dy, _columns(low, ranks), ctx.scalings, own_parts, strict=False):
         if d.device.type == "cpu":  # in float32 this takes a fourth of the time
-            torch.mul((own_low.T @ one).T, scaling, out=d)
+            torch.mul(product(own_low.T, one.T).T, scaling, out=d)
         else:
             torch.addmm(d, one.T, own_low, beta=0, alpha=scaling, out=d)
     parts = _views(memory.to(ctx.format), shapes)

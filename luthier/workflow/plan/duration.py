@@ -60,11 +60,13 @@ def _is_timed(product: Product, operations: int) -> bool:
 @lru_cache(maxsize=256)
 def product_seconds(product: Product) -> float:
     """Of a product on the CPU, the second time that it is computed."""
+    from luthier.model.kernels.products import product as computed
+
     left = _matrix(product.rows, product.inner, product.is_left_transposed, product.dtype)
     right = _matrix(product.inner, product.columns, product.is_right_transposed, product.dtype)
-    left @ right
+    computed(left, right.T)
     start = time.perf_counter()
-    left @ right
+    computed(left, right.T)
     return time.perf_counter() - start
 
 
@@ -79,12 +81,14 @@ def measured_speed(dtype: "torch.dtype", device: str, size: int) -> Speed:
     """Of (512 or 8192, size) x (size, size), and of sums of such rows that are all kept, as activations are."""
     import torch
 
+    from luthier.model.kernels.products import product as computed
+
     if device == "cpu":
         keep_freed_blocks()  # as in training
     num_rows, kept_bytes = (NUM_ROWS, KEPT_BYTES) if device == "cpu" else (NUM_DEVICE_ROWS, KEPT_DEVICE_BYTES)
     rows, square = (torch.ones(count, size, dtype=dtype, device=device) for count in (num_rows, size))
     num_kept = -(-kept_bytes // rows.nbytes)
-    product = _best_seconds(lambda: rows @ square)
+    product = _best_seconds(lambda: computed(rows, square.T))
     additions = _best_seconds(lambda: reduce(_kept_sum, range(num_kept), [rows])[-1])
     num_bytes = 3 * rows.nbytes * num_kept
     return Speed(

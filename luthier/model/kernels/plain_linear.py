@@ -1,0 +1,66 @@
+"""Linear layers without an adapter, whose products are those of `luthier.model.kernels.products`.
+
+    y = x W^T + b        dx = dy W        dW = dy^T x        db = sum over tokens of dy
+
+N tokens, I inputs, O outputs. x is (..., I) and becomes (N, I).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from luthier.model.kernels.products import is_better_here, is_faster, one_dnn, product
+
+LEAST_WEIGHTS = 2**16
+"""Of a layer whose products are worth it for a few hundred tokens."""
+
+
+class PlainForward:
+    """The `forward` of a linear layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        if torch.compiler.is_compiling() or x.ndim < 2 or not is_faster(x.flatten(0, -2), weight):
+            return linear(x, weight, bias)
+        y: Tensor = PlainLinear.apply(x.flatten(0, -2), weight, bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class PlainLinear(torch.autograd.Function):
+    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return one_dnn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        dx = product(dy, weight.T) if needs_x else None
+        return dx, dy.T @ x if needs_weight else None, dy.sum(0) if needs_bias else None
+
+
+def has_own_products(layer: nn.Module) -> bool:
+    """Whether `fuse_plain` has changed this layer, which computes the same as before."""
+    return isinstance(vars(layer).get("forward"), PlainForward)
+
+
+def fuse_plain(model: nn.Module) -> None:
+    """Let the linear layers of `model` compute so where that is faster."""
+    if not is_better_here():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in vars(module) and _may_be_faster(module.weight):
+            module.forward = PlainForward(module)  # type: ignore[method-assign,assignment]
+
+
+def _may_be_faster(weight: Tensor) -> bool:
+    is_float32 = weight.dtype is torch.float32 and weight.device.type == "cpu"
+    return is_float32 and type(weight) is nn.Parameter and weight.numel() >= LEAST_WEIGHTS

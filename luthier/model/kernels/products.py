@@ -1,0 +1,94 @@
+"""Products of float32 matrices on an AMD processor, computed by oneDNN instead of MKL.
+
+PyTorch leaves them to MKL, which is slower there. On two cores of an EPYC 9004, the layers of SmolLM2-135M for 690 to
+2,000 tokens:
+
+    x W^T, dy W              MKL 160 to 200, oneDNN 205 to 220 GFLOP/s
+    x A^T, dy B, dy^T low    of rank 8 and width 1,536: MKL 0.6 to 0.8, oneDNN 0.3 ms
+    dy^T x                   MKL is as fast
+
+oneDNN takes about a millisecond to prepare for each new shape, so small products stay with MKL. In 16 bits PyTorch
+calls oneDNN itself.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.machine import has_amd_cpu
+
+MANY = 2**26
+"""Multiplications of a product from which on oneDNN is faster, if a model has some twenty layers of that shape."""
+NARROW = 64
+"""A product with a side this small takes as long as reading the matrix of the two other sides."""
+MANY_READ = 2**18
+"""Numbers of that matrix from which on oneDNN is faster."""
+FAULTS = (AttributeError, RuntimeError)
+"""What PyTorch raises where it was built without oneDNN, or the processor has no instructions for a format."""
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, I), weight (O, I) -> x weight^T (N, O). Both may be transposed in memory."""
+    return one_dnn(x, weight) if is_faster(x, weight) else x @ weight.T
+
+
+def product_into(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Writes `product` into `out`, which is small."""
+    if is_faster(x, weight):
+        out.copy_(one_dnn(x, weight))
+    else:
+        torch.mm(x, weight.T, out=out)
+
+
+def added_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y (N, O) + `product`, which may be in the memory of `y`."""
+    if not is_faster(x, weight):
+        return y.addmm_(x, weight.T)
+    total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+    return total
+
+
+def is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is the faster one for the product of these matrices, and can compute it."""
+    (num_rows, inner), outer = x.shape, weight.shape[0]
+    num_products, narrowest = num_rows * inner * outer, min(num_rows, inner, outer)
+    is_large = num_products >= MANY or (narrowest <= NARROW and num_products >= MANY_READ * narrowest)
+    return is_large and _has_usual_numbers(x) and _has_usual_numbers(weight) and is_better_here()
+
+
+def _has_usual_numbers(matrix: Tensor) -> bool:
+    is_float32 = matrix.dtype is torch.float32 and matrix.device.type == "cpu"
+    return is_float32 and type(matrix) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+
+
+@cache
+def is_better_here() -> bool:
+    """Whether this is an AMD processor, and PyTorch has both libraries."""
+    return has_amd_cpu() and torch.backends.mkl.is_available() and has_kernel(torch.float32)
+
+
+@cache
+def has_kernel(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in this format on this processor."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(2, 16, dtype=dtype, device="cpu"), torch.eye(16, dtype=dtype, device="cpu")
+    try:
+        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        return torch.equal(one_dnn(x, weight), x) and torch.equal(one_dnn(x, packed(weight, len(x))), x)
+    except FAULTS:
+        return False
+
+
+def one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., I), weight (O, I) or what `packed` made of it, bias (O,) -> (..., O). Without gradients."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return y
+
+
+def packed(weight: Tensor, num_rows: int) -> Tensor:
+    """A copy of weight (O, I) in the order in which oneDNN reads it, for inputs of `num_rows` rows."""
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), num_rows)
+    return copy

@@ -1,0 +1,90 @@
+"""Products by oneDNN: the numbers of float64, whatever the order in memory, and only where they are asked for."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.model.kernels import products
+
+needs_kernel = pytest.mark.skipif(not products.has_kernel(torch.float32), reason="oneDNN is not in this PyTorch")
+SIDES = st.integers(min_value=1, max_value=70)
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """oneDNN for every size, on any processor."""
+    for name in ("MANY", "MANY_READ"):
+        monkeypatch.setattr(products, name, 0)
+    monkeypatch.setattr(products, "is_better_here", lambda: True)
+
+
+@st.composite
+def matrices(draw):
+    """Two matrices with the same inner side, each as it is, transposed in memory, or part of a larger one."""
+    num_rows, inner, outer, seed = draw(SIDES), draw(SIDES), draw(SIDES), draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows, columns):
+        kind = draw(st.sampled_from(["plain", "transposed", "part", "transposed part"]))
+        more = 3 if "part" in kind else 0
+        shape = (columns, rows) if "transposed" in kind else (rows, columns)
+        whole = torch.randn(shape[0] + more, shape[1] + more, generator=generator)
+        part = whole[more : more + shape[0], more : more + shape[1]]
+        return part.T if "transposed" in kind else part
+
+    return matrix(num_rows, inner), matrix(outer, inner)
+
+
+@needs_kernel
+@settings(max_examples=200, deadline=None)
+@given(matrices())
+def test_the_numbers_are_those_of_float64(pair):
+    x, weight = pair
+    assert products.is_faster(x, weight)
+    expected = x.double() @ weight.double().T
+    y = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    columns = torch.zeros(len(x), 2 * len(weight))[:, ::2]
+    products.product_into(columns, x, weight)
+    for found, wanted in (
+        (products.product(x, weight), expected),
+        (products.added_product(y.clone(), x, weight), expected + y.double()),
+        (columns, expected),
+    ):
+        torch.testing.assert_close(found.double(), wanted, atol=2e-5, rtol=1e-5)
+
+
+@needs_kernel
+def test_other_formats_and_tensors_stay_with_pytorch():
+    x, weight = torch.randn(4, 8), torch.randn(3, 8)
+
+    class Marked(torch.Tensor):
+        pass
+
+    assert products.is_faster(x, torch.nn.Parameter(weight))
+    assert not products.is_faster(x.double(), weight.double())
+    assert not products.is_faster(x.bfloat16(), weight.bfloat16())
+    assert not products.is_faster(x.to("meta"), weight.to("meta"))
+    assert not products.is_faster(x, weight.as_subclass(Marked))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.product(x, weight).dtype is torch.bfloat16
+
+
+def test_small_products_and_other_processors_stay_with_pytorch(monkeypatch):
+    monkeypatch.undo()
+    is_better = products.is_better_here()
+    large, low = torch.empty(700, 576), torch.empty(8, 576)
+    assert products.is_faster(large, torch.empty(576, 576)) == is_better
+    assert products.is_faster(large, low) == is_better
+    assert not products.is_faster(large[:300], low)
+    assert not products.is_faster(torch.empty(100, 576), torch.empty(576, 576))
+    monkeypatch.setattr(products, "is_better_here", lambda: False)
+    assert not products.is_faster(large, torch.empty(576, 576))
+
+
+def test_the_trial_of_the_library_does_not_depend_on_where_it_is_made():
+    products.has_kernel.cache_clear()
+    with torch.device("meta"):
+        found = products.has_kernel(torch.float32)
+    products.has_kernel.cache_clear()
+    assert found == products.has_kernel(torch.float32)
