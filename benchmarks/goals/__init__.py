@@ -7,7 +7,7 @@ child      runs one program: luthier, the reference by hand, or one of the peers
 rows       measures -> the table in docs/benchmarks.md
 
 training   sft, QLoRA, dpo, rm, kto, gkd against the reference; share of the machine's matrix peak
-answers    greedy decoding, rollouts
+answers    greedy decoding, rollouts; the programs that answer are in answer_programs
 startup    CPU seconds before the work begins
 growth     more rows, longer steps
 """

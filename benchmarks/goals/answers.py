@@ -1,6 +1,6 @@
 """Tokens per second of answers: greedy, one at a time, against `generate()`; and rollouts of eight against one.
 
-`python -m benchmarks.goals.answers KIND MODEL ROUNDS` measures one kind in its own process and prints a JSON object.
+`python -m benchmarks.goals.answers MODEL ROUNDS` measures rollouts in its own process and prints a JSON object.
 """
 
 import json
@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.goals.rows import Row
-from benchmarks.goals.turns import ROOT, ProgramFailed, Ratio
+from benchmarks.goals.training import command, memory_cell, work_file
+from benchmarks.goals.turns import ROOT, ProgramFailed, Ratio, take_turns
 
 if TYPE_CHECKING:
     from benchmarks.goals.training import Setting
@@ -33,33 +34,6 @@ def alternately(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
             if number:
                 found[name].append(time.perf_counter() - start)
     return found
-
-
-def decode(model_folder: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    import torch
-    from transformers import GenerationConfig
-
-    from benchmarks.bench_generate import loop, prompts, together
-    from luthier.infer.engines.huggingface import HuggingFaceModel
-    from luthier.infer.types import Settings
-    from luthier.model.files.sources import ModelSource
-    from luthier.model.loading.load import load_model
-    from luthier.model.tokenizer import load_tokenizer
-
-    source = ModelSource(model_folder)
-    # Each has its own copy, since the engine changes how layers compute while it answers.
-    model, own = (load_model(source, dtype=getattr(torch, dtype)).eval() for _ in range(2))
-    asked = prompts(1, PROMPT, model.config.vocab_size)
-    config = GenerationConfig(do_sample=False, max_new_tokens=ANSWER, min_new_tokens=ANSWER, pad_token_id=0)
-    engine = HuggingFaceModel(own, load_tokenizer(source), [], max_rows=1)
-    settings = Settings(do_sample=False, max_new_tokens=ANSWER, ignore_eos=True)
-    return alternately(
-        {
-            "reference": lambda: loop(model, asked, config),
-            "luthier": lambda: together(engine, asked, settings),
-        },
-        rounds,
-    )
 
 
 def rollouts(model_folder: str, rounds: int) -> dict[str, list[float]]:
@@ -87,24 +61,29 @@ def rollouts(model_folder: str, rounds: int) -> dict[str, list[float]]:
     return alternately({"one": partial(sample, 1), "many": partial(sample, NUM_ANSWERS)}, rounds)
 
 
-def measured(kind: str, setting: "Setting") -> dict[str, list[float]]:
-    words = [sys.executable, "-m", "benchmarks.goals.answers", kind, str(setting.model), str(setting.num_steps)]
+def measured_rollouts(setting: "Setting") -> dict[str, list[float]]:
+    words = [sys.executable, "-m", "benchmarks.goals.answers", str(setting.model), str(setting.num_steps)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        raise ProgramFailed(f"answers {kind} ended with status {done.returncode}:\n{done.stderr[-1000:]}")
+        raise ProgramFailed(f"rollouts ended with status {done.returncode}:\n{done.stderr[-1000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_decode(dtype: str, setting: "Setting") -> list[Row]:
-    found = measured(dtype, setting)
-    speeds = {name: ANSWER / statistics.median(seconds) for name, seconds in found.items()}
-    ratio = Ratio.of(found["reference"], found["luthier"])
-    remark = f"{speeds['reference']:.1f} -> {speeds['luthier']:.1f} tokens/s against generate()"
-    return [Row(f"greedy decoding, batch 1, {dtype}", "2x", str(ratio), note=remark)]
+    keys = {"model_name_or_path": str(setting.model)}
+    settings = {"dtype": dtype, "prompt": PROMPT, "answer": ANSWER, "turns": setting.num_steps + 1}
+    file = work_file(setting.folder, f"decode-{dtype}", keys, None, **settings)
+    found = take_turns({name: command(f"{name}-answers", file) for name in ("reference", "luthier")})
+    reference, ours = found["reference"], found["luthier"]
+    speeds = [ANSWER / one.median for one in (reference, ours)]
+    remark = f"{speeds[0]:.1f} -> {speeds[1]:.1f} tokens/s against generate()"
+    ratio = Ratio.of(reference.seconds, ours.seconds)
+    cell = memory_cell(reference, ours)
+    return [Row(f"greedy decoding, batch 1, {dtype}", "2x", str(ratio), memory=cell, note=remark)]
 
 
 def measure_rollouts(setting: "Setting") -> list[Row]:
-    found = measured("rollouts", setting)
+    found = measured_rollouts(setting)
     ratio = Ratio.of([NUM_ANSWERS * one for one in found["one"]], found["many"])
     one, many = (n * ANSWER / statistics.median(found[name]) for name, n in (("one", 1), ("many", NUM_ANSWERS)))
     remark = f"{one:.1f} -> {many:.1f} tokens/s, sampled from the same prompt"
@@ -118,13 +97,11 @@ MEASURES: dict[str, Callable[["Setting"], list[Row]]] = {
 }
 
 
-def main(kind: str, model_folder: str, rounds: str) -> None:
+def main(model_folder: str, rounds: str) -> None:
     from luthier.core.log import silence_libraries
 
     silence_libraries()
-    is_rollout = kind == "rollouts"
-    found = rollouts(model_folder, int(rounds)) if is_rollout else decode(model_folder, kind, int(rounds))
-    print(json.dumps(found))
+    print(json.dumps(rollouts(model_folder, int(rounds))))
 
 
 if __name__ == "__main__":

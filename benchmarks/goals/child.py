@@ -18,10 +18,12 @@ PROGRAMS = {
     "luthier": "benchmarks.goals.luthier_program",
     "reference": "benchmarks.goals.reference",
     "peak": "benchmarks.goals.machine_peak",
+    "reference-answers": "benchmarks.goals.answer_programs:run_reference",
+    "luthier-answers": "benchmarks.goals.answer_programs:run_luthier",
     "llamafactory": "benchmarks.peers.llamafactory_program",
     "trl": "benchmarks.peers.trl_program",
 }
-"""Name -> module with `run(work, clock)`. The peers are imported in environments of their own."""
+"""Name -> module with `run(work, clock)`, or module:function. The peers are imported in environments of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Work:
 def main(program: str, work_file: str) -> None:
     work = Work(**json.loads(Path(work_file).read_text(encoding="utf-8")))
     clock = Clock()
-    run: Callable[[Work, Clock], None] = import_module(PROGRAMS[program]).run
+    module, _, function = PROGRAMS[program].partition(":")
+    run: Callable[[Work, Clock], None] = getattr(import_module(module), function or "run")
     run(work, clock)
     clock.finish()
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from luthier.core.log import info
 from luthier.infer.cache import new_cache
+from luthier.infer.products import together
 from luthier.model.attention import PER_SAMPLE
 from luthier.model.classes import CACHE_NAMES
 from luthier.model.kernels import fuse
@@ -91,48 +92,46 @@ class _Layer:
     def __init__(self, layer: Any, trials: fuse.Trials) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norms = _Norm(layer.input_layernorm, trials), _Norm(layer.post_attention_layernorm, trials)
-        self.q, self.k, self.v, self.o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        self.qkv = together([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o = attention.o_proj
         names = ("q_norm", "k_norm") if "q_norm" in attention._modules else ()
         self.head_norms = tuple(_Norm(attention._modules[name], trials) for name in names)
         self.width, self.scaling = (_required(vars(attention).get(name), attention) for name in ("head_dim", "scaling"))
+        self.num_heads = attention.o_proj.in_features // self.width
         self.activation = _required(fuse.activation_in_use(mlp, trials), mlp)
-        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate_up, self.down = together([mlp.gate_proj, mlp.up_proj]), mlp.down_proj
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, stored: Any) -> Tensor:
         """x (B, 1, D), cos and sin (B, 1, d) with the sign of the rotation in sin -> (B, 1, D)"""
-        num_rows, width = len(x), self.width
-        normed = self.norms[0](x)
-        q, k, v = (one(normed).view(num_rows, -1, width) for one in (self.q, self.k, self.v))
+        num_rows, width, num_heads = len(x), self.width, self.num_heads
+        heads = self.qkv(self.norms[0](x)).view(num_rows, -1, width)
+        num_keys = (heads.shape[1] - num_heads) // 2
+        both, v = heads[:, :-num_keys], heads[:, -num_keys:]
         if self.head_norms:
-            q, k = self.head_norms[0](q), self.head_norms[1](k)
-        both, num_heads, num_keys = torch.cat([q, k], 1), q.shape[1], k.shape[1]
+            both = torch.cat([self.head_norms[0](both[:, :num_heads]), self.head_norms[1](both[:, num_heads:])], 1)
         both = both * cos + both.roll(width // 2, -1) * sin
         keys, values = stored.update(both[:, num_heads:, None], v[:, :, None])
         q = both[:, :num_heads].view(num_rows, num_keys, -1, width)  # queries with the same keys, as if one sequence
         out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scaling)
         x = x + self.o(out.reshape(num_rows, 1, -1))
-        normed = self.norms[1](x)
-        return x + self.down(self.activation.apply(self.gate(normed)) * self.up(normed))
+        gate, up = self.gate_up(self.norms[1](x)).chunk(2, -1)
+        return x + self.down(self.activation.apply(gate) * up)
 
 
 class _Norm:
     """RMSNorm as in `luthier.model.kernels.rms_norm`, without what its gradient needs."""
 
     def __init__(self, module: Any, trials: fuse.Trials) -> None:
-        self.module, self.form, self.eps = (
-            module,
-            _required(fuse.form_in_use(module, trials), module),
-            fuse.eps_of(module),
-        )
+        form, weight = _required(fuse.form_in_use(module, trials), module), module.weight.detach()
+        self.eps = fuse.eps_of(module)
+        self.inner = (weight.float() + 1 if form.adds_one else weight.float()) if form.rounds_last else None
+        """What the numbers are multiplied by before they are rounded to the format of x."""
+        self.outer = None if form.rounds_last else weight
+        """And afterwards."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.module.weight
-        wide = x.float()
-        r = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(self.eps).rsqrt_()
-        if not self.form.rounds_last:
-            return (wide * r).to(x.dtype) * weight
-        factor = weight.float() + 1 if self.form.adds_one else weight.float()
-        return (wide * r).mul_(factor).to(x.dtype)
+        y = rms_norm(x.float(), x.shape[-1:], self.inner, self.eps).to(x.dtype)
+        return y if self.outer is None else y * self.outer
 
 
 def lean_step(model: "PreTrainedModel") -> LeanStep | None:

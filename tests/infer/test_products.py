@@ -4,13 +4,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from luthier.infer.products import SHARE_FOR_COPIES, Products
+from luthier.infer.lean_layers import lean_layers
+from luthier.infer.products import SHARE_FOR_COPIES, Products, together
+from luthier.model.kernels.fuse import fuse
 from luthier.model.kernels.plain_linear import PlainForward
-from luthier.model.kernels.products import has_kernel
+from luthier.model.kernels.products import has_kernel, one_dnn
 from tests.tiny import tiny_llama
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 PLENTY = 10**9
+needs_kernel = pytest.mark.skipif(not has_kernel(torch.float32), reason="oneDNN does not multiply here")
 
 
 @pytest.fixture
@@ -88,3 +91,71 @@ def test_layers_that_training_has_changed_come_back_as_they_were(model):
         assert layer.forward is not own
         torch.testing.assert_close(model(IDS).logits, expected, atol=1e-6, rtol=0)
     assert layer.forward is own
+
+
+def counted(monkeypatch):
+    calls = []
+    monkeypatch.setattr("luthier.infer.products.one_dnn", lambda x, *rest: calls.append(x.shape) or one_dnn(x, *rest))
+    return calls
+
+
+@needs_kernel
+def test_layers_with_the_same_input_are_one_product(model, monkeypatch):
+    calls = counted(monkeypatch)
+    expected = model(IDS).logits
+    with Products(model, PLENTY).in_use():
+        found = model(IDS).logits
+    assert len(calls) == 4 * len(model.model.layers) + 1  # q, k, v; o; gate, up; down; the head
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@needs_kernel
+def test_what_was_computed_with_other_numbers_is_not_taken(model):
+    attention = model.model.layers[0].self_attn
+    q, k, v = layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    x, other = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
+    with Products(model, PLENTY).in_use():
+        q(x)
+        x.mul_(2)
+        changed = k(x)
+        v(other)
+        again = k(x)
+        whole = together(layers)(x)
+        parts = [layer(x.flatten(0, 1)) for layer in layers]  # another tensor with the same numbers each time
+    torch.testing.assert_close(changed, k(x), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(again, k(x), atol=1e-6, rtol=1e-5)
+    for found in (whole.flatten(0, 1), torch.cat(parts, -1)):
+        torch.testing.assert_close(found, together(layers)(x).flatten(0, 1), atol=1e-6, rtol=1e-5)
+
+
+@needs_kernel
+def test_layers_are_asked_one_by_one_unless_their_product_is_one(model):
+    attention = model.model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    x = torch.randn(1, 64)
+    with Products(model, PLENTY).in_use():
+        assert together(layers).__name__ == "whole"
+        for others in (layers[:2], layers[::-1], [*layers[:2], attention.o_proj]):
+            asked = together(others)
+            assert asked.__name__ != "whole"
+            torch.testing.assert_close(asked(x), torch.cat([layer(x) for layer in others], -1))
+        layers[0].register_forward_hook(lambda *given: given[-1] * 2)
+        assert together(layers).__name__ != "whole"
+
+
+@needs_kernel
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_layers_under_adapters_share_their_product_too(model, monkeypatch, is_fused):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False))
+    adapted.eval().requires_grad_(False)
+    if is_fused:
+        fuse(adapted)
+    expected = adapted(IDS).logits
+    calls = counted(monkeypatch)
+    with lean_layers(adapted), Products(adapted, PLENTY).in_use():
+        found = adapted(IDS).logits
+    num_adapters = 0 if is_fused else 2 * 7  # of which `lean_layers` makes no call
+    assert len(calls) == (4 + num_adapters) * model.config.num_hidden_layers + 1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

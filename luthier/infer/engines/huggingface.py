@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.threads import in_own_thread
 from luthier.infer.concurrency import MAX_CONCURRENT, max_concurrent
 from luthier.infer.engines import Delivery, Engine, Ticket
 from luthier.infer.tickets import QueuedTicket, Streaming
@@ -107,6 +108,10 @@ def free_bytes(model: "PreTrainedModel") -> int | None:
 
 def open_model(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
     """Load the model of a run. End tokens in its generation_config.json are added to `stop_ids`."""
+    return in_own_thread(partial(_opened, run, source, tokenizer, stop_ids))
+
+
+def _opened(run: "InferRun", source: "ModelSource", tokenizer: Any, stop_ids: Collection[int]) -> HuggingFaceModel:
     from luthier.infer.decoding import end_ids
     from luthier.model.backends import load_for_inference
     from luthier.model.embeddings import add_missing_rows

@@ -41,7 +41,7 @@ def fuse(model: nn.Module) -> None:
     """Let `model`, whose adapters are in place, compute with the kernels from now on."""
     trials: Trials = {}
     with torch.random.fork_rng(devices=()):  # dropout in a trial
-        fuse_lora(model, _groups(model, trials))
+        fuse_lora(model, groups_of_one_input(model, trials))
         for module in model.modules():
             if "forward" not in vars(module):
                 _fuse_module(module, trials)
@@ -59,12 +59,17 @@ def _fuse_module(module: nn.Module, trials: Trials) -> None:
             module.forward = partial(_attend, module, rotation, projections)
 
 
-def _groups(model: nn.Module, trials: Trials) -> Iterator[list[nn.Module]]:
-    """The parts of modules that are given the same input."""
+def groups_of_one_input(model: nn.Module, trials: Trials) -> Iterator[Sequence[nn.Module]]:
+    """The parts of modules that are given the same input. `model`: before or after `fuse`."""
     for module in model.modules():
-        if gated_activation(module, trials) is not None:
-            yield [getattr(module, name) for name in GATED_PARTS[:2]]
-        elif parts := _parts_of_one_input(module, trials):
+        own = vars(module).get("forward")
+        if isinstance(own, partial) and own.func is _attend:
+            parts = own.args[2]
+        elif (isinstance(own, partial) and own.func is _gated_mlp) or gated_activation(module, trials) is not None:
+            parts = [getattr(module, name) for name in GATED_PARTS[:2]]
+        else:
+            parts = _parts_of_one_input(module, trials)
+        if parts:
             yield parts
 
 
