@@ -139,7 +139,8 @@ def _below_home(value: Any) -> Any:
 class Draft:
     """A run with all that was found wrong in it so far. Whoever finds more adds it, and `finish` raises once."""
 
-    def __init__(self, command: str, written: Written, *, writes: bool = True) -> None:
+    def __init__(self, command: str, written: Written, *, writes: bool = True, begins: bool = True) -> None:
+        """`begins`: the run starts here, so a library that is missing here is an error, and otherwise a warning."""
         self.command, self.written = command, written
         self.problems = list(written.problems)
         self.warnings: list[Problem] = []
@@ -150,7 +151,7 @@ class Draft:
         self._judge()
         self.run = self._build()
         """With defaults in place of what could not be decoded."""
-        self._apply_rules(writes)
+        self._apply_rules(writes, begins)
 
     def add(self, problems: Iterable[Problem], warnings: Iterable[Problem]) -> None:
         """Add what was found wrong with the values. Keys whose value is unknown are left out."""
@@ -320,11 +321,11 @@ class Draft:
                     given.setdefault(key.current, value)
         return TrainingKeys(MappingProxyType(given))
 
-    def _apply_rules(self, writes: bool) -> None:
+    def _apply_rules(self, writes: bool, begins: bool) -> None:
         """Add the broken rules. A key that is at fault already is not blamed again."""
         at_fault = {problem.key for problem in self.problems}
         for rule in broken_rules(self.command, self.run, writes=writes, unknown=self.unknown):
-            if rule.only_warns:
+            if rule.only_warns or (rule.is_local and not begins):
                 self.add((), [rule.problem()])
             elif rule.keys[0] not in at_fault:
                 self.add([rule.problem()], ())

@@ -3,7 +3,17 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Condition, Rule, all_of, is_given, is_set, not_, value_of, warning
+from luthier.config.rules.engine import (
+    Condition,
+    Rule,
+    all_of,
+    is_given,
+    is_set,
+    missing_library,
+    not_,
+    value_of,
+    warning,
+)
 from luthier.core.versions import is_installed
 from luthier.stages import FrozenModelSpec
 
@@ -37,9 +47,9 @@ def bits_of_other(key: str, model_key: str) -> tuple[Rule, ...]:
             f"name {model_key}, or leave it out",
             all_of(is_given("method", key), not_(is_given("method", model_key))),
         ),
-        Rule(
-            (key,),
-            "needs the library bitsandbytes, which is not installed",
+        missing_library(
+            key,
+            "bitsandbytes",
             "pip install 'luthier[bnb]'",
             lambda run: bits(run) in (4, 8) and not is_installed("bitsandbytes"),
         ),

@@ -29,7 +29,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     `begins`: the run starts now, so its model and libraries must be here; otherwise they may be on another machine, and
     what is missing is a warning. `writes` false: the run is only inspected, so it needs no output folder.
     """
-    draft = Draft(command, written, writes=writes)
+    draft = Draft(command, written, writes=writes, begins=begins)
     run = draft.run
     draft.add(*content_problems(run, draft.unknown, others=not begins))
     trained = run if isinstance(run, TrainRun) and not isinstance(run, EvalRun) else None

@@ -44,6 +44,27 @@ def test_check_looks_at_what_the_keys_point_to(folder, capsys, keys, message):
 
 
 @pytest.mark.parametrize(
+    ("keys", "asks"),
+    [
+        ({"use_unsloth": True}, "unsloth.is_installed"),
+        ({"enable_liger_kernel": True}, "model.features.liger.is_installed"),
+        ({"use_kt": True}, "ktransformers.missing_packages"),
+        ({"optim": "paged_adamw_8bit"}, "optim.is_installed"),
+    ],
+)
+def test_a_library_may_be_on_another_machine(folder, capsys, monkeypatch, keys, asks):
+    """So check warns of one that is missing, and the run itself does not start."""
+    place = f"luthier.{asks}" if asks.startswith("model") else f"luthier.config.rules.{asks}"
+    monkeypatch.setattr(place, lambda *name: "kt-kernel" if "packages" in asks else False)
+    run = write(folder, **keys)
+    assert cli.main(["check", run]) == 0
+    captured = capsys.readouterr()
+    assert " installed" in captured.out and f"{next(iter(keys))}: " in captured.out and captured.err == ""
+    assert cli.main(["train", run]) == 2
+    assert f"{next(iter(keys))}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("keys", "kind"),
     [
         ({"model_name_or_path": "m", "export_dir": "e"}, "export"),

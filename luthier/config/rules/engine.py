@@ -37,6 +37,8 @@ class Rule:
     """The commands that the rule is for, of those that read the group it stands in."""
     for_rows: bool = True
     """Whether it also applies to `luthier data`, which shows rows and neither trains nor writes."""
+    is_local: bool = False
+    """Whether it is about what is installed here. A run that starts on another machine may break it."""
     file: str = ""
     """Where the first key stands, if it is not a key of the run file, e.g. `environment`."""
 
@@ -61,6 +63,11 @@ def in_training(*rules: Rule) -> tuple[Rule, ...]:
 def warning(keys: tuple[str, ...], reason: str, remedy: str, broken: Condition) -> Rule:
     """A rule that warns and stops nothing."""
     return Rule(keys, reason, remedy, broken, only_warns=True)
+
+
+def missing_library(key: str, library: str, remedy: str, broken: Condition) -> Rule:
+    """A rule about a library that a run needs. `broken`: whether this run needs it and it is not installed."""
+    return Rule((key,), f"needs the library {library}, which is not installed", remedy, broken, is_local=True)
 
 
 @dataclass(frozen=True, slots=True)

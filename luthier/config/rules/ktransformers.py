@@ -40,13 +40,14 @@ def _folder_escapes(run: Any) -> bool:
 
 KT_RULES = Rules(
     (
-        _with_kt.refuses(
+        Rule(
             ("use_kt",),
             f"needs the packages {', '.join(PACKAGES)}, which are not all installed; they take the place of"
             " transformers and accelerate, so they need an environment of their own",
             "make one as docs/models.md says, or leave it out and see quantization_bit and use_unsloth_gc for models"
             " that do not fit into memory",
-            lambda run: bool(missing_packages()),
+            all_of(is_set("kt", "use_kt"), lambda run: bool(missing_packages())),
+            is_local=True,
         ),
         Rule(
             ("kt_cpu_activation", "use_kt"),

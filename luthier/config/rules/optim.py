@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.config.rules.engine import Condition, Rule, Rules, all_of, is_other_than, is_set, not_, warning
+from luthier.config.rules.engine import (
+    Condition,
+    Rule,
+    Rules,
+    all_of,
+    is_other_than,
+    is_set,
+    missing_library,
+    not_,
+    warning,
+)
 from luthier.core.versions import is_installed
 
 _OF_BITSANDBYTES = (
@@ -59,9 +69,9 @@ def _optim_is_in(values: tuple[str, ...]) -> Condition:
 
 
 def _needs_library(module: str, values: tuple[str, ...], remedy: str) -> Rule:
-    return Rule(
-        ("optim",),
-        f"needs the library {module}, which is not installed",
+    return missing_library(
+        "optim",
+        module,
         remedy,
         all_of(_optim_is_in(values), lambda run: run.trains, lambda run: not is_installed(module)),
     )

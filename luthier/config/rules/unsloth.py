@@ -4,7 +4,17 @@ from typing import Any
 
 from luthier.config.keys.quantization import GROWING_KEYS
 from luthier.config.keys.sharding import shards_weights
-from luthier.config.rules.engine import Rules, When, all_of, is_changed, is_given, is_set, is_turned_on, warning
+from luthier.config.rules.engine import (
+    Rules,
+    When,
+    all_of,
+    is_changed,
+    is_given,
+    is_set,
+    is_turned_on,
+    missing_library,
+    warning,
+)
 from luthier.config.rules.model import scores_with_adapter
 from luthier.core.kinds import STAGES
 from luthier.core.versions import is_installed
@@ -23,7 +33,8 @@ _OWN_WAY = {
 """Key -> what unsloth decides by itself."""
 
 
-_with_unsloth = When(is_set("model", "use_unsloth"))
+_uses_unsloth = is_set("model", "use_unsloth")
+_with_unsloth = When(_uses_unsloth)
 
 
 def _trains_lora(run: Any) -> bool:
@@ -39,11 +50,11 @@ def _cannot_quantize(run: Any) -> bool:
 
 UNSLOTH_RULES = Rules(
     (
-        _with_unsloth.refuses(
-            ("use_unsloth",),
-            "needs the library unsloth, which is not installed (and a GPU)",
-            f"{INSTALL}; or leave it out",
-            lambda run: not is_installed("unsloth"),
+        missing_library(
+            "use_unsloth",
+            "unsloth",
+            f"{INSTALL}, on a machine with a GPU; or leave it out",
+            all_of(_uses_unsloth, lambda run: not is_installed("unsloth")),
         ),
         _with_unsloth.refuses(
             ("adapter_name_or_path", "use_unsloth"),

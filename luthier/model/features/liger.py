@@ -7,7 +7,7 @@ labeled positions only, which saves more memory.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.config.rules.engine import Rule, Rules, in_training
+from luthier.config.rules.engine import Rules, in_training, missing_library
 from luthier.core.log import info, warn
 from luthier.core.versions import is_installed
 from luthier.model.features import Feature, Purpose
@@ -24,9 +24,9 @@ class LigerConfig:
 
 RULES = Rules(
     in_training(
-        Rule(
-            ("enable_liger_kernel",),
-            "needs the library liger-kernel, which is not installed",
+        missing_library(
+            "enable_liger_kernel",
+            "liger-kernel",
             "pip install liger-kernel",
             lambda run: run.features.liger.enable_liger_kernel and not is_installed("liger_kernel"),
         ),
