@@ -49,6 +49,9 @@ COMMANDS = {
 WITH_OPTIONS = ("data", "template", "webui", "expand", "verify")
 """Commands whose own parser prints the help, with every option."""
 
+OF_V1 = {"sft": "train", "dpo": "train", "rm": "train", "merge": "export"}
+"""Command of LLaMA-Factory's v1 -> command; the key `stage` decides what `train` trains."""
+
 LEAVING_NOTHING = ("plan", "chat")
 """Commands that load PyTorch and have written all that they write when they return."""
 
@@ -169,6 +172,9 @@ def _command_help(name: str, rest: list[str]) -> int:
 def _unknown(name: str) -> str:
     from luthier.core.registry import did_you_mean
 
+    if name in OF_V1:
+        stage = f" with stage: {name}" if OF_V1[name] == "train" else ""
+        return f"`{name}` is a command of v1 of LLaMA-Factory -> use `{OF_V1[name]}`{stage}"
     hint = did_you_mean(name, COMMANDS, lambda command: f"`{command}`")
     return f"unknown command `{name}`{'; ' if hint else ''}{hint} (`luthier help` lists them)"
 

@@ -72,6 +72,14 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["xyzzy"]) == 2 and "did you mean" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("sft", "`train` with stage: sft"), ("rm", "`train` with stage: rm"), ("merge", "`export`")]
+)
+def test_a_command_of_v1_names_the_command_here(name, remedy, capsys):
+    assert cli.main([name, "run.yaml"]) == 2
+    assert capsys.readouterr().err.rstrip() == f"luthier: `{name}` is a command of v1 of LLaMA-Factory -> use {remedy}"
+
+
 @pytest.fixture
 def command(monkeypatch):
     """Makes `luthier verify` call the given function."""

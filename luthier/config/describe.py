@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from luthier.config.decode import describe_type
 from luthier.config.key_table import TRAINING, Key, catalog
 from luthier.config.masking import masked
+from luthier.config.other_versions import other_key
 from luthier.config.rules.engine import Rule
 from luthier.config.rules.table import all_rules
 from luthier.config.sections import COMMAND_WORDS, RUN_COMMANDS
@@ -111,8 +112,10 @@ def _in_words(rule: Rule) -> str:
 
 
 def explain(name: str) -> str:
-    """All about one key. Raises `UnknownVariant` with the nearest name."""
+    """All about one key. Raises `UnknownVariant` with what to write instead, or with the nearest name."""
     if name not in catalog():
+        if other := other_key(name):
+            raise UnknownVariant(f"{name}: {other.reason} -> {other.remedy}")
         hint = did_you_mean(name, catalog())
         raise UnknownVariant(f"{name}: unknown key" + (f"; {hint}" if hint else ""))
     keys = catalog()[name]

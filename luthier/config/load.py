@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.decode import Misfit, decode, is_null
-from luthier.config.former_keys import named_in, remedy_of
 from luthier.config.interpolate import interpolate
 from luthier.config.key_table import (
     BRIDGE,
@@ -44,6 +43,7 @@ from luthier.config.key_table import (
 from luthier.config.keys.legacy import LegacyTrainingConfig
 from luthier.config.keys.training import OWN_DEFAULTS, TrainingKeys
 from luthier.config.masking import is_secret
+from luthier.config.other_versions import other_key
 from luthier.config.rules.table import broken_rules
 from luthier.config.runs import EvalRun, ExportRun, Features, InferRun, Run, TrainRun
 from luthier.config.sections import Section, is_on
@@ -196,10 +196,10 @@ class Draft:
                     self._blame(name, misfit.reason, key.remedies.get(str(entry.value).lower(), misfit.remedy))
 
     def _unknown(self, name: str) -> None:
-        former = remedy_of(name)
-        close = named_in(former) or nearest(name, catalog())
-        kind = "key of a former version" if former else "unknown key"
-        remedy = former or question(close) or "see docs/reference/keys.md"
+        other = other_key(name)
+        close = other.named if other else nearest(name, catalog())
+        kind = other.reason if other else "unknown key"
+        remedy = other.remedy if other else question(close) or "see docs/reference/keys.md"
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
             self._warn(name, f"{kind}, not read", remedy)
         else:

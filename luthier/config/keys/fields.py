@@ -4,6 +4,7 @@
     shift: bool = refused(False, "reason", "remedy")    # any value but the default is an error, with reason and remedy
     old: str = no_effect("all", "reason")               # accepted; any value but the default is a warning
     stage: str = variant("sft")                         # supported; the values are the names of the registry `stage`
+    kernel: Literal["a"] = choice("a", {"alpha": "..."})  # supported; what to write instead of a name from elsewhere
     former: str = renamed("", "current")                # accepted with a warning, and stored under the key `current`
     start: bool = never_unread(False)                   # supported; an error, not a warning, if nothing reads it
 
@@ -39,6 +40,11 @@ def variant(default: str, also: tuple[str, ...] = (), remedies: Mapping[str, str
     """
     note = {"status": "supported", "variant": True, "also": also, "remedies": remedies or {}}
     return dataclasses.field(default=default, metadata=note)
+
+
+def choice(default: str, remedies: Mapping[str, str]) -> Any:
+    """A supported key with a fixed set of values. `remedies` as in `variant`: of names that other programs have."""
+    return dataclasses.field(default=default, metadata={"status": "supported", "remedies": remedies})
 
 
 def never_unread(default: Any) -> Any:

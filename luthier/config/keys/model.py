@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.config.keys.fields import no_effect, variant
+from luthier.config.keys.fields import choice, no_effect, variant
+
+_NAMES_IN_TRANSFORMERS = {
+    "eager": "set flash_attn: disabled",
+    "flash_attention_2": "set flash_attn: fa2",
+    "flash_attention_3": "set flash_attn: fa3",
+    "flex_attention": "set flash_attn: flex",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +31,7 @@ class ModelConfig:
     """Branch, tag or commit of the model on the hub; `main` is `master` on ModelScope."""
     low_cpu_mem_usage: bool = no_effect(True, "weights are always loaded without a second copy in memory")
     """Load the weights without a second copy in memory."""
-    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3", "flex"] = "auto"
+    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3", "flex"] = choice("auto", _NAMES_IN_TRANSFORMERS)
     """Attention kernel: chosen by transformers, plain, PyTorch's own, FlashAttention 2 or 3, FlexAttention."""
     use_unsloth: bool = False
     """Load, adapt and run the model with the library unsloth, on a GPU; rows are padded."""

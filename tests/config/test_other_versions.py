@@ -1,0 +1,103 @@
+"""Keys of other versions of LLaMA-Factory are errors that name today's key, and nothing else."""
+
+import pytest
+
+from luthier.config import describe
+from luthier.config.key_table import catalog
+from luthier.config.load import load_train
+from luthier.config.other_versions import other_key, table
+from luthier.core.errors import ConfigError, UnknownVariant
+
+BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
+NOT_KEYS = {"columns"}
+"""Names of dataset_info.json in remedies."""
+NAMES = [name.replace("*", "dataset") for name in table()]
+FORMER, V1 = "key of a former version", "key of v1 of LLaMA-Factory"
+LORA_OF_V1 = {
+    "model": "m",
+    "model_class": "llm",
+    "peft_config": {"name": "lora", "r": 16, "target_modules": "all"},
+    "kernel_config": {"name": "auto"},
+    "dist_config": {"name": "fsdp2", "dcp_path": None},
+    "quant_config": None,
+    "train_dataset": "data/rows.yaml",
+    "output_dir": "o",
+    "micro_batch_size": 1,
+    "cutoff_len": 2048,
+    "learning_rate": 1e-4,
+    "max_steps": 10,
+    "sample_backend": "hf",
+    "max_new_tokens": 128,
+}
+
+
+def problems_of(given):
+    with pytest.raises(ConfigError) as caught:
+        load_train(given)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_of_another_version_is_one_error_that_names_keys_of_today(name):
+    assert name not in catalog()
+    known = other_key(name)
+    assert known and known.named and all(key in catalog() or key in NOT_KEYS for key in known.named)
+    (problem,) = problems_of({**BASE, name: "x"})
+    assert (problem.key, problem.reason, problem.remedy) == (name, known.reason, known.remedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "successor"),
+    [
+        ("cache_path", FORMER, "tokenized_path"),
+        ("max_source_length", FORMER, "cutoff_len"),
+        ("max_target_length", FORMER, "cutoff_len"),
+        ("max_samples_per_dataset", FORMER, "max_samples"),
+        ("max_samples_per_ds", FORMER, "max_samples"),
+        ("checkpoint_dir", FORMER, "adapter_name_or_path"),
+        ("dpo_beta", FORMER, "pref_beta"),
+        ("sft_packing", FORMER, "packing"),
+        ("model", V1, "model_name_or_path"),
+        ("train_dataset", V1, "dataset"),
+        ("micro_batch_size", V1, "per_device_train_batch_size"),
+        ("cp_size", V1, "sp_size"),
+    ],
+)
+def test_successors(name, reason, successor):
+    key = other_key(name)
+    assert key and (key.reason, key.named[0]) == (reason, successor)
+
+
+def test_a_run_file_of_v1_is_refused_key_by_key_and_nothing_else_is_said_of_it():
+    """`model` and `train_dataset` say which model and data are meant, so neither is called missing."""
+    problems = problems_of(LORA_OF_V1)
+    shared = {"output_dir", "cutoff_len", "learning_rate", "max_steps", "max_new_tokens"}
+    assert {problem.key for problem in problems} == LORA_OF_V1.keys() - shared
+    assert {problem.reason for problem in problems} == {V1}
+
+
+@pytest.mark.parametrize(("name", "ours"), [("flash_attention_2", "fa2"), ("eager", "disabled")])
+def test_a_kernel_of_attention_by_its_name_in_transformers(name, ours):
+    (problem,) = problems_of({**BASE, "flash_attn": name})
+    assert problem.key == "flash_attn" and problem.remedy == f"set flash_attn: {ours}"
+
+
+def test_a_misspelt_key_is_of_no_other_version():
+    assert other_key("cache_pat") is None and other_key("max_samples_pr") is None
+    (problem,) = problems_of({**BASE, "lora_rnk": 4})
+    assert problem.reason == "unknown key" and "lora_rank" in problem.remedy
+
+
+def test_a_key_of_another_version_is_a_warning_when_extra_keys_are_allowed(monkeypatch):
+    monkeypatch.setenv("ALLOW_EXTRA_ARGS", "1")
+    (warning,) = load_train({**BASE, "cache_path": "x"}).warnings
+    assert warning.reason == f"{FORMER}, not read" and "tokenized_path" in warning.remedy
+
+
+@pytest.mark.parametrize("name", ["cache_path", "micro_batch_size"])
+def test_explain_says_what_to_write_instead(name):
+    key = other_key(name)
+    assert key
+    with pytest.raises(UnknownVariant) as caught:
+        describe.explain(name)
+    assert str(caught.value) == f"{name}: {key.reason} -> {key.remedy}"
