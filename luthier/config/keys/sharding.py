@@ -38,8 +38,13 @@ def zero_stage(run: Any) -> int | None:
 
 def zero_settings(settings: Any) -> Mapping[str, Any]:
     """Those of ZeRO among the settings of DeepSpeed, which itself reports what is wrong; empty if there are none."""
-    zero = settings.get("zero_optimization") if isinstance(settings, Mapping) else None
-    return zero if isinstance(zero, Mapping) else {}
+    return settings_of(settings, "zero_optimization")
+
+
+def settings_of(settings: Any, part: str) -> Mapping[str, Any]:
+    """Those of a part among the settings of DeepSpeed; empty if there are none."""
+    found = settings.get(part) if isinstance(settings, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def deepspeed_settings(run: Any) -> Any:

@@ -1,7 +1,9 @@
 """Rules about `tp_size`: what a run cannot do whose processes hold a part of each layer only."""
 
-from luthier.config.keys.sharding import uses_deepspeed, uses_fsdp
-from luthier.config.rules.engine import Condition, Rules, When, at_least, is_given, is_turned_on
+from typing import Any
+
+from luthier.config.keys.sharding import deepspeed_settings, settings_of, uses_deepspeed, uses_fsdp
+from luthier.config.rules.engine import Condition, Rule, Rules, When, at_least, is_given, is_turned_on
 from luthier.config.rules.parallel import dispatches_batches
 
 _CHOOSE = "leave it out, or leave tp_size out"
@@ -56,8 +58,22 @@ _REFUSED: tuple[tuple[str, str, Condition], ...] = (
     ),
 )
 
+
+def _splits_in_deepspeed(run: Any) -> bool:
+    """DeepSpeed would replace layers after the fast kernels have been put in, which compute with whole weights."""
+    size = settings_of(deepspeed_settings(run), "tensor_parallel").get("autotp_size")
+    return isinstance(size, int) and size > 1
+
+
 TENSOR_PARALLEL_RULES = Rules(
     (
+        Rule(
+            ("deepspeed",),
+            "splits layers (tensor_parallel), which this version does by itself",
+            "leave tensor_parallel out of it, or leave deepspeed out and set tp_size to the number of devices",
+            _splits_in_deepspeed,
+            for_rows=False,
+        ),
         at_least("parallel", "tp_size", 1),
         _splits.refuses(
             ("tp_size", "stage"),

@@ -266,6 +266,7 @@ TRAINING = [
         {"use_swanlab": True, "swanlab_lark_secret": "s"},
     ),
     *(Case({"optim": values[0]}, has_libraries=False) for values, _ in LIBRARIES.values()),
+    Case({"deepspeed": {"zero_optimization": {"stage": 2}, "tensor_parallel": {"autotp_size": 2}}}),
     Case({"deepspeed": {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}}}),
     *(
         Case(keys, environment={"RDZV_ID": "run", "MAX_RESTARTS": "3"})
