@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "declared_media", "load_catalog"]
 
 CATALOG_FILE = "dataset_info.json"
+MOST_NAMES = 5
+"""Of datasets that a run does not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +185,21 @@ def check_datasets(
             errors += [*(_stage_faults(catalog.specs[name], stage) if stage is not None else ()), *found]
             errors += _media_faults(catalog.specs[name], data, stage)
             warnings += notes
-    for name in catalog.names if others else ():
-        if name not in checked:
-            warnings += catalog.errors.get(name, ())
+    if others:
+        warnings += _faults_elsewhere(catalog, checked)
     return errors, warnings
+
+
+def _faults_elsewhere(catalog: Catalog, used: set[str]) -> Iterator[Problem]:
+    """A fault in a description that the run does not use. Of several, one line names the datasets."""
+    wrong = [name for name in catalog.names if name not in used and catalog.errors.get(name)]
+    faults = [fault for name in wrong for fault in catalog.errors[name]]
+    if len(faults) <= 1:
+        yield from faults
+        return
+    names = ", ".join(wrong[:MOST_NAMES]) + (f" and {len(wrong) - MOST_NAMES} others" if wrong[MOST_NAMES:] else "")
+    remedy = f"`luthier check RUN dataset={wrong[0]}` says what is wrong with it"
+    yield Problem(names, "not described as they must be; this run does not use them", remedy, file=catalog.file)
 
 
 def _media_dir_faults(data: "DataConfig") -> Iterator[Problem]:

@@ -189,6 +189,14 @@ class TestFaultyDescriptions:
             load_catalog(dataset_dir).get("d")
         assert warnings_of(dataset_dir, "fine") == [error]
 
+    def test_several_faults_in_descriptions_that_are_not_used_are_one_line(self, folder):
+        wrong = {f"d{number}": {"file_name": "a.json", "rankng": True} for number in range(7)}
+        dataset_dir = folder({"fine": {"file_name": "fine.json"}, **wrong}, fine=ALPACA_ROWS)
+        assert warnings_of(dataset_dir, "fine") == [
+            "dataset_info.json: d0, d1, d2, d3, d4 and 2 others: not described as they must be; this run does not use"
+            " them -> `luthier check RUN dataset=d0` says what is wrong with it"
+        ]
+
     def test_all_at_once_each_with_its_line(self, folder):
         text = '{\n "d": {\n  "file_name": 1,\n  "columns": {\n   "promt": "x"\n  },\n  "folders": "y"\n }\n}'
         lines = [error.split(":")[1] for error in errors_of(folder(text), "d")]
