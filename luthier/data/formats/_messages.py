@@ -17,6 +17,9 @@ AnyRole = Role | Literal["system"]
 CALL_KEYS = ("tool_calls", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_CALL_PARTS = ("tool_call",)
+_PART_VALUE = "value"
+"""Where parts of any type hold what they hold in the rows of LLaMA-Factory's v1; others name it after the type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ def _answer(message: Mapping[str, Any], tags: Tags, role: AnyRole, tag: str, pla
     key = tags.content_tag
     calls = _calls(message, place)
     value = message.get(key)
+    if isinstance(value, list) and any(map(_is_call_part, value)):
+        if calls:
+            raise ToolFault(f"{place} has calls in parts of {key!r} and beside it -> keep one of them")
+        calls, value = _calls_in_parts(value, key, place)
+        message = {**message, key: value}
     if role == "function" and not calls and isinstance(value, Mapping | list) and not _are_parts(value):
         listed = value if isinstance(value, list) else [value]
         calls, value = tuple(_call(call, f"call {number} of {place}") for number, call in enumerate(listed, 1)), None
@@ -102,9 +110,9 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
             raise RowError(f"{where} is {kind(part)}, not an object with 'type' and 'text'")
         what = part.get("type")
         if what in _TEXT_PARTS or (what is None and "text" in part):
-            texts.append(message_text(part, "text", where))
+            texts.append(message_text(part, _held_under(part, "text"), where))
         elif what in _THOUGHT_PARTS:
-            held = part.get(what, part.get("text"))
+            held = part.get(what, part.get(_held_under(part, "text")))
             thoughts.append(_text({what: held}, what, where)[0])
         else:
             raise RowError(
@@ -112,6 +120,27 @@ def _text(message: Mapping[str, Any], key: str, place: str) -> tuple[str, str]:
                 repr(what),
             )
     return "".join(texts), "".join(thoughts)
+
+
+def _held_under(part: Mapping[str, Any], key: str) -> str:
+    return _PART_VALUE if key not in part and _PART_VALUE in part else key
+
+
+def _is_call_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _CALL_PARTS
+
+
+def _calls_in_parts(parts: list[Any], key: str, place: str) -> tuple[tuple[ToolCall, ...], list[Any] | None]:
+    """(calls, the parts before them) of a content; None if there are no others. A call is an object, or its JSON."""
+    first = next(index for index, part in enumerate(parts) if _is_call_part(part))
+    calls = []
+    for number, part in enumerate(parts[first:], start=first + 1):
+        where = f"part {number} of {key!r} of {place}"
+        if not _is_call_part(part):
+            raise ToolFault(f"{where} stands behind a call -> move it before the calls")
+        held = part.get(_held_under(part, part["type"]))
+        calls.append(_call(parsed_json(held, where, ToolFault), where))
+    return tuple(calls), parts[:first] or None
 
 
 def _why_not(what: Any) -> str:

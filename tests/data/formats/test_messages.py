@@ -117,9 +117,52 @@ class TestParts:
             )
         )
 
+    def test_parts_that_hold_everything_under_value(self):
+        """As the rows of v1 of LLaMA-Factory have it, whatever the type of the part."""
+        thought, text = {"type": "reasoning", "value": "hm"}, {"type": "text", "value": "6"}
+        for asked, answer in both(
+            {"role": "user", "content": [text]}, {"role": "assistant", "content": [thought, text]}
+        ):
+            assert asked == Message("user", "6") and answer == Message("assistant", "6", thought="hm")
+
     def test_an_item_that_is_no_part(self):
         with pytest.raises(RowError, match="part 1 of 'content' of message 1 is text, not an object with 'type'"):
             read(chat({"role": "user", "content": ["a"]}, A), OPENAI)
+
+
+class TestCallsInParts:
+    @pytest.mark.parametrize("held", [FUNCTION, json.dumps(FUNCTION)])
+    @pytest.mark.parametrize("key", ["tool_call", "value"])
+    def test_calls_stand_behind_the_text(self, held, key):
+        part, text = {"type": "tool_call", key: held}, {"type": "text", "value": "I look."}
+        for answer in answers({"content": [text, part, part]}, T, A):
+            assert answer == Message("function", "I look.", calls=(LOOK, LOOK))
+        for answer in answers({"content": [part]}, T, A):
+            assert answer == Message("function", "", calls=(LOOK,))
+
+    @pytest.mark.parametrize(
+        ("message", "reason"),
+        [
+            (
+                {"content": [{"type": "tool_call", "value": FUNCTION}, {"type": "text", "text": "a"}]},
+                "part 2 of 'content' of message 2 stands behind a call -> move it before the calls",
+            ),
+            (
+                {"content": [{"type": "tool_call", "value": FUNCTION}], "tool_calls": [FUNCTION]},
+                "message 2 has calls in parts of 'content' and beside it -> keep one of them",
+            ),
+            ({"content": [{"type": "tool_call", "value": "{"}]}, "part 1 of 'content' of message 2 is not JSON"),
+            ({"content": [{"type": "tool_call"}]}, "part 1 of 'content' of message 2 is null, not an object"),
+        ],
+    )
+    def test_calls_that_cannot_be_read(self, message, reason):
+        with pytest.raises(RowError) as caught:
+            read(chat(U, {"role": "assistant", **message}, T, A), OPENAI)
+        assert str(caught.value).startswith(reason)
+
+    def test_a_question_calls_nothing(self):
+        with pytest.raises(RowError, match="part 1 of 'content' of message 1 is of type 'tool_call'"):
+            read(chat({"role": "user", "content": [{"type": "tool_call", "value": FUNCTION}]}, A), OPENAI)
 
 
 class TestCalls:

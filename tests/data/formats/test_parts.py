@@ -19,7 +19,10 @@ from luthier.data.types import AUDIO_PLACE, PLACE, VIDEO_PLACE
         ({"type": "image_url", "image_url": {"url": "a.png"}}, f"{OPEN}{PLACE}a.png{CLOSE}"),
         ({"type": "input_image", "image_url": "a.png"}, f"{OPEN}{PLACE}a.png{CLOSE}"),
         ({"type": "image", "base64": "eHk="}, f"{OPEN}{PLACE}{stored(b'xy')}{CLOSE}"),
+        ({"type": "image_url", "value": "a.png"}, f"{OPEN}{PLACE}a.png{CLOSE}"),
         ({"type": "video"}, "<video>"),
+        ({"type": "video_url", "value": "a.mp4"}, f"{OPEN}{VIDEO_PLACE}a.mp4{CLOSE}"),
+        ({"type": "audio_url", "value": "a.wav"}, f"{OPEN}{AUDIO_PLACE}a.wav{CLOSE}"),
         ({"type": "video_url", "video_url": {"url": "a.mp4"}}, f"{OPEN}{VIDEO_PLACE}a.mp4{CLOSE}"),
         ({"type": "audio", "audio": "a.wav"}, f"{OPEN}{AUDIO_PLACE}a.wav{CLOSE}"),
         (
