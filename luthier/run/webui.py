@@ -36,8 +36,11 @@ def serve_board(options: "BoardOptions", only: "ChatModel | None" = None) -> int
     from luthier.webui.app import build
     from luthier.webui.board import Board
     from luthier.webui.gate import Gate
+    from luthier.webui.options import unread_variables
     from luthier.webui.server import listening_socket, serve
 
+    for line in unread_variables(os.environ):
+        warn(line)
     if not options.is_local:
         warn(f"everyone who can reach {options.host} and has the token can run programs here")
     token = secrets.token_urlsafe(24)

@@ -1,13 +1,19 @@
 """Where the board listens and which folder it shows, from the command line and the variables of the reference."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.core.errors import InvalidInput, OutputError
 
 PORT = 7860
+_UNREAD = {
+    "GRADIO_IPV6": "set GRADIO_SERVER_NAME=:: to listen on all addresses",
+    "GRADIO_SHARE": "there is no public link; use a tunnel or a proxy",
+    "GRADIO_ROOT_PATH": "let the proxy give the pages a host name of their own",
+}
+"""Variable of the reference -> what to do instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,13 @@ class BoardOptions:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise InvalidInput(f"{self.prog}: {message}")
+
+
+def unread_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """What to say of variables of the reference that ask for something the board does not have."""
+    for name, remedy in _UNREAD.items():
+        if environ.get(name, "").strip().lower() not in ("", "0", "false", "n", "no"):
+            yield f"{name} is not read -> {remedy}"
 
 
 def from_words(words: Sequence[str], environ: Mapping[str, str]) -> BoardOptions:

@@ -1,10 +1,7 @@
 """The run files below the root: those that can be loaded into a form, and saving one under a name."""
 
 import os
-import tomllib
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,8 +9,7 @@ from luthier.config.decode import Loader
 from luthier.config.source import SUFFIXES
 from luthier.core.errors import InvalidInput, OutputError
 from luthier.core.files import write_atomically
-from luthier.webui.document import as_yaml, values_of
-from luthier.webui.form import groups
+from luthier.webui import llamaboard
 
 MAX_DEPTH = 3
 MAX_FILES = 300
@@ -87,46 +83,10 @@ def _json_as_yaml(path: Path, text: str) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
-@cache
-def _of_llama_board() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("llamaboard.toml").read_text(encoding="utf-8"))
-
-
 def _as_run_file(text: str) -> str:
-    """A llamaboard_config has the elements of LLaMA Board, e.g. `train.learning_rate`; other texts stay as they are."""
+    """A llamaboard_config as a run file; other texts stay as they are."""
     try:
         value = yaml.load(text, Loader)
     except yaml.YAMLError:
         return text
-    if not isinstance(value, dict) or not any(str(name).startswith(("top.", "train.")) for name in value):
-        return text
-    known = _of_llama_board()
-    written = "do_train: true\n"
-    for element, setting in value.items():
-        if line := known["lines"].get(element, {}).get(setting if isinstance(setting, str) else None):
-            written += f"{line}\n"
-        elif (key := known["keys"].get(element)) and setting not in (None, "", [], "none", 0):
-            written += f"{key}: {_written(setting)}\n"
-    values = values_of(written)
-    read = {field.name for group in groups("train", values) for field in group.fields}
-    kept = "".join(f"{line}\n" for line in written.splitlines() if line.partition(":")[0] in read)
-    if "model_name_or_path" in values:
-        return kept
-    # LLaMA Board saves the name that its list has for the model, and not where the model is.
-    return f"model_name_or_path:  # {value.get('top.model_name', '')}\n{kept}".replace("#  \n", "\n")
-
-
-def _written(setting: Any) -> str:
-    if isinstance(setting, bool):
-        return str(setting).lower()
-    if isinstance(setting, list):
-        return as_yaml(",".join(map(str, setting)), is_text=True)
-    return as_yaml(str(setting), is_text=isinstance(setting, str) and not _is_number(setting))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return llamaboard.run_text(value) if llamaboard.is_config(value) else text

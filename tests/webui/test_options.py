@@ -3,7 +3,7 @@
 import pytest
 
 from luthier.core.errors import InvalidInput, OutputError
-from luthier.webui.options import from_words
+from luthier.webui.options import from_words, unread_variables
 
 VARIABLES = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "8000"}
 
@@ -27,6 +27,16 @@ def test_host_and_port(words, variables, host, port, tmp_path):
 def test_what_is_wrong_is_named(words):
     with pytest.raises(InvalidInput, match="webui"):
         from_words(words, {})
+
+
+def test_what_the_board_does_not_have_is_said():
+    assert [*unread_variables({"GRADIO_SHARE": "0", "GRADIO_IPV6": "", **VARIABLES})] == []
+    lines = [*unread_variables({"GRADIO_SHARE": "1", "GRADIO_IPV6": "true", "GRADIO_ROOT_PATH": "/board"})]
+    assert [line.partition(" is not read -> ")[0] for line in lines] == [
+        "GRADIO_IPV6",
+        "GRADIO_SHARE",
+        "GRADIO_ROOT_PATH",
+    ]
 
 
 def test_a_root_that_is_no_folder(tmp_path):
