@@ -53,6 +53,7 @@ class _Resolver:
             if match.span() == (0, len(text)):
                 return found
             shown = "null" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
+            shown = shown.replace("${", "\\${")  # it is the value of a key or a variable, and resolved already
             text = Text(text[: match.start()] + shown + text[match.end() :])
         if re.search(r"(?<!\\)\$\{", text):
             raise Misfit("holds a ${ without its }", "write \\${ for a plain ${")

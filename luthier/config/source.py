@@ -6,6 +6,7 @@ luthier train --stage sft --do_train --learning_rate 1e-4
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,11 @@ def parse(path: Path, text: str) -> Written:
     """The keys in the text of a run file; `path` names it in messages. Raises `ConfigError` if it cannot be read."""
     if not text.strip():
         raise unreadable(path, "is empty")
-    return _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
+    try:
+        return _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
+    except RecursionError:
+        reason = "is nested too deeply, or an alias (*name) stands inside the value that it names"
+        raise unreadable(path, reason) from None
 
 
 def _read_yaml(path: Path, text: str) -> Written:
@@ -203,8 +208,11 @@ def _read_json(path: Path, text: str) -> Written:
     if not isinstance(value, dict):
         raise unreadable(path, "must be an object of keys and values")
     written = Written(str(path))
-    for name, item, offset in _json_members(text):
+    for name, item, inner, offset in _json_members(text):
         line = text.count("\n", 0, offset) + 1
+        for repeated in inner:
+            reason = f"holds the key {repeated} twice in one object"
+            written.problems.append(Problem(name, reason, "keep one of them", file=str(path), line=line))
         earlier = written.entries.get(name)
         if earlier is not None and earlier.line is not None:
             written.problems.append(_repeated(name, str(path), earlier.line, line))
@@ -212,9 +220,19 @@ def _read_json(path: Path, text: str) -> Written:
     return written
 
 
-def _json_members(text: str) -> list[tuple[str, Any, int]]:
-    """Name, value and offset of every member of the object that the valid JSON `text` is, repeated ones included."""
-    decoder, space = json.JSONDecoder(), re.compile(r"[\s,:]*")
+def _json_members(text: str) -> list[tuple[str, Any, list[str], int]]:
+    """Every member of the object that the valid JSON `text` is, repeated ones included.
+
+    Its name, its value, the names that an object inside the value has more than once, and the offset of the member.
+    """
+    repeated: list[str] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(name for name, _ in pairs)
+        repeated.extend(name for name, count in counts.items() if count > 1)
+        return dict(pairs)
+
+    decoder, space = json.JSONDecoder(object_pairs_hook=mapping), re.compile(r"[\s,:]*")
 
     def after_space(offset: int) -> int:
         match = space.match(text, offset)
@@ -226,7 +244,8 @@ def _json_members(text: str) -> list[tuple[str, Any, int]]:
     while text[offset] != "}":
         name, end = decoder.raw_decode(text, offset)
         value, end = decoder.raw_decode(text, after_space(end))
-        members.append((name, value, offset))
+        members.append((name, value, repeated.copy(), offset))
+        repeated.clear()
         offset = after_space(end)
     return members
 

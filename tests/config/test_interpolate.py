@@ -43,6 +43,13 @@ def test_it_is_replaced(text, expected):
     assert values["key"] == expected and problems == []
 
 
+@pytest.mark.parametrize("text", ["${plain}", "${oc.env:NAME}"])
+def test_a_value_that_is_taken_over_is_not_searched_again(text):
+    values, problems = resolved({"NAME": "a${b}"}, plain=r"a\${b}", key=f"x {text} y", alone=text)
+    assert problems == []
+    assert (values["key"], values["alone"]) == ("x a${b} y", "a${b}")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -97,6 +97,18 @@ def test_a_json_key_written_twice(tmp_path):
     assert problem.key == "a" and "lines 2 and 4" in problem.reason
 
 
+def test_a_nested_json_key_written_twice(tmp_path):
+    text = '{\n "a": {"x": 1},\n "b": [{"c": {"x": 1, "x": 2}}],\n "d": {"x": 1}\n}'
+    (problem,) = read(write(tmp_path, text, "run.json"), (), NAMES.__contains__).problems
+    assert (problem.key, problem.line) == ("b", 3) and "holds the key x twice" in problem.reason
+
+
+@pytest.mark.parametrize(("text", "name"), [("a: &x\n  b: *x\n", "run.yaml"), ('{"a":' * 99_999, "run.json")])
+def test_a_file_that_has_no_end_in_depth(tmp_path, text, name):
+    with pytest.raises(ConfigError, match="nested too deeply, or an alias"):
+        load_train(write(tmp_path, text, name))
+
+
 def test_lines_of_json_keys(tmp_path):
     path = write(tmp_path, '{"a": "x, y: {",\n\n "b" : [1,\n 2], "kwargs":{}}', "run.json")
     entries = read(path, (), NAMES.__contains__).entries
