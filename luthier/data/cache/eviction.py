@@ -39,9 +39,16 @@ def limit_bytes() -> int:
 
 
 def use(entry: Path) -> bool:
-    """Protect an entry from removal while this process runs. False if it has just been removed."""
-    if fcntl is None or entry in _in_use:
+    """Protect an entry from removal while this process runs. False if it has just been removed.
+
+    An entry that was made again since this process used it last has another list of files, and that one is locked.
+    """
+    if fcntl is None:
         return entry.is_dir()
+    if entry in _in_use:
+        if _is_list_of(entry, _in_use[entry]):
+            return True
+        os.close(_in_use.pop(entry))
     try:
         descriptor = os.open(entry / SIZES_FILE, os.O_RDONLY)
     except OSError:
@@ -49,7 +56,7 @@ def use(entry: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.utime(entry / SIZES_FILE)
-        is_same = os.path.samestat(os.fstat(descriptor), os.stat(entry / SIZES_FILE))
+        is_same = _is_list_of(entry, descriptor)
     except FileNotFoundError:
         is_same = False
     except OSError:  # a disk without locks, or a read-only one
@@ -60,6 +67,14 @@ def use(entry: Path) -> bool:
     else:
         os.close(descriptor)
     return is_same
+
+
+def _is_list_of(entry: Path, descriptor: int) -> bool:
+    """Whether an open file is the list of files that the entry has now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(entry / SIZES_FILE))
+    except FileNotFoundError:
+        return False
 
 
 def evict(folder: Path, most_bytes: int) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def stored(content: bytes, folder: Path | None = None, suffix: str = "") -> str:
     file = (folder or cache_root() / "media") / f"{hashlib.sha256(content).hexdigest()}{suffix}"
     if file.is_file() and (state := file.stat()).st_size == len(content):
         # The time of access says which files are used. That of the change says that they are the same.
-        os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
+        with suppress(PermissionError):  # another user, who shares the cache, has written it
+            os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)

@@ -41,6 +41,14 @@ def test_what_some_process_uses_is_never_removed(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"own", "last"}
 
 
+def test_an_entry_that_this_process_made_twice_is_still_protected(tmp_path, monkeypatch):
+    for _ in range(2):  # two runs with overwrite_cache: true
+        own = Cache(tmp_path, overwrites=True).entry("twice", entry_of(8000))
+    monkeypatch.setenv("LUTHIER_CACHE_GB", "0")
+    in_another_process(tmp_path, "other", 8000)
+    assert (own / "rows.arrow").stat().st_size == 8000
+
+
 def test_an_entry_that_goes_before_it_is_used_is_made_again(tmp_path, monkeypatch):
     in_another_process(tmp_path, "mine", 10)
     monkeypatch.setattr(

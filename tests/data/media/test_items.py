@@ -1,6 +1,8 @@
 """Which file each image is, where it stands, and which rows cannot be used: each with its reason, and nothing lost."""
 
 import base64
+import errno
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -79,6 +81,14 @@ class TestPath:
         assert Path(path).read_bytes() == content
         address = "data:image/png;base64," + base64.b64encode(content).decode()
         assert path_of(address, "item 1") == path
+
+    def test_a_file_of_another_user_of_the_cache_is_used(self, monkeypatch):
+        def refuse(path, *, ns):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+        path = stored(b"of another user")
+        monkeypatch.setattr(os, "utime", refuse)
+        assert stored(b"of another user") == path
 
     @pytest.mark.parametrize("item", ["a.png", {"path": "a.png"}, {"bytes": None, "path": "a.png"}])
     def test_paths(self, item):
