@@ -32,9 +32,12 @@ def export(keys: Mapping[str, Any]) -> "Path":
     from luthier.config.load import load_export
     from luthier.core.log import set_up
     from luthier.workflow import export as command
+    from luthier.workflow.preflight import tell_warnings
 
     set_up()
-    return command.export(load_export(keys))
+    run = load_export(keys)
+    tell_warnings(run)
+    return command.export(run)
 
 
 def evaluate(keys: Mapping[str, Any]) -> "Evaluation":
@@ -42,9 +45,12 @@ def evaluate(keys: Mapping[str, Any]) -> "Evaluation":
     from luthier.config.load import load_eval
     from luthier.core.log import set_up
     from luthier.workflow import comparison as command
+    from luthier.workflow.preflight import tell_warnings
 
     set_up()
-    return command.evaluate(load_eval(keys))
+    run = load_eval(keys)
+    tell_warnings(run)
+    return command.evaluate(run)
 
 
 def chat(keys: Mapping[str, Any]) -> "ChatSession":
@@ -52,6 +58,9 @@ def chat(keys: Mapping[str, Any]) -> "ChatSession":
     from luthier.config.load import load_infer
     from luthier.core.log import set_up
     from luthier.workflow import chat as command
+    from luthier.workflow.preflight import tell_warnings
 
     set_up()
-    return command.open_chat(load_infer(keys))
+    run = load_infer(keys)
+    tell_warnings(run)
+    return command.open_chat(run)

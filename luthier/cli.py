@@ -145,8 +145,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"luthier {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"luthier: {_unknown(name)}", file=sys.stderr)
-        return 2
+        return _refuse(name)
     if "--help" in rest or "-h" in rest:
         return _command_help(name, rest)
     return _run(name, rest)
@@ -155,6 +154,8 @@ def _dispatch(words: list[str]) -> int:
 def _help(rest: list[str]) -> int:
     if rest and rest[0] in COMMANDS:
         return _command_help(rest[0], [*rest[1:], "--help"])
+    if rest and not rest[0].startswith("-"):
+        return _refuse(rest[0])
     print(usage())
     return 0
 
@@ -167,6 +168,12 @@ def _command_help(name: str, rest: list[str]) -> int:
         return _run(name, rest)
     except SystemExit as done:  # how argparse ends after it has printed the help
         return int(done.code or 0)
+
+
+def _refuse(name: str) -> int:
+    """Say that there is no such command. Returns the exit status."""
+    print(f"luthier: {_unknown(name)}", file=sys.stderr)
+    return 2
 
 
 def _unknown(name: str) -> str:

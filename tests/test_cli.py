@@ -198,3 +198,22 @@ def test_the_python_functions_take_what_a_run_file_holds(monkeypatch):
     assert luthier.chat({"model_name_or_path": "m", "top_k": 3}).generating.top_k == 3
     with pytest.raises(ValueError, match="lora_rnk"):
         luthier.train({**RUN, "lora_rnk": 4})
+
+
+def test_the_python_functions_tell_what_they_do_not_read(monkeypatch, said):
+    import luthier.workflow.chat
+    import luthier.workflow.comparison
+    import luthier.workflow.export
+
+    monkeypatch.setattr(luthier.workflow.export, "export", lambda run: run)
+    monkeypatch.setattr(luthier.workflow.comparison, "evaluate", lambda run: run)
+    monkeypatch.setattr(luthier.workflow.chat, "open_chat", lambda run: run)
+    luthier.export({"model_name_or_path": "m", "export_dir": "e", "top_k": 3})
+    luthier.chat({"model_name_or_path": "m", "export_size": 3})
+    luthier.evaluate({"model_name_or_path": "m", "task": "perplexity", "dataset": "d", "export_size": 3})
+    assert [line.partition(":")[2].split(": ")[1] for line in said] == ["top_k", "export_size", "export_size"]
+
+
+def test_help_about_a_command_that_is_none(capsys):
+    assert cli.main(["help", "trian"]) == 2
+    assert "unknown command `trian`; did you mean `train`?" in capsys.readouterr().err

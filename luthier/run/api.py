@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import InferRun
     from luthier.serve.options import from_environment
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
 
     for module in ("fastapi", "uvicorn"):
         if not is_installed(module):
@@ -21,8 +21,7 @@ def main(argv: list[str]) -> int:
     run = load_checked("infer", read_source(argv), begins=True)
     assert isinstance(run, InferRun)
     options = from_environment(os.environ)
-    for warning in run.warnings:
-        warn(str(warning))
+    tell_warnings(run)
     if not options.keys and not options.is_local:
         warn(
             f"everyone who can reach {options.host} can use this model -> set API_KEY, or API_HOST=127.0.0.1 for this"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import DeviceFailed, InvalidInput, LuthierError
-from luthier.core.log import info, warn
+from luthier.core.log import info
 from luthier.core.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -42,13 +42,12 @@ def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import InferRun
     from luthier.workflow.chat import open_chat
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
 
     words, question = split_once(argv)
     run = load_checked("infer", read_source(words), begins=True)
     assert isinstance(run, InferRun)
-    for warning in run.warnings:
-        warn(str(warning))
+    tell_warnings(run)
     session = open_chat(run)
     if question is None:
         Terminal(session).talk()

@@ -1,17 +1,14 @@
 """`luthier eval RUN task=TASK`: measure a model and print the table of its scores."""
 
-from luthier.core.log import warn
-
 
 def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import EvalRun
     from luthier.workflow.comparison import evaluate
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
 
     run = load_checked("eval", read_source(argv), begins=True)
     assert isinstance(run, EvalRun)
-    for warning in run.warnings:
-        warn(str(warning))
+    tell_warnings(run)
     print(evaluate(run).table)
     return 0

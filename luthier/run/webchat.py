@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     from luthier.config.runs import InferRun
     from luthier.webui.chat_models import ChatModel
     from luthier.webui.options import from_words
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
 
     if not argv:
         raise InvalidInput("webchat: which run file? e.g. `luthier webchat examples/chat_lora.yaml`")
@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     require_libraries("webchat")
     run = load_checked("infer", read_source(argv), begins=True)
     assert isinstance(run, InferRun)
+    tell_warnings(run)
     adapters = ", ".join(run.model.adapter_name_or_path)
     about = run.model.model_name_or_path + (f" + {adapters}" if adapters else "")
     name = Path(adapters or run.model.model_name_or_path).name

@@ -11,6 +11,7 @@ from luthier.config.runs import EvalRun, Run, TrainRun
 from luthier.config.source import Written
 from luthier.core.errors import InvalidInput, Problem
 from luthier.core.kinds import EVAL_KINDS
+from luthier.core.log import warn
 from luthier.core.paths import windows_remedy
 from luthier.core.registry import did_you_mean
 from luthier.model.adapters._continued import local_problems
@@ -42,6 +43,12 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
         draft.add((), local_problems(trained))
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
+
+
+def tell_warnings(run: Run) -> None:
+    """Log what was found in the keys of a run that begins all the same."""
+    for warning in run.warnings:
+        warn(str(warning))
 
 
 def content_problems(run: Run, unknown: Collection[str], *, others: bool) -> tuple[list[Problem], list[Problem]]:

@@ -16,6 +16,7 @@ from luthier.data.cache.fingerprint import is_dated
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
 from luthier.workflow.bridge import train_with_megatron
+from luthier.workflow.preflight import tell_warnings
 from luthier.workflow.rerun import Rerun
 from luthier.workflow.text import TextSide, load_text_side
 
@@ -49,8 +50,7 @@ def train(run: TrainRun) -> "RunResult":
 
     machine -> tokenizer and chat format -> data -> policy -> parts -> trainer -> train, evaluate, predict -> report
     """
-    for warning in run.warnings:
-        warn(str(warning))
+    tell_warnings(run)
     output_dir = Path(run.training["output_dir"])
     with without_collection():
         from luthier.core.machine import detect
