@@ -55,12 +55,13 @@ def train(run: TrainRun) -> "RunResult":
     with without_collection():
         from luthier.core.machine import detect
         from luthier.training.checkpoints import tidy
+        from luthier.training.determinism import restoring_kernels
         from luthier.training.heartbeat import Heartbeat
     if under_megatron(run):
         return train_with_megatron(run, detect())
     resume_from, machine = starting_point(run, output_dir), detect()
     heartbeat = Heartbeat(output_dir, machine.device)
-    with heartbeat.beating():
+    with heartbeat.beating(), restoring_kernels():
         result = _train(run, resume_from, machine, heartbeat)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tidy(output_dir)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,3 +258,12 @@ def test_ctrl_c_that_the_workers_of_the_loader_get_too(world, tmp_path):
     luthier.train({**keys, "max_steps": 40, "save_strategy": "no"})
     expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_training_in_another_thread_leaves_signals_to_the_main_thread(world, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    keys = {**world, "max_steps": 2, "save_strategy": "no"}
+    with ThreadPoolExecutor(1) as threads:
+        result = threads.submit(luthier.train, {**keys, "output_dir": str(tmp_path / "thread")}).result()
+    assert losses(result) == losses(luthier.train({**keys, "output_dir": str(tmp_path / "main")}))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == handlers

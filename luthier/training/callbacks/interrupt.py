@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, Self
 
@@ -41,6 +42,9 @@ class StopOnSignal(TrainerCallback):
     """Context manager that turns a signal into a clean stop; `was_interrupted` says that training was stopped by it.
 
     `was_interrupted` is the same on all processes: a signal to any of them stops all of them.
+
+    Python handles signals in the main thread only, so training in another thread, as in a notebook or a server, leaves
+    them alone.
     """
 
     def __init__(self, save_seconds: float | None = None) -> None:
@@ -57,13 +61,16 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> Self:
         self.process = os.getpid()
+        if current_thread() is not main_thread():
+            return self
         for number in STOPPING:
             self.previous[number] = signal.signal(number, self.handle)
         self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up_step)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
