@@ -7,6 +7,7 @@ second look at the name might find another one (DNS rebinding).
 
 import ipaddress
 import socket
+import time
 from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
@@ -16,6 +17,9 @@ from luthier.core.errors import LuthierError
 
 MAX_REDIRECTS = 5
 TIMEOUT_SECONDS = 10.0
+"""For a host to send anything."""
+MAX_SECONDS = 60.0
+"""For the whole content, with redirects; a host may send a byte now and then."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -32,13 +36,14 @@ def is_public(address: str) -> bool:
 
 def fetched(url: str, max_bytes: int, *, is_allowed: Callable[[str], bool] = is_public) -> bytes:
     """The content behind `url` (http or https). Raises `NotFetched`. `is_allowed`: which IP addresses may be asked."""
+    end = time.monotonic() + MAX_SECONDS
     with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
         for _ in range(MAX_REDIRECTS + 1):
             parts = urlsplit(url)
             if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
                 raise NotFetched("only plain addresses with http:// and https:// are fetched")
             try:
-                found = _content(client, url, is_allowed, max_bytes)
+                found = _content(client, url, is_allowed, max_bytes, end)
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as fault:
                 raise NotFetched(f"{parts.hostname}: {str(fault) or type(fault).__name__}") from fault
             if isinstance(found, bytes):
@@ -47,14 +52,16 @@ def fetched(url: str, max_bytes: int, *, is_allowed: Callable[[str], bool] = is_
     raise NotFetched(f"there are more than {MAX_REDIRECTS} redirects")
 
 
-def _content(client: httpx.Client, url: str, is_allowed: Callable[[str], bool], max_bytes: int) -> bytes | str:
-    """The content, or the address that it has moved to."""
+def _content(
+    client: httpx.Client, url: str, is_allowed: Callable[[str], bool], max_bytes: int, end: float
+) -> bytes | str:
+    """The content, or the address that it has moved to. `end`: when it must be there, by the monotonic clock."""
     target = httpx.URL(url)
     address = _address(target.host, target.port or _PORTS[target.scheme], is_allowed)
-    headers = {"Host": target.netloc.decode("ascii"), "Accept": "image/*"}
+    headers = {"Host": target.netloc.decode("ascii"), "Accept": "image/*, video/*, audio/*"}
     extensions = {"sni_hostname": target.host}
     with client.stream("GET", target.copy_with(host=address), headers=headers, extensions=extensions) as answer:
-        if answer.is_redirect:
+        if answer.has_redirect_location:
             return answer.headers["Location"]
         if answer.status_code != httpx.codes.OK:
             raise NotFetched(f"{target.host} answers with status {answer.status_code}")
@@ -63,6 +70,8 @@ def _content(client: httpx.Client, url: str, is_allowed: Callable[[str], bool], 
             content += piece
             if len(content) > max_bytes:
                 raise NotFetched(f"it has more than {max_bytes:,} bytes")
+            if time.monotonic() > end:
+                raise NotFetched(f"{target.host} takes longer than {MAX_SECONDS:g} s")
         return bytes(content)
 
 

@@ -1,5 +1,6 @@
 """The model that a server serves: one that writes answers, or one that scores texts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedModel:
+class ServedModel(ABC):
     """What routes need to know about the model."""
 
     name: str
@@ -34,9 +35,9 @@ class ServedModel:
     """Seconds since 1970."""
 
     @property
+    @abstractmethod
     def fault(self) -> str | None:
         """Why it answers nothing any more; None while all is well."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

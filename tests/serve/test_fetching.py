@@ -18,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append((self.headers["Host"], self.path))
         path, _, target = self.path.partition("?to=")
-        status = {"/moved": 302, "/loop": 302, "/absent": 404}.get(path, 200)
+        status = {"/moved": 302, "/loop": 302, "/absent": 404, "/same": 304}.get(path, 200)
         content = b"x" * 5000 if path == "/long" else b"content"
         self.send_response(status)
         if status == 302:
@@ -59,6 +59,7 @@ def test_content_and_redirects(port):
         (f"http://{OUTSIDE}:PORT/moved?to=file:///etc/passwd", "only plain addresses"),
         (f"http://{OUTSIDE}:PORT/loop", "more than 5 redirects"),
         (f"http://{OUTSIDE}:PORT/absent", "status 404"),
+        (f"http://{OUTSIDE}:PORT/same", "status 304"),
         (f"http://{OUTSIDE}:PORT/long", "more than 1,000 bytes"),
         (f"http://me@{OUTSIDE}:PORT/a", "only plain addresses"),
         (f"http://{OUTSIDE}:1/a", f"{OUTSIDE}: "),
@@ -74,6 +75,12 @@ def test_what_is_not_fetched(port, url, reason):
         fetch(url.replace("PORT", str(port)))
     assert reason in str(caught.value)
     assert "/secret" not in [path for _, path in Handler.asked]
+
+
+def test_a_host_that_sends_a_byte_now_and_then(port, monkeypatch):
+    monkeypatch.setattr("luthier.serve.fetching.MAX_SECONDS", 0.0)
+    with pytest.raises(NotFetched, match="takes longer than 0 s"):
+        fetch(f"http://{OUTSIDE}:{port}/a.png")
 
 
 @pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07::1"])
