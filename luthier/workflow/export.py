@@ -276,13 +276,13 @@ def check_finite(model: "PreTrainedModel") -> None:
 def upload(folder: Path, repository: str, token: str | None) -> None:
     """Push the whole folder to the Hugging Face hub, into a private repository if it is new."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # also of a connection that fails
 
     api = HfApi(token=token)
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by luthier export")
-    except (OSError, ValueError, HfHubHTTPError) as fault:
+    except (OSError, ValueError, HTTPError) as fault:
         raise RunFailed(
             f"export_hub_model_id: {repository}: the upload failed ({fault}); the export itself is whole, in {folder}"
         ) from fault

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HTTPError
 
 import luthier
 from luthier.core.errors import ConfigError, ModelError, OutputError, RunFailed
@@ -165,11 +166,12 @@ def test_an_upload_takes_the_whole_folder(llama_folder, tmp_path, monkeypatch):
     assert calls == [("me/mine", "secret"), folder]
 
 
-def test_a_failed_upload_leaves_the_export(llama_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [ConnectionError, HTTPError])
+def test_a_failed_upload_leaves_the_export(llama_folder, tmp_path, monkeypatch, kind):
     import huggingface_hub
 
     def refuse(self, name, **how):
-        raise ConnectionError("no network")
+        raise kind("no network")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(RunFailed, match=r"the upload failed \(no network\); the export itself is whole"):

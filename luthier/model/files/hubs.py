@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config.keys.hubs import Hub, hub_in_use
 from luthier.core.errors import ModelError
 from luthier.core.log import info
+from luthier.core.paths import cache_root
 from luthier.core.versions import require
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def resolution_fault(host: str) -> str:
 
 def _lock_file(hub: Hub, name: str, cache_dir: str | None) -> Path:
     """The processes of a distributed run ask for the same model at the same time."""
-    folder = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "luthier").expanduser()
+    folder = cache_root() if cache_dir is None else Path(cache_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{hub.module}--{name.replace('/', '--')}.lock"
 
