@@ -50,6 +50,12 @@ ROLLOUT_RULES = (
         lambda run: any(":" not in name or not name.rpartition(":")[2] for name in run.method.reward_funcs),
     ),
     Rule(
+        ("reward_funcs",),
+        "names a function twice",
+        "name it once, with a larger weight in reward_weights",
+        lambda run: len(set(run.method.reward_funcs)) < len(run.method.reward_funcs),
+    ),
+    Rule(
         ("reward_weights", "reward_funcs", "reward_model"),
         "there must be one weight for each function, and one more for a reward_model",
         "give as many numbers",

@@ -26,7 +26,7 @@ from luthier.model.types import Models
 from luthier.stages import StageState, Sums
 from luthier.stages._rollout import Experience, Rollout, RolloutTargets
 from luthier.training.distributed import Collate, add_to, batch_by_batch, over_processes
-from luthier.training.rewards import Answered, WeightedRewards
+from luthier.training.rewards import Answered, WeightedRewards, titles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -193,7 +193,7 @@ class Rollouts:
             max_new_tokens=self.max_new_tokens,
         )
         count = float(len(scores))
-        parts = {f"rewards/{name.rpartition('/')[2]}": (torch.tensor(s).sum(), count) for name, s in each.items()}
+        parts = {f"rewards/{title}": (torch.tensor(each[name]).sum(), count) for name, title in titles(each).items()}
         add_to(metrics, {"reward": (experience.scores.sum(), count), **parts, **targets.metrics})
         return targets
 

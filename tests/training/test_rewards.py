@@ -1,14 +1,17 @@
 """Functions and servers that score answers: their arguments, and which scores are valid."""
 
 import math
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread, local
 from typing import Any
 
 import pytest
 import torch
 
 from luthier.core.errors import InvalidInput, RunFailed
-from luthier.training.rewards import Answered, WeightedRewards, checked
+from luthier.training.rewards import Answered, WeightedRewards, checked, titles
 from luthier.training.rewards.functions import FunctionReward, load_function
+from luthier.training.rewards.server import RewardServer
 
 
 def answered(answer: str) -> Answered:
@@ -64,6 +67,69 @@ def test_the_weighted_sum_and_the_score_of_each_reward():
     sums, each = WeightedRewards([one, two], [2.0, 0.5])(ANSWERS)
     assert sums == [7.0, 7.0] and each == {"one": [1.0, 1.0], "two": [10.0, 10.0]}
     assert WeightedRewards([one], [1.0])(ANSWERS) == ([1.0, 1.0], {})
+
+
+def test_a_file_with_a_dataclass_and_two_files_of_one_name(tmp_path):
+    text = """
+from __future__ import annotations
+import sys
+from dataclasses import dataclass, field
+
+@dataclass
+class Scale:
+    by: list[float] = field(default_factory=lambda: [NUMBER])
+
+def scaled(completions):
+    assert vars(sys.modules[Scale.__module__])["scaled"] is scaled
+    return Scale().by * len(completions)
+"""
+    loaded = []
+    for number in (1, 2):
+        file = tmp_path / str(number) / "mine.py"
+        file.parent.mkdir()
+        file.write_text(text.replace("NUMBER", str(number)))
+        loaded.append(load_function(f"{file}:scaled"))
+    assert [function(ANSWERS) for function in loaded] == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_a_function_runs_on_the_accelerator_of_its_process(monkeypatch):
+    devices = local()
+    devices.index = 3  # of this thread; others have 0
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: getattr(devices, "index", 0))
+    monkeypatch.setattr("torch.accelerator.set_device_index", lambda index: setattr(devices, "index", index))
+    on_device = FunctionReward("on", lambda completions: [torch.accelerator.current_device_index()] * len(completions))
+    assert on_device(ANSWERS) == [3.0, 3.0]
+
+
+class CutOff(BaseHTTPRequestHandler):
+    """Announces more than it sends, as a server that dies."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b'{"scores"')
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_server_that_dies_while_it_answers():
+    server = HTTPServer(("127.0.0.1", 0), CutOff)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.raises(RunFailed, match=r"no scores \(IncompleteRead\(9 bytes read, 91 more expected\)\)"):
+        RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)([])
+    server.shutdown()
+
+
+def test_the_log_tells_rewards_apart():
+    assert titles(["a/f.py:one", "b/f.py:one", "b/f.py:two", "json:x"]) == {
+        "a/f.py:one": "a/f.py:one",
+        "b/f.py:one": "b/f.py:one",
+        "b/f.py:two": "f.py:two",
+        "json:x": "json:x",
+    }
 
 
 def test_functions_are_found_in_files_and_modules(tmp_path):

@@ -4,7 +4,8 @@ Each file in this folder is one kind: the user's Python functions, a reward mode
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,13 @@ def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
                 f" {answered.prompt[-80:]!r}, answer {answered.answer[:80]!r}"
             )
     return [float(score) for score in scores]
+
+
+def titles(names: Iterable[str]) -> dict[str, str]:
+    """Name of a reward -> what the log calls it: a file without its folder, unless two would be called the same."""
+    short = {name: name.rpartition("/")[2] for name in names}
+    counts = Counter(short.values())
+    return {name: title if counts[title] == 1 else name for name, title in short.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,20 @@
 """`reward_funcs`: the user's Python functions that score answers."""
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import torch
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.data.media.kinds import by_column, media_kinds
@@ -38,15 +45,41 @@ class FunctionReward:
                 offered[column] = [own.get(column, []) for own in media]
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}
-        with ThreadPoolExecutor(max_workers=1) as thread:  # captures any exception of the function
-            result = thread.submit(lambda: self.function(**taken))
-            fault = result.exception()
+        result = called(lambda: self.function(**taken))
+        fault = result.exception()
         if fault is not None:
             raise RunFailed(
                 f"reward_funcs: {self.name}: it raised {type(fault).__name__}: {fault}"
                 f" -> call it with completions={offered['completions'][:1]!r} to see why"
             ) from fault
         return checked(f"reward_funcs: {self.name}", result.result(), answers)
+
+
+def called(work: Callable[[], Any]) -> "Future[Any]":
+    """The result of the user's code, or whatever it raises. It runs in a thread, so that it catches no signal of ours,
+    and on the accelerator of this process, which a new thread does not have by itself."""
+    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+    with ThreadPoolExecutor(1, initializer=_use_device, initargs=(device,)) as thread:
+        return thread.submit(work)
+
+
+def _use_device(index: int | None) -> None:
+    if index is not None:
+        torch.accelerator.set_device_index(index)
+
+
+def _module_of(path: Path) -> ModuleType:
+    """Two files may have the same name, and decorators such as `dataclass` look a module up by its own."""
+    name = f"luthier_reward_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    with ExitStack() as at_failure:
+        at_failure.callback(sys.modules.pop, name, None)
+        spec.loader.exec_module(module)
+        at_failure.pop_all()
+    return module
 
 
 def load_function(name: str) -> FunctionReward:
@@ -57,19 +90,13 @@ def load_function(name: str) -> FunctionReward:
     if path.suffix == ".py":
         if not path.is_file():
             raise InvalidInput(f"{key}: there is no file {path} -> correct the path (relative to {Path.cwd()})")
-        spec = importlib.util.spec_from_file_location(f"luthier_reward_{path.stem}", path)
-        assert spec is not None and spec.loader is not None, "a .py file has a loader"
-        module = importlib.util.module_from_spec(spec)
-        loader: Any = spec.loader
-        load: Callable[[], Any] = lambda: loader.exec_module(module)  # noqa: E731
+        result = called(partial(_module_of, path))
     else:
-        load = lambda: importlib.import_module(source)  # noqa: E731
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        result = thread.submit(load)
-        fault = result.exception()
+        result = called(partial(importlib.import_module, source))
+    fault = result.exception()
     if fault is not None:
         raise InvalidInput(f"{key}: {source} cannot be imported ({type(fault).__name__}: {fault})") from fault
-    found = vars(module if path.suffix == ".py" else result.result()).get(function_name)
+    found = vars(result.result()).get(function_name)
     if not callable(found):
         raise InvalidInput(f"{key}: {source} has no function {function_name} -> correct the name")
     return FunctionReward(name, found)

@@ -30,6 +30,7 @@ class RewardServer:
         return checked(who, content["scores"], answers)
 
     def _ask(self, who: str, body: bytes) -> Any:
+        from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import Request, urlopen
 
@@ -43,8 +44,8 @@ class RewardServer:
                 reason = f"status {fault.code}: {fault.read()[:200].decode(errors='replace')}"
                 if fault.code < 500:
                     break
-            except (OSError, ValueError) as fault:  # no connection, too slow, or no JSON
-                reason = str(fault)
+            except (OSError, HTTPException, ValueError) as fault:  # no connection, too slow, cut off, or no JSON
+                reason = str(fault) or type(fault).__name__
             if attempt < NUM_ATTEMPTS:
                 warn(f"{who}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")
                 time.sleep(self.pause_seconds * attempt)

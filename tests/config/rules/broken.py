@@ -399,6 +399,7 @@ STAGE = [
     *cases(
         STAGES["ppo"],
         {"reward_funcs": "f"},
+        {"reward_funcs": "f.py:g,f.py:g"},
         {"reward_weights": "1,2"},
         {"reward_model_quantization_bit": 3},
         {"reward_model_type": "api", "reward_model_quantization_bit": 4},
