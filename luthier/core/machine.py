@@ -42,6 +42,11 @@ def num_accelerators() -> int:
     return torch.accelerator.device_count() if accelerator is not None else 0
 
 
+def num_cpus() -> int:
+    """Those that this process may use; the host may have more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @lru_cache(maxsize=1)
 def detect() -> Machine:
     """The machine, detected once. Imports torch."""
@@ -65,7 +70,7 @@ def detect() -> Machine:
         fp16=device != "cpu",
         memory_bytes=memory_bytes,
         device_memory_bytes=device_memory_bytes,
-        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        num_cpus=num_cpus(),
         rank=int(os.environ.get("RANK", "0")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),

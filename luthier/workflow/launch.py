@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 from luthier.config.sections import is_on
-from luthier.core.errors import RunFailed
+from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import info
+from luthier.core.machine import num_accelerators, num_cpus
 from luthier.core.ports import free_port
 from luthier.core.signals import end_with_parent
 
@@ -27,14 +28,12 @@ def launch_if_needed(argv: list[str]) -> int | None:
     if not any(is_on(os.environ, name) for name in ("FORCE_TORCHRUN", "USE_MCA", "USE_MEGATRON_BRIDGE")):
         if is_on(os.environ, "USE_KT"):  # KTransformers uses one process for all accelerators
             return None
-        from luthier.core.machine import num_accelerators
-
         if num_accelerators() < 2:
             return None
     logs = Path(tempfile.mkdtemp(prefix="luthier-processes-"))
     arguments = torchrun_arguments(argv, logs, num_devices=None)
     info(f"starting torchrun {' '.join(arguments[:6])} ...")
-    num_threads = max(1, (os.cpu_count() or 1) // int(nproc_of(arguments)))
+    num_threads = max(1, num_cpus() // int(nproc_of(arguments)))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # torch 2.13 tells where a shared store is in the first round only, and a machine that comes back waits for that.
@@ -87,17 +86,36 @@ def nproc_of(arguments: list[str]) -> str:
     return arguments[arguments.index("--nproc-per-node") + 1]
 
 
+def num_processes_here(asked: str | None) -> int:
+    """How many processes of the run this machine starts. `asked`: NPROC_PER_NODE, in the words of torchrun.
+
+    Raises `InvalidInput` for a value that is none.
+    """
+    match asked:
+        case None:
+            return max(1, num_accelerators())
+        case "cpu":
+            return num_cpus()
+        case "auto":
+            return num_accelerators() or num_cpus()
+        case "gpu" if num_here := num_accelerators():
+            return num_here
+        case "gpu":
+            raise InvalidInput("NPROC_PER_NODE: gpu: this machine has no accelerator -> write a number, or auto")
+    if not (asked.isascii() and asked.isdigit() and int(asked)):
+        raise InvalidInput(f"NPROC_PER_NODE: {asked}: should be a number of processes, or auto, gpu or cpu")
+    return int(asked)
+
+
 def torchrun_arguments(argv: list[str], logs: Path, num_devices: int | None) -> list[str]:
     """What follows `torchrun` on its command line, from the same environment variables as LLaMA-Factory.
 
     `logs`: the folder for the logs of processes. The first one writes to the terminal, and all others there.
+    `num_devices`: processes to start unless NPROC_PER_NODE says so; None for one on each accelerator.
     """
     env = os.environ
-    if num_devices is None and "NPROC_PER_NODE" not in env:
-        from luthier.core.machine import num_accelerators
-
-        num_devices = max(1, num_accelerators())
-    arguments = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(num_devices))]
+    asked = env.get("NPROC_PER_NODE", None if num_devices is None else str(num_devices))
+    arguments = ["--nproc-per-node", str(num_processes_here(asked))]
     if "RDZV_ID" in env:
         nodes = (
             f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"

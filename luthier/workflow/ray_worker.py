@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from luthier.core.machine import num_cpus
 from luthier.core.manifest import MANIFEST_NAME
 from luthier.workflow.child import command_of
 from luthier.workflow.run_files import run_file
@@ -121,7 +122,7 @@ def is_over(verdict: Callable[[], str]) -> bool:
 def environment_of(given: Mapping[str, str], context: Any) -> dict[str, str]:
     """Of the process: that of this worker with `given`, and the variables that torchrun would set."""
     num_local = context.get_local_world_size()
-    threads = str(max(1, (os.cpu_count() or 1) // num_local))  # Ray sets 1, whatever else the node has to do
+    threads = str(max(1, num_cpus() // num_local))  # Ray sets 1, whatever else the node has to do
     own = {name: value for name, value in os.environ.items() if name not in ("USE_RAY", "OMP_NUM_THREADS")}
     return {
         **own,

@@ -1,6 +1,5 @@
 """Measures media in threads, ahead of the rows that show them. Decoding releases the GIL."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from luthier.core.errors import RowError
+from luthier.core.machine import num_cpus
 
 MAX_THREADS = 16
 ROWS_PER_THREAD = 16
@@ -30,7 +30,7 @@ def measured_ahead(
     An item that several of the waiting rows show is measured once. After an interrupt, only the files that are being
     read are finished.
     """
-    num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    num_threads = min(MAX_THREADS, num_cpus())
     known: WeakValueDictionary[str, _Found[Result]] = WeakValueDictionary()
     waiting: deque[_Task[Row, Result]] = deque()
     num_waiting, task_rows = 0, 1

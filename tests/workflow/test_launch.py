@@ -1,0 +1,39 @@
+"""What torchrun is told, from the environment variables of LLaMA-Factory."""
+
+from pathlib import Path
+
+import pytest
+
+from luthier.core.errors import InvalidInput
+from luthier.workflow.launch import nproc_of, torchrun_arguments
+
+NUM_CPUS = 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_accelerators", "expected"),
+    [
+        (None, 0, 1),
+        (None, 4, 4),
+        ("3", 4, 3),
+        ("auto", 4, 4),
+        ("auto", 0, NUM_CPUS),
+        ("gpu", 2, 2),
+        ("cpu", 2, NUM_CPUS),
+    ],
+)
+def test_processes_of_a_machine(monkeypatch, asked, num_accelerators, expected):
+    monkeypatch.setattr("luthier.workflow.launch.num_accelerators", lambda: num_accelerators)
+    monkeypatch.setattr("luthier.workflow.launch.num_cpus", lambda: NUM_CPUS)
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("NPROC_PER_NODE", asked)
+    assert nproc_of(torchrun_arguments(["run.yaml"], Path("logs"), num_devices=None)) == str(expected)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "0", "two", "-1", ""])
+def test_a_number_of_processes_that_is_none(monkeypatch, asked):
+    monkeypatch.setattr("luthier.workflow.launch.num_accelerators", lambda: 0)
+    monkeypatch.setenv("NPROC_PER_NODE", asked)
+    with pytest.raises(InvalidInput, match="NPROC_PER_NODE: "):
+        torchrun_arguments(["run.yaml"], Path("logs"), num_devices=None)
