@@ -1,7 +1,9 @@
 """What all pages share: the folder that is shown, and what has been read of it. Nothing of a run is kept here."""
 
+import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from threading import Lock
 
@@ -20,6 +22,7 @@ class Board:
         self.root, self.only = root, only
         self.models: dict[str, LoadedModel] = {}
         """Name -> the process of a model that somebody talks to."""
+        self._starting: dict[str, asyncio.Lock] = {}
         self._curves: OrderedDict[Path, Curves] = OrderedDict()
         self._listed: tuple[float, list[Run]] = (float("-inf"), [])
         self._list_lock = Lock()
@@ -30,6 +33,13 @@ class Board:
             if time.monotonic() - self._listed[0] > LISTED_SECONDS:
                 self._listed = (time.monotonic(), find_runs(self.root))
             return self._listed[1]
+
+    async def loaded(self, model: ChatModel, start: Callable[[ChatModel], Awaitable[LoadedModel]]) -> LoadedModel:
+        """The process of a model, which is started unless it runs. Pages that ask meanwhile wait for the same one."""
+        async with self._starting.setdefault(model.name, asyncio.Lock()):
+            if model.name not in self.models or not self.models[model.name].is_alive:
+                self.models[model.name] = await start(model)
+            return self.models[model.name]
 
     def close(self) -> None:
         """End the processes of the models. Runs go on."""

@@ -1,6 +1,13 @@
 """Only what is below the root is shown."""
 
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from luthier.core.errors import RunFailed
 from luthier.webui.board import MAX_CURVES, Board
+from luthier.webui.chat_models import ChatModel
 
 
 def test_an_address_leads_nowhere_outside(tmp_path):
@@ -21,3 +28,38 @@ def test_what_has_been_read_is_shared_and_bounded(tmp_path):
     for number in range(MAX_CURVES):
         board.curves(tmp_path / str(number))
     assert board.curves(tmp_path / "one") is not first
+
+
+def test_pages_that_ask_for_a_model_at_the_same_time_get_one_process(tmp_path):
+    board, started = Board(tmp_path), []
+
+    async def start(model):
+        started.append(model.name)
+        await asyncio.sleep(0.01)
+        return SimpleNamespace(is_alive=True)
+
+    async def ask():
+        asked = (board.loaded(ChatModel(name, "", ()), start) for name in ("one", "two", "one"))
+        first, second, third = await asyncio.gather(*asked)
+        assert first is third is not second and started == ["one", "two"]
+        first.is_alive = False  # it has died
+        assert await board.loaded(ChatModel("one", "", ()), start) is not first
+
+    asyncio.run(ask())
+
+
+def test_a_model_that_does_not_start_can_be_asked_for_again(tmp_path):
+    board, model = Board(tmp_path), ChatModel("one", "", ())
+
+    async def fail(model):
+        raise RunFailed("no memory")
+
+    async def start(model):
+        return SimpleNamespace(is_alive=True)
+
+    async def ask():
+        with pytest.raises(RunFailed, match="no memory"):
+            await board.loaded(model, fail)
+        assert (await board.loaded(model, start)).is_alive
+
+    asyncio.run(ask())

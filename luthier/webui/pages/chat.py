@@ -185,9 +185,12 @@ class ChatPage:
         self.talk.refresh()
         self.tasks = [asyncio.create_task(self._answer_of(side, turn)) for side in sides]
         self._enable()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        ended = await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks = []
         self._enable()
+        for fault in ended:
+            if isinstance(fault, Exception):  # one of the board itself, which the log tells
+                raise fault
 
     async def _answer_of(self, side: str, turn: Turn) -> None:
         number, answer = self.turns.index(turn), turn.answers[side]
@@ -208,16 +211,11 @@ class ChatPage:
         if name not in board.models or not board.models[name].is_alive:
             self.loading.add(name)
             self._show_state(side)
-            try:
-                loaded = await run.io_bound(LoadedModel, self.models[name])
-            finally:
-                self.loading.discard(name)
-                self._show_state(side)
-            if loaded is None:
-                raise RunFailed("the board is ending")
-            board.models[name] = loaded
-        self._show_state(side)
-        return board.models[name]
+        try:
+            return await board.loaded(self.models[name], _start)
+        finally:
+            self.loading.discard(name)
+            self._show_state(side)
 
     def _request(self, side: str) -> dict[str, Any]:
         """The conversation as this side has seen it. Raises `RunFailed` for a setting that is none."""
@@ -253,6 +251,13 @@ class ChatPage:
         enable(self.buttons["send"], not self._is_busy)
         enable(self.buttons["stop"], self._is_busy)
         enable(self.buttons["retry"], not self._is_busy and bool(self.turns))
+
+
+async def _start(model: ChatModel) -> LoadedModel:
+    loaded = await run.io_bound(LoadedModel, model)
+    if loaded is None:
+        raise RunFailed("the board is ending")
+    return loaded
 
 
 async def build(board: Board, frame: Frame, model: str) -> None:
