@@ -7,6 +7,8 @@ Role = Literal["user", "assistant", "function", "observation"]
 """`function` is an assistant message that calls tools (JSON of the calls); `observation` is the result of a call."""
 
 
+ASKING: tuple[Role, ...] = ("user", "observation")
+ANSWERING: tuple[Role, ...] = ("assistant", "function")
 LOSS_KEY = "loss"
 """The key of a message (formats sharegpt and openai) with its weight in the loss."""
 

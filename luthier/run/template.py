@@ -11,7 +11,7 @@ from luthier.core.errors import DataError, RowError
 from luthier.core.registry import did_you_mean
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import Special, Template, Token, family_of, get_template, template_names
-from luthier.data.types import Message, Role
+from luthier.data.types import ANSWERING, ASKING, Message, Role
 
 _KEYS = {"id", "system", "tools", "messages", "enable_thinking"}
 
@@ -168,5 +168,5 @@ def _message_problem(message: Any, index: int) -> str | None:
             return f"{where} is not an object with the texts 'role' and 'content'"
     if role not in get_args(Role):
         return f"{where}: unknown role {role!r} (one of {', '.join(get_args(Role))})"
-    wanted = ("user", "observation") if index % 2 == 0 else ("assistant", "function")
+    wanted = ASKING if index % 2 == 0 else ANSWERING
     return None if role in wanted else f"{where}: the role is {role!r}, but must be {' or '.join(wanted)}"

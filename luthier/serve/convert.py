@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.data.chat.parts import has_place
 from luthier.data.media.kinds import media_kind
-from luthier.data.types import RESULT_JOINER, Message, ToolCall, ToolResult
+from luthier.data.types import ASKING, RESULT_JOINER, Message, ToolCall, ToolResult
 from luthier.serve.errors import ApiError
 from luthier.serve.images import ImageRules
 from luthier.serve.protocol import ChatMessage, ContentPart, FunctionCall, Tool, plain
@@ -43,7 +43,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class _Shown:
+class _MediaSoFar:
     """The media of a conversation, as its messages are read."""
 
     rules: ImageRules | None
@@ -72,7 +72,7 @@ def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, ru
 
     `rules`: which media questions may have; None for a model that reads text only.
     """
-    shown = _Shown(rules)
+    media = _MediaSoFar(rules)
     num_system = next((i for i, message in enumerate(messages) if message.role not in _SYSTEM_ROLES), len(messages))
     system = [text_of(message, f"messages[{i}]") for i, message in enumerate(messages[:num_system])]
     rest = list(enumerate(messages))[num_system:]
@@ -93,23 +93,23 @@ def conversation(messages: Sequence[ChatMessage], *, continues: bool = False, ru
         if message.role in _SYSTEM_ROLES:
             raise ApiError(f"{place}: a {message.role} message can only stand at the beginning", param=f"{place}.role")
         if message.role in _RESULT_ROLES:
-            _add_result(spoken, message, place, shown)
+            _add_result(spoken, message, place, media)
         elif message.role == "user":
-            spoken.append(Message("user", text_of(message, place, shown)))
+            spoken.append(Message("user", text_of(message, place, media)))
         else:
             spoken.append(_assistant(message, place))
-    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun, tuple(shown.items))
+    return Asked(tuple(spoken), _SYSTEM_JOINER.join(system) if system else None, begun, tuple(media.items))
 
 
 def require_turns(messages: Sequence[Message]) -> None:
     """A chat format with slots writes questions and answers in turn. Raises `ApiError` where they are not."""
     for index, message in enumerate(messages):
-        asks = message.role in ("user", "observation")
+        asks = message.role in ASKING
         if asks != (index % 2 == 0):
             want = "a question or the result of a tool" if index % 2 == 0 else "an answer of the assistant"
             raise ApiError(
                 f"messages: the chat format of this model writes questions and answers in turn, so {want} should"
-                f" come where {_shown(message)} is (turn {index + 1})",
+                f" come where {_in_words(message)} is (turn {index + 1})",
                 param="messages",
             )
     if len(messages) % 2 == 0:
@@ -127,8 +127,8 @@ def tools_text(tools: Sequence[Tool] | None) -> str:
     return json.dumps([_tool(tool) for tool in tools], ensure_ascii=False)
 
 
-def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> str:
-    """The text of a message; parts are joined as in training. `shown` takes its media; without, it may have none.
+def text_of(message: ChatMessage, place: str, media: _MediaSoFar | None = None) -> str:
+    """The text of a message; parts are joined as in training. `media` takes its media; without it, there may be none.
 
     Raises `ApiError` for a part that the message cannot have.
     """
@@ -142,8 +142,8 @@ def text_of(message: ChatMessage, place: str, shown: _Shown | None = None) -> st
     texts = []
     for number, part in enumerate(content):
         where = f"{place}.content[{number}]"
-        if part.type in _MEDIA_PARTS and shown is not None:
-            texts.append(shown.place(part, where))
+        if part.type in _MEDIA_PARTS and media is not None:
+            texts.append(media.place(part, where))
             continue
         if part.type not in _TEXT_PARTS:
             raise ApiError(f"{where}: there can be no part of type {part.type[:40]!r} here", param=where)
@@ -190,8 +190,8 @@ def _call(function: FunctionCall, call_id: str, place: str) -> ToolCall:
     return ToolCall(function.name, arguments, call_id)
 
 
-def _add_result(spoken: list[Message], message: ChatMessage, place: str, shown: _Shown) -> None:
-    result = ToolResult(text_of(message, place, shown), message.tool_call_id or "", message.name or "")
+def _add_result(spoken: list[Message], message: ChatMessage, place: str, media: _MediaSoFar) -> None:
+    result = ToolResult(text_of(message, place, media), message.tool_call_id or "", message.name or "")
     if spoken and spoken[-1].role == "observation":
         before = spoken.pop()
         results = (*before.results, result)
@@ -206,6 +206,6 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": kept}
 
 
-def _shown(message: Message) -> str:
+def _in_words(message: Message) -> str:
     kinds = {"user": "a question", "observation": "the result of a tool"}
     return kinds.get(message.role, "an answer of the assistant")

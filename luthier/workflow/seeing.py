@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import info
-from luthier.data.collate import Layout, concatenate_rows, model_inputs
+from luthier.data.collate import TYPE_KEYS, Layout, concatenate_rows, model_inputs
 from luthier.data.media.kinds import Loaded, Shape, listens_to_videos, media_kind
 from luthier.data.pixels import Pixels, Sample
 from luthier.data.rows.labels import IGNORE_INDEX
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from luthier.stages import Stage
     from luthier.workflow.text import TextSide
 
-TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
-"""How models call the argument that tells tokens of text and of media apart."""
 _TRIED = {
     "image": (Shape("image", (28, 56)), Shape("image", (56, 84))),
     "video": (
@@ -50,7 +48,7 @@ def pixels_for(model: "nn.Module", text: "TextSide", *, stands_in: bool = False)
 def pixels_of(model: "nn.Module", media: "MediaProcessor", *, stands_in: bool = False) -> Pixels:
     base = unwrap(model)
     arguments = inspect.signature(base.forward).parameters
-    types = next((name for name in TOKEN_TYPES if name in arguments), None)
+    types = next((name for name in TYPE_KEYS if name in arguments), None)
     tokens = {kind: getattr(base.config, f"{kind}_token_id", None) for kind in _TRIED}
     return Pixels(
         media.processor,

@@ -8,7 +8,7 @@ syntaxes are code.
 import re
 from typing import TYPE_CHECKING
 
-from luthier.data.templates import Slot, Special, Template, Token
+from luthier.data.templates import CONTENT, Slot, Special, Template, Token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ def _expression(slot: Slot, variable: str) -> str:
             parts.append(f"{piece.kind}_token")
         else:
             assert isinstance(piece, str) and "{{idx}}" not in piece, "no format numbers its turns"
-            before, placeholder, after = piece.partition("{{content}}")
+            before, placeholder, after = piece.partition(CONTENT)
             parts += [_literal(text) for text in (before,) if text]
             parts += [variable] * bool(placeholder)
             parts += [_literal(text) for text in (after,) if text]

@@ -5,7 +5,7 @@ Templates of Ollama are Go templates. Tools and thoughts are left out, since Oll
 
 import json
 
-from luthier.data.templates import Slot, Special, Template, Token
+from luthier.data.templates import CONTENT, Slot, Special, Template, Token
 
 _NUM_CTX_TOKENS = 4096
 
@@ -46,5 +46,5 @@ def _text(slot: Slot, content: str, own: dict[str, str]) -> str:
             case Token(text=text):
                 parts.append(text)
             case str():
-                parts.append(piece.replace("{{content}}", content))
+                parts.append(piece.replace(CONTENT, content))
     return "".join(parts)

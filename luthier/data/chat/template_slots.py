@@ -16,7 +16,7 @@ from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
 from luthier.data.chat.program import run
 from luthier.data.chat.render import as_text, render
-from luthier.data.templates import Special, Template, get_template, with_options
+from luthier.data.templates import CONTENT, Special, Template, get_template, with_options
 from luthier.data.tools import wrapped
 from luthier.data.types import Dialogue, Message, ToolCall
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM, USER, ANSWER, NEXT = "⟪system⟫", "⟪user⟫", "⟪answer⟫", "⟪next⟫"
-CONTENT = "{{content}}"
 WEATHER = {
     "name": "weather",
     "description": "The weather of a city.",

@@ -28,13 +28,23 @@ from luthier.data.formats._messages import AnyRole, Spoken, require_object, spea
 from luthier.data.formats._parts import with_media
 from luthier.data.media.items import declared_kinds
 from luthier.data.sources.dataset_info import DatasetSpec, Tags
-from luthier.data.types import RESULT_JOINER, Dialogue, Example, Feedback, Message, Preference, Role, Span, ToolResult
+from luthier.data.types import (
+    ANSWERING,
+    ASKING,
+    RESULT_JOINER,
+    Dialogue,
+    Example,
+    Feedback,
+    Message,
+    Preference,
+    Role,
+    Span,
+    ToolResult,
+)
 
 NEEDS = ("messages", "chosen", "rejected", "kto_tag")
 IGNORES = ("prompt", "query", "response", "history")
 """Keys of `columns`, see `luthier.data.formats.Format`."""
-ASKING: tuple[Role, ...] = ("user", "observation")
-ANSWERING: tuple[Role, ...] = ("assistant", "function")
 _TAG_OF = {
     "user": "user_tag",
     "human": "user_tag",

@@ -12,7 +12,7 @@ from typing import Any
 from luthier.core.errors import RowError
 from luthier.data.formats._columns import kind
 from luthier.data.training_keys import is_about_training
-from luthier.data.types import LOSS_KEY, Role, Span
+from luthier.data.types import ANSWERING, LOSS_KEY, Role, Span
 
 Loss = float | tuple[Span, ...] | None
 _SPAN_KEYS = ("begin_offset", "end_offset", "train")
@@ -35,7 +35,7 @@ def loss_of(message: Mapping[str, Any], content: str, role: Role | str | None, p
                 repr(key),
             )
         loss = read(value, content, f"{key!r} of {place}")
-        if key.lower() != "weight" or role in ("assistant", "function"):  # defined for answers only
+        if key.lower() != "weight" or role in ANSWERING:  # defined for answers only
             found[key] = loss
     if len(set(found.values())) > 1:
         names = " and ".join(map(repr, found))

@@ -11,7 +11,7 @@ from luthier.data.formats._columns import json_text, kind, parsed_json
 from luthier.data.formats._learned import Loss, loss_of
 from luthier.data.media.kinds import media_kinds
 from luthier.data.sources.dataset_info import Tags
-from luthier.data.types import THOUGHT_KEYS, Message, Role, ToolCall, ToolResult
+from luthier.data.types import ANSWERING, THOUGHT_KEYS, Message, Role, ToolCall, ToolResult
 
 AnyRole = Role | Literal["system"]
 CALL_KEYS = ("tool_calls", "function_call")
@@ -47,7 +47,7 @@ def speak(message: Mapping[str, Any], tags: Tags, aliases: tuple[tuple[str, AnyR
     """`aliases`: the roles of names that `tags` does not give another one. Raises `RowError`."""
     tag = message_text(message, tags.role_tag, place)
     role = _roles(tags, aliases)(tag)
-    if role in ("assistant", "function"):
+    if role in ANSWERING:
         return _answer(message, tags, role, tag, place)
     assert tags.content_tag is not None, "the catalog refuses tags without content_tag"
     if role == "observation":

@@ -14,13 +14,12 @@ from itertools import takewhile
 from luthier.core.errors import RowError
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.model_template import ModelChatTemplate
-from luthier.data.templates import Piece, Slot, Template
+from luthier.data.templates import CONTENT, Piece, Slot, Template
 from luthier.data.types import Message
 
 Marks = tuple[tuple[int, ...], ...]
 """The token ids that may end a prompt: after a question, after the result of a tool, with and without a thought."""
 
-CONTENT = "{{content}}"
 QUESTION = "⟪question⟫"
 
 

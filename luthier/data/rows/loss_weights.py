@@ -19,7 +19,7 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.rows.labels import IGNORE_INDEX, Encoded, NumMarks, label_turns
 from luthier.data.rows.tokenize import Written
 from luthier.data.templates import Piece
-from luthier.data.types import Dialogue, Message, Span
+from luthier.data.types import ANSWERING, Dialogue, Message, Span
 
 Weights = list[float]
 _MARKS = ("\ue000", "\ue001", "\ue002")
@@ -170,7 +170,7 @@ def _even_weight(message: Message, base: float) -> float | None:
         return base
     if isinstance(message.loss, tuple):
         return None
-    if message.role in ("assistant", "function"):
+    if message.role in ANSWERING:
         return message.loss
     return base if message.loss == base else None
 

@@ -37,6 +37,8 @@ class Token:
     text: str
 
 
+CONTENT = "{{content}}"
+"""Stands for the text of a message in a piece."""
 Piece = str | Special | Token
 Slot = tuple[Piece, ...]
 
@@ -51,7 +53,7 @@ class Template:
     `glm47reasoning`: the same, and the empty thought is the closing tag alone. `program`: a model's own chat template
     that slots cannot express; it cannot be rendered with slots."""
     prefix: Slot = ()
-    system: Slot = ("{{content}}",)
+    system: Slot = (CONTENT,)
     user: Slot
     """Ends with the text that opens the answer."""
     assistant: Slot

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from luthier.data.chat.answers import flat_text
-from luthier.data.types import Example, Message, Preference
+from luthier.data.types import ANSWERING, Example, Message, Preference
 from luthier.inspection.doctor import Check, CheckContext, Finding, Sample, finding
 
 REMEDY = "set split_special_tokens: true to have it read as plain text, or remove it from the data"
 ESCAPED = "nothing to do, unless it was meant as the special token"
-_ANSWERS = ("assistant", "function")
 
 
 def find(sample: Sample, context: CheckContext) -> Iterator[Finding]:
@@ -35,7 +34,7 @@ def _texts(example: Example) -> Iterator[tuple[str, str, bool]]:
     yield "the list of tools", example.tools, False
     messages: tuple[Message, ...] = example.prompt if isinstance(example, Preference) else example.messages
     for number, message in enumerate(messages, start=1):
-        is_answer = message.role in _ANSWERS
+        is_answer = message.role in ANSWERING
         yield f"{message.role} message {number}", flat_text(message, with_thought=True), is_answer
     if isinstance(example, Preference):
         yield "the chosen answer", flat_text(example.chosen, with_thought=True), True
