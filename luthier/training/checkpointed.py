@@ -29,7 +29,7 @@ from luthier.model.processor import PROCESSOR_FILES
 from luthier.model.sharded import gathered
 from luthier.training import checkpoints, split_state
 from luthier.training.callbacks.interrupt import GaveUp, StopOnSignal
-from luthier.training.checkpoints import TRAINER_STATE, check_filled, checkpoint_mismatch
+from luthier.training.checkpoint_weights import check_filled, checkpoint_mismatch, taking_saved_names
 from luthier.training.cut_batches import RandomState, can_begin_again
 from luthier.training.engines import (
     building_operators,
@@ -39,6 +39,7 @@ from luthier.training.engines import (
     load_schedule,
     require_same_engine,
 )
+from luthier.training.foreign_checkpoints import TRAINER_STATE
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -119,7 +120,7 @@ class CheckpointedTrainer(Trainer):
             elif self._fills_split_weights:
                 split_state.fill_weights(unwrap(self.policy), checkpoint)
             else:
-                with checkpoints.taking_saved_names(self.policy, checkpoint):
+                with taking_saved_names(self.policy, checkpoint):
                     super()._load_from_checkpoint(str(checkpoint), model)
         if self.parts.rollouts is not None:
             self.parts.rollouts.load(checkpoint)
@@ -162,7 +163,7 @@ class CheckpointedTrainer(Trainer):
         elif best is not None and self._fills_split_weights:
             split_state.fill_weights(unwrap(self.policy), Path(best))
         else:
-            with checkpoints.taking_saved_names(self.policy, Path(best or "")):
+            with taking_saved_names(self.policy, Path(best or "")):
                 super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
-STATE_FILE, PICKLE = "trainer_state.json", "training_args.bin"
+TRAINER_STATE, PICKLE = "trainer_state.json", "training_args.bin"
 OWN_ENTRY = "trained_on"
-"""In `stateful_callbacks` of every state that luthier writes."""
-WEIGHTS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin", "global_step*", "pytorch_model_fsdp*")
+"""In `stateful_callbacks` of every state that luthier writes (`luthier.training.trained_on`)."""
+WEIGHT_PATTERNS = ("adapter_model.*", "model*.safetensors", "pytorch_model*.bin")
+SHARD_PATTERNS = ("global_step*", "pytorch_model_fsdp*")
+"""What DeepSpeed and FSDP write in place of whole weights."""
 ADAPTER_KEYS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "oft_block_size")
 """Of adapter_config.json: the settings besides the layers that decide what an adapter computes."""
 
@@ -38,7 +40,7 @@ def is_foreign(folder: Path) -> bool:
 
 def _state_of(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
@@ -49,7 +51,7 @@ def is_readable_foreign(folder: Path) -> bool:
     if not is_foreign(folder):
         return False
     key = f"resume_from_checkpoint: {folder}"
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+    if not any(any(folder.glob(pattern)) for pattern in (*WEIGHT_PATTERNS, *SHARD_PATTERNS)):
         raise OutputError(f"{key}: holds no weights -> copy the whole checkpoint, or choose an earlier one")
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":

@@ -15,7 +15,7 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.manifest import read_manifest, write_manifest
 from luthier.core.versions import require
-from luthier.training.checkpoints import TRAINER_STATE
+from luthier.training.foreign_checkpoints import TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun

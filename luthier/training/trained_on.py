@@ -14,12 +14,13 @@ from transformers import TrainerCallback
 
 from luthier.core.errors import OutputError
 from luthier.core.log import warn
+from luthier.training.foreign_checkpoints import OWN_ENTRY, TRAINER_STATE
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
 
-KEY = "trained_on"
+KEY = OWN_ENTRY
 OTHER_CONTENTS = "the same keys, other contents"
 NAMED_KEYS = ("dataset", "template", "cutoff_len", "max_samples", "val_size", "packing", "neat_packing", "on_overlong",
               "mix_strategy", "train_on_prompt", "mask_history", "streaming")  # fmt: skip
@@ -104,7 +105,7 @@ def compare_rows(run: "TrainRun", data: "PreparedData", resume_from: Path | None
 def trained_on(checkpoint: Path) -> list[dict[str, Any]]:
     """The entries of a checkpoint; empty if it does not say."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
         entries = state["stateful_callbacks"][KEY]
         return [dict(entry) for entry in entries if isinstance(entry["rows"], str) and isinstance(entry["keys"], dict)]
     except (OSError, ValueError, KeyError, TypeError):

@@ -12,7 +12,6 @@ import luthier
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.core.manifest import read_manifest, verify_folder, write_manifest
-from luthier.training.checkpoints import check_filled
 from tests.matrix import representatives
 from tests.small_world import WAYS, losses, small_world
 from tests.tiny import tiny_llama
@@ -259,22 +258,6 @@ def test_a_checkpoint_of_a_smaller_model_is_refused(world, whole_run, tmp_path):
     keys = {**world, **KINDS["sft full"], "model_name_or_path": str(deeper), "output_dir": str(tmp_path / "out")}
     with pytest.raises(RunFailed, match=r"has no weight model\.layers\.2\.\S+ and 8 more -> use the model that"):
         luthier.train({**keys, "resume_from_checkpoint": str(whole / "checkpoint-4")})
-
-
-def test_tied_and_never_saved_weights_and_the_value_head_are_not_missing():
-    model = torch.nn.Module()
-    model.body, model.head, model.value_head = (torch.nn.Linear(2, 2, bias=False) for _ in range(3))
-    model.head.weight = model.body.weight
-    check_filled(model, ["head.weight", "value_head.weight"], [])
-    model.positions = torch.nn.Embedding(4, 2)
-    with pytest.raises(RunFailed, match=r"has no weight positions\.weight ->"):
-        check_filled(model, ["positions.weight"], [])
-    model._keys_to_ignore_on_save = ["positions.weight"]
-    check_filled(model, ["positions.weight"], [])
-    with pytest.raises(RunFailed, match=r"has no weight body\.weight and 1 more"):
-        check_filled(model, ["body.weight", "head.weight"], [])
-    with pytest.raises(RunFailed, match=r"has an unexpected weight gate\.weight ->"):
-        check_filled(model, [], ["gate.weight"])
 
 
 def test_finished_weights_without_a_checkpoint_are_not_overwritten(world, whole_run, tmp_path):
