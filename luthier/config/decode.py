@@ -31,9 +31,9 @@ class Loader(BaseLoader):
     """Safe YAML in which 1e-4 is a number, as in YAML 1.2 and JSON."""
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+FLOAT_TAG, SIGN_OR_DIGIT = "tag:yaml.org,2002:float", list("-+0123456789")
+FLOAT_WITHOUT_DOT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver(FLOAT_TAG, FLOAT_WITHOUT_DOT, SIGN_OR_DIGIT)
 
 
 class Text(str):

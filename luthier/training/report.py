@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.encode import escaped, to_yaml
 from luthier.config.masking import is_secret, masked
 from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, write_atomically
@@ -204,13 +205,10 @@ def finish_training(
     facts: Mapping[str, Any],
 ) -> None:
     """Everything in `output_dir` besides weights, metrics and log; the manifest comes last and covers all files."""
-    import yaml
-
     output_dir = Path(run.training["output_dir"])
     trainer.save_state()
     write_atomically(output_dir / "README.md", model_card(run, base_model, metrics, facts.get("trained_on", ())))
-    text = yaml.safe_dump(resolved_run(run), allow_unicode=True, sort_keys=False)
-    write_atomically(output_dir / "run.yaml", text)
+    write_atomically(output_dir / "run.yaml", to_yaml(escaped(resolved_run(run))))
     if run.finetuning.plot_loss:
         plot_history(output_dir, trainer.state.log_history)
     write_manifest(output_dir, **facts)

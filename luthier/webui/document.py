@@ -16,7 +16,10 @@ YAML_BREAKS = "\n\r\x85\u2028\u2029"
 
 def values_of(text: str) -> dict[str, str]:
     """Key -> its value as text for a field, e.g. `1e-4`, `a, b` or `{"num_cycles": 2}`. Empty if it is no mapping."""
-    return {key: _shown(value) for key, value in _members(text)}
+    try:
+        return {key: _shown(value) for key, value in _members(text)}
+    except RecursionError:  # an alias inside the value that it names; `luthier check` says so
+        return {}
 
 
 def with_value(text: str, key: str, written: str | None) -> str:
@@ -45,7 +48,7 @@ def as_yaml(value: str, *, is_text: bool) -> str:
     has_breaks = any(mark in value for mark in YAML_BREAKS)
     try:
         read = None if has_breaks else Loader(value).get_single_data()
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2024-02-30, which is no date
         read = None
     if (read == value and isinstance(read, str)) or (isinstance(read, list | dict) and value[:1] in "[{"):
         return value

@@ -1,11 +1,13 @@
 """The run files below the root: those that can be loaded into a form, and saving one under a name."""
 
+import json
 import os
 from pathlib import Path
 
 import yaml
 
 from luthier.config.decode import Loader
+from luthier.config.encode import to_yaml
 from luthier.config.source import SUFFIXES
 from luthier.core.errors import InvalidInput, OutputError
 from luthier.core.files import write_atomically
@@ -77,16 +79,15 @@ def save(root: Path, name: str, text: str) -> Path:
 
 def _json_as_yaml(path: Path, text: str) -> str:
     try:
-        value = yaml.load(text, Loader)
-    except yaml.YAMLError as fault:
+        return to_yaml(json.loads(text))
+    except (ValueError, RecursionError) as fault:
         raise InvalidInput(f"{path}: is not valid JSON: {fault}") from None
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def _as_run_file(text: str) -> str:
     """A llamaboard_config as a run file; other texts stay as they are."""
     try:
         value = yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # as in `luthier.config.source`, which says what is wrong
         return text
     return llamaboard.run_text(value) if llamaboard.is_config(value) else text

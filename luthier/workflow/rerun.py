@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from luthier.config.encode import escaped, to_yaml
 from luthier.core.errors import OutputError
 from luthier.core.log import info, warn
 from luthier.core.machine import Machine
@@ -203,7 +204,7 @@ def _other_keys(folder: Path, run: "TrainRun") -> Iterator[str]:
     from luthier.training.report import resolved_run
 
     there = yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
-    here = yaml.safe_load(yaml.safe_dump(resolved_run(run)))
+    here = yaml.safe_load(to_yaml(escaped(resolved_run(run))))
     for name in sorted((there.keys() | here.keys()) - WITHOUT_EFFECT):
         if there.get(name) != here.get(name):
             yield f"{name}: {_shown(there.get(name))} there, {_shown(here.get(name))} here"

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from luthier.config.encode import escaped, to_yaml
 from luthier.config.masking import is_secret
 
 
@@ -26,10 +27,9 @@ class RunFile:
 def run_file(keys: Mapping[str, Any]) -> RunFile:
     """`keys`: decoded ones, such as `Run.given`. Every `${` in a text is escaped, since it has been resolved once."""
     secrets = dict(_secrets(keys))
-    shown = {name: _literal(value) for name, value in keys.items()}
+    shown = {name: escaped(value) for name, value in keys.items()}
     shown |= {name: f"${{oc.env:{variable(name)}}}" for name in secrets}
-    text = yaml.safe_dump(shown, allow_unicode=True, sort_keys=False)
-    return RunFile(text, {variable(name): secret for name, secret in secrets.items()})
+    return RunFile(to_yaml(shown), {variable(name): secret for name, secret in secrets.items()})
 
 
 def variable(key: str) -> str:
@@ -41,12 +41,3 @@ def _secrets(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in keys.items():
         if is_secret(name) and value is not None:
             yield name, str(value)
-
-
-def _literal(value: Any) -> Any:
-    """Plain YAML values."""
-    if isinstance(value, str):
-        return value.replace("${", "\\${")
-    if isinstance(value, list | tuple):
-        return [_literal(item) for item in value]
-    return {name: _literal(item) for name, item in value.items()} if isinstance(value, Mapping) else value

@@ -86,6 +86,11 @@ def test_any_text_comes_back_from_the_file(typed):
     assert read["seed"] == 1 if "seed" in read else read["stage"] == "sft"
 
 
+def test_a_date_that_is_none_and_an_alias_without_end():
+    assert as_yaml("2024-02-30", is_text=True) == "'2024-02-30'"
+    assert values_of("a: &a\n  b: *a\n") == {}
+
+
 def test_differing_keys_of_several_run_files():
     assert differing({"a": "x: 1\ny: 2", "b": "y: 2\nx: 3", "c": "y: 2"}) == {"x": {"a": "1", "b": "3", "c": None}}
 

@@ -21,6 +21,10 @@ def test_a_run_file_is_loaded_as_it_is_and_json_as_yaml(tmp_path):
     assert load(tmp_path / "run.yaml") == "# note\nstage: sft\n"
     (tmp_path / "run.json").write_text('{"stage": "sft", "learning_rate": 1e-4}', "utf-8")
     assert values_of(load(tmp_path / "run.json")) == {"stage": "sft", "learning_rate": "0.0001"}
+    (tmp_path / "run.json").write_text('{\n\t"run_name": "1e5",\n\t"seed": 1\n}', "utf-8")
+    assert load(tmp_path / "run.json") == "run_name: '1e5'\nseed: 1\n"
+    (tmp_path / "run.yaml").write_text("run_name: 2024-02-30\n", "utf-8")
+    assert load(tmp_path / "run.yaml") == "run_name: 2024-02-30\n"
 
 
 def test_what_cannot_be_read_is_said(tmp_path):

@@ -16,7 +16,13 @@ from luthier.workflow.rerun import hashes_of_model, quick_digest
 from tests.small_world import small_world
 from tests.tiny import tiny_llama
 
-KEYS = {"finetuning_type": "lora", "lora_dropout": 0.1, "max_steps": 3, "disable_shuffling": False}
+KEYS = {
+    "finetuning_type": "lora",
+    "lora_dropout": 0.1,
+    "max_steps": 3,
+    "disable_shuffling": False,
+    "run_name": r"\${x}",
+}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from luthier.workflow.run_files import run_file
 
 KEYS = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True, "learning_rate": 3e-5}
 MORE = {"run_name": "a\\${b}", "lr_scheduler_kwargs": {"num_cycles": 2, "x": "\\${y}"}, "hub_token": "hf_${x}"}
+MORE |= {"hub_model_id": "1e5"}
 
 
 def test_it_says_the_same(monkeypatch):
