@@ -1,6 +1,7 @@
 """Log messages. They go to stderr; stdout is for results.
 
-Only the first process of a distributed run logs. `LLAMAFACTORY_VERBOSITY` sets the level, as in the reference.
+Of a distributed run only the first process of each machine logs. `LLAMAFACTORY_VERBOSITY` sets the level, as in the
+reference.
 """
 
 import logging
@@ -38,6 +39,7 @@ def set_up() -> None:
 
 
 def is_main_process() -> bool:
+    """Whether this is the first process of the run on this machine."""
     return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")
 
 
