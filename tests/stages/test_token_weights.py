@@ -45,7 +45,8 @@ def test_eaft_looks_at_the_twenty_likeliest_tokens():
 @pytest.mark.parametrize("with_weights", [False, True])
 def test_value_and_gradients_equal_the_formula(monkeypatch, chunk_elements, name, with_weights):
     """Through the chunked head and through plain logits, against autograd on the written-out formula."""
-    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    for limit in ("CHUNK_ELEMENTS", "SMALL_CHUNK_ELEMENTS"):
+        monkeypatch.setattr(chunked_head, limit, chunk_elements)
     torch.manual_seed(0)
     targets, weights = torch.randint(0, 31, (150,)), torch.rand(150).double() if with_weights else None
     hidden, weight = torch.randn(150, 8).double(), torch.randn(31, 8).double()

@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from luthier.model.kernels.products import product
+from luthier.model.kernels.varlen import stands_for_a_gpu
 
 CHUNK_ELEMENTS = 2**26
 """Logits held at a time: 64 Mi numbers, 256 MB in float32."""
+SMALL_CHUNK_ELEMENTS = 2**24
+"""On a CPU, where a chunk of 64 MB takes no more time, unless a gradient of the weight is summed over chunks."""
 SCALED_ROWS = 8192
 """Rows of a 16-bit gradient that are in float32 at a time."""
 BLOCK = 128
@@ -192,7 +195,9 @@ def target_weights(
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(64, CHUNK_ELEMENTS // weight.shape[0])
+    is_on_cpu = weight.device.type == "cpu" or (weight.is_meta and not stands_for_a_gpu(weight))
+    num_elements = SMALL_CHUNK_ELEMENTS if is_on_cpu and not weight.requires_grad else CHUNK_ELEMENTS
+    size = max(64, num_elements // weight.shape[0])
     return (slice(start, start + size) for start in range(0, hidden.shape[0], size))
 
 

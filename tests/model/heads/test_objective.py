@@ -10,7 +10,8 @@ from luthier.stages._divergence import generalized_jsd
 
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_an_objective_in_chunks_has_the_gradients_of_the_whole(monkeypatch, chunk_elements):
-    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    for limit in ("CHUNK_ELEMENTS", "SMALL_CHUNK_ELEMENTS"):
+        monkeypatch.setattr(chunked_head, limit, chunk_elements)
     torch.manual_seed(0)
     sources = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     teacher = torch.randn(150, 11).double()

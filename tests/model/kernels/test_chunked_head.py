@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from luthier.model.kernels import chunked_head
+from luthier.model.kernels import chunked_head, varlen
 from luthier.model.kernels.chunked_head import linear_cross_entropy, most_likely
 
 
@@ -22,7 +22,8 @@ def test_two_words_by_hand():
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chunk_elements):
-    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    for limit in ("CHUNK_ELEMENTS", "SMALL_CHUNK_ELEMENTS"):
+        monkeypatch.setattr(chunked_head, limit, chunk_elements)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     targets = torch.randint(0, 11, (150,))
@@ -44,7 +45,8 @@ def test_value_and_gradients_equal_torch(monkeypatch, smoothing, with_bias, chun
 @pytest.mark.parametrize("chunk_elements", [1, 2**26])
 def test_log_probabilities_and_gradients_equal_log_softmax(monkeypatch, temperature, with_bias, chunk_elements):
     """150 positions are three chunks of 64, or one; every position has a weight of its own in the sum."""
-    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", chunk_elements)
+    for limit in ("CHUNK_ELEMENTS", "SMALL_CHUNK_ELEMENTS"):
+        monkeypatch.setattr(chunked_head, limit, chunk_elements)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(150, 8).double(), torch.randn(11, 8).double(), torch.randn(11).double()
     targets, shares = torch.randint(0, 11, (150,)), torch.randn(150).double()
@@ -75,3 +77,17 @@ def test_gradients_of_16_bits_are_scaled_as_exactly_as_those_of_32(monkeypatch):
     (found,) = chunked_head._scaled([grad], torch.tensor(1 / 257))
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, (grad.float() / 257).bfloat16())
+
+
+def test_chunks_are_small_where_that_costs_no_time():
+    hidden, frozen = torch.empty(4000, 2), torch.empty(2**14, 2)
+    learned = frozen.clone().requires_grad_()
+
+    def num_rows(weight):
+        part, *_ = chunked_head._chunks(hidden, weight)
+        return part.stop
+
+    assert (num_rows(frozen), num_rows(learned)) == (1024, 4096)
+    assert num_rows(frozen.to("meta")) == 1024  # of a plan for a CPU
+    with varlen.traced():
+        assert num_rows(frozen.to("meta")) == 4096
