@@ -20,7 +20,6 @@ from luthier.model.processor import AS_IT_IS, FittedProcessor
 from luthier.model.types import Models
 from luthier.stages import Stage
 from luthier.training.distributed import Collate
-from luthier.training.gauges import Gauge
 from luthier.training.rollouts import Rollouts
 from luthier.training.sequence_groups import SequenceGroups
 from luthier.training.streaming import StreamReading
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+    from luthier.training.gauges import Gauge
 
 EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
 """(model, metric prefix) -> metrics besides the loss, such as ROUGE."""
@@ -61,7 +62,7 @@ class TrainingParts:
     build_optimizer: BuildOptimizer | None = None
     """None: the optimizer of `optim`."""
     callbacks: "Sequence[TrainerCallback]" = ()
-    gauges: Sequence[Gauge] = ()
+    gauges: "Sequence[Gauge]" = ()
     """Called at each log line."""
     eval_metrics: EvalMetrics | None = None
     """Called after every evaluation."""

@@ -31,6 +31,12 @@ def test_the_plain_libraries_import_what_a_run_does_not_need():
     assert printed(code)[-1] == str(HEAVY)
 
 
+@pytest.mark.thorough
+def test_a_plan_does_not_import_the_trainer():
+    code = "import sys, luthier.workflow.plan.make\nprint('transformers.trainer_callback' in sys.modules)"
+    assert printed(code)[-1] == "False"
+
+
 UNWRAPPED = """
 import sys, torch
 {install}
