@@ -35,12 +35,6 @@ def _keeps_shards(run: Any) -> bool:
     return zero_stage(run) == 3 and zero_settings(deepspeed_settings(run)).get(GATHERS) is False
 
 
-def _unavailable(variable: str, reason: str) -> Rule:
-    """A launcher of the reference that an environment variable asks for."""
-    remedy = f"unset {variable}; several devices are used through torchrun"
-    return Rule((variable,), reason, remedy, lambda run: is_on(os.environ, variable), file="environment")
-
-
 LAUNCH_RULES = Rules(
     (
         _needs_torchrun("deepspeed"),
@@ -65,6 +59,12 @@ LAUNCH_RULES = Rules(
                 ("resume_from_checkpoint", _names_checkpoint),
             )
         ),
-        _unavailable("USE_V1", "there is one engine only"),
+        Rule(
+            ("USE_V1",),
+            "there is one engine only, with the same keys for all runs",
+            "unset it; for each key of v1, `luthier check` says what to write instead",
+            lambda run: is_on(os.environ, "USE_V1"),
+            file="environment",
+        ),
     )
 )

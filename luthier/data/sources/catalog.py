@@ -6,7 +6,7 @@ errors; problems of other entries in the same file are warnings.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Catalog", "Columns", "DatasetSpec", "Source", "Tags", "check_datasets", "declared_media", "load_catalog"]
 
 CATALOG_FILE = "dataset_info.json"
-MOST_NAMES = 5
-"""Of datasets that a run does not use."""
+MOST_OFFERED = 20
+"""Names in a message about a dataset that is not described."""
+MOST_UNUSED = 5
+"""Names of wrongly described datasets that a run does not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Catalog:
 
     def unknown(self, name: str) -> tuple[str, str]:
         """(reason, remedy) for a name without a description."""
-        remedy = did_you_mean(name, self.names, repr) or f"one of {', '.join(self.names)}"
+        remedy = did_you_mean(name, self.names, repr) or f"one of {_listed(self.names, MOST_OFFERED)}"
         return f"is not described in {self.file}", remedy
 
 
@@ -197,9 +199,14 @@ def _faults_elsewhere(catalog: Catalog, used: set[str]) -> Iterator[Problem]:
     if len(faults) <= 1:
         yield from faults
         return
-    names = ", ".join(wrong[:MOST_NAMES]) + (f" and {len(wrong) - MOST_NAMES} others" if wrong[MOST_NAMES:] else "")
+    names = _listed(wrong, MOST_UNUSED)
     remedy = f"`luthier check RUN dataset={wrong[0]}` says what is wrong with it"
     yield Problem(names, "not described as they must be; this run does not use them", remedy, file=catalog.file)
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others} other{'s' * (others > 1)}" if others > 0 else "")
 
 
 def _media_dir_faults(data: "DataConfig") -> Iterator[Problem]:

@@ -337,6 +337,11 @@ class TestWhereTheCatalogIs:
         with pytest.raises(DataError, match=r"dataset_dir: e\.file: 'x': unknown key"):
             catalog.get("e")
 
+    def test_of_many_names_some_are_offered(self, folder):
+        names = [f"set_{number}" for number in range(22)]
+        (error,) = errors_of(folder({name: {"file_name": "a.json"} for name in names}), "zzz")
+        assert error.endswith(f" -> one of {', '.join(names[:20])} and 2 others")
+
     def test_unknown_name(self, folder):
         dataset_dir = folder({"identity": {"file_name": "d.json"}}, d=ALPACA_ROWS)
         with pytest.raises(DataError, match=r"'identiti': is not described in .* -> did you mean 'identity'\?"):
