@@ -15,6 +15,7 @@ machine at any time.
 import json
 import os
 import platform
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -186,6 +187,19 @@ def _ended(status: int, asked: bool) -> State:
     if status == 0:
         return "done"
     return "stopped" if asked or status == INTERRUPTED else "failed"
+
+
+def files_in(folder: Path) -> list[tuple[str, int]]:
+    """(path below the folder, bytes) of every file, in order. A run may remove files meanwhile."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(state.st_mode):
+            found.append((path.relative_to(folder).as_posix(), state.st_size))
+    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:

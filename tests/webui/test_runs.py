@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier.webui.identity import mark_of
-from luthier.webui.runs import FRESH_SECONDS, SILENT_SECONDS, find_runs, last_line, read_run
+from luthier.webui.runs import FRESH_SECONDS, SILENT_SECONDS, files_in, find_runs, last_line, read_run
 
 OURS = {"argv": [], "pid": os.getpid(), "mark": mark_of(os.getpid()), "host": platform.node(), "started": 5.0}
 LONG_AGO = time.time() - 10 * FRESH_SECONDS
@@ -109,3 +109,18 @@ def test_five_hundred_runs_are_listed(tmp_path):
     for number in range(500):
         run_folder(tmp_path / f"run-{number}", board=OURS, exit={"status": 0}, log=lines)
     assert len(find_runs(tmp_path)) == 500
+
+
+def test_files_that_go_while_they_are_listed_are_left_out(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-4").mkdir()
+    for name in ("a.json", "checkpoint-4/b.bin", "checkpoint-4/c.bin"):
+        (tmp_path / name).write_text(name)
+    stat = Path.stat
+
+    def going(path, **how):
+        if path.name == "b.bin":
+            path.unlink()
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", going)
+    assert files_in(tmp_path) == [("a.json", 6), ("checkpoint-4/c.bin", 18)]

@@ -29,7 +29,7 @@ from luthier.webui.pages.parts import (
     text,
 )
 from luthier.webui.pages.runs import badge, when
-from luthier.webui.runs import Run, read_object, read_run
+from luthier.webui.runs import Run, files_in, read_object, read_run
 from luthier.webui.watch import Curves, console_end
 
 SECONDS = 1.0
@@ -63,7 +63,7 @@ class RunPage:
                 ]
                 self.buttons = {
                     "stop": button(say("run.stop"), self._stop),
-                    "now": button(say("run.now"), self._stop_now),
+                    "now": button(say("run.now"), self._stop),
                     "kill": button(say("run.kill"), self._kill, "danger"),
                     "resume": button(say("run.resume"), self._resume),
                     "delete": button(say("run.delete"), self._delete, "danger"),
@@ -178,15 +178,12 @@ class RunPage:
 
     @ui.refreshable_method
     def files(self) -> None:
-        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())[:MAX_FILES]
         with box("ul", "files"):
-            for path in paths:
-                text(f"{path.relative_to(self.folder)}  ·  {path.stat().st_size:,} B", "li")
+            for name, num_bytes in files_in(self.folder)[:MAX_FILES]:
+                text(f"{name}  ·  {num_bytes:,} B", "li")
 
     async def _stop(self) -> None:
-        await self._do(lambda: process.stop(self.found))
-
-    async def _stop_now(self) -> None:
+        """Asked again, the run ends at once."""
         await self._do(lambda: process.stop(self.found))
 
     async def _kill(self) -> None:
