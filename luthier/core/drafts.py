@@ -2,6 +2,7 @@
 
     .data_report.json.4711.h3f9a21c.tmp     .NAME.PID.HOST.tmp, beside the file or folder that it will become
     .4711.h3f9a21c.tmp                      inside the folder that its files will be moved to
+    .stop.json.52.4711.h3f9a21c.tmp         the same of a thread, .NAME.THREAD.PID.HOST.tmp: another may write it too
 
 A killed process cannot remove its drafts, so the next one does: it may remove what a process that has ended left.
 """
@@ -14,6 +15,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from threading import current_thread, get_native_id, main_thread
 
 ABANDONED_SECONDS = 3600.0
 """Whether a process of another machine still runs is not known; its draft is abandoned if nothing changes so long."""
@@ -26,8 +28,9 @@ def this_host() -> str:
 
 
 def draft_name(name: str = "") -> str:
-    """What this process calls the file or folder `name` while it is not complete."""
-    return f".{name}{'.' if name else ''}{os.getpid()}.{this_host()}.tmp"
+    """What this thread calls the file or folder `name` while it is not complete."""
+    thread = "" if current_thread() is main_thread() else f"{get_native_id()}."
+    return f".{name}{'.' if name else ''}{thread}{os.getpid()}.{this_host()}.tmp"
 
 
 def is_draft(name: str) -> bool:

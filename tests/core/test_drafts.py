@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,6 +20,9 @@ def ended() -> int:
 def test_a_name_tells_the_process():
     assert draft_name("a.json") == f".a.json.{os.getpid()}.{this_host()}.tmp"
     assert draft_name() == f".{os.getpid()}.{this_host()}.tmp"
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(draft_name, "a.json").result()
+    assert other != draft_name("a.json") and is_draft(other)
     assert is_draft(draft_name()) and is_draft(draft_name("x.12.tmp")) and is_draft(".77.tmp")
     assert not any(is_draft(name) for name in ("a.77.tmp", ".tmp", ".notes.tmp", ".77.tmp.json", "checkpoint-3"))
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_a_place_where_no_folder_can_be_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="choose another"), save_folder_atomically(tmp_path / "file" / "out"):
         pytest.fail("there is no such folder")
+
+
+def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    texts = [f"{number}\n" * 999 for number in range(4)]
+
+    def write(text):
+        for _ in range(50):
+            write_atomically(tmp_path / "stop.json", text)
+
+    with ThreadPoolExecutor(len(texts)) as threads:
+        list(threads.map(write, texts))
+    assert (tmp_path / "stop.json").read_text() in texts and listing(tmp_path) == ["stop.json"]
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
