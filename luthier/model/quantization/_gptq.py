@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError, RunFailed
 from luthier.core.log import info
+from luthier.core.machine import num_cpus
 from luthier.core.versions import require
 from luthier.model.classes import require_dense
 from luthier.model.modules import expert_parameters, linear_layers
@@ -65,7 +66,7 @@ def quantize_folder(
     quantize.
     """
     # With a single worker, which it takes on two cores, a task that waits for another one would wait forever.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, num_cpus() // 2)))
     library = require("gptqmodel", "gptq", "export_quantization_bit")
     rows = [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in samples]
     how = {"trust_remote_code": trust_remote_code, "dtype": dtype, **({"device": "cpu"} if on_cpu else {})}
