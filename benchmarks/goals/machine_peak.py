@@ -19,11 +19,13 @@ OPERATIONS = 2 * SIZE**3
 def run(work: "Work", clock: "Clock") -> None:
     import torch
 
+    from luthier.model.kernels.products import product
+
     dtype = torch.bfloat16 if work.keys.get("bf16") else torch.float32
     left, right = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
     for _ in range(work.keys["max_steps"]):
         clock.begin()
-        left @ right
+        product(left, right)  # by the faster library
         clock.end()
 
 

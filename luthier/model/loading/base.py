@@ -111,3 +111,8 @@ def load_base(
     if gives_scores(model.config) and model.config.get_text_config().pad_token_id is None:
         fit_scorer(model, 0)
     return BaseModel(model, dtype, attention)
+
+
+def takes_fast_path(run: "TrainRun") -> bool:
+    """Whether the models of this run compute with the kernels of `luthier.model.kernels`, which take whole weights."""
+    return run.model.fast_path and run.parallel.tp_size == 1

@@ -13,7 +13,7 @@ from luthier.model.adapters._series import given_as
 from luthier.model.dtype import inference_dtype
 from luthier.model.embeddings import num_rows
 from luthier.model.files.sources import model_source
-from luthier.model.loading.base import dtype_of
+from luthier.model.loading.base import dtype_of, takes_fast_path
 from luthier.model.loading.merged import load_merged
 from luthier.model.quantization._layers import plan
 from luthier.model.tokenizer import FittedTokenizer, load_tokenizer
@@ -70,7 +70,12 @@ def load_frozen_model(
             f"{key}: {source}: its embedding has {num_known:,} rows, too few for the {num_tokens:,} tokens of this run"
             " -> name a model with the same tokenizer"
         )
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    if takes_fast_path(run):
+        from luthier.model.kernels.fuse import fuse
+
+        fuse(model)
+    return model
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from luthier.model.embeddings import NewTokens
 from luthier.model.features import Training
 from luthier.model.files.sources import ModelSource
 from luthier.model.heads.score_head import fit_scorer
-from luthier.model.loading.base import dtype_of, load_base, purpose_of
+from luthier.model.loading.base import dtype_of, load_base, purpose_of, takes_fast_path
 from luthier.model.loading.config import load_config
 from luthier.model.loading.features import change_model
 from luthier.model.loading.load import load_model
@@ -117,7 +117,7 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
         recomputed_layers=recomputed_layers,
         upcast_lmhead_output=keys.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
-        fast_path=keys.fast_path and run.parallel.tp_size == 1,  # its kernels take weights as a whole
+        fast_path=takes_fast_path(run),
     )
 
 

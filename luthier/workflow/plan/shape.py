@@ -21,7 +21,7 @@ from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import upcast_norms
 from luthier.model.features import Training
-from luthier.model.loading.base import dtype_of, purpose_of
+from luthier.model.loading.base import dtype_of, purpose_of, takes_fast_path
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config, change_model
 from luthier.model.loading.parameters import parts_to_freeze
@@ -131,7 +131,7 @@ def _built(
         gradient_checkpointing=False,
         upcast_lmhead_output=run.model.upcast_lmhead_output,
         pure_bf16=run.finetuning.pure_bf16,
-        fast_path=run.model.fast_path and run.parallel.tp_size == 1,
+        fast_path=takes_fast_path(run),
     )
     if padding_reason is None:
         isolate_samples(model)
