@@ -19,7 +19,7 @@ from benchmarks.goals.turns import ROOT, ProgramFailed, Ratio, take_turns
 if TYPE_CHECKING:
     from benchmarks.goals.training import Setting
 
-PROMPT, ANSWER = 64, 24
+PROMPT, ANSWER = 64, 64
 """Tokens of each."""
 NUM_ANSWERS = 8
 

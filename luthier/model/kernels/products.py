@@ -51,15 +51,18 @@ def added_product(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one for the product of these matrices, and can compute it."""
+    if x.dtype is not torch.float32 or not x.is_cpu:  # first, since an accelerator waits for this code
+        return False
     (num_rows, inner), outer = x.shape, weight.shape[0]
     num_products, narrowest = num_rows * inner * outer, min(num_rows, inner, outer)
-    is_large = num_products >= MANY or (narrowest <= NARROW and num_products >= MANY_READ * narrowest)
-    return is_large and _has_usual_numbers(x) and _has_usual_numbers(weight) and is_better_here()
+    is_large = num_products >= MANY or (0 < narrowest <= NARROW and num_products >= MANY_READ * narrowest)
+    return is_large and _are_usual(x, weight) and not torch.is_autocast_enabled("cpu") and is_better_here()
 
 
-def _has_usual_numbers(matrix: Tensor) -> bool:
-    is_float32 = matrix.dtype is torch.float32 and matrix.device.type == "cpu"
-    return is_float32 and type(matrix) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+def _are_usual(x: Tensor, weight: Tensor) -> bool:
+    """Whether `weight` is on the CPU in float32 too, and both are plain tensors."""
+    is_alike = weight.dtype is torch.float32 and weight.is_cpu
+    return is_alike and all(type(matrix) in (Tensor, nn.Parameter) for matrix in (x, weight))
 
 
 @cache

@@ -78,6 +78,8 @@ def test_small_products_and_other_processors_stay_with_pytorch(monkeypatch):
     assert products.is_faster(large, low) == is_better
     assert not products.is_faster(large[:300], low)
     assert not products.is_faster(torch.empty(100, 576), torch.empty(576, 576))
+    assert not products.is_faster(torch.empty(0, 576), torch.empty(576, 576))
+    assert products.product(torch.empty(0, 576), torch.empty(8, 576)).shape == (0, 8)
     monkeypatch.setattr(products, "is_better_here", lambda: False)
     assert not products.is_faster(large, torch.empty(576, 576))
 
