@@ -1,8 +1,9 @@
 """Threads for work that computes on a CPU."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from threading import Thread
+from types import TracebackType
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -14,6 +15,34 @@ def in_own_thread(work: Callable[[], T]) -> T:
     helpers together are more than the processors, they sleep between two operations instead of waiting awake: on two
     cores an operation then begins after 50 us instead of 4. So what the main thread has done once, such as to load a
     model, would slow down the thread that answers.
+
+    A signal interrupts the waiting for it. The thread does not keep the process from ending.
     """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
+    outcome: _Outcome[T] = _Outcome()
+
+    def run() -> None:
+        with outcome:
+            outcome.values.append(work())
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if outcome.fault is not None:
+        raise outcome.fault
+    return outcome.values[0]
+
+
+class _Outcome(Generic[T]):
+    """Keeps what its block raises."""
+
+    def __init__(self) -> None:
+        self.values: list[T] = []
+        self.fault: BaseException | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.fault = fault
+        return True

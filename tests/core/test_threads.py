@@ -1,3 +1,4 @@
+import signal
 import threading
 
 import pytest
@@ -14,3 +15,24 @@ def test_the_thread_ends_with_its_work():
 def test_errors_reach_the_caller():
     with pytest.raises(LookupError, match="not there"):
         in_own_thread(lambda: (_ for _ in ()).throw(LookupError("not there")))
+
+
+def test_an_interrupt_does_not_wait_for_the_work():
+    end = threading.Event()
+    asked = threading.Event()
+
+    def interrupt():
+        asked.wait(60)
+        signal.raise_signal(signal.SIGINT)
+
+    def work():
+        asked.set()
+        end.wait(60)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_own_thread(work)
+        assert not end.is_set()
+    finally:
+        end.set()
