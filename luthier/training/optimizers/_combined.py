@@ -15,7 +15,8 @@ class CombinedOptimizer(Optimizer):
     """Optimizers of different parameters; a learning rate schedule sees the groups of all of them."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
-        super().__init__([group for part in parts for group in part.param_groups], {})
+        defaults = {"lr": parts[0].defaults["lr"]}  # some schedules end at a share of it
+        super().__init__([group for part in parts for group in part.param_groups], defaults)
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:

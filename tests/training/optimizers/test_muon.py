@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
@@ -50,6 +51,23 @@ def test_a_schedule_reaches_every_part(tmp_path):
     optimizer.step()
     schedule.step()
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.5e-2}
+
+
+@pytest.mark.parametrize("switch", [{"use_muon": True}, {"use_galore": True, "galore_layerwise": True}])
+@pytest.mark.parametrize(
+    ("schedule", "more"), [("polynomial", {}), ("cosine_with_min_lr", {"min_lr": 1e-3}), ("linear", {})]
+)
+def test_a_schedule_ends_at_its_share_of_the_rate(tmp_path, switch, schedule, more):
+    """Some schedules of transformers ask the optimizer itself for the rate that it began with."""
+    (name,) = [key.removeprefix("use_") for key in switch if key.startswith("use_")]
+    args = arguments(tmp_path)
+    optimizer = built(name, tiny_model(), args, **switch)
+    schedule = get_scheduler(schedule, optimizer, 0, 4, more)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(more.get("min_lr", 0.0), abs=2e-7)
 
 
 @pytest.mark.parametrize(
