@@ -97,6 +97,11 @@ def _reach(text: "PreTrainedConfig", parameters: dict[str, Any]) -> int:
     return int(text.max_position_embeddings * (parameters["factor"] if grows else 1))
 
 
+def _is_stretched(config: "PreTrainedConfig", kind: str) -> bool:
+    """Whether the config asks for it; it does not if the window is long enough already."""
+    return bool(_global_parameters(config.get_text_config())["rope_type"] == kind)
+
+
 def require_stretched(model: "nn.Module", kind: str) -> None:
     """Raises `ModelError` if no rotary embedding of `model` has taken `kind` from the config."""
     if kind not in set(_kinds(model)):
@@ -161,7 +166,7 @@ def on_config(keys: RopeScalingConfig, config: "PreTrainedConfig", purpose: Purp
 
 
 def on_model(keys: RopeScalingConfig, model: "PreTrainedModel", purpose: Purpose) -> None:
-    if keys.rope_scaling:
+    if keys.rope_scaling and _is_stretched(model.config, keys.rope_scaling):
         require_stretched(model, keys.rope_scaling)
 
 

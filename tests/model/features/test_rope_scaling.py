@@ -117,6 +117,16 @@ def test_what_cannot_be_stretched_says_so():
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_window_that_is_long_enough_is_no_error(kind, tmp_path, said):
+    folder = str(tiny_llama(tmp_path / "model", max_position_embeddings=WINDOW))
+    keys = {"model_name_or_path": folder, "rope_scaling": kind, "cutoff_len": WINDOW}
+    run = load_train({**keys, "dataset": "x", "output_dir": str(tmp_path / "out")})
+    model = load_for_training(run, fit_tokenizer(load_tokenizer(ModelSource(folder)))).model
+    assert any("not applied: the window of" in line for line in said)
+    assert model.get_base_model().config.rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
 def test_adapters_and_exports_keep_the_positions_of_their_training(kind, tmp_path, said):
     folder = str(tiny_llama(tmp_path / "model", max_position_embeddings=WINDOW))
     keys = {"model_name_or_path": folder, "rope_scaling": kind}
