@@ -37,6 +37,10 @@ def no_derived_metrics(means: Mapping[str, float]) -> Mapping[str, float]:
     return {}
 
 
+def loss_alone(config: Any) -> tuple[str, ...]:
+    return ()
+
+
 def no_frozen_models(run: "TrainRun") -> "tuple[FrozenModelSpec, ...]":
     return ()
 
@@ -85,6 +89,8 @@ class Reporting:
     """Metrics on the progress line, most important first."""
     derived: Callable[[Mapping[str, float]], Mapping[str, float]] = no_derived_metrics
     """(means of a log line or an evaluation) -> metrics derived from them, such as a difference of two means."""
+    evaluated: Callable[[Any], tuple[str, ...]] = loss_alone
+    """(config) -> the metrics of an evaluation besides its loss, which `metric_for_best_model` may name."""
     predict: "Callable[..., list[dict[str, Any]]] | None" = None
     """(models, batch, config) -> one line of generated_predictions.jsonl per row; None: the model generates answers
     instead."""

@@ -33,6 +33,10 @@ def count_pairs(batch: Mapping[str, Any]) -> int:
     return int(not_filler(batch).sum())
 
 
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+LOGPS = ("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
+"""Metrics of better and worse answers."""
+
 NO_SPLIT = Rule(
     ("on_overlong", "stage"),
     "cuts a row into several, and two answers could not be cut at the same place",

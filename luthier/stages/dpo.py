@@ -21,9 +21,11 @@ from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import SequenceLogps, sequence_logps, summed_by_sequence
 from luthier.stages._pairs import (
+    LOGPS,
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
+    REWARDS,
     ChosenRejected,
     count_pairs,
     halves,
@@ -238,7 +240,10 @@ STAGE = Stage(
     has_dropout=False,
     units=count_pairs,
     loss=loss,
-    reporting=Reporting(headline=("rewards/accuracies", "rewards/margins")),
+    reporting=Reporting(
+        headline=("rewards/accuracies", "rewards/margins"),
+        evaluated=lambda config: ("rewards/accuracies", *REWARDS, *LOGPS),
+    ),
     statistics=StepStatistics(sums=sums, update=update),
     check=RULES,
 )

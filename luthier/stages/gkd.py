@@ -143,7 +143,7 @@ STAGE = Stage(
     units=count_targets,
     loss=loss,
     rollout=rollout,
-    reporting=Reporting(headline=("teacher_kl",)),
+    reporting=Reporting(headline=("teacher_kl",), evaluated=lambda config: ("teacher_kl",)),
     check=RULES,
     supports_router_loss=True,
 )

@@ -21,7 +21,7 @@ from luthier.data.plans.feedback import FEEDBACK
 from luthier.model.types import Models
 from luthier.stages import FrozenModelSpec, LossOutput, Reporting, Stage, StageState, StepStatistics, Sums
 from luthier.stages._logps import num_targets, sequence_logps
-from luthier.stages._pairs import NO_ANSWERS, NO_PACKING
+from luthier.stages._pairs import LOGPS, NO_ANSWERS, NO_PACKING, REWARDS
 from luthier.stages._reference import NO_DROPOUT, NO_PREDICTIONS, ReferenceConfig, of_reference, reference_model
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ STAGE = Stage(
     units=count_rows,
     loss=loss,
     statistics=StepStatistics(sums=sums, update=update),
-    reporting=Reporting(headline=("rewards/margins", "kl"), derived=margins),
+    reporting=Reporting(
+        headline=("rewards/margins", "kl"), derived=margins, evaluated=lambda config: (*REWARDS, *LOGPS, "kl")
+    ),
     check=RULES,
 )

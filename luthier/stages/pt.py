@@ -65,7 +65,7 @@ STAGE = Stage(
     reads="cross_entropy",
     units=count_targets,
     loss=loss,
-    reporting=Reporting(headline=("perplexity",), derived=perplexity),
+    reporting=Reporting(headline=("perplexity",), derived=perplexity, evaluated=lambda config: ("perplexity",)),
     check=RULES,
     supports_router_loss=True,
     supports_skipped_tokens=True,

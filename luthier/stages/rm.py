@@ -21,6 +21,7 @@ from luthier.stages._pairs import (
     NO_ANSWERS,
     NO_PACKING,
     NO_SPLIT,
+    REWARDS,
     ChosenRejected,
     count_pairs,
     halves,
@@ -89,6 +90,8 @@ STAGE = Stage(
     head="score",
     units=count_pairs,
     loss=loss,
-    reporting=Reporting(headline=("accuracy", "rewards/margins"), predict=predict),
+    reporting=Reporting(
+        headline=("accuracy", "rewards/margins"), evaluated=lambda config: ("accuracy", *REWARDS), predict=predict
+    ),
     check=RULES,
 )

@@ -155,7 +155,9 @@ STAGE = Stage(
     reads="cross_entropy",
     units=count_targets,
     loss=loss,
-    reporting=Reporting(headline=("accuracy",)),
+    reporting=Reporting(
+        headline=("accuracy",), evaluated=lambda config: ("accuracy",) if config.compute_accuracy else ()
+    ),
     check=RULES,
     supports_router_loss=True,
     supports_skipped_tokens=True,

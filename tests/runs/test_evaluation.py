@@ -10,7 +10,7 @@ import torch
 
 import luthier
 from luthier.config.load import load_train
-from luthier.core.errors import ConfigError, RunFailed
+from luthier.core.errors import ConfigError
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.training.parts import with_fillers
@@ -186,12 +186,37 @@ def test_with_several_losses_the_best_metric_must_be_named(values, keys):
         luthier.train({**values, **several, **keys})
 
 
-def test_a_metric_that_no_evaluation_gives_is_named(values):
-    keys = {**WORSENS, "early_stopping_steps": 2, "metric_for_best_model": "eval_accuracy"}
-    with pytest.raises(
-        RunFailed, match=r"metric_for_best_model: eval_accuracy: is not an evaluation metric -> use one of .*eval_loss"
-    ):
-        luthier.train({**values, **keys})
+@pytest.mark.parametrize("keys", [{}, {"eval_tasks": "perplexity"}, {"stage": "dpo"}, {"stage": "kto"}], ids=str)
+@pytest.mark.parametrize("metric", ["eval_accuracy", "rouge-l"])
+def test_a_metric_that_no_evaluation_gives_is_refused(values, keys, metric):
+    keys = {**WORSENS, "early_stopping_steps": 2, "metric_for_best_model": metric, **keys}
+    with pytest.raises(ConfigError, match=f"metric_for_best_model: '{metric}': is not measured by the evaluations of"):
+        load_train({**values, **keys})
+
+
+OF_STAGE = {
+    "pt": {"dataset": "plain", "cutoff_len": 48},
+    "sft": {"compute_accuracy": True},
+    "rm": {"dataset": "pairs"},
+    "dpo": {"dataset": "pairs"},
+    "kto": {"dataset": "feedback", "val_size": 8},
+    "gkd": {},
+}
+
+
+@pytest.mark.parametrize("stage", OF_STAGE)
+def test_every_metric_that_a_stage_names_is_measured(values, stage):
+    keys = {**OF_STAGE[stage], "stage": stage, "teacher_model": values["model_name_or_path"], "max_steps": 1}
+    evaluation = {"val_size": 4, "eval_strategy": "steps", "eval_steps": 1}
+    keys = (
+        {**values, **evaluation, **keys} if stage == "gkd" else {**values, **evaluation, **keys, "teacher_model": None}
+    )
+    (measured,) = [logs for logs in luthier.train(keys).log_history if "eval_loss" in logs]
+    run = load_train(keys)
+    named = STAGES.get(stage).reporting.evaluated(run.method)
+    assert named and {f"eval_{name}" for name in named} <= measured.keys()
+    for name in named:
+        load_train({**keys, "metric_for_best_model": name, "greater_is_better": False})
 
 
 GENERATES = {"predict_with_generate": True, "max_new_tokens": 6, "do_sample": False, "per_device_eval_batch_size": 5}

@@ -7,7 +7,8 @@ from luthier.config.rules.engine import Rule, Rules, above, all_of, at_least, is
 from luthier.config.rules.eval_command import kind_of
 from luthier.core.kinds import EVAL_KINDS, STAGES
 
-EVAL_METRICS = ("loss", "accuracy", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
+OF_ANSWERS = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
+EVAL_METRICS = ("loss", "accuracy", *OF_ANSWERS)
 """What an evaluation can measure. With several evaluation sets the name of a set stands before the metric."""
 
 
@@ -75,7 +76,18 @@ def _lacks_rows_of_tasks(run: Any) -> bool:
 def _is_unknown_metric(run: Any) -> bool:
     metric = (run.training["metric_for_best_model"] or "loss").removeprefix("eval_")
     of_tasks = tuple(f"{task}_" for task in run.tasks.eval_tasks or ())
-    return not metric.endswith(EVAL_METRICS) and not metric.startswith(of_tasks)
+    own = STAGES.get(run.stage).reporting.evaluated(run.method)
+    return not metric.endswith((*EVAL_METRICS, *own)) and not metric.startswith(of_tasks)
+
+
+def _is_not_measured(run: Any) -> bool:
+    """Whether the evaluations of this run give another metric only, although there is such a metric."""
+    metric = (run.training["metric_for_best_model"] or "loss").removeprefix("eval_")
+    of_tasks = tuple(f"{task}_" for task in run.tasks.eval_tasks or ())
+    answers = OF_ANSWERS if run.training["predict_with_generate"] else ()
+    measured = ("loss", *answers, *STAGES.get(run.stage).reporting.evaluated(run.method))
+    is_there = metric.endswith(measured) or metric.startswith(of_tasks)
+    return run.trains and evaluates_while_training(run) and not is_there and not _is_unknown_metric(run)
 
 
 def _prefers_a_high_perplexity(run: Any) -> bool:
@@ -113,10 +125,17 @@ EVALUATION_RULES = Rules(
         ),
         at_least("finetuning", "early_stopping_steps", 1),
         Rule(
-            ("metric_for_best_model", "compute_accuracy", "predict_with_generate"),
+            ("metric_for_best_model", "compute_accuracy", "predict_with_generate", "stage"),
             "no evaluation of this version gives this metric",
             f"use one that ends in {', '.join(EVAL_METRICS)}",
             _is_unknown_metric,
+        ),
+        Rule(
+            ("metric_for_best_model", "compute_accuracy", "predict_with_generate", "stage"),
+            "is not measured by the evaluations of this run",
+            "set compute_accuracy: true for accuracy, predict_with_generate: true for bleu-4 and rouge (both of stage:"
+            " sft), or name loss",
+            _is_not_measured,
         ),
         Rule(
             ("eval_tasks",),
