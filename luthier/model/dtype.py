@@ -84,11 +84,22 @@ def half_of(model: "nn.Module") -> "torch.dtype | None":
 
 
 def upcast_trainable(model: "nn.Module") -> None:
-    """Trainable parameters are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa."""
+    """Trainable parameters are float32: a small step would vanish in the 8 bits of a bfloat16 mantissa.
+
+    What they compute is float32 too. On a CPU, LayerNorm takes that only if its own weights are float32.
+    """
     import torch
 
-    for weight in model.parameters():
-        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+    norms = [
+        weight
+        for module in model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        for weight in module.parameters()
+        if weight.device.type == "cpu"
+    ]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in (*trained, *norms):
+        if weight.dtype in (torch.bfloat16, torch.float16):
             _upcast(weight)
 
 
