@@ -96,6 +96,11 @@ class TrainRun(Run):
         """Whether the run trains: do_train is set, or none of the three do_ keys is."""
         return self.training["do_train"] or not (self.training["do_eval"] or self.training["do_predict"])
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether training reads the rows in another order than that of the dataset."""
+        return not self.finetuning.disable_shuffling and self.training["train_sampling_strategy"] != "sequential"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRun(Run):

@@ -196,6 +196,7 @@ class _Builder:
     def __init__(self, run: "TrainRun", plan: "RowPlan", encoding: Encoding, packer: "Packer | None") -> None:
         self.data, self.plan, self.encoding, self.packer = run.data, plan, encoding, packer
         self.seed: int = run.training["seed"]
+        self.shuffle_seed: int | None = run.training["data_seed"]
         self.hub: dict[str, Any] = {"cache_dir": run.model.cache_dir, "tokens": HubTokens.of(run.model)}
         self.catalog = load_catalog(
             run.data.dataset_dir, run.data.media_dir, hf_hub_token=run.model.hf_hub_token, cache_dir=run.model.cache_dir
@@ -206,7 +207,7 @@ class _Builder:
         self.sees = encoding.media is not None
         self.made_by = joint_key(plan.name, self.maker.settings, encoding_digest(encoding), run.data.on_overlong)
         self.cache = cache_of(run.data)
-        self.buffer_size = 1 if run.finetuning.disable_shuffling else run.data.buffer_size
+        self.buffer_size = run.data.buffer_size if run.shuffles else 1
         self.ledger = Ledger()
         self.num_examples = 0
         """In the datasets read so far."""
@@ -302,6 +303,7 @@ class _Builder:
             probabilities=data.interleave_probs,
             seed=self.seed,
             buffer_size=self.buffer_size,
+            shuffle_seed=self.shuffle_seed,
             **self.hub,
         )
         if data.val_size:

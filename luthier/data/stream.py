@@ -65,6 +65,8 @@ class Stream:
     seed: int
     buffer_size: int
     """Size of the shuffle buffer in rows, over all processes and workers; 1 keeps the order."""
+    shuffle_seed: int | None
+    """Of the shuffle buffer; None is `seed`."""
     held_out: frozenset[Origin] = frozenset()
     """Rows for evaluation; training never sees them."""
     states: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -76,7 +78,8 @@ class Stream:
         The shares rotate from pass to pass, so that each of them gets rows eventually.
         """
         self._require_unchanged()
-        generator = np.random.default_rng((self.seed, number, share))
+        seed = self.seed if self.shuffle_seed is None else self.shuffle_seed
+        generator = np.random.default_rng((seed, number, share))
         mine = islice(self._in_order(number), (share - number) % num_shares, None, num_shares)
         yield from shuffled(mine, max(1, -(-self.buffer_size // num_shares)), generator)
         self._require_unchanged()
@@ -111,6 +114,7 @@ def open_stream(
     probabilities: Sequence[float],
     seed: int,
     buffer_size: int,
+    shuffle_seed: int | None,
     cache_dir: str | None,
     tokens: HubTokens = NO_TOKENS,
 ) -> Stream:
@@ -125,6 +129,7 @@ def open_stream(
         tuple(probabilities),
         seed,
         buffer_size,
+        shuffle_seed,
         states={name: state for spec in specs for name, state in local_files(spec).items()},
     )
 

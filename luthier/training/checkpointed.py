@@ -22,6 +22,7 @@ from luthier.model import save
 from luthier.model.adapters._merge import unwrap
 from luthier.model.adapters._pissa import is_pissa, resume_pissa
 from luthier.model.adapters._series import check_resumed
+from luthier.model.compat.loaded_adapters import keeping_formats
 from luthier.model.compat.split_checkpoints import saving_split_layers
 from luthier.model.features.rope_scaling import BESIDE_ADAPTER, save_beside_adapter
 from luthier.model.heads.score_head import save_value_head, without_value_head
@@ -44,6 +45,8 @@ from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
 from luthier.training.shared_save import SharedSave
+from luthier.training.unlogged import KEY as UNLOGGED
+from luthier.training.unlogged import Unlogged
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +85,8 @@ class CheckpointedTrainer(Trainer):
         self.add_callback(self.stop)
         self._after_step: tuple[RandomState, StageState] | None = None
         """Random numbers and the state of the stage after the last whole step, where a step may be given up."""
+        self._sums_after_step: Unlogged | None = None
+        self._before_given_up: Unlogged | None = None
         self.superseded = list(parts.superseded)
         self.share = SharedSave()
         """The save that is being made."""
@@ -120,7 +125,7 @@ class CheckpointedTrainer(Trainer):
             elif self._fills_split_weights:
                 split_state.fill_weights(unwrap(self.policy), checkpoint)
             else:
-                with taking_saved_names(self.policy, checkpoint):
+                with taking_saved_names(self.policy, checkpoint), keeping_formats(self.policy):
                     super()._load_from_checkpoint(str(checkpoint), model)
         if self.parts.rollouts is not None:
             self.parts.rollouts.load(checkpoint)
@@ -163,7 +168,7 @@ class CheckpointedTrainer(Trainer):
         elif best is not None and self._fills_split_weights:
             split_state.fill_weights(unwrap(self.policy), Path(best))
         else:
-            with taking_saved_names(self.policy, Path(best or "")):
+            with taking_saved_names(self.policy, Path(best or "")), keeping_formats(self.policy):
                 super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -244,6 +249,7 @@ class CheckpointedTrainer(Trainer):
         """Write the checkpoint beside, rename it when it is whole, and remove old ones after that."""
         self.watch.require_finite_step(self.state.global_step)
         self.watch.require_finite_weights(self.policy, self.state.global_step)
+        self.noted[UNLOGGED] = (self._before_given_up or self.unlogged()).as_json()
         folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
         draft, ledger = self.drafts / folder.name, None
         self.share = share = SharedSave(
@@ -301,6 +307,9 @@ class CheckpointedTrainer(Trainer):
         is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
         return is_alone and self.stop.save_seconds is not None and can_begin_again(self.policy)
 
+    def unlogged(self) -> Unlogged:
+        raise NotImplementedError
+
     def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
         """As in transformers. An evaluation that a signal ends is made up for when the run is resumed."""
         if self.stop.save_seconds is not None:
@@ -313,6 +322,8 @@ class CheckpointedTrainer(Trainer):
             self.control.should_log = self.control.should_evaluate = False
             self.stop.stop(self.control)
             super()._maybe_log_save_evaluate(*arguments, **more)
+        if self.may_give_up_step:
+            self._sums_after_step = self.unlogged()
 
     def _make_up_for_evaluation(self, trial: Any, ignored_keys: list[str] | None) -> None:
         """Of a run that resumes behind an evaluation that was given up."""
@@ -332,6 +343,7 @@ class CheckpointedTrainer(Trainer):
         folder = Path(self.output_dir, f"checkpoint-{self.state.global_step}")
         if self._after_step is not None and self.last_saved != folder:
             random_state, self.stage_state = self._after_step
+            self._before_given_up = self._sums_after_step
             random_state.restore()
             self._save_checkpoint(self.policy, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)

@@ -19,17 +19,17 @@ class LeftOut:
         self.action, self.limit = action, limit
         self.here = 0
         """Since this process began."""
-        self._since_log = {True: 0, False: 0}
+        self.since_log = {True: 0, False: 0}
         """Whether the update of the step was left out -> steps."""
 
     def count(self, *, is_left_out: bool) -> None:
-        self._since_log[is_left_out] += 1
+        self.since_log[is_left_out] += 1
         self.here += is_left_out
 
     def correct_line(self, logs: dict[str, float], total: int) -> None:
         """transformers divides the loss since the last line by all steps; without one that counts there is no loss."""
-        updates, left_out = self._since_log[False], self._since_log[True]
-        self._since_log = {True: 0, False: 0}
+        updates, left_out = self.since_log[False], self.since_log[True]
+        self.since_log = {True: 0, False: 0}
         if left_out and updates:
             logs["loss"] *= (updates + left_out) / updates
         elif left_out:
@@ -37,8 +37,8 @@ class LeftOut:
         if total:
             logs[KEY] = total
 
-    def correct_end(self, logs: dict[str, Any], num_steps: int) -> None:
-        """`num_steps`: of this process."""
-        if self.here:
-            logs["train_loss"] *= num_steps / max(num_steps - self.here, 1)
-            logs[f"train_{KEY}"] = self.here
+    def correct_end(self, logs: dict[str, Any], num_steps: int, total: int) -> None:
+        """`num_steps`: over which the loss is a mean. `total`: how many of them were left out."""
+        if total:
+            logs["train_loss"] *= num_steps / max(num_steps - total, 1)
+            logs[f"train_{KEY}"] = total

@@ -218,7 +218,8 @@ class Rollouts:
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffles:
             return range(len(self.prompts))
-        generator = torch.Generator().manual_seed(self.args.seed + epoch)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        generator = torch.Generator().manual_seed(seed + epoch)
         return torch.randperm(len(self.prompts), generator=generator).tolist()
 
     def _split(self, index: int) -> tuple[dict[str, Any], list[int]]:

@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from luthier.config.keys.training import BY_LENGTH
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
 from luthier.data.collate import require_whole
@@ -45,7 +46,9 @@ from luthier.training.loader_workers import serve
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
 from luthier.training.retrying import RetryingTrainer, size_of
+from luthier.training.row_lengths import as_long_as
 from luthier.training.sequence_groups import rows_by_group
+from luthier.training.unlogged import Unlogged
 from luthier.training.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -81,6 +84,8 @@ class StageTrainer(RetryingTrainer):
         self.left_out = LeftOut(parts.recovery.on_nonfinite, parts.recovery.max_nonfinite_steps)
         self.waiting = Waiting()
         self._train_start_seconds = 0.0
+        self._first_summed_step = 0
+        """Behind which the loss is added up."""
         self._flops_per_token: int | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -117,7 +122,10 @@ class StageTrainer(RetryingTrainer):
         self.num_trained_tokens += int(sum(number for _, number, _ in of_all)) // self.get_tp_size()
         statistics = self.stage.statistics
         if statistics is not None:
-            self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
+            # A run that resumes takes up its random numbers behind this, so these are of their own (neftune).
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(self.args.seed + self.state.global_step)
+                self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
         if not self._train_start_seconds:
             self._train_start_seconds = time.monotonic()
         return gathered[:, 0].sum()
@@ -186,7 +194,10 @@ class StageTrainer(RetryingTrainer):
         if "train_loss" in logs:
             if not self.num_trained_tokens:
                 return  # the run was already complete, so there is no mean loss
-            self.left_out.correct_end(logs, self.state.global_step - self._initial_global_step)
+            num_steps = self.state.global_step - self._first_summed_step
+            logs["train_loss"] = self._total_loss_scalar / max(num_steps, 1)
+            total = self.left_out.here if self._first_summed_step else self.noted.get(KEY, 0)
+            self.left_out.correct_end(logs, num_steps, total)
         if "loss" in logs:
             self.watch.require_finite_step(self.state.global_step)
             self.left_out.correct_line(logs, self.noted.get(KEY, 0))
@@ -200,6 +211,28 @@ class StageTrainer(RetryingTrainer):
             for gauge in self.parts.gauges:
                 logs |= gauge()
         super().log(logs, start_time)
+
+    def unlogged(self) -> Unlogged:
+        steps = self.left_out.since_log
+        return Unlogged.of(
+            self._globalstep_last_logged,
+            self._total_loss_scalar,
+            self._tr_loss,
+            self._metrics,
+            (steps[False], steps[True]),
+        )
+
+    def _take_up_log(self) -> None:
+        """Go on with the sums of the checkpoint that the run was resumed from."""
+        self._first_summed_step = self.state.global_step
+        found = Unlogged.saved(self.noted)
+        if found is None or not self.state.global_step:
+            return
+        self._first_summed_step, self._globalstep_last_logged = 0, found.last_line
+        self._total_loss_scalar = found.logged_loss
+        self._tr_loss += found.loss
+        self._metrics = found.sums(self.args.device, is_first=self.args.process_index == 0)
+        self.left_out.since_log = {False: found.left_out[0], True: found.left_out[1]}
 
     def _state_for(
         self, statistics: StepStatistics, model: Any, batches: Iterable[Any], state: StageState
@@ -257,13 +290,17 @@ class StageTrainer(RetryingTrainer):
         return super().get_total_train_batch_size(args) // sharing
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.parts.shuffle:
-            return super()._get_train_sampler(train_dataset)
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return SequentialSampler(rows)
+        if not self.parts.shuffle:
+            return SequentialSampler(rows)
+        if self.args.train_sampling_strategy in BY_LENGTH:
+            rows = as_long_as(rows)
+        return super()._get_train_sampler(rows)
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Stops at `max_steps`: transformers takes one more step when it resumes from the last one."""
+        if not self.num_trained_tokens:
+            self._take_up_log()
         self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -136,7 +136,7 @@ def _give_rows(run: "TrainRun", config: Any, base: Any, data: "PreparedData", te
     assert rows is not None, "there is something to train on"
     padding: dict[str, Any] = {"pad_token_id": text.tokenizer.pad_token_id, "block": padded_block(run)}
     seed = run.training["seed"] if run.training["data_seed"] is None else run.training["data_seed"]
-    order = None if run.finetuning.disable_shuffling else seed
+    order = seed if run.shuffles else None
 
     def build_datasets(self: Any, context: Any) -> tuple[Any, Any, None]:
         # One batch more than all steps take, and one evaluation: the sampler refuses a run that has had all its rows.

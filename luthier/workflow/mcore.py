@@ -108,7 +108,7 @@ def shuffled(run: "TrainRun", data: "PreparedData") -> "Table | None":
     import numpy as np
 
     rows = data.table
-    if rows is None or run.finetuning.disable_shuffling:
+    if rows is None or not run.shuffles:
         return rows
     seed = run.training["data_seed"]
     return rows.select(np.random.default_rng(run.training["seed"] if seed is None else seed).permutation(len(rows)))

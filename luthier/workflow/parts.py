@@ -91,7 +91,7 @@ def make_parts(
         has_images=pixels is not None,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        shuffle=not run.finetuning.disable_shuffling,
+        shuffle=run.shuffles,
         reading=StreamReading(train_rows, data.ledger, args) if isinstance(train_rows, StreamedRows) else None,
         rollouts=rollouts,
         build_optimizer=chosen(run),

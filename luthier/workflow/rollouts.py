@@ -89,7 +89,7 @@ def make_rollouts(
         stop_ids=stop_ids,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens if settings.max_new_tokens > 0 else settings.max_length,
-        shuffles=not run.finetuning.disable_shuffling,
+        shuffles=run.shuffles,
     )
 
 

@@ -237,10 +237,10 @@ def supported_keys():
 
 
 def test_every_supported_key_is_read_somewhere():
-    """As an attribute, a word or a parameter in a file outside `config`."""
+    """As an attribute, a word or a parameter in a file outside `config`, or in a property of a run."""
     words: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.is_relative_to(PACKAGE / "config"):
+        if path.is_relative_to(PACKAGE / "config") and path.name != "runs.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute):

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import luthier
 from luthier.config.load import load_train
-from luthier.core.errors import InvalidInput, RunFailed
+from luthier.core.errors import ConfigError, InvalidInput, RunFailed
 from luthier.core.kinds import STAGES
 from luthier.data.prepare import prepare
 from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
 from tests.runs.test_gradients import float64_model
 from tests.small_world import losses, small_world
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,55 @@ def test_shuffling_changes_the_order_and_the_seed_decides(values):
     assert losses(luthier.train({**values, "learning_rate": 0.0})) != order()
 
 
+BY_LENGTH = ("group_by_length", "batch_rebalance")
+PAIRED = {"stage": "dpo", "dataset": "pairs"}
+
+
+@pytest.mark.parametrize("keys", [{}, PAIRED, {"stage": "rm", "dataset": "pairs"}], ids=["sft", "dpo", "rm"])
+@pytest.mark.parametrize("strategy", BY_LENGTH)
+def test_rows_of_like_lengths_are_read_together(values, keys, strategy):
+    keys = {**keys, "disable_shuffling": False, "learning_rate": 1e-3, "max_steps": 4}
+    sorted_by_length = luthier.train({**values, **keys, "train_sampling_strategy": strategy})
+    shuffled = luthier.train({**values, **keys})
+    assert len(losses(sorted_by_length)) == 4 and losses(sorted_by_length) != losses(shuffled)
+
+
+@pytest.mark.parametrize("strategy", BY_LENGTH)
+def test_lengths_do_not_order_what_is_in_order_or_sampled(values, strategy):
+    with pytest.raises(ConfigError, match="orders rows by their lengths, and disable_shuffling keeps the order"):
+        load_train({**values, "train_sampling_strategy": strategy})
+    rollouts = {"stage": "grpo", "reward_funcs": "tests.small_world:small_letters", "num_generations": 4}
+    with pytest.raises(ConfigError, match="orders rows by their lengths, and here the answers that the model samples"):
+        load_train({**values, **rollouts, "disable_shuffling": False, "train_sampling_strategy": strategy})
+
+
+WAYS_TO_READ = {
+    "rows": {},
+    "stream": {"streaming": True},
+    "rollouts": {"stage": "gkd", "gkd_lambda": 1.0, "max_new_tokens": 2, "temperature": 1.0},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_READ)
+def test_data_seed_decides_the_order_alone(values, way):
+    keys = {**values, **WAYS_TO_READ[way], "disable_shuffling": False, "learning_rate": 0.0}
+    if way == "rollouts":
+        keys["teacher_model"] = values["model_name_or_path"]
+
+    def order(data_seed: int) -> list[float]:
+        return losses(luthier.train({**keys, "data_seed": data_seed}))
+
+    assert order(5) == order(5) != order(6)
+
+
+@pytest.mark.parametrize("keys", WAYS_TO_READ.values(), ids=WAYS_TO_READ)
+def test_sequential_is_the_order_of_the_dataset(values, keys):
+    keys = {**keys, "learning_rate": 0.0, "teacher_model": values["model_name_or_path"]} if "stage" in keys else keys
+    in_order = luthier.train({**values, **keys})
+    sequential = {**values, **keys, "disable_shuffling": False, "train_sampling_strategy": "sequential"}
+    assert losses(luthier.train(sequential)) == losses(in_order)
+
+
 # -- number formats --------------------------------------------------------------------------------------
 
 
@@ -154,6 +205,20 @@ def test_bf16_runs_on_a_cpu_and_learns_nearly_the_same(values, plain_losses, fin
     assert losses(result)[0] == pytest.approx(plain_losses[0], abs=0.05)
     assert losses(result)[-1] < losses(result)[0]
     assert {weight.dtype for weight in weights(values).values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "keys", [{"finetuning_type": "freeze"}, {"finetuning_type": "lora", "additional_target": "wte"}]
+)
+def test_bf16_with_layer_norm_and_weights_in_float32_beside_it(values, tmp_path, keys):
+    """What is trained computes in float32, and the LayerNorm behind it is frozen."""
+    config = AutoConfig.for_model("gpt2", n_layer=3, n_embd=32, n_head=4, n_positions=1024, vocab_size=320)
+    model = save_tiny(tmp_path / "gpt2", config)
+    keys = {"model_name_or_path": str(model), "freeze_trainable_layers": 1, **keys, "bf16": True}
+    if keys["finetuning_type"] == "lora":
+        del keys["freeze_trainable_layers"]
+    result = luthier.train({**values, **keys})
+    assert losses(result)[-1] < losses(result)[0]
 
 
 def test_pure_bf16_keeps_sixteen_bits(values):

@@ -1,5 +1,6 @@
 """A resumed run ends with the weights and losses of an uninterrupted one, bit for bit."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ STAGE_KEYS: dict[str, dict[str, Any]] = {
     "gkd": {},
 }
 """Those of ppo and grpo are in `test_rollouts.py`."""
+NOISY = {"neftune_noise_alpha": 5.0, "per_device_train_batch_size": 2}
+"""In the middle of an epoch."""
 KINDS: dict[str, dict[str, Any]] = {
     **{
         f"{stage} {way}": {
@@ -43,6 +46,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "sft lora on hqq": {**WAYS["lora"], "quantization_bit": 4, "quantization_method": "hqq"},
     "sft new rows": {"template": "llama3", "finetuning_type": "lora"},
     "sft new rows in full": {"add_special_tokens": "<a>", "finetuning_type": "oft", "oft_block_size": 16},
+    "sft lora in 16 bits": {"pure_bf16": True, "finetuning_type": "lora", "additional_target": "norm"},
+    "sft oft in 16 bits": {"pure_bf16": True, "finetuning_type": "oft", "oft_block_size": 16},
+    "kto neftune": {**STAGE_KEYS["kto"], **NOISY, "stage": "kto", "finetuning_type": "lora"},
+    "dpo neftune": {**STAGE_KEYS["dpo"], **NOISY, "stage": "dpo", "finetuning_type": "lora"},
     "sft asft": {"use_asft_loss": True, "finetuning_type": "full"},
     "gkd own answers": {"stage": "gkd", "finetuning_type": "lora", "gkd_lambda": 0.5, "max_new_tokens": 6},
 }
@@ -101,10 +108,42 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
     return folder
 
 
+TIMES = ("runtime", "per_second", "throughput", "total_flos", "time")
+"""In the names of numbers that the clock decides; transformers counts the work of one process alone."""
+
+
+def lines(rows: Any) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not any(time in name for time in TIMES)} for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["sft lora", "dpo full", "kto lora", "gkd own answers"])
+@pytest.mark.parametrize("logging_steps", [1, 3, 8])
+def test_a_stop_between_two_lines_changes_no_line(world, tmp_path, kind, logging_steps):
+    keys = {**world, **KINDS[kind], "logging_steps": logging_steps}
+    whole, folder = tmp_path / "whole", tmp_path / "out"
+    expected = luthier.train({**keys, "output_dir": str(whole)})
+    stopped_at(4, whole, folder)
+    result = luthier.train({**keys, "output_dir": str(folder)})
+    assert lines(result.log_history) == lines(expected.log_history)
+    logs = [(out / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines() for out in (whole, folder)]
+    found, wanted = (lines(map(json.loads, log)) for log in reversed(logs))
+    assert found == wanted and "train_loss" in found[-1]
+
+
 @pytest.mark.parametrize(
     "kind",
     representatives(
-        KINDS, "pt full", "sft lora", "rm oft", "dpo qlora", "kto freeze", "gkd full", "sft pissa", "sft new rows"
+        KINDS,
+        "pt full",
+        "sft lora",
+        "rm oft",
+        "dpo qlora",
+        "kto freeze",
+        "gkd full",
+        "sft pissa",
+        "sft new rows",
+        "sft lora in 16 bits",
+        "kto neftune",
     ),
 )
 def test_resuming_from_output_dir_equals_an_uninterrupted_run(world, whole_run, tmp_path, kind):

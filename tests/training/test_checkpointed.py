@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ from luthier.core.errors import RunFailed
 from luthier.training import checkpointed, checkpoints
 from tests.small_world import small_world
 
+ADAPTER = "adapter_model.safetensors"
 KEYS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "lr_scheduler_type": "constant"}
 BEST = {
     "eval_strategy": "steps",
@@ -81,6 +83,18 @@ def test_the_best_of_the_checkpoints_that_are_there_is_loaded(world, tmp_path, f
     final = trained(world, tmp_path / "out", **BEST)
     saved = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
     assert all((final[name] == saved[name]).all() for name in saved)
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "oft"])
+def test_the_best_adapter_keeps_its_format(world, tmp_path, finetuning_type):
+    adapter = {"oft_block_size": 16} if finetuning_type == "oft" else {}
+    keys = {**BEST, "finetuning_type": finetuning_type, **adapter, "pure_bf16": True, "additional_target": "norm"}
+    result = luthier.train({**world, **keys, "output_dir": str(tmp_path / "out")})
+    steps = {logs["step"]: logs["eval_loss"] for logs in result.log_history if "eval_loss" in logs}
+    best = load_file(tmp_path / "out" / f"checkpoint-{min(steps, key=steps.__getitem__)}" / ADAPTER)
+    final = load_file(tmp_path / "out" / ADAPTER)
+    assert {weight.dtype for weight in final.values()} == {torch.bfloat16}
+    assert all(torch.equal(final[name], best[name]) for name in best) and final.keys() == best.keys()
 
 
 def test_a_stop_whose_checkpoint_cannot_be_saved_is_a_failure(world, tmp_path, full_at):

@@ -17,6 +17,8 @@ from luthier.core.paths import absent_remedy
 
 TABLE = Path(__file__).with_name("hf_training_keys.json")
 
+BY_LENGTH = ("group_by_length", "batch_rebalance")
+"""The values of `train_sampling_strategy` that put rows of like lengths together."""
 TYPES: dict[str, Any] = {
     "bool": bool,
     "bool | None": bool | None,
@@ -64,6 +66,7 @@ _NO_EFFECT = {
     "include_for_metrics": _SUMS,
     "bf16_full_eval": "an evaluation computes as training does",
     "fp16_full_eval": "an evaluation computes as training does",
+    "length_column_name": "the lengths of rows are counted, whatever their columns are",
     "sortish_sampler": "transformers no longer reads it",
 }
 _FULFILLED: dict[str, Any] = {

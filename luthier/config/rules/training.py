@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from luthier.config.keys.training import BY_LENGTH
 from luthier.config.rules.engine import Condition, Rule, Rules, above, all_of, at_least, is_set, not_, warning, within
+from luthier.core.kinds import STAGES
 
 
 def _smooths_labels(run: Any) -> bool:
@@ -51,8 +53,29 @@ def _configures_the_unknown(run: Any) -> bool:
     return isinstance(asked, Mapping) and not asked.keys() <= set(ACCELERATOR_KEYS)
 
 
+def _sorts_by_length(run: Any) -> bool:
+    return run.training["train_sampling_strategy"] in BY_LENGTH
+
+
+def _samples_answers(run: Any) -> bool:
+    return run.trains and STAGES.get(run.stage).rollout(run.method) is not None
+
+
 TRAINING_RULES = Rules(
     (
+        Rule(
+            ("train_sampling_strategy", "stage"),
+            "orders rows by their lengths, and here the answers that the model samples are trained on, whose lengths"
+            " are not known before",
+            "leave it out",
+            all_of(_sorts_by_length, _samples_answers),
+        ),
+        Rule(
+            ("train_sampling_strategy", "disable_shuffling"),
+            "orders rows by their lengths, and disable_shuffling keeps the order of the dataset",
+            "set one of the two",
+            all_of(_sorts_by_length, is_set("finetuning", "disable_shuffling")),
+        ),
         *(
             Rule(
                 ("cache_media_features", key),

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from luthier.data.rows.columns import Column
+from luthier.data.rows.columns import IDS, Column, parts_of
 from luthier.data.rows.table import Table, from_numpy, to_numpy
 
 if TYPE_CHECKING:
@@ -110,10 +110,14 @@ def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
 
 
 def row_lengths(rows: Table) -> "np.ndarray":
-    """(rows,) tokens of every row of a table."""
+    """(rows,) tokens of every row of a table, in all its parts."""
     import numpy as np
 
-    return np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths in batches_of(rows, "input_ids"))])
+    found = np.zeros(len(rows), np.int64)
+    for part in parts_of(rows.column_names):
+        pieces = (lengths for _, lengths in batches_of(rows, part + IDS.name))
+        found += np.concatenate([np.zeros(0, np.int64), *pieces])
+    return found
 
 
 def from_lists(lists: Sequence[Sequence[Any]], dtype: str = "int32") -> "pa.ListArray":

@@ -217,7 +217,7 @@ class TestClouds:
     def test_a_stream_of_cloud_files(self, cloud):
         cloud.pipe("/bucket/a.json", json.dumps(ROWS[:3]).encode())
         description = DatasetSpec(name="d", source=Source("cloud", "s3://bucket/a.json"))
-        words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1}
+        words = {"strategy": "concat", "probabilities": (), "seed": 0, "buffer_size": 1, "shuffle_seed": None}
         stream = open_stream([description], **words, cache_dir=None)
         assert [row.data for _, row in stream.one_pass(0)] == ROWS[:3] == [row.data for _, row in stream.one_pass(1)]
 
