@@ -53,6 +53,10 @@ class NewTokens:
     trains_whole: bool = False
     """Whether all rows are trained even if their number stays."""
 
+    def are_new_to(self, model: "PreTrainedModel") -> bool:
+        """Whether the model has rows to get or to learn."""
+        return bool(self.added) or len(self.tokenizer) > num_rows(model)
+
     def give_rows(self, model: "PreTrainedModel") -> NewRows:
         """Every token gets a row. Returns the rows to be trained."""
         rows_before = num_rows(model)

@@ -147,7 +147,7 @@ def continue_adapter(
     everything = _all_layers(model) if given.written else ()
     adapted = attach_adapter(model, given.names[-1], given, is_trainable=True, pure_bf16=pure_bf16)
     _warn_of_settings(adapted, everything, given)
-    if new_tokens is not None and (new_tokens.added or len(new_tokens.tokenizer) > num_rows(model)):
+    if new_tokens is not None and new_tokens.are_new_to(model):
         adapted = with_new_rows(adapted, new_tokens, pure_bf16=pure_bf16)
         require_base(adapted, unwrap(adapted), given.names[-1], adapter_path(given.names[-1], given))
     info(

@@ -40,6 +40,8 @@ class Optimizer:
     """(model, args, config) -> the optimizer of the trainable parameters."""
     check: Rules
     """Rules between keys that concern this optimizer; checked before torch is imported."""
+    has_own_state: bool = True
+    """Whether it keeps other numbers than the optimizer of `optim` would."""
 
 
 def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOptimizer] | None":

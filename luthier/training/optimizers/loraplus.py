@@ -64,4 +64,11 @@ def kind_of(name: str, weight: "nn.Parameter") -> str:
     return "B" if "lora_B" in name or (weight.ndim == 1 and "lora_A" not in name) else "A"
 
 
-OPTIMIZER = Optimizer(name="loraplus", switch="loraplus_lr_ratio", config=LoraPlusConfig, build=build, check=RULES)
+OPTIMIZER = Optimizer(
+    name="loraplus",
+    switch="loraplus_lr_ratio",
+    config=LoraPlusConfig,
+    build=build,
+    check=RULES,
+    has_own_state=False,
+)

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.bridge import under_megatron
 from luthier.core.errors import LuthierError
-from luthier.core.kinds import ADAPTERS
+from luthier.core.kinds import ADAPTERS, OPTIMIZERS
 from luthier.core.log import quiet
 from luthier.core.machine import Machine
 from luthier.model.adapters._merge import GivenAdapters, adapter_path, given_adapters
+from luthier.model.adapters._new_rows import with_new_rows
 from luthier.model.attention import Attention, isolate_samples, reason_to_pad, resolve_attention
 from luthier.model.classes import auto_class, is_routed, model_class
 from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import upcast_norms
 from luthier.model.features import Training
+from luthier.model.heads.value_head import add_value_head
 from luthier.model.loading.base import dtype_of, purpose_of, takes_fast_path
 from luthier.model.loading.config import fit_task
 from luthier.model.loading.features import change_config, change_model
@@ -64,8 +66,9 @@ def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if run.model.use_unsloth or run.kt.use_kt or under_megatron(run):
         return "another library loads and trains the model"
-    if run.optimizers:
-        return f"{next(iter(run.optimizers))} has a state of its own kind"
+    own = next((name for name in run.optimizers if OPTIMIZERS.get(name).has_own_state), None)
+    if own is not None:
+        return f"{own} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
     if run.features.mixture_of_depths.mixture_of_depths is not None:
@@ -139,6 +142,9 @@ def _built(
         spread_tokens(model, PlannedGroup(run.parallel.sp_size), padding_reason)
     if not stage.has_dropout:
         switch_dropout_off(model)
+    rollout = stage.rollout(run.method)
+    if rollout is not None and rollout.has_values:
+        add_value_head(model)
     return Shape(model, dtype, attention, padding_reason, low_bit, config.get_text_config().num_hidden_layers)
 
 
@@ -149,7 +155,9 @@ def _adapted(run: "TrainRun", text: "TextSide", base: Any) -> "nn.Module":
 
         settings = peft.PeftConfig.from_pretrained(str(adapter_path(given.names[-1], given)))
         settings.inference_mode = False
-        return peft.get_peft_model(base, settings)
+        keeps_format, new_tokens = run.finetuning.pure_bf16, new_tokens_of(run, text.fitted)
+        adapted = peft.get_peft_model(base, settings, autocast_adapter_dtype=not keeps_format)
+        return with_new_rows(adapted, new_tokens, pure_bf16=keeps_format) if new_tokens.are_new_to(base) else adapted
     model: nn.Module = adapter.apply(
         base,
         _without_start(run.adapter),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from luthier.model.compat.autocast_without_data import autocast_of_cpu
 from luthier.model.frozen_models import SeparateModel
 from luthier.model.heads.output_head import OutputHead, summed_loss, token_logps
 from luthier.model.heads.score_head import position_scores
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 _PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm)
 """What autocast computes in 16 bits, besides attention."""
+_GROUPED = (torch.nn.functional.grouped_mm, torch._grouped_mm)
+"""Tokens with the experts that they are routed to, which autocast does not round."""
 LossOf = Callable[..., Tensor]
 """(model, head, inputs, batch) -> the loss."""
 
@@ -128,7 +131,7 @@ def trace_step(
     inputs = _inputs(batch)
     attending = varlen.traced() if on_device else contextlib.nullcontext()
     autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
-    with attending, autocast, Substitutes(half, on_device=on_device), counter:
+    with attending, autocast, autocast_of_cpu(), Substitutes(half, on_device=on_device), counter:
         if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -155,7 +158,7 @@ def trace_pass(model: nn.Module, batch: Batch, *, reads: str, half: torch.dtype 
     attending = varlen.traced() if on_device else contextlib.nullcontext()
     autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
     model.eval()
-    with torch.no_grad(), attending, autocast, Substitutes(half, on_device=on_device), counter:
+    with torch.no_grad(), attending, autocast, autocast_of_cpu(), Substitutes(half, on_device=on_device), counter:
         _LOSSES[reads](model, _head_of(model), _inputs(batch), batch)
     model.train(was_training)
     return max(counter.history, default=0)
@@ -238,7 +241,7 @@ _LOSSES: dict[str, LossOf] = {"cross_entropy": _cross_entropy, "logps": _logps, 
 
 
 class Substitutes(TorchFunctionMode):
-    """What a real device does and `meta` does not: fused attention, and autocast."""
+    """What a real device does and `meta` does not: fused attention, experts, and autocast."""
 
     def __init__(self, half: torch.dtype | None, *, on_device: bool = False) -> None:
         super().__init__()
@@ -256,10 +259,18 @@ class Substitutes(TorchFunctionMode):
             mask = kwargs.get("attn_mask")
             if mask is not None and mask.dtype == torch.bool:
                 mask = torch.empty_like(mask, dtype=query.dtype)
-            return aten._scaled_dot_product_flash_attention_for_cpu(
+            found = aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False),
                 attn_mask=mask, scale=kwargs.get("scale"),
-            )[0].to(dtype)  # fmt: skip
+            )[0]  # fmt: skip
+            # Without data it is as wide as the queries, and it may be narrower (latent attention).
+            return found[..., : value.shape[-1]].to(dtype)
+        if func is torch.histc:
+            return args[0].new_empty(kwargs["bins"], dtype=torch.float32)
+        if func in _GROUPED:
+            # Each token meets one of the experts, and the gradient is of all of them.
+            tokens, experts = args[:2]
+            return torch.mm(tokens.to(experts.dtype), experts[0])
         if self.half is not None and func in _PRODUCTS:
             return func(*map(self._halved, args), **{name: self._halved(value) for name, value in kwargs.items()})
         return func(*args, **kwargs)

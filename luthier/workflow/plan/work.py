@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.training import BY_LENGTH
 from luthier.data.collate import PAD_MULTIPLE, Layout, concatenate_rows
 from luthier.data.rows.arrow import batches_of
 from luthier.data.rows.columns import IDS, IMAGES, LABELS, LENGTHS, part_of, parts_of
@@ -83,10 +84,12 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     per_epoch = max(math.ceil(num_batches / accumulated), 1)
     steps = keys["max_steps"] if keys["max_steps"] > 0 else math.ceil(keys["num_train_epochs"] * per_epoch)
     epochs = steps / per_epoch
-    trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
-    batches = micro_batches(run, len(rows), size, steps * accumulated * world_size)
-    # Those of a run that ends before it has seen all rows may be longer or shorter than the others.
-    per_row = float(lengths.tokens[list(chain.from_iterable(batches))].sum(1).mean())
+    batches = micro_batches(run, lengths.tokens.sum(1), size, steps * accumulated * world_size)
+    if is_streamed or rollout is not None:
+        trained_rows = steps * accumulated * size * world_size if is_streamed else epochs * num_rows
+        tokens = round(trained_rows * float(lengths.tokens[list(chain.from_iterable(batches))].sum(1).mean()))
+    else:
+        tokens = trained_tokens(run, lengths.tokens.sum(1), steps, per_epoch, size * world_size)
     numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
     heaviest_tokens = heaviest.num_tokens
     layout = layout_by_keys(run, stage)
@@ -98,7 +101,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
     size_of_pass, reads = keys["per_device_eval_batch_size"], partial(_heaviest_pass, layout=layout, pads=pads)
     return Work(
         rows=None if is_streamed else len(rows),
-        tokens=round(trained_rows * per_row),
+        tokens=tokens,
         steps=steps,
         epochs=epochs,
         heaviest=replace(heaviest, num_parts=run.parallel.sp_size),
@@ -155,19 +158,41 @@ def _num_batches(num_rows: int, size: int, *, drop_last: bool) -> int:
     return num_rows // size if drop_last else math.ceil(num_rows / size)
 
 
-def micro_batches(run: "TrainRun", num_rows: int, size: int, most: int) -> "list[list[int]]":
-    """Row numbers of the micro-batches, at most `most`, in the order that the trainer draws them in."""
+def trained_tokens(run: "TrainRun", lengths: "np.ndarray", steps: int, per_epoch: int, size: int) -> int:
+    """In the rows of all steps. `lengths`: (R,) tokens of each row; `size`: rows that all processes read at a time.
+
+    The last epoch may end before it has seen all rows, and those may be longer or shorter than the others.
+    """
+    num_whole, rest = divmod(steps, per_epoch)
+    num_read = len(lengths) // size * size if run.training["dataloader_drop_last"] else len(lengths)
+    read = [num_read] * num_whole + [min(rest * run.training["gradient_accumulation_steps"] * size, num_read)]
+    if num_read == len(lengths):
+        return num_whole * int(lengths.sum()) + int(lengths[row_order(run, len(lengths), num_whole)[: read[-1]]].sum())
+    orders = (row_order(run, len(lengths), epoch) for epoch in range(len(read)))
+    return sum(int(lengths[order[:count]].sum()) for order, count in zip(orders, read, strict=True))
+
+
+def row_order(run: "TrainRun", num_rows: int, epoch: int) -> "np.ndarray":
+    """(R,) row numbers in the order that an epoch reads them in. The trainer draws that of rows sorted by length."""
+    import numpy as np
     import torch
 
+    if not run.shuffles:
+        return np.arange(num_rows)
+    # As accelerate's SeedableRandomSampler.
+    seed = run.training["data_seed"]
+    generator = torch.Generator().manual_seed((run.training["seed"] if seed is None else seed) + epoch)
+    return torch.randperm(num_rows, generator=generator).numpy()
+
+
+def micro_batches(run: "TrainRun", lengths: "np.ndarray", size: int, most: int) -> "list[list[int]]":
+    """Row numbers of the micro-batches, at most `most`, in the order that the trainer draws them in. `lengths`: (R,)
+    tokens of each row; of rows that are put together by length, the longest may come first."""
     found: list[list[int]] = []
     for epoch in range(2):  # later epochs bring no other sizes
-        if run.finetuning.disable_shuffling:
-            order = list(range(num_rows))
-        else:
-            # As accelerate's SeedableRandomSampler.
-            generator = torch.Generator().manual_seed(run.training["seed"] + epoch)
-            order = torch.randperm(num_rows, generator=generator).tolist()
-        found += [order[start : start + size] for start in range(0, num_rows, size)]
+        sorts = run.training["train_sampling_strategy"] in BY_LENGTH
+        order = ((-lengths).argsort() if sorts else row_order(run, len(lengths), epoch)).tolist()
+        found += [order[start : start + size] for start in range(0, len(lengths), size)]
         if len(found) >= most:
             break
     return found[:most]
