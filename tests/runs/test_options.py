@@ -18,7 +18,7 @@ from luthier.workflow.text import load_text_side
 from tests.matrix import representatives
 from tests.runs.test_gradients import float64_model
 from tests.small_world import losses, small_world
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +177,10 @@ WAYS_TO_READ = {
 
 
 @pytest.mark.parametrize("way", WAYS_TO_READ)
-def test_data_seed_decides_the_order_alone(values, way):
+def test_data_seed_decides_the_order_alone(values, tmp_path, way):
     keys = {**values, **WAYS_TO_READ[way], "disable_shuffling": False, "learning_rate": 0.0}
     if way == "rollouts":
-        keys["teacher_model"] = values["model_name_or_path"]
+        keys["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
 
     def order(data_seed: int) -> list[float]:
         return losses(luthier.train({**keys, "data_seed": data_seed}))
@@ -189,8 +189,10 @@ def test_data_seed_decides_the_order_alone(values, way):
 
 
 @pytest.mark.parametrize("keys", WAYS_TO_READ.values(), ids=WAYS_TO_READ)
-def test_sequential_is_the_order_of_the_dataset(values, keys):
-    keys = {**keys, "learning_rate": 0.0, "teacher_model": values["model_name_or_path"]} if "stage" in keys else keys
+def test_sequential_is_the_order_of_the_dataset(values, tmp_path, keys):
+    if "stage" in keys:
+        teacher = tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024)
+        keys = {**keys, "learning_rate": 0.0, "teacher_model": str(teacher)}
     in_order = luthier.train({**values, **keys})
     sequential = {**values, **keys, "disable_shuffling": False, "train_sampling_strategy": "sequential"}
     assert losses(luthier.train(sequential)) == losses(in_order)
