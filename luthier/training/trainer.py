@@ -279,8 +279,13 @@ class StageTrainer(RetryingTrainer):
         return self.parts.reading.loader(self._train_batch_size, self.collate)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        with rows_by_group(self.accelerator, self.parts.groups):
-            loader = super()._get_dataloader(*args, **kwargs)
+        drops_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops_last and kwargs.get("is_training", False)  # all rows are evaluated
+        try:
+            with rows_by_group(self.accelerator, self.parts.groups):
+                loader = super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops_last
         serve(getattr(loader, "base_dataloader", loader))  # the one that starts workers
         return loader
 

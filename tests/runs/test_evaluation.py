@@ -121,6 +121,15 @@ def test_rows_set_aside_are_evaluated_and_not_trained_on(values, val_size, num_e
     assert result.metrics["eval"]["eval_loss"] == pytest.approx(loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_rows_that_training_drops_are_evaluated(values, batch_size):
+    keys = {**values, **TRAINS, "per_device_eval_batch_size": batch_size}
+    dropping = luthier.train({**keys, "dataloader_drop_last": True})
+    whole = luthier.train(keys)
+    seen, expected = ([logs["eval_loss"] for logs in evaluations(result)] for result in (dropping, whole))
+    assert seen == expected and len(seen) == 3
+
+
 def test_evaluations_on_the_way_change_no_training_loss(values):
     keys = {"finetuning_type": "lora", "lora_dropout": 0.3, "disable_shuffling": False}
     quiet = luthier.train({**values, **keys})
