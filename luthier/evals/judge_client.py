@@ -18,11 +18,14 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.log import warn
+from luthier.core.refusals import body_of
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
 NUM_ATTEMPTS, PAUSE_SECONDS, MAX_PAUSE_SECONDS, TIMEOUT_SECONDS = 5, 1.0, 60.0, 300.0
 RETRIED = (408, 409, 429)
 """Statuses below 500 that may pass."""
+MAX_BODY_BYTES = 4000
+"""Of a refusal."""
 _PATH = "/chat/completions"
 
 
@@ -58,14 +61,15 @@ class JudgeClient:
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of the answer. Raises `InvalidInput` for a wrong key, model or address, else `RunFailed`."""
-        reason = ""
+        reason, key = "", _api_key()
         for attempt in range(1, NUM_ATTEMPTS + 1):
             pause = min(self.pause_seconds * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
+            with_temperature = self._takes_temperature  # another thread may learn meanwhile that it is refused
             try:
-                return self._text(self._post(messages))
+                return self._text(self._post(messages, key, with_temperature))
             except HTTPError as fault:
-                body = fault.read()[:4000]
-                if self._refuses_temperature(fault.code, body):
+                body = body_of(fault, MAX_BODY_BYTES)
+                if with_temperature and fault.code == 400 and _error(body).get("param") == "temperature":
                     self._takes_temperature = False
                     continue
                 reason = f"status {fault.code}: {_message(body)}"
@@ -82,12 +86,12 @@ class JudgeClient:
             " -> check the server, then run the same command again"
         )
 
-    def _post(self, messages: Sequence[Mapping[str, str]]) -> Any:
+    def _post(self, messages: Sequence[Mapping[str, str]], key: str, with_temperature: bool) -> Any:
         body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
-        if self._takes_temperature:
+        if with_temperature:
             body["temperature"] = 0
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(API_KEY_VARIABLE):
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         url = self.url.rstrip("/")
         url = url if url.endswith(_PATH) else url + _PATH
@@ -106,9 +110,6 @@ class JudgeClient:
             " -> check the address"
         )
 
-    def _refuses_temperature(self, status: int, body: bytes) -> bool:
-        return self._takes_temperature and status == 400 and _error(body).get("param") == "temperature"
-
     def _refusal(self, fault: HTTPError, reason: str) -> InvalidInput:
         remedy = f"check judge_url and judge_model ({self.model})"
         if fault.code in (401, 403):
@@ -116,6 +117,14 @@ class JudgeClient:
         elif 300 <= fault.code < 400:
             remedy = f"name the address that it redirects to: {fault.headers.get('Location', '')}"
         return InvalidInput(f"judge_url: {self.url}: {reason} -> {remedy}")
+
+
+def _api_key() -> str:
+    """Empty if there is none. Raises `InvalidInput` for one that no header can hold: http.client would quote it."""
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput(f"{API_KEY_VARIABLE}: it has a character that no key has, e.g. a line break -> correct it")
+    return key
 
 
 def _error(body: bytes) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Requests to a judge, against a real server."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,6 +97,40 @@ def test_a_model_without_temperature():
         client = client_of(server)
         assert [client.ask(MESSAGES), client.ask(MESSAGES)] == ["tie", "tie"]
     assert len(server.requests) == 3
+
+
+def test_requests_that_were_under_way_when_one_was_refused_its_temperature():
+    """Eight threads ask a judge of which none knows yet that it takes no temperature."""
+    refused = (400, {"error": {"message": "unsupported", "param": "temperature"}}, {})
+    together = threading.Barrier(8)
+
+    def answer(count, body):
+        if "temperature" not in body:
+            return says("tie")
+        together.wait(10)
+        return refused
+
+    with judge_server(answer) as server, ThreadPoolExecutor(8) as threads:
+        client = client_of(server)
+        assert list(threads.map(client.ask, [MESSAGES] * 8)) == ["tie"] * 8
+
+
+def test_a_refusal_that_is_cut_off_is_tried_again():
+    cut = (503, b"bus", {"Content-Length": "100", "Connection": "close"})
+    with judge_server(lambda count, body: cut if count < 1 else says("second")) as server:
+        assert client_of(server, timeout_seconds=0.5).ask(MESSAGES) == "second"
+
+
+def test_a_key_is_never_shown(monkeypatch, said):
+    """A line break inside is refused by http.client, whose message quotes the header."""
+    monkeypatch.setenv("JUDGE_API_KEY", "secret\nkey")
+    with judge_server(lambda count, body: says("first")) as server:
+        with pytest.raises(InvalidInput, match="JUDGE_API_KEY: it has a character") as caught:
+            client_of(server).ask(MESSAGES)
+        monkeypatch.setenv("JUDGE_API_KEY", "secret\n")
+        assert client_of(server).ask(MESSAGES) == "first"
+    assert "secret" not in str(caught.value) + "".join(said)
+    assert server.requests[0][1]["authorization"] == "Bearer secret"
 
 
 @pytest.mark.parametrize("content", [{"choices": []}, {"scores": [1]}, [1], {"choices": [{"message": {"content": 3}}]}])

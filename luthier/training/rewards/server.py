@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.core.errors import RunFailed
 from luthier.core.log import warn
+from luthier.core.refusals import body_of
 from luthier.training.rewards import Answered, checked
 
 TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 60.0, 3, 1.0
@@ -41,7 +42,7 @@ class RewardServer:
                 with urlopen(request, timeout=self.timeout_seconds) as response:
                     return json.loads(response.read())
             except HTTPError as fault:
-                reason = f"status {fault.code}: {fault.read()[:200].decode(errors='replace')}"
+                reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
                 if fault.code < 500:
                     break
             except (OSError, HTTPException, ValueError) as fault:  # no connection, too slow, cut off, or no JSON
