@@ -232,12 +232,14 @@ def examples_of(one: Measured, other: Other) -> "Iterator[Example]":
 
 
 def gains_of(one: Measured, other: Other) -> tuple[str, list[float]]:
-    """By how much each question is better, by the first metric that differs at all."""
+    """By how much each question is better, by the first metric of both that differs at all."""
     judges = EVAL_KINDS.get(str(kind_of(one.name))).judges
     theirs = {} if judges else one.task.measures(other.records)
     for metric, own in one.task.measures(one.records).items():
         if judges:
             return metric, [float(score - 0.5) for score in own.scores]
+        if metric not in theirs:
+            continue
         sign = 1 if own.goal == "higher" else -1
         gains = [float(gain) for gain in sign * (own.scores - theirs[metric].scores)]
         if any(gains):

@@ -95,6 +95,13 @@ def test_an_earlier_evaluation_becomes_the_tuned_side(keys, tmp_path, said):
     assert len([line for line in said if line.startswith("ready: ")]) == 1  # the base alone is loaded
 
 
+def test_a_metric_that_the_earlier_results_lack_has_no_line(keys, tmp_path):
+    earlier = {**keys, "task": "generation", "compare": None, "do_train": False, "metrics": ["exact"]}
+    luthier.evaluate({**earlier, "save_dir": str(tmp_path / "earlier")})
+    now = {**keys, "task": "generation", "compare": str(tmp_path / "earlier"), "metrics": ["f1", "exact"]}
+    assert list(by_name(luthier.evaluate(now))) == [("generation", "exact")]
+
+
 def test_other_questions_are_not_compared(keys, tmp_path):
     luthier.evaluate({**keys, "compare": None, "seed": 1, "save_dir": str(tmp_path / "other")})
     with pytest.raises(InvalidInput, match=r"answered other questions of perplexity \(rows.* differ\)"):
