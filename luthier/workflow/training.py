@@ -13,6 +13,7 @@ from luthier.core.importing import without_collection
 from luthier.core.kinds import ADAPTERS, STAGES
 from luthier.core.log import info, warn
 from luthier.data.cache.fingerprint import is_dated
+from luthier.model.features.liger import restoring_layers
 from luthier.model.loading.memory_check import enough_memory
 from luthier.model.processor import AS_IT_IS, fit_processor
 from luthier.workflow.bridge import train_with_megatron
@@ -58,10 +59,11 @@ def train(run: TrainRun) -> "RunResult":
         from luthier.training.determinism import restoring_kernels
         from luthier.training.heartbeat import Heartbeat
     if under_megatron(run):
-        return train_with_megatron(run, detect())
+        with restoring_kernels():
+            return train_with_megatron(run, detect())
     resume_from, machine = starting_point(run, output_dir), detect()
     heartbeat = Heartbeat(output_dir, machine.device)
-    with heartbeat.beating(), restoring_kernels():
+    with heartbeat.beating(), restoring_kernels(), restoring_layers():
         result = _train(run, resume_from, machine, heartbeat)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tidy(output_dir)

@@ -52,6 +52,11 @@ def test_the_losses_and_the_model_are_those_of_an_ordinary_run(library, world, t
     assert json.loads((folder / "eval_results.json").read_text())["eval_loss"] > 0
 
 
+def test_deterministic_kernels_end_with_the_run(library, world, tmp_path):
+    luthier.train({**world, "do_eval": False, "max_steps": 1, "full_determinism": True, "output_dir": str(tmp_path)})
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def loaded(folder: Path) -> dict[str, torch.Tensor]:
     from transformers import AutoModelForCausalLM
 

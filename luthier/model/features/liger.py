@@ -2,10 +2,17 @@
 
 https://arxiv.org/abs/2410.10989. Its fused loss is not used: `luthier.model.heads.output_head` computes logits at the
 labeled positions only, which saves more memory.
+
+Beside the layers of the model, the library replaces classes and functions in the modules of transformers, so that all
+models that this process loads later would have them, those on a CPU too. `restoring_layers` ends that with the run.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.engine import Rules, in_training, missing_library
 from luthier.core.log import info, warn
@@ -48,8 +55,29 @@ def on_model(keys: LigerConfig, model: "PreTrainedModel", purpose: Purpose) -> N
     if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         warn(f"enable_liger_kernel: the library has no kernels for models of the type {model_type}")
         return
+    before = {module: dict(vars(module)) for module in _modules_of_models()}
     apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    for module, own in before.items():
+        _REPLACED.extend((module, name, value) for name, value in own.items() if vars(module)[name] is not value)
     info("enable_liger_kernel: norms, rotations and gated layers run in fused kernels")
+
+
+_REPLACED: list[tuple[ModuleType, str, Any]] = []
+"""Module of transformers, name, and what transformers itself has there."""
+
+
+def _modules_of_models() -> list[ModuleType]:
+    return [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.")]
+
+
+@contextmanager
+def restoring_layers() -> Iterator[None]:
+    """Wraps a run. The models of the next run of this process are those of transformers."""
+    try:
+        yield
+    finally:
+        while _REPLACED:  # the first replacement last
+            setattr(*_REPLACED.pop())
 
 
 FEATURE = Feature(name="liger", config=LigerConfig, check=RULES, on_model=on_model)
