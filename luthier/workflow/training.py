@@ -75,7 +75,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         from accelerate.utils import gather_object
 
         from luthier.data.prepare import prepare
-        from luthier.training.arguments import training_arguments
+        from luthier.training.arguments import require_batch, training_arguments
         from luthier.training.checkpoints import checkpoints_in, step_of
         from luthier.training.engines import loading_whole, require_one_start
         from luthier.training.fp8 import settings_of
@@ -98,6 +98,8 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
     if resume_from is not None and not describes_step(output_dir, step_of(resume_from)):
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
+    if run.trains and data.streamed is None and stage.rollout(run.method) is None:
+        require_batch(run, args, len(data.train or ()))
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     with loading_whole():

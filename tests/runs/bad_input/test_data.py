@@ -170,3 +170,10 @@ def test_names_with_blanks_and_commas_are_forgiven(person):
     path = person.run_file(dataset=" numbers , tools, ", dataset_dir=person.keys["dataset_dir"] + "/")
     assert person.types("check", path).status == 0
     assert "names a dataset twice" in person.types("check", person.run_file(dataset="numbers,numbers")).out
+
+
+def test_dropping_the_last_batch_leaves_none(person):
+    keys = {**person.dataset(ROWS), "dataloader_drop_last": True}
+    said = person.is_refused(**keys, per_device_train_batch_size=6)
+    assert "dataloader_drop_last: 5 rows are fewer than a batch, which has 6, so all would be left out" in said
+    assert "lower per_device_train_batch_size" in said
