@@ -35,7 +35,7 @@ CONTEXT_BYTES = 600 * 10**6
 ALLOCATOR_SHARE = 0.05
 """What the caching allocator of an accelerator holds beyond what is in use: a tenth on an H200 where rows differ in
 length, and next to nothing where they are packed to one length."""
-HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 1 / 3
+HEAP_SHARE, SEEING_HEAP_SHARE = 0.1, 1 / 4
 """What the C library holds beyond what is in use, and in a run with images, whose pixels and encoder leave gaps."""
 STATES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "nadamw", "radamw", "adamax"), 2.0),
