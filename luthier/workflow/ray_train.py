@@ -11,10 +11,11 @@ checkpoint; and a process is the same that torchrun starts, to the bit.
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -114,7 +115,10 @@ def train_with_ray(run: "TrainRun") -> RayResult:
     elif message:
         raise (InvalidInput if status == InvalidInput.exit_status else RunFailed)(message)
     if fault is not None:
-        raise RunFailed(f"Ray: {_gist(fault)}; all restarts are used up (MAX_RESTARTS) -> see the log above") from fault
+        from ray.train import TrainingFailedError
+
+        restarts = "; all restarts are used up (MAX_RESTARTS)" if isinstance(fault, TrainingFailedError) else ""
+        raise RunFailed(f"Ray: {_gist(fault)}{restarts} -> see the log above") from fault
     return RayResult(status, printed)
 
 
@@ -201,17 +205,18 @@ def _set_address(host: str, port: str) -> None:
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=port)
 
 
-def _fit(trainer: Any, ask_to_stop: Any) -> Exception | None:
+def _fit(trainer: Any, ask_to_stop: Any) -> BaseException | None:
     """Runs in a thread, since Ray takes Ctrl-C for the wish to leave at once. Returns why Ray gave up, if it did."""
-    faults: list[Exception] = []
+    faults: list[BaseException | None] = []
 
     def fit() -> None:
         from ray.train import TrainingFailedError
 
-        try:
-            trainer.fit()
-        except TrainingFailedError as fault:
-            faults.append(fault)
+        with suppress(TrainingFailedError):  # any other fault is printed with its traceback too
+            try:
+                trainer.fit()
+            finally:
+                faults.append(sys.exception())
 
     def stop(number: int, frame: FrameType | None) -> None:
         warn("stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once")
@@ -226,4 +231,4 @@ def _fit(trainer: Any, ask_to_stop: Any) -> Exception | None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return faults[0] if faults else None
+    return faults[0]

@@ -56,6 +56,19 @@ def test_what_each_process_gets(monkeypatch):
         require_resources(4, {"CPU": 1, "GPU": 1}, {"CPU": 8.0, "GPU": 2.0})
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_start_that_fails_is_no_run_that_ended_well():
+    """Ray raises errors of its own kind for its workers only, not for a folder that cannot be written, for example."""
+    pytest.importorskip("ray")
+    from luthier.workflow.ray_train import _fit
+
+    class Trainer:
+        def fit(self):
+            raise PermissionError("no")
+
+    assert isinstance(_fit(Trainer(), None), PermissionError)
+
+
 def test_a_folder_whose_path_is_too_long_for_sockets_is_told(tmp_path):
     pytest.importorskip("ray")
     from luthier.config.keys.ray import RayConfig
