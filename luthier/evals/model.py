@@ -1,16 +1,19 @@
 """The model that is measured: loaded weights with their tokenizer and chat format, ready to score and to answer."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from luthier.data.rows.encoding import Encoding
 from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 from luthier.infer.prompting import with_calls as split_calls
-from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought
+from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought, tags_of
 from luthier.infer.types import Settings
+from luthier.model.tokenizer import special_pattern, special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +89,25 @@ class EvalModel:
             yield self.text_of(ids)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=self.settings.skip_special_tokens))
+        """The text of an answer, for `read`: with its special tokens if thoughts or calls cannot be told without."""
+        skips = self.settings.skip_special_tokens and self._hidden is None
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skips))
+
+    def reference(self, ids: Sequence[int]) -> str:
+        """The text of the answer of a row, up to where the model would stop."""
+        return self.text_of(list(takewhile(lambda token: token not in self.stop_ids, ids)))
+
+    @cached_property
+    def _hidden(self) -> re.Pattern[str] | None:
+        """Matches special tokens, if some of them are tags of thoughts or calls and an answer is to have none."""
+        tags = [*tags_of(self.answer_format.call_syntax)]
+        tags += [tag.strip() for tag in self.answer_format.thinking_tags or ()]
+        if not self.settings.skip_special_tokens or special_texts(self.tokenizer).isdisjoint(tags):
+            return None
+        return special_pattern(self.tokenizer)
+
+    def _shown(self, text: str) -> str:
+        return text if self._hidden is None else self._hidden.sub("", text)
 
     def read(self, answer: str, prompt: Sequence[int], *, with_calls: bool) -> "Read":
         """An answer with thought, words and calls told apart. `prompt`: ids; its end may open a thought."""
@@ -97,7 +118,7 @@ class EvalModel:
         thought = "".join(part.text for part in parts if isinstance(part, Thought))
         words = "".join(part.text for part in parts if isinstance(part, Words))
         if not with_calls:
-            return Read(thought, words)
+            return Read(self._shown(thought), self._shown(words))
         # Rows are token ids here and have no list of tools; the syntax shows what is a call.
         message = split_calls(words, 0, self.answer_format.call_syntax, "[]")
-        return Read(thought, message.content, message.calls)
+        return Read(self._shown(thought), self._shown(message.content), message.calls)

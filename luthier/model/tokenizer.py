@@ -4,6 +4,7 @@ After fitting it has an end token and a padding token, one token that ends an an
 that the user adds.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +181,18 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerBase", stop_words: Iterable[st
     known = tokenizer.get_vocab() if words else {}
     ids = [tokenizer.eos_token_id, *(known[word] for word in words if word in known)]
     return tuple(dict.fromkeys(index for index in ids if index is not None))
+
+
+def special_texts(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
+    """The texts of tokens that `skip_special_tokens` leaves out."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return frozenset({*map(str, tokenizer.all_special_tokens), *added})
+
+
+def special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    """Matches what `skip_special_tokens` leaves out."""
+    texts = sorted(special_texts(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
 def name_ends(model: "PreTrainedModel", stop_ids: Iterable[int]) -> None:

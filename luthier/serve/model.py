@@ -11,6 +11,7 @@ from luthier.infer.engines import Generating
 from luthier.infer.prompting import ModelTemplatePrompting, Prompting, TemplatePrompting
 from luthier.infer.reading import TAIL_TOKENS, opens_thought
 from luthier.infer.types import Settings
+from luthier.model.tokenizer import special_texts
 from luthier.serve.convert import Asked, require_turns
 from luthier.serve.errors import ApiError
 from luthier.serve.images import ImageRules
@@ -59,8 +60,7 @@ class ChatModel(ServedModel):
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """The texts of tokens that `skip_special_tokens` leaves out."""
-        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return frozenset({*map(str, self.tokenizer.all_special_tokens), *added})
+        return special_texts(self.tokenizer)
 
     def prompt_ids(self, asked: Asked, tools: str, enable_thinking: bool | None) -> list[int]:
         """Raises `ApiError` for a conversation that the chat format cannot write, or that is too long.

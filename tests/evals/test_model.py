@@ -1,10 +1,15 @@
 """The model that is measured answers as `luthier chat` does."""
 
+from dataclasses import replace
+
+import pytest
+
 import luthier
 from luthier.config.load import load_eval
-from luthier.data.types import Message
+from luthier.data.types import Message, ToolCall
 from luthier.evals.model import Asked
 from luthier.infer.decoding import UNFINISHED
+from luthier.infer.reading import AnswerFormat
 from luthier.workflow.evaluate import load_eval_model
 from luthier.workflow.text import load_text_side
 
@@ -23,3 +28,31 @@ def test_answers_are_those_of_the_chat(llama_folder):
     assert answers == expected
     assert list(model.generate(asked, max_new_tokens=1)) != expected
     assert model.num_positions == 512
+
+
+@pytest.fixture
+def model(llama_folder):
+    keys = {"model_name_or_path": str(llama_folder), "template": "chatml", "task": "perplexity", "dataset": "d"}
+    run = load_eval(keys)
+    return load_eval_model(run, load_text_side(run))
+
+
+ANSWER = '<think>\nHm.\n</think>\n\nYes.\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call><|im_end|>\n'
+
+
+def test_thoughts_and_calls_between_special_tokens_are_told_apart(model):
+    """The tags of some models are special tokens, which an answer is to be without."""
+    tags = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+    model.tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    model = replace(model, answer_format=AnswerFormat(("<think>\n", "\n</think>\n\n"), "qwen"))
+    ids = model.tokenizer.encode(ANSWER)
+    read = model.read(model.reference(ids), [], with_calls=True)
+    assert (read.thought, read.words, read.calls) == ("Hm.", "Yes.", (ToolCall("look", {}),))
+    plain = model.read(model.reference(ids), [], with_calls=False).words
+    assert plain == 'Yes.\n\n{"name": "look", "arguments": {}}\n', "as it is without special tokens"
+
+
+def test_a_reference_ends_where_an_answer_does(model):
+    """Also where special tokens are shown: an answer does not have the one at which it stops."""
+    model = replace(model, settings=replace(model.settings, skip_special_tokens=False))
+    assert model.reference(model.tokenizer.encode("Yes.<|im_end|>\n")) == "Yes."

@@ -46,12 +46,14 @@ class Generation:
     def questions(self, encoding: "Encoding") -> Sequence[PromptQuestion]:
         from luthier.data.chat.answers import split_thought
         from luthier.evals.metrics import Reply, fault_of
+        from luthier.model.tokenizer import special_pattern
 
         self.hashes, found = prompt_questions(self.run, encoding)
-        tags = encoding.template.thinking_tags
+        tokenizer, tags = encoding.encoder.tokenizer, encoding.template.thinking_tags
+        special = special_pattern(tokenizer)
         for question in found:
-            text = str(encoding.encoder.tokenizer.decode(question.reference, skip_special_tokens=True))
-            fault = fault_of(self.metrics, Reply(split_thought(text, tags)[1]))
+            words = split_thought(str(tokenizer.decode(question.reference)), tags)[1]  # the tags may be special tokens
+            fault = fault_of(self.metrics, Reply(special.sub("", words)))
             if fault is not None:
                 where = f"{question.subject} row {question.index}".strip()
                 raise DataError(f"metrics: the answer of {where} {fault} -> correct the row, or choose other metrics")
@@ -63,7 +65,7 @@ class Generation:
         records = []
         answers = model.answers([question.prompt for question in questions])
         for question, text in zip(questions, answers, strict=True):
-            wanted, reference = self._read(model, question, model.text_of(question.reference))
+            wanted, reference = self._read(model, question, model.reference(question.reference))
             read, answer = self._read(model, question, text)
             scores = scores_of(self.metrics, answer, reference)
             values: dict[str, Any] = {"prompt": question.text, **as_values("answer", read)}

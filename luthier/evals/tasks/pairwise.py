@@ -83,7 +83,7 @@ class Pairwise:
                 raise InvalidInput(
                     f"compare: those results lack row {question.index} -> evaluate both on the same rows"
                 ) from None
-        return model.read(model.text_of(question.reference), question.prompt, with_calls=False).words.strip()
+        return model.read(model.reference(question.reference), question.prompt, with_calls=False).words.strip()
 
     def measures(self, records: Sequence[Record]) -> "Mapping[str, Measure]":
         from luthier.evals.measure import mean_of

@@ -98,3 +98,9 @@ def test_a_reference_that_cannot_be_compared_is_one_sentence(world):
 def test_what_the_run_file_must_not_say(world, change, sentence):
     with pytest.raises(ConfigError, match=sentence):
         luthier.evaluate({**world, **change})
+
+
+def test_answers_with_special_tokens_are_compared_with_such(world):
+    """A reference has no stop token, since no answer has it."""
+    shown = {**world, "skip_special_tokens": False, "metrics": ["exact"]}
+    assert luthier.evaluate(shown).summary["exact"] == 6 / 8
