@@ -219,3 +219,13 @@ def test_glm4_7_line_breaks_are_optional():
     pairs = "<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>b</arg_key><arg_value>x</arg_value>"
     compact = f"<tool_call>f{pairs}</tool_call>"
     assert TOOL_SYNTAXES.get("glm4_moe").parse(compact) == [ToolCall("f", {"a": 1, "b": "x"})]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_without_end_are_no_call(name):
+    """A model that repeats itself opens one list after the other; Python reads only so many inside each other."""
+    syntax = TOOL_SYNTAXES.get(name)
+    written = syntax.write([ToolCall("f", {"a": 12345})])
+    for deep in ("[" * 100_000, "[" * 100_000 + "]" * 100_000):
+        found = syntax.parse(written.replace("12345", deep))
+        assert found is None or found == [ToolCall("f", {"a": deep})]

@@ -67,11 +67,20 @@ def calls_from(values: Iterable[Any], arguments_key: str = "arguments") -> list[
     return good if good and len(good) == len(calls) else None
 
 
+def read_value(text: str, at: int) -> tuple[Any, int]:
+    """(the JSON value that begins at `at`, its end). Raises `ValueError`, also for lists without end: a model that
+    repeats itself writes some."""
+    try:
+        return json.JSONDecoder().raw_decode(text, at)
+    except RecursionError as fault:
+        raise ValueError("it is nested too deep") from fault
+
+
 def loads(text: str) -> Any:
     """The JSON value of a text, or None if it is not JSON (no call is the JSON value null)."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -80,11 +89,11 @@ def spans(text: str, opening: str, closing: str) -> list[Any] | None:
 
     The JSON is decoded from the opening tag on, so tags inside its strings are no problem.
     """
-    values, decoder, at = [], json.JSONDecoder(), text.find(opening)
+    values, at = [], text.find(opening)
     while at >= 0:
         body = text[at + len(opening) :].lstrip()
         try:
-            value, end = decoder.raw_decode(body)
+            value, end = read_value(body, 0)
         except ValueError:
             return None
         rest = body[end:].lstrip()
@@ -110,7 +119,7 @@ def value_from(text: str, name: str, argument: str, tools: Sequence[Tool]) -> An
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

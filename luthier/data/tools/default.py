@@ -1,11 +1,10 @@
 """Plain ReAct prompts, `Action: name` and `Action Input: {json}`: for models without a syntax of their own."""
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolSyntax, bare, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value
 from luthier.data.types import ToolCall
 
 _CALL = re.compile(r"Action:[ \t]*(\S[^\n]*?)[ \t]*\nAction Input:\s*")
@@ -45,7 +44,7 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall] | None:
     calls, at = [], 0
     while match := _CALL.search(text, at):
         try:
-            arguments, at = json.JSONDecoder().raw_decode(text, match.end())
+            arguments, at = read_value(text, match.end())
         except ValueError:
             return None
         if not isinstance(arguments, dict):

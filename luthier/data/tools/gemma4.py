@@ -104,7 +104,7 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall] | None:
     while head := _CALL.search(text, at):
         try:
             arguments, at = _read(text, head.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         calls.append(ToolCall(head[1], arguments))
     return calls or None

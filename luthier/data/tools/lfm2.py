@@ -73,7 +73,7 @@ def _end_of_value(text: str, at: int) -> int:
 def _value(text: str) -> Any:
     try:
         return _plain(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise _Broken from error
 
 

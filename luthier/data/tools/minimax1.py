@@ -1,10 +1,9 @@
 """MiniMax M1: one JSON object a line between <tool_calls> tags."""
 
-import json
 from collections.abc import Sequence
 from datetime import date
 
-from luthier.data.tools import Tool, ToolSyntax, bare, calls_from, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, calls_from, dump, read_value
 from luthier.data.types import ToolCall
 
 
@@ -28,7 +27,7 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall] | None:
     values, rest = [], rest.lstrip()
     while opening and not rest.startswith("</tool_calls>"):
         try:
-            value, end = json.JSONDecoder().raw_decode(rest)
+            value, end = read_value(rest, 0)
         except ValueError:
             return None
         values.append(value)
