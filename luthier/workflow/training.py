@@ -99,7 +99,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
     if run.trains and data.streamed is None and stage.rollout(run.method) is None:
-        require_batch(run, args, len(data.train or ()))
+        require_batch(run, args, len(data.table or ()))
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     with loading_whole():
