@@ -1,6 +1,7 @@
 """Rules about runs whose processes Ray starts. The keys are read with USE_RAY=1 only, and so are these rules."""
 
 import os
+import re
 from typing import Any
 
 from luthier.config.rules.engine import Condition, Rule, Rules, When, all_of
@@ -20,6 +21,10 @@ def _has_bad_amount(resources: dict[str, Any] | None) -> bool:
     return any(isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0 for amount in amounts)
 
 
+def _restarts_without_number(run: Any) -> bool:
+    return re.fullmatch(r"-1|\d+", os.environ.get("MAX_RESTARTS", "0")) is None
+
+
 _ray = When(under_ray)
 
 RAY_RULES = Rules(
@@ -29,6 +34,13 @@ RAY_RULES = Rules(
             "both Ray and torchrun would start the processes",
             "unset FORCE_TORCHRUN, or unset USE_RAY",
             all_of(under_ray, lambda run: is_on(os.environ, "FORCE_TORCHRUN")),
+            file="environment",
+        ),
+        Rule(
+            ("MAX_RESTARTS",),
+            "must be a number: how often all processes start again, or -1 for as often as it takes",
+            "set a number, or unset it",
+            all_of(under_ray, _restarts_without_number),
             file="environment",
         ),
         _ray.refuses(

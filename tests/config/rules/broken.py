@@ -277,6 +277,7 @@ TRAINING = [
     ),
     Case({}, "USE_V1", environment={"USE_V1": "1"}),
     Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
+    Case({}, "MAX_RESTARTS", environment={"USE_RAY": "1", "MAX_RESTARTS": "many"}),
     *(
         Case({key: value}, environment={"USE_RAY": "1"})
         for key, value in (("ray_num_workers", 0), ("master_port", "x"), ("resources_per_worker", {"GPU": -1}))

@@ -13,6 +13,7 @@ WRONG = {"ray_num_workers": 0, "master_port": "99999", "resources_per_worker": {
 def test_each_is_told_at_once_with_ray(monkeypatch):
     monkeypatch.setenv("USE_RAY", "1")
     monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.setenv("MAX_RESTARTS", "many")
     with pytest.raises(ConfigError) as caught:
         load_train({**KEYS, **WRONG})
     assert {problem.key for problem in caught.value.problems} == {rule.keys[0] for rule in RAY_RULES}
