@@ -118,11 +118,12 @@ def train_with_ray(run: "TrainRun") -> RayResult:
         from ray.train import TrainingFailedError
 
         restarts = "; all restarts are used up (MAX_RESTARTS)" if isinstance(fault, TrainingFailedError) else ""
-        raise RunFailed(f"Ray: {_gist(fault)}{restarts} -> see the log above") from fault
+        raise RunFailed(f"Ray: {gist(fault)}{restarts} -> see the log above") from fault
     return RayResult(status, printed)
 
 
-def _gist(fault: BaseException) -> str:
+def gist(fault: BaseException) -> str:
+    """The last line of an error of Ray, which is that of the error in a worker."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return lines[-1] if lines else type(fault).__name__
 

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import RunFailed
 from luthier.core.log import info
-from luthier.workflow.ray_train import environment_of_driver, require_resources, resources_of, start_ray
+from luthier.workflow.ray_train import environment_of_driver, gist, require_resources, resources_of, start_ray
 from luthier.workflow.ray_worker import metrics_of
 from luthier.workflow.sweep_grid import GridRun
 from luthier.workflow.sweep_runs import RunProcess
 
 
 def run_with_tune(left: Sequence[GridRun], root: Path) -> None:
-    """Runs those of `left`. What became of each is in its folder.
+    """Runs those of `left`. What became of each is in its folder. Raises `RunFailed` if one could not be started.
 
     A trial has what `ray_num_workers` processes need, and starts them through torchrun if it has several accelerators.
     """
@@ -36,7 +37,7 @@ def run_with_tune(left: Sequence[GridRun], root: Path) -> None:
     runs = {one.name: (str(one.folder.absolute()), one.keys()) for one in left}
     function = tune.with_parameters(trial, runs=runs, environment=environment_of_driver(), folder=os.getcwd())
     info(f"Ray Tune: {len(runs)} runs with {each} each, on {len(ray.nodes())} nodes")
-    tune.Tuner(
+    found = tune.Tuner(
         tune.with_resources(function, each),
         param_space={"name": tune.grid_search(list(runs))},
         tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name),
@@ -44,6 +45,8 @@ def run_with_tune(left: Sequence[GridRun], root: Path) -> None:
     ).fit()
     if keys.ray_storage_path is None:
         shutil.rmtree(storage, ignore_errors=True)
+    if found.errors:
+        raise RunFailed(f"Ray Tune: {gist(found.errors[0])} -> see the log above, then run the same command again")
 
 
 def _name(running: Any) -> str:

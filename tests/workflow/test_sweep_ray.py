@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
-from luthier.core.manifest import verify_folder
+from luthier.core.manifest import CONSOLE, verify_folder
 from luthier.workflow.sweep_ray import run_with_tune
-from luthier.workflow.sweep_runs import state_of
+from luthier.workflow.sweep_runs import locked, state_of
 from tests.small_world import small_world
 
 
@@ -39,3 +39,20 @@ def test_a_sweep_through_tune(tmp_path):
     assert (tmp_path / "out" / "sweep.png").is_file()
     written = [path for path in (tmp_path / "ray").rglob("*") if path.is_file()]
     assert written and not any(b"secret-4711" in path.read_bytes() for path in written)
+
+
+@pytest.mark.thorough
+def test_a_trial_that_cannot_start_its_run_is_an_error(tmp_path):
+    """Its state alone would say that a signal has stopped it."""
+    pytest.importorskip("ray")
+    values = {**small_world(tmp_path / "world"), "ray_init_kwargs": {"address": "local", "num_cpus": 1}, "max_steps": 1}
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(yaml.safe_dump({**values, "output_dir": str(tmp_path / "out")}))
+    held = tmp_path / "out" / "learning_rate-1e-4"
+    held.mkdir(parents=True)
+    words = [sys.executable, "-m", "luthier", "sweep", str(run_file), "learning_rate=1e-4,1e-3"]
+    with locked(held / CONSOLE):
+        own = {**os.environ, "USE_RAY": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "luthier: Ray Tune: " in done.stderr and "a run is going on in this folder" in done.stderr
