@@ -24,7 +24,7 @@ from luthier.training.left_out import KEY, LeftOut
 from luthier.training.trainer import StageTrainer
 from tests.matrix import representatives
 from tests.small_world import losses, small_world
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_llama
 
 BATCH = 4
 SAVES = {"save_strategy": "steps", "save_steps": 2}
@@ -209,8 +209,8 @@ def test_every_stage_and_optimizer_goes_on(world, tmp_path, monkeypatch, kind, h
     keys = GRADIENTS[kind]
     keys = {**world, **(ANSWERS if keys.get("stage") in ("grpo", "ppo") else {}), **keys, "max_steps": 5}
     keys |= {"model_name_or_path": str(finite_model(world, tmp_path)), **SAVES, "save_steps": 1, "on_nonfinite": how}
-    if keys["stage"] == "gkd":
-        keys["teacher_model"] = keys["model_name_or_path"]
+    if keys["stage"] == "gkd":  # of a teacher that is the model itself there is nothing to learn
+        keys["teacher_model"] = str(tiny_llama(tmp_path / "teacher", seed=7, max_position_embeddings=1024))
     spoil_gradients(monkeypatch, 3)
     result = luthier.train({**keys, "output_dir": str(tmp_path / "out")})
     before, after, end = (learned(tmp_path / "out" / f"checkpoint-{step}") for step in (2, 3, 5))
