@@ -17,9 +17,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from luthier.model.dtype import computed_in
 from luthier.model.kernels.lora_linear import Factors
-
-HALVES = (torch.bfloat16, torch.float16)
-"""In a wider format copies would take as much memory as the weights."""
+from luthier.model.kernels.varlen import HALVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ class Copies:
         groups = [layers for layers in self.groups if all(map(self.is_active, layers))]
         pairs = [(layers, learned_by(layers)) for layers in groups]
         pairs = [(layers, learned) for layers, learned in pairs if learned.is_like(pairs[0][1].a[0])]
-        if not pairs or computed_in(pairs[0][1].a[0]) not in HALVES:
+        if not pairs or computed_in(pairs[0][1].a[0]) not in HALVES:  # wider copies would be as large as the weights
             return
         found = [learned for _, learned in pairs]
         places = [(scaling, i, j) for i, learned in enumerate(found) for j, scaling in enumerate(learned.scalings)]
