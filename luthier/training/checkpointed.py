@@ -2,6 +2,7 @@
 
 import json
 import time
+from abc import abstractmethod
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,8 +308,9 @@ class CheckpointedTrainer(Trainer):
         is_alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
         return is_alone and self.stop.save_seconds is not None and can_begin_again(self.policy)
 
+    @abstractmethod
     def unlogged(self) -> Unlogged:
-        raise NotImplementedError
+        """What has been added up since the last line of the log. All processes ask together."""
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **more: Any) -> None:
         """As in transformers. An evaluation that a signal ends is made up for when the run is resumed."""
