@@ -11,9 +11,9 @@ from luthier.data.rows.encoding import Encoding
 from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 from luthier.infer.prompting import with_calls as split_calls
-from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought, tags_of
+from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought
 from luthier.infer.types import Settings
-from luthier.model.tokenizer import special_pattern, special_texts
+from luthier.model.tokenizer import special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,11 +100,9 @@ class EvalModel:
     @cached_property
     def _hidden(self) -> re.Pattern[str] | None:
         """Matches special tokens, if some of them are tags of thoughts or calls and an answer is to have none."""
-        tags = [*tags_of(self.answer_format.call_syntax)]
-        tags += [tag.strip() for tag in self.answer_format.thinking_tags or ()]
-        if not self.settings.skip_special_tokens or special_texts(self.tokenizer).isdisjoint(tags):
+        if not self.settings.skip_special_tokens:
             return None
-        return special_pattern(self.tokenizer)
+        return self.answer_format.hidden(special_texts(self.tokenizer), has_tools=True)
 
     def _shown(self, text: str) -> str:
         return text if self._hidden is None else self._hidden.sub("", text)

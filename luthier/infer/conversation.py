@@ -1,6 +1,7 @@
 """One conversation: its messages so far, the prompt for the next answer, and itself as a row of training data."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,9 +67,13 @@ class Conversation:
         self.history, self.items, self.shown = messages, seen, ()
         return prompt_ids
 
-    def answered(self, text: str) -> None:
-        """Record the answer to the last message."""
-        self.history = (*self.history, self.prompting.read_answer(text, self.tools))
+    def answered(self, text: str, hidden: re.Pattern[str] | None = None) -> None:
+        """Record the answer to the last message. `hidden`: matches what it was to be without, once its calls are
+        read."""
+        answer = self.prompting.read_answer(text, self.tools)
+        if hidden is not None:
+            answer = replace(answer, content=hidden.sub("", answer.content))
+        self.history = (*self.history, answer)
 
     def unanswered(self) -> None:
         """Take back the last message with its media."""

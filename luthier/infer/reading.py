@@ -5,13 +5,14 @@ The parts do not depend on the pieces in which the text arrives.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.core.kinds import TOOL_SYNTAXES
 from luthier.data.tools import wrapped
 from luthier.data.types import ToolCall
+from luthier.model.tokenizer import special_pattern
 
 TAIL_TOKENS = 16
 """At the end of a prompt, to see whether it opens a thought."""
@@ -37,6 +38,19 @@ class AnswerFormat:
     thinking_tags: tuple[str, str] | None = None
     """None: answers have no thoughts."""
     call_syntax: str = "default"
+
+    @property
+    def thought_marks(self) -> tuple[str, ...]:
+        """What opens and closes a thought, without the blanks around it; empty if answers have none."""
+        return tuple(tag.strip() for tag in self.thinking_tags or ())
+
+    def hidden(self, special_texts: Collection[str], *, has_tools: bool) -> re.Pattern[str] | None:
+        """Matches special tokens, if some of them are tags: these must be read, although the answer is to have none.
+
+        `special_texts`: what `skip_special_tokens` leaves out. None: nothing is lost without it.
+        """
+        tags = {*self.thought_marks, *(tags_of(self.call_syntax) if has_tools else ())}
+        return None if tags.isdisjoint(special_texts) else special_pattern(special_texts)
 
     def reader(self, end_of_prompt: str, tools: Sequence[Any]) -> "AnswerReader":
         """For one answer. `end_of_prompt`: the last text before it, which may open a thought."""

@@ -189,10 +189,9 @@ def special_texts(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
     return frozenset({*map(str, tokenizer.all_special_tokens), *added})
 
 
-def special_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Matches what `skip_special_tokens` leaves out."""
-    texts = sorted(special_texts(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches these texts of special tokens, so that a text can be shown as `skip_special_tokens` leaves it."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def name_ends(model: "PreTrainedModel", stop_ids: Iterable[int]) -> None:

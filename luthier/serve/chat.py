@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.data.types import ToolCall
-from luthier.infer.reading import AnswerReader, CallReader, Part, Thought, Words, tags_of
+from luthier.infer.reading import AnswerFormat, AnswerReader, CallReader, Part, Thought, Words
 from luthier.infer.types import Answer, Settings, Token
 from luthier.serve.answers import Answers, Job
 from luthier.serve.convert import conversation, tools_text
@@ -71,11 +71,9 @@ def prepared(request: ChatRequest, model: ChatModel) -> Chat:
 
 def _hidden(model: ChatModel, settings: Settings, *, has_tools: bool) -> re.Pattern[str] | None:
     """Matches special tokens, if some of them must be read although the answer is to have none."""
-    tags = [*tags_of(model.call_syntax)] if has_tools else []
-    tags += [tag.strip() for tag in model.thinking_tags or ()]
-    if not settings.skip_special_tokens or model.special_tokens.isdisjoint(tags):
+    if not settings.skip_special_tokens:
         return None
-    return re.compile("|".join(re.escape(token) for token in sorted(model.special_tokens, key=len, reverse=True)))
+    return AnswerFormat(model.thinking_tags, model.call_syntax).hidden(model.special_tokens, has_tools=has_tools)
 
 
 def prompt_of(

@@ -22,6 +22,7 @@ def open_chat(run: "InferRun") -> "ChatSession":
     from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession
     from luthier.infer.types import Settings
+    from luthier.model.tokenizer import special_texts
 
     with without_collection():  # of what the model imports, which is loaded next
         if run.model.adapter_name_or_path:
@@ -33,7 +34,8 @@ def open_chat(run: "InferRun") -> "ChatSession":
     model = open_engine(run, text)
     info(f"ready: {run.model.model_name_or_path}, prompts in {prompting.description}")
     answers = AnswerFormat(thinking_tags(text), text.template.call_syntax)
-    return ChatSession(model, Conversation(prompting), Settings.of(run.generating), answers, text.tokenizer.decode)
+    settings, special = Settings.of(run.generating), special_texts(text.tokenizer)
+    return ChatSession(model, Conversation(prompting), settings, answers, text.tokenizer.decode, special)
 
 
 def open_engine(run: "InferRun", text: "TextSide") -> "Generating":

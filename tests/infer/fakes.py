@@ -20,8 +20,9 @@ class PlainPrompting:
 class ScriptedModel:
     """Gives its answers one after the other, a word at a time, and keeps the prompts it has seen."""
 
-    def __init__(self, *answers: str) -> None:
-        self.answers, self.prompts = list(answers), []
+    def __init__(self, *answers: str, special: tuple[str, ...] = ()) -> None:
+        """`special`: words of special tokens, which the settings may leave out."""
+        self.answers, self.prompts, self.special = list(answers), [], special
 
     def stream(self, prompt_ids, settings):
         self.prompts.append("".join(map(chr, prompt_ids)))
@@ -29,9 +30,14 @@ class ScriptedModel:
         for word in answer.split("|"):
             if word == "^C":
                 raise KeyboardInterrupt
-            yield word
-        text = answer.replace("|", "")
+            yield self._shown(word, settings)
+        text = self._shown(answer.replace("|", ""), settings)
         return Answer(text=text, num_prompt_tokens=len(prompt_ids), num_new_tokens=len(text), finish_reason="stop")
+
+    def _shown(self, text, settings):
+        for word in self.special if settings.skip_special_tokens else ():
+            text = text.replace(word, "")
+        return text
 
     def generate(self, prompt_ids, settings):
         raise AssertionError("a session streams")

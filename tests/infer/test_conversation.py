@@ -7,6 +7,7 @@ import pytest
 from luthier.core.errors import InvalidInput
 from luthier.data.types import Message, ToolCall
 from luthier.infer.conversation import Conversation, read_tools
+from luthier.infer.reading import AnswerFormat, Thought, Words
 from luthier.infer.session import ChatSession
 from luthier.infer.types import Settings
 from tests.infer.fakes import PlainPrompting, ScriptedModel
@@ -53,6 +54,45 @@ def test_without_tools_nothing_is_a_call():
     chat = session(CALL)
     chat.ask("Weather?")
     assert chat.conversation.history[1] == Message("assistant", CALL)
+
+
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<end>")
+THOUGHT_CALL = f"<think>|Rain?|</think>|See.<end>\n|{CALL}|<end>"
+
+
+def special_session(*answers, **settings):
+    """With a model whose tags are special tokens."""
+    answer_format = AnswerFormat(("<think>", "</think>"), "qwen")
+    conversation = Conversation(PlainPrompting(), tools=TOOLS)
+    model = ScriptedModel(*answers, special=TAGS)
+    decode = lambda ids: "".join(map(chr, ids))  # noqa: E731
+    return ChatSession(model, conversation, Settings(**settings), answer_format, decode, frozenset(TAGS))
+
+
+def test_tags_that_are_special_tokens_are_read_and_not_shown():
+    chat = special_session(THOUGHT_CALL, "No|.<end>")
+    call = ToolCall("weather", {"city": "Łódź"})
+    assert list(chat.stream_parts("Weather?")) == [Thought("Rain?"), Words("See."), call]
+    assert chat.tool_calls == [call]
+    assert chat.conversation.history[1].content == "<think>Rain?</think>See."
+    assert list(chat.stream_parts("rain")) == [Words("No"), Words(".")]
+
+
+def test_a_plain_answer_is_as_it_is_without_special_tokens_and_its_calls_are_read():
+    chat = special_session(THOUGHT_CALL)
+    inner = CALL.removeprefix("<tool_call>").removesuffix("</tool_call>")
+    pieces = chat.stream("Weather?")
+    assert [next(pieces) for _ in range(3)] == ["Rain?", "See.\n", inner]
+    with pytest.raises(StopIteration) as done:
+        next(pieces)
+    assert done.value.value.text == f"Rain?See.\n{inner}"
+    assert [call.name for call in chat.tool_calls] == ["weather"]
+
+
+def test_special_tokens_that_are_wanted_are_shown():
+    chat = special_session("Yes|<end>", skip_special_tokens=False)
+    assert list(chat.stream_parts("So?")) == [Words("Yes"), Words("<end>")]
+    assert chat.conversation.history[1].content == "Yes<end>"
 
 
 def test_an_answer_left_half_way_counts_as_far_as_it_went():

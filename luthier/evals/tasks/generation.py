@@ -46,11 +46,11 @@ class Generation:
     def questions(self, encoding: "Encoding") -> Sequence[PromptQuestion]:
         from luthier.data.chat.answers import split_thought
         from luthier.evals.metrics import Reply, fault_of
-        from luthier.model.tokenizer import special_pattern
+        from luthier.model.tokenizer import special_pattern, special_texts
 
         self.hashes, found = prompt_questions(self.run, encoding)
         tokenizer, tags = encoding.encoder.tokenizer, encoding.template.thinking_tags
-        special = special_pattern(tokenizer)
+        special = special_pattern(special_texts(tokenizer))
         for question in found:
             words = split_thought(str(tokenizer.decode(question.reference)), tags)[1]  # the tags may be special tokens
             fault = fault_of(self.metrics, Reply(special.sub("", words)))
