@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nicegui import run, ui
+from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from luthier.core.errors import LuthierError, RunFailed
@@ -48,6 +49,10 @@ class Turn:
     """Side -> answer."""
 
 
+class TalkEnd(Element, component="talk_end.js"):
+    pass
+
+
 class ChatPage:
     def __init__(self, frame: Frame, models: dict[str, ChatModel], chosen: str) -> None:
         self.frame, self.models = frame, models
@@ -72,9 +77,9 @@ class ChatPage:
                 self._side(side)
         self._settings()
         self.talk()
-        with box("section", "card"):
+        with box("section", "card composer"):
             label_for("message", say("chat.message"))
-            self.message = area("message", self.given["message"], self._setter("message"), rows=3)
+            self.message = area("message", self.given["message"], self._setter("message"), rows=2)
             with box(classes="row end"):
                 button(say("chat.clear"), self._clear)
                 self.buttons = {
@@ -82,6 +87,7 @@ class ChatPage:
                     "stop": button(say("chat.stop"), self._stop),
                     "send": button(say("chat.send"), self._send, "primary"),
                 }
+        self.end = TalkEnd()
         self._enable()
 
     def _setter(self, name: str) -> Handler:
@@ -183,6 +189,7 @@ class ChatPage:
         turn = Turn(message, {side: Answer(self.models[self.chosen[side]].about) for side in sides})
         self.turns.append(turn)
         self.talk.refresh()
+        self.end.run_method("show")
         self.tasks = [asyncio.create_task(self._answer_of(side, turn)) for side in sides]
         self._enable()
         ended = await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -9,6 +9,10 @@ from tests.webui.test_pages import no_run_stays, tiny_root  # noqa: F401  # a fi
 pytestmark = needs_browser
 SECONDS = 120
 SAID = "return [...document.querySelectorAll('.answer')].map(answer => answer.querySelector('.said').innerText)"
+BELOW = "return document.documentElement.scrollHeight - window.scrollY - window.innerHeight"
+HEIGHT = "return document.documentElement.scrollHeight"
+STOP_AT = """const stop = [...document.querySelectorAll('.composer button')].find(one => one.innerText === 'Stop')
+return stop.getBoundingClientRect().y"""
 
 
 def send(page: Browser, message: str) -> None:
@@ -70,6 +74,10 @@ def test_a_conversation_with_its_settings(tmp_path):
         page.type("#max_tokens", "50000")
         send(page, "sing")
         page.until(lambda: str(page.js(SAID)[-1]).count(SONG) > 30, "it does not sing", SECONDS)
+        place, height = page.js(STOP_AT), page.js(HEIGHT)
+        page.until(lambda: page.js(HEIGHT) > height + 100, "the song does not grow", SECONDS)
+        assert abs(page.js(STOP_AT) - place) < 2, "the button moves while the answer grows"
+        page.until(lambda: page.js(BELOW) < 2, "the window does not follow the answer")
         page.click("Stop")
         wait_for_answers(page, PIRATE, ANSWER, ANSWER)
         stopped = str(page.js(SAID)[-1])
