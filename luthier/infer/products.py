@@ -24,7 +24,7 @@ from luthier.model.dtype import computed_in
 from luthier.model.kernels.fuse import groups_of_one_input
 from luthier.model.kernels.lora_layers import has_hooks
 from luthier.model.kernels.plain_linear import has_own_products
-from luthier.model.kernels.products import has_kernel, one_dnn, packed
+from luthier.model.kernels.products import has_kernel, is_in_one_piece, one_dnn, packed
 
 SHARE_FOR_COPIES = 0.5
 """Of the free memory, at most, that packed weights take."""
@@ -166,7 +166,7 @@ def _is_plain(module: nn.Module) -> bool:
         return False
     weight = module.weight
     is_usual = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.layout is torch.strided
-    return is_usual and has_kernel(weight.dtype)
+    return is_usual and is_in_one_piece(weight) and has_kernel(weight.dtype)
 
 
 def _is_as_before(layer: nn.Module) -> bool:

@@ -60,9 +60,17 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 
 
 def _are_usual(x: Tensor, weight: Tensor) -> bool:
-    """Whether `weight` is on the CPU in float32 too, and both are plain tensors."""
-    is_alike = weight.dtype is torch.float32 and weight.is_cpu
+    """Whether `weight` is on the CPU in float32 too, in one piece, and both are plain tensors.
+
+    Of a weight that is a part of a larger matrix, oneDNN takes a thousand times as long. `x` may be one.
+    """
+    is_alike = weight.dtype is torch.float32 and weight.is_cpu and is_in_one_piece(weight)
     return is_alike and all(type(matrix) in (Tensor, nn.Parameter) for matrix in (x, weight))
+
+
+def is_in_one_piece(weight: Tensor) -> bool:
+    """Whether the numbers of a matrix follow each other in memory, by rows or by columns."""
+    return weight.is_contiguous() or weight.T.is_contiguous()
 
 
 @cache

@@ -41,7 +41,7 @@ def matrices(draw):
 @given(matrices())
 def test_the_numbers_are_those_of_float64(pair):
     x, weight = pair
-    assert products.is_faster(x, weight)
+    assert products.is_faster(x, weight) == products.is_in_one_piece(weight)
     expected = x.double() @ weight.double().T
     y = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
     columns = torch.zeros(len(x), 2 * len(weight))[:, ::2]
@@ -52,6 +52,17 @@ def test_the_numbers_are_those_of_float64(pair):
         (columns, expected),
     ):
         torch.testing.assert_close(found.double(), wanted, atol=2e-5, rtol=1e-5)
+
+
+@needs_kernel
+def test_a_part_of_a_larger_weight_stays_with_pytorch():
+    """oneDNN would take a thousand times as long."""
+    x, whole = torch.randn(4, 8), torch.randn(6, 16)
+    for weight in (whole[:, :8], whole[::2, :8], whole.T[:8].T, torch.randn(1, 8).expand(6, 8)):
+        assert not products.is_faster(x, weight)
+    for weight in (torch.randn(6, 8), torch.randn(8, 6).T, torch.randn(9, 8)[3:]):
+        assert products.is_faster(x, weight)
+        assert products.is_faster(whole[:4, :8], weight), "any layout of x is read as fast"
 
 
 @needs_kernel
