@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 
 from luthier.evals.scorer import DEFAULT_LENGTH, encode, encode_pair, prefix_token_id, rolling_pairs
-from luthier.infer.batch import generate_answers
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -71,8 +70,7 @@ class ScoredModel(LM):
         )
         room = (self.model.num_positions or DEFAULT_LENGTH) - num_new
         prompts = [encode(self.tokenizer, context)[-max(room, 1) :] for context in contexts]
-        model = self.model
-        found = generate_answers(model.model, self.tokenizer, prompts, settings, model.stop_ids, model.batch_size)
+        found = self.model.answer_ids(prompts, settings)
         texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
         return [cut_at(text, stops) for text in texts]
 

@@ -55,6 +55,8 @@ class EvalModel:
     settings: Settings
     """How answers are generated, as the run file says."""
     batch_size: int
+    fast_path: bool
+    """Whether answers take faster ways to the same numbers, up to rounding."""
 
     @cached_property
     def scorer(self) -> "Scorer":
@@ -79,14 +81,25 @@ class EvalModel:
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None = None) -> Iterator[str]:
         """The answers to prompts that are token ids already, in order."""
-        from luthier.infer.batch import generate_answers
-
         settings = self.settings
         if max_new_tokens is not None:
             settings = replace(settings, max_new_tokens=max_new_tokens)
-        answers = generate_answers(self.model, self.tokenizer, prompts, settings, self.stop_ids, self.batch_size)
-        for ids in answers:
+        for ids in self.answer_ids(prompts, settings):
             yield self.text_of(ids)
+
+    def answer_ids(self, prompts: Sequence[Sequence[int]], settings: Settings) -> Iterator[list[int]]:
+        """The ids of the answers to prompts, in order, without the stop token."""
+        from luthier.infer.batch import generate_answers
+
+        return generate_answers(
+            self.model,
+            self.tokenizer,
+            prompts,
+            settings,
+            self.stop_ids,
+            self.batch_size,
+            fast_path=self.fast_path,
+        )
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of an answer, for `read`: with its special tokens if thoughts or calls cannot be told without."""

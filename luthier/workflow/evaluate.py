@@ -253,6 +253,7 @@ def as_eval_model(run: "EvalRun", model: "PreTrainedModel", text: TextSide) -> "
         answer_format=AnswerFormat(thinking_tags(text), text.template.call_syntax),
         settings=Settings.of(run.generating, run.evaluation.seed),
         batch_size=run.evaluation.batch_size,
+        fast_path=run.model.fast_path,
     )
 
 

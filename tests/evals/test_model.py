@@ -9,6 +9,7 @@ from luthier.config.load import load_eval
 from luthier.data.types import Message, ToolCall
 from luthier.evals.model import Asked
 from luthier.infer.decoding import UNFINISHED
+from luthier.infer.lean_step import LeanStep
 from luthier.infer.reading import AnswerFormat
 from luthier.workflow.evaluate import load_eval_model
 from luthier.workflow.text import load_text_side
@@ -28,6 +29,16 @@ def test_answers_are_those_of_the_chat(llama_folder):
     assert answers == expected
     assert list(model.generate(asked, max_new_tokens=1)) != expected
     assert model.num_positions == 512
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_fast_path_false_keeps_the_models_own_code(llama_folder, fast_path, monkeypatch):
+    keys = {"model_name_or_path": str(llama_folder), "template": "chatml", "task": "perplexity", "dataset": "d"}
+    run = load_eval({**keys, "fast_path": fast_path, "do_sample": False, "max_new_tokens": 5})
+    model, steps, original = load_eval_model(run, load_text_side(run)), [], LeanStep.__call__
+    monkeypatch.setattr(LeanStep, "__call__", lambda *args: steps.append(1) or original(*args))
+    list(model.answers([[1, 2, 3]]))
+    assert len(steps) == (4 if fast_path else 0), "the first of five tokens comes from reading the prompt"
 
 
 @pytest.fixture
