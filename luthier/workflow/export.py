@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import ModelError, OutputError, RunFailed
+from luthier.core.errors import InvalidInput, ModelError, OutputError, RunFailed
 from luthier.core.files import require_apart, require_writable, save_folder_atomically, write_atomically
-from luthier.core.log import info
+from luthier.core.log import info, warn
 from luthier.core.versions import is_installed, missing_extra
 from luthier.model.adapters._series import MERGED, as_json
 from luthier.model.files.hubs import fetched
@@ -167,7 +167,10 @@ def write_extra_files(draft: Path, run: "ExportRun", text: "TextSide", *, writes
     if text.template.kind != "program" and writes_words:
         own = {"bos_token": text.tokenizer.bos_token, "eos_token": text.tokenizer.eos_token}
         source = f"./{gguf.name}" if gguf else "."
-        (draft / "Modelfile").write_text(modelfile(text.template, source=source, **own), encoding="utf-8")
+        try:
+            (draft / "Modelfile").write_text(modelfile(text.template, source=source, **own), encoding="utf-8")
+        except InvalidInput as fault:
+            warn(f"no Modelfile for Ollama: {fault}")
     return gguf
 
 
