@@ -3,8 +3,11 @@
 https://arxiv.org/abs/2410.10989. Its fused loss is not used: `luthier.model.heads.output_head` computes logits at the
 labeled positions only, which saves more memory.
 
-Beside the layers of the model, the library replaces classes and functions in the modules of transformers, so that all
-models that this process loads later would have them, those on a CPU too. `restoring_layers` ends that with the run.
+Beside the layers of the model, the library replaces classes and functions in the modules of transformers, and for some
+models `torch.nn.LayerNorm`. A class is put back at once: models that are loaded later, such as a reference, would be
+built of it, and `LigerSwiGLUMLP` has no biases, whatever the config says. They have their own layers and the fast path.
+The functions, such as rotations, are looked up whenever an attention runs, so they stay until `restoring_layers` ends
+the run; models of the same type share them.
 """
 
 import sys
@@ -49,21 +52,28 @@ def on_model(keys: LigerConfig, model: "PreTrainedModel", purpose: Purpose) -> N
         warn("enable_liger_kernel: its kernels need a GPU, so the layers of the model itself run")
         return
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from torch import nn
     from transformers.integrations.liger import apply_liger_kernel
 
     model_type = model.config.model_type
     if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         warn(f"enable_liger_kernel: the library has no kernels for models of the type {model_type}")
         return
-    before = {module: dict(vars(module)) for module in _modules_of_models()}
+    before = {module: dict(vars(module)) for module in (nn, *_modules_of_models())}
     apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
     for module, own in before.items():
-        _REPLACED.extend((module, name, value) for name, value in own.items() if vars(module)[name] is not value)
+        for name, value in own.items():
+            if vars(module)[name] is value:
+                continue
+            if isinstance(value, type):
+                setattr(module, name, value)
+            else:
+                _REPLACED.append((module, name, value))
     info("enable_liger_kernel: norms, rotations and gated layers run in fused kernels")
 
 
 _REPLACED: list[tuple[ModuleType, str, Any]] = []
-"""Module of transformers, name, and what transformers itself has there."""
+"""Module of transformers, name, and the function that transformers itself has there."""
 
 
 def _modules_of_models() -> list[ModuleType]:
