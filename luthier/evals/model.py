@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from luthier.data.rows.encoding import Encoding
@@ -12,6 +11,7 @@ from luthier.data.types import Message, ToolCall
 from luthier.infer.prompting import Prompting
 from luthier.infer.prompting import with_calls as split_calls
 from luthier.infer.reading import TAIL_TOKENS, AnswerFormat, AnswerReader, Thought, Words, opens_thought
+from luthier.infer.stops import before_stop
 from luthier.infer.types import Settings
 from luthier.model.tokenizer import special_texts
 
@@ -108,7 +108,7 @@ class EvalModel:
 
     def reference(self, ids: Sequence[int]) -> str:
         """The text of the answer of a row, up to where the model would stop."""
-        return self.text_of(list(takewhile(lambda token: token not in self.stop_ids, ids)))
+        return self.text_of(before_stop(ids, self.stop_ids))
 
     @cached_property
     def _hidden(self) -> re.Pattern[str] | None:

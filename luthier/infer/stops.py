@@ -1,6 +1,12 @@
-"""Stop strings: an answer ends at the first character of one, however its tokens cut it."""
+"""Where an answer ends: at a stop token, or at the first character of a stop string, however its tokens cut it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
+
+
+def before_stop(ids: Sequence[int], stop_ids: Collection[int]) -> list[int]:
+    """The answer of a row as the model would generate it: without the first stop token and what follows it."""
+    return list(takewhile(lambda token: token not in stop_ids, ids))
 
 
 class StopStrings:

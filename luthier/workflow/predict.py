@@ -70,11 +70,13 @@ def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) ->
 
 
 def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) -> list[dict[str, str]]:
-    """One object per row: `prompt`, `predict` (the model's answer) and `label` (the answer of the dataset)."""
+    """One object per row: `prompt`, `predict` (the answer of the model) and `label` (that of the dataset). The last two
+    are without the token at which an answer stops."""
     from dataclasses import replace
 
     from luthier.data.pixels import Prompts
     from luthier.infer.batch import generate_answers
+    from luthier.infer.stops import before_stop
     from luthier.infer.types import Settings
     from luthier.workflow.seeing import pixels_for
 
@@ -101,7 +103,9 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
         {
             "prompt": decode(prompt, skip_special_tokens=False),
             "predict": decode(answer, skip_special_tokens=settings.skip_special_tokens),
-            "label": decode(label, skip_special_tokens=settings.skip_special_tokens),
+            "label": decode(
+                before_stop(label, text.fitted.stop_token_ids), skip_special_tokens=settings.skip_special_tokens
+            ),
         }
         for prompt, label, answer in zip(rows["input_ids"], rows["labels"], written, strict=True)
     ]

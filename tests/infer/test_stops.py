@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.infer.stops import StopStrings
+from luthier.infer.stops import StopStrings, before_stop
 
 TEXT = st.text("ab", max_size=12)
 
@@ -48,3 +48,9 @@ def test_only_what_may_become_a_stop_string_is_held_back():
 def test_an_empty_stop_string_is_a_fault_of_the_caller():
     with pytest.raises(AssertionError, match="empty stop string"):
         StopStrings([""])
+
+
+def test_an_answer_of_a_row_ends_before_its_first_stop_token():
+    assert before_stop([1, 2, 9, 3, 9], {9}) == [1, 2]
+    assert before_stop([9], {9}) == before_stop([], {9}) == []
+    assert before_stop([1, 2], {9}) == [1, 2]

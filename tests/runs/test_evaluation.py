@@ -241,10 +241,29 @@ def test_prediction_writes_prompts_answers_and_labels(values):
     assert [line["prompt"] for line in lines] == [
         f"<|im_start|>user\nSay the number {number}.<|im_end|>\n<|im_start|>assistant\n" for number in range(7)
     ]
-    assert [line["label"] for line in lines] == [f"{'very ' * (n % 5)}well: {n}\n" for n in range(7)]
+    assert [line["label"] for line in lines] == [f"{'very ' * (n % 5)}well: {n}" for n in range(7)]
     assert {f"predict_{name}" for name in SCORES} <= set(results(values, "predict"))
     assert result.metrics["predict"] == results(values, "predict")
     assert [line["predict"] for line in lines] == greedy_answers(values["model_name_or_path"], lines)
+
+
+def test_neither_answers_nor_labels_have_the_token_at_which_an_answer_stops(values, monkeypatch):
+    """Also where special tokens are shown: a model that says what the data say has full marks."""
+    from luthier.infer import batch
+
+    def as_given(model, tokenizer, prompts, settings, stop_ids, batch_size, **options):
+        for number in range(len(prompts)):
+            ids = tokenizer.encode(f"{'very ' * (number % 5)}well: {number}<|im_end|>", add_special_tokens=False)
+            assert ids[-1] in stop_ids
+            yield batch._without_stop(ids, stop_ids)
+
+    monkeypatch.setattr(batch, "generate_answers", as_given)
+    keys = {**GENERATES, "do_train": False, "do_predict": True, "eval_dataset": "numbers", "max_samples": 7}
+    result = luthier.train({**values, **keys, "skip_special_tokens": False})
+    assert [result.metrics["predict"][f"predict_{name}"] for name in SCORES] == [100.0] * len(SCORES)
+    text = (Path(values["output_dir"]) / "generated_predictions.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(lines) == 7 and all(line["predict"] == line["label"] and "<|" not in line["label"] for line in lines)
 
 
 def greedy_answers(folder: str, lines: list[dict[str, str]]) -> list[str]:
