@@ -235,6 +235,21 @@ def test_a_broken_rule(more, key):
     assert set(problems) == {key} and problems[key].reason
 
 
+def test_all_impossible_values_of_generation_are_told_at_once():
+    wrong = {
+        "temperature": -1,
+        "top_p": 2,
+        "top_k": -1,
+        "num_beams": 0,
+        "repetition_penalty": 0,
+        "length_penalty": "inf",
+    }
+    for load, base in ((load_train, BASE), (load_infer, {"model_name_or_path": "m"})):
+        assert set(problems_of(load, {**base, **wrong})) == set(wrong)
+    edges = {"temperature": 0, "top_p": 0, "top_k": 0, "repetition_penalty": 0.1, "length_penalty": -1}
+    load_infer({"model_name_or_path": "m", **edges})
+
+
 @pytest.mark.parametrize(
     "more",
     [

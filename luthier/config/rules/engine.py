@@ -10,6 +10,7 @@
 `Rules` is also the type of the `check` of a stage, an adapter, an optimizer and a quantizer.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -137,6 +138,12 @@ def at_least(section: str, key: str, minimum: float, remedy: str = "") -> Rule:
         return number is not None and number < minimum
 
     return Rule((key,), f"must be at least {minimum}", remedy, is_below)
+
+
+def finite(section: str, key: str) -> Rule:
+    """The number `key` must not be infinite, unless it is null."""
+    value = value_of(section, key)
+    return Rule((key,), "must be a finite number", "", lambda run: value(run) is not None and math.isinf(value(run)))
 
 
 def within(section: str, key: str, low: float, high: float, *, or_high: bool) -> Rule:

@@ -1,6 +1,6 @@
 """Rules about generating answers, for the commands that render conversations."""
 
-from luthier.config.rules.engine import Rule, Rules, at_least, within
+from luthier.config.rules.engine import Rule, Rules, above, at_least, finite, in_training, within
 from luthier.core.kinds import TOOL_SYNTAXES
 
 GENERATING_RULES = Rules(
@@ -9,6 +9,9 @@ GENERATING_RULES = Rules(
         within("generating", "top_p", 0, 1, or_high=True),
         at_least("generating", "top_k", 0),
         at_least("generating", "num_beams", 1),
+        above("generating", "repetition_penalty", 0),
+        *(finite("generating", key) for key in ("temperature", "repetition_penalty", "length_penalty")),
+        *in_training(at_least("data", "eval_num_beams", 0), at_least("training", "generation_num_beams", 0)),
         Rule(
             ("max_new_tokens", "max_length"),
             "leaves no room for an answer, together with max_length",

@@ -61,12 +61,15 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("num_beams", "per_device_train_batch_size", "per_device_eval_batch_size", "max_steps"), 0),
     **dict.fromkeys(("gradient_accumulation_steps", "num_train_epochs", "logging_steps", "video_fps"), 0),
     **dict.fromkeys(("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels"), 0),
-    **dict.fromkeys(("video_maxlen", "audio_sampling_rate"), 0),
+    **dict.fromkeys(("video_maxlen", "audio_sampling_rate", "repetition_penalty"), 0),
+    **dict.fromkeys(("eval_num_beams", "generation_num_beams"), -1),
 }
 """Key -> a number that no training run takes."""
 
 MODEL = [
     *cases({}, *({key: value} for key, value in OUT_OF_RANGE.items())),
+    *cases({}, *({key: "inf"} for key in ("temperature", "repetition_penalty", "length_penalty"))),
+    *cases({}, {"repetition_penalty": -1.5}, {"temperature": -0.1}, {"top_p": 1.1}, command="infer"),
     *cases(
         {},
         {"model_name_or_path": ""},
