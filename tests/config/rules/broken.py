@@ -279,6 +279,7 @@ TRAINING = [
         for keys in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "o/checkpoint-1"})
     ),
     Case({}, "USE_V1", environment={"USE_V1": "1"}),
+    Case({"template": "minicpm_v_4_6"}, "DOWNSAMPLE_MODE", environment={"DOWNSAMPLE_MODE": "4x"}),
     Case({}, "USE_RAY", environment={"USE_RAY": "1", "FORCE_TORCHRUN": "1"}),
     Case({}, "MAX_RESTARTS", environment={"USE_RAY": "1", "MAX_RESTARTS": "many"}),
     *(
