@@ -9,16 +9,25 @@ T = TypeVar("T")
 
 
 def in_own_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, from a thread that ends with it.
+    """What `work` returns or raises, from a thread that ends with it; see `outcome_of`.
 
     OpenMP gives each thread that computes helpers of its own, and keeps them as long as this thread lives. When all
     helpers together are more than the processors, they sleep between two operations instead of waiting awake: on two
     cores an operation then begins after 50 us instead of 4. So what the main thread has done once, such as to load a
     model, would slow down the thread that answers.
+    """
+    outcome = outcome_of(work)
+    if outcome.fault is not None:
+        raise outcome.fault
+    return outcome.value
+
+
+def outcome_of(work: Callable[[], T]) -> "Outcome[T]":
+    """What `work` returns or raises in a thread of its own, which has the handlers of no signal.
 
     A signal interrupts the waiting for it. The thread does not keep the process from ending.
     """
-    outcome: _Outcome[T] = _Outcome()
+    outcome: Outcome[T] = Outcome()
 
     def run() -> None:
         with outcome:
@@ -27,17 +36,19 @@ def in_own_thread(work: Callable[[], T]) -> T:
     thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join()
-    if outcome.fault is not None:
-        raise outcome.fault
-    return outcome.values[0]
+    return outcome
 
 
-class _Outcome(Generic[T]):
-    """Keeps what its block raises."""
+class Outcome(Generic[T]):
+    """What a thread has returned, or raised: its block keeps that."""
 
     def __init__(self) -> None:
         self.values: list[T] = []
         self.fault: BaseException | None = None
+
+    @property
+    def value(self) -> T:
+        return self.values[0]
 
     def __enter__(self) -> None: ...
 

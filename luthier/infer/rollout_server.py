@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,14 +95,19 @@ class RolloutServer:
 
     def answers(self, asks: Sequence[Ask]) -> list[list[int]]:
         """The token ids of each answer, the one that ends it included. Raises `RunFailed`."""
+        dialect = VllmDialect(self.model)
+        calls = [Call(self.host, self.port, dialect.path, dialect.body(ask), self.key) for ask in asks]
         with ThreadPoolExecutor(min(NUM_REQUESTS, max(len(asks), 1)), "rollouts") as threads:
-            return list(threads.map(self._answer, asks))
+            try:
+                return list(threads.map(partial(self._answer, dialect), asks, calls))
+            finally:  # a signal that ends the run does not wait for answers
+                for call in calls:
+                    call.hang_up()
 
-    def _answer(self, ask: Ask) -> list[int]:
+    def _answer(self, dialect: VllmDialect, ask: Ask, call: Call) -> list[int]:
         if ask.num_new_tokens <= 0:
             return []
-        dialect = VllmDialect(self.model)
-        call, ids, is_ended = Call(self.host, self.port, dialect.path, dialect.body(ask), self.key), list[int](), False
+        ids, is_ended = list[int](), False
         try:
             for content in call.events():
                 event = dialect.read(content, ask)

@@ -1,6 +1,7 @@
 """What a server of rollouts may answer besides answers. Whole runs: tests/workflow/test_served_rollouts.py."""
 
 import json
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -62,6 +63,28 @@ def test_the_tokens_of_all_events_are_the_answer(server):
     assert found.answers([ASK, ASK]) == [[5, 0], [5, 0]]
     path, body = handler.asked[0]
     assert path == "/v1/completions" and body["model"] == "base" and body["prompt"] == [1] and body["seed"] == 1
+
+
+def test_a_signal_that_ends_the_run_does_not_wait_for_an_answer(server):
+    found, handler = server
+    asked, end = threading.Event(), threading.Event()
+
+    def do_POST(self):
+        asked.set()
+        end.wait(60)
+
+    def interrupt():
+        asked.wait(60)
+        signal.raise_signal(signal.SIGINT)
+
+    handler.do_POST = do_POST
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            found.answers([ASK, ASK])
+        assert not end.is_set()
+    finally:
+        end.set()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Functions and servers that score answers: their arguments, and which scores are valid."""
 
 import math
+import signal
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread, local
 from typing import Any
@@ -67,6 +70,30 @@ def test_the_weighted_sum_and_the_score_of_each_reward():
     sums, each = WeightedRewards([one, two], [2.0, 0.5])(ANSWERS)
     assert sums == [7.0, 7.0] and each == {"one": [1.0, 1.0], "two": [10.0, 10.0]}
     assert WeightedRewards([one], [1.0])(ANSWERS) == ([1.0, 1.0], {})
+
+
+HANGS = """
+import threading, time
+from luthier.training.callbacks.interrupt import StopOnSignal
+from luthier.training.rewards.functions import FunctionReward
+
+def hangs():
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+with StopOnSignal():
+    FunctionReward("hangs", hangs)([])
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_function_that_hangs():
+    process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "hangs\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None and any("press Ctrl-C again" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=120)[1]
+    assert process.returncode != 0
 
 
 def test_a_file_with_a_dataclass_and_two_files_of_one_name(tmp_path):

@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from luthier.core.errors import InvalidInput, RunFailed
+from luthier.core.threads import Outcome, outcome_of
 from luthier.data.media.kinds import by_column, media_kinds
 from luthier.training.rewards import Answered, checked
 
@@ -46,26 +46,27 @@ class FunctionReward:
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {name: texts for name, texts in offered.items() if takes_all or name in parameters}
         result = called(lambda: self.function(**taken))
-        fault = result.exception()
+        fault = result.fault
         if fault is not None:
             raise RunFailed(
                 f"reward_funcs: {self.name}: it raised {type(fault).__name__}: {fault}"
                 f" -> call it with completions={offered['completions'][:1]!r} to see why"
             ) from fault
-        return checked(f"reward_funcs: {self.name}", result.result(), answers)
+        return checked(f"reward_funcs: {self.name}", result.value, answers)
 
 
-def called(work: Callable[[], Any]) -> "Future[Any]":
+def called(work: Callable[[], Any]) -> Outcome[Any]:
     """The result of the user's code, or whatever it raises. It runs in a thread, so that it catches no signal of ours,
-    and on the accelerator of this process, which a new thread does not have by itself."""
+    and on the accelerator of this process, which a new thread does not have by itself. A signal that ends the run does
+    not wait for it."""
     device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
-    with ThreadPoolExecutor(1, initializer=_use_device, initargs=(device,)) as thread:
-        return thread.submit(work)
 
+    def on_device() -> Any:
+        if device is not None:
+            torch.accelerator.set_device_index(device)
+        return work()
 
-def _use_device(index: int | None) -> None:
-    if index is not None:
-        torch.accelerator.set_device_index(index)
+    return outcome_of(on_device)
 
 
 def _module_of(path: Path) -> ModuleType:
@@ -93,10 +94,10 @@ def load_function(name: str) -> FunctionReward:
         result = called(partial(_module_of, path))
     else:
         result = called(partial(importlib.import_module, source))
-    fault = result.exception()
+    fault = result.fault
     if fault is not None:
         raise InvalidInput(f"{key}: {source} cannot be imported ({type(fault).__name__}: {fault})") from fault
-    found = vars(result.result()).get(function_name)
+    found = vars(result.value).get(function_name)
     if not callable(found):
         raise InvalidInput(f"{key}: {source} has no function {function_name} -> correct the name")
     return FunctionReward(name, found)
