@@ -76,7 +76,8 @@ class JudgeClient:
                 if fault.code < 500 and fault.code not in RETRIED:
                     raise self._refusal(fault, reason) from fault
                 pause = _retry_after(fault.headers, pause)
-            except (OSError, HTTPException, ValueError) as fault:  # no connection, too slow, cut off, or no JSON
+            # no connection, too slow, cut off, no JSON, or lists without end
+            except (OSError, HTTPException, ValueError, RecursionError) as fault:
                 reason = str(fault) or type(fault).__name__
             if attempt < NUM_ATTEMPTS:
                 warn(f"judge_url: {self.url}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")
@@ -131,7 +132,7 @@ def _error(body: bytes) -> Mapping[str, Any]:
     """The `error` object of an OpenAI-style response."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     error = content.get("error") if isinstance(content, Mapping) else None
     return error if isinstance(error, Mapping) else {}

@@ -88,7 +88,7 @@ def _read_mapping(path: Path, digest: "hashlib._Hash") -> dict[str, tuple[str, s
     text = _read(path, digest, 'it lists the subjects: {"anatomy": {"name": "anatomy", "category": "STEM"}}')
     try:
         mapping = json.loads(text)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise DataError(f"{path}: this is not valid JSON ({fault})") from fault
     if not isinstance(mapping, dict) or not mapping:
         raise DataError(f"{path}: it must be a JSON object with at least one subject")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InvalidInput, RowError
+from luthier.data.chat.answers import read_json
 from luthier.data.chat.openai_messages import openai_messages
 from luthier.data.chat.parts import has_place, num_places, without_places
 from luthier.data.chat.traits import Traits
@@ -129,7 +130,7 @@ def _readable(given: str | Sequence[str], kind: MediaKind) -> str:
 def read_tools(text: str) -> str:
     """Check a JSON list of tools, each a function object bare or as `{"type": "function", "function": {...}}`."""
     try:
-        tools = json.loads(text)
+        tools = read_json(text)
     except ValueError as fault:
         raise InvalidInput(f"tools: this is not valid JSON ({fault})") from fault
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -129,7 +129,7 @@ def read_conversations(file: Path) -> list[Any]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     try:
         conversations = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON: {error}") from error
     if not isinstance(conversations, list):
         raise DataError(f"{file}: holds {type(conversations).__name__}, not a list of conversations")

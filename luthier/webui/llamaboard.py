@@ -98,7 +98,7 @@ def _further(elements: Mapping[str, Any]) -> dict[str, str]:
     text = elements.get("train.extra_args") or "{}"
     try:
         found = json.loads(text) if isinstance(text, str) else text
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise InvalidInput(f"train.extra_args: is not valid JSON: {fault}") from None
     if not isinstance(found, dict):
         raise InvalidInput("train.extra_args: is not a JSON object")

@@ -10,6 +10,7 @@ from luthier.infer.conversation import Conversation, read_tools
 from luthier.infer.reading import AnswerFormat, Thought, Words
 from luthier.infer.session import ChatSession
 from luthier.infer.types import Settings
+from tests.deep import DEPTHS, deep_tools
 from tests.infer.fakes import PlainPrompting, ScriptedModel
 
 TOOLS = json.dumps([{"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}])
@@ -123,6 +124,7 @@ def test_a_question_that_got_no_answer_is_taken_back():
     ("text", "message"),
     [
         ("{", "not valid JSON"),
+        *((deep_tools(depth), "nested more than 100 levels deep") for depth in DEPTHS),
         ("{}", "a JSON list"),
         ("[1]", "a JSON list"),
         ('[{"name": "a"}, {"description": "b"}]', "function 2 of the list has no name"),

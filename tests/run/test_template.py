@@ -9,6 +9,7 @@ from luthier.core.errors import DataError, InvalidInput, UnknownVariant
 from luthier.data.templates import template_names
 from luthier.run import template as command
 from tests.data.chat.test_render import EXPECTED, FACTS, corrected
+from tests.deep import deep_list, deep_tools
 
 
 def test_command_renders_a_file(capsys):
@@ -30,6 +31,7 @@ def test_command_lists_and_shows(capsys):
     [
         (None, "cannot be read"),
         (b"[", "not JSON"),
+        (deep_list(100_000).encode(), "not JSON"),
         (b"\xff", "not UTF-8"),
         (b"{}", "holds dict"),
     ],
@@ -51,6 +53,7 @@ GOOD = {"id": "good", "messages": [{"role": "user", "content": "q"}]}
     [
         (rb'[{"id": "a", "messages": [{"role": "user", "content": "\ud83d"}]}]', "conversation 'a': .*surrogates"),
         (b"[1]", "conversation 1: not an object"),
+        (json.dumps([{**GOOD, "id": "a", "tools": deep_tools(5000)}]).encode(), "'a': .*more than 100 levels deep"),
         (b'[{"id": "a", "messages": [], "sytem": ""}]', "unknown key 'sytem'; did you mean 'system'"),
         (b'[{"id": "a"}]', "'messages' is missing"),
         (b'[{"id": "a", "messages": []}]', "not a list of messages"),

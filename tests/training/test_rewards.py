@@ -15,6 +15,7 @@ from luthier.core.errors import InvalidInput, RunFailed
 from luthier.training.rewards import Answered, WeightedRewards, checked, titles
 from luthier.training.rewards.functions import FunctionReward, load_function
 from luthier.training.rewards.server import RewardServer
+from tests.deep import deep_list
 
 
 def answered(answer: str) -> Answered:
@@ -146,6 +147,24 @@ def test_a_server_that_dies_while_it_answers():
     server = HTTPServer(("127.0.0.1", 0), CutOff)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     with pytest.raises(RunFailed, match=r"no scores \(IncompleteRead\(9 bytes read, 91 more expected\)\)"):
+        RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)([])
+    server.shutdown()
+
+
+def test_a_server_that_answers_with_lists_without_end():
+    body = deep_list(100_000).encode()
+
+    class Deep(CutOff):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = HTTPServer(("127.0.0.1", 0), Deep)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.raises(RunFailed, match="maximum recursion depth exceeded"):
         RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)([])
     server.shutdown()
 

@@ -13,7 +13,6 @@ A row is tokenized once, as a whole, and then split into prompts and answers: a 
 A new row begins, too, where a token would span the border of two parts, since a server tokenizes a prompt by itself.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from luthier.core.errors import RowError, ToolFault
-from luthier.data.chat.answers import THINKING_TAGS, has_thought, split_thought, without_thought
+from luthier.data.chat.answers import THINKING_TAGS, has_thought, read_json, split_thought, without_thought
 from luthier.data.chat.completeness import require_complete
 from luthier.data.chat.continuation import continuation, with_thought, without_frame
 from luthier.data.chat.encoder import Encoder, TextWithSpans
@@ -341,7 +340,7 @@ def openai_tools(tools: str) -> list[Any] | None:
     if not tools:
         return None
     try:
-        listed = json.loads(tools)
+        listed = read_json(tools)
     except ValueError as error:
         raise ToolFault(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):

@@ -3,7 +3,6 @@
 Pieces are neither tokenized nor joined: their boundaries decide the token ids, see `luthier.data.templates`.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -12,7 +11,15 @@ from typing import Literal
 
 from luthier.core.errors import ToolFault
 from luthier.core.kinds import TOOL_SYNTAXES
-from luthier.data.chat.answers import CALL_WORDS, Answer, has_thought, split_thought, take_apart, without_thought
+from luthier.data.chat.answers import (
+    CALL_WORDS,
+    Answer,
+    has_thought,
+    read_json,
+    split_thought,
+    take_apart,
+    without_thought,
+)
 from luthier.data.templates import Piece, Slot, Special, Template, Token
 from luthier.data.tools import ToolSyntax
 from luthier.data.types import Message
@@ -155,7 +162,7 @@ def _head(slot: Slot, words: str) -> Slot:
 def _describe(syntax: str, tools: str, today: date) -> str:
     """The description of the tools. Cached, since the rows of a dataset often share it."""
     try:
-        listed = json.loads(tools)
+        listed = read_json(tools)
     except ValueError as error:
         raise ToolFault(f"the tools are not JSON: {error}") from error
     if not isinstance(listed, list):

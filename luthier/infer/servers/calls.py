@@ -84,7 +84,7 @@ def message_of(body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = text
     if isinstance(content, dict):
         content = content.get("error") or content.get("detail") or content.get("message") or content

@@ -45,7 +45,8 @@ class RewardServer:
                 reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
                 if fault.code < 500:
                     break
-            except (OSError, HTTPException, ValueError) as fault:  # no connection, too slow, cut off, or no JSON
+            # no connection, too slow, cut off, no JSON, or lists without end
+            except (OSError, HTTPException, ValueError, RecursionError) as fault:
                 reason = str(fault) or type(fault).__name__
             if attempt < NUM_ATTEMPTS:
                 warn(f"{who}: attempt {attempt} of {NUM_ATTEMPTS} failed ({reason})")

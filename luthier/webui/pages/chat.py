@@ -236,7 +236,7 @@ class ChatPage:
             request |= {name: json.loads(self.given[name]) for name in ("seed", "temperature", "max_tokens")}
             if self.given["tools"].strip():
                 request["tools"] = json.loads(self.given["tools"])
-        except ValueError as fault:
+        except (ValueError, RecursionError) as fault:
             raise RunFailed(f"{self.frame.say('chat.settings')}: {fault}") from None
         return request
 

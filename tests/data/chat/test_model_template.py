@@ -22,6 +22,7 @@ from luthier.data.rows.tokenize import turn_ids
 from luthier.data.types import Dialogue, Message, ToolCall
 from luthier.workflow.text import load_text_side
 from tests.chat_programs import ENDS, PROGRAMS, tokenizer_with
+from tests.deep import DEPTHS, deep_tools
 from tests.tiny import tiny_llama
 
 TOKENIZERS = {name: tokenizer_with(name) for name in PROGRAMS}
@@ -193,6 +194,7 @@ def test_without_calls_in_the_program_no_syntax_is_found():
         ("chatml", Dialogue(talk("a", "b").messages, tools=json.dumps([WEATHER])), "does not render tools"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{"), "not JSON"),
         ("qwen3", Dialogue(talk("a", "b").messages, tools="{}"), "not a list of objects"),
+        *(("qwen3", Dialogue(talk("a", "b").messages, tools=deep_tools(n)), "more than 100 levels") for n in DEPTHS),
         ("qwen3", Dialogue(talk("a", "b").messages, tools='[{"type": "function"}]'), "holds no function"),
         (
             "qwen3",

@@ -13,6 +13,7 @@ from luthier.core.errors import RowError
 from luthier.data.chat.render import as_text, render
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message, ToolCall
+from tests.deep import DEPTHS, deep_tools
 
 FACTS = Path(__file__).parents[1] / "templates"
 CONVERSATIONS = {c["id"]: c for c in json.loads((FACTS / "conversations.json").read_text("utf-8"))}
@@ -265,7 +266,10 @@ def test_glm4_writes_one_call():
 
 @pytest.mark.parametrize(
     ("tools", "reason"),
-    [("no", "not JSON"), ("{}", "not a list"), ('["f"]', "not an object"), ("[{}]", "not an object")],
+    [
+        *[("no", "not JSON"), ("{}", "not a list"), ('["f"]', "not an object"), ("[{}]", "not an object")],
+        *((deep_tools(depth), "the tools are not JSON: it is nested more than 100 levels deep") for depth in DEPTHS),
+    ],
 )
 def test_malformed_tools(tools, reason):
     with pytest.raises(RowError, match=reason):

@@ -7,6 +7,7 @@ import pytest
 from luthier.core.errors import DataError, RowError
 from luthier.data.sources.dataset_info import DatasetSpec, Source
 from luthier.data.sources.read import column_names, data_files, read_rows
+from tests.deep import DEPTHS, deep_list
 
 ROWS = [{"instruction": f"q{i}", "output": f"答{i}"} for i in range(5)]
 
@@ -152,6 +153,21 @@ class TestUnusableRows:
         assert [(r.number, r.line) for r in rows] == [(1, 1), (2, 3), (3, 4)]
         assert rows[1].reason == reason
         assert rows[1].place.endswith("a.jsonl, row 2 (line 3)")
+
+    @pytest.mark.parametrize("depth", DEPTHS)
+    @pytest.mark.parametrize(
+        "around", ["{}", '{{"tools": {}}}', '{{"tools": [NaN, {}]}}', '{{"tools": ["\\ud800", {}]}}']
+    )
+    def test_a_row_that_is_nested_too_deep_is_one_reason(self, tmp_path, around, depth):
+        """However far Python comes with it."""
+        first, deep, last = rows_of(
+            write(tmp_path, "a.jsonl", f'{{"a": 1}}\n{around.format(deep_list(depth))}\n{{"a": 2}}')
+        )
+        assert (first.data, last.data) == ({"a": 1}, {"a": 2})
+        assert deep.data is not None or deep.reason
+        whole = write(tmp_path, "a.json", f'{{"a": 1, "b": {deep_list(depth)}}}\n{{"a": 2}}')
+        deep, last = rows_of(whole)
+        assert last.data == {"a": 2} and (deep.data is not None or deep.reason)
 
     def test_a_nan_where_no_text_is_made_of_it_spoils_nothing(self, tmp_path):
         """Python writes scores so."""

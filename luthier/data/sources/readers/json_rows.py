@@ -105,6 +105,8 @@ def _refuse_spread_object(file: DataFile, columns: Collection[str]) -> None:
             f"{file.name}: the top level is an object, not a list of rows -> write [ {{...}}, {{...}} ], "
             f"or one object a line (the first line alone is not JSON: {error.msg})"
         ) from error
+    except (ValueError, RecursionError):
+        return  # the reader refuses this row, with its place
 
 
 def _keys_of_rows(window: "_Window") -> Iterator[str]:
@@ -158,6 +160,15 @@ def _checked(
     value: Any, decoder: _Decoder, has_surrogate_escape: bool
 ) -> tuple[dict[str, Any] | None, RowError | None]:
     """(row, None) or (None, why it cannot be used)."""
+    try:
+        return _of_json(value, decoder, has_surrogate_escape)
+    except RecursionError as error:  # reading it took fewer frames
+        return None, _refusal(error)
+
+
+def _of_json(
+    value: Any, decoder: _Decoder, has_surrogate_escape: bool
+) -> tuple[dict[str, Any] | None, RowError | None]:
     if not isinstance(value, dict):
         shown = json.dumps(value)[:_SHOWN]
         return None, RowError(f"a row is an object, not {shown}", shown)
