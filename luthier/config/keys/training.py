@@ -68,6 +68,8 @@ _NO_EFFECT = {
     "fp16_full_eval": "an evaluation computes as training does",
     "length_column_name": "the lengths of rows are counted, whatever their columns are",
     "sortish_sampler": "transformers no longer reads it",
+    "generation_max_length": "max_new_tokens and max_length limit these answers, too",
+    "generation_config": "the keys of generation hold for these answers, too",
 }
 _FULFILLED: dict[str, Any] = {
     "remove_unused_columns": False,
