@@ -15,9 +15,9 @@ from luthier.core.errors import MissingExtra
 from luthier.core.ports import free_port
 from luthier.evals.scorer import Scorer, encode_pair
 from luthier.run import api as command
-from tests.serve.fakes import until
 from tests.serve.process import HELD, READY_SECONDS, Api, api, leaving, wait_for_port
 from tests.tiny import tiny_llama
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
@@ -178,7 +178,7 @@ def test_an_answer_ends_when_its_client_leaves(url, stream):
     before = metric(url, "answers_canceled_total")
     with leaving(f"{url}{CHAT}", {"messages": HI, "stream": stream, "max_tokens": 900, "ignore_eos": True, "n": 64}):
         until(lambda: running(url) > 0)
-    until(lambda: running(url) == 0, seconds=60)
+    until(lambda: running(url) == 0)
     assert metric(url, "answers_canceled_total") > before
 
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import luthier
 from luthier.core.ports import free_port
 from tests.holding import Hold
 from tests.small_world import losses, small_world
+from tests.waiting import until
 
 PATIENCE_SECONDS = 400
 LAUNCH = [sys.executable, "-m", "luthier", "train"]
@@ -51,17 +51,6 @@ def started(run_file: Path, log: Path, **environment: str) -> Iterator[subproces
         launcher.wait()
 
 
-def wait_for(condition: Any) -> Any:
-    """What `condition()` returns once that is true."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it never came true")
-
-
 def answers(port: int) -> bool:
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0
@@ -80,7 +69,7 @@ def test_a_process_that_dies_ends_the_run_and_is_named(world, tmp_path):
     run_file, log, out = tmp_path / "run.yaml", tmp_path / "log", tmp_path / "out"
     run_file.write_text(yaml.safe_dump({**world, "max_steps": 100_000, "output_dir": str(out)}))
     with started(run_file, log, NPROC_PER_NODE="2") as launcher:
-        wait_for(lambda: (out / "trainer_log.jsonl").is_file())
+        until(lambda: (out / "trainer_log.jsonl").is_file())
         killed = process_of(launcher, 1)
         killed.send_signal(signal.SIGKILL)
         assert launcher.wait(PATIENCE_SECONDS) == 1
@@ -104,9 +93,9 @@ def test_a_machine_that_is_killed_and_comes_back_changes_nothing(world, tmp_path
     nodes |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **hold.environment}
     logs = [tmp_path / name for name in ("first.log", "second.log", "third.log")]
     with started(run_file, logs[0], **nodes) as first:
-        wait_for(lambda: answers(int(port)))  # the first one holds the meeting point
+        until(lambda: answers(int(port)))  # the first one holds the meeting point
         with started(run_file, logs[1], **nodes):
-            wait_for(lambda: hold.holds)
+            until(lambda: hold.holds)
         hold.release()
         with started(run_file, logs[2], **nodes) as again:
             assert [first.wait(PATIENCE_SECONDS), again.wait(PATIENCE_SECONDS)] == [0, 0], logs[0].read_text()

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 import luthier
-from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
+from tests.infer.servers.programs import processes_with, stand_in_for
 from tests.serve.process import api
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -60,7 +61,7 @@ def test_the_api_answers_alike_says_what_it_lacks_and_leaves_nothing_behind(keys
                 timeout=60,
             ) as response:
                 next(response.iter_raw())
-            wait_for(lambda: installed.num_gone == gone + 1)
+            until(lambda: installed.num_gone == gone + 1)
         assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["max_model_len"] == 512
         assert process.stop() == 0
     assert not processes_with(str(installed.folder))

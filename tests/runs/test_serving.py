@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, ScoreRequest, TokenizeRequest
-from tests.serve.fakes import chat_model, serving, until
+from tests.serve.fakes import chat_model, serving
 from tests.serve.process import api
 from tests.tiny import tiny_llama
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

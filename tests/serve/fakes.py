@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from luthier.serve.model import ChatModel
 from luthier.serve.options import ServerOptions
 from luthier.serve.token_texts import TokenTexts
 from tests.tiny import byte_tokenizer
+from tests.waiting import until
 
 WEATHER = {
     "type": "function",
@@ -146,14 +146,6 @@ def serving(model: Any, **options: Any) -> Iterator[tuple[str, Any]]:
         server.should_exit = True
         thread.join()
         listening.close()
-
-
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    """Waits until something is true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not become true"
-        time.sleep(0.005)
 
 
 def last_question(prompt: str) -> str:

@@ -7,7 +7,8 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.fakes import WEATHER, chat_model, serving, until
+from tests.serve.fakes import WEATHER, chat_model, serving
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from luthier.core.errors import InvalidInput, RunFailed
 from luthier.infer.engines.huggingface import HuggingFaceModel
-from tests.serve.fakes import CALL, WEATHER, chat_model, last_question, serving, until
+from tests.serve.fakes import CALL, WEATHER, chat_model, last_question, serving
 from tests.serve.process import leaving
 from tests.tiny import byte_tokenizer, tiny_llama
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
 PATH = "/v1/chat/completions"

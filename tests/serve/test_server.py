@@ -12,7 +12,8 @@ from luthier.core.errors import DeviceFailed, ModelError, OutputError, RunFailed
 from luthier.serve.app import build
 from luthier.serve.options import ServerOptions
 from luthier.serve.server import Running, listening_socket
-from tests.serve.fakes import chat_model, until
+from tests.serve.fakes import chat_model
+from tests.waiting import until
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -20,7 +21,7 @@ HI = [{"role": "user", "content": "hi"}]
 class Started:
     """A server in the main thread, and what a thread beside it does to it."""
 
-    def __init__(self, load, drain_seconds=30.0):
+    def __init__(self, load, drain_seconds=600.0):
         options = ServerOptions(host="127.0.0.1", port=0)
         app, self.service = build(options)
         self.running = Running(app, self.service, options, load)
@@ -128,9 +129,9 @@ def test_a_model_that_answers_nothing_any_more_ends_it():
     def beside(started):
         started.wait()
         body = {"messages": HI, "stream": True}
-        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=30) as response:
+        with httpx.stream("POST", f"{started.url}/v1/chat/completions", json=body, timeout=60) as response:
             model.engine.fault = str(failure)
-            found.append(httpx.get(f"{started.url}/health"))
+            found.append(httpx.get(f"{started.url}/health", timeout=60))
             gate.set()
             found.append(response.read().decode())
 
@@ -150,4 +151,4 @@ def test_an_address_that_cannot_be_used():
         with pytest.raises(OutputError, match=f"API_PORT={port}"):
             listening_socket(ServerOptions(host="127.0.0.1", port=port))
     with pytest.raises(OutputError, match="API_HOST"):
-        listening_socket(ServerOptions(host="no.such.host.invalid", port=0))
+        listening_socket(ServerOptions(host="192.0.2.1", port=0))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from threading import Semaphore
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from luthier.training import heartbeat
 from luthier.training.heartbeat import Heartbeat
 from luthier.training.trainer import StageTrainer
 from tests.small_world import small_world
+from tests.waiting import until
 
 
 def read(folder: Path) -> dict:
@@ -27,13 +27,13 @@ def quick(monkeypatch):
 
 def wait_for(folder: Path, step_seconds: float = -1.0, **facts: object) -> dict:
     """`step_seconds`: what the step has taken longer than."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        time.sleep(0.02)
-        found = read(folder) if (folder / "heartbeat.json").exists() else {}
-        if found and facts.items() <= found.items() and (found["step_seconds"] or 0.0) > step_seconds:
-            return found
-    raise AssertionError(f"no heartbeat with {facts}")
+
+    def found() -> dict | None:
+        seen = read(folder) if (folder / "heartbeat.json").exists() else {}
+        is_it = seen and facts.items() <= seen.items() and (seen["step_seconds"] or 0.0) > step_seconds
+        return seen if is_it else None
+
+    return until(found, f"no heartbeat with {facts}")
 
 
 def test_it_follows_a_run_from_its_data_to_its_end(tmp_path, monkeypatch):

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from luthier.webui import identity
 from luthier.webui.keeper import BUSY, NOT_STARTED
+from tests.waiting import until
 
 SLEEPS = (sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(600)")
 
@@ -19,15 +18,8 @@ def keep(folder: Path, *command: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "luthier.webui.keeper", str(folder), *command])
 
 
-def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
-    end = time.monotonic() + 120
-    while not is_so():
-        assert time.monotonic() < end, otherwise
-        time.sleep(0.02)
-
-
 def wait_for(path: Path) -> dict[str, object]:
-    wait_until(path.exists, f"{path} does not come")
+    until(path.exists, f"{path} does not come")
     return json.loads(path.read_text("utf-8"))
 
 
@@ -38,7 +30,7 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     pid, mark = record["pid"], record["mark"]
     assert record["argv"] == list(SLEEPS) and identity.is_same(pid, mark)
     assert not (tmp_path / "exit.json").exists()
-    wait_until(lambda: "begun" in (tmp_path / "console.log").read_text("utf-8"), "it does not begin")
+    until(lambda: "begun" in (tmp_path / "console.log").read_text("utf-8"), "it does not begin")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         keeper.send_signal(number)
     second = keep(tmp_path, *SLEEPS)

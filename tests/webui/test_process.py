@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,15 +17,11 @@ from luthier.webui.identity import mark_of
 from luthier.webui.runs import Run, read_run
 from luthier.webui.watch import Curves, console_end
 from tests.small_world import small_world
-
-SECONDS = 120
+from tests.waiting import until
 
 
 def wait_until(is_so: Callable[[], bool], folder: Path) -> None:
-    end = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < end, console_end(folder / "console.log")
-        time.sleep(0.05)
+    until(is_so, lambda: console_end(folder / "console.log"))
 
 
 def ended(folder: Path) -> Run:

@@ -5,12 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from luthier.workflow.child import command_of
+from tests.waiting import until
 
 PARENT = """
 import signal, subprocess, sys, time
@@ -38,12 +38,12 @@ def test_it_ends(tmp_path, how):
     parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    wait_for(lambda: is_open_to(child, signal.SIGTERM))
+    until(lambda: is_open_to(child, signal.SIGTERM))
     if how == "a signal":
         os.kill(child, signal.SIGTERM)
     else:
         parent.kill()
-    wait_for(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
+    until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
     parent.kill()
     parent.wait()
 
@@ -52,10 +52,3 @@ def is_open_to(number: int, wanted: int) -> bool:
     """Whether a process has ended to block a signal."""
     blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)", Path(f"/proc/{number}/status").read_text(), re.M)
     return blocked is not None and not int(blocked[1], 16) >> (wanted - 1) & 1
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from luthier.workflow import requirements
 from luthier.workflow.ray_train import require_resources, resources_of, start_ray
 from tests.holding import Hold
 from tests.small_world import small_world
+from tests.waiting import until
 from tests.working_folder import write
 
 LIMIT_SECONDS = 400
@@ -128,7 +128,7 @@ def test_a_killed_process_starts_all_of_them_again_from_the_checkpoint(world, of
     hold = Hold(tmp_path, "out/checkpoint-3")
 
     def kill_one() -> None:
-        wait_for(lambda: hold.holds)
+        until(lambda: hold.holds)
         os.kill(processes_of(folder)[-1], signal.SIGKILL)
         hold.release()
 
@@ -167,11 +167,11 @@ def test_ctrl_c_saves_a_checkpoint_on_a_cluster_that_is_named(world, tmp_path):
     words = [sys.executable, "-m", "ray.scripts.scripts", *words]
     cluster = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, **token})
     try:
-        wait_for(lambda: cluster.poll() is not None or answers(port))
+        until(lambda: cluster.poll() is not None or answers(port))
         assert cluster.poll() is None
         more = {"ray_num_workers": 2, "ray_init_kwargs": {"address": f"127.0.0.1:{port}"}, "max_steps": 20000}
         process = start({**world, **more}, folder, USE_RAY="1", **token)
-        wait_for(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)
+        until(lambda: (folder / "trainer_log.jsonl").is_file() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=LIMIT_SECONDS)
     finally:
@@ -201,10 +201,3 @@ def processes_of(folder: Path) -> list[int]:
         if b"luthier.workflow.child" in words and is_of_test and rank is not None:
             found[rank] = int(path.name)
     return [found[rank] for rank in sorted(found)]
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)

@@ -19,8 +19,9 @@ from luthier.core.errors import ConfigError, RunFailed
 from luthier.core.ports import HOST, free_port
 from luthier.infer.rollout_server import DEVELOPMENT, RolloutServer
 from tests.infer.servers import stand_in
-from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
+from tests.infer.servers.programs import processes_with, stand_in_for
 from tests.small_world import WAYS, small_world
+from tests.waiting import until
 
 GRPO = {"stage": "grpo", "num_generations": 4, "rollout_backend": "vllm"}
 
@@ -68,7 +69,7 @@ def test_a_server_that_the_run_starts_gets_the_adapter_before_each_rollout(world
     assert paths.count("/v1/load_lora_adapter") == 3 and paths.count("/v1/unload_lora_adapter") == 2
     assert paths.count("/v1/completions") == 3 * 8 and "--enable-lora" in installed.argv
     assert installed.argv[installed.argv.index("--gpu-memory-utilization") + 1] == "0.2"
-    wait_for(lambda: not processes_with(str(installed.folder)))
+    until(lambda: not processes_with(str(installed.folder)))
     assert not list((tmp_path / "out").glob("rollouts-*"))
 
 
@@ -83,7 +84,7 @@ def test_a_server_at_an_address_reloads_all_weights(world, tmp_path, monkeypatch
     monkeypatch.setenv("VLLM_API_KEY", "k")
     with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: answers_at(port))
+            until(lambda: answers_at(port))
             keys = {**world, **WAYS["full"], "learning_rate": 1e-3, "rollout_folder": str(tmp_path / "weights")}
             address = {"rollout_server": f"http://{HOST}:{port}"}
             found = learned({**keys, **address}, tmp_path / "out")

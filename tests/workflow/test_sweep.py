@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import yaml
@@ -18,8 +17,8 @@ from luthier.workflow.sweep import sweep
 from luthier.workflow.sweep_runs import locked, state_of
 from tests.holding import Hold
 from tests.small_world import small_world
+from tests.waiting import until
 
-LIMIT_SECONDS = 240
 BASE = {"finetuning_type": "lora", "max_steps": 4, "val_size": 4, "do_eval": True, "lora_rank": 4}
 
 
@@ -63,10 +62,10 @@ def test_a_killed_sweep_goes_on(run_file, tmp_path):
     hold = Hold(tmp_path, "learning_rate-1e-4/checkpoint-4")
     command, environment = [sys.executable, "-m", "luthier", "sweep", *words], {**os.environ, **hold.environment}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    wait_for(lambda: hold.holds)
+    until(lambda: hold.holds)
     process.kill()
     process.wait()
-    wait_for(lambda: is_free(second))
+    until(lambda: is_free(second))
     assert state_of(first) == "done" and state_of(second) == "waiting"
     ended = (first / EXIT).read_bytes()
     table, was_stopped = sweep(words)
@@ -80,11 +79,11 @@ def test_a_signal_lets_the_run_save_a_checkpoint(run_file, tmp_path, capsys):
     first = tmp_path / "out" / "learning_rate-1e-3"
 
     def interrupt():
-        wait_for(lambda: (first / "trainer_log.jsonl").is_file())
+        until(lambda: (first / "trainer_log.jsonl").is_file())
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert main(["sweep", run_file, "learning_rate=1e-3,1e-4", "max_steps=2000"]) == 130
+    assert main(["sweep", run_file, "learning_rate=1e-3,1e-4", "max_steps=100000"]) == 130
     assert state_of(first) == "stopped" and len(list(first.glob("checkpoint-*"))) == 1
     assert not (tmp_path / "out" / "learning_rate-1e-4").exists()
     assert "waiting" in capsys.readouterr().out
@@ -97,10 +96,3 @@ def is_free(folder) -> bool:
     except OutputError:
         return False
     return True
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.2)

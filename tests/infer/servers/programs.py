@@ -6,8 +6,7 @@ import os
 import signal
 import stat
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,6 @@ class Installed:
 
 def stand_in_for(name: str, folder: Path) -> Installed:
     return Installed(folder, name, f'exec "{sys.executable}" "{stand_in.__file__}" {name} "$@"')
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

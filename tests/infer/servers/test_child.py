@@ -14,7 +14,8 @@ from luthier.core.errors import RunFailed
 from luthier.core.ports import free_port
 from luthier.infer.servers import child
 from luthier.infer.servers.child import ChildServer, find_program
-from tests.infer.servers.programs import ROOT, is_running, kill, processes_with, wait_for
+from tests.infer.servers.programs import ROOT, is_running, kill, processes_with
+from tests.waiting import until
 
 SERVES = """
 import http.server, os, subprocess, sys, time
@@ -35,10 +36,10 @@ def words_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
-def serving(mark: str, *until: str) -> ChildServer:
-    """`until`: the file at which it begins to serve."""
+def serving(mark: str, *begins_at: str) -> ChildServer:
+    """`begins_at`: the file that it waits for before it serves."""
     port = free_port()
-    return ChildServer("vllm", [sys.executable, "-c", SERVES, str(port), mark, *until], port, {})
+    return ChildServer("vllm", [sys.executable, "-c", SERVES, str(port), mark, *begins_at], port, {})
 
 
 def test_a_server_answers_and_leaves_no_process_and_no_log(tmp_path, said):
@@ -49,7 +50,7 @@ def test_a_server_answers_and_leaves_no_process_and_no_log(tmp_path, said):
     # The keeper, the server and its worker.
     assert len(processes_with(str(tmp_path))) == 3
     server.close()
-    wait_for(lambda: not processes_with(str(tmp_path)))
+    until(lambda: not processes_with(str(tmp_path)))
     assert not server.log.exists()
     server.close()  # twice does no harm
 
@@ -59,7 +60,7 @@ def test_who_waits_is_told_what_for(tmp_path, said, monkeypatch):
     server = serving(str(tmp_path), str(tmp_path / "loaded"))
 
     def load():
-        wait_for(lambda: any(re.fullmatch(r"waiting for vllm \(\d+ s\): loading", line) for line in said))
+        until(lambda: any(re.fullmatch(r"waiting for vllm \(\d+ s\): loading", line) for line in said))
         (tmp_path / "loaded").touch()
 
     thread = threading.Thread(target=load)
@@ -81,7 +82,7 @@ def test_a_server_that_dies_at_once_is_an_error_with_the_end_of_its_log():
 
 def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
     server = serving(str(tmp_path), str(tmp_path / "never"))
-    wait_for(lambda: len(processes_with(str(tmp_path))) == 3)
+    until(lambda: len(processes_with(str(tmp_path))) == 3)
 
     def interrupt(seconds):
         raise KeyboardInterrupt
@@ -90,7 +91,7 @@ def test_an_interrupt_while_it_loads_ends_the_server(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         server.wait_until_healthy()
     monkeypatch.undo()
-    wait_for(lambda: not processes_with(str(tmp_path)))
+    until(lambda: not processes_with(str(tmp_path)))
 
 
 def test_the_death_of_an_idle_server_is_told_at_once(tmp_path, said):
@@ -98,7 +99,7 @@ def test_the_death_of_an_idle_server_is_told_at_once(tmp_path, said):
     server.wait_until_healthy()
     (pid,) = [pid for pid in processes_with(str(tmp_path)) if words_of(pid)[1:3] == ["-c", SERVES]]
     kill(pid)
-    wait_for(lambda: len(said) == 2)
+    until(lambda: len(said) == 2)
     assert said[1].startswith("warning: vllm ended with status ") and str(server.log) in said[1]
     assert server.ends_within(60) and not server.is_alive
     server.close()
@@ -110,7 +111,7 @@ def test_a_server_that_nobody_refers_to_ends(tmp_path):
     server.wait_until_healthy()
     del server
     gc.collect()
-    wait_for(lambda: not processes_with(str(tmp_path)))
+    until(lambda: not processes_with(str(tmp_path)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -128,7 +129,7 @@ time.sleep(999)
     pids = processes_with(str(tmp_path))
     process.send_signal(number)
     process.wait(60)
-    wait_for(lambda: not any(map(is_running, pids)))
+    until(lambda: not any(map(is_running, pids)))
 
 
 def test_a_program_is_looked_for_beside_python_and_then_on_the_path(tmp_path, monkeypatch):

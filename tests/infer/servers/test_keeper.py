@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 from luthier.infer.servers import keeper
-from tests.infer.servers.programs import is_running, wait_for
+from tests.infer.servers.programs import is_running
+from tests.waiting import until
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(999)"
@@ -32,7 +33,7 @@ def test_the_end_of_the_input_ends_the_program_and_its_children():
     assert process.stdout.readline() == "up\n" and is_running(pid)
     process.stdin.close()
     assert process.wait(60) != 0
-    wait_for(lambda: not is_running(pid))
+    until(lambda: not is_running(pid))
 
 
 def test_a_signal_to_the_keeper_ends_the_program():
@@ -40,7 +41,7 @@ def test_a_signal_to_the_keeper_ends_the_program():
     pid = int(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
-    wait_for(lambda: not is_running(pid))
+    until(lambda: not is_running(pid))
 
 
 def test_a_program_that_does_not_listen_is_killed(monkeypatch):

@@ -9,11 +9,13 @@ from luthier.core.errors import InvalidInput, RunFailed
 from luthier.core.kinds import ENGINES
 from luthier.infer.engines.huggingface import HuggingFaceModel
 from luthier.infer.grammar import json_grammar, lark_grammar
+from luthier.infer.servers import model as served_model
 from luthier.infer.types import Answer, Settings, UnsupportedSetting
 from luthier.model.files.sources import model_source
 from tests import tiny
-from tests.infer.servers.programs import processes_with, stand_in_for, wait_for
+from tests.infer.servers.programs import processes_with, stand_in_for
 from tests.matrix import representatives
+from tests.waiting import until
 from tests.workflow.test_export import adapter
 
 PROMPT = [72, 105, 33]
@@ -52,7 +54,7 @@ def served(request, llama_folder, tmp_path_factory):
     yield model, installed
     assert processes_with(str(installed.folder))
     model.close()
-    wait_for(lambda: not processes_with(str(installed.folder)))
+    until(lambda: not processes_with(str(installed.folder)))
 
 
 SETTINGS = {
@@ -99,7 +101,7 @@ def test_a_stop_string_ends_the_answer_and_the_request(served, here):
         gone = installed.num_gone
         answer = model.generate(PROMPT, settings)
         assert (answer.text, answer.finish_reason) == (whole[:3], "stop")
-        wait_for(lambda: installed.num_gone == gone + 1)
+        until(lambda: installed.num_gone == gone + 1)
 
 
 def test_a_stop_token_ends_the_answer_unless_it_is_ignored(served, here):
@@ -157,7 +159,7 @@ def test_a_stream_that_is_closed_ends_the_request(served):
         stream = model.stream(PROMPT, Settings(do_sample=False, max_new_tokens=400))
         assert next(stream)
         stream.close()
-        wait_for(lambda: installed.num_gone == gone + 1)
+        until(lambda: installed.num_gone == gone + 1)
     assert model.generate(PROMPT, GREEDY).text
 
 
@@ -167,7 +169,7 @@ def test_what_is_canceled_delivers_nothing_more_and_waits_for_nobody(served):
     with installed.holding():
         before = installed.num_requests
         tickets = [model.submit(PROMPT, Settings(do_sample=False, max_new_tokens=400), items.append) for _ in range(10)]
-        wait_for(lambda: installed.num_requests == before + 8 and len(items) >= 8)  # two wait
+        until(lambda: installed.num_requests == before + 8 and len(items) >= 8)  # two wait
         for ticket in reversed(tickets):  # those that wait first, or they would begin
             ticket.cancel()
         num = len(items)
@@ -190,8 +192,9 @@ def test_beams_and_long_prompts_are_refused_before_they_are_sent(served):
 
 
 @pytest.mark.parametrize("name", representatives(ENGINES_UNDER_TEST, "vllm"))
-def test_with_its_adapter_and_then_without_its_server(name, llama_folder, lora, tmp_path):
+def test_with_its_adapter_and_then_without_its_server(name, llama_folder, lora, tmp_path, monkeypatch):
     """One start for both: an adapter answers, the server dies in the middle of an answer, and later ones fail too."""
+    monkeypatch.setattr(served_model, "_DEATH_SECONDS", 120.0)
     installed = stand_in_for(name, tmp_path / "program")
     model = opened(name, llama_folder, installed, adapter_name_or_path=str(lora))
     from peft import PeftModel
