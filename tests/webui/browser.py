@@ -5,18 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import until
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER) and not os.environ.get("CI"), reason="chromium and chromium-driver are not installed"
 )
-SECONDS = 60
+SECONDS = 120
+"""What a page may take to answer. Waiting costs time in a test that fails only."""
 
 
 class BoardProcess:
@@ -34,7 +36,9 @@ class BoardProcess:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("ready: http://127.0.0.1:"), line + self.errors.read_text("utf-8")
+        if not line.startswith("ready: http://127.0.0.1:"):
+            self.kill()
+            raise AssertionError(line + self.errors.read_text("utf-8"))
         self.address = line.removeprefix("ready: ").strip()
         self.home = self.address.partition("/?")[0]
 
@@ -72,62 +76,119 @@ class Browser:
 
     def open(self, address: str) -> None:
         self.driver.get(address)
-        self.until(lambda: self.js("return window.did_handshake === true"), "the page is not connected")
+        self.until(self.is_connected, "the page is not connected")
+
+    def is_connected(self) -> bool:
+        """Whether the board has taken notice of the page. What is done to it before is lost."""
+        return bool(self.js("return window.did_handshake === true"))
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)
 
     def find(self, selector: str) -> Any:
+        """The first element, once it is there."""
+        return self.until(lambda: self._found(selector), selector)[0]
+
+    def _found(self, selector: str) -> list[Any]:
         from selenium.webdriver.common.by import By
 
-        return self.until(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector), selector)[0]
+        return self.driver.find_elements(By.XPATH if selector.startswith("/") else By.CSS_SELECTOR, selector)
+
+    def _visible(self, selector: str) -> list[Any]:
+        return [item for item in self._found(selector) if item.is_displayed()]
 
     def count(self, selector: str) -> int:
         return int(self.js("return document.querySelectorAll(arguments[0]).length", selector))
 
     def button(self, label: str) -> Any:
         """The first visible button or link of this name."""
-        from selenium.webdriver.common.by import By
+        return self.until(lambda: self._visible(_named(label)), f"button {label}")[0]
 
-        def found() -> list[Any]:
-            path = f"//*[self::button or self::a][normalize-space()='{label}']"
-            return [item for item in self.driver.find_elements(By.XPATH, path) if item.is_displayed()]
+    def click(self, label: str, kind: str = "", seconds: float = SECONDS) -> None:
+        """Click the first visible button or link of this name once it can be clicked. `kind`: `button` or `a`."""
+        self.press(_named(label, kind), seconds)
 
-        return self.until(found, f"button {label}")[0]
+    def press(self, selector: str, seconds: float = SECONDS) -> None:
+        """Click the first visible element of a CSS selector or an XPath once it can be clicked.
 
-    def click(self, label: str) -> None:
-        """Click a button or link, which a live page may draw again at any moment."""
+        A live page may move, cover, disable or draw an element again at any moment. What stays covered or disabled is
+        a failure.
+        """
+        from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException
 
-        def clicked() -> bool:
-            self.button(label).click()
-            return True
+        reasons = ["it is not there"]
 
-        self.until(clicked, f"click {label}")
+        def pressed() -> bool:
+            for item in self._visible(selector)[:1]:
+                reasons.append("it is disabled")
+                if item.is_enabled():
+                    try:
+                        item.click()
+                    except (ElementClickInterceptedException, ElementNotInteractableException) as fault:
+                        reasons.append(str(fault.msg))
+                    else:
+                        return True
+            return False
+
+        self.until(self.is_connected, "the page is not connected")
+        self.until(pressed, lambda: f"{selector} cannot be clicked: {reasons[-1]}", seconds)
 
     def type(self, selector: str, words: str) -> None:
         """Replace what an input holds."""
         from selenium.webdriver.common.keys import Keys
 
-        self.find(selector).send_keys(Keys.CONTROL, "a")
-        self.find(selector).send_keys(words or Keys.DELETE)
+        def typed() -> bool:
+            self.find(selector).send_keys(Keys.CONTROL, "a")
+            self.find(selector).send_keys(words or Keys.DELETE)
+            return True
+
+        self.until(self.is_connected, "the page is not connected")
+        self.until(typed, f"nothing can be typed in {selector}")
+
+    def choose(self, selector: str, label: str) -> None:
+        """Choose the option with this text."""
+        from selenium.webdriver.support.ui import Select
+
+        def chosen() -> bool:
+            options = Select(self.find(selector))
+            if label not in (option.text for option in options.options):
+                return False
+            options.select_by_visible_text(label)
+            return True
+
+        self.until(self.is_connected, "the page is not connected")
+        self.until(chosen, f"{selector} has no option {label}")
+
+    def press_key(self, key: str) -> None:
+        """For whatever has the focus."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self.driver).send_keys(key).perform()
+
+    def text_of(self, selector: str) -> str:
+        """The text of the first element, once it is there. It is read in one go, so no element is stale."""
+        texts = "return [...document.querySelectorAll(arguments[0])].map(item => item.innerText)"
+        return str(self.until(lambda: self.js(texts, selector), selector)[0])
 
     def text(self) -> str:
-        return str(self.js("return document.body.innerText"))
+        return str(self.js("return document.body ? document.body.innerText : ''"))
 
     def value(self, selector: str) -> str:
         return str(self.js("return document.querySelector(arguments[0]).value", selector))
 
-    def until(self, is_so: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
-        """What `is_so` gives as soon as it is true."""
+    def until(self, is_so: Callable[[], Any], what: str | Callable[[], str], seconds: float = SECONDS) -> Any:
+        """What `is_so` gives as soon as it is true. An element that has been drawn again meanwhile is not true yet."""
         from selenium.common.exceptions import StaleElementReferenceException
 
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        def is_so_now() -> Any:
             with contextlib.suppress(StaleElementReferenceException):
-                if result := is_so():
-                    return result
-            time.sleep(0.05)
-        raise AssertionError(f"{what}\n{self.text()}")
+                return is_so()
+            return None
+
+        def otherwise() -> str:
+            return f"{what if isinstance(what, str) else what()}\n{self.text()}"
+
+        return until(is_so_now, otherwise, seconds=seconds, pause_seconds=0.05)
 
     def errors(self) -> list[str]:
         """What the console has shown since it was last asked."""
@@ -145,6 +206,12 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent" and url.startswith("http"):
                 hosts.add(urlsplit(url).hostname or "")
         return hosts
+
+
+def _named(label: str, kind: str = "") -> str:
+    """The XPath of buttons and links with this name."""
+    kinds = f"self::{kind}" if kind else "self::button or self::a"
+    return f"//*[{kinds}][normalize-space()='{label}']"
 
 
 @contextlib.contextmanager

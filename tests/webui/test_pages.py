@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from luthier.core.manifest import verify_folder
@@ -20,7 +19,8 @@ from tests.webui.browser import board, browser, needs_browser
 from tests.webui.test_chat_models import save_adapter
 
 pytestmark = needs_browser
-SECONDS = 120
+SECONDS = 240
+"""What a run may take to begin or to end."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_the_pages_open_without_an_error_and_ask_nobody_else(tmp_path):
         page.open(served.address)
         assert all("401" in error for error in page.errors()), "only the page before had no cookie"
         assert page.driver.current_url == f"{served.home}/", "the token leaves the address"
-        assert page.find("[data-state=done]").text == "done"
+        assert page.text_of("[data-state=done]") == "done"
         for path in (
             "/new?file=tiny.yaml",
             "/run/saves/one",
@@ -97,12 +97,13 @@ def test_a_run_is_started_by_keyboard_and_outlives_the_board(tmp_path):
             page.open(served.address)
             page.open(f"{served.home}/new?file=tiny.yaml")
             page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
-            start = page.button("Start")
+            focused = "return document.activeElement.innerText"
             for _ in range(60):
-                if page.driver.switch_to.active_element == start:
+                if page.js(focused) == "Start":
                     break
-                page.driver.switch_to.active_element.send_keys(Keys.TAB)
-            page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+                page.press_key(Keys.TAB)
+            assert page.js(focused) == "Start"
+            page.press_key(Keys.ENTER)
             page.until(lambda: page.driver.current_url.endswith("/run/saves/tiny"), "no page of the run")
             page.until(lambda: page.count(".chart svg path") > 2, "no curve", SECONDS)
             assert (folder / "board.yaml").read_text("utf-8") == (root / "tiny.yaml").read_text("utf-8")
@@ -112,7 +113,7 @@ def test_a_run_is_started_by_keyboard_and_outlives_the_board(tmp_path):
         page.until(lambda: read_run(folder).last["current_steps"] > step + 3, "the run died with the board")
         with board(root) as served:
             page.open(served.address)
-            assert page.find("[data-state=running]").text == "running"
+            assert page.text_of("[data-state=running]") == "running"
             page.click("tiny")
             page.until(lambda: page.count(".chart svg path") > 2, "no curve")
             page.click("Stop")
@@ -124,8 +125,7 @@ def test_a_run_is_started_by_keyboard_and_outlives_the_board(tmp_path):
             last = int(saved.name.removeprefix("checkpoint-"))
             page.until(lambda: read_run(folder).last.get("current_steps", 0) > last, "no step after it", SECONDS)
             page.click("Kill")
-            page.until(lambda: page.count(".q-dialog .danger"), "no question")
-            page.find(".q-dialog .danger").click()
+            page.press(".q-dialog .danger")
             page.until(lambda: page.count("[data-state=stopped]"), "it is not killed", SECONDS)
 
 
@@ -139,28 +139,28 @@ def test_fields_and_file_are_two_views_of_one_text(tmp_path):
         page.type("#output_dir", "saves/other")
         page.until(lambda: "output_dir: saves/other\n" in page.value("#yaml"), "the file does not follow")
         page.until(lambda: page.count("#learning_rate[aria-invalid=true]"), "no problem at the field")
-        assert "must be a number" in page.find(".field:has(#learning_rate) .fault").text
+        assert "must be a number" in page.text_of(".field:has(#learning_rate) .fault")
         page.click("Start")
         page.until(lambda: "1 problem(s)" in page.text(), "it starts with a problem")
         assert not (root / "saves" / "other").exists()
         page.type("#yaml", "stage: dpo\nlearning_rate: 2e-4\n")
         page.until(lambda: page.value("#learning_rate") == "2e-4", "the fields do not follow")
         page.until(lambda: page.count("#pref_beta"), "the keys of dpo do not appear")
-        assert page.value("#stage") == "dpo"
-        page.find("#stage").send_keys("sft")
+        page.until(lambda: page.value("#stage") == "dpo", "the field of the stage does not follow")
+        page.choose("#stage", "sft")
         page.find("#max_steps").send_keys("7")  # at once, while the groups of the other stage are drawn
         page.until(lambda: not page.count(".field:not(.hidden) > #pref_beta"), "the keys of dpo stay")
         page.until(lambda: "max_steps: 7\n" in page.value("#yaml"), "what was typed is lost")
         assert page.value("#max_steps") == "7" and page.js("return document.activeElement.id") == "max_steps"
-        page.find("#template").click()
+        page.press("#template")
         page.until(lambda: page.count("#known-template option[value=qwen3]"), "no template is offered")
         assert not page.count("#weight_decay")
-        page.driver.find_element(By.XPATH, "//summary[contains(., 'Training')]").click()
+        page.press("//summary[contains(., 'Training')]")
         page.type("#weight_decay", "0.1")
         page.until(lambda: "weight_decay: 0.1\n" in page.value("#yaml"), "a field of a closed group does not work")
         page.type("#search", "dora")
         page.until(lambda: page.count("#use_dora") and not page.count("#learning_rate"), "no search")
-        page.find("#use_dora").click()
+        page.press("#use_dora")
         page.until(lambda: page.value("#yaml").endswith("use_dora: true\n"), "a switch does not switch")
         page.type("#save-name", "kept")
         page.click("Save")
@@ -177,9 +177,8 @@ def test_runs_are_compared(tmp_path):
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         for name in ("one", "two"):
-            page.find(f"[id='mark-saves/{name}']").click()
-        page.until(lambda: page.button("Compare").tag_name != "button" or page.count("button:not([disabled])"), "dead")
-        page.driver.find_element(By.XPATH, "//button[normalize-space()='Compare']").click()
+            page.press(f"[id='mark-saves/{name}']")
+        page.click("Compare", "button")
         page.until(lambda: "/compare?" in page.driver.current_url, "no comparison")
         page.until(lambda: "learning_rate" in page.text(), "no table of keys")
         assert re.search(r"learning_rate\s+0.001\s+0.002", page.text())
@@ -197,7 +196,7 @@ def test_every_language_is_complete_and_a_phone_needs_no_sideways_scroll(tmp_pat
             "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         )
         page.open(served.address)
-        page.find("#language").send_keys(LANGUAGES["zh"])
+        page.choose("#language", LANGUAGES["zh"])
         page.until(lambda: texts("zh")["page.new"] in page.text(), "the language does not change")
         for path in (
             "/",
@@ -228,10 +227,10 @@ def test_a_run_that_dies_before_its_first_step_shows_the_end_of_its_log(tmp_path
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/run/saves/dead")
-        page.until(lambda: page.count("[data-state=failed]"), "it did not fail")
-        assert "did you mean learning_rate" in page.text()
+        page.until(lambda: page.count("[data-state=failed]"), "it did not fail", SECONDS)
+        page.until(lambda: "did you mean learning_rate" in page.text(), "its log is not shown")
         page.click("Delete")
-        page.find(".q-dialog .danger").click()
+        page.press(".q-dialog .danger")
         page.until(lambda: not (root / "saves" / "dead").exists(), "it is not deleted")
     shutil.rmtree(root)
 
@@ -254,7 +253,7 @@ def test_two_models_answer_side_by_side(tmp_path):
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/chat?model=saves/tuned")
-        page.find("#model-b").send_keys(f"{values['model_name_or_path']} (base)")
+        page.choose("#model-b", f"{values['model_name_or_path']} (base)")
         page.type("#message", "<b>hi</b>")
         page.click("Send")
         page.until(lambda: page.count(".said:not(:empty)") == 2, "no answers", SECONDS)
@@ -262,7 +261,7 @@ def test_two_models_answer_side_by_side(tmp_path):
         tuned, base = page.js(said)
         assert "saves/tuned" in tuned and "saves/tuned" not in base
         assert tuned.partition("\n")[2] != base.partition("\n")[2]
-        assert page.count(".asked b") == 0 and page.find(".asked p").text == "<b>hi</b>"
+        assert page.count(".asked b") == 0 and page.text_of(".asked p") == "<b>hi</b>"
         page.click("Unload")
         page.until(lambda: "not loaded" in page.text(), "it is not unloaded")
         assert page.errors() == []
@@ -280,27 +279,28 @@ def test_a_broken_entry_is_named_and_rows_are_shown_raw_and_as_tokens(tmp_path):
         page.open(served.address)
         page.open(f"{served.home}/data")
         page.until(lambda: page.count(".entries .fault"), "the broken entry is not named")
-        assert "file_nam" in page.find(".entries .fault").text and "numbers" in page.text()
+        assert "file_nam" in page.text_of(".entries .fault") and "numbers" in page.text()
         page.click("hostile")
         page.until(lambda: page.value("#dataset") == "hostile", "it is not chosen")
         page.type("#model_name_or_path", "nowhere")
         page.type("#template", "chatml")
         page.click("Show rows")
         page.until(lambda: page.count(".log.fault"), "no word about the model", SECONDS)
-        assert "nowhere" in page.find(".log.fault").text and hostile.replace('"', '\\"') in page.find(".raw").text
+        assert "nowhere" in page.text_of(".log.fault") and hostile.replace('"', '\\"') in page.text_of(".raw")
         page.type("#model_name_or_path", "model")
         page.click("Show rows")
         page.until(lambda: page.count("iframe.rows"), "no rows", SECONDS)
         raw = page.js("return [...document.querySelectorAll('.raw pre')].map(row => JSON.parse(row.innerText))")
-        assert raw == rows and "hostile.json, row 1" in page.find(".raw").text
+        assert raw == rows and "hostile.json, row 1" in page.text_of(".raw")
         assert page.count("main img") == 0 and "Data" in page.driver.title
         page.driver.switch_to.frame(page.find("iframe.rows"))
+        page.until(lambda: "train row 0" in page.text(), "the rows are not drawn")
         tokens = page.text()
-        assert "train row 0" in tokens and "img src=x onerror" in tokens.replace("\n", "") and page.count("img") == 0
+        assert "img src=x onerror" in tokens.replace("\n", "") and page.count("img") == 0
         page.driver.switch_to.default_content()
         info.write_text("{", "utf-8")
         page.open(f"{served.home}/data")
-        assert "not JSON" in page.find(".fault").text
+        assert "not JSON" in page.text_of(".fault")
         assert page.errors() == []
 
 
@@ -311,7 +311,7 @@ def test_an_adapter_is_merged_and_exported(tmp_path):
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/run/saves/tuned")
-        page.driver.find_element(By.CSS_SELECTOR, ".title a[href^='/export']").click()
+        page.press(".title a[href^='/export']")
         page.until(lambda: "No problem found." in page.text(), "the run file is not checked")
         assert page.value("#export_dir") == "saves/tuned-merged" and not page.count("#learning_rate")
         page.click("Start")

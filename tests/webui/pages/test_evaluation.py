@@ -2,10 +2,9 @@
 
 import pytest
 import yaml
-from selenium.webdriver.common.by import By
 
-from tests.webui.browser import SECONDS, board, browser, needs_browser
-from tests.webui.test_pages import tiny_root, tuned_run
+from tests.webui.browser import board, browser, needs_browser
+from tests.webui.test_pages import SECONDS, tiny_root, tuned_run
 
 pytestmark = needs_browser
 
@@ -19,7 +18,7 @@ def test_an_adapter_is_compared_with_its_base(tmp_path):
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/run/saves/tuned")
-        page.driver.find_element(By.CSS_SELECTOR, ".title a[href^='/evaluate']").click()
+        page.press(".title a[href^='/evaluate']")
         page.until(lambda: page.count("#save_dir"), "no form")
         assert page.value("#save_dir") == "saves/tuned-evaluation"
         assert page.value("#compare") == "base" and not page.count("#learning_rate")
