@@ -17,7 +17,7 @@ from luthier.webui import identity
 from luthier.webui.evaluations import words_for
 from luthier.webui.runs import Run, is_run, read_object, read_run
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 """How long the process that keeps a run may take to start it."""
 _POLL_SECONDS = 0.02
 _LUTHIER = (sys.executable, "-m", "luthier")
