@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,12 @@ def wait(process: BaseProcess, kill_at: float = math.inf, delay_seconds: float =
 
     Once they are `kill_at` it is killed, `delay_seconds` later, since it may wait for the disk then.
     """
-    used, seen = 0.0, psutil.Process(process.pid)
-    while process.exitcode is None and used < kill_at:
-        try:
+    used = 0.0
+    with suppress(psutil.NoSuchProcess):  # it has ended
+        seen = psutil.Process(process.pid)
+        while process.exitcode is None and used < kill_at:
             used = sum(seen.cpu_times()[:2])
-        except psutil.NoSuchProcess:
-            break
-        process.join(0.005)
+            process.join(0.005)
     if used >= kill_at:
         process.join(delay_seconds)
         kill(process)

@@ -15,7 +15,7 @@ from luthier.core.signals import ending_on_signals
 try:
     with ending_on_signals():
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 except KeyboardInterrupt:
     print("cleans up", flush=True)
     time.sleep(float(sys.argv[1]))

@@ -275,6 +275,9 @@ def started(run_file: Path, num_processes: int) -> "subprocess.Popen[bytes]":
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """Kill the group of a run as a shell or a scheduler does; what torchrun started in other groups ends with it."""
+    if process.poll() is not None:  # this process had to wait, and the run was faster
+        assert process.returncode == 0
+        return
     started_by_it = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -9,22 +9,24 @@ from luthier.serve.errors import ApiError
 from luthier.serve.events import DONE, PING, ClientGone, EventStream, event, while_connected
 
 
-async def listed(events, ping_seconds=10.0):
-    """The bodies that a stream sends."""
+async def listed(events, ping_seconds=600.0, pinged=None):
+    """The bodies that a stream sends. `pinged`: the event that is set by the first ping."""
     sent = []
 
     async def send(message):
         sent.append(message)
+        if pinged is not None and message.get("body") == PING:
+            pinged.set()
 
-    await EventStream(events, lambda: None, ping_seconds=ping_seconds)({"type": "http"}, lambda: connected(30), send)
+    await EventStream(events, lambda: None, ping_seconds=ping_seconds)({"type": "http"}, connected, send)
     assert sent[0]["type"] == "http.response.start" and not sent[-1]["more_body"] and not sent[-1]["body"]
     return [message["body"] for message in sent[1:-1]]
 
 
 async def slow(*steps):
     for step in steps:
-        if isinstance(step, float):
-            await asyncio.sleep(step)
+        if isinstance(step, asyncio.Event):
+            await step.wait()
         elif isinstance(step, Exception):
             raise step
         else:
@@ -36,9 +38,13 @@ def test_the_end_mark_follows_the_last_event():
 
 
 def test_a_ping_goes_out_in_silence():
-    found = asyncio.run(listed(slow(b"a", 0.25, b"b"), ping_seconds=0.1))
-    pings = found[1:-2]
-    assert [found[0], *found[-2:]] == [b"a", b"b", DONE] and set(pings) == {PING} and len(pings) <= 2
+    async def silent_until_the_ping():
+        pinged = asyncio.Event()
+        return await listed(slow(b"a", pinged, b"b"), ping_seconds=0.1, pinged=pinged)
+
+    found = asyncio.run(silent_until_the_ping())
+    assert [one for one in found if one != PING] == [b"a", b"b", DONE] and found[1] == PING
+    assert PING not in asyncio.run(listed(slow(b"a", b"b")))
 
 
 def test_nothing_follows_an_error():
@@ -55,7 +61,10 @@ def test_events_are_ascii_and_one_line():
     assert json.loads(data.removeprefix(b"data: ")) == {"text": "a\nb\u2028\x85\r"}
 
 
-async def connected(for_seconds):
+async def connected(for_seconds=None):
+    """Disconnects after some seconds, or never."""
+    if for_seconds is None:
+        await asyncio.Event().wait()
     await asyncio.sleep(for_seconds)
     return {"type": "http.disconnect"}
 
@@ -65,7 +74,7 @@ def test_work_is_canceled_when_the_client_leaves():
 
     async def work():
         try:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             canceled.append(True)
             raise
@@ -79,14 +88,14 @@ def test_work_that_is_done_gives_its_result():
     async def work():
         return 5
 
-    assert asyncio.run(while_connected(lambda: connected(30), work())) == 5
+    assert asyncio.run(while_connected(connected, work())) == 5
 
 
 def test_a_stream_is_closed_even_if_nothing_was_sent():
     closed, sent = [], []
 
     async def send(message):
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
         sent.append(message)
 
     async def serve():

@@ -1,5 +1,6 @@
 """Fetching for strangers, with a real web server on this machine that stands for both sides of the wall."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from luthier.serve import fetching
 from luthier.serve.fetching import NotFetched, fetched, is_public
 
 OUTSIDE, INSIDE = "127.0.0.2", "127.0.0.1"
@@ -37,6 +39,21 @@ def port() -> Iterator[int]:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch) -> None:
+    """Names are looked up nowhere, and a busy machine may take its time."""
+    own = socket.getaddrinfo
+
+    def looked_up(host: str, *more: object, **options: object) -> object:
+        if host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return own(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(fetching, "TIMEOUT_SECONDS", 600.0)
+    monkeypatch.setattr(fetching, "MAX_SECONDS", 600.0)
 
 
 def fetch(url: str, max_bytes: int = 1000) -> bytes:
@@ -78,7 +95,7 @@ def test_what_is_not_fetched(port, url, reason):
 
 
 def test_a_host_that_sends_a_byte_now_and_then(port, monkeypatch):
-    monkeypatch.setattr("luthier.serve.fetching.MAX_SECONDS", 0.0)
+    monkeypatch.setattr(fetching, "MAX_SECONDS", 0.0)
     with pytest.raises(NotFetched, match="takes longer than 0 s"):
         fetch(f"http://{OUTSIDE}:{port}/a.png")
 

@@ -45,8 +45,8 @@ def test_a_failed_device_makes_the_server_unhealthy():
         raise DeviceFailed("cuda:0 has failed")
 
     with serving(judge(fails)) as (url, _):
-        assert httpx.get(f"{url}/health").status_code == 200
-        for response in (post(url, messages=["ab"]), httpx.get(f"{url}/health")):
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        for response in (post(url, messages=["ab"]), httpx.get(f"{url}/health", timeout=60)):
             assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_ended")
 
 

@@ -16,7 +16,7 @@ def test_this_process_is_itself_and_no_other_one():
 
 
 def test_a_signal_reaches_the_process_with_the_mark_alone():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     mark = mark_of(process.pid)
     assert mark is not None
     try:

@@ -12,7 +12,6 @@ from luthier.webui.identity import mark_of
 from luthier.webui.runs import FRESH_SECONDS, SILENT_SECONDS, files_in, find_runs, last_line, read_run
 
 OURS = {"argv": [], "pid": os.getpid(), "mark": mark_of(os.getpid()), "host": platform.node(), "started": 5.0}
-LONG_AGO = time.time() - 10 * FRESH_SECONDS
 
 
 def run_folder(folder: Path, log_age: float = 0.0, **files: object) -> Path:
@@ -53,7 +52,8 @@ def run_folder(folder: Path, log_age: float = 0.0, **files: object) -> Path:
     ],
 )
 def test_the_state_in_a_word(tmp_path, files, state):
-    assert read_run(run_folder(tmp_path / "run", **files)).state == state
+    now = time.time()
+    assert read_run(run_folder(tmp_path / "run", **files), now).state == state
 
 
 @pytest.mark.parametrize(
