@@ -313,10 +313,12 @@ class StageTrainer(RetryingTrainer):
             super()._run_epoch(**kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not self.args.lr_scheduler_kwargs:
+        given: Any = self.args.lr_scheduler_kwargs or {}
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and "num_decay_steps" not in given:
             # transformers has no default; as in LLaMA-Factory, the first third after the warm-up is stable.
             num_left = num_training_steps - self.args.get_warmup_steps(num_training_steps)
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": num_left - num_left // 3}
+            num_stable = given.get("num_stable_steps", num_left // 3)
+            self.args.lr_scheduler_kwargs = {**given, "num_decay_steps": max(num_left - num_stable, 0)}
         with accepted("lr_scheduler_type", str(SchedulerType(self.args.lr_scheduler_type).value)):
             return super().create_scheduler(num_training_steps, optimizer)
 

@@ -133,8 +133,10 @@ def test_a_misspelt_choice_names_the_nearest(tmp_path):
 @pytest.mark.parametrize("text", ['{"num_cycles": 2, "min_lr": 1e-5}', "{num_cycles: 2, min_lr: 1e-5}"])
 def test_mappings_may_be_text(text, tmp_path):
     expected = {"num_cycles": 2, "min_lr": 1e-5}
-    assert by_override(tmp_path, "lr_scheduler_kwargs", text).training["lr_scheduler_kwargs"] == expected
-    assert by_yaml(tmp_path, "lr_scheduler_kwargs", text).training["lr_scheduler_kwargs"] == expected
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr"}
+    overridden = load_train({**BASE, **schedule}, [f"lr_scheduler_kwargs={text}"])
+    written = by_yaml(tmp_path, "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs", text)
+    assert overridden.training["lr_scheduler_kwargs"] == written.training["lr_scheduler_kwargs"] == expected
 
 
 def test_a_path_may_stand_for_a_mapping(tmp_path):

@@ -21,9 +21,10 @@ def test_other_values_keep_their_type(value):
 
 
 def test_what_looks_like_an_interpolation():
-    run = load_train({**BASE, "run_name": r"a\${b}", "lr_scheduler_kwargs": {"x": [r"\${y}"]}})
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": [r"\${y}"]}}
+    run = load_train({**BASE, "run_name": r"a\${b}", **schedule})
     assert run.given["run_name"] == "a${b}"
     again = read_text(to_yaml(escaped(run.given)), "run.yaml")
     assert again.problems == []
     values = {name: entry.value for name, entry in again.entries.items()}
-    assert (values["run_name"], values["lr_scheduler_kwargs"]) == ("a${b}", {"x": ["${y}"]})
+    assert (values["run_name"], values["lr_scheduler_kwargs"]) == ("a${b}", {"decay_type": ["${y}"]})

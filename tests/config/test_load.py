@@ -336,7 +336,7 @@ def test_the_keys_of_megatron_are_read_with_use_megatron_bridge(monkeypatch):
 
 
 def test_a_run_is_frozen():
-    run = load_train({**BASE, "lr_scheduler_kwargs": {"a": 1}})
+    run = load_train({**BASE, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}})
     for thing in (run, run.model, run.data, run.adapter, run.method, run.finetuning, run.generating, run.training):
         field = dataclasses.fields(thing)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -179,9 +179,10 @@ def test_a_dotted_key_needs_a_mapping(argv):
 
 
 def test_overrides_go_before_the_file_and_leave_the_rest_of_a_mapping(tmp_path):
-    path = write(tmp_path, "model_name_or_path: m\nlr_scheduler_kwargs: {x: 1, y: 2}\ndataset: d\noutput_dir: o\n")
-    run = load_train([str(path), "lr_scheduler_kwargs.y=3", "--lora_rank", "4"])
-    assert run.training["lr_scheduler_kwargs"] == {"x": 1, "y": 3} and run.adapter.lora_rank == 4
+    schedule = "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: 1, lr_end: 2}\n"
+    path = write(tmp_path, f"model_name_or_path: m\n{schedule}dataset: d\noutput_dir: o\n")
+    run = load_train([str(path), "lr_scheduler_kwargs.lr_end=3", "--lora_rank", "4"])
+    assert run.training["lr_scheduler_kwargs"] == {"power": 1, "lr_end": 3} and run.adapter.lora_rank == 4
     assert run.source == str(path)
 
 

@@ -1,5 +1,6 @@
 """Every `optim` and `lr_scheduler_type` acts, or is refused in one sentence before weights are loaded."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.training_args import OptimizerNames
 
 import luthier
 from luthier.config.load import load_train
-from luthier.config.rules.optim import LIBRARIES, NEEDS_ACCELERATOR
+from luthier.config.rules.optim import LIBRARIES, NEEDS_ACCELERATOR, SETTINGS
 from luthier.core.errors import ConfigError, InvalidInput
 from luthier.core.versions import is_installed
 from tests.matrix import representatives
@@ -105,6 +106,19 @@ def test_learning_rates_of_every_schedule(values, schedule):
     result = luthier.train({**values, **keys, **NEEDED.get(schedule, {})})
     rates = [logs["learning_rate"] for logs in result.log_history if "learning_rate" in logs]
     assert rates == pytest.approx([1e-3 * share for share in RATES[schedule]], rel=1e-3)
+
+
+def test_the_settings_of_schedules_are_those_of_transformers():
+    """`lr_scheduler_kwargs` is checked before torch is imported, so the names stand in a table."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+
+    passed = {"self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    classes = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}
+    for schedule, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        names = inspect.signature(classes.get(schedule.value, function)).parameters.keys() - passed
+        assert names == set(SETTINGS[schedule.value]), schedule
+    assert SETTINGS.keys() == set(SCHEDULES)
 
 
 def test_a_plateau_lowers_the_rate(values):

@@ -107,6 +107,14 @@ SCHEDULES = {
     "constant_with_warmup": ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.75}, [0, 1 / 3, 2 / 3, 1]),
     # One step of warm-up, one at the full rate, two of decay.
     "warmup_stable_decay": ({"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 1}, [0, 1, 1, 0.5]),
+    "a stable step, the rest decays": (
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_stable_steps": 2}},
+        [1, 1, 1, 0.5],
+    ),
+    "another decay": (
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"decay_type": "linear"}},
+        [1, 1, 2 / 3, 1 / 3],
+    ),
     "steps before ratio": (
         {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2, "warmup_ratio": 0.75},
         [0, 0.5, 1, 1],
@@ -114,7 +122,9 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", representatives(SCHEDULES, "linear", "cosine warmup_ratio", "steps before ratio"))
+@pytest.mark.parametrize(
+    "name", representatives(SCHEDULES, "linear", "cosine warmup_ratio", "another decay", "steps before ratio")
+)
 def test_learning_rates_follow_the_schedule(values, name):
     keys, shares = SCHEDULES[name]
     result = luthier.train({**values, "max_steps": 4, "learning_rate": 1e-3, **keys})

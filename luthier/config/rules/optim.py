@@ -57,11 +57,50 @@ _UPDATES_IN_BACKWARD = (
 _WATCHES = ("reduce_lr_on_plateau", "greedy")
 """Schedules that go by the metric of an evaluation."""
 _HAS_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+_OF_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "constant": (),
+    "constant_with_warmup": (),
+    "inverse_sqrt": ("timescale",),
+    "reduce_lr_on_plateau": _OF_PLATEAU,
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        *("num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"),
+    ),
+    "greedy": (*_OF_PLATEAU, "warmup", "max_lr", "verbose", "smooth", "window_size", "reset_start"),
+}
+"""Value of `lr_scheduler_type` -> what `lr_scheduler_kwargs` may set for it."""
+_READS_NO_SETTINGS = ("constant", "constant_with_warmup")
+"""Schedules that transformers builds without looking at `lr_scheduler_kwargs`."""
 
 
 def _names_no_minimum(run: Any) -> bool:
     kwargs = run.training["lr_scheduler_kwargs"] or {}
     return isinstance(kwargs, Mapping) and not {"min_lr", "min_lr_rate"} & kwargs.keys()
+
+
+def _has_other_settings(schedule: str) -> Condition:
+    def broken(run: Any) -> bool:
+        kwargs = run.training["lr_scheduler_kwargs"]
+        taken = run.training["lr_scheduler_type"] == schedule and isinstance(kwargs, Mapping)
+        return taken and not kwargs.keys() <= set(SETTINGS[schedule])
+
+    return broken
+
+
+def _takes_settings(schedule: str) -> Rule:
+    keys, settings = ("lr_scheduler_kwargs", "lr_scheduler_type"), ", ".join(SETTINGS[schedule])
+    if schedule in _READS_NO_SETTINGS:
+        reason = f"is not read by lr_scheduler_type: {schedule}"
+        return warning(keys, reason, "leave it out, or take another schedule", _has_other_settings(schedule))
+    reason = f"does not fit lr_scheduler_type: {schedule}, which has {settings or 'no settings'}"
+    return Rule(keys, reason, "leave the others out, or take another schedule", _has_other_settings(schedule))
 
 
 def _optim_is_in(values: tuple[str, ...]) -> Condition:
@@ -127,6 +166,7 @@ OPTIM_RULES = Rules(
             "set lr_scheduler_kwargs: {min_lr: 1.0e-6}, or {min_lr_rate: 0.1} for a share",
             lambda run: run.training["lr_scheduler_type"] in _HAS_MINIMUM and _names_no_minimum(run),
         ),
+        *(_takes_settings(schedule) for schedule in SETTINGS),
         _has_no_warm_up("warmup_steps"),
         _has_no_warm_up("warmup_ratio"),
     )
