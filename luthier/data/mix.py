@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Literal
 
+from luthier.config.keys.data import are_probabilities
 from luthier.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def check_probabilities(lengths: Sequence[int], strategy: MixStrategy, probabili
     given = ", ".join(map(str, probabilities))
     if len(probabilities) != len(lengths):
         raise DataError(f"interleave_probs: {len(probabilities)} numbers ({given}) for {len(lengths)} datasets")
-    if min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-8:
+    if not are_probabilities(tuple(probabilities)):
         raise DataError(f"interleave_probs: {given} are not probabilities: none below 0, and 1 together")
     if strategy != "interleave_under" and 0 in probabilities:
         raise DataError(f"interleave_probs: {given}: {strategy} never exhausts a dataset of probability 0")

@@ -66,6 +66,10 @@ class DataConfig:
     """What to do with a row longer than `cutoff_len`: truncate, drop or split it, or stop with an error."""
 
 
+def are_probabilities(shares: tuple[float, ...]) -> bool:
+    return min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-8
+
+
 def holds_tokenized_rows(data: DataConfig) -> bool:
     """Whether rows are read from `tokenized_path` instead of datasets."""
     path = data.tokenized_path

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from luthier.config.keys.data import holds_tokenized_rows
+from luthier.config.keys.data import are_probabilities, holds_tokenized_rows
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_set, warning
 
 
@@ -27,6 +27,15 @@ def _twice(key: str) -> Rule:
 def _shares_do_not_fit(run: Any) -> bool:
     count = len(run.data.interleave_probs)
     return any(names and count and len(names) != count for names in (run.data.dataset, run.data.eval_dataset))
+
+
+def _are_no_shares(run: Any) -> bool:
+    shares = run.data.interleave_probs
+    return bool(shares) and not are_probabilities(shares)
+
+
+def _never_exhausts(run: Any) -> bool:
+    return 0 in run.data.interleave_probs and run.data.mix_strategy in ("interleave_over", "interleave_once")
 
 
 DATA_RULES = Rules(
@@ -63,6 +72,18 @@ DATA_RULES = Rules(
             "there must be one share for each dataset",
             "give as many numbers as there are names in dataset (and in eval_dataset)",
             _shares_do_not_fit,
+        ),
+        Rule(
+            ("interleave_probs",),
+            "are not probabilities: none may be below 0, and together they must be 1",
+            "write shares like 0.7,0.3",
+            _are_no_shares,
+        ),
+        Rule(
+            ("interleave_probs", "mix_strategy"),
+            "a dataset of probability 0 is never used up, which interleave_over and interleave_once wait for",
+            "leave that dataset out, or set mix_strategy: interleave_under",
+            _never_exhausts,
         ),
         at_least("data", "max_samples", 1),
         at_least("data", "preprocessing_batch_size", 1),
