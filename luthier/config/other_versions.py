@@ -1,4 +1,4 @@
-"""Keys of other versions of LLaMA-Factory: what to write instead, from `keys/former.toml` and `keys/v1.toml`."""
+"""Keys of other versions of LLaMA-Factory and of other programs: what to write instead, from tables in `keys`."""
 
 import re
 import tomllib
@@ -9,13 +9,18 @@ from functools import cache
 from pathlib import Path
 
 _KEYS = Path(__file__).parent / "keys"
-_TABLES = {"former.toml": "key of a former version", "v1.toml": "key of v1 of LLaMA-Factory"}
+_TABLES = {
+    "former.toml": "key of a former version",
+    "v1.toml": "key of v1 of LLaMA-Factory",
+    "others.toml": "key of another program",
+}
+"""File -> who has its keys."""
 _QUOTED = re.compile(r"`(\w+)`")
 
 
 @dataclass(frozen=True, slots=True)
 class OtherKey:
-    """`reason` says which version has the key."""
+    """`reason` says who has the key."""
 
     reason: str
     remedy: str
@@ -28,7 +33,7 @@ class OtherKey:
 
 @cache
 def table() -> Mapping[str, OtherKey]:
-    """Key of another version, perhaps with `*` -> what to write instead."""
+    """Key of another version or program, perhaps with `*` -> what to write instead."""
     return {
         name: OtherKey(reason, remedy)
         for file, reason in _TABLES.items()
@@ -37,5 +42,5 @@ def table() -> Mapping[str, OtherKey]:
 
 
 def other_key(name: str) -> OtherKey | None:
-    """What is known about a key that no run file of this version has; None if no other version has it either."""
+    """What is known about a key that no run file of this version has; None if nobody else has it either."""
     return next((key for pattern, key in table().items() if fnmatchcase(name, pattern)), None)

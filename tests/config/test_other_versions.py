@@ -1,4 +1,4 @@
-"""Keys of other versions of LLaMA-Factory are errors that name today's key, and nothing else."""
+"""Keys of other versions of LLaMA-Factory and of other programs are errors that name today's key, and nothing else."""
 
 import pytest
 
@@ -12,7 +12,7 @@ BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train"
 NOT_KEYS = {"columns"}
 """Names of dataset_info.json in remedies."""
 NAMES = [name.replace("*", "dataset") for name in table()]
-FORMER, V1 = "key of a former version", "key of v1 of LLaMA-Factory"
+FORMER, V1, OTHER = "key of a former version", "key of v1 of LLaMA-Factory", "key of another program"
 LORA_OF_V1 = {
     "model": "m",
     "model_class": "llm",
@@ -61,6 +61,9 @@ def test_a_key_of_another_version_is_one_error_that_names_keys_of_today(name):
         ("train_dataset", V1, "dataset"),
         ("micro_batch_size", V1, "per_device_train_batch_size"),
         ("cp_size", V1, "sp_size"),
+        ("max_seq_length", OTHER, "cutoff_len"),
+        ("target_modules", OTHER, "lora_target"),
+        ("load_in_4bit", OTHER, "quantization_bit"),
     ],
 )
 def test_successors(name, reason, successor):
@@ -94,7 +97,7 @@ def test_a_key_of_another_version_is_a_warning_when_extra_keys_are_allowed(monke
     assert warning.reason == f"{FORMER}, not read" and "tokenized_path" in warning.remedy
 
 
-@pytest.mark.parametrize("name", ["cache_path", "micro_batch_size"])
+@pytest.mark.parametrize("name", ["cache_path", "micro_batch_size", "modules_to_save"])
 def test_explain_says_what_to_write_instead(name):
     key = other_key(name)
     assert key

@@ -1,6 +1,17 @@
 """Rules about generating answers, for the commands that render conversations."""
 
-from luthier.config.rules.engine import Rule, Rules, above, at_least, finite, in_training, within
+from luthier.config.rules.engine import (
+    Rule,
+    Rules,
+    above,
+    all_of,
+    at_least,
+    finite,
+    in_training,
+    is_changed,
+    warning,
+    within,
+)
 from luthier.core.kinds import TOOL_SYNTAXES
 
 GENERATING_RULES = Rules(
@@ -17,6 +28,12 @@ GENERATING_RULES = Rules(
             "leaves no room for an answer, together with max_length",
             "set one of them above 0",
             lambda run: run.generating.max_new_tokens <= 0 and run.generating.max_length <= 0,
+        ),
+        warning(
+            ("max_length", "max_new_tokens"),
+            "is not read, since max_new_tokens says how long an answer may be",
+            "leave it out; how long rows may be is cutoff_len",
+            all_of(is_changed("max_length"), lambda run: run.generating.max_new_tokens > 0),
         ),
         Rule(
             ("tool_format",),

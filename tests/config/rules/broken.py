@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luthier.config.keys.mcore import SIZES
-from luthier.config.rules.optim import LIBRARIES
+from luthier.config.rules.optim import LIBRARIES, SETTINGS
 
 BASES: dict[str, dict[str, Any]] = {
     "train": {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True},
@@ -86,6 +86,7 @@ MODEL = [
         {"moe_aux_loss_coef": 0.1, "use_unsloth_gc": True},
         {"use_reentrant_gc": False, "use_unsloth_gc": True},
         {"max_length": 0, "max_new_tokens": 0},
+        {"max_length": 4096},
         {"tool_format": "nowhere"},
         {"image_min_pixels": 5, "image_max_pixels": 4},
         {"video_min_pixels": 5, "video_max_pixels": 4},
@@ -198,6 +199,9 @@ DATA = [
         {"eval_dataset": "e,e"},
         {"interleave_probs": "0.5,0.5"},
         {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"},
+        {"dataset": "d,e", "mix_strategy": "interleave_under", "interleave_probs": "70,30"},
+        {"dataset": "d,e", "mix_strategy": "interleave_under", "interleave_probs": "1.5,-0.5"},
+        {"dataset": "d,e", "mix_strategy": "interleave_over", "interleave_probs": "1,0"},
         *({key: True} for key in ("do_eval", "do_predict", "predict_with_generate")),
         {"eval_strategy": "steps"},
         {"load_best_model_at_end": True},
@@ -260,6 +264,7 @@ TRAINING = [
         {"gradient_accumulation_steps": 2, "optim": "lomo"},
         {"lr_scheduler_type": "greedy"},
         {"lr_scheduler_type": "cosine_with_min_lr"},
+        *({"lr_scheduler_type": name, "lr_scheduler_kwargs": {"other": 1}} for name in SETTINGS),
         {"lr_scheduler_type": "constant", "warmup_steps": 5},
         {"lr_scheduler_type": "constant", "warmup_ratio": 0.1},
         *({"enable_torch_profiler": True, f"profiler_{key}_steps": -1} for key in ("wait", "warmup", "active")),
