@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from luthier.config.load import load_train, read_source
     from luthier.config.runs import TrainRun
     from luthier.core.importing import import_when_used, without_collection
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
     from luthier.workflow.text import load_text_side
 
     if options.doctor:
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         return examine(load_train(rest, writes=False), as_json=options.json, limit=options.limit, strict=options.strict)
     run = load_checked("train", read_source(rest), begins=False, writes=False)
     assert isinstance(run, TrainRun)
+    tell_warnings(run)
     import_when_used("torch")  # for tokenizers that come as Python code, media and streams
     with without_collection():
         text = load_text_side(run, reads_chat=STAGES.get(run.stage).rows.reads_chat, for_model=False)

@@ -35,10 +35,11 @@ def main(argv: list[str]) -> int:
 
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
-    from luthier.workflow.preflight import load_checked
+    from luthier.workflow.preflight import load_checked, tell_warnings
 
     run = load_checked("train", read_source(asked.words), begins=False, writes=False)
     assert isinstance(run, TrainRun)
+    tell_warnings(run)
 
     from luthier.core.importing import without_collection
 

@@ -132,6 +132,13 @@ def test_dropped_rows_are_told_on_stderr(world, shown):
     assert "2 rows = 1 kept + 1 dropped" in err and f"{path}, row 2" in err
 
 
+def test_a_column_that_is_not_read_is_told_on_stderr(world, shown):
+    add_dataset(world, "talks", [{"instruction": "q", "output": "a", "history": [["q0", "a0"]]}])
+    status, out, err = shown("--json", dataset="talks")
+    assert status == 0 and len(objects(out)) == 1
+    assert "warning: " in err and "the column 'history' of the data is not read" in err
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -30,6 +30,11 @@ def test_plan_prints_lines_and_takes_overrides(run_file, capsys):
     assert "3 steps" in captured.out and "peak memory" in captured.out and "data numbers: 24 rows" in captured.err
 
 
+def test_plan_tells_what_has_no_effect(run_file, capsys):
+    assert cli.main(["plan", run_file, "warmup_steps=2", "warmup_ratio=0.1"]) == 0
+    assert "warmup_ratio: '0.1': is not read" in capsys.readouterr().err
+
+
 def test_plan_without_a_run_file_is_an_error(capsys):
     assert cli.main(["plan"]) == 2
     assert "which run file?" in capsys.readouterr().err
