@@ -51,7 +51,10 @@ class ProgressBar(TrainerCallback):
 
 def numbers_of(logs: Mapping[str, Any], headline: Sequence[str] = ()) -> str:
     """loss 1.2340  reward 0.8125  lr 1.00e-04  512 tokens/s"""
-    names = ("loss", "eval_loss", *(f"{prefix}{name}" for prefix in ("", "eval_") for name in headline))
+    # Where each dataset is evaluated by itself, its name is part of the names of its metrics.
+    sets = [name.removesuffix("runtime") for name in logs if name.startswith("eval_") and name.endswith("_runtime")]
+    prefixes = dict.fromkeys(("", "eval_", *sets))
+    names = [f"{prefix}loss" for prefix in prefixes] + [f"{prefix}{name}" for prefix in prefixes for name in headline]
     parts = [f"{name} {round(logs[name], 4) + 0.0:.4f}" for name in names if name in logs]  # -0.0 + 0.0 is 0.0
     if parts and "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.2e}")

@@ -26,3 +26,8 @@ def test_an_evaluation_shows_its_own():
 @pytest.mark.parametrize(("stage", "first"), [("grpo", "reward"), ("dpo", "rewards/accuracies"), ("rm", "accuracy")])
 def test_the_headline_of_a_stage(stage, first):
     assert STAGES.get(stage).reporting.headline[0] == first
+
+
+def test_each_of_several_evaluation_sets_is_shown():
+    logs = {"eval_tools_loss": 0.5, "eval_tools_accuracy": 1.0, "eval_tools_runtime": 0.1, "epoch": 1.0}
+    assert numbers_of(logs, ("accuracy",)) == "eval_tools_loss 0.5000  eval_tools_accuracy 1.0000"
