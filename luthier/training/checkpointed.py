@@ -42,6 +42,7 @@ from luthier.training.engines import (
     require_same_engine,
 )
 from luthier.training.foreign_checkpoints import TRAINER_STATE
+from luthier.training.kept_settings import telling_kept_settings
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
@@ -176,7 +177,7 @@ class CheckpointedTrainer(Trainer):
         check_filled(self.policy, load_result.missing_keys, load_result.unexpected_keys)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoint_mismatch(checkpoint or ""):
+        with checkpoint_mismatch(checkpoint or ""), telling_kept_settings(self.optimizer, checkpoint):
             if checkpoint is not None and self.is_fsdp_enabled and is_plain_sgd(self.optimizer):
                 load_schedule(Path(checkpoint), self.optimizer, self.lr_scheduler)
             elif checkpoint is not None and self.is_distributed_loading_by_transformers:

@@ -108,6 +108,18 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
     return folder
 
 
+def test_settings_that_a_checkpoint_replaces_are_told(world, whole_run, tmp_path, capsys):
+    """The optimizer takes them from the checkpoint, so the run ends as if the keys had not changed."""
+    keys, (whole, whole_losses) = KINDS["sft full"], whole_run("sft full")
+    folder = stopped_at(4, whole, tmp_path / "out")
+    changed = {"learning_rate": 1e-4, "weight_decay": 0.1}
+    result = luthier.train({**world, **keys, **changed, "output_dir": str(folder)})
+    assert_same_end(folder, result, whole, whole_losses)
+    told = capsys.readouterr().err
+    assert "learning_rate: 0.0001: is not followed" in told and "with 0.01" in told
+    assert "weight_decay: 0.1: is not followed" in told and "adam_" not in told
+
+
 TIMES = ("runtime", "per_second", "throughput", "total_flos", "time")
 """In the names of numbers that the clock decides; transformers counts the work of one process alone."""
 
