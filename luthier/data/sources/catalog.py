@@ -31,6 +31,8 @@ MOST_OFFERED = 20
 """Names in a message about a dataset that is not described."""
 MOST_UNUSED = 5
 """Names of wrongly described datasets that a run does not use."""
+OTHER_COMMAS = "，、；;"
+"""What people write between names instead of a comma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,9 @@ class Catalog:
     def unknown(self, name: str) -> tuple[str, str]:
         """(reason, remedy) for a name without a description."""
         remedy = did_you_mean(name, self.names, repr) or f"one of {_listed(self.names, MOST_OFFERED)}"
+        mark = next((mark for mark in OTHER_COMMAS if mark in name), None)
+        if mark is not None:
+            remedy = f"write a comma (,) between two names, not {mark!r}"
         return f"is not described in {self.file}", remedy
 
 

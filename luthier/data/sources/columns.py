@@ -31,6 +31,8 @@ _ROLES_BY_NAME = {
     "tool": "observation_tag",
 }
 
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
 
 def check_columns(spec: DatasetSpec, *, reads_loss: bool) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings). Hub and cloud datasets are not checked, since this must work without a network.
@@ -59,7 +61,7 @@ def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Pr
     warnings: list[Problem] = []
     for key, column, reason in _absent(spec, found):
         certain = names is not None or not any(_mentions(file, column) for file in files)
-        remedy = did_you_mean(column, found, repr) or f"the data have {', '.join(found)}"
+        remedy = _separated(found) or did_you_mean(column, found, repr) or f"the data have {', '.join(found)}"
         fault = _problem(spec, ("columns", key), reason, remedy, value=column)
         (errors if certain else warnings).append(fault)
     warnings += _unread(spec, found)
@@ -70,7 +72,7 @@ def _judged(spec: DatasetSpec, reads_loss: bool) -> tuple[list[Problem], list[Pr
         row, reason = refused[0]
         hopeless = len(refused) == len(rows) and not _has_usable_row(spec, files)
         count = "no row can" if hopeless else f"{len(refused)} of the first {len(rows)} rows cannot"
-        fault = _problem(spec, (), f"{count} be used, for example {row.place}: {reason}")
+        fault = _problem(spec, (), f"{count} be used, for example {row.place}: {reason}", _other_names(spec, usable))
         (errors if hopeless else warnings).append(fault)
     return errors, warnings
 
@@ -119,6 +121,22 @@ def _absent(spec: DatasetSpec, found: Sequence[str]) -> Iterator[tuple[str, str,
         if column not in found and not may_lack and (spec.columns_given or key in FORMATS.get(spec.formatting).needs):
             how = "" if spec.columns_given else " (the default, since `columns` is not given)"
             yield key, column, f"the data have no such column{how}"
+
+
+def _separated(found: Sequence[str]) -> str:
+    """What to do if the only column is a header line with another separator than a comma."""
+    marks = [name for mark, name in _SEPARATORS.items() if len(found) == 1 and mark in found[0]]
+    return f"the file separates its columns by {marks[0]}: save it with commas" if marks else ""
+
+
+def _other_names(spec: DatasetSpec, rows: Iterable[Mapping[str, Any]]) -> str:
+    """What to write if the first message names role and text otherwise than the description says."""
+    message = next((message for row in rows for message in _messages(row, spec)), {})
+    if not FORMATS.get(spec.formatting).has_roles or not message or spec.tags.role_tag in message:
+        return ""
+    if spec.formatting != "openai" and not spec.tags_given and message.keys() >= {"role", "content"}:
+        return 'set "formatting": "openai", whose messages have role and content'
+    return f"name them in `tags`: the message has {', '.join(message)}"
 
 
 def _mentions(file: DataFile, column: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from luthier.core.errors import DataError
 from luthier.core.kinds import FORMATS
-from luthier.data.sources.catalog import Columns, Source, Tags, check_datasets, load_catalog
+from luthier.data.sources.catalog import OTHER_COMMAS, Columns, Source, Tags, check_datasets, load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue, Feedback, Preference, Prompt
 
@@ -352,6 +352,11 @@ class TestWhereTheCatalogIs:
         ]
         assert errors_of(dataset_dir, "identity", eval_dataset=("x",))[0].startswith("eval_dataset: 'x'")
 
+    @pytest.mark.parametrize("mark", OTHER_COMMAS)
+    def test_names_without_a_comma_between_them(self, folder, mark):
+        (error,) = errors_of(folder({"a": {"file_name": "d.json"}}, d=ALPACA_ROWS), f"a{mark}b")
+        assert error.endswith(f"-> write a comma (,) between two names, not {mark!r}")
+
 
 def talk(*roles, **more):
     return {"conversations": [{"from": role, "value": "x"} for role in roles], **more}
@@ -382,6 +387,27 @@ class TestDataThatDoNotFit:
             "dataset_info.json:2: d.columns.prompt: 'instruction': the data have no such column (the default, since "
             "`columns` is not given) -> did you mean 'instructions'?"
         ]
+
+    @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+    def test_a_csv_file_with_another_separator(self, folder, tmp_path, mark, name):
+        dataset_dir = folder({"d": {"file_name": "d.csv"}})
+        (tmp_path / "d.csv").write_text(f"instruction{mark}output\nq{mark}a\n")
+        errors = errors_of(dataset_dir, "d")
+        assert errors and all(
+            error.endswith(f"-> the file separates its columns by {name}: save it with commas") for error in errors
+        )
+
+    @pytest.mark.parametrize(
+        ("messages", "remedy"),
+        [
+            ([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], 'set "formatting": "openai"'),
+            ([{"who": "human", "what": "q"}], "name them in `tags`: the message has who, what"),
+        ],
+    )
+    def test_messages_with_the_names_of_another_format(self, folder, messages, remedy):
+        description = {"file_name": "d.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}
+        (error,) = errors_of(folder({"d": description}, d=[{"messages": messages}]), "d")
+        assert "no row can be used" in error and remedy in error.partition(" -> ")[2]
 
     def test_given_column_that_the_data_lack(self, folder):
         columns = {"prompt": "instruction", "query": "inptu", "response": "answer"}
