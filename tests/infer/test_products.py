@@ -40,6 +40,7 @@ def test_the_logits_are_the_same(model, dtype, free_bytes):
     torch.testing.assert_close(found, expected, atol=1e-6 if dtype is torch.float32 else 2e-2, rtol=0)
 
 
+@pytest.mark.skipif(not has_kernel(torch.float32), reason="oneDNN is not in this PyTorch")
 def test_weights_are_packed_only_where_there_is_memory_for_them(model, monkeypatch):
     packed = []
     monkeypatch.setattr("luthier.infer.products._packed", lambda weight: packed.append(weight.nbytes) or weight)

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from luthier.workflow.text import TextSide
 
 FEW_LAYERS, MORE_LAYERS = 2, 4
-"""Models of these lengths are traced, and a longer one follows from them."""
+"""Models of these lengths are traced, and a longer one follows from them. Both are even, since the middle of the
+backward pass is then between two layers (`Trace`)."""
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 """Of code of the model that reads numbers, which tensors on `meta` do not have."""
 

@@ -292,6 +292,14 @@ class Affirming(TorchDispatchMode):
         return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
+_QUICK: dict[Any, Callable[..., Tensor]] = {
+    aten.logaddexp.default: aten.add.Tensor,
+    aten.addmm.default: lambda _, *factors, **__: aten.mm.default(*factors),
+    aten.addmm_.default: lambda total, *_, **__: total,
+}
+"""Operations that Python decomposes on `meta`, which takes a millisecond, and what has the same result there."""
+
+
 class StepCounter(TorchDispatchMode):
     """Adds up the storages that are alive after each operation, except those of `model`."""
 
@@ -311,7 +319,7 @@ class StepCounter(TorchDispatchMode):
             return 0  # a question about numbers, such as whether a row holds several samples
         if func is aten._unique2.default:
             return self._distinct(args[0])
-        result = func(*args, **(kwargs or {}))
+        result = _QUICK.get(func, func)(*args, **(kwargs or {}))
         self.num_calls += 1
         results = [
             one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, Tensor)
