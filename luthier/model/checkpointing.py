@@ -43,10 +43,11 @@ def enable_checkpointing(
     model._set_gradient_checkpointing(enable=True)
     blocks = [module for module in text_part(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     end = len(blocks) if num_layers is None else num_layers
+    trials: dict[Any, Any] = {}
     kept = {id(block) for index, block in enumerate(blocks) if index % checkpoint_every or index >= end}
     for module in model.modules():
         if "gradient_checkpointing" in vars(module):
-            way = _run_once if id(module) in kept else _checkpointer(module, use_reentrant or offload, offload)
+            way = _run_once if id(module) in kept else _checkpointer(module, use_reentrant or offload, offload, trials)
             module._gradient_checkpointing_func = way  # type: ignore[assignment]
 
 
@@ -59,13 +60,16 @@ def _run_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Callable[..., Any]:
+def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool, trials: dict[Any, Any]) -> Callable[..., Any]:
     from torch import Tensor
     from torch.utils.checkpoint import checkpoint
 
+    from luthier.model.kernels.block_end import computed_twice, only_adds_mlp
     from luthier.model.kernels.offloading import offloaded
 
     learns = any(weight.requires_grad for weight in block.parameters())
+    # The way that is not reentrant compares what both passes keep.
+    leaves_out = use_reentrant and only_adds_mlp(block, trials)
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         """`args[0]` are the hidden states; whatever carries no gradient is bound to `function` already."""
@@ -80,6 +84,7 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool) -> Cal
         if ktransformers.is_loading():
             return checkpoint(function, *args, use_reentrant=False, context_fn=ktransformers.recomputing())
         with offloaded() if offload else contextlib.nullcontext():
-            return checkpoint(function, *args, use_reentrant=use_reentrant)
+            again = computed_twice(block, function) if leaves_out else function
+            return checkpoint(again, *args, use_reentrant=use_reentrant)
 
     return run

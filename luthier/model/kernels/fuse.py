@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.model.kernels.lora_layers import computed_together, fuse_lora, project, project_gated
+from luthier.model.kernels.lora_layers import computed_together, fuse_lora, has_hooks, project, project_gated
 from luthier.model.kernels.plain_linear import fuse_plain
 from luthier.model.kernels.rms_norm import FORMS, Form, RmsNorm, rms_norm
 from luthier.model.kernels.rotary import Rotating, rotation_of
@@ -78,7 +78,7 @@ def _parts_of_one_input(module: nn.Module, trials: Trials) -> list[nn.Module]:
     parts = [module._modules.get(name) for name in QUERY_PARTS]
     if not all(isinstance(getattr(part, "out_features", None), int) for part in parts):
         return []
-    return parts if _tried(_gives_input_to_all, module, trials) else []  # type: ignore[return-value]
+    return parts if tried(_gives_input_to_all, module, trials) else []  # type: ignore[return-value]
 
 
 class _AllSeenError(LookupError):
@@ -97,7 +97,7 @@ def _gives_input_to_all(module: nn.Module) -> bool:
 
         return apply
 
-    probe = _probe(module)
+    probe = probe_of(module)
     parts: dict[str, Any] = dict(module._modules)
     for name, part in parts.items():
         vars(probe)[name] = stand_in(part) if name in QUERY_PARTS else nn.Identity()
@@ -140,12 +140,36 @@ def _normed(module: Any, form: Form, *args: Any, **given: Any) -> Any:
 
 
 def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
+    return _gated_output(module, activation, args, given, is_read=True)
+
+
+def _gated_mlp_unread(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
+    """As `_gated_mlp`, with the right gradients and any numbers."""
+    return _gated_output(module, activation, args, given, is_read=False)
+
+
+def _gated_output(module: Any, activation: Activation, args: Any, given: Any, *, is_read: bool) -> Any:
     if len(args) != 1 or given:
         return type(module).forward(module, *args, **given)
     gate, up = project((module.gate_proj, module.up_proj), args[0])
     if gate.dtype != up.dtype:
         return module.down_proj(activation.apply(gate) * up)
-    return project_gated(module.down_proj, gate, up, activation)
+    return project_gated(module.down_proj, gate, up, activation, is_read=is_read)
+
+
+@contextlib.contextmanager
+def last_product_left_out(mlp: nn.Module) -> Iterator[None]:
+    """A context in which a gated MLP that `fuse` has changed leaves out its last product where it can: the gradients
+    are right, the numbers that it puts out are not."""
+    own = vars(mlp).get("forward")
+    if has_hooks(mlp) or not (isinstance(own, partial) and own.func is _gated_mlp):
+        yield
+        return
+    mlp.forward = partial(_gated_mlp_unread, *own.args)
+    try:
+        yield
+    finally:
+        mlp.forward = own
 
 
 def form_in_use(module: nn.Module, trials: Trials) -> Form | None:
@@ -176,11 +200,11 @@ def norm_form(module: nn.Module, trials: Trials | None = None) -> Form | None:
     is_alone = not module._modules and not module._buffers and set(parameters) == {"weight"}
     if not is_alone or parameters["weight"].ndim != 1 or eps_of(module) is None:
         return None
-    return _tried(_form_found, module, trials)
+    return tried(_form_found, module, trials)
 
 
-def _tried(trial: Callable[[nn.Module], Any], module: nn.Module, trials: Trials | None) -> Any:
-    """What `trial` finds. It depends on what `_probe` copies alone."""
+def tried(trial: Callable[[nn.Module], Any], module: nn.Module, trials: Trials | None) -> Any:
+    """What `trial` finds. It depends on what `probe_of` copies alone."""
     if trials is None:
         return trial(module)
     settings = ((name, value) for name, value in sorted(vars(module).items()) if name not in INTERNAL)
@@ -206,7 +230,7 @@ def _computes(module: nn.Module, form: Form) -> bool:
     half, full = torch.bfloat16, torch.float32
     for x_dtype, weight_dtype in ((full, full), (half, half), (half, full)):
         x, weight = _numbers(NUM_ROWS, 1).to(x_dtype), _numbers(1, 2)[0].to(weight_dtype)
-        probe = _probe(module)
+        probe = probe_of(module)
         probe.weight = nn.Parameter(weight, requires_grad=False)
         try:
             found = probe.forward(x)
@@ -226,12 +250,12 @@ def gated_activation(module: nn.Module, trials: Trials | None = None) -> Activat
     """act of an MLP that computes down_proj(act(gate_proj(x)) * up_proj(x)) and no more; None of any other module."""
     parts = [module._modules.get(name) for name in GATED_PARTS]
     activation = None if None in parts else activation_of(parts[-1])  # type: ignore[arg-type]
-    return activation if activation is not None and _tried(_is_gated, module, trials) else None
+    return activation if activation is not None and tried(_is_gated, module, trials) else None
 
 
 def _is_gated(module: nn.Module) -> bool:
     x, gate, up, down = (_numbers(WIDTH, seed) for seed in range(3, 7))
-    probe = _probe(module)
+    probe = probe_of(module)
     probe.gate_proj, probe.up_proj, probe.down_proj = gate.matmul, up.matmul, down.matmul
     probe.act_fn = SILU.apply
     try:
@@ -242,7 +266,7 @@ def _is_gated(module: nn.Module) -> bool:
     return isinstance(found, Tensor) and torch.equal(found, expected)
 
 
-def _probe(module: nn.Module) -> Any:
+def probe_of(module: nn.Module) -> Any:
     """A module of the same class and settings, without weights and parts."""
     kind: Any = type(module)
     probe = kind.__new__(kind)

@@ -15,7 +15,7 @@ from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
 from luthier.model.kernels.lora_copies import Copies, has_one_adapter, learned_by
 from luthier.model.kernels.lora_linear import Weight, factors_of, lora_linear
-from luthier.model.kernels.plain_linear import has_own_products
+from luthier.model.kernels.plain_linear import has_own_products, is_plain, unread_linear
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
 from luthier.model.modules import unwrap
 
@@ -89,16 +89,22 @@ def computed_together(layers: Sequence[Any], x: Tensor | None) -> Iterator[None]
             layer.forward.ready = None
 
 
-def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O)."""
+def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation, *, is_read: bool = True) -> Tensor:
+    """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O).
+
+    With `is_read` false the gradients alone are right, if the numbers take a product of their own.
+    """
     if not torch.is_grad_enabled():
         answer: Tensor = layer(gated(gate, up, activation))
         return answer
     if _may_skip_call(layer) and computed_in(gate) == gate.dtype:
-        outputs = _computed(_copies_of([layer]), [layer], gate, up, activation)
+        outputs = _computed(_copies_of([layer]), [layer], gate, up, activation, is_read=is_read)
         if outputs is not None:
             return outputs[0]
-    projected: Tensor = layer(GatedProduct.apply(gate, up, activation))
+    inputs: Tensor = GatedProduct.apply(gate, up, activation)
+    if not is_read and is_plain(layer) and not has_hooks(layer):
+        return unread_linear(inputs, layer)
+    projected: Tensor = layer(inputs)
     return projected
 
 
@@ -137,7 +143,13 @@ def _copies_of(fused: Sequence[Any]) -> Copies:
 
 
 def _computed(
-    copies: Copies, layers: Sequence[Any], x: Tensor, up: Tensor | None = None, activation: Activation | None = None
+    copies: Copies,
+    layers: Sequence[Any],
+    x: Tensor,
+    up: Tensor | None = None,
+    activation: Activation | None = None,
+    *,
+    is_read: bool = True,
 ) -> list[Tensor] | None:
     """x (..., I) -> (..., O_i) of each of some layers without DoRA, or of a single layer. None if the kernels cannot
     compute that now."""
@@ -162,7 +174,7 @@ def _computed(
         return None
     else:
         return [_dora_linear(layers[0], inputs, weights[0], biases[0], dtype).view(*x.shape[:-1], -1)]
-    outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation)
+    outputs = lora_linear(inputs, weights, biases, factors, learned.tensors, other, activation, is_read=is_read)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
 
 

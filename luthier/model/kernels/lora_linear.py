@@ -29,6 +29,10 @@ Weight = Tensor | Callable[[], Tensor]
 """W, or what dequantizes it. It is dequantized in the forward and in the backward pass, and not kept between them."""
 
 
+_NUM_GIVEN = 7
+"""Arguments of `LoraLinear` before the weights that it learns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """A and B in the number format that is computed in."""
@@ -63,13 +67,16 @@ def lora_linear(
     learned: Sequence[Tensor],
     up: Tensor | None = None,
     activation: Activation | None = None,
+    *,
+    is_read: bool = True,
 ) -> tuple[Tensor, ...]:
     """x and up (N, I), W_i (O_i, I), b_i (O_i) -> y_i (N, O_i).
 
     All have the number format that is computed in, except `learned`: the weights that `factors` were made of, a_1, ...,
-    b_1, ..., which get the gradients. With `up`, `x` is g.
+    b_1, ..., which get the gradients. With `up`, `x` is g. With `is_read` false, y_i are any numbers, which saves the
+    products with W_i, and the gradients are right.
     """
-    outputs: tuple[Tensor, ...] = LoraLinear.apply(x, up, activation, weights, biases, factors, *learned)
+    outputs: tuple[Tensor, ...] = LoraLinear.apply(x, up, activation, weights, biases, factors, is_read, *learned)
     return outputs
 
 
@@ -85,12 +92,14 @@ class LoraLinear(torch.autograd.Function):
         weights: Sequence[Weight],
         biases: Sequence[Tensor | None],
         factors: Factors,
+        is_read: bool,
         *learned: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = x if up is None or activation is None else gated(x, up, activation)
         low = product(inputs, factors.a)
-        outputs = []
-        for weight, bias, own_low, b in zip(weights, biases, _columns(low, factors.ranks), factors.b, strict=True):
+        outputs = [] if is_read else [inputs.new_empty(len(inputs), len(b)) for b in factors.b]
+        parts = zip(weights, biases, _columns(low, factors.ranks), factors.b, strict=True) if is_read else ()
+        for weight, bias, own_low, b in parts:
             matrix = weight if isinstance(weight, Tensor) else weight()
             y = product(inputs, matrix) if bias is None else torch.addmm(bias, inputs, matrix.T)
             outputs.append(y.addmm_(own_low, b.T))
@@ -120,17 +129,17 @@ class LoraLinear(torch.autograd.Function):
         inputs = x
         if up is not None:
             acted = ctx.activation.apply(x)
-            inputs = acted * up if any(needs[6 : 6 + len(dy)]) else x
+            inputs = acted * up if any(needs[_NUM_GIVEN : _NUM_GIVEN + len(dy)]) else x
             dx, du = (None, None) if dx is None else gated_backward(dx, x, up, acted, ctx.activation)
         grads = _gradients(ctx, dy, inputs, low, d_low, a, b)
-        return dx, du, None, None, None, None, *grads
+        return dx, du, None, None, None, None, None, *grads
 
 
 def _gradients(
     ctx: Any, dy: Sequence[Tensor], x: Tensor, low: Tensor, d_low: Tensor, a: Tensor, b: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Of a_1, ..., b_1, ... They share their memory, so one kernel turns them all into the format of the weights."""
-    needs = ctx.needs_input_grad[6:]
+    needs = ctx.needs_input_grad[_NUM_GIVEN:]
     needs_a, needs_b = any(needs[: len(dy)]), any(needs[len(dy) :])
     shapes = [a.shape] * needs_a + [one.shape for one in b] * needs_b
     memory = x.new_empty(sum(shape.numel() for shape in shapes))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from luthier.model.dtype import computed_in
 from luthier.model.kernels.products import is_better_here, is_faster, one_dnn, product
 
 LEAST_WEIGHTS = 2**16
@@ -27,24 +28,39 @@ class PlainForward:
         weight, bias = self.layer.weight, self.layer.bias
         if torch.compiler.is_compiling() or x.ndim < 2 or not is_faster(x.flatten(0, -2), weight):
             return linear(x, weight, bias)
-        y: Tensor = PlainLinear.apply(x.flatten(0, -2), weight, bias)
+        y: Tensor = PlainLinear.apply(x.flatten(0, -2), weight, bias, True)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class PlainLinear(torch.autograd.Function):
-    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU."""
+    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU if it `is_read`. Else any numbers,
+    with the right gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, is_read: bool) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return one_dnn(x, weight, bias)
+        return one_dnn(x, weight, bias) if is_read else x.new_empty(len(x), len(weight))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         dx = product(dy, weight.T) if needs_x else None
-        return dx, dy.T @ x if needs_weight else None, dy.sum(0) if needs_bias else None
+        return dx, dy.T @ x if needs_weight else None, dy.sum(0) if needs_bias else None, None
+
+
+def unread_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """x (..., I) -> (..., O): any numbers, with the gradients of `layer`, which `is_plain`."""
+    dtype = computed_in(x)
+    weight, bias = layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
+    y: Tensor = PlainLinear.apply(x.flatten(0, -2).to(dtype), weight, bias, False)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether it is a linear layer of PyTorch with an ordinary weight, and no other library has changed its code."""
+    is_own = "forward" not in vars(layer) or has_own_products(layer)
+    return type(layer) is nn.Linear and is_own and type(layer.weight) is nn.Parameter
 
 
 def has_own_products(layer: nn.Module) -> bool:

@@ -176,7 +176,9 @@ def test_groups_are_found_and_called_together(monkeypatch):
     copies = model.base_model.model.model.layers[0].mlp.up_proj.forward.copies
     assert sorted(len(learned_by(group).a) for group in copies.groups) == [1] * 6 + [3] * NUM_LAYERS
     sizes, own = [], lora_layers.lora_linear
-    monkeypatch.setattr(lora_layers, "lora_linear", lambda *args: sizes.append(len(args[1])) or own(*args))
+    monkeypatch.setattr(
+        lora_layers, "lora_linear", lambda *args, **given: sizes.append(len(args[1])) or own(*args, **given)
+    )
     loss_and_grads(model)
     assert sizes == [3, 1, 1, 1] * NUM_LAYERS
 
