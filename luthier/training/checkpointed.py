@@ -46,6 +46,7 @@ from luthier.training.kept_settings import telling_kept_settings
 from luthier.training.nonfinite import NonFiniteWatch
 from luthier.training.parts import TrainingParts
 from luthier.training.report import write_json
+from luthier.training.resumed_rates import follow_schedule, keeping_rates
 from luthier.training.shared_save import SharedSave
 from luthier.training.unlogged import KEY as UNLOGGED
 from luthier.training.unlogged import Unlogged
@@ -149,12 +150,9 @@ class CheckpointedTrainer(Trainer):
         if saved is None or not all(gather_object([is_there])):
             return None
         assert self.lr_scheduler is not None and self.optimizer is not None, "training has begun"
-        schedule, rates = self.lr_scheduler.state_dict(), [group["lr"] for group in self.optimizer.param_groups]
-        self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
-        self._load_optimizer_and_scheduler(str(saved))
-        self.lr_scheduler.load_state_dict(schedule)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        with keeping_rates(self.optimizer, self.lr_scheduler):
+            self._load_learned(saved, self.model_wrapped if self.is_fsdp_enabled else None)
+            self._load_optimizer_and_scheduler(str(saved))
         if self.parts.rollouts is not None:
             self.parts.rollouts.rows = []  # of another policy; the next step samples again
         return saved
@@ -184,6 +182,8 @@ class CheckpointedTrainer(Trainer):
                 split_state.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            follow_schedule(self.lr_scheduler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_distributed_loading_by_transformers:

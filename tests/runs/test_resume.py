@@ -1,6 +1,7 @@
 """A resumed run ends with the weights and losses of an uninterrupted one, bit for bit."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,17 @@ def test_two_runs_with_a_longer_second_one(world, tmp_path):
     luthier.train({**values, "output_dir": str(tmp_path / "out"), "max_steps": 4})
     result = luthier.train({**values, "output_dir": str(tmp_path / "out")})
     assert_same_end(tmp_path / "out", result, tmp_path / "whole", losses(whole))
+
+
+@pytest.mark.parametrize(("step", "optim"), [(8, "adamw_torch"), (4, "sgd")])
+def test_a_run_that_is_resumed_with_more_steps_follows_its_new_schedule(world, tmp_path, step, optim):
+    """After 8 of 8 steps the rate is 0; the first of four more steps learns all the same."""
+    values = {**world, **KINDS["sft full"], "optim": optim, "output_dir": str(tmp_path / "out")}
+    luthier.train({**values, "max_steps": step})
+    result = luthier.train({**values, "max_steps": 12})
+    rates = [line["learning_rate"] for line in result.log_history if "loss" in line][step:]
+    expected = [world["learning_rate"] * (1 + math.cos(math.pi * n / 12)) / 2 for n in range(step, 12)]
+    assert rates == pytest.approx(expected)
 
 
 def test_resuming_within_an_epoch_with_accumulation(world, tmp_path):
