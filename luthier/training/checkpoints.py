@@ -36,6 +36,7 @@ STATES = {
     "random numbers": ("rng_state*",),
 }
 """What training continues from, and the files that hold it; DeepSpeed puts all of it into `global_stepN/`."""
+NO_FOLDER = "there is no such folder"
 LONG_CHECK_BYTES = 2_000_000_000
 _SET_ASIDE = re.compile(r"\.(checkpoint-\d+)(?:\.(\d{1,9})\.(h[0-9a-f]{7}))?\.earlier")
 """`.checkpoint-8.PID.HOST.earlier`; earlier versions wrote neither process nor host."""
@@ -296,11 +297,16 @@ def _names(folders: Iterable[Path]) -> str:
     return ", ".join(folder.name for folder in sorted(folders, key=step_of))
 
 
+def others_than(folder: Path) -> str:
+    """The remedy for a checkpoint that is not there."""
+    names = _names(checkpoints_in(folder.parent))
+    return f"choose one of {names}" if names else "correct the path, or leave it out"
+
+
 def _require_whole(folder: Path) -> None:
     key = f"resume_from_checkpoint: {folder}"
     if not folder.is_dir():
-        names = _names(checkpoints_in(folder.parent))
-        raise OutputError(f"{key}: there is no such folder" + (f" -> choose one of {names}" if names else ""))
+        raise OutputError(f"{key}: {NO_FOLDER} -> {others_than(folder)}")
     inner = newest_whole(folder)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")

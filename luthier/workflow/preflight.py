@@ -17,7 +17,13 @@ from luthier.core.registry import did_you_mean
 from luthier.model.adapters._continued import local_problems
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
-from luthier.workflow.requirements import engine_problems, library_problems, quantizer_problems, source_problems
+from luthier.workflow.requirements import (
+    checkpoint_problems,
+    engine_problems,
+    library_problems,
+    quantizer_problems,
+    source_problems,
+)
 
 MUST_EXIST = {"model_name_or_path", "dataset_dir", "deepspeed", "fsdp_config", "accelerator_config"}
 """Paths whose absence is an error of its own."""
@@ -39,7 +45,7 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     draft.add((), [*text_only_problems(run), *path_problems(run)])
     missing = [*source_problems(run), *quantizer_problems(run), *engine_problems(run)]
     if trained is not None:
-        missing += [*library_problems(trained), *frozen_model_problems(trained)]
+        missing += [*library_problems(trained), *frozen_model_problems(trained), *checkpoint_problems(trained)]
         draft.add((), local_problems(trained))
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()

@@ -27,6 +27,7 @@ from luthier.model.quantization._prequantized import (
     training_problems,
 )
 from luthier.stages._reward import RewardConfig
+from luthier.training.checkpoints import NO_FOLDER, others_than
 from luthier.workflow import bridge, mcore
 
 TRACKER_MODULES = {
@@ -67,6 +68,15 @@ def source_problems(run: Run) -> Iterator[Problem]:
         except ModelError as error:
             faults.append(_about(key, name, error))
     yield from faults or series_problems(key, names, model_source(keys), keys.adapter_folder, AS_ADAPTERS)
+
+
+def checkpoint_problems(run: TrainRun) -> Iterator[Problem]:
+    """A checkpoint to resume from that is not there. Whether it is whole is found out when training begins."""
+    name = run.training["resume_from_checkpoint"]
+    if run.trains and str(name or "").lower() not in ("", "true", "false"):
+        folder = Path(str(name)).expanduser()
+        if not folder.is_dir():
+            yield Problem("resume_from_checkpoint", NO_FOLDER, others_than(folder), value=name, has_value=True)
 
 
 def series_problems(

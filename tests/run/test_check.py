@@ -65,6 +65,25 @@ def test_a_library_may_be_on_another_machine(folder, capsys, monkeypatch, keys, 
 
 
 @pytest.mark.parametrize(
+    ("there", "remedy"),
+    [((), "correct the path, or leave it out"), ((4, 12), "choose one of checkpoint-4, checkpoint-12")],
+)
+def test_a_checkpoint_may_be_on_another_machine(folder, capsys, there, remedy):
+    """So check warns of one that is missing, and the run itself does not start."""
+    for step in there:
+        (folder / "out" / f"checkpoint-{step}").mkdir(parents=True)
+    run = write(folder, resume_from_checkpoint="out/checkpoint-8")
+    assert cli.main(["check", run]) == 0
+    captured = capsys.readouterr()
+    told = f"resume_from_checkpoint: 'out/checkpoint-8': there is no such folder -> {remedy}"
+    assert told in captured.out and captured.err == ""
+    assert cli.main(["train", run]) == 2
+    assert told in capsys.readouterr().err and not (folder / "o").exists()
+    assert cli.main(["check", write(folder, resume_from_checkpoint=True)]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("keys", "kind"),
     [
         ({"model_name_or_path": "m", "export_dir": "e"}, "export"),
