@@ -39,6 +39,7 @@ from luthier.data.rows.encoding import Encoding, encode_last_turns
 from luthier.data.rows.listing import media_items
 from luthier.data.rows.maker import Parts, RowMaker, items_of
 from luthier.data.rows.table import Table, joined
+from luthier.data.rows.tags import warn_of_tags
 from luthier.data.sources.catalog import DatasetSpec, load_catalog
 from luthier.data.sources.read import read_rows
 from luthier.data.types import Dialogue
@@ -130,9 +131,12 @@ def prepare(run: "TrainRun", plan: "RowPlan", encoding: Encoding) -> PreparedDat
     if holds_tokenized_rows(run.data):
         assert run.data.tokenized_path is not None, "the rows are read from there"
         info(f"data: using the tokenized rows in {run.data.tokenized_path}; other data keys are ignored")
-        return _saved(run, plan, encoding, Path(run.data.tokenized_path))
+        data = _saved(run, plan, encoding, Path(run.data.tokenized_path))
+        warn_of_tags(plan, data.table)
+        return data
     tell_machines(run.data)
     data = _prepared(run, plan, encoding)
+    warn_of_tags(plan, data.table)
     if run.data.tokenized_path is not None and _makes(run.data.data_shared_file_system):
         record = {**made_by(run, plan, encoding), "files": file_hashes(run, cache_of(run.data).folder)}
         save_tokenized(Path(run.data.tokenized_path), data.table, data.eval, data.prompts, data.ledger, record)

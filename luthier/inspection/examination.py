@@ -2,6 +2,7 @@
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ BATCH_ROWS = 500
 UNREADABLE = "unreadable_data"
 """The check name of findings about a whole dataset: it cannot be read, or not to its end."""
 
+ONE_SIDED = "one_sided_tags"
+"""The check name of a finding about all training rows together."""
+
 
 @dataclass(slots=True)
 class Examination:
@@ -45,6 +49,7 @@ class Examination:
         context = context_of(run, encoding, has_targets=stage.rows.has_targets)
         checks: list[Check] = [CHECKS.get(name) for name in CHECKS.names]
         exact, near = ExactDuplicates(), self._near_duplicates()
+        tags = {name: Counter[int]() for name in stage.rows.tags}
         for sample in self._samples(run, stage, encoding):
             if isinstance(sample, Finding):
                 yield sample
@@ -56,8 +61,14 @@ class Examination:
             counts = self.num_rows[sample.split]
             counts[sample.dataset] = counts.get(sample.dataset, 0) + 1
             self.lengths[sample.split].extend(max(part.num_tokens for part in row) for row in sample.rows)
+            if sample.split == "train" and sample.rows:
+                for name, tag in stage.rows.tags.items():
+                    tags[name][tag(sample.example)] += 1
             for check in checks:
                 yield from check.find(sample, context)
+        one_sided = stage.rows.one_sided and stage.rows.one_sided(tags)
+        if one_sided:
+            yield Finding(ONE_SIDED, "warning", ", ".join(run.data.dataset), "train", None, *one_sided)
 
     def _near_duplicates(self) -> NearDuplicates | None:
         try:

@@ -338,6 +338,27 @@ WITH_THOUGHTS: dict[str, tuple[dict[str, Any], Any, int]] = {
 """Stage -> (description, (question, answer) -> row, number of the row's answers that are learned)."""
 
 
+@pytest.mark.parametrize(
+    ("liked", "told"),
+    [
+        ((True, True, True), "kto_tag: 3 training rows are liked and 0 disliked"),
+        ((False, False), "kto_tag: 0 training rows are liked and 2 disliked"),
+        ((True, False, True), None),
+    ],
+)
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_kto_rows_of_one_kind_are_a_warning(dataset, tmp_path, said, liked, told, is_saved):
+    rows = [{"messages": [{**Q, "content": f"{number}?"}, PLAIN], "liked": value} for number, value in enumerate(liked)]
+    values = dataset(rows, entry=RATED, stage="kto")
+    if is_saved:
+        values["tokenized_path"] = str(tmp_path / "tokenized")
+        prepared(values)
+        said.clear()
+    prepared(values)
+    found = [message for message in said if "kto_tag" in message]
+    assert len(found) == bool(told) and all(told in message for message in found)
+
+
 TEACHER = {"gkd": {"teacher_model": "t"}}
 
 

@@ -113,6 +113,17 @@ def test_empty_answers(doctor):
     assert found(findings) == [("empty_answers", "warning", [3]), ("empty_answers", "warning", [4])]
 
 
+@pytest.mark.parametrize(("liked", "status"), [((1, 1), 1), ((0, 0), 1), ((1, 0), 0)])
+def test_feedback_of_one_kind(doctor, liked, status):
+    rows = [{**row, "good": bool(value)} for row, value in zip(CLEAN, liked, strict=True)]
+    form = {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "good"}}
+    findings, _, ended = doctor(rows, None, "--strict", form=form, stage="kto")
+    assert [(one["check"], one["severity"]) for one in findings] == [("one_sided_tags", "warning")] * status
+    assert ended == status
+    if findings:
+        assert f"{sum(liked)} training rows are liked and {2 - sum(liked)} disliked" in findings[0]["what"]
+
+
 def test_role_order(doctor):
     rows = [
         talk(("human", "a"), ("gpt", "b")),

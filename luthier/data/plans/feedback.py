@@ -1,6 +1,7 @@
 """Answers that somebody liked or disliked, each with the tag `kto_tags` (kto)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import RowError
@@ -41,10 +42,21 @@ def packer(run: "TrainRun", encoding: "Encoding") -> MismatchedPairs:
     return MismatchedPairs(run.data.cutoff_len, marks)
 
 
+def one_sided(counts: Mapping[str, Counter[int]]) -> tuple[str, str] | None:
+    """Answers that are all liked or all disliked: no answer shows the difference that the rewards are to learn."""
+    liked, disliked = counts["kto_tags"][1], counts["kto_tags"][0]
+    if bool(liked) == bool(disliked):
+        return None
+    missing = "disliked" if liked else "liked"
+    what = f"kto_tag: {liked} training rows are liked and {disliked} disliked, and kto learns what distinguishes them"
+    return what, f"add {missing} answers, or check the column that holds the tag"
+
+
 FEEDBACK = RowPlan(
     name="feedback",
     examples=(Feedback,),
     tags={"kto_tags": lambda example: int(example.liked)},
+    one_sided=one_sided,
     write=write,
     label=label,
     packer=packer,

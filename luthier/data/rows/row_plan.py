@@ -3,6 +3,7 @@
 Each file of `luthier.data.plans` is one. `luthier.data.rows.columns` explains the parts and columns of rows.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -94,6 +95,8 @@ class RowPlan:
     """The prefix of the columns of each part."""
     tags: Mapping[str, Callable[[Any], int]] = field(default_factory=dict)
     """Column -> the whole number that an example has there, beside its tokens."""
+    one_sided: "Callable[[Mapping[str, Counter[int]]], tuple[str, str] | None] | None" = None
+    """(tag -> how many training rows have each number) -> (what is missing among them, remedy), if anything is."""
     settings: Callable[[Any], RowSettings] = no_settings
     """(the keys of the method) -> those that decide its rows."""
     write: "Callable[[Any, Encoding, RowSettings], Sequence[tuple[Written, ...]]]"
