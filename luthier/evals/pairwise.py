@@ -14,10 +14,11 @@ Win rate: (wins + ties / 2) / pairs. Its interval is that of wins - losses (`lut
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+from luthier.core.threads import all_in_threads
 from luthier.evals.judge_client import JudgeClient
 from luthier.evals.paired import score_interval
 
@@ -63,12 +64,7 @@ class Judgement:
 
 def judge_all(client: JudgeClient, pairs: Sequence[Pair]) -> list[Judgement]:
     """The judgements in the order of the pairs; several requests run at the same time."""
-    with ThreadPoolExecutor(NUM_REQUESTS_AT_ONCE) as threads:
-        running = [threads.submit(judge, client, pair) for pair in pairs]
-        try:
-            return [judged.result() for judged in running]
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    return all_in_threads([partial(judge, client, pair) for pair in pairs], NUM_REQUESTS_AT_ONCE)
 
 
 def judge(client: JudgeClient, pair: Pair) -> Judgement:

@@ -1,9 +1,10 @@
 import signal
 import threading
+from functools import partial
 
 import pytest
 
-from luthier.core.threads import in_own_thread
+from luthier.core.threads import all_in_threads, in_own_thread
 
 
 def test_the_thread_ends_with_its_work():
@@ -36,3 +37,31 @@ def test_an_interrupt_does_not_wait_for_the_work():
         assert not ended
     finally:
         end.set()
+
+
+def test_several_threads_keep_the_order_and_run_together():
+    meet = threading.Barrier(3)
+
+    def work(number):
+        meet.wait(60)
+        return number
+
+    assert all_in_threads([partial(work, n) for n in range(6)], 3) == list(range(6))
+    assert all_in_threads([], 3) == []
+
+
+def test_a_fault_in_one_of_several_threads_does_not_wait_for_the_others():
+    end, begun = threading.Event(), []
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            raise LookupError("not there")
+        assert end.wait(60)
+
+    try:
+        with pytest.raises(LookupError, match="not there"):
+            all_in_threads([partial(work, n) for n in range(9)], 2)
+    finally:
+        end.set()
+    assert sorted(begun) == [0, 1] or sorted(begun) == [0, 1, 2]

@@ -1,5 +1,9 @@
 """Pairs judged in both orders by a real server with a rule, counted by hand."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from luthier.core.errors import InvalidInput
@@ -95,3 +99,29 @@ def test_outcomes(ours_first, theirs_first, outcome, is_consistent):
 def test_the_judge_sees_question_and_both_answers():
     shown = messages("What is 2 + 2?", "four", "five")[-1]["content"]
     assert shown.index("What is 2 + 2?") < shown.index("four") < shown.index("five")
+
+
+SILENT_JUDGE = """
+import socket, threading
+from luthier.evals.judge_client import JudgeClient
+from luthier.evals.pairwise import Pair, judge_all
+from luthier.training.callbacks.interrupt import StopOnSignal
+
+with socket.create_server(("127.0.0.1", 0)) as server, StopOnSignal():
+    held = []
+    def accept():
+        held.append(server.accept())
+        print("asked", flush=True)
+    threading.Thread(target=accept, daemon=True).start()
+    judge_all(JudgeClient(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "judge"), [Pair("q", "a", "b")] * 9)
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_judge_that_is_silent():
+    process = subprocess.Popen([sys.executable, "-c", SILENT_JUDGE], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None and any("press Ctrl-C again" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert process.returncode != 0
