@@ -111,16 +111,17 @@ async def events(completion: Completion, answers: Answers) -> AsyncGenerator[byt
     request = completion.request
     has_usage = bool(request.stream_options and request.stream_options.include_usage)
     at_once = completion.drops_answer or (bool(request.echo) and request.logprobs is not None)
-    lengths = [0] * completion.num_choices
+    offsets = [0] * completion.num_choices
     num_new = 0
 
     def chunk(number: int, text: str, tokens: Sequence[Token], reason: str | None) -> bytes:
         choice: dict[str, Any] = {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
         if request.logprobs is not None and tokens:
-            choice["logprobs"] = completion_logprobs(tokens, completion.model.texts, lengths[number])
+            choice["logprobs"] = completion_logprobs(tokens, completion.model.texts, offsets[number])
+            # Not the text so far: the end of a token is held back where a stop string may have begun.
+            offsets[number] += sum(len(completion.model.texts.of(token.id)[0]) for token in tokens)
         if request.return_token_ids:
             choice["token_ids"] = [token.id for token in tokens]
-        lengths[number] += len(text)
         return event({**_head(completion), "choices": [choice], **({"usage": None} if has_usage else {})})
 
     if request.echo and not at_once:

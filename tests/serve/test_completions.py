@@ -6,7 +6,8 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.fakes import chat_model, serving
+from luthier.infer.types import Answer, Piece
+from tests.serve.fakes import ScriptedEngine, ScriptedTicket, chat_model, serving
 
 PATH = "/v1/completions"
 
@@ -79,6 +80,25 @@ def test_a_stream_adds_up_to_the_whole(server, fields):
         if choice["logprobs"]:
             tokens = [token for one in mine if one["logprobs"] for token in one["logprobs"]["tokens"]]
             assert tokens == choice["logprobs"]["tokens"]
+
+
+def test_the_offsets_of_a_stream_are_those_of_the_whole():
+    """Of a token whose last letters may begin a stop string, the text comes later than the token itself."""
+
+    class Holding(ScriptedEngine):
+        def submit(self, prompt_ids, settings, deliver):
+            first, second = self._tokens("ab", settings)
+            deliver(Piece("", (first,)))
+            deliver(Piece("ab", (second,)))
+            said = {"text": "ab", "tokens": (first, second), "num_new_tokens": 2, "finish_reason": "length"}
+            deliver(Answer(num_prompt_tokens=len(prompt_ids), **said))
+            return ScriptedTicket()
+
+    with serving(chat_model(engine=Holding(lambda prompt: []))) as (url, _):
+        (whole,) = post((url,), prompt="x", logprobs=0).json()["choices"]
+        chunks = chunks_of(post((url,), prompt="x", logprobs=0, stream=True))
+    parts = [one["logprobs"] for chunk in chunks for one in chunk["choices"] if one["logprobs"]]
+    assert [offset for part in parts for offset in part["text_offset"]] == whole["logprobs"]["text_offset"] == [0, 1]
 
 
 def test_the_client_of_openai(server):
