@@ -2,6 +2,7 @@
 
 import math
 import signal
+import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -45,6 +46,9 @@ def test_a_function_gets_what_it_has_parameters_for():
         (None, "returned a NoneType"),
         ([1.0, math.nan], "the score of answer 1 is nan"),
         ([math.inf, 1.0], "the score of answer 0 is inf"),
+        ([10**400, 1.0], "the score of answer 0 is 1000"),
+        ([1.0, [2.0]], r"the score of answer 1 is \[2"),
+        ({"a": 1.0, "b": 2.0}, "returned a dict"),
         ([1.0, "good"], "the score of answer 1 is 'good'"),
     ],
 )
@@ -189,3 +193,51 @@ def test_functions_are_found_in_files_and_modules(tmp_path):
     file.write_text("1 / 0\n")
     with pytest.raises(InvalidInput, match="ZeroDivisionError"):
         load_function(f"{file}:short")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "num_requests", "message"),
+    [
+        ([429, 503], 3, None),
+        ([429, 429, 429], 3, "no scores (status 429: busy)"),
+        ([422], 1, "no scores (status 422: busy)"),
+    ],
+)
+def test_a_busy_server_is_asked_again(statuses, num_requests, message):
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            is_busy = len(asked) <= len(statuses)
+            data = b"busy" if is_busy else b'{"scores": [1, 2.5]}'
+            self.send_response(statuses[len(asked) - 1] if is_busy else 200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format, *args):
+            """Tests print nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Busy)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    reward = RewardServer(f"http://127.0.0.1:{server.server_port}/", pause_seconds=0.0)
+    try:
+        if message is None:
+            assert reward(ANSWERS) == [1.0, 2.5]
+        else:
+            with pytest.raises(RunFailed) as caught:
+                reward(ANSWERS)
+            assert message in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(asked) == num_requests
+
+
+def test_a_server_that_is_too_slow():
+    with socket.create_server(("127.0.0.1", 0)) as server:  # connections wait, and nobody answers
+        reward = RewardServer(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout_seconds=0.02, pause_seconds=0.0)
+        with pytest.raises(RunFailed, match=r"no scores \(timed out\)"):
+            reward(ANSWERS)

@@ -3,7 +3,7 @@
 Each file in this folder is one kind: the user's Python functions, a reward model, a server.
 """
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,8 @@ def checked(who: str, scores: Any, answers: Sequence[Answered]) -> list[float]:
     if len(scores) != len(answers):
         raise RunFailed(f"{who}: it returned {len(scores)} scores for {len(answers)} answers -> return one per answer")
     for number, (score, answered) in enumerate(zip(scores, answers, strict=True)):
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        # Not `math.isfinite`: it fails on whole numbers that no float holds, which JSON may have.
+        if not isinstance(score, int | float) or not -sys.float_info.max <= score <= sys.float_info.max:
             raise RunFailed(
                 f"{who}: the score of answer {number} is {score!r}, not a finite number; prompt"
                 f" {answered.prompt[-80:]!r}, answer {answered.answer[:80]!r}"

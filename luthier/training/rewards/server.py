@@ -11,7 +11,10 @@ from luthier.core.log import warn
 from luthier.core.refusals import body_of
 from luthier.training.rewards import Answered, checked
 
-TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 60.0, 3, 1.0
+TIMEOUT_SECONDS, NUM_ATTEMPTS, PAUSE_SECONDS = 600.0, 3, 1.0
+"""One request has all answers of a rollout, which a large reward model scores for minutes."""
+RETRIED = (408, 425, 429)
+"""Statuses below 500 that may pass, such as that of a busy server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class RewardServer:
                     return json.loads(response.read())
             except HTTPError as fault:
                 reason = f"status {fault.code}: {body_of(fault, 200).decode(errors='replace')}"
-                if fault.code < 500:
+                if fault.code < 500 and fault.code not in RETRIED:
                     break
             # no connection, too slow, cut off, no JSON, or lists without end
             except (OSError, HTTPException, ValueError, RecursionError) as fault:
