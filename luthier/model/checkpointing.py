@@ -28,7 +28,7 @@ def enable_checkpointing(
     checkpoint_every: int = 1,
     num_layers: int | None = None,
 ) -> None:
-    """Checkpoint the blocks of `model`, whose trainable parameters must be settled by now.
+    """Checkpoint the blocks of `model`.
 
     `use_reentrant`: PyTorch's reentrant way, which needs an input with a gradient and gets one here. `offload`: keep
     the inputs of blocks in main memory, which needs the reentrant way. `checkpoint_every`: 1 for all blocks.
@@ -67,7 +67,6 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool, trials
     from luthier.model.kernels.block_end import computed_twice, only_adds_mlp
     from luthier.model.kernels.offloading import offloaded
 
-    learns = any(weight.requires_grad for weight in block.parameters())
     # The way that is not reentrant compares what both passes keep.
     leaves_out = use_reentrant and only_adds_mlp(block, trials)
 
@@ -75,7 +74,8 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool, trials
         """`args[0]` are the hidden states; whatever carries no gradient is bound to `function` already."""
         inputs = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
         if not any(tensor.requires_grad for tensor in inputs):
-            if not learns:
+            # Asked at each step, since an optimizer may train the blocks in turn (BAdam).
+            if not any(weight.requires_grad for weight in block.parameters()):
                 return function(*args)
             if not inputs:  # they are bound to `function`, too (Llama 4); the reentrant way would miss their gradient
                 return checkpoint(function, *args, use_reentrant=False)

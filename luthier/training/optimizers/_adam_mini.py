@@ -32,10 +32,10 @@ class AdamMini(Optimizer):
         state["step"] += 1
         state["exp_avg"].lerp_(grad, 1 - beta1)
         state["exp_avg_sq"].lerp_(squares, 1 - beta2)
-        mean = state["exp_avg"] / (1 - beta1 ** state["step"])
+        mean = in_blocks(state["exp_avg"] / (1 - beta1 ** state["step"]), group["block"])
         size = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
-        weight.mul_(1 - lr * group["weight_decay"])
-        weight.sub_(lr * (in_blocks(mean, group["block"]) / size[:, None]).view_as(weight))
+        update = mean.div_(size[:, None]).mul_(lr)  # in place, as the embedding may be large
+        weight.mul_(1 - lr * group["weight_decay"]).sub_(update.view_as(weight))
 
 
 def in_blocks(values: torch.Tensor, block: str | int) -> torch.Tensor:

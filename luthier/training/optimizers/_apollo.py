@@ -50,7 +50,7 @@ class Apollo(Optimizer):
                     update = (
                         self._scaled(weight, group) if group["projected"] else self._adam(weight, weight.grad, group)
                     )
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.mul_(group["lr"]))
 
     def _adam(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """m^ / (sqrt(v^) + eps)"""
@@ -62,7 +62,8 @@ class Apollo(Optimizer):
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
         mean = state["exp_avg"] / (1 - beta1 ** state["num_steps"])
-        return mean / ((state["exp_avg_sq"] / (1 - beta2 ** state["num_steps"])).sqrt() + group["eps"])
+        size = (state["exp_avg_sq"] / (1 - beta2 ** state["num_steps"])).sqrt_().add_(group["eps"])
+        return mean.div_(size)  # in place, as the embedding may be large
 
     def _scaled(self, weight: torch.nn.Parameter, group: dict[str, Any]) -> torch.Tensor:
         state, gradient = self.state[weight], weight.grad
@@ -82,10 +83,11 @@ class Apollo(Optimizer):
         factors = adapted.norm(dim=across, keepdim=True) / (low.norm(dim=across, keepdim=True) + TINY)
         update = gradient * factors
         if self.scales_first:
-            update = update * self.scale**0.5
+            update.mul_(self.scale**0.5)
         length = update.norm()
         if "length" in state:
             limiter = (length / (state["length"] + TINY)).clamp(min=MAX_GROWTH) / MAX_GROWTH
-            update, length = update / limiter, length / limiter
+            update.div_(limiter)
+            length = length / limiter
         state["length"] = length
-        return update if self.scales_first else update * self.scale**0.5
+        return update if self.scales_first else update.mul_(self.scale**0.5)

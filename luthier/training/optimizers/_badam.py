@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from luthier.training.optimizers._seeds import seed_from
 
-Picks = Mapping[torch.nn.Parameter, torch.Tensor | None]
+Picks = Mapping[torch.nn.Parameter, torch.Tensor | slice | None]
 """Weight -> its trained flat indices, or None for the whole weight. Weights that are not listed are frozen."""
 
 MIN_SHARED_SIZE = 100
@@ -64,6 +64,12 @@ class BlockCoordinateDescent(Optimizer):
         self.inner = self.build_inner(groups)
         self.report(part)
 
+    def _end(self) -> None:
+        """Free what the part held before the next one gets its own."""
+        self.stand_ins.clear()
+        self.inner.state.clear()
+        self.inner.param_groups.clear()
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
@@ -85,6 +91,7 @@ class BlockCoordinateDescent(Optimizer):
         self.num_steps += 1
         part = self.part_of(self._turn())
         if part != self.part:
+            self._end()
             self._begin(part)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,6 +104,7 @@ class BlockCoordinateDescent(Optimizer):
         self.num_steps = state_dict["num_steps"]
         part = self.part_of(self._turn())
         if part != self.part:
+            self._end()
             self._begin(part)
         self.inner.load_state_dict(state_dict["inner"])
         copies = [stand_in for weight, stand_in in self.stand_ins.items() if stand_in is not weight]
@@ -105,7 +113,7 @@ class BlockCoordinateDescent(Optimizer):
                 stand_in.copy_(copy)
 
 
-def _stand_in(weight: torch.nn.Parameter, index: torch.Tensor | None) -> torch.nn.Parameter:
+def _stand_in(weight: torch.nn.Parameter, index: torch.Tensor | slice | None) -> torch.nn.Parameter:
     if index is None and weight.element_size() >= 4:
         return weight
     values = weight.detach() if index is None else weight.detach().flatten()[index]
@@ -138,7 +146,7 @@ def share_of(
     """Turn -> a random share `ratio` of each weight: adjacent entries, or entries anywhere."""
 
     def picks(turn: int) -> Picks:
-        found: dict[torch.nn.Parameter, torch.Tensor | None] = {}
+        found: dict[torch.nn.Parameter, torch.Tensor | slice | None] = {}
         for number, weight in enumerate(weights):
             generator = torch.Generator().manual_seed(seed_from(seed, number, turn))
             size = weight.numel()
@@ -147,9 +155,12 @@ def share_of(
                 found[weight] = None
             elif adjacent:
                 first = int(torch.randint(size - num_picked + 1, (), generator=generator))
-                found[weight] = torch.arange(first, first + num_picked, device=weight.device)
+                found[weight] = slice(first, first + num_picked)
             else:
-                found[weight] = torch.randperm(size, generator=generator)[:num_picked].sort().values.to(weight.device)
+                # The numbers are drawn on the CPU, so they are the same on every device.
+                place = "meta" if weight.is_meta else "cpu"
+                drawn = torch.randperm(size, generator=generator, device=place)[:num_picked]
+                found[weight] = drawn.sort().values.to(weight.device)
         return found
 
     return picks

@@ -36,10 +36,10 @@ def low_shape(shape: Sequence[int], rank: int, sides: tuple[bool, bool]) -> tupl
 def singular_vectors(gradient: "Tensor", rank: int, sides: tuple[bool, bool]) -> "tuple[Tensor | None, Tensor | None]":
     """P and Q from the SVD of a gradient, in its dtype: the first r left and right singular vectors."""
     left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
-    dtype = gradient.dtype
+    # Copied, since a slice would keep all singular vectors in memory.
     return (
-        left[:, :rank].to(dtype).contiguous() if sides[0] else None,
-        right[:rank].to(dtype).contiguous() if sides[1] else None,
+        left[:, :rank].to(gradient.dtype).clone(memory_format=torch.contiguous_format) if sides[0] else None,
+        right[:rank].to(gradient.dtype).clone(memory_format=torch.contiguous_format) if sides[1] else None,
     )
 
 
@@ -47,7 +47,7 @@ def random_vectors(
     gradient: "Tensor", rank: int, sides: tuple[bool, bool], seed: int
 ) -> "tuple[Tensor | None, Tensor | None]":
     """P or Q with independent normal entries of variance 1 / r, which preserves norms on average."""
-    generator = torch.Generator(gradient.device).manual_seed(seed)
+    generator = torch.Generator("cpu" if gradient.is_meta else gradient.device).manual_seed(seed)
     rank = min(rank, *gradient.shape)
     shape = (gradient.shape[0], rank) if sides[0] else (rank, gradient.shape[1])
     random = torch.randn(shape, generator=generator, device=gradient.device) / rank**0.5
