@@ -40,6 +40,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "stage": "pt", "dataset": "plain", "finetuning_type": "full", "cutoff_len": 1024,
         "gradient_accumulation_steps": 2, **ON,
     },
+    "muon full 2x256": {
+        "use_muon": True, "finetuning_type": "full", "cutoff_len": 256, "per_device_train_batch_size": 2, **OFF,
+    },
+    "galore by layers, 16 bits, 2x256": {
+        "use_galore": True, "galore_layerwise": True, "pure_bf16": True, "finetuning_type": "full", "cutoff_len": 256,
+        "per_device_train_batch_size": 2, **OFF,
+    },
 }  # fmt: skip
 EYES = {"freeze_vision_tower": False, "freeze_multi_modal_projector": False}
 SEEING: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
-from luthier.workflow.plan import make, room, trace
+from luthier.workflow.plan import room, trace, traces
 from luthier.workflow.plan.calls import Call, Calls, Product
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
@@ -74,10 +74,11 @@ COUNTED = {
     "dpo": {**WAYS["lora"], "stage": "dpo", "dataset": "pairs"},
     "rm": {**WAYS["lora"], "stage": "rm", "dataset": "pairs"},
     "bf16": {**WAYS["full"], "bf16": True, "gradient_accumulation_steps": 2},
+    "mixture of depths": {**WAYS["full"], "mixture_of_depths": "convert"},
 }
 
 
-@pytest.mark.parametrize("name", representatives(COUNTED, "dpo"))
+@pytest.mark.parametrize("name", representatives(COUNTED, "dpo", "mixture of depths"))
 def test_counted_tensors_are_those_of_the_run(world, spied, tmp_path, name):
     values = {**world, **COUNTED[name], "output_dir": str(tmp_path / "out")}
     plan = plan_of(values)
@@ -210,8 +211,8 @@ def test_layers_that_are_computed_again_hold_no_scores_of_all_tokens(world):
 def test_recomputation_is_traced_once_something_asks_for_it(world, monkeypatch):
     """Each trace of six layers is that of two and that of four."""
     traced = []
-    real = make.trace_step
-    monkeypatch.setattr(make, "trace_step", lambda *args, **more: traced.append(1) or real(*args, **more))
+    real = traces.trace_step
+    monkeypatch.setattr(traces, "trace_step", lambda *args, **more: traced.append(1) or real(*args, **more))
     plan = plan_of({**world, **WAYS["lora"]})
     assert plan.recompute.num_layers == 0 and len(traced) == 2
     assert plan.what_if and plan.what_if and len(traced) == 4
@@ -273,6 +274,19 @@ def test_the_decision_changes_no_loss_and_may_change_in_a_resumed_run(world, tmp
     assert losses(resumed)[-2:] == pytest.approx(found["much"][-2:], abs=1e-6)
 
 
+def test_a_mixture_of_depths_that_is_loaded_is_planned_as_it_was_converted(world, tmp_path):
+    """A block with a router computes an eighth of the tokens, so a step takes less than that of the dense model."""
+    keys = {**world, **WAYS["full"], "max_steps": 1, "disable_gradient_checkpointing": True}
+    converting = {**keys, "mixture_of_depths": "convert", "output_dir": str(tmp_path / "out")}
+    dense, converted = plan_of(keys), plan_of(converting)
+    luthier.train(converting)
+    loaded = plan_of({**keys, "mixture_of_depths": "load", "model_name_or_path": str(tmp_path / "out")})
+    assert loaded.held.weights_bytes == converted.held.weights_bytes > dense.held.weights_bytes
+    assert loaded.trace.peak_bytes == pytest.approx(converted.trace.peak_bytes, rel=1e-3)
+    assert converted.trace.num_operations < dense.trace.num_operations
+    assert converted.trace.early_bytes < dense.trace.early_bytes
+
+
 HELD = Held(10**9, 4 * 10**9, 4 * 10**9, 8 * 10**9, 0, 0, 10**8)
 
 
@@ -318,7 +332,6 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        ({"use_galore": True}, "galore"),
         ({"torch_compile": True}, "kernels"),
         ({"sp_size": 3}, "4 attention heads cannot be shared equally"),
         ({"tp_size": 3}, "3 processes cannot have equal parts of its num_attention_heads"),
@@ -330,8 +343,6 @@ def test_train_refuses_before_weights_are_loaded_unless_told_otherwise(world, tm
 def test_what_has_no_model_of_its_memory_has_no_plan(world, keys, reason):
     run, *others = sides(world)
     run = replace(run, training=replace(run.training, given={**run.training.given, **keys}))
-    if "use_galore" in keys:
-        run = replace(run, optimizers={"galore": object()})
     if {"sp_size", "tp_size"} & keys.keys():
         run = replace(run, parallel=ParallelConfig(**keys))
     with pytest.raises(Unplanned, match=reason):

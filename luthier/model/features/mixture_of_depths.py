@@ -30,7 +30,7 @@ from luthier.config.rules.engine import Rule, Rules, When, in_training, is_given
 from luthier.config.runs import TrainRun
 from luthier.core.errors import ModelError
 from luthier.core.kinds import ADAPTERS, STAGES
-from luthier.model.attention import isolate_samples, isolates_samples
+from luthier.model.attention import isolate_samples, isolates_samples, reason_to_pad
 from luthier.model.classes import ROUTED_KEY, ROUTED_MODEL_TYPE, is_routed, model_class
 from luthier.model.features import Feature, Purpose
 from luthier.model.modules import layer_list
@@ -124,14 +124,15 @@ def convert(model: "PreTrainedModel", capacity: float = CAPACITY) -> None:
     lack = _reason_against(model)
     if lack:
         raise _cannot(model, lack, "leave mixture_of_depths out, or take a plain decoder of text (Llama, Qwen, ...)")
-    dense = _probe(model)
+    has_numbers = model.device.type != "meta"  # the model of a plan has none
+    dense = _probe(model) if has_numbers else None
     setattr(model.config, ROUTED_KEY, {"model_type": model.config.model_type, "capacity": capacity})
     add_routers(model)
     routers: list[Any] = [layer.depth_router for layer in layer_list(model)[1][1::2]]
     with torch.no_grad():
         for router in routers:
             router.weight.zero_()
-    if not are_close(model, _probe(model), dense):
+    if dense is not None and not are_close(model, _probe(model), dense):
         raise _cannot(model, "computes something else when its tokens are concatenated in one row", "leave it out")
     for router in routers:
         router.start()
@@ -177,7 +178,7 @@ def _reason_against(model: "PreTrainedModel") -> str:
     layer_types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in layer_types or (not layer_types and getattr(config, "sliding_window", None)):
         return "has sliding windows, which would count the tokens that pass and not those of the text"
-    reason = isolates_samples(model)
+    reason = reason_to_pad(model, sees=False) if model.device.type == "meta" else isolates_samples(model)
     if reason is not None:
         return f"attends across texts that are concatenated: {reason}"
     layers = layer_list(model)[1]

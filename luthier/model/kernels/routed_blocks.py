@@ -43,17 +43,19 @@ class DepthRouter(torch.nn.Module):
         """Small random scores around 1, above the threshold 0: until it is trained, every token passes."""
         torch.nn.init.normal_(self.weight, std=INIT_STD / math.sqrt(self.weight.numel()))
 
-    def forward(self, hidden: Tensor, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """hidden: (B T, D); texts: where each begins and ends in it. Returns (B T,) scores and (K,) places."""
+    def forward(self, hidden: Tensor, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, list[int]]:
+        """hidden: (B T, D); texts: where each begins and ends in it. Returns (B T,) scores, (K,) places and how many of
+        these are in each text."""
         scores = 1 + (hidden.float() * self.weight.float()).sum(-1)
         known = scores.detach()
         if not self.training:
             real = torch.cat([torch.arange(begin, end, device=hidden.device) for begin, end in texts])
-            return scores, real[known[real] > self.threshold]
+            places = real[known[real] > self.threshold]
+            return scores, places, [int(((places >= begin) & (places < end)).sum()) for begin, end in texts]
         best = [begin + _best(known[begin:end], self.capacity) for begin, end in texts]
         places = torch.cat(best)
         self.observe(torch.cat([known[begin:end] for begin, end in texts]), len(places))
-        return scores, places
+        return scores, places, [len(places) for places in best]
 
     @torch.no_grad()
     def observe(self, scores: Tensor, num_chosen: int) -> None:
@@ -119,11 +121,10 @@ def _routed_layer(kind: Any) -> Any:
                 _require_no_cache(given.get(name), rows[1])
             texts = _texts(rows[0], rows[1], given.get("attention_mask"), given.get("cu_seq_lens_q"))
             flat = hidden_states.reshape(-1, width)
-            scores, places = self.depth_router(flat, texts)
+            scores, places, counts = self.depth_router(flat, texts)
             if not len(places):
                 return hidden_states
             chosen = flat[places]
-            counts = [int(((places >= begin) & (places < end)).sum()) for begin, end in texts]
             out = super().__call__(chosen[None], **_for_chosen(given, rows, places, [n for n in counts if n]))
             computed = (out[0] if isinstance(out, tuple) else out)[0]
             added = scores[places, None] * (computed - chosen)
@@ -173,7 +174,9 @@ def _for_chosen(given: Mapping[str, Any], rows: Sequence[int], places: Tensor, c
     chosen = {name: None if name in absent else pick(value) for name, value in given.items()}
     if "use_cache" in chosen:
         chosen["use_cache"] = False
-    bounds = torch.tensor([0, *counts], device=places.device).cumsum(0).to(torch.int32)
+    given_bounds = given.get("cu_seq_lens_q")
+    device = places.device if given_bounds is None else given_bounds.device  # of a plan, only bounds have numbers
+    bounds = torch.tensor([0, *counts], device=device).cumsum(0).to(torch.int32)
     return chosen | {
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,

@@ -4,8 +4,8 @@ Without a switch transformers builds the optimizer of `optim`.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,31 @@ ANY_BASE = (*ADAMW, "adafactor", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8b
 """The values of `optim` that can step on proxy parameters instead of the weights."""
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Steps of a run that take the same memory and time, for its plan."""
+
+    config: Any
+    """With it each step of the optimizer is one of these."""
+    share: float = 1.0
+    """Of all steps."""
+
+
+def one_phase(model: "nn.Module", args: "TrainingArguments", config: Any, num_steps: int) -> Sequence[Phase]:
+    return (Phase(config),)
+
+
+def renewing_phases(key: str) -> "Callable[[nn.Module, TrainingArguments, Any, int], Sequence[Phase]]":
+    """Of an optimizer that computes new projections every so many steps, as `key` says."""
+
+    def phases(model: "nn.Module", args: "TrainingArguments", config: Any, num_steps: int) -> Sequence[Phase]:
+        share = -(-num_steps // getattr(config, key)) / num_steps
+        renewing = Phase(replace(config, **{key: 1}), share)
+        return (renewing,) if share == 1 else (renewing, Phase(replace(config, **{key: num_steps + 1}), 1 - share))
+
+    return phases
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     name: str
@@ -42,6 +67,12 @@ class Optimizer:
     """Rules between keys that concern this optimizer; checked before torch is imported."""
     has_own_state: bool = True
     """Whether it keeps other numbers than the optimizer of `optim` would."""
+    phases: "Callable[[nn.Module, TrainingArguments, Any, int], Sequence[Phase]]" = one_phase
+    """(model, args, config, number of steps) -> the kinds of steps of a run."""
+    frees_gradients: Callable[[Any], bool] = lambda config: False
+    """(config) -> whether it steps in the backward pass and frees each gradient there."""
+    freezes: bool = False
+    """Whether it trains only a part of the weights at a time."""
 
 
 def chosen(run: "TrainRun") -> "Callable[[nn.Module, TrainingArguments], TorchOptimizer] | None":

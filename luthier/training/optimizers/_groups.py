@@ -39,5 +39,9 @@ def base_optimizer(model: "nn.Module", args: "TrainingArguments") -> "Callable[[
     """Groups -> the optimizer of `optim`, with its keys from `args`."""
     from transformers import Trainer
 
+    from luthier.training.optimizers._states import HAS_NO_KERNEL, StatesAlone
+
+    if args.optim in HAS_NO_KERNEL and all(weight.is_meta for weight in model.parameters()):
+        return lambda groups: StatesAlone(groups, optim=args.optim, lr=args.learning_rate)
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     return lambda groups: kind(groups, **kwargs)

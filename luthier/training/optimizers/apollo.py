@@ -19,6 +19,7 @@ from luthier.training.optimizers import (
     layerwise,
     names_targets,
     only_optimizer,
+    renewing_phases,
     requires_optim,
     requires_whole_weights,
     whole_model,
@@ -102,4 +103,12 @@ def build(model: "nn.Module", args: "TrainingArguments", config: ApolloConfig) -
     return step_in_backward(groups, make) if config.apollo_layerwise else make(groups)
 
 
-OPTIMIZER = Optimizer(name="apollo", switch="use_apollo", config=ApolloConfig, build=build, check=RULES)
+OPTIMIZER = Optimizer(
+    name="apollo",
+    switch="use_apollo",
+    config=ApolloConfig,
+    build=build,
+    check=RULES,
+    phases=renewing_phases("apollo_update_interval"),
+    frees_gradients=lambda config: config.apollo_layerwise,
+)

@@ -8,7 +8,7 @@ Ratio mode: a random share of each weight except embeddings is trained; gradient
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config.rules.engine import Rule, Rules, all_of, at_least, is_changed, is_other_than, warning
@@ -17,6 +17,7 @@ from luthier.core.log import info
 from luthier.training.optimizers import (
     ANY_BASE,
     Optimizer,
+    Phase,
     one_process,
     only_optimizer,
     requires_optim,
@@ -163,4 +164,36 @@ def shares(
     return lambda turn: turn, share_of(weights, config.badam_update_ratio, adjacent=adjacent, seed=seed)
 
 
-OPTIMIZER = Optimizer(name="badam", switch="use_badam", config=BadamConfig, build=build, check=RULES)
+def phases(model: "nn.Module", args: "TrainingArguments", config: BadamConfig, num_steps: int) -> list[Phase]:
+    """A layer takes the more time and memory the lower it is: the backward pass ends at it. So the lowest and the
+    highest of the trained layers stand for all, beside the largest."""
+    if config.badam_mode == "ratio":
+        return [Phase(replace(config, badam_switch_interval=-1))]
+    blocks, interval = blocks_of(model), config.badam_switch_interval
+    assert interval is not None, "the rules require an interval"
+    order, _ = layers_in_turn(blocks, config, args.seed)
+    num_turns = 1 if interval < 0 else -(-num_steps // interval)
+    lengths = [num_steps if interval < 0 else min(interval, num_steps - turn * interval) for turn in range(num_turns)]
+    trained = [order(turn) for turn in range(num_turns)]
+    low, high = min(trained), max(trained)
+    mean = sum(block * length for block, length in zip(trained, lengths, strict=True)) / num_steps
+    share = (mean - low) / (high - low) if high > low else 0.0
+    sizes = [sum(weight.numel() for weight in block) for block in blocks]
+    largest = max(trained, key=lambda block: (sizes[block], block == low))
+
+    def alone(block: int) -> BadamConfig:
+        return replace(config, badam_switch_mode="fixed", badam_start_block=block, badam_switch_interval=-1)
+
+    shares = {low: 1 - share} | ({high: share} if high > low else {})
+    return [Phase(alone(block), shares.get(block, 0.0)) for block in {**shares, largest: None}]
+
+
+OPTIMIZER = Optimizer(
+    name="badam",
+    switch="use_badam",
+    config=BadamConfig,
+    build=build,
+    check=RULES,
+    phases=phases,
+    freezes=True,
+)

@@ -18,6 +18,7 @@ from luthier.training.optimizers import (
     layerwise,
     names_targets,
     only_optimizer,
+    renewing_phases,
     requires_optim,
     requires_whole_weights,
     whole_model,
@@ -89,4 +90,12 @@ def build(model: "nn.Module", args: "TrainingArguments", config: GaloreConfig) -
     return step_in_backward(groups, make) if config.galore_layerwise else make(groups)
 
 
-OPTIMIZER = Optimizer(name="galore", switch="use_galore", config=GaloreConfig, build=build, check=RULES)
+OPTIMIZER = Optimizer(
+    name="galore",
+    switch="use_galore",
+    config=GaloreConfig,
+    build=build,
+    check=RULES,
+    phases=renewing_phases("galore_update_interval"),
+    frees_gradients=lambda config: config.galore_layerwise,
+)

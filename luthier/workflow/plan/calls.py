@@ -31,6 +31,8 @@ class Call(NamedTuple):
     num_bytes: int
     """Read and written."""
     product: Product | None = None
+    decomposed: tuple[int, int] | None = None
+    """The shape of a matrix whose singular vectors are computed."""
 
 
 Calls = Mapping[Call, float]
@@ -39,7 +41,9 @@ Calls = Mapping[Call, float]
 
 def call_of(func: Any, args: Sequence[Any], result: Any, num_bytes: int) -> Call:
     """`num_bytes`: what `moved_bytes` says."""
-    return Call(_operations(func, args, result), num_bytes, _product(func, args))
+    is_decomposed = func.overloadpacket.__name__ == "_linalg_svd"
+    decomposed = tuple(args[0].shape) if is_decomposed else None
+    return Call(_operations(func, args, result), num_bytes, _product(func, args), decomposed)
 
 
 def moved_bytes(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> int:
@@ -56,6 +60,18 @@ def moved_bytes(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> in
     return 2 * written if name in _SELECTING else written + sum(one.nbytes for one in given)
 
 
+def workspace_bytes(func: Any, args: Sequence[Any]) -> int:
+    """What an operation reserves and frees again, beside its results."""
+    name = func.overloadpacket.__name__
+    if name == "logsumexp":
+        return int(args[0].nbytes)  # exp(x - max) of all numbers, before they are added up
+    if name == "_linalg_svd":
+        # A copy of the matrix, and what LAPACK's divide and conquer (gesdd) asks for with thin results.
+        shortest = min(args[0].shape)
+        return int(args[0].nbytes + 4 * shortest * (shortest + 2) * args[0].element_size())
+    return 0
+
+
 def _product(func: Any, args: Sequence[Any]) -> Product | None:
     if func.overloadpacket.__name__.rstrip("_") not in ("mm", "addmm"):
         return None
@@ -69,6 +85,9 @@ def _operations(func: Any, args: Sequence[Any], result: Any) -> int:
 
     Causal attention computes half of the scores."""
     name = func.overloadpacket.__name__.rstrip("_")
+    if name == "_linalg_svd":
+        longest, shortest = max(args[0].shape), min(args[0].shape)
+        return int(6 * longest * shortest**2 + 20 * shortest**3)  # Golub and Van Loan, table 8.6.1
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left = args[1] if name in ("addmm", "baddbmm") else args[0]
         return int(2 * math.prod(result.shape) * left.shape[-1])

@@ -2,8 +2,8 @@
 
 Each operation takes as long as its products or its reading and writing, whichever is longer (the roofline model,
 https://doi.org/10.1145/1498765.1498785). Both speeds are measured with tensors of the model's own size, once in a
-process. On a CPU products with a short side, as those of LoRA, are timed one by one in their own shapes: they are far
-slower than large ones.
+process. On a CPU products with a short side, as those of LoRA, or in another format, as those of Muon, are timed one by
+one in their own shapes: they are far slower than large ones.
 """
 
 import time
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NUM_ROWS, NUM_DEVICE_ROWS = 512, 8192
 """Of the timed product. An accelerator finishes a small one before the CPU has started the next."""
+DECOMPOSED_SIZE = 512
 MOST_TIMED_OPERATIONS = 4 * 10**9
 SHORT_SIDE = 256
 """Products without a shorter side reach about the speed of the large one."""
@@ -42,19 +43,35 @@ class Speed:
     call_seconds: float
     times_products: bool = False
     """Whether small products are timed."""
+    dtype: "torch.dtype | None" = None
+    """Of these products; None for any."""
+    device: str = "cpu"
 
     def seconds_for(self, calls: Calls) -> float:
         return sum(count * (self._seconds_of(call) + self.call_seconds) for call, count in calls.items())
 
     def _seconds_of(self, call: Call) -> float:
-        if self.times_products and call.product is not None and _is_timed(call.product, call.operations):
+        if call.decomposed is not None:
+            return call.operations / decomposition_speed(self.device)
+        if self.times_products and call.product is not None and self._is_timed(call.product, call.operations):
             return product_seconds(call.product)
         return max(call.operations / self.operations, call.num_bytes / self.num_bytes)
 
+    def _is_timed(self, product: Product, operations: int) -> bool:
+        is_short = min(product.rows, product.inner, product.columns) < SHORT_SIDE
+        is_other = self.dtype is not None and product.dtype != self.dtype
+        return (is_short or is_other) and operations <= MOST_TIMED_OPERATIONS
 
-def _is_timed(product: Product, operations: int) -> bool:
-    shortest = min(product.rows, product.inner, product.columns)
-    return shortest < SHORT_SIDE and operations <= MOST_TIMED_OPERATIONS
+
+@lru_cache
+def decomposition_speed(device: str) -> float:
+    """Operations per second of a singular value decomposition, which is far slower than products."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(DECOMPOSED_SIZE, DECOMPOSED_SIZE, generator=generator).to(device)
+    seconds = _best_seconds(lambda: torch.linalg.svd(square, full_matrices=False)[0])
+    return 26 * DECOMPOSED_SIZE**3 / seconds  # as `luthier.workflow.plan.calls` counts them
 
 
 @lru_cache(maxsize=256)
@@ -96,6 +113,8 @@ def measured_speed(dtype: "torch.dtype", device: str, size: int) -> Speed:
         num_bytes / additions,
         CALL_SECONDS.get(device, 0.0),
         times_products=device == "cpu",
+        dtype=dtype,
+        device=device,
     )
 
 

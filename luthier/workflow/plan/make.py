@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.errors import InvalidInput
 from luthier.core.machine import Machine
-from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
-from luthier.model.modules import unwrap
 from luthier.stages import cached_reference
+from luthier.workflow.plan.calls import Calls
 from luthier.workflow.plan.duration import basis_of, measured_speed
 from luthier.workflow.plan.engine import SPLIT_LAYERS, Engine, engine_of
 from luthier.workflow.plan.images import Images, images_of, trace_images, with_images
-from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by
+from luthier.workflow.plan.memory import Held, checkpoint_bytes, held_by, with_updates
 from luthier.workflow.plan.recompute import Recompute, as_asked, decide
 from luthier.workflow.plan.remedies import Remedy, remedies
 from luthier.workflow.plan.resolved import resolved
@@ -24,13 +24,15 @@ from luthier.workflow.plan.shape import (
     Shape,
     Unplanned,
     build_shape,
-    layers_are_alike,
+    num_file_bytes,
     unplanned_reason,
 )
 from luthier.workflow.plan.sharing import share
 from luthier.workflow.plan.split import narrow, split, wide_weights, without_wide_gradients
-from luthier.workflow.plan.trace import Batch, LossOf, Trace, against_frozen, trace_pass, trace_step
+from luthier.workflow.plan.trace import Batch, Trace, trace_pass
+from luthier.workflow.plan.traces import FAULTS, Traces, first_line, half_of, trace_run
 from luthier.workflow.plan.transfers import Transfer
+from luthier.workflow.plan.update import Update, own_optimizer, updates_of
 from luthier.workflow.plan.work import Work, work_of
 
 if TYPE_CHECKING:
@@ -41,13 +43,8 @@ if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
+    from luthier.training.optimizers import Phase
     from luthier.workflow.text import TextSide
-
-FEW_LAYERS, MORE_LAYERS = 2, 4
-"""Models of these lengths are traced, and a longer one follows from them. Both are even, since the middle of the
-backward pass is then between two layers (`Trace`)."""
-FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
-"""Of code of the model that reads numbers, which tensors on `meta` do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +54,6 @@ class Pattern:
     name: str
     parameters: int
     trainable: int
-
-
-@dataclass(frozen=True)
-class Traces:
-    """The step with all activations kept, and with every layer computed again."""
-
-    kept: Trace
-    trace_recomputed: Callable[[], Trace]
-    """Called when it is needed, since most runs fit without recomputation. May raise `Unplanned`."""
-    num_layers: int
-
-    @cached_property
-    def recomputed(self) -> Trace:
-        return self.trace_recomputed()
-
-    def at(self, num_recomputed: int) -> Trace:
-        if not num_recomputed:
-            return self.kept
-        return self.kept.extended(self.recomputed, num_recomputed / self.num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +113,7 @@ class Sketch:
     """What one process has of it (`tp_size`)."""
     untraced: "nn.Module | None"
     """The model of a run with images as it was built. Traces change that of `shape`."""
-    traces: "dict[tuple[Batch, bool, bool, bool], Traces]" = field(default_factory=dict)
+    traces: "dict[tuple[Batch, bool, bool, bool, tuple[Phase, ...]], Traces]" = field(default_factory=dict)
     """Those that are known already."""
 
 
@@ -171,15 +149,13 @@ def make_plan(
     engine = engine or engine_of(run, machine.world_size)
     config, shape, half = drawn.config, drawn.shape, half_of(run)
     num_groups = machine.world_size // (run.parallel.sp_size * run.parallel.tp_size)
-    try:
-        work = work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=num_groups)
-    except ValueError as fault:
-        raise Unplanned(str(fault)) from fault
-    alone = held_by(run, stage, text, drawn.whole, work, machine, room.libraries_bytes)
+    work = _work(run, stage, data, shape, num_groups)
+    updates = _updates(run, drawn, engine, work.steps)
+    alone = with_updates(held_by(run, stage, text, drawn.whole, work, machine, room.libraries_bytes), updates)
     held = alone if shape is drawn.whole else held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
     held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
     images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
-    traces = trace_run(run, stage, text, drawn, machine, work, engine)
+    traces = trace_run(run, stage, text, drawn, machine, work, engine, updates)
     if engine.name == SPLIT_LAYERS:
         held, traces = _split(run, held, traces, drawn, engine.num_processes)
     if images is not None:
@@ -189,7 +165,9 @@ def make_plan(
     recompute = as_asked(run) or _decide(shape, held, traces, room, machine, is_sharded=is_sharded)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
     trace, parameters = traces.at(num_recomputed), dict(drawn.whole.model.named_parameters())
-    seconds, basis = _seconds(trace, work, machine, num_groups, half or shape.dtype, config)
+    files = num_file_bytes(text.source) if machine.device == "cpu" else 0
+    calls = _calls(trace, work, num_groups, updates)
+    seconds, basis = _seconds(calls, machine, half or shape.dtype, config)
     return Plan(
         work=work,
         images=images,
@@ -207,7 +185,9 @@ def make_plan(
         seconds=seconds,
         seconds_basis=basis,
         checkpoint_bytes=checkpoint_bytes(run, shape, alone, work.steps),
-        find_remedies=lambda: remedies(run, shape, held, traces.recomputed, trace, work, is_sharded=is_sharded),
+        find_remedies=lambda: remedies(
+            run, shape, held, traces.recomputed, trace, work, files_bytes=files, is_sharded=is_sharded
+        ),
     )
 
 
@@ -233,7 +213,7 @@ def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dty
         try:
             return with_images(step, trace_images(untraced, images, half=half, recomputes=recomputes), images)
         except FAULTS as fault:
-            raise Unplanned(f"what reads {images.named} cannot be traced ({_first_line(fault)})") from fault
+            raise Unplanned(f"what reads {images.named} cannot be traced ({first_line(fault)})") from fault
 
     kept = added(traces.kept, recomputes=False)
     return Traces(kept, lambda: added(traces.recomputed, recomputes=True), traces.num_layers)
@@ -251,7 +231,7 @@ def _with_passes(run: "TrainRun", stage: "Stage", drawn: Sketch, held: Held, wor
         try:
             return trace_pass(drawn.shape.model, batch, reads=reads, half=half, on_device=on_device)
         except FAULTS as fault:
-            raise Unplanned(f"an evaluation cannot be traced ({_first_line(fault)})") from fault
+            raise Unplanned(f"an evaluation cannot be traced ({first_line(fault)})") from fault
 
     spec = cached_reference(stage, run)
     reference = held.weights_bytes if spec is not None and spec.source is not None and work.scored else 0
@@ -269,26 +249,45 @@ def _decide(shape: Shape, held: Held, traces: Traces, room: Room, machine: Machi
     return decide(shape.num_layers, peak_bytes, room.available_bytes, machine.device, is_sharded=is_sharded)
 
 
-def _seconds(
-    trace: Trace, work: Work, machine: Machine, num_groups: int, dtype: "torch.dtype", config: "PreTrainedConfig"
-) -> tuple[float | None, str]:
-    """(of all steps, what they rest on). `num_groups`: of processes that share rows or layers."""
+def _work(run: "TrainRun", stage: "Stage", data: "PreparedData", shape: Shape, num_groups: int) -> Work:
+    try:
+        return work_of(run, stage, data, pads=shape.padding_reason is not None, world_size=num_groups)
+    except ValueError as fault:
+        raise Unplanned(str(fault)) from fault
+
+
+def _updates(run: "TrainRun", drawn: Sketch, engine: Engine, num_steps: int) -> Sequence[Update]:
+    """Of one of Luthier's own optimizers."""
+    own = own_optimizer(run)
+    if own is not None and (engine.computes_on_half_weights or engine.name == SPLIT_LAYERS):
+        raise Unplanned(f"{own[0].switch} needs whole weights, and {engine.name} gives each process a part of them")
+    try:
+        return updates_of(run, drawn.whole.model, num_steps)
+    except InvalidInput:
+        raise  # a key that does not fit the model, which training would refuse too
+    except FAULTS as fault:
+        raise Unplanned(f"a step of the optimizer cannot be traced ({first_line(fault)})") from fault
+
+
+def _calls(trace: Trace, work: Work, num_groups: int, updates: Sequence[Update]) -> Calls:
+    """The operations of a process in the whole run. `num_groups`: of processes that share rows or layers."""
     num_batches = work.tokens / work.heaviest_tokens / num_groups
-    calls = {call: count * num_batches for call, count in trace.calls.items()}
+    found = {call: count * num_batches for call, count in trace.calls.items()}
+    for update in updates:
+        for call, count in update.calls.items():
+            found[call] = found.get(call, 0) + count * update.phase.share * work.steps
+    return found
+
+
+def _seconds(
+    calls: Calls, machine: Machine, dtype: "torch.dtype", config: "PreTrainedConfig"
+) -> tuple[float | None, str]:
+    """(of all steps, what they rest on)."""
     if machine.is_assumed:
         operations = sum(call.operations * count for call, count in calls.items())
         return None, f"unknown: {operations / 1e12:,.3g} TFLOP of products for each process, on a machine not here"
     speed = measured_speed(dtype, machine.device, config.get_text_config().hidden_size)
     return speed.seconds_for(calls), basis_of(calls, speed, dtype)
-
-
-def half_of(run: "TrainRun") -> "torch.dtype | None":
-    """The format that autocast computes in."""
-    import torch
-
-    if run.training["bf16"]:
-        return torch.bfloat16
-    return torch.float16 if run.training["fp16"] else None
 
 
 def patterns_of(parameters: Mapping[str, Any]) -> list[Pattern]:
@@ -298,73 +297,6 @@ def patterns_of(parameters: Mapping[str, Any]) -> list[Pattern]:
         total, trained = found.get(key, (0, 0))
         found[key] = (total + weight.numel(), trained + weight.numel() * weight.requires_grad)
     return [Pattern(key, *counts) for key, counts in found.items()]
-
-
-def trace_run(
-    run: "TrainRun",
-    stage: "Stage",
-    text: "TextSide",
-    drawn: Sketch,
-    machine: Machine,
-    work: Work,
-    engine: Engine,
-) -> Traces:
-    """Raises `Unplanned` if the model reads numbers in its forward pass."""
-    half = half_of(run) if engine.computes_on_half_weights else None
-    key = (work.heaviest, half is not None, engine.shards_gradients, engine.computes_on_half_weights)
-    if key in drawn.traces:
-        return drawn.traces[key]
-    config, shape = drawn.config, drawn.shape
-    is_long = shape.num_layers > MORE_LAYERS and layers_are_alike(shape, config)
-    lengths = (FEW_LAYERS, MORE_LAYERS) if is_long else (None,)
-    is_own = not is_long and not engine.computes_on_half_weights
-    parts = [shape] if is_own else [build_shape(run, stage, text, config, machine, count) for count in lengths]
-
-    def traced(*, recomputes: bool) -> Trace:
-        first, *others = (
-            _traced(run, stage, part, work, engine, recomputes=recomputes, on_device=machine.device != "cpu")
-            for part in parts
-        )
-        steps = (shape.num_layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
-        return first.extended(others[0], steps) if others else first
-
-    kept = traced(recomputes=False)  # first, since the model keeps its checkpointing
-    drawn.traces[key] = Traces(kept, lambda: traced(recomputes=True), shape.num_layers)
-    return drawn.traces[key]
-
-
-def _traced(
-    run: "TrainRun", stage: "Stage", shape: Shape, work: Work, engine: Engine, *, recomputes: bool, on_device: bool
-) -> Trace:
-    half = half_of(run)
-    if half is not None and engine.computes_on_half_weights:
-        shape.model.to(half)
-    if recomputes:
-        enable_checkpointing(unwrap(shape.model), use_reentrant=True)
-    try:
-        return trace_step(
-            shape.model,
-            work.heaviest,
-            reads="score" if stage.head == "score" else stage.reads,
-            half=half,
-            accumulates=run.training["gradient_accumulation_steps"] > 1,
-            keeps_gradients=not engine.shards_gradients,
-            is_sharded=engine.computes_on_half_weights,
-            on_device=on_device,
-            loss_of=_loss_of(run, stage),
-        )
-    except FAULTS as fault:
-        raise Unplanned(f"a step cannot be traced ({_first_line(fault)})") from fault
-
-
-def _loss_of(run: "TrainRun", stage: "Stage") -> LossOf | None:
-    """That of a stage which compares whole distributions. Log-probabilities of frozen models take little memory."""
-    names = [spec.name for spec in stage.frozen_models(run) if not spec.is_cached]
-    return against_frozen(stage, run, names) if names and stage.reads == "cross_entropy" else None
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).strip().partition("\n")[0]
 
 
 def _num_recomputed(run: "TrainRun", recompute: Recompute, num_layers: int) -> int:

@@ -2,7 +2,8 @@
 
     loading     libraries + weights + what of the files is mapped meanwhile
     scoring     libraries + weights + reference model + what a pass without gradients takes
-    a step      libraries + weights + optimizer + frozen models + (activations, logits and gradients at their worst)
+    a step      libraries + weights + optimizer + frozen models + (activations, logits and gradients at their worst,
+                or gradients and what the step of one of Luthier's own optimizers needs)
 
 The parts are each at its own worst, which is not at the same moment: activations are gone when the last gradient is
 there. So the peak is below their sum.
@@ -14,13 +15,14 @@ twentieth more than is in use. The context of CUDA is counted on a machine that 
 there before the free memory is read.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import ADAPTERS
 from luthier.workflow.plan.shape import holds_format, num_file_bytes, num_weight_bytes
 from luthier.workflow.plan.trace import Trace
+from luthier.workflow.plan.update import Update
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -54,6 +56,7 @@ class Held:
     weights_bytes: int
     gradients_bytes: int
     optimizer_bytes: int
+    """Its states."""
     frozen_bytes: int
     cache_bytes: int
     loading_bytes: int
@@ -64,6 +67,8 @@ class Held:
     """Of the largest batch of an evaluation."""
     mapped_bytes: int = 0
     """Of the files, as long as the model exists."""
+    updating_bytes: int = 0
+    """What a step of the optimizer needs beside gradients and states."""
     margin_share: float = 0.0
     gathered_bytes: int = 0
     """Weights of other processes, while a layer computes."""
@@ -89,7 +94,7 @@ class Held:
     def peak_bytes(self, trace: Trace) -> int:
         loading = self.libraries_bytes + self.weights_bytes + self.loading_bytes
         scoring = self.libraries_bytes + self.weights_bytes + self.mapped_bytes + self.scoring_bytes
-        step = max(self.all_bytes + trace.peak_bytes, self.least_bytes)
+        step = max(self.all_bytes + trace.peak_bytes, self.least_bytes + self.updating_bytes)
         between = self.all_bytes + max(self.cache_bytes, self.evaluating_bytes)
         return round(max(loading, scoring, step, between) * (1 + self.margin_share))
 
@@ -104,6 +109,7 @@ class Held:
             "gradients": self.gradients_bytes,
             "gradients_on_their_way": self.buckets_bytes,
             "optimizer": self.optimizer_bytes,
+            "update": self.updating_bytes,
             "frozen_models": self.frozen_bytes,
             "activations": max(activations, 0),
             "logits": trace.logits_bytes,
@@ -146,6 +152,18 @@ def held_by(
         loading_bytes=files + (full if text.source.files.gguf_file else 0),
         mapped_bytes=mapped,
         margin_share=ALLOCATOR_SHARE if on_device else SEEING_HEAP_SHARE if work.heaviest_rows else HEAP_SHARE,
+    )
+
+
+def with_updates(held: Held, updates: Sequence[Update]) -> Held:
+    """With one of Luthier's own optimizers; () for one of `optim`."""
+    if not updates:
+        return held
+    return replace(
+        held,
+        optimizer_bytes=max(update.states_bytes for update in updates),
+        gradients_bytes=max(update.gradients_bytes for update in updates),
+        updating_bytes=max(update.more_bytes for update in updates),
     )
 
 

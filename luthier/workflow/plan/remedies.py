@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from luthier.core.kinds import ADAPTERS
-from luthier.workflow.plan.memory import Held
+from luthier.workflow.plan.memory import Held, trained_weights
 from luthier.workflow.plan.shape import num_weight_bytes
 from luthier.workflow.plan.trace import Trace
+from luthier.workflow.plan.update import own_optimizer
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -40,24 +41,35 @@ def remedies(
     now: Trace,
     work: "Work",
     *,
+    files_bytes: int,
     is_sharded: bool = False,
 ) -> Sequence[Remedy]:
-    """Those that lower the peak. `is_sharded`: by an engine that decides about formats and sums of gradients."""
+    """Those that lower the peak. `files_bytes`: what reading the weights takes if they are converted. `is_sharded`: by
+    an engine that decides about formats and sums of gradients."""
     found = []
-    size = run.training["per_device_train_batch_size"]
+    size, own = run.training["per_device_train_batch_size"], own_optimizer(run)
+    frees_gradients = own is not None and own[0].frees_gradients(own[1])
     if now.peak_bytes > recomputed.peak_bytes:
         peak = held.peak_bytes(recomputed)
         found.append(Remedy("disable_gradient_checkpointing: false", peak, "a third more time, the same losses"))
-    if size > 1 and not is_sharded:
-        longest = max(work.heaviest.lengths)
+    of_one = work.longest_tokens / work.heaviest.num_tokens
+    if size > 1 and frees_gradients:
+        cost = "more steps, and each of them is noisier"
+        found.append(Remedy("per_device_train_batch_size: 1", held.peak_bytes(_scaled(now, of_one)), cost))
+    elif size > 1 and not is_sharded:
         accumulated = run.training["gradient_accumulation_steps"] * size
         keys = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulated}"
-        smaller = _scaled(now, longest / work.heaviest.num_tokens, held.gradients_bytes)
+        smaller = _scaled(now, of_one, held.gradients_bytes)
         found.append(Remedy(keys, held.peak_bytes(smaller), "the same losses, and more time for short rows"))
-    if shape.dtype.itemsize == 4 and not is_sharded:
-        weights = held.weights_bytes if held.gradients_bytes >= held.weights_bytes else held.weights_bytes // 2
-        narrow = replace(held, weights_bytes=weights)
-        found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6)), "other rounding"))
+    trained = sum(trained_weights(shape).values())
+    # Trained weights stay in float32, and autocast adds a 16-bit copy of each, so only frozen ones make room.
+    if shape.dtype.itemsize == 4 and not is_sharded and trained < held.weights_bytes // 2:
+        narrow = replace(
+            held,
+            weights_bytes=trained + (held.weights_bytes - trained) // 2,
+            loading_bytes=max(held.loading_bytes, files_bytes),
+        )
+        found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6, trained // 2)), "other rounding"))
     adds = ADAPTERS.get(run.finetuning_type).adds_weights
     if adds and run.quantization.quantization_bit is None and not is_sharded and run.parallel.tp_size == 1:
         low = replace(run, quantization=replace(run.quantization, quantization_bit=4))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.bridge import under_megatron
 from luthier.core.errors import LuthierError
-from luthier.core.kinds import ADAPTERS, OPTIMIZERS
+from luthier.core.kinds import ADAPTERS
 from luthier.core.log import quiet
 from luthier.core.machine import Machine
 from luthier.model.adapters._merge import GivenAdapters, adapter_path, given_adapters
@@ -22,6 +22,7 @@ from luthier.model.compat.llama4_outputs import give_image_outputs
 from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import upcast_norms
 from luthier.model.features import Training
+from luthier.model.features.mixture_of_depths import add_routers
 from luthier.model.heads.value_head import add_value_head
 from luthier.model.loading.base import dtype_of, purpose_of, takes_fast_path
 from luthier.model.loading.config import fit_task
@@ -66,13 +67,8 @@ def unplanned_reason(run: "TrainRun") -> str | None:
     """Why no model of the memory of this run exists, or None."""
     if run.model.use_unsloth or run.kt.use_kt or under_megatron(run):
         return "another library loads and trains the model"
-    own = next((name for name in run.optimizers if OPTIMIZERS.get(name).has_own_state), None)
-    if own is not None:
-        return f"{own} has a state of its own kind"
     if run.fp8.fp8 or run.training["torch_compile"]:
         return "its kernels are chosen while it runs"
-    if run.features.mixture_of_depths.mixture_of_depths is not None:
-        return "its blocks skip tokens"
     return None
 
 
@@ -104,8 +100,8 @@ def _built(
     machine: Machine,
     num_layers: int | None,
 ) -> Shape:
-    if getattr(config, "quantization_config", None) is not None or is_routed(config):
-        raise Unplanned("the model is quantized already" if not is_routed(config) else "its blocks skip tokens")
+    if getattr(config, "quantization_config", None) is not None:
+        raise Unplanned("the model is quantized already")
     purpose = purpose_of(run, machine, Training(cutoff_len=run.data.cutoff_len))
     if num_layers is not None:
         _shorten(config, num_layers)
@@ -122,6 +118,8 @@ def _built(
         config, dtype=dtype, attn_implementation=traced, trust_remote_code=run.model.trust_remote_code
     )
     give_image_outputs(base)
+    if is_routed(config):
+        add_routers(base)
     change_model(run, base, purpose)
     if run.model.upcast_layernorm:
         upcast_norms(base)

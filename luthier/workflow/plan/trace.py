@@ -10,13 +10,14 @@ import contextlib
 import inspect
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ from luthier.model.heads.score_head import position_scores
 from luthier.model.kernels import varlen
 from luthier.model.modules import unwrap
 from luthier.model.types import Models
-from luthier.workflow.plan.calls import Call, Calls, call_of, moved_bytes
+from luthier.workflow.plan.calls import Call, Calls, call_of, moved_bytes, workspace_bytes
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -118,20 +119,25 @@ def trace_step(
     is_sharded: bool = False,
     on_device: bool = False,
     loss_of: LossOf | None = None,
+    counter: "StepCounter | None" = None,
 ) -> Trace:
     """`model` is on the `meta` device, in training mode. `reads`: `Stage.reads`, or `score`. `half`: the format of
     autocast. `accumulates`: the gradients of earlier batches are in memory. `keeps_gradients` false: each goes as soon
     as it is there. `is_sharded`: the model computes its logits itself, as with FSDP and DeepSpeed. `on_device`: of an
-    accelerator, not of a CPU. `loss_of`: a loss that runs more than the model, instead of what `reads` says."""
+    accelerator, not of a CPU. `loss_of`: a loss that runs more than the model, instead of what `reads` says. `counter`:
+    one that knows the states of an optimizer which steps in the backward pass."""
     head = _head_of(model)
     if is_sharded:
         head = OutputHead(None, head.takes_positions)
-    counter = StepCounter(model)
+    counter = counter or StepCounter(model)
+    counter.restart()
+    states_bytes = counter.live_bytes
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs = _inputs(batch)
     attending = varlen.traced() if on_device else contextlib.nullcontext()
     autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
-    with attending, autocast, autocast_of_cpu(), Substitutes(half, on_device=on_device), counter:
+    substitutes = Substitutes(half, on_device=on_device)
+    with attending, autocast, autocast_of_cpu(), substitutes, substitutes.absent_from_optimizers(), counter:
         if accumulates and keeps_gradients:
             for weight in weights:
                 weight.grad = torch.empty_like(weight)
@@ -145,8 +151,8 @@ def trace_step(
         hook.remove()
     middle = (num_forward + counter.num_calls) // 2
     return Trace(
-        max(counter.history[:middle], default=0),
-        max(counter.history[middle:], default=0),
+        max(counter.history[:middle], default=states_bytes) - states_bytes,
+        max(counter.history[middle:], default=states_bytes) - states_bytes,
         counter.most_logits,
         counter.calls,
     )
@@ -248,9 +254,30 @@ class Substitutes(TorchFunctionMode):
         self.half, self.on_device = half, on_device
         self.cast: dict[int, Tensor] = {}
         """Autocast keeps the 16-bit copy of a trainable weight for the whole pass."""
+        self.num_stepping = 0
+        """Optimizers that step now; one may step within another."""
+
+    @contextlib.contextmanager
+    def absent_from_optimizers(self) -> Iterator[None]:
+        """Those that step in the backward pass do so without autocast."""
+
+        def count(change: int) -> None:
+            self.num_stepping += change
+
+        hooks = (
+            register_optimizer_step_pre_hook(lambda *_: count(1)),
+            register_optimizer_step_post_hook(lambda *_: count(-1)),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.num_stepping:
+            return func(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:
             dtype = self._halved(args[0]).dtype
             # On a CPU 16-bit attention runs in float32 (`luthier.model.attention`).
@@ -314,6 +341,11 @@ class StepCounter(TorchDispatchMode):
         self.calls: Counter[Call] = Counter()
         self.history: list[int] = []
 
+    def restart(self) -> None:
+        """Forget what was done; what is alive stays counted."""
+        self.most_logits, self.num_calls = self.live_logits, 0
+        self.calls, self.history = Counter(), []
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default:
             return 0  # a question about numbers, such as whether a row holds several samples
@@ -329,8 +361,7 @@ class StepCounter(TorchDispatchMode):
             self.calls[call_of(func, args, result, moved)] += 1
         for tensor in results:
             self._note(tensor)
-        # PyTorch computes exp(x - max) of all numbers before it adds them up.
-        hidden = args[0].nbytes if func is aten.logsumexp.default else 0
+        hidden = workspace_bytes(func, args)
         self.history.append(self.live_bytes + hidden)
         self.most_logits = max(self.most_logits, self.live_logits + hidden)
         return result

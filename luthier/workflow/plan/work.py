@@ -43,6 +43,8 @@ class Work:
     """The micro-batch with the most tokens."""
     heaviest_tokens: int
     """Of its rows. A prompt that several of them share counts for each, as in `tokens`."""
+    longest_tokens: int
+    """Those that the largest batch of one row computes."""
     tokens_per_epoch: int | None
     num_answers: int = 0
     """Answers that are sampled at a time; 0 without rollouts."""
@@ -66,6 +68,8 @@ class Lengths:
 def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool, world_size: int = 1) -> Work:
     """`pads`: rows are padded to the longest of a batch. `world_size`: processes, of which those that share tokens or
     layers count once. Raises `ValueError` if the run has no training rows."""
+    import numpy as np
+
     keys, rollout = run.training, stage.rollout(run.method)
     is_streamed = data.streamed is not None
     rows: Any = data.streamed.first(NUM_SAMPLED_ROWS)[0] if data.streamed is not None else data.train
@@ -90,12 +94,18 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         tokens = round(trained_rows * float(lengths.tokens[list(chain.from_iterable(batches))].sum(1).mean()))
     else:
         tokens = trained_tokens(run, lengths.tokens.sum(1), steps, per_epoch, size * world_size)
-    numbers, heaviest = heaviest_of(lengths, batches, slice(stage.num_learned_parts), pads=pads)
+    parts = slice(stage.num_learned_parts)
+    numbers, heaviest = heaviest_of(lengths, batches, parts, pads=pads)
     heaviest_tokens = heaviest.num_tokens
+    drawn = np.fromiter(chain.from_iterable(batches), int)
+    of_rows = lengths.tokens[drawn][:, parts]
+    longest = int(drawn[(of_rows.max(1) if pads else of_rows.sum(1)).argmax()])
+    _, alone = heaviest_of(lengths, [[longest]], parts, pads=pads)
     layout = layout_by_keys(run, stage)
     has_images = IMAGES.name in rows[0]
     if layout is not concatenate_rows and rollout is None and not pads and not has_images:
         heaviest = sharing_prefixes([rows[number] for number in numbers], heaviest.num_targets, layout)
+        alone = sharing_prefixes([rows[longest]], alone.num_targets, layout)
     sets = [] if rollout is not None or has_images or is_streamed else list(data.eval.values())
     is_scored = not is_streamed and not has_images and cached_reference(stage, run) is not None
     size_of_pass, reads = keys["per_device_eval_batch_size"], partial(_heaviest_pass, layout=layout, pads=pads)
@@ -106,6 +116,7 @@ def work_of(run: "TrainRun", stage: "Stage", data: "PreparedData", *, pads: bool
         epochs=epochs,
         heaviest=replace(heaviest, num_parts=run.parallel.sp_size),
         heaviest_tokens=heaviest_tokens,
+        longest_tokens=alone.num_tokens,
         tokens_per_epoch=None if is_streamed else int(lengths.tokens.sum()),
         scored=reads([rows, *sets], size_of_pass) if is_scored else None,
         evaluated=reads(sets, size_of_pass) if keys["eval_strategy"] != "no" else None,
