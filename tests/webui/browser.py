@@ -126,6 +126,8 @@ class Browser:
                         item.click()
                     except (ElementClickInterceptedException, ElementNotInteractableException) as fault:
                         reasons.append(str(fault.msg))
+                        # Away from what sticks to an edge of the window.
+                        self.js("arguments[0].scrollIntoView({block: 'center'})", item)
                     else:
                         return True
             return False
