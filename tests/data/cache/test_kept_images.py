@@ -55,7 +55,7 @@ def test_images_count_with_the_entry_that_lists_them_and_go_with_it(tmp_path, ke
 def test_what_no_entry_lists_stays_for_a_week(tmp_path, keep):
     """A stream has no entry."""
     keep("one", [b"a"], seconds=2 * SPARED_SECONDS)
-    used = {b"b": 2 * SPARED_SECONDS, b"c": SPARED_SECONDS - 60}
+    used = {b"b": 2 * SPARED_SECONDS, b"c": SPARED_SECONDS - 3600}
     for content, seconds in used.items():
         moment = time.time() - seconds
         os.utime(stored(content), (moment, moment))
