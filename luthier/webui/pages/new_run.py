@@ -64,13 +64,13 @@ class NewRun:
                 label_for("yaml", say("new.file"))
                 self.area = area("yaml", self.text, self._edited, rows=26)
                 self.area.element.classes("code")
-                self.problems()
-                if self.command == "train":
-                    self.plan.content()
-                with box(classes="row"):
+                with box(classes="row"):  # above what grows
                     label_for("save-name", say("new.save_as"))
                     text_input("save-name", self.name, self._rename, hint="my-run")
                     button(say("new.save"), self._save)
+                self.problems()
+                if self.command == "train":
+                    self.plan.content()
         ui.timer(0.1, self._check, once=True)
 
     def _load_row(self) -> None:

@@ -86,7 +86,7 @@ class RunPage:
         self.about_curves = (settings, self.places)
         self.results()
         text(say("run.log"), "h2")
-        self.log = text(self.console, "pre", "log")
+        self.log = text(self.console, "pre", "log console")
         self.log.props.update({"tabindex": 0, "aria-label": say("run.log")})
         self._details()
         self._draw_again()
