@@ -40,12 +40,12 @@ def test_a_conversation_with_its_settings(tmp_path):
     with board(root) as served, browser(tmp_path) as page:
         page.open(served.address)
         page.open(f"{served.home}/chat?model=saves/talker")
-        page.find("details summary").click()
+        page.press("details summary")
         page.type("#max_tokens", "8")
         send(page, "hi")
         wait_for_answers(page, ANSWER)
         assert page.count(".answer details:not([open])") == 1 and THOUGHT not in page.text()
-        page.find(".answer summary").click()
+        page.press(".answer summary")
         page.until(lambda: THOUGHT in page.text(), "the thought does not unfold")
 
         page.type("#tools", "[")
@@ -65,7 +65,7 @@ def test_a_conversation_with_its_settings(tmp_path):
         page.type("#system", "")
         send(page, "ARR")
         wait_for_answers(page, PIRATE, PIRATE)
-        page.driver.find_elements("css selector", ".asked .button")[1].click()
+        page.press("//*[contains(@class, 'asked')][contains(., 'ARR')]//button")
         page.until(lambda: page.value("#message") == "ARR" and page.count(".asked") == 1, "it is not edited")
         send(page, "and now?")
         wait_for_answers(page, PIRATE, ANSWER)
