@@ -79,8 +79,8 @@ class Browser:
         self.until(self.is_connected, "the page is not connected")
 
     def is_connected(self) -> bool:
-        """Whether the board has taken notice of the page. What is done to it before is lost."""
-        return bool(self.js("return window.did_handshake === true"))
+        """Whether the board has taken notice of the page, so that it can be used."""
+        return bool(self.js("return window.did_handshake === true && !document.querySelector('[inert]')"))
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)

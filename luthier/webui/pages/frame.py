@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import Request
 from nicegui import ui
+from nicegui.element import Element
 
 from luthier import __version__
 from luthier.webui.board import Board
@@ -50,8 +51,9 @@ class Frame:
             ui.page_title(f"{self._title or self.say(f'page.{self.page}')} · Luthier")
             ui.run_javascript(f"document.documentElement.lang = '{self.language}'")
             self._head()
-            with box("main", "page"):
+            with box("main", "page") as main:
                 content()
+            _use_once_connected(main)
 
         self._redraw = whole.refresh
         whole()
@@ -65,12 +67,13 @@ class Frame:
                     way = link(self.say(f"page.{name}"), address)
                     if name == self.page:
                         way.props["aria-current"] = "page"
-            with box(classes="settings"):
+            with box(classes="settings") as settings:
                 languages = choice("language", self.language, dict(LANGUAGES), self._set_language)
                 languages.element.props["aria-label"] = self.say("frame.language")
                 themes = button(self.say(f"frame.{self.theme}"), self._next_theme, "quiet")
                 themes.props["title"] = self.say("frame.theme")
                 text(__version__, classes="faint version")
+            _use_once_connected(settings)
 
     def _set_language(self, language: str) -> None:
         self.language = language
@@ -83,6 +86,13 @@ class Frame:
         self._dark.set_value(THEMES[self.theme])
         _keep(THEME_COOKIE, self.theme)
         self._redraw()
+
+
+def _use_once_connected(part: Element) -> None:
+    """Let nobody click or type in a part of a page that is not connected yet, since NiceGUI drops such events."""
+    if not part.client.has_socket_connection:
+        part.props["inert"] = True
+        part.client.on_connect(lambda: part.props.pop("inert", None))
 
 
 def _keep(cookie: str, value: str) -> None:

@@ -145,3 +145,29 @@ def test_every_page_in_both_themes_and_on_a_phone(root, tmp_path):
             picture(page, pictures, f"{name}-phone")
             assert page.js("return document.documentElement.scrollWidth") <= 360, name
         assert page.errors() == []
+
+
+@pytest.mark.thorough
+def test_a_page_cannot_be_used_before_it_is_connected(root, tmp_path):
+    """NiceGUI would drop what is clicked and typed."""
+    from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException
+
+    with board(root) as served, browser(tmp_path) as page:
+        page.open(served.address)
+        silent = {"source": "window.WebSocket = class extends EventTarget { send() {} close() {} }"}
+        script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", silent)
+        page.driver.get(f"{served.home}/new?file=tiny.yaml")
+        for label in ("Start", "Auto"):
+            with pytest.raises(ElementClickInterceptedException):
+                page.button(label).click()
+        with pytest.raises(ElementNotInteractableException):
+            page.find("#learning_rate").send_keys("1")
+        page.button("Compare").click()
+        page.until(lambda: page.driver.current_url == f"{served.home}/compare", "a link does not work")
+
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+        page.open(f"{served.home}/new?file=tiny.yaml")
+        page.type("#learning_rate", "0.125")
+        page.until(lambda: "learning_rate: 0.125" in page.value("#yaml"), "nothing is typed")
+        page.click("Auto")
+        page.until(lambda: page.count("body.body--light") and page.button("Light"), "the theme stays")
