@@ -60,6 +60,13 @@ return [...document.querySelectorAll('main *, header *')]
     .filter(([ratio]) => ratio < arguments[0]);
 """
 """Visible texts whose contrast with what is behind them is too low: (ratio, classes, text)."""
+PLACES = """
+return [...document.querySelectorAll(arguments[0])].map(item => {
+    const place = item.getBoundingClientRect();
+    return [item.innerText, place.x, place.y + window.scrollY];
+});
+"""
+"""(text, x, y) of the elements of a selector."""
 
 
 def run_folder(root: Path, name: str, loss: float, console: str = "", **files: Any) -> None:
@@ -171,3 +178,23 @@ def test_a_page_cannot_be_used_before_it_is_connected(root, tmp_path):
         page.until(lambda: "learning_rate: 0.125" in page.value("#yaml"), "nothing is typed")
         page.click("Auto")
         page.until(lambda: page.count("body.body--light") and page.button("Light"), "the theme stays")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_moves_while_a_log_grows_and_no_button_when_a_run_ends(root, tmp_path, width):
+    folder = root / "saves" / "live"
+    with board(root) as served, browser(tmp_path) as page:
+        window = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        page.open(served.address)
+        page.open(f"{served.home}/run/saves/live")
+        page.until(lambda: page.count(".chart svg path") > 2, "no curve")
+        buttons, below = page.js(PLACES, ".title button"), page.js(PLACES, "summary")
+        assert len(buttons) == 5 and len(below) == 2
+        (folder / "console.log").write_text("a line\n" * 100 + "the last line\n", "utf-8")
+        page.until(lambda: "the last line" in page.text(), "the log is not read")
+        assert page.js(PLACES, "summary") == below
+        (folder / "exit.json").write_text('{"status": 0}', "utf-8")
+        page.until(lambda: page.count("[data-state=done]") and page.button("Talk to it"), "it does not end")
+        assert page.js(PLACES, ".title button") == buttons
