@@ -106,7 +106,7 @@ def of_status(status: int, path: str, method: str) -> ApiError:
 
 def of_fields(faults: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The first of the faults that pydantic found in a request body, with the field that it is about."""
-    fault = faults[0]
+    fault = _clearest(faults, body)
     if fault["type"] == "json_invalid":
         return ApiError(f"the body is not valid JSON: {fault.get('ctx', {}).get('error', fault['msg'])}")
     if not isinstance(body, Mapping):
@@ -116,6 +116,21 @@ def of_fields(faults: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
         return ApiError(f"{param or 'the body'}: this field is required", param=param)
     reason = str(fault["msg"]).removeprefix("Value error, ")
     return ApiError(f"{param}: {reason}" if param else reason, param=param or None)
+
+
+def _clearest(faults: Sequence[Mapping[str, Any]], body: Any) -> Mapping[str, Any]:
+    """The first fault, unless it is that a value is not of the first kind that its field may have, and of another kind
+    it is, but for this fault: a list of five stop strings is no string, and longer than such a list may be."""
+    first = faults[0]
+    if not _is_of_kind(first):
+        return first
+    field = field_of(first["loc"], body)
+    own = [one for one in faults if f"{field_of(one['loc'], body)}.".startswith((f"{field}.", f"{field}["))]
+    return next((one for one in own if not _is_of_kind(one)), first)
+
+
+def _is_of_kind(fault: Mapping[str, Any]) -> bool:
+    return str(fault["type"]).endswith("_type") or fault["type"] == "literal_error"
 
 
 def field_of(loc: Sequence[Any], body: Any, *, is_missing: bool = False) -> str:

@@ -83,6 +83,25 @@ def test_the_field_at_fault_is_named(server, fields, param):
     assert param is None or param.partition("[")[0].partition(".")[0] in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
+        ({"stop": ["a", ""]}, "stop[1]: String should have at least 1 character"),
+        ({"stop": 5}, "stop: Input should be a valid string"),
+        ({"stop": 5, "stop_token_ids": [-1]}, "stop: Input should be a valid string"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function: this field is required"),
+        (
+            {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
+            "messages[0].content[0].type: this field is req",
+        ),
+    ],
+    ids=str,
+)
+def test_of_a_field_of_several_kinds_the_fault_is_of_the_one_that_was_meant(server, fields, message):
+    assert error_of(post(server, json={"messages": HI, **fields}))["message"].startswith(message)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"hello", b"[]", b"5", b"\xff\xfe", b"[" * 100_000], ids=repr)
 def test_a_body_that_is_no_json_object(server, body):
     error_of(post(server, content=body, headers={"content-type": "application/json"}))
