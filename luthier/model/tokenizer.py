@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
+from luthier.model.compat.gguf_tokens import restore_tokens
 from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files, read_json
@@ -62,7 +63,7 @@ def load_tokenizer(
     if files.is_local and not files.gguf_file:
         options["config"] = _kind_of_model(Path(files.name))
     with readable(files, "tokenizer"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             files.name,
             use_fast=use_fast,
             split_special_tokens=split_special_tokens,
@@ -70,6 +71,9 @@ def load_tokenizer(
             **source.options,
             **options,
         )
+        if files.gguf_file:
+            restore_tokens(tokenizer, Path(files.name) / files.gguf_file)
+    return tokenizer
 
 
 def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":

@@ -23,7 +23,7 @@ def _read(path: str, modified_ns: int) -> "GGUFReader":
     return QuickReader(path)
 
 
-def _reader(path: "os.PathLike[str] | str") -> "GGUFReader":
+def read_header(path: "os.PathLike[str] | str") -> "GGUFReader":
     return _read(os.fspath(path), os.stat(path).st_mtime_ns)
 
 
@@ -43,7 +43,7 @@ def fast_gguf() -> Iterator[None]:
     module: Any = gguf
     utils: Any = modeling_gguf_pytorch_utils
     kept = module.GGUFReader, module.get_tensor_name_map, utils._gguf_parse_value
-    module.GGUFReader, module.get_tensor_name_map = _reader, lru_cache(maxsize=1)(gguf.get_tensor_name_map)
+    module.GGUFReader, module.get_tensor_name_map = read_header, lru_cache(maxsize=1)(gguf.get_tensor_name_map)
     utils._gguf_parse_value = parsed
     try:
         yield

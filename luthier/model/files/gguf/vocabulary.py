@@ -53,6 +53,7 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> Voca
     by_bytes = _has(parts["pre_tokenizer"], "ByteLevel") or _has(parts["decoder"], "ByteLevel")
     if not by_bytes and not model.get("byte_fallback"):
         raise _cannot("its BPE is neither on bytes nor falls back on them")
+    _warn_of_flags(parts["added_tokens"])
     tokens, kinds = _tokens(parts, num_rows, is_sentencepiece=not by_bytes)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     scores = [] if by_bytes else _scores(tokens, kinds, merges)
@@ -102,6 +103,16 @@ def _cut(pre_tokenizer: Any) -> str:
             "programs may split numbers and punctuation differently"
         )
     return "gpt-2"
+
+
+def _warn_of_flags(added: list[dict[str, Any]]) -> None:
+    flagged = [one["content"] for one in added if one["lstrip"] or one["rstrip"] or one["single_word"]]
+    if flagged:
+        warn(
+            f"export_gguf: {', '.join(map(repr, flagged[:8]))}{', ...' if flagged[8:] else ''}: these tokens take in"
+            " the blanks beside them, or stand for whole words only, which GGUF cannot say; other programs may tokenize"
+            " text around them differently"
+        )
 
 
 def _tokens(parts: dict[str, Any], num_rows: int, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:

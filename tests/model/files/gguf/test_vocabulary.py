@@ -2,6 +2,7 @@
 
 import pytest
 import transformers
+from tokenizers import AddedToken
 
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.vocabulary import read_vocabulary
@@ -42,3 +43,11 @@ def test_tokenizers_of_other_families_are_refused():
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
     with pytest.raises(ModelError, match=r"its model is WordLevel\) -> leave export_gguf out"):
         read_vocabulary(words, 1)
+
+
+def test_tokens_that_take_in_blanks_are_told(said):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<plain>")])
+    read_vocabulary(tokenizer, len(tokenizer))
+    (message,) = (text for text in said if "blanks" in text)
+    assert "'<left>'" in message and "<plain>" not in message
