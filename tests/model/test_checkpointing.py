@@ -55,9 +55,12 @@ def test_gradients_are_those_without_checkpointing(make, way, words):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_only_blocks_that_a_gradient_passes_are_computed_twice(make, use_reentrant):
-    model = only(make(), "layers.2")
+@pytest.mark.parametrize("freezes_later", [False, True])
+def test_only_blocks_that_a_gradient_passes_are_computed_twice(make, use_reentrant, freezes_later):
+    """Also of weights that are frozen later, as BAdam does in turn."""
+    model = make() if freezes_later else only(make(), "layers.2")
     enable_checkpointing(model, use_reentrant=use_reentrant)
+    only(model, "layers.2")
     runs = [0] * 4
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.register_forward_hook(lambda *_, i=index: runs.__setitem__(i, runs[i] + 1))
