@@ -1,6 +1,7 @@
 """Faults of the output folder: what stands there is never written over, and a bad place is told before any work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_resuming_from_an_incomplete_checkpoint(person, finished, asked):
     weights = person.out / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     said = person.is_refused(**LORA, resume_from_checkpoint=str(person.out / asked))
-    assert f"resume_from_checkpoint: {person.out / asked}: " in said
+    assert re.search(f"resume_from_checkpoint: '?{re.escape(str(person.out / asked))}'?: ", said)
     hints = {
         "checkpoint-9": "there is no such folder -> choose one of checkpoint-2, checkpoint-4",
         "checkpoint-4": "the checkpoint is incomplete -> choose an earlier one",
