@@ -119,9 +119,12 @@ with socket.create_server(("127.0.0.1", 0)) as server, StopOnSignal():
 
 def test_a_second_signal_does_not_wait_for_a_judge_that_is_silent():
     process = subprocess.Popen([sys.executable, "-c", SILENT_JUDGE], stdout=-1, stderr=-1, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "asked\n"
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None and any("press Ctrl-C again" in line for line in process.stderr)
-    process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    assert process.returncode != 0
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None and any("press Ctrl-C again" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+        assert process.returncode != 0
+    finally:
+        process.kill()
