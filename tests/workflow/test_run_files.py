@@ -4,8 +4,8 @@ from luthier.config.load import load, load_train, read_text
 from luthier.workflow.run_files import run_file
 
 KEYS = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True, "learning_rate": 3e-5}
-MORE = {"run_name": "a\\${b}", "lr_scheduler_kwargs": {"num_cycles": 2, "x": "\\${y}"}, "hub_token": "hf_${x}"}
-MORE |= {"hub_model_id": "1e5"}
+MORE = {"run_name": "a\\${b}", "hub_token": "hf_${x}", "hub_model_id": "1e5"}
+MORE |= {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_cycles": 2, "decay_type": "\\${y}"}}
 
 
 def test_it_says_the_same(monkeypatch):
@@ -20,4 +20,4 @@ def test_it_says_the_same(monkeypatch):
     assert not written.problems
     again = load("train", written)
     assert again.given == run.given
-    assert again.given["run_name"] == "a${b}" and again.given["lr_scheduler_kwargs"]["x"] == "${y}"
+    assert again.given["run_name"] == "a${b}" and again.given["lr_scheduler_kwargs"]["decay_type"] == "${y}"

@@ -15,9 +15,9 @@ def router_with(weight):
 def test_in_training_the_highest_scores_of_each_text_are_chosen():
     """Scores are 1 + x: of the first text, 3 tokens, ceil(1.5) = 2 are chosen, of the second, 2 tokens, 1."""
     hidden = torch.tensor([[3.0], [1.0], [2.0], [9.0], [10.0]])
-    scores, places = router_with(1.0).train()(hidden, [(0, 3), (3, 5)])
+    scores, places, counts = router_with(1.0).train()(hidden, [(0, 3), (3, 5)])
     assert scores.tolist() == [4.0, 2.0, 3.0, 10.0, 11.0]
-    assert places.tolist() == [0, 2, 4]
+    assert places.tolist() == [0, 2, 4] and counts == [2, 1]
 
 
 def test_outside_training_a_token_is_compared_with_the_mean_threshold():
@@ -25,11 +25,11 @@ def test_outside_training_a_token_is_compared_with_the_mean_threshold():
     router = router_with(1.0).train()
     router(torch.tensor([[3.0], [1.0], [0.0], [2.0]]), [(0, 4)])
     assert router.threshold.item() == pytest.approx(2.5)
-    _, places = router.eval()(torch.tensor([[1.0], [1.6], [7.0]]), [(0, 3)])
-    assert places.tolist() == [1, 2]
+    _, places, counts = router.eval()(torch.tensor([[1.0], [1.6], [7.0]]), [(0, 1), (1, 3)])
+    assert places.tolist() == [1, 2] and counts == [0, 2]
 
 
 def test_an_untrained_router_lets_every_token_pass():
     router = DepthRouter(64, capacity=0.125).eval()
-    _, places = router(torch.randn(20, 64), [(0, 20)])
-    assert places.tolist() == list(range(20))
+    _, places, counts = router(torch.randn(20, 64), [(0, 20)])
+    assert places.tolist() == list(range(20)) and counts == [20]
