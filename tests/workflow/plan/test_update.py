@@ -53,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "badam, ratio": {"use_badam": True, "badam_mode": "ratio"},
     "badam, ratio, scattered": {"use_badam": True, "badam_mode": "ratio", "badam_mask_mode": "scatter", **PURE},
 }
+FAST = ("muon", "adam_mini", "galore", "galore, layerwise", "apollo", "badam")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def tensors_of(part: Any, seen: set[int]) -> Iterator[torch.Tensor]:
         yield from tensors_of(vars(part), seen)
 
 
-@pytest.mark.parametrize("name", representatives(RUNS, *RUNS))
+@pytest.mark.parametrize("name", representatives(RUNS, *FAST))
 def test_planned_bytes_are_those_of_the_tensors_that_the_optimizer_holds(world, found, tmp_path, name):
     values = {**world, **RUNS[name], "output_dir": str(tmp_path / "out")}
     held = plan_of(values).held
@@ -191,7 +192,7 @@ WHAT_IF = {
 }
 
 
-@pytest.mark.parametrize("name", WHAT_IF)
+@pytest.mark.parametrize("name", representatives(WHAT_IF, "galore, layerwise", "lora"))
 def test_what_would_help_is_what_the_plan_with_these_keys_says(world, name):
     """The libraries are left out, since they are far larger than this model."""
     keys = {**world, **WHAT_IF[name], "per_device_train_batch_size": 6, "disable_gradient_checkpointing": True}
