@@ -13,7 +13,6 @@ Each adapter has a name of its own, so the server never answers from a cache of 
 import http.client
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from luthier.core.errors import RunFailed
+from luthier.core.threads import all_in_threads
 from luthier.infer.engines.vllm import VllmDialect
 from luthier.infer.servers.calls import Call, Refused, get_json, message_of
 from luthier.infer.servers.child import ChildServer
@@ -97,12 +97,12 @@ class RolloutServer:
         """The token ids of each answer, the one that ends it included. Raises `RunFailed`."""
         dialect = VllmDialect(self.model)
         calls = [Call(self.host, self.port, dialect.path, dialect.body(ask), self.key) for ask in asks]
-        with ThreadPoolExecutor(min(NUM_REQUESTS, max(len(asks), 1)), "rollouts") as threads:
-            try:
-                return list(threads.map(partial(self._answer, dialect), asks, calls))
-            finally:  # a signal that ends the run does not wait for answers
-                for call in calls:
-                    call.hang_up()
+        works = [partial(self._answer, dialect, ask, call) for ask, call in zip(asks, calls, strict=True)]
+        try:
+            return all_in_threads(works, NUM_REQUESTS)
+        finally:  # the server need not finish answers that a signal or a fault has ended
+            for call in calls:
+                call.hang_up()
 
     def _answer(self, dialect: VllmDialect, ask: Ask, call: Call) -> list[int]:
         if ask.num_new_tokens <= 0:

@@ -42,12 +42,11 @@ def computed_twice(block: nn.Module, function: Callable[..., Any]) -> Callable[.
 
 def only_adds_mlp(block: nn.Module, trials: Trials | None = None) -> bool:
     """Whether no gradient of this block depends on the numbers that its part `mlp` puts out."""
-    return bool(tried(_gradients_are_alike, block, trials))
+    has_own_code = "forward" in vars(block)
+    return "mlp" in block._modules and not has_own_code and bool(tried(_gradients_are_alike, block, trials))
 
 
 def _gradients_are_alike(block: nn.Module) -> bool:
-    if "mlp" not in block._modules or "forward" in vars(block):
-        return False
     try:
         found = [_gradients(block, value, dtype) for dtype in (torch.float32, torch.float16) for value in TRIED]
     except FAULTS:

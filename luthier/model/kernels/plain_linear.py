@@ -33,8 +33,10 @@ class PlainForward:
 
 
 class PlainLinear(torch.autograd.Function):
-    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU if it `is_read`. Else any numbers,
-    with the right gradients."""
+    """x (N, I), weight (O, I), bias (O) or None -> (N, O), all in float32 on a CPU.
+
+    With `is_read` false the output has any numbers, the gradients are right, and formats and devices are free.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, is_read: bool) -> Tensor:
