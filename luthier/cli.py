@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
     words = sys.argv[1:] if argv is None else argv
     _repair_streams()
-    end = _quick_end() if argv is None and words and words[0] in LEAVING_NOTHING else None
+    end = _quick_end() if argv is None and words and ends_quickly(words[0]) else None
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -104,6 +104,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("luthier: interrupted", file=sys.stderr)
         return 130
+
+
+def ends_quickly(command: str) -> bool:
+    """Without taking apart what is imported; for one of several processes of `train`, `core/ending.py` says why."""
+    import os
+
+    if OF_V1.get(command, command) == "train":
+        return os.environ.get("WORLD_SIZE", "1") != "1"
+    return command in LEAVING_NOTHING
 
 
 def _quick_end() -> "QuickEnd":

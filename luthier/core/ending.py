@@ -1,13 +1,18 @@
 """The end of a process without taking apart all that it has imported, which takes a second of CPU time after PyTorch.
 
-As in the child processes of `multiprocessing`: threads have been waited for, functions of `atexit` have run and output
-is flushed. Objects that are still there are not destroyed, so this is for commands that leave nothing unwritten in
-them.
+As in the child processes of `multiprocessing`: threads have been waited for, functions of `atexit` have run, and output
+and open files are flushed. Objects that are still there are not destroyed, so this is for commands that leave nothing
+unwritten in them, and for one of several processes of a run: there a thread of PyTorch that gives back a tensor while
+the interpreter is taken apart aborts the process, and a run that has succeeded would end with SIGABRT
+(https://github.com/pytorch/pytorch/issues/190489).
 """
 
 import atexit
+import gc
+import io
 import os
 import sys
+from contextlib import suppress
 
 
 class QuickEnd:
@@ -22,14 +27,29 @@ class QuickEnd:
             atexit.register(self._leave)
 
     def _leave(self) -> None:
-        if self.status is None:
-            return
-        import ctypes
+        if self.status is not None:
+            end_now(self.status)
 
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            return  # the interpreter tries again and sets the status
-        ctypes.CDLL(None).fflush(None)  # what C libraries have printed
-        os._exit(self.status)
+
+def end_now(status: int) -> None:
+    """End the process as it is, with all output written. Returns if standard output cannot be written: at its ordinary
+    end the interpreter tries again, and sets the status."""
+    import ctypes
+
+    flush_files()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    ctypes.CDLL(None).fflush(None)  # what C libraries have printed
+    os._exit(status)
+
+
+def flush_files() -> None:
+    """Write what open files of this process hold back, as the interpreter does when it takes them apart."""
+    for file in gc.get_objects():
+        # `isinstance` would ask objects that stand for others, which might import something now.
+        if issubclass(type(file), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+            with suppress(OSError, ValueError):  # closed, or not possible, which an ordinary end would not tell either
+                file.flush()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from luthier.cli import ends_quickly
+
 PROGRAM = """
 import atexit, ctypes, sys
 {first}
@@ -43,6 +45,71 @@ def test_otherwise_the_process_ends_as_ever(first, last):
     done = run(first, last)
     assert done.returncode == 0 and done.stderr == "destroyed\n"
     assert "registered later" in done.stdout and ("registered before" in done.stdout) == bool(first)
+
+
+def test_open_files_are_written(tmp_path):
+    files = [("a.txt", "w", "'é'"), ("b.bin", "wb", "b'b'"), ("c.bin", "w+b", "b'c'")]
+    opened = [f"open({str(tmp_path / name)!r}, {mode!r})" for name, mode, _ in files]
+    wrote = [
+        f"kept.{name[0]} = {call}; kept.{name[0]}.write({text})"
+        for (name, _, text), call in zip(files, opened, strict=True)
+    ]
+    closed = "kept.d = open(1, 'w', closefd=False); kept.d.close(); kept.e = open('/dev/full', 'w'); kept.e.write('e')"
+    done = run(last="\n".join([*wrote, closed, "end.status = 0"]))
+    assert done.returncode == 0 and done.stderr == ""
+    assert [(tmp_path / name).read_bytes() for name, *_ in files] == ["é".encode(), b"b", b"c"]
+
+
+OF_TWO = """
+from luthier.core.ending import QuickEnd
+{end}
+import atexit, os, sys, time
+from torch import distributed, ones
+distributed.init_process_group("gloo")
+distributed.barrier()
+if distributed.get_rank() == 0:
+    time.sleep(0.2)
+    try:
+        distributed.all_reduce(ones(4))
+        time.sleep(0.5)
+    finally:
+        os._exit(0)
+def late():
+    distributed.all_reduce(ones(4), async_op=True)
+def hold_the_interpreter():
+    sys.setswitchinterval(1000)
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        pass
+atexit.register(hold_the_interpreter)
+late()
+"""
+"""A thread of process 1 gives back a tensor while the interpreter ends, as it does when the machine is busy."""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_threads_of_torch_do_not_abort_one_of_several_processes(tmp_path, is_quick):
+    program = tmp_path / "two.py"
+    program.write_text(OF_TWO.format(end="QuickEnd().status = 0" if is_quick else ""))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if is_quick:
+        assert done.returncode == 0, done.stderr
+    elif done.returncode == 0:
+        pytest.skip("this torch or Python ends such threads without harm; `QuickEnd` is not needed for them")
+
+
+@pytest.mark.parametrize(
+    ("command", "num_processes", "is_quick"),
+    [("plan", None, True), ("train", None, False), ("train", "1", False), ("train", "2", True), ("sft", "2", True)],
+)
+def test_the_commands_that_end_so(monkeypatch, command, num_processes, is_quick):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if num_processes is not None:
+        monkeypatch.setenv("WORLD_SIZE", num_processes)
+    assert ends_quickly(command) == is_quick
 
 
 def test_an_exception_ends_the_process_as_ever():

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import luthier
 from luthier.training.trainer import StageTrainer
+from tests.runs.each_of import leave
 
 KINDS = {
     "allreduce_": "all-reduce",
@@ -93,3 +94,4 @@ if __name__ == "__main__":
             del os.environ[variable]  # by which transformers tells accelerate of the engine of the run before
         target = Path(sys.argv[1], f"{Path(name).stem}.{os.environ['RANK']}.json")
         target.write_text(json.dumps(counted(Path(name))), encoding="utf-8")
+    leave()

@@ -5,6 +5,7 @@
 The error of a run is written beside its run file, and the next one follows.
 """
 
+import atexit
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from pathlib import Path
 import yaml
 
 import luthier
+from luthier.core.ending import end_now
 
 OF_ENGINES = ("ACCELERATE_", "FSDP_", "PARALLELISM_")
 """How the variables begin by which accelerate's launcher chooses an engine, and transformers tells accelerate."""
@@ -40,5 +42,12 @@ def train_each(paths: Iterable[Path]) -> None:
         forget_engine(given)
 
 
+def leave(status: int = 0) -> None:
+    """End the process as `luthier train` does where it is one of several, since threads of PyTorch might abort it."""
+    atexit._run_exitfuncs()
+    end_now(status)
+
+
 if __name__ == "__main__":
     train_each(map(Path, sys.argv[1:]))
+    leave()

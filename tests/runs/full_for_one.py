@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.training.checkpointed import CheckpointedTrainer
 from tests.runs.bad_input.test_disk import largest_file
-from tests.runs.each_of import train_each
+from tests.runs.each_of import leave, train_each
 
 STEP = 2
 write = CheckpointedTrainer._write_checkpoint
@@ -29,3 +29,4 @@ def write_limited(trainer: CheckpointedTrainer, *arguments: Any) -> None:
 if __name__ == "__main__":
     CheckpointedTrainer._write_checkpoint = write_limited
     train_each(map(Path, sys.argv[1:]))
+    leave()

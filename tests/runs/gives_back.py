@@ -8,7 +8,8 @@ import sys
 from luthier.cli import main
 from luthier.core.allocator import return_large_blocks
 from luthier.workflow.plan import foresight
+from tests.runs.each_of import leave
 
 if __name__ == "__main__":
     foresight.keep_freed_blocks = return_large_blocks
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

@@ -13,7 +13,7 @@ import torch
 
 from luthier.training.cut_batches import num_rows
 from luthier.training.trainer import StageTrainer
-from tests.runs.each_of import train_each
+from tests.runs.each_of import leave, train_each
 
 loss = StageTrainer.compute_loss
 
@@ -37,3 +37,4 @@ def limited(trainer: StageTrainer, model: Any, inputs: Any, *args: Any, **kwargs
 if __name__ == "__main__":
     StageTrainer.compute_loss = limited
     train_each(map(Path, sys.argv[1:]))
+    leave()
