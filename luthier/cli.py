@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
     words = sys.argv[1:] if argv is None else argv
     _repair_streams()
-    end = _quick_end() if argv is None and words and ends_quickly(words[0]) else None
+    end = _quick_end() if argv is None else None
     try:
         status = _dispatch(words)
         sys.stdout.flush()
-        if end is not None:
+        if end is not None and words and ends_quickly(words[0]):
             end.status = status
         return status
     except BrokenPipeError:
@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("luthier: interrupted", file=sys.stderr)
+        if end is not None:
+            end.status = 130
         return 130
 
 

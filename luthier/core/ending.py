@@ -2,9 +2,12 @@
 
 As in the child processes of `multiprocessing`: threads have been waited for, functions of `atexit` have run, and output
 and open files are flushed. Objects that are still there are not destroyed, so this is for commands that leave nothing
-unwritten in them, and for one of several processes of a run: there a thread of PyTorch that gives back a tensor while
-the interpreter is taken apart aborts the process, and a run that has succeeded would end with SIGABRT
-(https://github.com/pytorch/pytorch/issues/190489).
+unwritten in them, and where a thread could use PyTorch while the interpreter is taken apart, which aborts the process:
+
+- one of several processes of a run, where a thread of PyTorch gives back a tensor. A run that has succeeded would end
+  with SIGABRT (https://github.com/pytorch/pytorch/issues/190489).
+- a command that was interrupted while a thread of ours loads a model or computes a reward: nothing waits for it
+  (`core/threads.py`), so the status would be that of SIGABRT and not 130.
 """
 
 import atexit
@@ -22,7 +25,7 @@ class QuickEnd:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        """Of the process; set once the command has succeeded or failed without an exception."""
+        """Of the process; set once the command has succeeded, failed without an exception, or was interrupted."""
         if os.name == "posix" and not atexit._ncallbacks():
             atexit.register(self._leave)
 

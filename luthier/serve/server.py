@@ -92,7 +92,8 @@ class Running:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # on Windows
                 loop.add_signal_handler(number, self._stop, number)
-        self._loading = threading.Thread(target=self._load_apart, args=(loop, listening), daemon=True, name="loading")
+        port = listening.getsockname()[1]
+        self._loading = threading.Thread(target=self._load_apart, args=(loop, port), daemon=True, name="loading")
         self._loading.start()
         try:
             await self._server.serve([listening])
@@ -102,14 +103,15 @@ class Running:
             if self._release is not None:
                 await asyncio.to_thread(self._release)
 
-    def _load_apart(self, loop: asyncio.AbstractEventLoop, listening: socket.socket) -> None:
+    def _load_apart(self, loop: asyncio.AbstractEventLoop, port: int) -> None:
         loaded = None
         try:
             loaded = self._load()
         except LuthierError as fault:
             self._fault = fault
         finally:
-            loop.call_soon_threadsafe(self._loaded, loaded, listening.getsockname()[1])
+            with contextlib.suppress(RuntimeError):  # the server has been stopped meanwhile, and its loop is closed
+                loop.call_soon_threadsafe(self._loaded, loaded, port)
 
     def _loaded(self, loaded: Loaded | None, port: int) -> None:
         if loaded is None:
@@ -117,6 +119,8 @@ class Running:
             self._exit()
             return
         self._service.model, self._release = loaded
+        if self._server.should_exit:  # stopped while the model was loaded
+            return
         print(f"ready: http://{self._options.shown_host}:{port}/v1", flush=True)
         self._watching = asyncio.get_running_loop().create_task(self._watch(loaded[0]))
 

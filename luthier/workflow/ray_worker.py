@@ -23,6 +23,8 @@ INTERRUPTED, WRONG_INPUT = 130, 2
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 10.0
 """How long the other processes may take to end with the same error."""
+DRAIN_SECONDS = 10.0
+"""How long what a process has printed may take to be read after its end. Another process may hold the pipes open."""
 TAIL_LINES = 40
 _LAST_WORDS = re.compile(r"^(?:luthier: (.*(?:\n  .*)*)|(stopped: .*))", re.MULTILINE)
 
@@ -207,7 +209,7 @@ class Child:
                     self.process.send_signal(signal.SIGINT)
                     num_sent = asked
         for pump in pumps:
-            pump.join(POLL_SECONDS)
+            pump.join(DRAIN_SECONDS)
         return status
 
     def _pass_on(self, pipe: IO[str]) -> None:

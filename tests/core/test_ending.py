@@ -112,6 +112,27 @@ def test_the_commands_that_end_so(monkeypatch, command, num_processes, is_quick)
     assert ends_quickly(command) == is_quick
 
 
+INTERRUPTED = """
+import os, signal, sys
+from luthier import cli
+from luthier.core.threads import in_own_thread
+def load(argv):
+    import torch
+    matrix = torch.ones(200, 200)
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        matrix @ matrix
+cli._run = lambda name, argv: in_own_thread(lambda: load(argv))
+sys.argv = ["luthier", "eval", "run.yaml"]
+sys.exit(cli.main())
+"""
+
+
+def test_an_interrupted_command_does_not_wait_for_a_thread_that_computes_and_is_not_aborted_by_it():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "luthier: interrupted\n")
+
+
 def test_an_exception_ends_the_process_as_ever():
     done = run(last="raise OSError('full')")
     assert done.returncode == 1 and "OSError: full" in done.stderr and "destroyed" in done.stderr

@@ -1,5 +1,6 @@
 """The server from its socket to its end: signals, running answers, a model that cannot be loaded."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -141,6 +142,30 @@ def test_a_model_that_answers_nothing_any_more_ends_it():
     health, streamed = found
     assert (health.status_code, health.json()["error"]["message"]) == (503, "cuda:0 has failed")
     assert '"engine_ended"' in streamed and "[DONE]" not in streamed
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_model_that_is_loaded_when_the_server_has_ended(monkeypatch, capsys):
+    begun, gate, run = threading.Event(), threading.Event(), asyncio.run
+
+    def load():
+        begun.set()
+        gate.wait()
+        return chat_model(None), lambda: None
+
+    def run_and_load(main):
+        run(main)
+        gate.set()
+        started.running._loading.join()
+
+    def beside(started):
+        begun.wait()
+        started.signal()
+
+    monkeypatch.setattr(asyncio, "run", run_and_load)
+    started = Started(load)
+    assert started.run(beside) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_an_address_that_cannot_be_used():
