@@ -16,6 +16,7 @@ from luthier.data.sequence_slices import concatenate_slice
 from luthier.model.attention import isolate_samples, isolates_samples
 from luthier.model.sequence_parallel import spread_tokens
 from tests.model.test_attention import ISOLATED, build
+from tests.runs.each_of import leave
 
 CASES = {
     **{name: (name, changes) for name, changes in ISOLATED.items()},
@@ -71,4 +72,4 @@ if __name__ == "__main__":
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(dict(zip(CASES, found.tolist(), strict=True))))
-    distributed.destroy_process_group()
+    leave()

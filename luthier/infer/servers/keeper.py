@@ -20,9 +20,12 @@ GRACE_SECONDS = 10.0
 
 def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, _leave)
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # A signal that comes while the program is started waits until this process knows it, and can end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_take_signals)
     threading.Thread(target=_end_with_input, args=(program,), daemon=True).start()
     try:
+        _take_signals()
         return program.wait()
     finally:
         end(program)
@@ -42,6 +45,10 @@ def _end_with_input(program: "subprocess.Popen[bytes]") -> None:
     while os.read(0, 1):
         pass
     end(program)
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 def _signal(program: "subprocess.Popen[bytes]", number: int) -> None:

@@ -182,8 +182,8 @@ def test_of_several_processes_one_makes_an_entry_and_the_others_wait(tmp_path):
     command = [sys.executable, "-c", WAITING, str(tmp_path)]
     others = [subprocess.Popen([*command, "other"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first = subprocess.Popen([*command, "first"], stdout=subprocess.PIPE, text=True)
-    assert first.communicate(timeout=60)[0].split() == ["made", "whole"]
-    assert [other.communicate(timeout=60)[0].split() for other in others] == [["whole"], ["whole"]]
+    assert first.communicate(timeout=300)[0].split() == ["made", "whole"]
+    assert [other.communicate(timeout=300)[0].split() for other in others] == [["whole"], ["whole"]]
 
 
 def test_a_machine_that_sees_no_other_one_makes_its_own_rows(tmp_path, monkeypatch, said):

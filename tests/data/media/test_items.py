@@ -118,7 +118,7 @@ class TestRows:
     def see(self, worlds):
         see = worlds("paddleocr_vl")
         folder = see.folder
-        (folder / "dir.png").mkdir()
+        (folder / "dir.png").mkdir(exist_ok=True)  # the world is shared, and this fixture may run again
         (folder / "empty.png").touch()
         (folder / "text.png").write_text("hello")
         picture = (folder / see.image(120, 120)).read_bytes()

@@ -128,7 +128,7 @@ time.sleep(999)
     assert process.stdout.readline() == "up\n"
     pids = processes_with(str(tmp_path))
     process.send_signal(number)
-    process.wait(60)
+    process.wait(300)
     until(lambda: not any(map(is_running, pids)))
 
 

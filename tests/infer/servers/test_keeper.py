@@ -23,7 +23,7 @@ def kept(code: str, before: str = "") -> subprocess.Popen:
 
 
 def test_the_status_of_the_program_is_its_own():
-    assert kept("raise SystemExit(5)").wait(60) == 5
+    assert kept("raise SystemExit(5)").wait(300) == 5
 
 
 def test_the_end_of_the_input_ends_the_program_and_its_children():
@@ -32,7 +32,7 @@ def test_the_end_of_the_input_ends_the_program_and_its_children():
     pid = int(process.stdout.readline())
     assert process.stdout.readline() == "up\n" and is_running(pid)
     process.stdin.close()
-    assert process.wait(60) != 0
+    assert process.wait(300) != 0
     until(lambda: not is_running(pid))
 
 
@@ -40,7 +40,28 @@ def test_a_signal_to_the_keeper_ends_the_program():
     process = kept("import os, time; print(os.getpid(), flush=True); time.sleep(999)")
     pid = int(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
+    until(lambda: not is_running(pid))
+
+
+SIGNALED_AT_ONCE = """
+import os, signal, subprocess, sys
+from luthier.infer.servers import keeper
+class Popen(subprocess.Popen):
+    def __init__(self, *words, **how):
+        super().__init__(*words, **how)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+keeper.subprocess.Popen = Popen
+sys.exit(keeper.main([sys.executable, "-c", "import time; time.sleep(999)"]))
+"""
+
+
+def test_a_signal_while_the_program_is_started_ends_it():
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SIGNALED_AT_ONCE], stdin=pipe, stdout=pipe, text=True) as process:
+        pid = int(process.stdout.readline())
+        assert process.wait(300) == 128 + signal.SIGTERM
     until(lambda: not is_running(pid))
 
 
