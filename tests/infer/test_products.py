@@ -40,6 +40,27 @@ def test_the_logits_are_the_same(model, dtype, free_bytes):
     torch.testing.assert_close(found, expected, atol=1e-6 if dtype is torch.float32 else 2e-2, rtol=0)
 
 
+@needs_kernel
+@pytest.mark.parametrize("free_bytes", [None, PLENTY])
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_one_or_two_tokens_take_products_of_few_rows(model, monkeypatch, free_bytes, num_rows):
+    monkeypatch.setattr("luthier.model.kernels.products.is_better_here", lambda: True)
+    attention, calls = model.model.layers[0].self_attn, counted(monkeypatch)
+    x, ids = torch.randn(num_rows, 1, 64), IDS[:num_rows, :1]
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    expected, logits = [layer(x) for layer in layers], model(ids).logits
+    products = Products(model, free_bytes)
+    with products.in_use():
+        found, whole, of_model = [layer(x) for layer in layers], together(layers)(x), model(ids).logits
+    assert not calls
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(whole, torch.cat(expected, -1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(of_model, logits, atol=1e-6, rtol=0)
+    with products.in_use():
+        model(IDS)
+    assert calls, "six tokens"
+
+
 @pytest.mark.skipif(not has_kernel(torch.float32), reason="oneDNN is not in this PyTorch")
 def test_weights_are_packed_only_where_there_is_memory_for_them(model, monkeypatch):
     packed = []

@@ -101,3 +101,30 @@ def test_the_trial_of_the_library_does_not_depend_on_where_it_is_made():
         found = products.has_kernel(torch.float32)
     products.has_kernel.cache_clear()
     assert found == products.has_kernel(torch.float32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices(), st.integers(1, 2), st.booleans(), st.integers(1, 5))
+def test_one_or_two_rows(given_matrices, num_rows, has_bias, num_threads):
+    """Whatever the number of parts leaves over, and however the rows lie in memory."""
+    x, weight = given_matrices
+    x, weight = x[:num_rows], weight.contiguous()
+    bias = torch.randn(len(weight)) if has_bias else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: num_threads)
+        product = products.for_few_rows(weight, bias)
+    assert product is not None and product.are_few(x)
+    before = x.clone()
+    found = product(x[:, None])
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.shape == (len(x), 1, len(weight)) and found.is_contiguous() and torch.equal(x, before)
+    torch.testing.assert_close(found[:, 0], expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_few_rows_are_left_to_the_usual_product(monkeypatch):
+    weight = torch.randn(6, 4)
+    for other in (weight.bfloat16(), weight.T, weight.to("meta")):
+        assert products.for_few_rows(other, None) is None
+    assert not products.FewRows(weight).are_few(torch.randn(3, 4))
+    monkeypatch.setattr(products, "is_better_here", lambda: False)
+    assert products.for_few_rows(weight, None) is None
