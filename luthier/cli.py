@@ -63,9 +63,7 @@ def usage() -> str:
         "",
         "RUN is a YAML or JSON file; key=value after it overrides, and --key value flags work without a file too.",
     ]
-    lines += [
-        "`luthier COMMAND --help` says more about one command. llamafactory-cli is a second name for this program."
-    ]
+    lines += ["`luthier COMMAND --help` says more about one command. llamafactory-cli and lmf name the same program."]
     return "\n".join(lines)
 
 
@@ -210,9 +208,9 @@ def _run(name: str, rest: list[str]) -> int:
     except FileNotFoundError:
         print("luthier: the current folder no longer exists -> change to another one", file=sys.stderr)
         return 2
-    set_up()
     slow_imports.install()
     try:
+        set_up()
         status: int = importlib.import_module(f"luthier.run.{name}").main(rest)
         return status
     except LuthierError as error:

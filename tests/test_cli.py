@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_help_lists_every_command(words, capsys):
 def test_version(words, capsys):
     assert cli.main(words) == 0
     assert capsys.readouterr().out == f"luthier {luthier.__version__}\n"
+
+
+def test_names_of_the_reference_start_the_same_program():
+    """Its scripts say `llamafactory-cli`, or `lmf` for short."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == dict.fromkeys(("luthier", "llamafactory-cli", "lmf"), "luthier.cli:main")
+
+
+@pytest.mark.parametrize(("level", "status"), [("LOUD", 2), ("warning", 0), ("", 0)])
+def test_a_level_of_the_log_that_does_not_exist(level, status):
+    done = luthier_process("explain", "lora_rank", LLAMAFACTORY_VERBOSITY=level)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert ("LLAMAFACTORY_VERBOSITY: 'LOUD': there is no such level" in done.stderr) == (status == 2)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from luthier.core.errors import InvalidInput
+
 LOGGER = logging.getLogger("luthier")
 
 
@@ -22,20 +24,30 @@ class _Stderr(logging.StreamHandler):
 
 
 def set_up() -> None:
-    """Attach the handler once; called by the CLI and by the Python API."""
+    """Attach the handler once; called by the CLI and by the Python API. Raises `InvalidInput`."""
     if LOGGER.handlers:
         return
+    level = _level()
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.addHandler(handler)
     LOGGER.propagate = False
     # peft imports bitsandbytes if it is installed, and bitsandbytes advertises a kernel to download.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    level = os.environ.get("LLAMAFACTORY_VERBOSITY", "INFO").upper()
     if not sys.stderr.isatty():
         # In a file, each step of a library's progress bar would be a line.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    LOGGER.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    LOGGER.setLevel(level)
+
+
+def _level() -> int:
+    name = os.environ.get("LLAMAFACTORY_VERBOSITY") or "INFO"
+    level = logging.getLevelNamesMapping().get(name.upper())
+    if level is None:
+        raise InvalidInput(
+            f"LLAMAFACTORY_VERBOSITY: {name!r}: there is no such level -> write DEBUG, INFO, WARNING, ERROR or CRITICAL"
+        )
+    return level
 
 
 def is_main_process() -> bool:

@@ -117,6 +117,13 @@ def renew_manifest(folder: str | os.PathLike[str]) -> Path:
     return write_manifest(folder, **facts)
 
 
+def record_again(folder: str | os.PathLike[str], paths: Iterable[Path]) -> None:
+    """Takes in files that were written to a finished folder since; the records of all others stay as they are."""
+    root, content = Path(folder), read_manifest(folder)
+    content["files"] |= dict(_for_each(lambda path, stop: _record(root, path, stop), paths))
+    write_atomically(root / MANIFEST_NAME, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
 def _is_record(value: Any) -> bool:
     match value:
         case {"size_bytes": int(), "sha256": str()}:

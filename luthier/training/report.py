@@ -14,8 +14,9 @@ from luthier.core.errors import OutputError, RunFailed
 from luthier.core.files import DiskFaults, write_atomically
 from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
-from luthier.core.manifest import read_manifest, write_manifest
+from luthier.core.manifest import MANIFEST_NAME, read_manifest, record_again, write_manifest
 from luthier.core.versions import require
+from luthier.data.ledger import LEDGER_FILE
 from luthier.training.foreign_checkpoints import TRAINER_STATE
 
 if TYPE_CHECKING:
@@ -38,6 +39,20 @@ def forget_results(output_dir: Path) -> None:
     for pattern in RESULTS:
         for path in output_dir.glob(pattern):
             path.unlink()
+
+
+WRITTEN_BY_EVALUATION = (*RESULTS, LEDGER_FILE, "trainer_log.jsonl")
+
+
+def record_evaluation(output_dir: Path) -> None:
+    """A run that only evaluates may write to the folder of a training run, whose manifest names the same files."""
+    if not (output_dir / MANIFEST_NAME).exists():
+        return
+    paths = [path for pattern in WRITTEN_BY_EVALUATION for path in output_dir.glob(pattern)]
+    try:
+        record_again(output_dir, paths)
+    except OutputError as fault:
+        warn(f"{fault}; it stays as it is")
 
 
 def describes_step(output_dir: Path, step: int) -> bool:

@@ -342,6 +342,7 @@ class StageTrainer(RetryingTrainer):
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         device, is_alone = self.args.device, self.accelerator.num_processes == 1
+        self.callback_handler.eval_dataloader = dataloader
         with self.stop.evaluating(is_alone=is_alone):
             # Reading batches consumes random numbers, which must not change the training that follows.
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -216,10 +216,7 @@ def carry_out(
     foresight: "Foresight",
     rerun: Rerun,
 ) -> "RunResult":
-    """Train, evaluate and predict, as the run requests; each writes its results to `output_dir`.
-
-    `unavailable`: from `load_policy`.
-    """
+    """Train, evaluate and predict, as requested; each writes to `output_dir`. `unavailable`: from `load_policy`."""
     from accelerate.utils import gather_object
 
     from luthier.training.fit import RunResult
@@ -292,10 +289,9 @@ def describe(
     *,
     was_finished: bool,
 ) -> None:
-    """Write the metrics, and all that describes the weights. `facts`: for the manifest, None if nothing was trained.
-    `was_finished`: an earlier run had trained these weights."""
+    """`facts`: for the manifest, None if nothing was trained. `was_finished`: an earlier run trained these weights."""
     from luthier.core.manifest import renew_manifest
-    from luthier.training.report import describing, finish_training, save_metrics
+    from luthier.training.report import describing, finish_training, record_evaluation, save_metrics
 
     output_dir = Path(run.training["output_dir"])
     with describing(output_dir):
@@ -305,6 +301,8 @@ def describe(
             renew_manifest(output_dir)
         elif facts is not None:
             finish_training(run, trainer, metrics, run.model.model_name_or_path, facts)
+        else:
+            record_evaluation(output_dir)
 
 
 def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> None:

@@ -296,6 +296,8 @@ def test_a_run_with_a_dataset_and_no_task_trains_and_says_so():
 def test_a_run_with_nothing_to_do_says_so():
     problems = problems_of(load_train, {"model_name_or_path": "m"})
     assert "nothing to do" in problems["dataset"].reason and set(problems) == {"dataset"}
+    problems = problems_of(load_train, {**BASE, "do_train": False})
+    assert "nothing to do" in problems["do_train"].reason and set(problems) == {"do_train"}
 
 
 def test_what_a_training_run_cannot_do_without():

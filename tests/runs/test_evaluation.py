@@ -12,6 +12,7 @@ import luthier
 from luthier.config.load import load_train
 from luthier.core.errors import ConfigError
 from luthier.core.kinds import STAGES
+from luthier.core.manifest import verify_folder
 from luthier.data.prepare import prepare
 from luthier.training.parts import with_fillers
 from luthier.workflow.text import load_text_side
@@ -89,7 +90,7 @@ def test_evaluation_alone_trains_nothing(values):
     result = luthier.train({**values, **EVALUATES})
     assert losses(result) == [] and set(result.metrics) == {"eval"}
     names = {path.name for path in Path(values["output_dir"]).iterdir()}
-    assert names == {"eval_results.json", "all_results.json", "data_report.json"}
+    assert names == {"eval_results.json", "all_results.json", "data_report.json", "trainer_log.jsonl"}
 
 
 def test_each_dataset_apart(values):
@@ -296,3 +297,24 @@ def test_scores_of_rows_set_aside_and_of_each_dataset(values):
     apart = {"eval_dataset": "numbers,tools", "eval_on_each_dataset": True, "do_train": False, "do_eval": True}
     luthier.train({**values, **GENERATES, **apart, "max_samples": 3})
     assert {f"eval_{name}_{score}" for name in ("numbers", "tools") for score in SCORES} <= set(results(values))
+
+
+def test_an_evaluation_in_the_folder_of_its_training(world, tmp_path):
+    """Its results are added to what the manifest records, and it does not vouch for weights that have changed since."""
+    out = tmp_path / "out"
+    keys = {**world, "output_dir": str(out), "include_num_input_tokens_seen": True, "max_steps": 2}
+    luthier.train(keys)
+    log = out / "trainer_log.jsonl"
+    trained = log.read_text()
+    assert [json.loads(line)["total_tokens"] > 0 for line in trained.splitlines()] == [True] * 3
+    alone = {**keys, **EVALUATES, "eval_dataset": "numbers", "dataset": None, "per_device_eval_batch_size": 2}
+    luthier.train({**alone, "include_num_input_tokens_seen": False})
+    lines = [json.loads(line) for line in log.read_text().removeprefix(trained).splitlines()]
+    assert [line["current_steps"] for line in lines] == [5, 10, 12]
+    assert {line["total_steps"] for line in lines} == {12} and "eval_loss" in lines[-1]
+    assert [line["percentage"] for line in lines] == [41.67, 83.33, 100.0]
+    assert verify_folder(out) == [] and "eval_loss" in json.loads((out / "all_results.json").read_text())
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    luthier.train({**alone, "include_num_input_tokens_seen": False})
+    assert [finding.partition(":")[0] for finding in verify_folder(out)] == [weights.name]

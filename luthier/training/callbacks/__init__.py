@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def callbacks_of(run: "TrainRun", stage: "Stage") -> list[TrainerCallback]:
     """The callbacks that the run's keys request."""
     output_dir = Path(run.training["output_dir"])
-    log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=run.training["overwrite_output_dir"])
+    overwrites = run.training["overwrite_output_dir"]
+    log = TrainerLog(output_dir / "trainer_log.jsonl", overwrites=overwrites, trains=run.trains)
     callbacks: list[TrainerCallback] = [log, ProgressBar(stage.reporting.headline), *_trackers_of(run)]
     patience = run.finetuning.early_stopping_steps
     if run.finetuning.plot_loss and run.training["logging_strategy"] != "no":

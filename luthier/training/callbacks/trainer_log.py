@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,26 @@ RENAMED = {
     "epoch": "epoch",
     "rewards/accuracies": "accuracy",
     "throughput": "throughput",
+    "num_input_tokens_seen": "total_tokens",
 }
 LEFT_OUT = {"step", "total_flos"}
 LONGEST_LINE_BYTES = 1 << 16
+EVALUATED_BATCHES = 5
+"""A run that only evaluates says how far it is after every so many batches."""
 TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_second")
 
 
 class TrainerLog(TrainerCallback):
     """Appends to the log on the main process."""
 
-    def __init__(self, path: Path, *, overwrites: bool) -> None:
-        """A resumed run keeps the lines up to its checkpoint; with `overwrites` the log starts empty."""
-        self.path, self.overwrites = path, overwrites
+    def __init__(self, path: Path, *, overwrites: bool, trains: bool = True) -> None:
+        """A resumed run keeps the lines up to its checkpoint; with `overwrites` the log starts empty. A run that does
+        not train appends how far its evaluation is."""
+        self.path, self.overwrites, self.trains = path, overwrites, trains
         self.start_seconds = 0.0
+        self.loader: Any = None
+        """What a run that does not train evaluates at the moment. `num_evaluated` batches of it are done."""
+        self.num_evaluated = 0
         self.start_step = 0
         self.first_step_seconds: float | None = None
         self.has_failed = False
@@ -54,18 +62,34 @@ class TrainerLog(TrainerCallback):
         if self.first_step_seconds is None:
             self.first_step_seconds = time.monotonic()
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trains or not state.is_world_process_zero:
+            return
+        if self.loader is not kwargs["eval_dataloader"]:
+            self.loader, self.num_evaluated, self.start_seconds = kwargs["eval_dataloader"], 0, time.monotonic()
+        self.num_evaluated += 1
+        if self.num_evaluated % EVALUATED_BATCHES == 0:
+            self._write(self.num_evaluated, len(self.loader), {})
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
             return
-        line = {"current_steps": state.global_step, "total_steps": state.max_steps}
-        for name, value in kwargs["logs"].items():
+        if self.trains:
+            self._write(state.global_step, state.max_steps, kwargs["logs"])
+        else:
+            self._write(self.num_evaluated, len(self.loader), kwargs["logs"])
+
+    def _write(self, step: int, num_steps: int, logs: Mapping[str, Any]) -> None:
+        line: dict[str, Any] = {"current_steps": step, "total_steps": num_steps}
+        for name, value in logs.items():
             if name in LEFT_OUT or name.endswith(TIMING) or not isinstance(value, int | float):
                 continue
             line[RENAMED.get(name, name)] = value
-        now, done = time.monotonic(), state.global_step - self.start_step
-        elapsed, training = now - self.start_seconds, now - (self.first_step_seconds or now)
-        left = training / done * (state.max_steps - state.global_step) if done else 0.0
-        line["percentage"] = round(100 * state.global_step / state.max_steps, 2) if state.max_steps else 100.0
+        now, done = time.monotonic(), step - self.start_step
+        elapsed = now - self.start_seconds
+        working = now - (self.first_step_seconds or now) if self.trains else elapsed
+        left = working / done * (num_steps - step) if done else 0.0
+        line["percentage"] = round(100 * step / num_steps, 2) if num_steps else 100.0
         line["elapsed_time"] = str(timedelta(seconds=int(elapsed)))
         line["remaining_time"] = str(timedelta(seconds=int(left)))
         self._append(json.dumps(line) + "\n")

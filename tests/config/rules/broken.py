@@ -17,20 +17,21 @@ BASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A run that breaks a rule about the last of `keys`, or about `key`."""
+    """A run that breaks a rule about the last of `keys`, or about `key`. `left_out` are keys of the base."""
 
     keys: dict[str, Any]
     key: str = ""
     command: str = "train"
     environment: dict[str, str] = field(default_factory=dict)
     has_libraries: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def blamed(self) -> str:
         return self.key or list(self.keys)[-1]
 
     def __str__(self) -> str:
-        return f"{self.command} {json.dumps(self.keys)} {' '.join(self.environment)}"
+        return f"{self.command} {json.dumps(self.keys)} {' '.join((*self.environment, *self.left_out))}"
 
 
 def cases(base: dict[str, Any], *changes: dict[str, Any], command: str = "train") -> list[Case]:
@@ -189,6 +190,7 @@ DATA = [
     Case(NO_TASK, "dataset"),
     Case({"dataset": ""}),
     Case({"do_train": False}),
+    Case({}, "do_train", left_out=("do_train",)),
     Case({"output_dir": ""}),
     *cases(
         {},

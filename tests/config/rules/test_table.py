@@ -19,8 +19,9 @@ def rules_broken_by(case: Case, monkeypatch: pytest.MonkeyPatch, rows: str) -> t
         monkeypatch.setenv(name, value)
     for module in LIBRARY_CHECKS:
         monkeypatch.setattr(f"luthier.{module}.is_installed", lambda name: case.has_libraries)
+    base = {key: value for key, value in BASES[case.command].items() if key not in case.left_out}
     keys = {key: rows if value == "ROWS" else value for key, value in case.keys.items()}
-    draft = Draft(case.command, read_source({**BASES[case.command], **keys}))
+    draft = Draft(case.command, read_source({**base, **keys}))
     return list(broken_rules(case.command, draft.run)), draft
 
 
