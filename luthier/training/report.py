@@ -102,24 +102,25 @@ def save_metrics(output_dir: Path, split: str, metrics: Mapping[str, float]) -> 
 
 
 def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """One PNG per metric that was logged at two or more steps: training_loss.png, training_eval_loss.png, ..."""
+    """One PNG per metric that was logged: training_loss.png, training_eval_loss.png, ... A single value is a dot."""
     require("matplotlib", "plot", "plot_loss: true")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     left_out = {"step", "epoch", "total_flos", "learning_rate", "throughput", "vram_allocated", "vram_reserved"}
+    left_out |= {"num_input_tokens_seen"}
     names = {name for logs in history for name in logs} - left_out
     paths = []
     for name in sorted(names):
         points = [(logs["step"], logs[name]) for logs in history if isinstance(logs.get(name), int | float)]
-        if name.endswith(("_runtime", "_per_second", "train_loss", "preparation_time")) or len(points) < 2:
+        if name.endswith(("_runtime", "_per_second", "train_loss", "preparation_time")) or not points:
             continue
         steps, values = zip(*points, strict=True)
         figure = Figure(figsize=(8, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(xlabel="step", ylabel=name, title=f"{name} of {output_dir.name}")
-        axes.plot(steps, values, color="#9db8d9", label="logged")
+        axes.plot(steps, values, color="#9db8d9", label="logged", marker="o" if len(points) == 1 else None)
         axes.plot(steps, smoothed(values), color="#1f4e8c", label="smoothed")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -128,8 +129,7 @@ def plot_history(output_dir: Path, history: Sequence[Mapping[str, Any]]) -> list
         figure.savefig(path, dpi=100)
         paths.append(path)
     if not paths:
-        why = "no metric was logged at two or more steps, so there is nothing to plot"
-        warn(f"plot_loss: {why} -> train for more steps, or log them (logging_strategy)")
+        warn("plot_loss: no metric was logged, so there is nothing to plot -> log them (logging_strategy)")
     for path in paths:
         info(f"plot: {path}")
     return paths

@@ -14,9 +14,9 @@ def test_three_points_by_hand():
     assert smoothed([8.0, 4.0, 2.0]) == pytest.approx([8.0, (2 + 2) / 0.75, (1 + 1 + 1) / 0.875])
 
 
-def test_one_plot_per_metric_and_none_for_a_single_point(tmp_path):
+def test_one_plot_per_metric(tmp_path):
     history = [{"step": 1, "loss": 2.0, "rewards/accuracies": 0.1}, {"step": 2, "loss": 1.0, "rewards/accuracies": 0.2}]
-    history.append({"step": 2, "eval_loss": 1.5})
+    history.append({"step": 2, "eval_loss": 1.5, "eval_runtime": 3.0, "num_input_tokens_seen": 9})
     names = {path.name for path in plot_history(tmp_path, history)}
-    assert names == {"training_loss.png", "training_rewards_accuracies.png"}
+    assert names == {"training_loss.png", "training_rewards_accuracies.png", "training_eval_loss.png"}
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
