@@ -66,7 +66,7 @@ class LeanStep:
     def __init__(self, model: Any, trials: fuse.Trials) -> None:
         """Raises `_Other` if the modules are not those of the formula."""
         base: Any = model.model
-        self.embed, self.rotary, self.head = base.embed_tokens, base.rotary_emb, model.lm_head
+        self.embed, self.rotary, self.head = base.embed_tokens, base.rotary_emb, together([model.lm_head])
         self.norm = _Norm(base.norm, trials)
         self.layers = [_Layer(layer, trials) for layer in base.layers]
 
@@ -93,13 +93,13 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.norms = _Norm(layer.input_layernorm, trials), _Norm(layer.post_attention_layernorm, trials)
         self.qkv = together([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o = attention.o_proj
+        self.o = together([attention.o_proj])
         names = ("q_norm", "k_norm") if "q_norm" in attention._modules else ()
         self.head_norms = tuple(_Norm(attention._modules[name], trials) for name in names)
         self.width, self.scaling = (_required(vars(attention).get(name), attention) for name in ("head_dim", "scaling"))
         self.num_heads = attention.o_proj.in_features // self.width
         self.activation = _required(fuse.activation_in_use(mlp, trials), mlp)
-        self.gate_up, self.down = together([mlp.gate_proj, mlp.up_proj]), mlp.down_proj
+        self.gate_up, self.down = together([mlp.gate_proj, mlp.up_proj]), together([mlp.down_proj])
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, stored: Any) -> Tensor:
         """x (B, 1, D), cos and sin (B, 1, d) with the sign of the rotation in sin -> (B, 1, D)"""

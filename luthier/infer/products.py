@@ -79,9 +79,29 @@ class Products:
             grouped.update(layers)
         for layer in self._layers:
             if layer not in grouped:
-                weight = layer.weight.detach()
-                copy = _packed(weight) if self._packs else weight
-                yield layer, partial(_multiplied, weight, copy, for_few_rows(weight, layer.bias), layer.bias)
+                yield layer, _Product(layer, packs=self._packs)
+
+
+class _Product:
+    """x W^T + b of one layer."""
+
+    def __init__(self, layer: nn.Linear, *, packs: bool) -> None:
+        self.weight, self.bias = layer.weight.detach(), layer.bias
+        self.dtype = self.weight.dtype
+        self.packed = _packed(self.weight) if packs else self.weight
+        self.for_few_rows = for_few_rows(self.weight, self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O)"""
+        if computed_in(x) == x.dtype == self.dtype:
+            return self.in_own_format(x)
+        return functional.linear(x, self.weight, self.bias)
+
+    def in_own_format(self, x: Tensor) -> Tensor:
+        """The same for x in the format of the weights, without autocast."""
+        if self.for_few_rows is not None and FewRows.are_few(x):
+            return self.for_few_rows(x)
+        return one_dnn(x, self.packed, self.bias)
 
 
 class _SharedProduct:
@@ -90,7 +110,7 @@ class _SharedProduct:
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
         weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
-        self.widths = [len(weight) for weight in weights]
+        self.widths, self.dtype = [len(weight) for weight in weights], weights[0].dtype
         self.packed = _packed(torch.cat(weights))
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
         few = [for_few_rows(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
@@ -102,8 +122,12 @@ class _SharedProduct:
 
     def whole(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., sum of O)"""
-        if not self._can_multiply(x):
-            return torch.cat([functional.linear(x, layer.weight, layer.bias) for layer in self.layers], -1)
+        if self._can_multiply(x):
+            return self.in_own_format(x)
+        return torch.cat([functional.linear(x, layer.weight, layer.bias) for layer in self.layers], -1)
+
+    def in_own_format(self, x: Tensor) -> Tensor:
+        """The same for x in the format of the weights, without autocast."""
         if self.for_few_rows and FewRows.are_few(x):
             return torch.cat([product(x) for product in self.for_few_rows], -1)
         return one_dnn(x, self.packed, self.bias)
@@ -126,7 +150,7 @@ class _SharedProduct:
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _can_multiply(self, x: Tensor) -> bool:
-        return computed_in(x) == x.dtype == self.layers[0].weight.dtype
+        return computed_in(x) == x.dtype == self.dtype
 
     def _is_known(self, x: Tensor) -> bool:
         """Whether x is what was computed last: the same memory, in which nothing has been written since.
@@ -144,15 +168,30 @@ class _SharedProduct:
 def together(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     """What layers give for the same x (..., I), one after the other: (..., sum of O).
 
-    Of the layers as they are now, in a context in which they are computed in one or another way.
+    Of the layers as they are now, in a context in which they are computed in one or another way, with or without
+    autocast.
     """
-    forwards: list[Any] = [vars(layer).get("forward") for layer in layers]
+    product = None if any(map(has_hooks, layers)) else _product_of([vars(layer).get("forward") for layer in layers])
+    if product is None:
+        return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], -1)
+    whole = product.whole if isinstance(product, _SharedProduct) else product
+    if torch.is_autocast_enabled("cpu"):
+        return whole
+    # Looking at x and at autocast in each product would take a tenth of a decoding step.
+    dtype = product.dtype
+    return lambda x: product.in_own_format(x) if x.dtype is dtype else whole(x)
+
+
+def _product_of(forwards: Sequence[Any]) -> "_Product | _SharedProduct | None":
+    """The one product that these forward passes are all parts of, in their order."""
+    if len(forwards) == 1 and isinstance(forwards[0], _Product):
+        return forwards[0]
     shared = {forward.func.__self__ for forward in forwards if _is_part(forward)}
-    if len(shared) == 1 and all(map(_is_part, forwards)) and not any(map(has_hooks, layers)):
-        (product,) = shared
-        if [forward.args[0] for forward in forwards] == list(range(len(product.layers))):
-            return product.whole
-    return lambda x: torch.cat([layer(x) for layer in layers], -1)
+    if len(shared) != 1 or not all(map(_is_part, forwards)):
+        return None
+    (product,) = shared
+    in_order = [forward.args[0] for forward in forwards] == list(range(len(product.layers)))
+    return product if in_order else None
 
 
 def _is_part(forward: Any) -> bool:
@@ -189,12 +228,3 @@ def _is_as_before(layer: nn.Module) -> bool:
 
 def _packed(weight: Tensor) -> Tensor:
     return packed(weight, NUM_ROWS)
-
-
-def _multiplied(weight: Tensor, packed: Tensor, few: FewRows | None, bias: Tensor | None, x: Tensor) -> Tensor:
-    """weight, packed (O, I), bias (O,), x (..., I) -> (..., O)"""
-    if not computed_in(x) == x.dtype == weight.dtype:
-        return functional.linear(x, weight, bias)
-    if few is not None and FewRows.are_few(x):
-        return few(x)
-    return one_dnn(x, packed, bias)

@@ -151,18 +151,45 @@ def test_what_was_computed_with_other_numbers_is_not_taken(model):
 
 
 @needs_kernel
-def test_layers_are_asked_one_by_one_unless_their_product_is_one(model):
-    attention = model.model.layers[0].self_attn
+def test_layers_are_asked_one_by_one_unless_their_product_is_one(model, monkeypatch):
+    attention, calls = model.model.layers[0].self_attn, counted(monkeypatch)
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
-    x = torch.randn(1, 64)
+    x = torch.randn(3, 64)
+
+    def num_products(asked):
+        """And whether their numbers are those of the layers, one by one."""
+        whole = torch.cat([layer(x) for layer in asked], -1)
+        calls.clear()
+        torch.testing.assert_close(together(asked)(x), whole)
+        return len(calls)
+
     with Products(model, PLENTY).in_use():
-        assert together(layers).__name__ == "whole"
-        for others in (layers[:2], layers[::-1], [*layers[:2], attention.o_proj]):
-            asked = together(others)
-            assert asked.__name__ != "whole"
-            torch.testing.assert_close(asked(x), torch.cat([layer(x) for layer in others], -1))
-        layers[0].register_forward_hook(lambda *given: given[-1] * 2)
-        assert together(layers).__name__ != "whole"
+        assert num_products(layers) == num_products(layers[:2]) == num_products(layers[::-1]) == 1
+        assert num_products([*layers[:2], attention.o_proj]) == 2
+        assert together([attention.o_proj]) is not attention.o_proj
+        for layer in (layers[0], attention.o_proj):
+            layer.register_forward_hook(lambda *given: given[-1] * 2)
+        num_products(layers)
+        assert together([attention.o_proj]) is attention.o_proj
+
+
+@needs_kernel
+@pytest.mark.parametrize("layer_names", [["o_proj"], ["q_proj", "k_proj", "v_proj"]])
+def test_layers_together_heed_the_format_of_x_and_autocast(model, layer_names):
+    layers = [getattr(model.model.layers[0].self_attn, name) for name in layer_names]
+    x, wide = torch.randn(3, 64, dtype=torch.bfloat16), torch.randn(3, 64)
+    if not has_kernel(torch.bfloat16):
+        pytest.skip("oneDNN does not multiply in this format here")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.cat([layer(wide) for layer in layers], -1)
+        with Products(model, PLENTY).in_use():
+            assert torch.equal(together(layers)(wide), expected)
+    model.to(torch.bfloat16)
+    with Products(model, PLENTY).in_use():
+        asked = together(layers)
+        torch.testing.assert_close(asked(x), torch.cat([layer(x) for layer in layers], -1))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(asked(wide), torch.cat([layer(wide) for layer in layers], -1))
 
 
 @needs_kernel
