@@ -35,6 +35,7 @@ def launch_if_needed(argv: list[str]) -> int | None:
     info(f"starting torchrun {' '.join(arguments[:6])} ...")
     num_threads = max(1, num_cpus() // int(nproc_of(arguments)))
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
+    grow_segments()
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # torch 2.13 tells where a shared store is in the first round only, and a machine that comes back waits for that.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -42,6 +43,12 @@ def launch_if_needed(argv: list[str]) -> int | None:
     if status in (0, 130):
         shutil.rmtree(logs, ignore_errors=True)
     return status
+
+
+def grow_segments() -> None:
+    """Unless OPTIM_TORCH=0, the segments of GPU memory grow: batches differ in length, which fragments fixed ones."""
+    if is_on({"OPTIM_TORCH": "1", **os.environ}, "OPTIM_TORCH") and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # the name that torch < 2.9 reads
 
 
 def run_torchrun(arguments: list[str], logs: Path) -> int:

@@ -1,11 +1,12 @@
 """What torchrun is told, from the environment variables of LLaMA-Factory."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from luthier.core.errors import InvalidInput
-from luthier.workflow.launch import nproc_of, torchrun_arguments
+from luthier.workflow.launch import grow_segments, nproc_of, torchrun_arguments
 
 NUM_CPUS = 6
 
@@ -37,3 +38,19 @@ def test_a_number_of_processes_that_is_none(monkeypatch, asked):
     monkeypatch.setenv("NPROC_PER_NODE", asked)
     with pytest.raises(InvalidInput, match="NPROC_PER_NODE: "):
         torchrun_arguments(["run.yaml"], Path("logs"), num_devices=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"OPTIM_TORCH": "1"}, "expandable_segments:True"),
+        ({"OPTIM_TORCH": "0"}, None),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_segments_of_gpu_memory_grow_unless_the_user_decides(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "environ", dict(given))
+    grow_segments()
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
