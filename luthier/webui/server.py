@@ -1,8 +1,11 @@
 """Runs the board until a signal comes. `ready: http://HOST:PORT/?token=...` on stdout when it answers."""
 
 import errno
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -56,6 +59,27 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._tell()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As in uvicorn, which however ends the process with SIGTERM, so that the models' processes would not be ended.
+
+        Raises `KeyboardInterrupt` after Ctrl-C.
+        """
+        seen = []
+
+        def take(number: int, frame: FrameType | None) -> None:
+            seen.append(number)
+            self.handle_exit(number, frame)
+
+        before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if signal.SIGINT in seen:
+            raise KeyboardInterrupt
 
 
 def serve(app: ASGIApp, listening: socket.socket, tell: Callable[[], None]) -> None:

@@ -1,6 +1,10 @@
 """A taken port is passed over, and the next one is used."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +35,19 @@ def test_no_port_is_free(monkeypatch):
 def test_an_address_of_another_machine():
     with pytest.raises(OutputError, match="cannot be listened on"):
         server.listening_socket(BoardOptions(host="192.0.2.1", port=0))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_models_and_the_board(tmp_path, number, status):
+    """Uvicorn alone would raise SIGTERM again, and what follows `serve` would not run."""
+    code = (
+        "import sys; from luthier.cli import main; from luthier.webui.board import Board\n"
+        "Board.close = lambda self: print('closed', flush=True)\n"
+        f"sys.exit(main(['webui', '--port', '0', '--root', {str(tmp_path)!r}]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as board:
+        assert board.stdout is not None and board.stdout.readline().startswith("ready: http://")
+        board.send_signal(number)
+        assert board.stdout.read() == "closed\n"
+        assert board.wait(timeout=60) == status
