@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import MissingExtra, ModelError
+from luthier.core.errors import InvalidInput, MissingExtra, ModelError
 from luthier.core.importing import without_collection
-from luthier.core.kinds import ENGINES
+from luthier.core.kinds import ENGINES, STAGES
 from luthier.core.log import info
 from luthier.data.chat.answers import THINKING_TAGS
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 def open_chat(run: "InferRun") -> "ChatSession":
     """Load the model of a run and return a chat session; `luthier.chat({...})` calls this."""
+    if STAGES.get(run.stage).head == "score":
+        remedy = "`luthier api` serves its scores; leave stage out to talk to the model under its head"
+        raise InvalidInput(f"stage: {run.stage}: a reward model scores texts and does not answer -> {remedy}")
     from luthier.infer.conversation import Conversation
     from luthier.infer.reading import AnswerFormat
     from luthier.infer.session import ChatSession

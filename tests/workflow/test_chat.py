@@ -134,6 +134,11 @@ def test_an_engine_that_is_not_installed_is_one_sentence_before_torch(llama_fold
     assert "Traceback" not in done.stderr
 
 
+def test_a_reward_model_does_not_chat(llama_folder):
+    with pytest.raises(InvalidInput, match="stage: rm: a reward model scores texts and does not answer"):
+        chat(llama_folder, stage="rm")
+
+
 def test_a_missing_model_is_one_error(tmp_path):
     with pytest.raises(ModelError):
         chat(tmp_path / "absent")
