@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Compare = Callable[["Tensor", "Tensor", slice], "tuple[Tensor, Tensor]"]
-"""(policy logits (c, V), frozen model's logits (c, V), slice of the K targets) -> loss and divergence, (c,) each."""
+"""(policy logits (b, V), frozen model's logits (b, V), slice of the K targets) -> loss and divergence, (b,) each."""
 
 
 def loss_against_frozen(models: Models, batch: Mapping[str, Any], name: str, compare: Compare) -> LossOutput:
@@ -31,11 +31,11 @@ def loss_against_frozen(models: Models, batch: Mapping[str, Any], name: str, com
     vocab_size = min(own.vocab_size, target.vocab_size)
     weights, kl = batch.get("weights"), positions.new_zeros((), dtype=own.hidden_or_logits.dtype).float()
 
-    def objective(logits: "Tensor", part: slice) -> "Tensor":
+    def objective(logits: "Tensor", of_frozen: "Tensor", part: slice) -> "Tensor":
         nonlocal kl
-        values, divergence = compare(logits[:, :vocab_size], target.logits(part)[:, :vocab_size], part)
+        values, divergence = compare(logits[:, :vocab_size], of_frozen[:, :vocab_size], part)
         kl = kl + divergence.detach().sum()
         return values if weights is None else values * weights[part]
 
-    output = LossOutput(summed_objective(own, objective), {f"{name}_kl": (kl, positions.numel())})
+    output = LossOutput(summed_objective(own, objective, target), {f"{name}_kl": (kl, positions.numel())})
     return with_router_loss(models, output, count_targets(batch))

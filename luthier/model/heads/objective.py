@@ -56,8 +56,8 @@ def predictions_at(model: "nn.Module", head: OutputHead, inputs: Mapping[str, An
     return Predictions(hidden, *in_format_of(hidden, head.linear.weight.detach(), bias))
 
 
-def summed_objective(predictions: Predictions, objective: "Objective") -> "Tensor":
-    """sum_k objective(logits_k), a scalar with gradients.
+def summed_objective(predictions: Predictions, objective: "Objective", beside: Predictions) -> "Tensor":
+    """sum_k objective(logits_k, logits_k of `beside`), a scalar with gradients of the first.
 
     The gradient of each chunk is computed in the forward pass, while its logits exist, and only scaled in the backward
     pass.
@@ -65,5 +65,7 @@ def summed_objective(predictions: Predictions, objective: "Objective") -> "Tenso
     from luthier.model.kernels.chunked_head import chunked_objective
 
     if predictions.weight is None:
-        return objective(predictions.logits(slice(None)), slice(None)).sum()
-    return chunked_objective(predictions.hidden_or_logits, predictions.weight, predictions.bias, objective)
+        whole = slice(None)
+        return objective(predictions.logits(whole), beside.logits(whole), whole).sum()
+    own = predictions.hidden_or_logits, predictions.weight, predictions.bias
+    return chunked_objective(*own, objective, beside.logits)

@@ -19,12 +19,17 @@ SMALL_CHUNK_ELEMENTS = 2**24
 """On a CPU, where a chunk of 64 MB takes no more time, unless a gradient of the weight is summed over chunks."""
 SCALED_ROWS = 8192
 """Rows of a 16-bit gradient that are in float32 at a time."""
+OBJECTIVE_ELEMENTS = 2**24
+"""Logits that an objective is given at a time. What it computes with them is a dozen times as large."""
+SMALL_OBJECTIVE_ELEMENTS = 2**22
+"""On a CPU, whose caches hold a part of it then."""
 BLOCK = 128
 """Largest logits are found in blocks of so many."""
 Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (c, V), their log-normalizer (c, 1), targets (c,)) -> the weight of each target, (c,)."""
-Objective = Callable[[Tensor, slice], Tensor]
-"""(logits (c, V) in float32 or wider, which of the K positions these are) -> a loss for each of them, (c,)."""
+Objective = Callable[[Tensor, Tensor, slice], Tensor]
+"""(logits (b, V) in float32 or wider, what they are compared with (b, W), which of the K positions these are) -> a loss
+for each of them, (b,)."""
 
 
 def linear_cross_entropy(
@@ -52,9 +57,11 @@ def linear_logps(
     return logps
 
 
-def chunked_objective(hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective) -> Tensor:
-    """sum_k objective(hidden_k W^T + b), a scalar with gradients."""
-    total: Tensor = ChunkedObjective.apply(hidden, weight, bias, objective)
+def chunked_objective(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, objective: Objective, beside: Callable[[slice], Tensor]
+) -> Tensor:
+    """sum_k objective(hidden_k W^T + b, beside_k), a scalar with gradients of the first. `beside`: part -> (c, W)."""
+    total: Tensor = ChunkedObjective.apply(hidden, weight, bias, objective, beside)
     return total
 
 
@@ -123,27 +130,32 @@ class ChunkedObjective(torch.autograd.Function):
     """The gradient of each chunk is computed in the forward pass, and only scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, objective):
+    def forward(ctx, hidden, weight, bias, objective, beside):
         grads = _gradients(ctx, hidden, weight, bias)
         needs_none = all(grad is None for grad in grads)
         total = hidden.new_zeros((), dtype=at_least_float32(hidden.dtype))
         matrix, own_bias = in_format_of(hidden, weight, bias)
+        at_once = max(1, _by_device(weight, SMALL_OBJECTIVE_ELEMENTS, OBJECTIVE_ELEMENTS) // weight.shape[0])
         for part in _chunks(hidden, weight):
-            logits = chunk_logits(hidden, matrix, own_bias, part)
-            if needs_none:
-                total += objective(logits, part).sum()
-                continue
-            with torch.enable_grad():
-                loss = objective(logits.requires_grad_(), part).sum()
-            (d_logits,) = torch.autograd.grad(loss, logits)
-            total += loss.detach()
-            _accumulate(grads, d_logits, hidden, matrix, part)
+            logits, others = chunk_logits(hidden, matrix, own_bias, part), beside(part)
+            for rows in _slices(len(logits), at_once):
+                place = slice(part.start + rows.start, part.start + rows.stop)
+                if needs_none:
+                    total += objective(logits[rows], others[rows], place).sum()
+                    continue
+                own = logits[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    loss = objective(own, others[rows], place).sum()
+                (d_logits,) = torch.autograd.grad(loss, own)
+                logits[rows] = d_logits
+                total += loss.detach()
+            _accumulate(grads, logits, hidden, matrix, part)
         ctx.grads = grads
         return total
 
     @staticmethod
     def backward(ctx, d_total):
-        return (*_scaled(ctx.grads, d_total), None)
+        return (*_scaled(ctx.grads, d_total), None, None)
 
 
 def in_format_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -195,10 +207,17 @@ def target_weights(
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    num_elements = CHUNK_ELEMENTS if weight.requires_grad else _by_device(weight, SMALL_CHUNK_ELEMENTS, CHUNK_ELEMENTS)
+    return _slices(hidden.shape[0], max(64, num_elements // weight.shape[0]))
+
+
+def _by_device(weight: Tensor, on_cpu: int, on_others: int) -> int:
     is_on_cpu = weight.device.type == "cpu" or (weight.is_meta and not stands_for_a_gpu(weight))
-    num_elements = SMALL_CHUNK_ELEMENTS if is_on_cpu and not weight.requires_grad else CHUNK_ELEMENTS
-    size = max(64, num_elements // weight.shape[0])
-    return (slice(start, start + size) for start in range(0, hidden.shape[0], size))
+    return on_cpu if is_on_cpu else on_others
+
+
+def _slices(num_rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def _gradients(ctx, hidden, weight, bias) -> list[Tensor | None]:
