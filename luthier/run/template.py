@@ -62,7 +62,7 @@ def _list() -> None:
 
 
 def _render(template: Template, file: Path) -> int:
-    """Prints the conversations that can be written and names the others on stderr. Returns 1 if there are such."""
+    """Prints the conversations that can be written and names the others on stderr. Returns 2 if there are such."""
     status = 0
     for number, conversation in enumerate(read_conversations(file), start=1):
         name = f"conversation {number}"
@@ -75,7 +75,7 @@ def _render(template: Template, file: Path) -> int:
             print(line)
         except (RowError, UnicodeEncodeError) as error:
             print(f"luthier: {file}: {name}: {error}", file=sys.stderr)
-            status = 1
+            status = 2
     return status
 
 

@@ -68,7 +68,7 @@ GOOD = {"id": "good", "messages": [{"role": "user", "content": "q"}]}
 def test_a_conversation_that_cannot_be_written_does_not_hide_the_others(tmp_path, capsys, content, reason):
     file = tmp_path / "chats.json"
     file.write_text(json.dumps([*json.loads(content), GOOD]))
-    assert command.main(["render", "qwen3", str(file)]) == 1
+    assert command.main(["render", "qwen3", str(file)]) == 2
     out, err = capsys.readouterr()
     assert [json.loads(line)["conversation"] for line in out.splitlines()] == ["good"]
     assert re.search(reason, err) and str(file) in err and len(err.splitlines()) == 1
