@@ -110,12 +110,17 @@ def require_space(key: str, folder: Path, needed_bytes: int) -> None:
 
 def require_writable(key: str, folder: Path) -> None:
     """Check that `folder`, named by `key`, can be written to. Raises `OutputError`."""
-    if folder.is_file():
-        raise OutputError(f"{key}: {folder}: this is a file -> name a new folder")
+    require_no_file(key, folder)
     try:
         _draft_of(folder).rmdir()
     except OutputError as fault:
         raise OutputError(f"{key}: {fault}") from fault
+
+
+def require_no_file(key: str, folder: Path) -> None:
+    """Check that no file has the name of `folder`, named by `key`. Raises `OutputError`."""
+    if folder.is_file():
+        raise OutputError(f"{key}: {folder}: this is a file -> name a new folder")
 
 
 def require_apart(key: str, folder: Path, sources: Iterable[str]) -> None:

@@ -93,6 +93,12 @@ def _line(record: Record) -> str:
     return json.dumps(record.as_json(), ensure_ascii=False) + "\n"
 
 
+def require_unfinished(folder: Path, marker: str) -> None:
+    """Raises `OutputError` if `folder` holds finished results, of which `marker` is the last file."""
+    if (folder / marker).exists():
+        raise OutputError(f"save_dir: {folder} holds finished results -> name a new folder in save_dir")
+
+
 def require_same(folder: Path, identity: Any, *, reuses: bool = False) -> None:
     """Raises `OutputError` unless `folder` holds unfinished results with this identity, or finished if `reuses`."""
     remedy = "name a new folder in save_dir"

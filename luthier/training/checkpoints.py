@@ -36,10 +36,14 @@ STATES = {
     "random numbers": ("rng_state*",),
 }
 """What training continues from, and the files that hold it; DeepSpeed puts all of it into `global_stepN/`."""
-NO_FOLDER = "there is no such folder"
+NO_FOLDER, FROM_SCRATCH = "there is no such folder", "leave it out to start from scratch"
 LONG_CHECK_BYTES = 2_000_000_000
 _SET_ASIDE = re.compile(r"\.(checkpoint-\d+)(?:\.(\d{1,9})\.(h[0-9a-f]{7}))?\.earlier")
 """`.checkpoint-8.PID.HOST.earlier`; earlier versions wrote neither process nor host."""
+
+
+class NoCheckpoint(OutputError):
+    """There is no checkpoint to resume from on this machine."""
 
 
 class NotSaved(RunFailed):
@@ -182,15 +186,18 @@ class Fault:
         return f"{self.state}: {self.reason}"
 
 
-def fault_of(folder: Path) -> Fault | None:
-    """What keeps `folder` from being a whole checkpoint, in the words of `luthier verify`; reads all its files."""
+def fault_of(folder: Path, *, hashes: bool = True) -> Fault | None:
+    """What keeps `folder` from being a whole checkpoint, in the words of `luthier verify`; reads all its files.
+
+    `hashes` false: only the sizes of the files are compared, which takes no time.
+    """
     if not (folder / MANIFEST_NAME).is_file():
         return Fault("incomplete", f"it has no {MANIFEST_NAME}")
     try:
         num_bytes = sum(recorded["size_bytes"] for recorded in read_manifest(folder)["files"].values())
-        if num_bytes > LONG_CHECK_BYTES:
+        if hashes and num_bytes > LONG_CHECK_BYTES:
             info(f"verifying {folder} ({size(num_bytes)})")
-        stamps, findings = _stamps(folder), verify_folder(folder)
+        stamps, findings = _stamps(folder), verify_folder(folder, hashes=hashes)
     except OutputError as fault:
         return Fault("damaged", str(fault))
     if findings:
@@ -198,7 +205,8 @@ def fault_of(folder: Path) -> Fault | None:
         return Fault(state, findings[0] + (f", and {len(findings) - 1} more" if findings[1:] else ""))
     if not _has_state(folder):
         return Fault("incomplete", f"it has no readable {TRAINER_STATE}, so it is not a checkpoint of a training run")
-    _known_whole[folder] = stamps
+    if hashes:
+        _known_whole[folder] = stamps
     return None
 
 
@@ -244,13 +252,24 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
 
 def newest_whole(output_dir: Path, *, until_step: int | None = None) -> Path | None:
     """The whole checkpoint of the latest step, up to `until_step`. Warns about later ones that are not whole."""
+    folder, notes = _newest_whole(output_dir, until_step=until_step)
+    for note in notes:
+        warn(note)
+    return folder
+
+
+def _newest_whole(
+    output_dir: Path, *, until_step: int | None = None, hashes: bool = True
+) -> tuple[Path | None, list[str]]:
+    """The same, and what it warns of."""
     folders = [folder for folder in checkpoints_in(output_dir) if until_step is None or step_of(folder) <= until_step]
+    notes: list[str] = []
     for folder in sorted(folders, key=step_of, reverse=True):
-        fault = fault_of(folder)
+        fault = fault_of(folder, hashes=hashes)
         if fault is None:
-            return folder
-        warn(f"{folder} is {fault.state} and is not used: {fault.reason}")
-    return None
+            return folder, notes
+        notes.append(f"{folder} is {fault.state} and is not used: {fault.reason}")
+    return None, notes
 
 
 def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool) -> Path | None:
@@ -259,42 +278,56 @@ def resume_point(output_dir: Path, requested: str | bool | None, overwrite: bool
     None means to start from scratch. Raises `OutputError` if this run would overwrite finished weights, or if the
     requested checkpoint is missing or not whole.
     """
+    folder, notes = find_resume_point(output_dir, requested, overwrite)
+    for note in notes:
+        warn(note)
+    return folder
+
+
+def find_resume_point(
+    output_dir: Path, requested: str | bool | None, overwrite: bool, *, hashes: bool = True
+) -> tuple[Path | None, list[str]]:
+    """As `resume_point`, and what that warns of. `hashes` as in `fault_of`. Raises `NoCheckpoint` for a missing one."""
     word = str(requested or "").lower()
     if word not in ("", "true", "false"):
         folder = Path(str(requested)).expanduser()
-        _require_whole(folder)
+        notes = _require_whole(folder, hashes=hashes)
         is_elsewhere = folder.resolve().parent != output_dir.resolve()
         if not overwrite and is_elsewhere:
             require_no_weights(output_dir)
         later = [] if is_elsewhere else [f for f in checkpoints_in(output_dir) if step_of(f) > step_of(folder)]
         if later:
-            warn(
+            notes.append(
                 f"{output_dir} also holds later checkpoints ({_names(later)}), which a run without"
                 " resume_from_checkpoint would resume from -> choose another output_dir or remove them"
             )
-        return folder
+        return folder, notes
     must_resume = word == "true"
     if overwrite and not must_resume:
-        return None
-    checkpoint = newest_whole(output_dir)
+        return None, []
+    checkpoint, notes = _newest_whole(output_dir, hashes=hashes)
     if checkpoint is not None:
-        return checkpoint
+        return checkpoint, notes
     if must_resume:
-        raise OutputError(
-            f"resume_from_checkpoint: true: {output_dir} has no complete checkpoint"
-            " -> leave it out to start from scratch"
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise (OutputError if notes else NoCheckpoint)(
+            f"resume_from_checkpoint: true: {none_in(output_dir)}{why} -> {FROM_SCRATCH}"
         )
     require_no_weights(output_dir)
     if found := checkpoints_in(output_dir):
-        warn(
-            f"{output_dir} has no complete checkpoint ({_names(found)}), so training starts from scratch"
+        notes.append(
+            f"{none_in(output_dir)} ({_names(found)}), so training starts from scratch"
             f" -> resume_from_checkpoint: {found[0].with_name('checkpoint-N')} resumes from one of another program"
         )
-    return None
+    return None, notes
 
 
 def _names(folders: Iterable[Path]) -> str:
     return ", ".join(folder.name for folder in sorted(folders, key=step_of))
+
+
+def none_in(output_dir: Path | str) -> str:
+    return f"{output_dir} has no complete checkpoint"
 
 
 def others_than(folder: Path) -> str:
@@ -303,16 +336,17 @@ def others_than(folder: Path) -> str:
     return f"choose one of {names}" if names else "correct the path, or leave it out"
 
 
-def _require_whole(folder: Path) -> None:
+def _require_whole(folder: Path, *, hashes: bool) -> list[str]:
+    """What to warn of."""
     key = f"resume_from_checkpoint: {folder}"
     if not folder.is_dir():
-        raise OutputError(f"{key}: {NO_FOLDER} -> {others_than(folder)}")
-    inner = newest_whole(folder)
+        raise NoCheckpoint(f"{key}: {NO_FOLDER} -> {others_than(folder)}")
+    inner, notes = _newest_whole(folder, hashes=hashes)
     if inner is not None:  # an output folder with final weights looks like a checkpoint too
         raise OutputError(f"{key}: this folder contains checkpoints but is not one -> did you mean {inner}?")
-    fault = None if is_readable_foreign(folder) else fault_of(folder)
+    fault = None if is_readable_foreign(folder) else fault_of(folder, hashes=hashes)
     if fault is None:
-        return
+        return notes
     if not (folder / MANIFEST_NAME).is_file():
         raise OutputError(
             f"{key}: {fault.reason}: the checkpoint is incomplete -> choose an earlier one; {_record_hint(folder)}"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.eval_command import kind_of, tasks_of
-from luthier.core.errors import InvalidInput, OutputError
+from luthier.core.errors import InvalidInput
 from luthier.core.files import write_atomically
 from luthier.core.importing import without_collection
 from luthier.core.kinds import EVAL_KINDS
 from luthier.core.log import info
 from luthier.core.versions import library_version
-from luthier.evals.results import SUMMARY_FILE, ResultsFolder
+from luthier.evals.results import SUMMARY_FILE, ResultsFolder, require_unfinished
 from luthier.evals.task import EvalTask, Record
 from luthier.model.loading.memory_check import enough_memory
 from luthier.workflow.text import TextSide, load_text_side
@@ -98,8 +98,7 @@ def open_root(run: "EvalRun", marker: str = SUMMARY_FILE) -> Path | None:
     save_dir = run.evaluation.save_dir
     if save_dir is None:
         return None
-    if (Path(save_dir) / marker).exists():
-        raise OutputError(f"save_dir: {save_dir} holds finished results -> name a new folder in save_dir")
+    require_unfinished(Path(save_dir), marker)
     return Path(save_dir)
 
 

@@ -211,6 +211,12 @@ def check_export(
 
 def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
     """Nothing that exists may be written over. Raises `OutputError`."""
+    require_unused(target, model, adapters)
+    require_writable("export_dir", target)
+
+
+def require_unused(target: Path, model: str, adapters: Sequence[str]) -> None:
+    """As `check_target`, but writes nothing to find out whether that can be done."""
     require_apart("export_dir", target, (model, *adapters))
     weights = sorted(file.name for pattern in WEIGHT_PATTERNS for file in target.glob(pattern))
     if weights:
@@ -218,7 +224,6 @@ def check_target(target: Path, model: str, adapters: Sequence[str]) -> None:
             f"export_dir: {target}: holds weights already ({', '.join(weights[:3])}{', ...' * (len(weights) > 3)})"
             " -> name a new folder, or remove this one if nobody needs it"
         )
-    require_writable("export_dir", target)
 
 
 def check_mergeable(run: "ExportRun", source: ModelSource) -> None:

@@ -17,12 +17,15 @@ from luthier.core.registry import did_you_mean
 from luthier.model.adapters._continued import local_problems
 from luthier.model.processor import text_only_problems
 from luthier.workflow.frozen_model_checks import frozen_model_problems
+from luthier.workflow.media_checks import media_problems
+from luthier.workflow.output_checks import output_problems
 from luthier.workflow.requirements import (
     checkpoint_problems,
     engine_problems,
     library_problems,
     quantizer_problems,
     source_problems,
+    token_file_problems,
 )
 
 MUST_EXIST = {"model_name_or_path", "dataset_dir", "deepspeed", "fsdp_config", "accelerator_config"}
@@ -43,10 +46,16 @@ def load_checked(command: str, written: Written, *, begins: bool, writes: bool =
     if trained is not None:
         draft.add(*settings_problems(trained))
     draft.add((), [*text_only_problems(run), *path_problems(run)])
-    missing = [*source_problems(run), *quantizer_problems(run), *engine_problems(run)]
+    missing = [*source_problems(run), *token_file_problems(run), *quantizer_problems(run), *engine_problems(run)]
+    if not begins and writes:
+        draft.add(*output_problems(run))
     if trained is not None:
         missing += [*library_problems(trained), *frozen_model_problems(trained), *checkpoint_problems(trained)]
         draft.add((), local_problems(trained))
+        if writes and not draft.unknown & {"stage", "dataset_dir", "dataset", "eval_dataset", "tokenized_path"}:
+            refused, absent = media_problems(trained)
+            draft.add(refused, ())
+            missing += absent
     draft.add(missing if begins else (), () if begins else missing)
     return draft.finish()
 

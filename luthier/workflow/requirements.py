@@ -11,6 +11,7 @@ from pathlib import Path
 from luthier.config.keys.fp8 import installed_backend, missing_library
 from luthier.config.keys.hubs import hub_in_use
 from luthier.config.keys.swanlab import MINIMUM
+from luthier.config.rules.bridge import under_megatron
 from luthier.config.runs import ExportRun, InferRun, Run, TrainRun
 from luthier.config.sections import is_on
 from luthier.core.errors import ModelError, Problem
@@ -26,8 +27,9 @@ from luthier.model.quantization._prequantized import (
     problems_with,
     training_problems,
 )
+from luthier.model.tokenizer import read_new_special_tokens
 from luthier.stages._reward import RewardConfig
-from luthier.training.checkpoints import NO_FOLDER, others_than
+from luthier.training.checkpoints import FROM_SCRATCH, NO_FOLDER, checkpoints_in, none_in, others_than
 from luthier.workflow import bridge, mcore
 
 TRACKER_MODULES = {
@@ -46,6 +48,8 @@ TRACKER_MODULES = {
     "wandb": "wandb",
 }
 """Name in `report_to` -> the module it logs through."""
+AUTO_REMEDY = "leave it out: the last checkpoint in output_dir is resumed from anyway; with true there must be one"
+"""For the word of LLaMA-Factory's v1."""
 METRIC_MODULES = ("nltk", "jieba", "rouge_chinese")
 
 
@@ -70,13 +74,31 @@ def source_problems(run: Run) -> Iterator[Problem]:
     yield from faults or series_problems(key, names, model_source(keys), keys.adapter_folder, AS_ADAPTERS)
 
 
+def token_file_problems(run: Run) -> Iterator[Problem]:
+    """A file of new tokens that cannot be read."""
+    key, file = "new_special_tokens_config", run.features.new_tokens.new_special_tokens_config
+    if file:
+        try:
+            read_new_special_tokens(Path(file))
+        except ModelError as error:
+            reason, _, remedy = str(error).removeprefix(f"{key}: ").removeprefix(f"{file}: ").partition(" -> ")
+            yield Problem(key, reason, remedy)
+
+
 def checkpoint_problems(run: TrainRun) -> Iterator[Problem]:
     """A checkpoint to resume from that is not there. Whether it is whole is found out when training begins."""
-    name = run.training["resume_from_checkpoint"]
-    if run.trains and str(name or "").lower() not in ("", "true", "false"):
+    key, name, output_dir = "resume_from_checkpoint", run.training["resume_from_checkpoint"], run.training["output_dir"]
+    word = str(name or "").lower()
+    if not run.trains or word in ("", "false"):
+        return
+    if word == "true":
+        if output_dir and not under_megatron(run) and not checkpoints_in(Path(output_dir)):
+            yield Problem(key, none_in(output_dir), FROM_SCRATCH)
+    else:
         folder = Path(str(name)).expanduser()
         if not folder.is_dir():
-            yield Problem("resume_from_checkpoint", NO_FOLDER, others_than(folder), value=name, has_value=True)
+            remedy = AUTO_REMEDY if word == "auto" else others_than(folder)
+            yield Problem(key, NO_FOLDER, remedy, value=name, has_value=True)
 
 
 def series_problems(

@@ -97,7 +97,7 @@ def load_text_side(
     encoder = Encoder(tokenizer, split_special_tokens=model.split_special_tokens)
     settings = (data.enable_thinking, data.preserve_thinking)
     program = ModelChatTemplate(encoder, *settings, data.default_system or "") if runs_own else None
-    kinds = _kinds(run)
+    kinds = kinds_of_media(run)
     media = _media(run, source, kinds, for_model=for_model) if sees or kinds else None
     if media is not None and program is not None:
         program = replace(program, marks=media.marks)
@@ -113,8 +113,10 @@ def load_text_side(
     return TextSide(source, fitted, template, encoding, media)
 
 
-def _kinds(run: "Run") -> tuple[str, ...]:
-    """The kinds of media that the data of a training run have."""
+def kinds_of_media(run: "Run") -> tuple[str, ...]:
+    """The kinds of media that the data of a training run have.
+
+    Raises `DataError` if tokenized rows have a damaged record."""
     if not isinstance(run, TrainRun):
         return ()
     if holds_tokenized_rows(run.data):

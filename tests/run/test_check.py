@@ -79,8 +79,22 @@ def test_a_checkpoint_may_be_on_another_machine(folder, capsys, there, remedy):
     assert told in captured.out and captured.err == ""
     assert cli.main(["train", run]) == 2
     assert told in capsys.readouterr().err and not (folder / "o").exists()
-    assert cli.main(["check", write(folder, resume_from_checkpoint=True)]) == 0
-    assert "warning" not in capsys.readouterr().out
+
+
+def test_the_word_of_v1_for_the_last_checkpoint(folder, capsys):
+    assert cli.main(["train", write(folder, resume_from_checkpoint="auto")]) == 2
+    assert "leave it out: the last checkpoint in output_dir is resumed from anyway" in capsys.readouterr().err
+
+
+def test_a_file_of_new_tokens_may_be_on_another_machine(folder, capsys):
+    run = write(folder, new_special_tokens_config="tokens.yaml", resize_vocab=True)
+    assert cli.main(["check", run]) == 0
+    assert "new_special_tokens_config: 'tokens.yaml': there is no file tokens.yaml" in capsys.readouterr().out
+    assert cli.main(["train", run]) == 2
+    assert "there is no file tokens.yaml" in capsys.readouterr().err
+    (folder / "tokens.yaml").write_text("<a>: begins a thought", encoding="utf-8")
+    assert cli.main(["check", run]) == 0
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def require_same_maker(folder: Path, there: Record, here: Record) -> None:
         )
 
 
+def differing_stage(there: Record, run: "TrainRun", plan: "RowPlan") -> list[str]:
+    """What of the stage differs between the record of a folder and this run; the tokenizer need not be known."""
+    return _stages(there, json.loads(json.dumps({"stage": run.stage, "rows": _rows(run, plan)})))
+
+
 def warn_of_kept_keys(folder: Path, there: Record, run: "TrainRun", memos: Path) -> None:
     """Warn of data keys that the run gives and that the rows do not follow, and of data files that have changed."""
     now = json.loads(json.dumps(asdict(run.data)))
