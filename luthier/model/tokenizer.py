@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
-from luthier.model.compat.gguf_tokens import restore_tokens
+from luthier.model.compat.gguf_tokens import restore_blanks, restore_tokens
 from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.readable import readable
 from luthier.model.files.sources import ModelFiles, ModelSource, check_hub, check_tokenizer_files, read_json
@@ -72,7 +72,9 @@ def load_tokenizer(
             **options,
         )
         if files.gguf_file:
-            restore_tokens(tokenizer, Path(files.name) / files.gguf_file)
+            file = Path(files.name) / files.gguf_file
+            restore_tokens(tokenizer, file)
+            restore_blanks(tokenizer, file)
     return tokenizer
 
 

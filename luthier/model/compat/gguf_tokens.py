@@ -2,20 +2,52 @@
 loses those with other characters, such as `<｜User｜>` or one with a blank. And it gives `<|endoftext|>` to a
 vocabulary without it, by an id that the model has no row for: such a text of a user would end the engine.
 
+Of a SentencePiece vocabulary it reads no `tokenizer.ggml.add_space_prefix`, and puts a blank before the first text
+alone. llama.cpp puts one before the first text and before the text behind each added token, also if the text begins
+with a blank, unless the key is false. So do tokenizers with a `Prepend` normalizer, such as that of Llama 2. A file
+that luthier wrote may say that its tokenizer does otherwise (`PREPENDS`).
+
 https://github.com/huggingface/transformers/blob/v5.24.0/src/transformers/integrations/gguf/gguf_tokenizer_mapping.py
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp (LLAMA_VOCAB_TYPE_SPM)
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from luthier.model.compat.gguf_speed import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SPACE = "\u2581"
+PREPENDS = "luthier.prepends_blank"
+"""A key of ours in GGUF files: when a `Metaspace` puts a blank before a text. Other programs read `add_space_prefix`
+alone, which tells less."""
+SCHEMES = ("first", "always")
+"""Before the first text; before the text behind each added token as well. A text that begins with a blank gets none."""
 _ADDED = {3: True, 4: False}
 """Kind of token (control, user-defined) -> whether it is special. The text of both is found before any other."""
+
+
+def restore_blanks(tokenizer: "PreTrainedTokenizerBase", file: Path) -> None:
+    """Let the tokenizer of a SentencePiece vocabulary, in place, put blanks before texts as the file says."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    backend = cast(Any, tokenizer).backend_tokenizer
+    is_metaspace = isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace)
+    if not is_metaspace or _value(file, "tokenizer.ggml.model", "") != "llama":
+        return
+    adds, scheme = _value(file, "tokenizer.ggml.add_space_prefix", True), _value(file, PREPENDS, None)
+    if adds and scheme in SCHEMES:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        return
+    marks = normalizers.Replace(" ", SPACE)
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), marks]) if adds else marks
+    if not adds:
+        blanks = decoders.Replace(SPACE, " ")
+        backend.decoder = decoders.Sequence([blanks, decoders.ByteFallback(), decoders.Fuse()])
 
 
 def restore_tokens(tokenizer: "PreTrainedTokenizerBase", file: Path) -> None:
@@ -52,6 +84,11 @@ def _restore(parts: dict[str, Any], lost: dict[int, tuple[str, bool]], num_token
     kept += [{"id": index, "content": text, "special": special, **flags} for index, (text, special) in lost.items()]
     parts["added_tokens"] = sorted(kept, key=lambda one: one["id"])
     parts["post_processor"] = None  # made again, since it may hold ids that have changed
+
+
+def _value(file: Path, name: str, default: Any) -> Any:
+    field = read_header(file).get_field(name)
+    return default if field is None else field.contents()
 
 
 def _values(file: Path, name: str) -> list[Any]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import warn
+from luthier.model.compat.gguf_tokens import SCHEMES, SPACE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-_SPACE = "\u2581"
 _CUTS = (
     ("Digits", "smollm"),
     ("p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*", "llama-bpe"),
@@ -40,6 +40,8 @@ class Vocabulary:
     scores: list[float]
     """Of `llama` only: what is merged first has the highest."""
     adds_space: bool
+    scheme: str | None = None
+    """One of `SCHEMES` of a tokenizer that puts its blanks in another way than llama.cpp."""
 
 
 def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> Vocabulary:
@@ -57,7 +59,12 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> Voca
     tokens, kinds = _tokens(parts, num_rows, is_sentencepiece=not by_bytes)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     scores = [] if by_bytes else _scores(tokens, kinds, merges)
-    adds_space = not by_bytes and (_has(parts["normalizer"], "Prepend") or _prepends(parts["pre_tokenizer"]))
+    scheme = None if by_bytes else _scheme(parts["pre_tokenizer"])
+    if scheme == "first":
+        warn(
+            "export_gguf: this tokenizer puts a blank before the first text only, and llama.cpp puts one behind special"
+            " tokens too, so other programs may tokenize the texts of a chat differently"
+        )
     return Vocabulary(
         kind="gpt2" if by_bytes else "llama",
         cut=_cut(parts["pre_tokenizer"]) if by_bytes else "default",
@@ -65,7 +72,8 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", num_rows: int) -> Voca
         kinds=kinds,
         merges=merges,
         scores=scores,
-        adds_space=adds_space,
+        adds_space=not by_bytes and (_has(parts["normalizer"], "Prepend") or scheme is not None),
+        scheme=scheme,
     )
 
 
@@ -88,8 +96,10 @@ def _has(part: Any, kind: str) -> bool:
     return any(inner["type"] == kind for inner in _parts(part))
 
 
-def _prepends(part: Any) -> bool:
-    return any(inner["type"] == "Metaspace" and inner.get("prepend_scheme") != "never" for inner in _parts(part))
+def _scheme(part: Any) -> str | None:
+    """When a `Metaspace` puts a blank before a text; None if it never does, or if there is none."""
+    schemes = (inner.get("prepend_scheme", "always") for inner in _parts(part) if inner["type"] == "Metaspace")
+    return next((scheme for scheme in schemes if scheme in SCHEMES), None)
 
 
 def _cut(pre_tokenizer: Any) -> str:
@@ -130,7 +140,7 @@ def _tokens(parts: dict[str, Any], num_rows: int, *, is_sentencepiece: bool) -> 
             is_unknown = is_sentencepiece and token == parts["model"].get("unk_token")
             tokens[index], kinds[index] = token, _UNKNOWN if is_unknown else _CONTROL
         else:  # found in the text as it is written, before blanks become marks
-            tokens[index], kinds[index] = token.replace(_SPACE, " ") if is_sentencepiece else token, _USER_DEFINED
+            tokens[index], kinds[index] = token.replace(SPACE, " ") if is_sentencepiece else token, _USER_DEFINED
     return tokens, kinds
 
 

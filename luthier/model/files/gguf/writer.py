@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import ModelError, RunFailed
 from luthier.model.classes import require_dense
+from luthier.model.compat.gguf_tokens import PREPENDS
 from luthier.model.files.gguf.vocabulary import Vocabulary, read_vocabulary
 from luthier.model.files.sources import weight_files
 
@@ -166,6 +167,8 @@ def _add_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: "Pr
     writer.add_add_eos_token(bool(ids) and ids[-1] == tokenizer.eos_token_id)
     if vocabulary.kind == "llama":
         writer.add_add_space_prefix(vocabulary.adds_space)
+        if vocabulary.scheme is not None:
+            writer.add_string(PREPENDS, vocabulary.scheme)
     elif not vocabulary.merges:
         writer.add_token_scores([0.0] * len(vocabulary.tokens))  # readers want one of the two
     if isinstance(tokenizer.chat_template, str):
