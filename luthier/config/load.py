@@ -199,7 +199,12 @@ class Draft:
         other = other_key(name)
         close = other.named if other else nearest(name, catalog())
         kind = other.reason if other else "unknown key"
-        remedy = other.remedy if other else question(close) or "see docs/reference/keys.md"
+        value = self.written.entries[name].value
+        remedy = (
+            other.remedy_for(name, value, catalog().__contains__)
+            if other
+            else question(close) or "see docs/reference/keys.md"
+        )
         if is_on(os.environ, "ALLOW_EXTRA_ARGS"):
             self._warn(name, f"{kind}, not read", remedy)
         else:

@@ -4,13 +4,13 @@ import pytest
 
 from luthier.config import describe
 from luthier.config.key_table import catalog
-from luthier.config.load import load_train
-from luthier.config.other_versions import other_key, table
+from luthier.config.load import Draft, load_train, read_source
+from luthier.config.other_versions import members, other_key, table
 from luthier.core.errors import ConfigError, UnknownVariant
 
 BASE = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True}
-NOT_KEYS = {"columns"}
-"""Names of dataset_info.json in remedies."""
+NOT_KEYS = {"columns", "messages"}
+"""Names of dataset_info.json and of rows in remedies."""
 NAMES = [name.replace("*", "dataset") for name in table()]
 FORMER, V1, OTHER = "key of a former version", "key of v1 of LLaMA-Factory", "key of another program"
 LORA_OF_V1 = {
@@ -77,6 +77,55 @@ def test_a_run_file_of_v1_is_refused_key_by_key_and_nothing_else_is_said_of_it()
     shared = {"output_dir", "cutoff_len", "learning_rate", "max_steps", "max_new_tokens"}
     assert {problem.key for problem in problems} == LORA_OF_V1.keys() - shared
     assert {problem.reason for problem in problems} == {V1}
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (
+            {"peft_config": {"name": "lora", "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all"}},
+            "finetuning_type: lora; lora_rank: 16; lora_alpha: 32; lora_dropout: 0.05; lora_target: all",
+        ),
+        (
+            {"peft_config": {"name": "lora", "target_modules": ["q_proj", "v_proj"], "modules_to_save": None}},
+            "finetuning_type: lora; lora_target: q_proj,v_proj",
+        ),
+        (
+            {"peft_config": {"name": "freeze", "freeze_trainable_layers": 2, "freeze_extra_modules": None}},
+            "finetuning_type: freeze; freeze_trainable_layers: 2",
+        ),
+        ({"quant_config": {"name": "bnb", "quantization_bit": 4}}, "quantization_method: bnb; quantization_bit: 4"),
+        (
+            {"optim_config": {"name": "muon", "wd": 0.1, "adamw_betas": [0.9, 0.95], "adamw_eps": 1e-8}},
+            "use_muon: true; weight_decay: 0.1; adam_beta1: 0.9; adam_beta2: 0.95; adam_epsilon: 1e-08",
+        ),
+        ({"dist_config": {"name": "fsdp2", "dcp_path": None}}, "fsdp: true"),
+        ({"dist_config": {"name": "deepspeed", "config_file": "ds.json"}}, "deepspeed: ds.json"),
+        ({"kernel_config": {"name": "liger_kernel"}}, "enable_liger_kernel: true"),
+    ],
+)
+def test_a_mapping_of_v1_is_written_out(given, lines):
+    """Each line is one that a run file takes."""
+    (problem,) = problems_of({**BASE, **given})
+    assert problem.reason == V1 and problem.remedy == f"write {lines}"
+    keys = dict(line.split(": ") for line in lines.split("; "))
+    assert keys.keys() <= catalog().keys()
+    words = [f"{name}={value}" for name, value in {**BASE, **keys}.items()]
+    Draft("train", read_source(words), begins=False).finish()
+
+
+@pytest.mark.parametrize("given", [{"name": "lora", "unheard_of": 1}, {"betas": 1}, None, "lora", {"name": "auto"}])
+def test_a_mapping_with_unknown_members_names_the_keys(given):
+    name = "optim_config" if given == {"betas": 1} else "kernel_config" if given == {"name": "auto"} else "peft_config"
+    (problem,) = problems_of({**BASE, name: given})
+    assert problem.remedy == table()[name].remedy
+
+
+def test_every_member_has_a_key_of_today():
+    assert members().keys() <= table().keys()
+    for lines in members().values():
+        for line in filter(None, lines.values()):
+            assert all(name in catalog() for name in line.partition(":")[0].strip("[]").split(", "))
 
 
 @pytest.mark.parametrize(("name", "ours"), [("flash_attention_2", "fa2"), ("eager", "disabled")])
