@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(line, file=sys.stderr)
     if stops is not None:
         print(f"luthier: training stops here: {stops}", file=sys.stderr)
-    return 0 if stops is None else 1
+    return 0 if stops is None else stops.exit_status
 
 
 def _parser() -> argparse.ArgumentParser:

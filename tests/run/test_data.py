@@ -197,7 +197,7 @@ def test_a_row_that_stops_training_does_not_hide_the_others(world, shown, tmp_pa
     changes = {"dataset": "long", "on_overlong": "error", "cutoff_len": 100, "streaming": streaming, "max_steps": 1}
     saved = {} if streaming else {"tokenized_path": str(tmp_path / "saved")}
     status, out, err = shown("--json", "--limit", "0", **changes, **saved)
-    assert status == 1 and len(objects(out)) == 2, err
+    assert status == 2 and len(objects(out)) == 2, err
     assert f"luthier: training stops here: {path}, row 2: " in err and f"{path}, row 4" in err
     assert not (tmp_path / "saved").exists()
     whole = shown("--json", "--limit", "0", **{**changes, "cutoff_len": 1000})
