@@ -20,8 +20,8 @@ from luthier.core.versions import require
 if TYPE_CHECKING:
     from luthier.config.keys.model import ModelConfig
 
-_FOLDERS: dict[str, str] = {}
-"""Name -> the folder it was fetched to."""
+_FOLDERS: dict[tuple[Hub, str], str] = {}
+"""(hub, name) -> the folder it was fetched to. The environment of this process may ask for another hub later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,14 @@ def local_name(name: str, access: HubAccess) -> str:
     hub = hub_in_use()
     if hub is None:
         return name
-    _FOLDERS[name] = _fetch(hub, name, access)
-    return _FOLDERS[name]
+    _FOLDERS[hub, name] = _fetch(hub, name, access)
+    return _FOLDERS[hub, name]
 
 
 def fetched(name: str) -> str:
-    """The folder that this process has fetched `name` to, or `name` itself."""
-    return _FOLDERS.get(name, name)
+    """The folder that this process has fetched `name` to from the hub that is in use, or `name` itself."""
+    hub = hub_in_use()
+    return name if hub is None else _FOLDERS.get((hub, name), name)
 
 
 @cache

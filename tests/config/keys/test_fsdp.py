@@ -145,10 +145,11 @@ def test_any_words_are_taken_or_refused(words, as_text):
     assert found.problems or found.values.keys() <= {"reshard_after_forward", "cpu_offload"}
 
 
-def test_what_transformers_makes_of_it(tmp_path):
+def test_what_transformers_makes_of_it(tmp_path, monkeypatch):
     """The translated settings reach accelerate; transformers passes over names that it does not know."""
     from transformers import TrainingArguments
 
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # transformers sets it for the whole process
     file = tmp_path / "fsdp.json"
     file.write_text(json.dumps({"fsdp_offload_params": True, "fsdp_sharding_strategy": "SHARD_GRAD_OP"}))
     fsdp, config = given_to_transformers(

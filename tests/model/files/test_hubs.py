@@ -132,7 +132,7 @@ def test_a_run_learns_on_it_and_its_adapter_comes_back_from_there(hub, tmp_path,
 
 
 @pytest.mark.parametrize("library", ["modelscope"], indirect=True)
-def test_the_processor_is_copied_from_what_was_fetched(hub, tmp_path):
+def test_the_processor_is_copied_from_what_was_fetched(hub, tmp_path, monkeypatch):
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from luthier.model.processor import copy_processor
@@ -145,6 +145,9 @@ def test_the_processor_is_copied_from_what_was_fetched(hub, tmp_path):
     config = load_config(ModelSource("org/sees"))
     copy_processor(load_model(ModelSource("org/sees"), config=config, dtype=config.dtype), tmp_path)
     assert (tmp_path / "preprocessor_config.json").is_file()
+    assert hubs.fetched("org/sees") == str(folder)
+    monkeypatch.delenv("USE_MODELSCOPE_HUB")
+    assert hubs.fetched("org/sees") == "org/sees", "a later run of this process asks another hub"
 
 
 def test_a_name_that_the_hub_does_not_have_is_one_sentence(hub, library):
