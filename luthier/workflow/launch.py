@@ -12,6 +12,7 @@ from luthier.core.log import info
 from luthier.core.machine import num_accelerators, num_cpus
 from luthier.core.ports import free_port
 from luthier.core.signals import end_with_parent
+from luthier.workflow.child import command_of
 
 SHUTDOWN_SECONDS = 300
 """How long torchrun waits, after Ctrl-C or SIGTERM, for its processes to end the step and save a checkpoint."""
@@ -142,4 +143,4 @@ def torchrun_arguments(argv: list[str], logs: Path, num_devices: int | None) -> 
         ]
     others = ",".join(f"{number}:2" for number in range(1, int(nproc_of(arguments))))
     arguments += ["--log-dir", str(logs), *(["--redirects", others] if others else [])]
-    return [*arguments, "-m", "luthier", "train", *argv]
+    return [*arguments, *command_of(["train", *argv])[1:]]

@@ -22,7 +22,7 @@ from tests.holding import Hold
 from tests.small_world import losses, small_world
 from tests.waiting import until
 
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 900
 LAUNCH = [sys.executable, "-m", "luthier", "train"]
 
 
@@ -59,7 +59,7 @@ def answers(port: int) -> bool:
 def process_of(launcher: "subprocess.Popen[bytes]", rank: int) -> psutil.Process:
     for child in psutil.Process(launcher.pid).children(recursive=True):
         with suppress(psutil.Error):  # some live for a moment only
-            if child.environ().get("RANK") == str(rank) and "luthier" in child.cmdline():
+            if child.environ().get("RANK") == str(rank) and "luthier.workflow.child" in child.cmdline():
                 return child
     raise AssertionError(f"there is no process {rank}")
 

@@ -29,6 +29,13 @@ def test_it_runs_the_command():
     assert subprocess.run(command_of(["trian"]), capture_output=True, check=False).returncode == 2
 
 
+def test_it_does_nothing_if_its_parent_has_ended_before_it_began():
+    words = command_of(["version"])
+    words[words.index(str(os.getpid()))] = "1"
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
 @pytest.mark.parametrize("how", ["the parent is killed", "a signal"])
 def test_it_ends(tmp_path, how):

@@ -54,3 +54,10 @@ def test_segments_of_gpu_memory_grow_unless_the_user_decides(monkeypatch, given,
     monkeypatch.setattr(os, "environ", dict(given))
     grow_segments()
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_its_processes_know_who_started_them(monkeypatch):
+    """So that one that starts while the launcher is killed ends too."""
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    words = torchrun_arguments(["run.yaml", "lora_rank=4"], Path("logs"), num_devices=None)
+    assert words[-6:] == ["-m", "luthier.workflow.child", str(os.getpid()), "train", "run.yaml", "lora_rank=4"]
