@@ -270,7 +270,7 @@ def test_input_tokens_are_counted(values):
     report = json.loads(Path(values["output_dir"], "data_report.json").read_text())
     assert state["num_input_tokens_seen"] == report["datasets"]["numbers"]["tokens"]
     lines = [json.loads(line) for line in Path(values["output_dir"], "trainer_log.jsonl").read_text().splitlines()]
-    assert all("num_input_tokens_seen" in line for line in lines if "loss" in line)
+    assert all("total_tokens" in line for line in lines if "loss" in line)
 
 
 def test_only_the_newest_checkpoints_are_kept(values):
