@@ -1,5 +1,6 @@
 """What the launcher tells of a run whose processes failed: which one was first, its log, where the others were."""
 
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,17 @@ class FailedProcesses:
     def culprit(self) -> int:
         """The rank of the process that failed first: one that a signal ended, else one that has lost no other one.
 
-        torchrun knows the time to the second only, in which all others fail too.
+        torchrun knows the time to the second only, in which all others fail too. It ends them with SIGTERM, so of those
+        that have ended with a status of `TOLD`, one is the first.
         """
+        others_are_ended = any(failure.exitcode in TOLD for failure in self.failures.values())
 
         def order(rank: int) -> tuple[bool, bool, float, int]:
             failure = self.failures[rank]
             place = read_place(self.folder_of(failure)) or {}
-            return failure.exitcode >= 0, bool(place.get("lost_peer")), failure.timestamp, rank
+            was_ended = others_are_ended and failure.exitcode == -signal.SIGTERM
+            is_late = was_ended or bool(place.get("lost_peer"))
+            return failure.exitcode >= 0 or was_ended, is_late, failure.timestamp, rank
 
         return min(self.failures, key=order)
 

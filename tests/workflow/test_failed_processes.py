@@ -1,6 +1,7 @@
 """What is told of a run whose processes failed."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_what_the_terminal_shows_is_not_told_twice(attempt, tmp_path, exitcode, 
     failed = FailedProcesses({local_rank: failure(local_rank, exitcode)}, tmp_path)
     assert list(failed.report()) == []
     assert failed.status == exitcode
+
+
+@pytest.mark.parametrize("status", [2, 130])
+@pytest.mark.parametrize("told", [0, 1])
+def test_who_is_ended_by_torchrun_is_not_the_first_to_fail(attempt, tmp_path, status, told):
+    """The run file names a module that does not exist: one process says so, and torchrun ends the other."""
+    failed = FailedProcesses({told: failure(told, status), 1 - told: failure(1 - told, -signal.SIGTERM)}, tmp_path)
+    assert failed.culprit == told and failed.status == status and list(failed.report()) == []
 
 
 def test_processes_that_have_left_no_log(tmp_path):
