@@ -67,8 +67,7 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool, trials
     from luthier.model.kernels.block_end import computed_twice, only_adds_mlp
     from luthier.model.kernels.offloading import offloaded
 
-    # The way that is not reentrant compares what both passes keep.
-    leaves_out = use_reentrant and only_adds_mlp(block, trials)
+    leaves_out = only_adds_mlp(block, trials)
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
         """`args[0]` are the hidden states; whatever carries no gradient is bound to `function` already."""
@@ -84,7 +83,7 @@ def _checkpointer(block: "nn.Module", use_reentrant: bool, offload: bool, trials
         if ktransformers.is_loading():
             return checkpoint(function, *args, use_reentrant=False, context_fn=ktransformers.recomputing())
         with offloaded() if offload else contextlib.nullcontext():
-            again = computed_twice(block, function) if leaves_out else function
+            again = computed_twice(block, function, use_reentrant=use_reentrant) if leaves_out else function
             return checkpoint(again, *args, use_reentrant=use_reentrant)
 
     return run

@@ -7,6 +7,10 @@ A block of the Llama kind ends with
 No gradient depends on the numbers of `out`. Gradient checkpointing computes the block a second time for what its
 backward pass reads, and h W^T is not part of that. In Llama-3.1-8B it is a quarter of the products of a block.
 
+PyTorch's way that is not reentrant stops as soon as all that the first pass kept is there again. A layer of PyTorch
+keeps its input before it multiplies, so its product is left out anyway; a kernel of Luthier keeps what it needs
+afterwards, so it is told to leave the product out. Both passes have to keep the same tensors there, in the same order.
+
 Whether this holds for a block is tried: its own code is given several outputs of the MLP, NaN among them, and has to
 give the same gradients for all.
 """
@@ -24,7 +28,7 @@ TRIED = (1.0, -2.0, float("inf"), float("nan"))
 """What the MLP puts out in the trial."""
 
 
-def computed_twice(block: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+def computed_twice(block: nn.Module, function: Callable[..., Any], *, use_reentrant: bool) -> Callable[..., Any]:
     """`function`, which computes `block`, for `torch.utils.checkpoint`: from its second call on it leaves out the last
     product if it can. `block`: one that `only_adds_mlp`."""
     has_run = False
@@ -34,7 +38,7 @@ def computed_twice(block: nn.Module, function: Callable[..., Any]) -> Callable[.
         if not has_run or torch.compiler.is_compiling():
             has_run = True
             return function(*args)
-        with last_product_left_out(block.mlp):  # type: ignore[arg-type]
+        with last_product_left_out(block.mlp, keeps_the_same=not use_reentrant):  # type: ignore[arg-type]
             return function(*args)
 
     return run

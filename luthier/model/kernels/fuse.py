@@ -143,29 +143,34 @@ def _gated_mlp(module: Any, activation: Activation, *args: Any, **given: Any) ->
     return _gated_output(module, activation, args, given, is_read=True)
 
 
-def _gated_mlp_unread(module: Any, activation: Activation, *args: Any, **given: Any) -> Any:
+def _gated_mlp_unread(
+    module: Any, activation: Activation, *args: Any, keeps_the_same: bool = False, **given: Any
+) -> Any:
     """As `_gated_mlp`, with the right gradients and any numbers."""
-    return _gated_output(module, activation, args, given, is_read=False)
+    return _gated_output(module, activation, args, given, is_read=False, keeps_the_same=keeps_the_same)
 
 
-def _gated_output(module: Any, activation: Activation, args: Any, given: Any, *, is_read: bool) -> Any:
+def _gated_output(
+    module: Any, activation: Activation, args: Any, given: Any, *, is_read: bool, keeps_the_same: bool = False
+) -> Any:
     if len(args) != 1 or given:
         return type(module).forward(module, *args, **given)
     gate, up = project((module.gate_proj, module.up_proj), args[0])
     if gate.dtype != up.dtype:
         return module.down_proj(activation.apply(gate) * up)
-    return project_gated(module.down_proj, gate, up, activation, is_read=is_read)
+    return project_gated(module.down_proj, gate, up, activation, is_read=is_read, keeps_the_same=keeps_the_same)
 
 
 @contextlib.contextmanager
-def last_product_left_out(mlp: nn.Module) -> Iterator[None]:
+def last_product_left_out(mlp: nn.Module, *, keeps_the_same: bool = False) -> Iterator[None]:
     """A context in which a gated MLP that `fuse` has changed leaves out its last product where it can: the gradients
-    are right, the numbers that it puts out are not."""
+    are right, the numbers that it puts out are not. `keeps_the_same`: only where it keeps the same tensors for the
+    backward pass as with the product."""
     own = vars(mlp).get("forward")
     if has_hooks(mlp) or not (isinstance(own, partial) and own.func is _gated_mlp):
         yield
         return
-    mlp.forward = partial(_gated_mlp_unread, *own.args)
+    mlp.forward = partial(_gated_mlp_unread, *own.args, keeps_the_same=keeps_the_same)
     try:
         yield
     finally:

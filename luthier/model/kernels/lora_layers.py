@@ -15,7 +15,7 @@ from luthier.model.dtype import computed_in
 from luthier.model.kernels.dora_linear import DoraLinear, row_norms
 from luthier.model.kernels.lora_copies import Copies, has_one_adapter, learned_by
 from luthier.model.kernels.lora_linear import Weight, factors_of, lora_linear
-from luthier.model.kernels.plain_linear import has_own_products, is_plain, unread_linear
+from luthier.model.kernels.plain_linear import has_own_products, is_plain, takes_own_product, unread_linear
 from luthier.model.kernels.swiglu import Activation, GatedProduct, gated
 from luthier.model.modules import unwrap
 
@@ -89,10 +89,19 @@ def computed_together(layers: Sequence[Any], x: Tensor | None) -> Iterator[None]
             layer.forward.ready = None
 
 
-def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation, *, is_read: bool = True) -> Tensor:
+def project_gated(
+    layer: Any,
+    gate: Tensor,
+    up: Tensor,
+    activation: Activation,
+    *,
+    is_read: bool = True,
+    keeps_the_same: bool = False,
+) -> Tensor:
     """`layer` applied to act(gate) * up. gate, up (..., I) of one format -> (..., O).
 
-    With `is_read` false the gradients alone are right, if the numbers take a product of their own.
+    With `is_read` false the gradients alone are right, if the numbers take a product of their own. `keeps_the_same`:
+    what is kept for the backward pass is then the same as with the product.
     """
     if not torch.is_grad_enabled():
         answer: Tensor = layer(gated(gate, up, activation))
@@ -102,7 +111,8 @@ def project_gated(layer: Any, gate: Tensor, up: Tensor, activation: Activation, 
         if outputs is not None:
             return outputs[0]
     inputs: Tensor = GatedProduct.apply(gate, up, activation)
-    if not is_read and is_plain(layer) and not has_hooks(layer):
+    may_differ = not keeps_the_same or takes_own_product(layer, inputs)
+    if not is_read and may_differ and is_plain(layer) and not has_hooks(layer):
         return unread_linear(inputs, layer)
     projected: Tensor = layer(inputs)
     return projected

@@ -26,10 +26,14 @@ class PlainForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        if torch.compiler.is_compiling() or x.ndim < 2 or not is_faster(x.flatten(0, -2), weight):
+        if not self.is_faster_for(x):
             return linear(x, weight, bias)
         y: Tensor = PlainLinear.apply(x.flatten(0, -2), weight, bias, True)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def is_faster_for(self, x: Tensor) -> bool:
+        is_usual = not torch.compiler.is_compiling() and x.ndim >= 2
+        return is_usual and is_faster(x.flatten(0, -2), self.layer.weight)
 
 
 class PlainLinear(torch.autograd.Function):
@@ -68,6 +72,12 @@ def is_plain(layer: nn.Module) -> bool:
 def has_own_products(layer: nn.Module) -> bool:
     """Whether `fuse_plain` has changed this layer, which computes the same as before."""
     return isinstance(vars(layer).get("forward"), PlainForward)
+
+
+def takes_own_product(layer: nn.Module, x: Tensor) -> bool:
+    """Whether this layer computes x with `PlainLinear` now."""
+    own = vars(layer).get("forward")
+    return isinstance(own, PlainForward) and own.is_faster_for(x)
 
 
 def fuse_plain(model: nn.Module) -> None:
