@@ -12,7 +12,7 @@ from luthier.core.kinds import STAGES
 
 if TYPE_CHECKING:
     from luthier.core.machine import Machine
-    from luthier.workflow.plan.make import Sketch
+    from luthier.workflow.plan.make import Plan, Sketch
     from luthier.workflow.plan.room import Room
 
 UNITS = {"GB": 10**9, "GiB": 2**30}
@@ -92,16 +92,27 @@ def main(argv: list[str]) -> int:
 def _table(
     run: Any, stage: Any, text: Any, data: Any, machines: "Sequence[Machine]", rooms: "Sequence[Room]", drawn: "Sketch"
 ) -> list[str]:
-    """Every engine with each number of processes."""
+    """Every engine with each number of processes. Raises `Unplanned` if there is no plan of any."""
     from luthier.workflow.plan.engine import ENGINES, Engine
     from luthier.workflow.plan.make import make_plan
-    from luthier.workflow.plan.text import table_of
+    from luthier.workflow.plan.refusals import refusal_of
+    from luthier.workflow.plan.shape import Unplanned
+    from luthier.workflow.plan.text import Absent, table_of
 
-    plans = [
-        make_plan(run, stage, text, data, machine, Engine(name, machine.world_size), drawn, room)
-        for machine, room in zip(machines, rooms, strict=True)
-        for name in ENGINES
-    ]
+    plans: list[Plan | Absent] = []
+    for machine, room in zip(machines, rooms, strict=True):
+        for name in ENGINES:
+            engine = Engine(name, machine.world_size)
+            if (refusal := refusal_of(run, engine)) is not None:
+                plans.append(Absent(engine, refusal))
+                continue
+            try:
+                plans.append(make_plan(run, stage, text, data, machine, engine, drawn, room))
+            except Unplanned as fault:
+                plans.append(Absent(engine, str(fault)))
+    reasons = [plan.reason for plan in plans if isinstance(plan, Absent)]
+    if len(reasons) == len(plans):
+        raise Unplanned("; ".join(dict.fromkeys(reasons)))
     return list(table_of(plans))
 
 

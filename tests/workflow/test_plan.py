@@ -13,11 +13,13 @@ from luthier.core.errors import InvalidInput
 from luthier.data.rows.labels import IGNORE_INDEX
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.config import load_config
+from luthier.model.modules import unwrap
 from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
 from luthier.workflow.plan import room, trace, traces
 from luthier.workflow.plan.calls import Call, Calls, Product
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
+from luthier.workflow.plan.engine import Engine
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
 from luthier.workflow.plan.make import Traces, make_plan
 from luthier.workflow.plan.memory import Held, num_checkpoints
@@ -106,10 +108,16 @@ def test_quantized_weights_are_counted_in_their_bits(world):
     assert saved == linear * 4 - (linear // 2 + linear // 64)
 
 
-@pytest.mark.parametrize("reads", ["cross_entropy", "logps"])
-def test_a_traced_step_holds_what_a_real_one_holds(world, reads):
-    run, stage, text, _, machine = sides({**world, **WAYS["lora"]})
+@pytest.mark.parametrize(
+    ("reads", "use_reentrant"), [("cross_entropy", None), ("logps", None), ("cross_entropy", True), ("logps", False)]
+)
+@pytest.mark.parametrize("way", ["lora", "full"])
+def test_a_traced_step_holds_what_a_real_one_holds(world, reads, use_reentrant, way):
+    """With all activations kept, and with layers computed again in both ways of PyTorch."""
+    run, stage, text, _, machine = sides({**world, **WAYS[way]})
     shape = build_shape(run, stage, text, load_config(text.source), machine)
+    if use_reentrant is not None:
+        enable_checkpointing(unwrap(shape.model), use_reentrant=use_reentrant)
     batch = Batch((30, 50), 40)
     planned = trace_step(shape.model, batch, reads=reads, half=None)
     real = shape.model.to_empty(device="cpu")
@@ -208,14 +216,34 @@ def test_layers_that_are_computed_again_hold_no_scores_of_all_tokens(world):
     assert again.peak_bytes < min(kept.peak_bytes / 2, num_heads * 4096**2 * float32_bytes)
 
 
+@pytest.mark.parametrize(
+    ("keys", "engine", "expected"),
+    [
+        ({}, Engine("one process"), True),
+        ({}, Engine("zero3", 2), True),
+        ({}, Engine("fsdp2", 2), False),
+        ({"use_reentrant_gc": False}, Engine("ddp", 2), False),
+        ({"use_unsloth_gc": True}, Engine("ddp", 2), True),
+    ],
+)
+def test_layers_are_computed_again_in_the_way_of_the_run(world, monkeypatch, keys, engine, expected):
+    ways = []
+    real = traces.enable_checkpointing
+    monkeypatch.setattr(traces, "enable_checkpointing", lambda *args, **how: ways.append(how) or real(*args, **how))
+    run, stage, text, data, machine = sides({**world, **WAYS["lora"], **keys})
+    plan = make_plan(run, stage, text, data, replace(machine, world_size=engine.num_processes), engine)
+    assert plan.traces.recomputed.num_operations > plan.traces.kept.num_operations
+    assert ways and all(how == {"use_reentrant": expected} for how in ways)
+
+
 def test_recomputation_is_traced_once_something_asks_for_it(world, monkeypatch):
-    """Each trace of six layers is that of two and that of four."""
+    """Each trace of six layers is that of two and that of four. One more is that with bf16."""
     traced = []
     real = traces.trace_step
     monkeypatch.setattr(traces, "trace_step", lambda *args, **more: traced.append(1) or real(*args, **more))
     plan = plan_of({**world, **WAYS["lora"]})
     assert plan.recompute.num_layers == 0 and len(traced) == 2
-    assert plan.what_if and plan.what_if and len(traced) == 4
+    assert plan.what_if and plan.what_if and len(traced) == 6
 
 
 def falling(count):

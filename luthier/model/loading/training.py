@@ -111,7 +111,7 @@ def _prepare(run: "TrainRun", model: "nn.Module", recomputed_layers: int | None)
     prepare_for_training(
         model,
         gradient_checkpointing=not keys.disable_gradient_checkpointing and recomputed_layers != 0,
-        use_reentrant=_is_reentrant(run),
+        use_reentrant=is_reentrant(run, by_fsdp=uses_fsdp(run)),
         offload=keys.use_unsloth_gc,
         checkpoint_every=keys.checkpoint_every,
         recomputed_layers=recomputed_layers,
@@ -181,11 +181,13 @@ def load_original(source: ModelSource, model: "PreTrainedModel") -> "PreTrainedM
     return load_model(source, dtype=dtype, attn_implementation="eager")
 
 
-def _is_reentrant(run: "TrainRun") -> bool:
-    """FSDP does not support reentrant checkpointing, which runs the backward pass of a block inside another one. Nor
+def is_reentrant(run: "TrainRun", *, by_fsdp: bool) -> bool:
+    """The way in which blocks are computed again. `by_fsdp`: the weights are sharded by FSDP.
+
+    FSDP does not support reentrant checkpointing, which runs the backward pass of a block inside another one. Nor
     does the balance loss of routers get a gradient there, since the first pass through a block keeps no graph."""
     balances = run.features.router_balance.moe_aux_loss_coef is not None
-    return run.model.use_reentrant_gc and not uses_fsdp(run) and not balances
+    return run.model.use_reentrant_gc and not by_fsdp and not balances
 
 
 def _padding_reason(run: "TrainRun", base: "PreTrainedModel", trial: Trial | None) -> str | None:

@@ -52,13 +52,17 @@ class Engine:
         return self.shards_weights or self.name == "zero2"
 
     @property
+    def is_fsdp(self) -> bool:
+        return self.name == "fsdp2"
+
+    @property
     def is_zero(self) -> bool:
         return self.name.startswith("zero")
 
     @property
     def computes_on_half_weights(self) -> bool:
         """With `bf16` or `fp16` the weights of a layer are 16-bit numbers while it computes, the trained ones too."""
-        return self.is_zero or self.name == "fsdp2"
+        return self.is_zero or self.is_fsdp
 
     def __str__(self) -> str:
         if self.name == ONE_PROCESS:

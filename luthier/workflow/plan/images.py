@@ -95,12 +95,14 @@ def _without_data(values: Tensor) -> Tensor:
     return torch.empty_like(values, device="meta") if values.is_floating_point() else values
 
 
-def trace_images(model: nn.Module, images: Images, *, half: torch.dtype | None, recomputes: bool) -> Seeing:
+def trace_images(
+    model: nn.Module, images: Images, *, half: torch.dtype | None, recomputes: bool, use_reentrant: bool = True
+) -> Seeing:
     """With all activations kept, or with every layer computed again. `model` is on the `meta` device, in training mode,
-    and without checkpointing."""
+    and without checkpointing. `use_reentrant`: as for `enable_checkpointing`."""
     if recomputes:
         model = deepcopy(model)
-        enable_checkpointing(unwrap(model), use_reentrant=True)
+        enable_checkpointing(unwrap(model), use_reentrant=use_reentrant)
     base = unwrap(model)
     counter = _ImageCounter(model, images.inputs.values())
     with torch.autocast("cpu", dtype=half, enabled=half is not None), Substitutes(half), counter:

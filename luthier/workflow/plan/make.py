@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import InvalidInput
 from luthier.core.machine import Machine
 from luthier.model.loading.config import load_config
@@ -24,13 +26,12 @@ from luthier.workflow.plan.shape import (
     Shape,
     Unplanned,
     build_shape,
-    num_file_bytes,
     unplanned_reason,
 )
 from luthier.workflow.plan.sharing import share
 from luthier.workflow.plan.split import narrow, split, wide_weights, without_wide_gradients
 from luthier.workflow.plan.trace import Batch, Trace, trace_pass
-from luthier.workflow.plan.traces import FAULTS, Traces, first_line, half_of, trace_run
+from luthier.workflow.plan.traces import FAULTS, Traces, computes_again_reentrantly, first_line, half_of, trace_run
 from luthier.workflow.plan.transfers import Transfer
 from luthier.workflow.plan.update import Update, own_optimizer, updates_of
 from luthier.workflow.plan.work import Work, work_of
@@ -58,8 +59,7 @@ class Pattern:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Figures that a run without a shortage of memory does not need are computed when they are read. They may raise
-    `Unplanned`, too."""
+    """Figures that a run without a shortage of memory does not need are computed when they are read."""
 
     work: Work
     images: Images | None
@@ -113,7 +113,7 @@ class Sketch:
     """What one process has of it (`tp_size`)."""
     untraced: "nn.Module | None"
     """The model of a run with images as it was built. Traces change that of `shape`."""
-    traces: "dict[tuple[Batch, bool, bool, bool, tuple[Phase, ...]], Traces]" = field(default_factory=dict)
+    traces: "dict[tuple[Batch, tuple[bool, ...], tuple[Phase, ...]], Traces]" = field(default_factory=dict)
     """Those that are known already."""
 
 
@@ -147,30 +147,27 @@ def make_plan(
     room = room or room_of(machine)
     drawn = drawn or sketch(run, stage, text, machine)
     engine = engine or engine_of(run, machine.world_size)
-    config, shape, half = drawn.config, drawn.shape, half_of(run)
-    num_groups = machine.world_size // (run.parallel.sp_size * run.parallel.tp_size)
-    work = _work(run, stage, data, shape, num_groups)
-    updates = _updates(run, drawn, engine, work.steps)
-    alone = with_updates(held_by(run, stage, text, drawn.whole, work, machine, room.libraries_bytes), updates)
-    held = alone if shape is drawn.whole else held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
-    held, transfers = share(run, held, shape, engine, half, on_device=machine.device != "cpu")
-    images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
-    traces = trace_run(run, stage, text, drawn, machine, work, engine, updates)
-    if engine.name == SPLIT_LAYERS:
-        held, traces = _split(run, held, traces, drawn, engine.num_processes)
-    if images is not None:
-        traces = _with_images(traces, drawn, images, half, engine)
-    held = _with_passes(run, stage, drawn, held, work, machine)
+    shape, memory = drawn.shape, _memory(run, stage, text, data, machine, engine, drawn, room)
+    work, held, traces = memory.work, memory.held, memory.traces
     is_sharded = engine.computes_on_half_weights
     recompute = as_asked(run) or _decide(shape, held, traces, room, machine, is_sharded=is_sharded)
     num_recomputed = _num_recomputed(run, recompute, shape.num_layers)
     trace, parameters = traces.at(num_recomputed), dict(drawn.whole.model.named_parameters())
-    files = num_file_bytes(text.source) if machine.device == "cpu" else 0
-    calls = _calls(trace, work, num_groups, updates)
-    seconds, basis = _seconds(calls, machine, half or shape.dtype, config)
+    calls = _calls(trace, work, _num_groups(run, machine), memory.updates)
+    seconds, basis = _seconds(calls, machine, half_of(run) or shape.dtype, drawn.config)
+
+    def peak_in_half() -> int | None:
+        halved = with_bf16(run)
+        try:
+            drawn_in_half = sketch(halved, stage, text, machine)
+            found = _memory(halved, stage, text, data, machine, engine, drawn_in_half, room)
+            return found.held.peak_bytes(found.traces.at(num_recomputed))
+        except Unplanned:
+            return None
+
     return Plan(
         work=work,
-        images=images,
+        images=memory.images,
         parameters=sum(weight.numel() for weight in parameters.values()),
         trainable_parameters=sum(weight.numel() for weight in parameters.values() if weight.requires_grad),
         patterns=patterns_of(parameters),
@@ -181,14 +178,72 @@ def make_plan(
         traces=traces,
         num_recomputed=num_recomputed,
         engine=engine,
-        transfers=transfers,
+        transfers=memory.transfers,
         seconds=seconds,
         seconds_basis=basis,
-        checkpoint_bytes=checkpoint_bytes(run, shape, alone, work.steps),
+        checkpoint_bytes=checkpoint_bytes(run, shape, memory.alone, work.steps),
         find_remedies=lambda: remedies(
-            run, shape, held, traces.recomputed, trace, work, files_bytes=files, is_sharded=is_sharded
+            run, shape, held, _recomputed(traces), trace, work, peak_in_half=peak_in_half, is_sharded=is_sharded
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Of a process, before it is decided how many layers are computed again."""
+
+    work: Work
+    updates: Sequence[Update]
+    alone: Held
+    """By a single process."""
+    held: Held
+    transfers: Sequence[Transfer]
+    images: Images | None
+    traces: Traces
+
+
+def _memory(
+    run: "TrainRun",
+    stage: "Stage",
+    text: "TextSide",
+    data: "PreparedData",
+    machine: Machine,
+    engine: Engine,
+    drawn: Sketch,
+    room: Room,
+) -> _Memory:
+    shape = drawn.shape
+    work = _work(run, stage, data, shape, _num_groups(run, machine))
+    updates = _updates(run, drawn, engine, work.steps)
+    alone = with_updates(held_by(run, stage, text, drawn.whole, work, machine, room.libraries_bytes), updates)
+    held = alone if shape is drawn.whole else held_by(run, stage, text, shape, work, machine, room.libraries_bytes)
+    held, transfers = share(run, held, shape, engine, half_of(run), on_device=machine.device != "cpu")
+    images = images_of(work.heaviest_rows, text.media, stage.num_learned_parts, shape.dtype)
+    traces = trace_run(run, stage, text, drawn, machine, work, engine, updates)
+    if engine.name == SPLIT_LAYERS:
+        held, traces = _split(run, held, traces, drawn, engine.num_processes)
+    if images is not None:
+        traces = _with_images(run, traces, drawn, images, engine)
+    held = _with_passes(run, stage, drawn, held, work, machine)
+    return _Memory(work, updates, alone, held, transfers, images, traces)
+
+
+def _num_groups(run: "TrainRun", machine: Machine) -> int:
+    """Of processes that share rows or layers."""
+    return machine.world_size // (run.parallel.sp_size * run.parallel.tp_size)
+
+
+def with_bf16(run: "TrainRun") -> "TrainRun":
+    """The same run with `bf16: true`."""
+    return replace(run, training=TrainingKeys(MappingProxyType({**run.training.given, "bf16": True})))
+
+
+def _recomputed(traces: Traces) -> Trace | None:
+    """None if that step has no trace. The others of what would help are known without it."""
+    try:
+        return traces.recomputed
+    except Unplanned:
+        return None
 
 
 def _split(run: "TrainRun", held: Held, traces: Traces, drawn: Sketch, num_processes: int) -> tuple[Held, Traces]:
@@ -202,16 +257,17 @@ def _split(run: "TrainRun", held: Held, traces: Traces, drawn: Sketch, num_proce
     return split(run, held, drawn.shape, wide, num_processes), Traces(kept, trace_recomputed, traces.num_layers)
 
 
-def _with_images(traces: Traces, drawn: Sketch, images: Images, half: "torch.dtype | None", engine: Engine) -> Traces:
+def _with_images(run: "TrainRun", traces: Traces, drawn: Sketch, images: Images, engine: Engine) -> Traces:
     """Of the language model, and of what reads images."""
     if engine.computes_on_half_weights:
         raise Unplanned(f"what reads {images.named} is planned for whole weights only, and {engine.name} shards them")
     assert drawn.untraced is not None, "the model reads images"
-    untraced = drawn.untraced
+    untraced, half, use_reentrant = drawn.untraced, half_of(run), computes_again_reentrantly(run, engine)
 
     def added(step: Trace, *, recomputes: bool) -> Trace:
         try:
-            return with_images(step, trace_images(untraced, images, half=half, recomputes=recomputes), images)
+            seeing = trace_images(untraced, images, half=half, recomputes=recomputes, use_reentrant=use_reentrant)
+            return with_images(step, seeing, images)
         except FAULTS as fault:
             raise Unplanned(f"what reads {images.named} cannot be traced ({first_line(fault)})") from fault
 

@@ -7,12 +7,12 @@ quantized weights            other numbers
 shorter rows                 what is cut off is not learned
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from luthier.core.kinds import ADAPTERS
-from luthier.workflow.plan.memory import Held, trained_weights
+from luthier.workflow.plan.memory import Held
 from luthier.workflow.plan.shape import num_weight_bytes
 from luthier.workflow.plan.trace import Trace
 from luthier.workflow.plan.update import own_optimizer
@@ -37,19 +37,22 @@ def remedies(
     run: "TrainRun",
     shape: "Shape",
     held: Held,
-    recomputed: Trace,
+    recomputed: Trace | None,
     now: Trace,
     work: "Work",
     *,
-    files_bytes: int,
+    peak_in_half: Callable[[], int | None],
     is_sharded: bool = False,
 ) -> Sequence[Remedy]:
-    """Those that lower the peak. `files_bytes`: what reading the weights takes if they are converted. `is_sharded`: by
-    an engine that decides about formats and sums of gradients."""
+    """Those that lower the peak.
+
+    `recomputed`: with every layer computed again. `peak_in_half`: with bf16, asked only of a run in float32. Both are
+    None if that is unknown. `is_sharded`: by an engine that decides about formats and sums of gradients.
+    """
     found = []
     size, own = run.training["per_device_train_batch_size"], own_optimizer(run)
     frees_gradients = own is not None and own[0].frees_gradients(own[1])
-    if now.peak_bytes > recomputed.peak_bytes:
+    if recomputed is not None and now.peak_bytes > recomputed.peak_bytes:
         peak = held.peak_bytes(recomputed)
         found.append(Remedy("disable_gradient_checkpointing: false", peak, "a third more time, the same losses"))
     of_one = work.longest_tokens / work.heaviest.num_tokens
@@ -61,15 +64,9 @@ def remedies(
         keys = f"per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulated}"
         smaller = _scaled(now, of_one, held.gradients_bytes)
         found.append(Remedy(keys, held.peak_bytes(smaller), "the same losses, and more time for short rows"))
-    trained = sum(trained_weights(shape).values())
-    # Trained weights stay in float32, and autocast adds a 16-bit copy of each, so only frozen ones make room.
-    if shape.dtype.itemsize == 4 and not is_sharded and trained < held.weights_bytes // 2:
-        narrow = replace(
-            held,
-            weights_bytes=trained + (held.weights_bytes - trained) // 2,
-            loading_bytes=max(held.loading_bytes, files_bytes),
-        )
-        found.append(Remedy("bf16: true", narrow.peak_bytes(_scaled(now, 0.6, trained // 2)), "other rounding"))
+    in_float32 = shape.dtype.itemsize == 4 and not (run.training["bf16"] or run.training["fp16"])
+    if in_float32 and not is_sharded and (peak_with_bf16 := peak_in_half()) is not None:
+        found.append(Remedy("bf16: true", peak_with_bf16, "other rounding"))
     adds = ADAPTERS.get(run.finetuning_type).adds_weights
     if adds and run.quantization.quantization_bit is None and not is_sharded and run.parallel.tp_size == 1:
         low = replace(run, quantization=replace(run.quantization, quantization_bit=4))

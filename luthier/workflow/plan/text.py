@@ -1,11 +1,11 @@
 """A plan as lines for a reader, and as JSON."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier.core.files import size
-from luthier.workflow.plan.engine import SPLIT_LAYERS
+from luthier.workflow.plan.engine import SPLIT_LAYERS, Engine
 from luthier.workflow.plan.make import Plan
 
 
@@ -98,19 +98,34 @@ def _engine_lines(plan: Plan) -> Iterator[str]:
         yield f"  {transfer.kind} of {transfer.what}: {size(transfer.num_bytes)}{times}"
 
 
-def table_of(plans: Iterable[Plan]) -> Iterator[str]:
-    """Markdown: a line for each plan, sizes in GB for each process."""
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A plan that cannot be made."""
+
+    engine: Engine
+    reason: str
+
+
+def table_of(plans: Iterable[Plan | Absent]) -> Iterator[str]:
+    """Markdown: a line for each plan, sizes in GB for each process. Below it, why there is no plan of some engines."""
     names = ("weights", "gathered_weights", "gradients", "gradients_on_their_way", "optimizer")
     heads = ("weights", "gathered", "gradients", "on their way", "optimizer", "activations", "peak", "fits", "host")
     yield f"| processes | engine | {' | '.join(heads)} | sent per step |"
     yield "|" + "---|" * (len(heads) + 3)
+    reasons: dict[str, dict[str, None]] = {}
     for plan in plans:
+        if isinstance(plan, Absent):
+            reasons.setdefault(plan.reason, {})[plan.engine.name] = None
+            yield f"| {plan.engine.num_processes:,} | {plan.engine.name} |{' - |' * (len(heads) + 1)}"
+            continue
         parts = plan.held.parts(plan.trace)
         sizes = [parts[name] for name in names] + [parts["activations"] + parts["logits"], plan.peak_bytes]
         fits = "" if plan.available_bytes is None else "yes" if plan.peak_bytes <= plan.available_bytes else "no"
         cells = [*(f"{num_bytes / 1e9:,.1f}" for num_bytes in sizes), fits]
         cells += [f"{num_bytes / 1e9:,.1f}" for num_bytes in (plan.held.host_bytes, plan.sent_bytes)]
         yield f"| {plan.engine.num_processes:,} | {plan.engine.name} | {' | '.join(cells)} |"
+    for reason, engines in reasons.items():
+        yield f"{', '.join(engines)}: {reason}"
 
 
 def remedy_lines(plan: Plan) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.machine import Machine
 from luthier.model.checkpointing import enable_checkpointing
+from luthier.model.loading.training import is_reentrant
 from luthier.model.modules import unwrap
 from luthier.workflow.plan.engine import Engine
 from luthier.workflow.plan.shape import Shape, Unplanned, build_shape, layers_are_alike
@@ -73,7 +74,8 @@ def trace_run(
     pass."""
     half = half_of(run) if engine.computes_on_half_weights else None
     phases = tuple(update.phase for update in updates)
-    key = (work.heaviest, half is not None, engine.shards_gradients, engine.computes_on_half_weights, phases)
+    kind = (half is not None, engine.shards_gradients, engine.computes_on_half_weights, engine.is_fsdp)
+    key = (work.heaviest, kind, phases)
     if key in drawn.traces:
         return drawn.traces[key]
     config, shape, own = drawn.config, drawn.shape, own_optimizer(run)
@@ -141,7 +143,7 @@ def _traced(
             if optimizer.frees_gradients(config):
                 _, calls_of_update = step_twice(built, model, counter)
     if recomputes:
-        enable_checkpointing(unwrap(model), use_reentrant=True)
+        enable_checkpointing(unwrap(model), use_reentrant=computes_again_reentrantly(run, engine))
     try:
         trace = trace_step(
             model,
@@ -160,6 +162,10 @@ def _traced(
     # A step of the optimizer takes as long for a small batch as for the largest, so it is counted on its own.
     calls = {call: count - calls_of_update.get(call, 0) for call, count in trace.calls.items()}
     return replace(trace, calls=calls)
+
+
+def computes_again_reentrantly(run: "TrainRun", engine: Engine) -> bool:
+    return is_reentrant(run, by_fsdp=engine.is_fsdp) or run.model.use_unsloth_gc
 
 
 def _loss_of(run: "TrainRun", stage: "Stage") -> LossOf | None:
