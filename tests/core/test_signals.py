@@ -15,7 +15,8 @@ from luthier.core.signals import ending_on_signals
 try:
     with ending_on_signals():
         print("ready", flush=True)
-        time.sleep(600)
+        while True:
+            time.sleep(0.01)  # a signal just before a sleep waits for its end
 except KeyboardInterrupt:
     print("cleans up", flush=True)
     time.sleep(float(sys.argv[1]))
