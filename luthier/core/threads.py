@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+NOTICE_SECONDS = 0.5
+"""How long to wait at a time: a signal that comes just before a wait does not end it, and is noticed afterwards."""
 
 
 def in_own_thread(work: Callable[[], T]) -> T:
@@ -37,7 +39,8 @@ def outcome_of(work: Callable[[], T]) -> "Outcome[T]":
 
     thread = Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(NOTICE_SECONDS)
     return outcome
 
 
@@ -65,7 +68,10 @@ def all_in_threads(works: Sequence[Callable[[], T]], num_threads: int) -> list[T
     found: dict[int, T] = {}
     try:
         while len(found) < len(works):
-            number, outcome = ended.get()
+            try:
+                number, outcome = ended.get(timeout=NOTICE_SECONDS)
+            except Empty:
+                continue
             if outcome.fault is not None:
                 raise outcome.fault
             found[number] = outcome.value
