@@ -5,7 +5,7 @@ Their help is our own and stands in `training_help.toml`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -140,6 +140,11 @@ class TrainingKeys(Mapping[str, Any]):
 
     given: Mapping[str, Any]
     """Only those that the user wrote."""
+
+    def changed(self, keys: Mapping[str, Any], without: Collection[str] = ()) -> "TrainingKeys":
+        """As if the user had written `keys` too, and none of those in `without`."""
+        kept = {name: value for name, value in self.given.items() if name not in without}
+        return TrainingKeys(MappingProxyType({**kept, **keys}))
 
     def __getitem__(self, name: str) -> Any:
         if name in self.given:

@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.keys.training import TrainingKeys
 from luthier.core.errors import InvalidInput
 from luthier.core.machine import Machine
 from luthier.model.loading.config import load_config
@@ -235,7 +233,7 @@ def _num_groups(run: "TrainRun", machine: Machine) -> int:
 
 def with_bf16(run: "TrainRun") -> "TrainRun":
     """The same run with `bf16: true`."""
-    return replace(run, training=TrainingKeys(MappingProxyType({**run.training.given, "bf16": True})))
+    return replace(run, training=run.training.changed({"bf16": True}))
 
 
 def _recomputed(traces: Traces) -> Trace | None:

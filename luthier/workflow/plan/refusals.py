@@ -4,10 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from luthier.config.keys.training import TrainingKeys
 from luthier.config.rules.table import broken_rules
 from luthier.workflow.plan.engine import Engine
 
@@ -19,8 +17,7 @@ SWITCHES = ("deepspeed", "fsdp")
 
 def refusal_of(run: "TrainRun", engine: Engine) -> str | None:
     """The reason, with the key that does not go together with this engine; None if the run may take it."""
-    given = {name: value for name, value in run.training.given.items() if name not in SWITCHES}
-    asked = replace(run, training=TrainingKeys(MappingProxyType({**given, **keys_of(engine)})))
+    asked = replace(run, training=run.training.changed(keys_of(engine), without=SWITCHES))
     with _in_one_of(engine.num_processes):
         for rule in broken_rules("train", asked, writes=False):
             if not (rule.only_warns or rule.is_local):
