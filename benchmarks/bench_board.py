@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import socketio
@@ -32,7 +33,7 @@ from tests.webui.browser import BoardProcess, Browser, board, browser
 
 NUM_RUNS, NUM_STEPS, NUM_PAGES = 500, 100_000, 20
 WINDOW_SECONDS = 15.0
-SIZES = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
 RUN = {
     "stage": "sft",
     "do_train": True,

@@ -96,7 +96,9 @@ def compare(repeats: int) -> None:
             alone.append(timed(lambda: backend.encode_batch(texts, add_special_tokens=False)))
             ours.append(timed(lambda: prepare(run, STAGES.get("sft").rows, side.encoding)))
         again = min(timed(lambda: prepare(run, STAGES.get("sft").rows, side.encoding)) for _ in range(3))
-        tokens = int(row_lengths(prepare(run, STAGES.get("sft").rows, side.encoding).train).sum())
+        table = prepare(run, STAGES.get("sft").rows, side.encoding).table
+        assert table is not None
+        tokens = int(row_lengths(table).sum())
     print(f"{NUM_ROWS} rows, {tokens / NUM_ROWS:.0f} tokens each")
     for label, times in (("encode_batch alone", alone), ("luthier, JSON to Arrow", ours)):
         seconds = min(times)[0]

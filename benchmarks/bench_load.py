@@ -12,14 +12,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.model.files.sources import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GGUF = Path("models/SmolLM2-135M-Instruct.gguf")
 MOST_LONGER = 0.15
 
 
-def load_plain(source: Path):  # type: ignore[no-untyped-def]
+def load_plain(source: Path) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -31,7 +35,7 @@ def load_plain(source: Path):  # type: ignore[no-untyped-def]
     )
 
 
-def load_luthier(source: Path):  # type: ignore[no-untyped-def]
+def load_luthier(source: Path) -> "PreTrainedModel":
     import torch
 
     from luthier.model.loading.load import load_model

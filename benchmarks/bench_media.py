@@ -14,6 +14,7 @@ import os
 import resource
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def prepared(run: Any, side: Any, num_items: int) -> None:
     from luthier.core.kinds import STAGES
     from luthier.data.prepare import prepare
 
-    assert len(prepare(run, STAGES.get("sft").rows, side.encoding).table) == num_items, "all rows are kept"
+    table = prepare(run, STAGES.get("sft").rows, side.encoding).table
+    assert table is not None and len(table) == num_items, "all rows are kept"
 
 
 def compare(
@@ -96,7 +98,7 @@ def compare(
         video._require_readable.cache_clear()  # what a new process would not know
         run, side = text_side(folder, **more)  # nor the blocks
         alone.append(cpu_seconds(reading))
-        ours.append(cpu_seconds(lambda run=run, side=side: prepared(run, side, num_items)))
+        ours.append(cpu_seconds(partial(prepared, run, side, num_items)))
         num_bytes = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     return min(alone), min(ours), num_bytes
 

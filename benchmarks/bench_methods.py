@@ -72,12 +72,13 @@ def points(log: Path, metric: str) -> list[tuple[int, float]]:
 
 def draw(name: str, method: Method, curve: list[tuple[int, float]]) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(4.8, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color="#2a5db0")
     axes.set(xlabel="optimizer step", ylabel=fill(method.label, 30), title=f"examples/{name}.yaml")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     CURVES.mkdir(parents=True, exist_ok=True)
     path = CURVES / f"{name}.png"

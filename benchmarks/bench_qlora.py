@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.gguf"
-BASES = {
+BASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "hqq": {"quantization_bit": 4, "quantization_method": "hqq"},
     "nf4": {"quantization_bit": 4},

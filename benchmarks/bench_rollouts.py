@@ -20,7 +20,7 @@ from luthier.core.log import silence_libraries
 from luthier.infer.batch import generate_answers
 from luthier.infer.types import Settings
 from luthier.model.files.sources import ModelSource
-from luthier.model.kernels.lora_linear import fuse_lora
+from luthier.model.kernels.lora_layers import fuse_lora
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
 
@@ -56,7 +56,7 @@ def main() -> None:
     fuse_lora(model)
     model.train()
     prompt = torch.randint(100, 40_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
-    free = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    free: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     settings = Settings(**free, max_new_tokens=options.answer)
 
     def rollout(num_answers: int, stops: set[int]) -> int:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 NUM_RUNS = 7
 TARGETS = {
@@ -151,7 +152,8 @@ def make_model(folder: Path, dtype: str = "float32", **larger: int) -> None:
     tokenizer.save_pretrained(folder)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     ids = {"bos_token_id": None, "eos_token_id": 257, "pad_token_id": 257}
-    config = LlamaConfig(**{**sizes, "num_attention_heads": 4, **ids, **larger})
+    options: dict[str, Any] = {**sizes, "num_attention_heads": 4, **ids, **larger}
+    config = LlamaConfig(**options)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
 

@@ -38,7 +38,8 @@ def spell(annotation: Any) -> tuple[str, tuple[str, ...]]:
     """The type in the words of `luthier.config.keys.training.TYPES`, and the choices if it is an enumeration."""
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     members = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Union else members
-    words, choices = set(), ()
+    words: set[str] = set()
+    choices: tuple[str, ...] = ()
     for member in members:
         if isinstance(member, type) and issubclass(member, enum.Enum):
             choices = tuple(str(item.value) for item in member)
@@ -64,7 +65,8 @@ def table() -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments):
         override = OVERRIDES.get(field.name, {})
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        makes_default: Any = field.default_factory
+        default = makes_default() if field.default is dataclasses.MISSING else field.default
         spelled, choices = spell(field.type) if "type" not in override else (override["type"], ())
         assert spelled in TYPES, f"{field.name}: {spelled} is not a type of luthier.config.keys.training.TYPES"
         row = {"type": spelled, "default": override.get("default", default)}

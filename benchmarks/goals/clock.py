@@ -68,4 +68,5 @@ def watch_trainer(clock: Clock) -> None:
             if logs and "loss" in logs:
                 clock.losses.append(float(logs["loss"]))
 
-    trainer.DEFAULT_CALLBACKS.append(Turns)
+    callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
+    callbacks.append(Turns)

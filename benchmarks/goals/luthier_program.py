@@ -25,7 +25,7 @@ def run(work: "Work", clock: "Clock") -> None:
         seconds_of_scoring += time.perf_counter() - start
         return scored
 
-    ReferenceScorer.add_to = timed  # type: ignore[method-assign]
+    ReferenceScorer.add_to = timed  # type: ignore[method-assign, assignment]
     result = luthier.train(work.keys)
     clock.facts["seconds_of_scoring"] = seconds_of_scoring
     clock.facts["plan"] = dict(result.compared)

@@ -59,11 +59,11 @@ def train(keys: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, checkpo
         use_cpu=not torch.accelerator.is_available(),
     )
     kind = {"dpo": DpoTrainer, "kto": KtoTrainer, "rm": RmTrainer, "gkd": GkdTrainer}.get(stage, Trainer)
-    trainer = kind(
+    trainer: Any = kind(
         model,
         arguments,
         data_collator=lambda batch: collate(batch, pad_token_id),
-        train_dataset=list(rows),  # type: ignore[arg-type]
+        train_dataset=list(rows),
     )
     if stage == "gkd":
         trainer.teacher = frozen(keys["teacher_model"]).to(arguments.device)
@@ -88,7 +88,7 @@ def load(source: str, dtype: torch.dtype, keys: Mapping[str, Any]) -> Any:
 
     folder, _, file = source.rpartition("/")
     if file.endswith(".gguf"):
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
         # transformers refuses to train what it loaded from GGUF until the quantizer is taken off.
         del model.hf_quantizer
         model.is_quantized = False
@@ -163,7 +163,9 @@ def without_adapter(model: Any, compute: Callable[[], torch.Tensor]) -> torch.Te
 
 
 class DpoTrainer(Trainer):
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         ratios = answer_logps(model, inputs)
         ratios = ratios - without_adapter(model, lambda: answer_logps(model, inputs))
         chosen, rejected = ratios.chunk(2)
@@ -171,7 +173,9 @@ class DpoTrainer(Trainer):
 
 
 class KtoTrainer(Trainer):
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         liked = inputs["kto_tags"] > 0
         halves = [{name: inputs[name].chunk(2)[part] for name in inputs if name != "kto_tags"} for part in (0, 1)]
         answers, mismatched = halves
@@ -205,7 +209,9 @@ class Scorer(torch.nn.Module):
 
 
 class RmTrainer(Trainer):
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         chosen, rejected = model(inputs).chunk(2)
         return -logsigmoid(chosen - rejected).mean()
 
@@ -215,7 +221,9 @@ class GkdTrainer(Trainer):
 
     teacher: Any = None
 
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         own = forward(model, inputs)[:, :-1].log_softmax(-1)
         with torch.no_grad():
             teacher = forward(self.teacher, inputs)[:, :-1].log_softmax(-1)

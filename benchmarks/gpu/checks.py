@@ -156,10 +156,11 @@ def attention(world: World) -> Named:
 
 
 def quantized(world: World) -> Named:
-    for kind, keys in {
+    methods: dict[str, dict[str, Any]] = {
         "bnb": {"quantization_bit": 4, "double_quantization": True},
         "hqq": {"quantization_bit": 4, "quantization_method": "hqq"},
-    }.items():
+    }
+    for kind, keys in methods.items():
         name = f"{kind}, 4 bits, against the reference"
 
         def check(kind: str = kind, name: str = name, keys: Mapping[str, Any] = keys) -> Check:
@@ -196,10 +197,11 @@ def speed(world: World) -> Named:
 
     A compiled model is measured on a GPU alone: on a CPU it would need a C++ compiler.
     """
-    for kind, keys in {
+    kinds: dict[str, dict[str, Any]] = {
         "lora": {"learning_rate": 1e-4},
         "full": {"finetuning_type": "full", "learning_rate": 1e-5},
-    }.items():
+    }
+    for kind, keys in kinds.items():
         for program in PROGRAMS if world.device == "cuda" else PROGRAMS[:2]:
             name = f"{kind} sft, {world.pack_tokens:,} packed tokens, {program}"
 

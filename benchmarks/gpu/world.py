@@ -167,13 +167,15 @@ class StepClock:
                 self.start = end
 
         self._callback = Steps
-        trainer.DEFAULT_CALLBACKS.append(Steps)
+        callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
+        callbacks.append(Steps)
         return self
 
     def __exit__(self, *exc: object) -> None:
         from transformers import trainer
 
-        trainer.DEFAULT_CALLBACKS.remove(self._callback)
+        callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
+        callbacks.remove(self._callback)
 
 
 def started_profile() -> Any:
