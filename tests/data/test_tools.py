@@ -164,8 +164,9 @@ def test_bare_and_wrapped_tools_are_the_same(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tool_without_parameters_can_be_described(name):
-    assert "ping" in TOOL_SYNTAXES.get(name).describe([{"name": "ping"}], date(2026, 1, 2))
+@pytest.mark.parametrize("tool", [{"name": "ping"}, {"name": "ping", "parameters": None}])
+def test_a_tool_without_parameters_can_be_described(name, tool):
+    assert "ping" in TOOL_SYNTAXES.get(name).describe([tool], date(2026, 1, 2))
 
 
 def test_llama3_tells_the_date():
@@ -180,6 +181,44 @@ def test_lfm2_writes_python():
     assert syntax.parse("<|tool_call_start|>[f(a=true, b=[null])]<|tool_call_end|>") == [
         ToolCall("f", {"a": True, "b": [None]})
     ]
+
+
+@pytest.mark.parametrize("literal", ["{[1]: 2}", "{1, 2}", "b'a'", "1j", "...", "1e999", "{'a': 1, **{'b': 2}}"])
+def test_what_json_does_not_have_is_no_argument_of_lfm2(literal):
+    """The arguments of a call are sent as JSON."""
+    assert TOOL_SYNTAXES.get("lfm2").parse(f"<|tool_call_start|>[f(x={literal})]<|tool_call_end|>") is None
+
+
+def test_lfm2_reads_other_literals_as_json():
+    read = TOOL_SYNTAXES.get("lfm2").parse("<|tool_call_start|>[f(x=(1, -2.5), y={1: 'a' 'b'})]<|tool_call_end|>")
+    assert read == [ToolCall("f", {"x": [1, -2.5], "y": {"1": "ab"}})]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_a_word_that_json_does_not_have_is_no_number(name, word):
+    syntax = TOOL_SYNTAXES.get(name)
+    found = syntax.parse(syntax.write([ToolCall("f", {"a": 12345})]).replace("12345", word))
+    assert found is None or found == [ToolCall("f", {"a": word})]
+
+
+@pytest.mark.parametrize("name", TAGGED)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        True,
+        {"properties": None},
+        {"properties": {"x": None}},
+        {"properties": {"x": True}},
+        {"properties": {"x": {"type": None}}},
+    ],
+)
+def test_a_schema_that_says_nothing_leaves_the_type_to_the_text(name, parameters):
+    """Clients send `parameters: null` for a tool without any, and `true` is a schema that allows everything."""
+    syntax, made = TOOL_SYNTAXES.get(name), [ToolCall("f", {"x": 1})]
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    assert syntax.parse(syntax.write(made), [tool]) == made
 
 
 def test_default_describes_enums_and_items():

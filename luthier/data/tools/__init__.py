@@ -67,11 +67,19 @@ def calls_from(values: Iterable[Any], arguments_key: str = "arguments") -> list[
     return good if good and len(good) == len(calls) else None
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+"""Python's own would read NaN and Infinity, which no client of the API could read again."""
+
+
 def read_value(text: str, at: int) -> tuple[Any, int]:
     """(the JSON value that begins at `at`, its end). Raises `ValueError`, also for lists without end: a model that
     repeats itself writes some."""
     try:
-        return json.JSONDecoder().raw_decode(text, at)
+        return _DECODER.raw_decode(text, at)
     except RecursionError as fault:
         raise ValueError("it is nested too deep") from fault
 
@@ -79,7 +87,7 @@ def read_value(text: str, at: int) -> tuple[Any, int]:
 def loads(text: str) -> Any:
     """The JSON value of a text, or None if it is not JSON (no call is the JSON value null)."""
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
 
@@ -118,18 +126,17 @@ def value_from(text: str, name: str, argument: str, tools: Sequence[Tool]) -> An
     if "string" in _types(name, argument, tools):
         return text
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return text
 
 
-def _types(name: str, argument: str, tools: Sequence[Tool]) -> tuple[str, ...]:
-    for tool in map(bare, tools):
-        if tool["name"] == name:
-            schema = tool.get("parameters", {}).get("properties", {}).get(argument, {})
-            kind = schema.get("type", ())
-            return (kind,) if isinstance(kind, str) else tuple(kind)
-    return ()
+def _types(name: str, argument: str, tools: Sequence[Tool]) -> Sequence[Any]:
+    """The types that the schema of a tool allows for an argument; empty if it says nothing."""
+    schema: Any = next((tool.get("parameters") for tool in map(bare, tools) if tool["name"] == name), None)
+    for key in ("properties", argument, "type"):
+        schema = schema.get(key) if isinstance(schema, Mapping) else None  # a schema may be null, true or false
+    return schema if isinstance(schema, list) else [schema]
 
 
 def read_tagged(

@@ -18,7 +18,7 @@ def _parameter(name: str, schema: Tool, required: bool) -> str:
 
 
 def _tool(tool: Tool) -> str:
-    schema = tool.get("parameters", {})
+    schema = tool.get("parameters") or {}
     required = schema.get("required", ())
     parameters = "".join(_parameter(n, p, n in required) for n, p in schema.get("properties", {}).items())
     description = tool.get("description", "")

@@ -3,13 +3,12 @@
 A string cannot hold <|"|>, a key none of `:,{}[]<`. As in LLaMA-Factory, the description leaves `enum` out.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from luthier.data.tools import Tool, ToolSyntax, bare, dump
+from luthier.data.tools import Tool, ToolSyntax, bare, dump, read_value
 from luthier.data.types import ToolCall
 
 _QUOTE = '<|"|>'
@@ -76,9 +75,10 @@ def _read(text: str, at: int) -> tuple[Any, int]:
     opening = text[at : at + 1]
     if opening not in ("{", "["):
         word = _NUMBER_OR_WORD.match(text, at)
-        if word is None:
+        value, end = read_value(text, at)
+        if word is None or end != word.end():
             raise ValueError
-        return json.loads(word[0]), word.end()
+        return value, end
     values: list[Any] = []
     keys: list[str] = []
     closing = "}" if opening == "{" else "]"

@@ -8,6 +8,7 @@ An argument whose name is not a Python identifier is written `**{"name": value}`
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -71,20 +72,23 @@ def _end_of_value(text: str, at: int) -> int:
 
 
 def _value(text: str) -> Any:
+    """The JSON value that a Python literal writes. Raises `_Broken` for one that JSON does not have, such as a set."""
     try:
-        return _plain(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
+        return json.loads(json.dumps(_plain(ast.parse(text.strip(), mode="eval").body), allow_nan=False))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise _Broken from error
 
 
-def _plain(node: ast.expr) -> Any:
+def _plain(node: ast.expr | None) -> Any:
     match node:
         case ast.Name(id=word) if word in _WORDS:
             return _WORDS[word]
         case ast.List(elts=items):
             return [_plain(item) for item in items]
         case ast.Dict(keys=keys, values=values):
-            return {_plain(key): _plain(value) for key, value in zip(keys, values, strict=True) if key is not None}
+            return {_plain(key): _plain(value) for key, value in zip(keys, values, strict=True)}
+    if node is None:  # the key of {**others}
+        raise _Broken
     return ast.literal_eval(node)
 
 
