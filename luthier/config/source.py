@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 COMMAND_LINE = "command line"
 MAPPING = "the given mapping"
 SUFFIXES = (".yaml", ".yml", ".json")
+_OTHER_FILES = {
+    "distributed_type": (
+        "is a configuration of accelerate, not a run file",
+        "accelerate launch --config_file {} -m luthier train RUN, where RUN is the run file",
+    ),
+    "zero_optimization": ("is a configuration of DeepSpeed, not a run file", "name it in the run file: deepspeed: {}"),
+}
+"""Key that no run file has -> what a file with it is, and where to give it."""
 _PLAIN = "write the common character of the keyboard"
 _QUOTED = "remove it, or write the value in quotes"
 
@@ -98,10 +106,14 @@ def parse(path: Path, text: str) -> Written:
     if not text.strip():
         raise unreadable(path, "is empty")
     try:
-        return _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
+        written = _read_json(path, text) if path.suffix == ".json" else _read_yaml(path, text)
     except RecursionError:
         reason = "is nested too deeply, or an alias (*name) stands inside the value that it names"
         raise unreadable(path, reason) from None
+    for key, (reason, remedy) in _OTHER_FILES.items():
+        if key in written.entries:
+            raise unreadable(path, reason, remedy.format(path), written.entries[key].line)
+    return written
 
 
 def _read_yaml(path: Path, text: str) -> Written:

@@ -131,11 +131,12 @@ def starting_point(run: TrainRun, output_dir: Path) -> Path | None:
     requested, overwrite = run.training["resume_from_checkpoint"], run.training["overwrite_output_dir"]
     tidy(output_dir)
     resume_from = resume_point(output_dir, requested, overwrite) if run.trains else None
-    if run.training["fsdp"] and "LOCAL_RANK" not in os.environ:
-        raise InvalidInput(
-            "fsdp: shards weights over the processes of torchrun, and this is a single process"
-            " -> set the environment variable FORCE_TORCHRUN=1, or leave fsdp out"
-        )
+    for key in ("fsdp", "deepspeed"):
+        if run.training[key] and "LOCAL_RANK" not in os.environ:
+            raise InvalidInput(
+                f"{key}: needs the processes of torchrun, and this is a single process"
+                f" -> set the environment variable FORCE_TORCHRUN=1, or leave {key} out"
+            )
     if run.trains and resume_from is None:
         for folder in (output_dir, *checkpoints_in(output_dir)):
             require_apart("output_dir", folder, (run.model.model_name_or_path, *run.model.adapter_name_or_path))

@@ -51,6 +51,32 @@ def test_a_file_that_cannot_be_read_gives_one_message(tmp_path, text, reason):
     assert reason in problem.reason and problem.file == str(path) and caught.value.exit_status == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "line", "words"),
+    [
+        (
+            "fsdp2.yaml",
+            "debug: false\ndistributed_type: FSDP\n",
+            2,
+            ("accelerate", "--config_file {} -m luthier train"),
+        ),
+        (
+            "z3.json",
+            '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}',
+            1,
+            ("DeepSpeed", "deepspeed: {}"),
+        ),
+    ],
+)
+def test_a_configuration_of_a_launcher_is_told_where_it_belongs(tmp_path, name, text, line, words):
+    path = write(tmp_path, text, name)
+    with pytest.raises(ConfigError) as caught:
+        load_train(path, ["model_name_or_path=m"])
+    (problem,) = caught.value.problems
+    library, remedy = words
+    assert library in problem.reason and remedy.format(path) in problem.remedy and problem.line == line
+
+
 def test_the_line_of_a_syntax_error_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"run\.yaml:2: run file: is not valid YAML"):
         load_train(write(tmp_path, "a: 1\nb: c: d\n"))

@@ -318,3 +318,13 @@ def test_epochs_are_turned_into_steps(values, epochs):
     result = luthier.train({**values, **keys})
     assert len(losses(result)) == -(-epochs * 3 // 1)
     assert result.metrics["train"]["epoch"] == pytest.approx(len(losses(result)) / 3)
+
+
+@pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
+def test_an_engine_of_many_processes_is_refused_where_torchrun_has_not_started_one(world, monkeypatch, key):
+    """Not an error of the library that finds no group of processes."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    value = {"fsdp": "full_shard", "deepspeed": {"zero_optimization": {"stage": 2}}}[key]
+    with pytest.raises(InvalidInput, match=f"{key}: needs the processes of torchrun.*FORCE_TORCHRUN=1"):
+        luthier.train({**world, key: value})
