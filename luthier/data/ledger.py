@@ -1,4 +1,5 @@
-"""The accounts of all datasets of a run. Saved as data_report.json."""
+"""The accounts of all datasets of a run. Saved as data_report.json, by a run that does not train as
+eval_data_report.json."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from luthier.data.media.kinds import media_kinds
 from luthier.data.rows.account import DatasetAccount
 
 LEDGER_FILE = "data_report.json"
+EVAL_LEDGER_FILE = "eval_data_report.json"
+"""Of a run that does not train: it may evaluate in the folder of a training, whose report stays."""
 MAX_SHOWN_ROWS = 3
 """Rows named per reason in the terminal."""
 MAX_SHOWN_REASONS = 10

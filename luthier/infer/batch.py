@@ -7,7 +7,7 @@ read together need little padding. Answers come back in the order of the prompts
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -40,6 +40,7 @@ def generate_answers(
     seeds: Sequence[int] | None = None,
     seen: "Prompts | None" = None,
     fast_path: bool = True,
+    is_done: Callable[[], None] = lambda: None,
 ) -> Iterator[list[int]]:
     """The new token ids of each prompt, without padding and, unless `keeps_stop`, without the stop token.
 
@@ -52,7 +53,8 @@ def generate_answers(
 
     `seen`: the prompts with their images, which go through `generate`. No answer has a token that stands for an image.
 
-    `fast_path`: answers take faster ways to the same numbers, up to rounding.
+    `fast_path`: answers take faster ways to the same numbers, up to rounding. `is_done`: called after each answer,
+    before it is yielded.
     """
     from luthier.infer.batching import can_batch
 
@@ -60,7 +62,7 @@ def generate_answers(
     if settings.num_beams == 1 and can_batch(model) and seen is None:
         own_seeds = [(settings.seed or 0) + number for number in range(len(prompts))] if seeds is None else seeds
         asked = [(number, prompts[number], replace(settings, seed=own_seeds[number])) for number in longest_first]
-        found = _in_one_batch(model, tokenizer, asked, frozenset(stop_ids), batch_size, fast_path=fast_path)
+        found = _in_one_batch(model, tokenizer, asked, frozenset(stop_ids), batch_size, is_done, fast_path=fast_path)
         yield from (found[number] if keeps_stop else _without_stop(found[number], stop_ids) for number in sorted(found))
         return
     waiting: dict[int, list[int]] = {}
@@ -81,6 +83,8 @@ def generate_answers(
         if not keeps_stop:
             answers = [_without_stop(answer, stop_ids) for answer in answers]
         waiting.update(zip(chosen, answers, strict=True))
+        for _ in answers:
+            is_done()
         while next_index in waiting:
             yield waiting.pop(next_index)
             next_index += 1
@@ -92,6 +96,7 @@ def _in_one_batch(
     asked: Sequence[tuple[int, Sequence[int], Settings]],
     stop_ids: frozenset[int],
     batch_size: int,
+    is_done: Callable[[], None],
     *,
     fast_path: bool,
 ) -> dict[int, list[int]]:
@@ -102,7 +107,7 @@ def _in_one_batch(
 
     batch = RowBatch(model, tokenizer, stop_ids, fast_path=fast_path)
     answers: dict[int, list[int]] = {}
-    waiting = deque(_row(model, tokenizer, *one, stop_ids, answers) for one in asked)
+    waiting = deque(_row(model, tokenizer, *one, stop_ids, answers, is_done) for one in asked)
     num_steps = sum(row.num_new_tokens for row in waiting) // batch_size
     with _as_at_rest(model), ExitStack() as stack:
         if fast_path:
@@ -130,6 +135,7 @@ def _row(
     settings: Settings,
     stop_ids: frozenset[int],
     answers: dict[int, list[int]],
+    is_done: Callable[[], None],
 ) -> "Row":
     """A row that puts its answer into `answers` under its number."""
     from luthier.infer.decoding import num_positions
@@ -138,6 +144,7 @@ def _row(
     def deliver(item: "Delivery") -> None:
         if isinstance(item, Answer):
             answers[number] = [token.id for token in item.tokens]
+            is_done()
         elif isinstance(item, Exception):
             raise item
 

@@ -192,10 +192,10 @@ def accepted(key: str, value: str) -> Iterator[None]:
         raise InvalidInput(f"{key}: {value}: cannot be used with this configuration: {fault}") from fault
 
 
-def require_batch(run: "TrainRun", args: "Seq2SeqTrainingArguments", num_rows: int) -> None:
+def require_batch(run: "TrainRun", num_processes: int, num_rows: int) -> None:
     """Raises `InvalidInput` if `dataloader_drop_last` leaves nothing to train on."""
-    size = args.train_batch_size * args.world_size // (run.parallel.sp_size * run.parallel.tp_size)
-    if args.dataloader_drop_last and num_rows < size:
+    size = run.training["per_device_train_batch_size"] * num_processes // (run.parallel.sp_size * run.parallel.tp_size)
+    if run.training["dataloader_drop_last"] and num_rows < size:
         raise InvalidInput(
             f"dataloader_drop_last: {num_rows} rows are fewer than a batch, which has {size}, so all would be left out"
             " -> leave it out, or lower per_device_train_batch_size"

@@ -89,8 +89,12 @@ class Heartbeat(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.phase = "evaluating" if control.should_evaluate else "saving" if control.should_save else "training"
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.phase = "evaluating"
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.phase = "saving" if control.should_save else "training"
+        trains = self._step_began is not None
+        self.phase = "ending" if not trains else "saving" if control.should_save else "training"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.phase, self._step_began = "ending", None

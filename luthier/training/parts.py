@@ -1,6 +1,6 @@
 """Everything that a trainer needs. It is made first, so a trainer is complete when it is constructed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     from luthier.training.gauges import Gauge
 
-EvalMetrics = Callable[["nn.Module", str], Mapping[str, float]]
-"""(model, metric prefix) -> metrics besides the loss, such as ROUGE."""
-TaskMetrics = Callable[["nn.Module", str], Mapping[str, float]]
-"""(model, metric prefix) -> eval_<task>_<metric> of `eval_tasks`; nothing where the prefix is of another evaluation."""
+Follow = Callable[[Sized], Callable[[], None]]
+"""Items to go through -> what to call after each of them, see `luthier.training.predictions.follow`."""
+EvalMetrics = Callable[["nn.Module", str, Follow], Mapping[str, float]]
+"""(model, metric prefix, follow) -> metrics besides the loss, such as ROUGE."""
+TaskMetrics = Callable[["nn.Module", str, Follow], Mapping[str, float]]
+"""(model, metric prefix, follow) -> eval_<task>_<metric> of `eval_tasks`; nothing where the prefix is of another
+evaluation."""
 BuildOptimizer = Callable[["nn.Module", "TrainingArguments"], "torch.optim.Optimizer"]
 
 

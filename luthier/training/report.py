@@ -16,7 +16,7 @@ from luthier.core.kinds import ADAPTERS
 from luthier.core.log import info, warn
 from luthier.core.manifest import MANIFEST_NAME, read_manifest, record_again, write_manifest
 from luthier.core.versions import require
-from luthier.data.ledger import LEDGER_FILE
+from luthier.data.ledger import EVAL_LEDGER_FILE
 from luthier.training.foreign_checkpoints import TRAINER_STATE
 
 if TYPE_CHECKING:
@@ -31,17 +31,18 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-RESULTS = ("*_results.json", "generated_predictions.jsonl", "training_*.png")
+RESULTS = ("*_results.json", "generated_predictions.jsonl", EVAL_LEDGER_FILE)
+PLOTS = "training_*.png"
 
 
 def forget_results(output_dir: Path) -> None:
     """Removes the metrics and plots of an earlier run, which belong to other weights."""
-    for pattern in RESULTS:
+    for pattern in (*RESULTS, PLOTS):
         for path in output_dir.glob(pattern):
             path.unlink()
 
 
-WRITTEN_BY_EVALUATION = (*RESULTS, LEDGER_FILE, "trainer_log.jsonl")
+WRITTEN_BY_EVALUATION = (*RESULTS, "trainer_log.jsonl")
 
 
 def record_evaluation(output_dir: Path) -> None:

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ from luthier.training.left_out import KEY, LeftOut
 from luthier.training.loader_workers import serve
 from luthier.training.nonfinite import listed
 from luthier.training.parts import TrainingParts
+from luthier.training.predictions import follow
 from luthier.training.retrying import RetryingTrainer, size_of
 from luthier.training.row_lengths import as_long_as
 from luthier.training.sequence_groups import rows_by_group
@@ -341,7 +343,7 @@ class StageTrainer(RetryingTrainer):
         if not self.accelerator._models and model is self.policy:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        device, is_alone = self.args.device, self.accelerator.num_processes == 1
+        device, is_alone, follows = self.args.device, self.accelerator.num_processes == 1, partial(follow, self)
         self.callback_handler.eval_dataloader = dataloader
         with self.stop.evaluating(is_alone=is_alone):
             # Reading batches consumes random numbers, which must not change the training that follows.
@@ -350,10 +352,10 @@ class StageTrainer(RetryingTrainer):
             means = {name: t / n if n else math.nan for name, (t, n) in totals.items() if n or name == "loss"}
             means |= self.stage.reporting.derived(means)
             if self.parts.eval_metrics is not None:
-                means |= self.parts.eval_metrics(model, metric_key_prefix)
+                means |= self.parts.eval_metrics(model, metric_key_prefix, follows)
             metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
             if self.parts.task_metrics is not None:
-                metrics |= self.parts.task_metrics(model, metric_key_prefix)
+                metrics |= self.parts.task_metrics(model, metric_key_prefix, follows)
         # Predictions are written by `luthier.workflow.predict`.
         return EvalLoopOutput(np.empty(0), None, metrics, self.num_examples(dataloader))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import PreparedData
     from luthier.evals.model import EvalModel
-    from luthier.training.parts import TaskMetrics
+    from luthier.training.parts import Follow, TaskMetrics
     from luthier.workflow.text import TextSide
 
 
@@ -41,22 +41,27 @@ def task_metrics(run: TrainRun, text: "TextSide", data: "PreparedData") -> "Task
     last = list(data.eval)[-1] if data.eval else ""
     last_prefix = f"eval_{last}" if last else "eval"
 
-    def measure(model: "nn.Module", prefix: str) -> Mapping[str, float]:
+    def measure(model: "nn.Module", prefix: str, follow: "Follow") -> Mapping[str, float]:
         if prefix != last_prefix:  # once for all evaluation sets
             return {}
         with at_rest(model):
             asked = as_eval_model(as_eval, model, text)  # type: ignore[arg-type]
-            return {name: value for one in opened for name, value in metrics_of(asked, *one)}
+            return {name: value for one in opened for name, value in metrics_of(asked, *one, follow)}
 
     return measure
 
 
-def metrics_of(model: "EvalModel", name: str, task: EvalTask, questions: Sequence[Any]) -> Iterator[tuple[str, float]]:
+def metrics_of(
+    model: "EvalModel", name: str, task: EvalTask, questions: Sequence[Any], follow: "Follow"
+) -> Iterator[tuple[str, float]]:
     """`eval_<task>_<metric>` and its value."""
     size = task.questions_at_once
     records: list[Record] = []
-    for start in range(0, len(questions), size):
+    starts = range(0, len(questions), size)
+    part_is_done = follow(starts)
+    for start in starts:
         records += task.score(model, questions[start : start + size])
+        part_is_done()
     for metric, measure in task.measures(records).items():
         yield f"eval_{name}_{metric}", measure.value
 

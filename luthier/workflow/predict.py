@@ -7,6 +7,7 @@ model scores the rows.
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +21,28 @@ if TYPE_CHECKING:
 
     from luthier.config.runs import TrainRun
     from luthier.data.prepare import PreparedData
-    from luthier.training.parts import EvalMetrics
+    from luthier.training.parts import EvalMetrics, Follow
     from luthier.training.trainer import StageTrainer
 
 PREDICTIONS_FILE = "generated_predictions.jsonl"
 
 
-def predict(run: "TrainRun", model: "nn.Module", data: "PreparedData", text: TextSide) -> dict[str, float]:
+def predict(run: "TrainRun", trainer: "StageTrainer", data: "PreparedData", text: TextSide) -> dict[str, float]:
     """Write answers to all evaluation prompts to generated_predictions.jsonl. Returns their scores as `predict_*`."""
     from luthier.evals.text_metrics import score_pairs
+    from luthier.training.predictions import follow
 
-    start = time.monotonic()
-    lines = [line for rows in data.prompts.values() for line in answers(run, model, rows, text)]
+    start, follows = time.monotonic(), partial(follow, trainer)
+    lines = [line for rows in data.prompts.values() for line in answers(run, trainer.policy, rows, text, follows)]
     _save(
         lines, Path(run.training["output_dir"])
     )  # every process has all lines: with sharded weights all generate together
     scores = score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
     seconds = time.monotonic() - start
     speed = {"predict_runtime": round(seconds, 2), "predict_samples_per_second": round(len(lines) / seconds, 3)}
-    return {f"predict_{name}": value for name, value in scores.items()} | speed
+    metrics = {f"predict_{name}": value for name, value in scores.items()} | speed
+    trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, metrics)
+    return metrics
 
 
 def predict_rows(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> dict[str, float]:
@@ -59,17 +63,17 @@ def _save(lines: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
 def generation_metrics(run: "TrainRun", data: "PreparedData", text: TextSide) -> "EvalMetrics":
     """For evaluations during training: the scores of the set that the metric prefix names."""
 
-    def measure(model: "nn.Module", prefix: str) -> Mapping[str, float]:
+    def measure(model: "nn.Module", prefix: str, follow: "Follow") -> Mapping[str, float]:
         from luthier.evals.text_metrics import score_pairs
 
         rows = data.prompts[prefix.removeprefix("eval").removeprefix("_")]
-        lines = answers(run, model, rows, text)
+        lines = answers(run, model, rows, text, follow)
         return score_pairs([line["predict"] for line in lines], [line["label"] for line in lines])
 
     return measure
 
 
-def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) -> list[dict[str, str]]:
+def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide, follow: "Follow") -> list[dict[str, str]]:
     """One object per row: `prompt`, `predict` (the answer of the model) and `label` (that of the dataset). The last two
     are without the token at which an answer stops."""
     from dataclasses import replace
@@ -94,6 +98,7 @@ def answers(run: "TrainRun", model: "nn.Module", rows: Table, text: TextSide) ->
         run.training["per_device_eval_batch_size"],
         seen=None if pixels is None else Prompts(pixels, list(rows)),
         fast_path=run.model.fast_path,
+        is_done=follow(rows),
     )
 
     def decode(ids: list[int], **options: bool) -> str:

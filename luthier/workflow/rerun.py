@@ -39,7 +39,8 @@ MODEL_KEYS = (
 READ_SUFFIXES = {".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".txt", ".jinja", ".tiktoken", ".py"}
 """Of the files in the folder of a model that may decide what is loaded."""
 NOT_READ = re.compile(
-    r"manifest\.json|trainer_state\.json|training_args\.bin|\w+_results\.json|data_report\.json|optimizer\.pt|scheduler\.pt"
+    r"manifest\.json|trainer_state\.json|training_args\.bin|\w+_results\.json|(eval_)?data_report\.json|optimizer\.pt"
+    r"|scheduler\.pt"
 )
 WITHOUT_EFFECT = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to", "plot_loss", "project"),

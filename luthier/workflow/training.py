@@ -99,7 +99,7 @@ def _train(run: TrainRun, resume_from: Path | None, machine: "Machine", heartbea
         rows.require_same()  # of a finished run, the trainer finds out whether it is to go on
     report_data(run, data, text)
     if run.trains and data.streamed is None and stage.rollout(run.method) is None:
-        require_batch(run, args, len(data.table or ()))
+        require_batch(run, machine.world_size, len(data.table or ()))
     tasks = task_metrics(run, text, data)
     processor = fit_processor(run, text.source) if run.trains else AS_IT_IS
     with loading_whole():
@@ -220,6 +220,7 @@ def carry_out(
     """Train, evaluate and predict, as requested; each writes to `output_dir`. `unavailable`: from `load_policy`."""
     from accelerate.utils import gather_object
 
+    from luthier.data.ledger import EVAL_LEDGER_FILE
     from luthier.training.fit import RunResult
     from luthier.training.hub import upload
     from luthier.workflow.predict import predict, predict_rows
@@ -228,7 +229,9 @@ def carry_out(
     metrics: dict[str, Mapping[str, float]] = {}
     was_finished = ends_early = False
     if not run.trains:
-        write_data_report(trainer, data, output_dir)
+        # Else `epoch` would be 0 in the metrics, and replace that of a training here.
+        trainer.state.epoch = None  # type: ignore[assignment]
+        write_data_report(trainer, data, output_dir / EVAL_LEDGER_FILE)
     else:
         with trainer.stop:
             training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
@@ -246,7 +249,7 @@ def carry_out(
         if trainer.stage.reporting.predict is not None:
             metrics["predict"] = predict_rows(trainer, data, output_dir)
         else:
-            metrics["predict"] = predict(run, trainer.policy, data, text)
+            metrics["predict"] = predict(run, trainer, data, text)
     compared = foresight.compared(metrics.get("train", {}).get("train_runtime"))
     if trainer.args.world_size > 1:
         compared["peak_bytes_of_processes"] = gather_object([compared.get("peak_bytes")])
@@ -306,12 +309,11 @@ def describe(
             record_evaluation(output_dir)
 
 
-def write_data_report(trainer: "StageTrainer", data: "PreparedData", output_dir: Path) -> None:
-    from luthier.data.ledger import LEDGER_FILE
+def write_data_report(trainer: "StageTrainer", data: "PreparedData", path: Path) -> None:
     from luthier.training.report import write_json
 
     if trainer.is_world_process_zero():
-        write_json(output_dir / LEDGER_FILE, data.ledger.to_json())
+        write_json(path, data.ledger.to_json())
 
 
 def fit_and_report_data(
@@ -333,7 +335,7 @@ def fit_and_report_data(
     report = output_dir / LEDGER_FILE
     earlier = report.read_text(encoding="utf-8") if report.is_file() else None
     if not rows.differences:  # else it is known only later whether anything is learned from these rows
-        write_data_report(trainer, data, output_dir)
+        write_data_report(trainer, data, report)
     trainer.add_callback(NoteRows(rows))
     training, was_interrupted = fit(trainer, resume_from)
     # The first process decides for all, since they save together and may not share a disk.
@@ -349,7 +351,7 @@ def fit_and_report_data(
     elif trainer.parts.reading is not None:
         report_stream(trainer, output_dir)
     elif rows.differences:
-        write_data_report(trainer, data, output_dir)
+        write_data_report(trainer, data, report)
     return training, was_interrupted, was_finished
 
 

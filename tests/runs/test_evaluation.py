@@ -90,7 +90,7 @@ def test_evaluation_alone_trains_nothing(values):
     result = luthier.train({**values, **EVALUATES})
     assert losses(result) == [] and set(result.metrics) == {"eval"}
     names = {path.name for path in Path(values["output_dir"]).iterdir()}
-    assert names == {"eval_results.json", "all_results.json", "data_report.json", "trainer_log.jsonl"}
+    assert names == {"eval_results.json", "all_results.json", "eval_data_report.json", "trainer_log.jsonl"}
 
 
 def test_each_dataset_apart(values):
@@ -300,10 +300,12 @@ def test_scores_of_rows_set_aside_and_of_each_dataset(values):
 
 
 def test_an_evaluation_in_the_folder_of_its_training(world, tmp_path):
-    """Its results are added to what the manifest records, and it does not vouch for weights that have changed since."""
+    """What training wrote stays, the results are added to what the manifest records, and it does not vouch for weights
+    that have changed since."""
     out = tmp_path / "out"
-    keys = {**world, "output_dir": str(out), "include_num_input_tokens_seen": True, "max_steps": 2}
+    keys = {**world, "output_dir": str(out), "include_num_input_tokens_seen": True, "max_steps": 2, "plot_loss": True}
     luthier.train(keys)
+    left = {path.name: path.read_bytes() for path in out.iterdir()}
     log = out / "trainer_log.jsonl"
     trained = log.read_text()
     assert [json.loads(line)["total_tokens"] > 0 for line in trained.splitlines()] == [True] * 3
@@ -313,8 +315,44 @@ def test_an_evaluation_in_the_folder_of_its_training(world, tmp_path):
     assert [line["current_steps"] for line in lines] == [5, 10, 12]
     assert {line["total_steps"] for line in lines} == {12} and "eval_loss" in lines[-1]
     assert [line["percentage"] for line in lines] == [41.67, 83.33, 100.0]
-    assert verify_folder(out) == [] and "eval_loss" in json.loads((out / "all_results.json").read_text())
+    assert verify_folder(out) == []
+    of_training, of_both = json.loads(left.pop("all_results.json")), json.loads((out / "all_results.json").read_text())
+    assert of_training.items() <= of_both.items() and "eval_loss" in of_both
+    changed = {name for name, was in left.items() if (out / name).read_bytes() != was}
+    assert changed == {"trainer_log.jsonl", "manifest.json"}
+    added = {path.name for path in out.iterdir()} - {*left, "all_results.json"}
+    assert added == {"eval_results.json", "eval_data_report.json"}
     weights = out / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    for path in (weights, out / "training_loss.png"):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
     luthier.train({**alone, "include_num_input_tokens_seen": False})
-    assert [finding.partition(":")[0] for finding in verify_folder(out)] == [weights.name]
+    assert {finding.partition(":")[0] for finding in verify_folder(out)} == {weights.name, "training_loss.png"}
+
+
+def steps_logged(values: dict[str, Any]) -> list[tuple[int, int]]:
+    log = Path(values["output_dir"], "trainer_log.jsonl").read_text(encoding="utf-8")
+    return [(line["current_steps"], line["total_steps"]) for line in map(json.loads, log.splitlines())]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_prediction_alone_logs_how_far_it_is(values, num_beams):
+    """Beam search generates in batches of a fixed size, all others in one batch in which rows come and go."""
+    keys = {**values, **GENERATES, "do_train": False, "do_predict": True, "eval_dataset": "numbers", "dataset": None}
+    luthier.train({**keys, "max_samples": 12, "eval_num_beams": num_beams, "per_device_eval_batch_size": 5})
+    assert steps_logged(values) == [(5, 12), (10, 12), (12, 12)]
+    last = Path(values["output_dir"], "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["predict_rouge-1"] == results(values, "predict")["predict_rouge-1"]
+
+
+def test_an_evaluation_that_generates_logs_how_far_it_is(values):
+    keys = {**values, **GENERATES, "do_train": False, "do_eval": True, "eval_dataset": "numbers", "dataset": None}
+    luthier.train({**keys, "max_samples": 12, "per_device_eval_batch_size": 2})
+    assert steps_logged(values) == [(5, 6), (5, 12), (10, 12), (12, 12)]  # batches, then answers
+
+
+def test_scores_of_a_reward_model_log_how_far_they_are(values, tmp_path):
+    keys = {**values, "stage": "rm", "finetuning_type": "lora", "dataset": "pairs", "max_steps": 1}
+    luthier.train({**keys, "output_dir": str(tmp_path / "trained")})
+    alone = {"do_train": False, "do_predict": True, "eval_dataset": "pairs", "dataset": None}
+    luthier.train({**keys, **alone, "adapter_name_or_path": str(tmp_path / "trained"), "per_device_eval_batch_size": 2})
+    assert steps_logged(values) == [(5, 8), (5, 8), (8, 8)]  # scores, then losses

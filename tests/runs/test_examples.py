@@ -69,7 +69,8 @@ def test_a_training_example_runs_and_leaves_its_files(name, places, tmp_path, ca
     keys, output_dir = KEYS[name], tmp_path / "out"
     assert run("train", name, places, *SMALL, f"output_dir={output_dir}") == 0
     names = {path.name for path in output_dir.iterdir()}
-    expected = {"data_report.json", "all_results.json"}
+    report = "data_report.json" if keys.get("do_train") else "eval_data_report.json"
+    expected = {report, "all_results.json"}
     if keys.get("do_train"):
         weights = "adapter_model.safetensors" if keys["finetuning_type"] in ("lora", "oft") else "model.safetensors"
         expected |= {weights, "tokenizer.json", "README.md", "run.yaml", "trainer_log.jsonl", "train_results.json"}
@@ -83,7 +84,7 @@ def test_a_training_example_runs_and_leaves_its_files(name, places, tmp_path, ca
     if keys.get("do_predict"):
         expected |= {"predict_results.json", "generated_predictions.jsonl"}
     assert expected <= names
-    datasets = json.loads((output_dir / "data_report.json").read_text())["datasets"]
+    datasets = json.loads((output_dir / report).read_text())["datasets"]
     named = ",".join(filter(None, (keys.get("dataset"), keys.get("eval_dataset")))).split(",")
     assert set(datasets) == set(named)
     for account in datasets.values():

@@ -69,6 +69,18 @@ def test_what_happens_after_a_step(tmp_path):
     for evaluates, saves, phase in ((True, True, "evaluating"), (False, True, "saving"), (False, False, "training")):
         beat.on_step_end(None, state, SimpleNamespace(should_evaluate=evaluates, should_save=saves))
         assert beat.phase == phase
+    beat.on_prediction_step(None, state, None)
+    assert beat.phase == "evaluating"
+    beat.on_evaluate(None, state, SimpleNamespace(should_save=True))
+    assert beat.phase == "saving"
+
+
+def test_a_run_that_does_not_train_evaluates(tmp_path):
+    beat = Heartbeat(tmp_path, "cpu")
+    beat.on_prediction_step(None, None, None)
+    assert beat.phase == "evaluating"
+    beat.on_evaluate(None, None, SimpleNamespace(should_save=False))
+    assert beat.phase == "ending"
 
 
 def test_each_process_has_its_own_and_a_disk_that_fails_costs_no_run(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ RENAMED = {
 LEFT_OUT = {"step", "total_flos"}
 LONGEST_LINE_BYTES = 1 << 16
 EVALUATED_BATCHES = 5
-"""A run that only evaluates says how far it is after every so many batches."""
+"""A run that only evaluates says how far it is after every so many batches; answers count like batches."""
 TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_tokens_per_second")
 
 
@@ -39,7 +39,8 @@ class TrainerLog(TrainerCallback):
         self.path, self.overwrites, self.trains = path, overwrites, trains
         self.start_seconds = 0.0
         self.loader: Any = None
-        """What a run that does not train evaluates at the moment. `num_evaluated` batches of it are done."""
+        """What a run that does not train evaluates at the moment, a loader or rows to answer. `num_evaluated` batches
+        or answers of it are done."""
         self.num_evaluated = 0
         self.start_step = 0
         self.first_step_seconds: float | None = None
@@ -70,6 +71,10 @@ class TrainerLog(TrainerCallback):
         self.num_evaluated += 1
         if self.num_evaluated % EVALUATED_BATCHES == 0:
             self._write(self.num_evaluated, len(self.loader), {})
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.loader is not None:
+            self._write(self.num_evaluated, len(self.loader), metrics)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not self.start_seconds:
