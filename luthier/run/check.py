@@ -4,8 +4,10 @@ import sys
 from collections.abc import Collection, Iterable
 
 from luthier.config.load import read_source
+from luthier.config.runs import TrainRun
 from luthier.core.errors import ConfigError, InvalidInput, Problem
 from luthier.workflow.preflight import load_checked
+from luthier.workflow.processes import num_processes_asked, require_allowed
 
 KINDS = {"train": "train", "chat": "infer", "export": "export", "eval": "eval"}
 """Value of `--for` -> kind of run file."""
@@ -23,6 +25,8 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print_warnings(error.warnings)
         raise ConfigError(error.source, error.problems) from None
+    if command == "train" and isinstance(run, TrainRun) and (num_processes := num_processes_asked(run)) is not None:
+        require_allowed(run, written, num_processes)
     print_warnings(run.warnings)
     count, noted = len(run.given), len(run.warnings)
     told = f", {noted} warning{'s' * (noted != 1)}" if noted else ""

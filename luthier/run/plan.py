@@ -1,6 +1,7 @@
 """`luthier plan RUN`: what a run will compute, how much memory and time it takes, before any weight is loaded."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from luthier.core.errors import InvalidInput
 from luthier.core.kinds import STAGES
 
 if TYPE_CHECKING:
+    from luthier.config.runs import TrainRun
     from luthier.core.machine import Machine
     from luthier.workflow.plan.make import Plan, Sketch
     from luthier.workflow.plan.room import Room
@@ -36,9 +38,14 @@ def main(argv: list[str]) -> int:
     from luthier.config.load import read_source
     from luthier.config.runs import TrainRun
     from luthier.workflow.preflight import load_checked, tell_warnings
+    from luthier.workflow.processes import require_allowed
 
-    run = load_checked("train", read_source(asked.words), begins=False, writes=False)
+    written = read_source(asked.words)
+    run = load_checked("train", written, begins=False, writes=False)
     assert isinstance(run, TrainRun)
+    counts = asked.num_processes or (num_processes_of(run),)
+    if not asked.as_table:  # which has a line for what is refused
+        require_allowed(run, written, counts[0])
     tell_warnings(run)
 
     from luthier.core.importing import without_collection
@@ -46,21 +53,15 @@ def main(argv: list[str]) -> int:
     with without_collection():
         from luthier.core.machine import detect
         from luthier.data.prepare import prepare
-        from luthier.training.arguments import require_groups, require_one_group
-        from luthier.workflow.plan import text as text_of_plan
-        from luthier.workflow.plan.engine import num_processes_asked
+        from luthier.training.arguments import require_batch, require_groups, require_one_group
         from luthier.workflow.plan.libraries import missing_bytes
-        from luthier.workflow.plan.make import make_plan, sketch
+        from luthier.workflow.plan.make import sketch
         from luthier.workflow.plan.room import room_of
         from luthier.workflow.plan.shape import Unplanned
         from luthier.workflow.text import load_text_side
 
         stage, machine = STAGES.get(run.stage), detect()
         text = load_text_side(run, reads_chat=stage.rows.reads_chat, needs_weights=False)
-    # `train` starts a process for each accelerator.
-    sharing = max(run.parallel.sp_size, run.parallel.tp_size)
-    own = max(machine.world_size, machine.num_accelerators, sharing)
-    counts = asked.num_processes or (num_processes_asked() or own,)
     for count in counts:
         require_groups(run.parallel.sp_size, count)
         require_one_group(run.parallel.tp_size, count)
@@ -70,23 +71,51 @@ def main(argv: list[str]) -> int:
     data = prepare(run, stage.rows, text.encoding)
     for line in data.ledger.summary():
         print(line, file=sys.stderr)
+    if run.trains and data.table is not None and stage.rollout(run.method) is None and not asked.as_table:
+        require_batch(run, counts[0], len(data.table))
     missing = missing_bytes(run, machines[0].device)
     rooms = [room_of(machine, missing) for machine in machines]
     try:
         with without_collection():  # imports the code of the model
             drawn = sketch(run, stage, text, machines[0])
-        if asked.as_table:
-            lines = _table(run, stage, text, data, machines, rooms, drawn)
-        else:
-            plan = make_plan(run, stage, text, data, machines[0], drawn=drawn, room=rooms[0])
-            in_json = [json.dumps(text_of_plan.as_json(plan), indent=1)]
-            lines = in_json if asked.as_json else list(text_of_plan.lines_of(plan))
+        show = _table if asked.as_table else _json if asked.as_json else _lines
+        lines = show(run, stage, text, data, machines, rooms, drawn)
     except Unplanned as fault:
         raise InvalidInput(
             f"plan: the memory of this run has no model: {fault} -> start it with a small max_steps"
         ) from fault
     print("\n".join(lines))
     return 0
+
+
+def num_processes_of(run: "TrainRun") -> int:
+    """That `train` would start: as many as the environment or the run asks for, else one for each accelerator."""
+    from luthier.core.machine import num_accelerators
+    from luthier.workflow.processes import num_processes_asked
+
+    sharing = max(run.parallel.sp_size, run.parallel.tp_size)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    return num_processes_asked(run) or max(started, num_accelerators(), sharing)
+
+
+def _lines(*what: Any) -> list[str]:
+    from luthier.workflow.plan.text import lines_of
+
+    return list(lines_of(_plan(*what)))
+
+
+def _json(*what: Any) -> list[str]:
+    from luthier.workflow.plan.text import as_json
+
+    return [json.dumps(as_json(_plan(*what)), indent=1)]
+
+
+def _plan(
+    run: Any, stage: Any, text: Any, data: Any, machines: "Sequence[Machine]", rooms: "Sequence[Room]", drawn: "Sketch"
+) -> "Plan":
+    from luthier.workflow.plan.make import make_plan
+
+    return make_plan(run, stage, text, data, machines[0], drawn=drawn, room=rooms[0])
 
 
 def _table(

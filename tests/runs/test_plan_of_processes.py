@@ -17,7 +17,7 @@ from luthier.core.machine import detect
 from luthier.core.manifest import MANIFEST_NAME
 from luthier.data.prepare import prepare
 from luthier.run.plan import machine_for
-from luthier.workflow.plan.engine import Engine, engine_of, num_processes_asked
+from luthier.workflow.plan.engine import Engine, engine_of
 from luthier.workflow.plan.make import Plan, make_plan, sketch
 from luthier.workflow.plan.memory import HEAP_SHARE
 from luthier.workflow.plan.text import as_json, lines_of, table_of
@@ -144,12 +144,6 @@ def zero(stage, **settings):
 )
 def test_the_keys_choose_the_engine(world, keys, expected):
     assert engine_of(load_train({**world, **keys}), 4) == expected
-
-
-def test_torchrun_says_how_many_processes_there_are():
-    assert num_processes_asked({"NPROC_PER_NODE": "8", "NNODES": "2"}) == 16
-    assert num_processes_asked({"NPROC_PER_NODE": "8", "NNODES": "1:4"}) == 32
-    assert num_processes_asked({"NPROC_PER_NODE": "gpu"}) is None and num_processes_asked({}) is None
 
 
 def test_in_a_ring_each_process_sends_its_share():

@@ -8,7 +8,6 @@ zero3    1/N of weights, gradients and optimizer
 tp       1/N of each layer, with its gradients and optimizer            https://arxiv.org/abs/1909.08053
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,14 +73,6 @@ class Engine:
         ]
         beside = f", {' and '.join(offloaded)} in the memory of the host" if offloaded else ""
         return f"{self.name}, {self.num_processes:,} processes{beside}"
-
-
-def num_processes_asked(environment: Mapping[str, str] = os.environ) -> int | None:
-    """That torchrun would start: NPROC_PER_NODE on each of NNODES; None where they do not say (`gpu`, `auto`)."""
-    per_node, nodes = environment.get("NPROC_PER_NODE", ""), environment.get("NNODES", "").rpartition(":")[2]
-    if not per_node.isdecimal():
-        return None
-    return max(int(per_node) * int(nodes if nodes.isdecimal() else 1), 1)
 
 
 def engine_of(run: "TrainRun", num_processes: int) -> Engine:

@@ -1,13 +1,12 @@
 """Why `luthier train` would refuse an engine that the table of a plan compares: the rules between keys say it."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.config.rules.table import broken_rules
 from luthier.workflow.plan.engine import Engine
+from luthier.workflow.processes import in_one_of
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -18,7 +17,7 @@ SWITCHES = ("deepspeed", "fsdp")
 def refusal_of(run: "TrainRun", engine: Engine) -> str | None:
     """The reason, with the key that does not go together with this engine; None if the run may take it."""
     asked = replace(run, training=run.training.changed(keys_of(engine), without=SWITCHES))
-    with _in_one_of(engine.num_processes):
+    with in_one_of(engine.num_processes):
         for rule in broken_rules("train", asked, writes=False):
             if not (rule.only_warns or rule.is_local):
                 return f"{rule.keys[0]} {rule.reason}"
@@ -30,16 +29,3 @@ def keys_of(engine: Engine) -> Mapping[str, Any]:
     if engine.is_zero:
         return {"deepspeed": {"zero_optimization": {"stage": int(engine.name.removeprefix("zero"))}}}
     return {"fsdp": True} if engine.name == "fsdp2" else {}
-
-
-@contextmanager
-def _in_one_of(num_processes: int) -> Iterator[None]:
-    """While open, rules find what torchrun tells each of so many processes."""
-    name, before = "WORLD_SIZE", os.environ.get("WORLD_SIZE")
-    os.environ[name] = str(num_processes)
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
