@@ -14,17 +14,31 @@ if TYPE_CHECKING:
 def train(keys: Mapping[str, Any]) -> "RunResult":
     """Run a training stage, as `luthier train` does. Raises `luthier.core.errors.LuthierError`.
 
-    In a program that torchrun starts, each process calls it.
+    In a program that torchrun starts, each process calls it. Their process group is left when the program ends.
     """
+    import os
+
     from luthier.config.load import load_train
+    from luthier.core.ending import leave_group_at_end
     from luthier.core.log import set_up
     from luthier.training.peers import watched
     from luthier.workflow import training as command
 
     set_up()
     run = load_train(keys)
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    makes_group = not is_alone and not _has_process_group()
     with watched():
-        return command.train(run)
+        result = command.train(run)
+    if makes_group:
+        leave_group_at_end()
+    return result
+
+
+def _has_process_group() -> bool:
+    from torch import distributed
+
+    return distributed.is_initialized()
 
 
 def export(keys: Mapping[str, Any]) -> "Path":

@@ -8,6 +8,8 @@ unwritten in them, and where a thread could use PyTorch while the interpreter is
   with SIGABRT (https://github.com/pytorch/pytorch/issues/190489).
 - a command that was interrupted while a thread of ours loads a model or computes a reward: nothing waits for it
   (`core/threads.py`), so the status would be that of SIGABRT and not 130.
+
+A program that calls `luthier.train` ends in its own way. There `leave_group_at_end` waits for the threads of PyTorch.
 """
 
 import atexit
@@ -16,6 +18,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 
 
 class QuickEnd:
@@ -32,6 +35,25 @@ class QuickEnd:
     def _leave(self) -> None:
         if self.status is not None:
             end_now(self.status)
+
+
+@cache
+def leave_group_at_end() -> None:
+    """Leave the process group when the program ends, before the interpreter is taken apart: PyTorch then waits for the
+    threads of the group, which so give back their tensors in time.
+
+    For a group that luthier has made, in a run that has succeeded: after a failure, a thread may wait for a process
+    that is gone. It is kept until then, since a program may train several times.
+    """
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    from torch import distributed
+
+    gc.collect()  # what was trained refers to the group, so its threads would live on
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def end_now(status: int) -> None:

@@ -1,5 +1,6 @@
 """A process that ends without taking apart what it has imported loses no output and skips no function of `atexit`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from luthier.cli import ends_quickly
+from tests.small_world import small_world
 
 PROGRAM = """
 import atexit, ctypes, sys
@@ -99,6 +101,45 @@ def test_threads_of_torch_do_not_abort_one_of_several_processes(tmp_path, is_qui
         assert done.returncode == 0, done.stderr
     elif done.returncode == 0:
         pytest.skip("this torch or Python ends such threads without harm; `QuickEnd` is not needed for them")
+
+
+TRAINS = """
+import atexit, json, os, sys, time
+import luthier
+def hold_the_interpreter():
+    sys.setswitchinterval(1000)
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        pass
+atexit.register(hold_the_interpreter)
+keys = json.loads(sys.argv[1])
+luthier.train(keys)
+luthier.train({**keys, "seed": 2})
+from torch import distributed, ones
+if distributed.get_rank() == 0:
+    time.sleep(0.2)
+work = distributed.all_reduce(ones(4), async_op=True)
+del work
+if distributed.get_rank() == 0:
+    time.sleep(0.5)
+    os._exit(0)
+"""
+"""As `OF_TWO`, after two runs of luthier."""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_program_that_trains_is_not_aborted_either(tmp_path, leaves):
+    program = tmp_path / "trains.py"
+    program.write_text(TRAINS if leaves else "from luthier.core import ending\nending._leave_group = print\n" + TRAINS)
+    keys = json.dumps({**small_world(tmp_path), "max_steps": 2})
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), keys]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if leaves:
+        assert done.returncode == 0, done.stderr
+    elif done.returncode == 0:
+        pytest.skip("this torch or Python ends such threads without harm; `leave_group_at_end` is not needed for them")
 
 
 @pytest.mark.parametrize(
