@@ -254,6 +254,16 @@ def test_gemma4_describes_nested_schemas():
     )
 
 
+def test_gemma4_describes_each_tool_on_a_line_of_its_own():
+    """In alphabetical order of the parameters, as the chat template of the model has them."""
+    parameters = {"type": "object", "properties": {"b": {"type": "number"}, "a": {"type": "string"}}}
+    tools = [{"name": "f", "parameters": parameters}, {"name": "g"}]
+    assert TOOL_SYNTAXES.get("gemma4").describe(tools, date(2026, 1, 2)) == (
+        'declaration:f{description:<|"|><|"|>,parameters:{properties:{a:{type:<|"|>STRING<|"|>},'
+        'b:{type:<|"|>NUMBER<|"|>}},type:<|"|>OBJECT<|"|>}}\ndeclaration:g{description:<|"|><|"|>}'
+    )
+
+
 def test_glm4_7_line_breaks_are_optional():
     pairs = "<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>b</arg_key><arg_value>x</arg_value>"
     compact = f"<tool_call>f{pairs}</tool_call>"

@@ -55,7 +55,7 @@ def _schema(schema: Mapping[str, Any]) -> str:
 
 
 def describe(tools: Sequence[Tool], today: date) -> str:
-    return "".join(
+    return "\n".join(
         f"declaration:{tool['name']}{{description:{_quoted(tool.get('description', ''))}"
         + (f",parameters:{_schema(tool['parameters'])}" if tool.get("parameters") else "")
         + "}"
