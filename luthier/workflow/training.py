@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.core.machine import Machine
+    from luthier.data.ledger import Ledger
     from luthier.data.prepare import PreparedData
     from luthier.stages import Stage
     from luthier.training.fit import RunResult
@@ -231,7 +232,7 @@ def carry_out(
     if not run.trains:
         # Else `epoch` would be 0 in the metrics, and replace that of a training here.
         trainer.state.epoch = None  # type: ignore[assignment]
-        write_data_report(trainer, data, output_dir / EVAL_LEDGER_FILE)
+        write_data_report(trainer, data.ledger, output_dir / EVAL_LEDGER_FILE)
     else:
         with trainer.stop:
             training, was_interrupted, was_finished = fit_and_report_data(trainer, data, output_dir, resume_from, rows)
@@ -309,11 +310,11 @@ def describe(
             record_evaluation(output_dir)
 
 
-def write_data_report(trainer: "StageTrainer", data: "PreparedData", path: Path) -> None:
+def write_data_report(trainer: "StageTrainer", ledger: "Ledger", path: Path) -> None:
     from luthier.training.report import write_json
 
     if trainer.is_world_process_zero():
-        write_json(path, data.ledger.to_json())
+        write_json(path, ledger.to_json())
 
 
 def fit_and_report_data(
@@ -335,7 +336,7 @@ def fit_and_report_data(
     report = output_dir / LEDGER_FILE
     earlier = report.read_text(encoding="utf-8") if report.is_file() else None
     if not rows.differences:  # else it is known only later whether anything is learned from these rows
-        write_data_report(trainer, data, report)
+        write_data_report(trainer, data.ledger, report)
     trainer.add_callback(NoteRows(rows))
     training, was_interrupted = fit(trainer, resume_from)
     # The first process decides for all, since they save together and may not share a disk.
@@ -351,7 +352,7 @@ def fit_and_report_data(
     elif trainer.parts.reading is not None:
         report_stream(trainer, output_dir)
     elif rows.differences:
-        write_data_report(trainer, data, report)
+        write_data_report(trainer, data.ledger, report)
     return training, was_interrupted, was_finished
 
 
@@ -377,14 +378,12 @@ def facts_of(
 def report_stream(trainer: "StageTrainer", output_dir: Path) -> None:
     """Save and log the ledger of a stream, which is known only at the end."""
     from luthier.data.ledger import LEDGER_FILE
-    from luthier.training.report import write_json
 
     assert trainer.parts.reading is not None, "the rows are streamed"
     ledger = trainer.parts.reading.ledger()
-    if trainer.is_world_process_zero():
-        write_json(output_dir / LEDGER_FILE, ledger.to_json())
-        for line in ledger.summary():
-            info(line)
+    write_data_report(trainer, ledger, output_dir / LEDGER_FILE)
+    for line in ledger.summary():
+        info(line)
 
 
 def resume_hint(run: TrainRun, output_dir: Path, step: int) -> str:
