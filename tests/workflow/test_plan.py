@@ -18,6 +18,7 @@ from luthier.training.trainer import StageTrainer
 from luthier.workflow.plan import duration as duration_module
 from luthier.workflow.plan import room, trace, traces
 from luthier.workflow.plan.calls import Call, Calls, Product
+from luthier.workflow.plan.counter import StepCounter
 from luthier.workflow.plan.duration import Speed, basis_of, measured_speed, product_seconds
 from luthier.workflow.plan.engine import Engine
 from luthier.workflow.plan.foresight import Foresight, comparison, may_be_short, require_fit
@@ -123,7 +124,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(world, reads, use_reentrant, 
     real = shape.model.to_empty(device="cpu")
     for tensor in (*real.parameters(), *real.buffers()):
         torch.nn.init.constant_(tensor, 0.01)
-    counter = trace.StepCounter(real)
+    counter = StepCounter(real)
     counter.known = {tensor.untyped_storage()._cdata for tensor in (*real.parameters(), *real.buffers())}
     ids = torch.arange(80)[None]
     bounds = torch.tensor([0, 30, 80], dtype=torch.int32)
@@ -161,7 +162,7 @@ def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
     table, ids = torch.empty(1000, 8, device="meta"), torch.empty(5, dtype=torch.long, device="meta")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1, vocab_size=9))
-    counter = trace.StepCounter(model)
+    counter = StepCounter(model)
     with counter:
         rows = torch.nn.functional.embedding(ids, table)
         (rows.view(40) + 1.0).add_(rows.view(40))
@@ -173,7 +174,7 @@ def test_the_bytes_of_an_operation_are_those_it_reads_and_writes():
     }
 
 
-class _OnRealTensors(trace.StepCounter):
+class _OnRealTensors(StepCounter):
     """Asks tensors for their numbers, which exist."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

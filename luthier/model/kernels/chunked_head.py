@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from luthier.model.kernels.products import product
+from luthier.model.kernels.repeats import slices
 from luthier.model.kernels.varlen import stands_for_a_gpu
 
 CHUNK_ELEMENTS = 2**26
@@ -138,7 +139,7 @@ class ChunkedObjective(torch.autograd.Function):
         at_once = max(1, _by_device(weight, SMALL_OBJECTIVE_ELEMENTS, OBJECTIVE_ELEMENTS) // weight.shape[0])
         for part in _chunks(hidden, weight):
             logits, others = chunk_logits(hidden, matrix, own_bias, part), beside(part)
-            for rows in _slices(len(logits), at_once):
+            for rows in slices(len(logits), at_once):
                 place = slice(part.start + rows.start, part.start + rows.stop)
                 if needs_none:
                     total += objective(logits[rows], others[rows], place).sum()
@@ -208,16 +209,12 @@ def target_weights(
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     num_elements = CHUNK_ELEMENTS if weight.requires_grad else _by_device(weight, SMALL_CHUNK_ELEMENTS, CHUNK_ELEMENTS)
-    return _slices(hidden.shape[0], max(64, num_elements // weight.shape[0]))
+    return slices(hidden.shape[0], max(64, num_elements // weight.shape[0]))
 
 
 def _by_device(weight: Tensor, on_cpu: int, on_others: int) -> int:
     is_on_cpu = weight.device.type == "cpu" or (weight.is_meta and not stands_for_a_gpu(weight))
     return on_cpu if is_on_cpu else on_others
-
-
-def _slices(num_rows: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def _gradients(ctx, hidden, weight, bias) -> list[Tensor | None]:

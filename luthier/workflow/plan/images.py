@@ -26,7 +26,8 @@ from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.modules import unwrap
 from luthier.model.multimodal import find_parts, in_parts
 from luthier.workflow.plan.calls import Call
-from luthier.workflow.plan.trace import StepCounter, Substitutes, Trace
+from luthier.workflow.plan.counter import StepCounter
+from luthier.workflow.plan.trace import Substitutes, Trace
 
 if TYPE_CHECKING:
     from luthier.data.media.blocks import MediaProcessor

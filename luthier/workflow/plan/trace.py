@@ -8,8 +8,6 @@ N tokens of a batch, K labeled positions, H hidden size, V vocabulary.
 
 import contextlib
 import inspect
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,7 +26,8 @@ from luthier.model.heads.score_head import position_scores
 from luthier.model.kernels import varlen
 from luthier.model.modules import unwrap
 from luthier.model.types import Models
-from luthier.workflow.plan.calls import Call, Calls, call_of, moved_bytes, workspace_bytes
+from luthier.workflow.plan.calls import Calls
+from luthier.workflow.plan.counter import StepCounter
 
 if TYPE_CHECKING:
     from luthier.config.runs import TrainRun
@@ -317,72 +316,3 @@ class Affirming(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
-
-
-_QUICK: dict[Any, Callable[..., Tensor]] = {
-    aten.logaddexp.default: aten.add.Tensor,
-    aten.addmm.default: lambda _, *factors, **__: aten.mm.default(*factors),
-    aten.addmm_.default: lambda total, *_, **__: total,
-}
-"""Operations that Python decomposes on `meta`, which takes a millisecond, and what has the same result there."""
-
-
-class StepCounter(TorchDispatchMode):
-    """Adds up the storages that are alive after each operation, except those of `model`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.vocab_size = unwrap(model).config.get_text_config().vocab_size
-        self.known = {
-            tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers()) if tensor.is_meta
-        }
-        self.live_bytes = self.live_logits = self.most_logits = 0
-        self.num_calls = 0
-        self.calls: Counter[Call] = Counter()
-        self.history: list[int] = []
-
-    def restart(self) -> None:
-        """Forget what was done; what is alive stays counted."""
-        self.most_logits, self.num_calls = self.live_logits, 0
-        self.calls, self.history = Counter(), []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten._local_scalar_dense.default:
-            return 0  # a question about numbers, such as whether a row holds several samples
-        if func is aten._unique2.default:
-            return self._distinct(args[0])
-        result = _QUICK.get(func, func)(*args, **(kwargs or {}))
-        self.num_calls += 1
-        results = [
-            one for one in (result if isinstance(result, tuple | list) else (result,)) if isinstance(one, Tensor)
-        ]
-        moved = moved_bytes(func, args, results)
-        if moved:
-            self.calls[call_of(func, args, result, moved)] += 1
-        for tensor in results:
-            self._note(tensor)
-        hidden = workspace_bytes(func, args)
-        self.history.append(self.live_bytes + hidden)
-        self.most_logits = max(self.most_logits, self.live_logits + hidden)
-        return result
-
-    def _distinct(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At worst all are."""
-        return torch.empty_like(positions), torch.empty_like(positions), torch.empty_like(positions)
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, num_bytes = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        is_logits = tensor.ndim >= 2 and tensor.shape[-1] == self.vocab_size and tensor.is_floating_point()
-        self.live_bytes += num_bytes
-        self.live_logits += num_bytes * is_logits
-        self.most_logits = max(self.most_logits, self.live_logits)
-        weakref.finalize(storage, self._forget, key, num_bytes, is_logits)
-
-    def _forget(self, key: int, num_bytes: int, is_logits: bool) -> None:
-        self.known.discard(key)
-        self.live_bytes -= num_bytes
-        self.live_logits -= num_bytes * is_logits

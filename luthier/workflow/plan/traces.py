@@ -10,9 +10,10 @@ from luthier.core.machine import Machine
 from luthier.model.checkpointing import enable_checkpointing
 from luthier.model.loading.training import is_reentrant
 from luthier.model.modules import unwrap
+from luthier.workflow.plan.counter import StepCounter
 from luthier.workflow.plan.engine import Engine
 from luthier.workflow.plan.shape import Shape, Unplanned, build_shape, layers_are_alike
-from luthier.workflow.plan.trace import LossOf, StepCounter, Trace, against_frozen, trace_step
+from luthier.workflow.plan.trace import LossOf, Trace, against_frozen, trace_step
 from luthier.workflow.plan.update import Update, arguments_of, own_optimizer, step_twice
 from luthier.workflow.plan.work import Work
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.kinds import OPTIMIZERS
 from luthier.workflow.plan.calls import Call, Calls
-from luthier.workflow.plan.trace import StepCounter
+from luthier.workflow.plan.counter import StepCounter
 
 if TYPE_CHECKING:
     from torch import nn

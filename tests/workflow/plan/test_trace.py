@@ -1,13 +1,18 @@
 """The plan of a run on a GPU, made without one."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from luthier.model.kernels import chunked_head
 from luthier.model.loading.config import load_config
+from luthier.stages import gkd
 from luthier.workflow.plan.make import make_plan
 from luthier.workflow.plan.memory import CONTEXT_BYTES, held_by
 from luthier.workflow.plan.shape import build_shape
+from luthier.workflow.plan.trace import Batch, against_frozen, trace_step
 from tests.plans import plan_of, sides
 from tests.small_world import WAYS, small_world
 
@@ -64,3 +69,31 @@ def test_a_loss_of_whole_distributions_holds_several_of_them(world):
     distilled = plan_of({**keys, "stage": "gkd", "teacher_model": world["model_name_or_path"]}).trace.logits_bytes
     anchored = plan_of({**keys, "use_asft_loss": True, "ref_model": world["model_name_or_path"]}).trace.logits_bytes
     assert distilled > anchored > own
+
+
+@pytest.mark.parametrize("reads", ["gkd", "logps", "cross_entropy"])
+@pytest.mark.parametrize(("half", "on_device"), [(None, False), (torch.bfloat16, True)])
+@pytest.mark.parametrize("trains_head", [True, False])
+def test_parts_of_equal_shape_are_traced_once(monkeypatch, reads, half, on_device, trains_head):
+    """The head goes through the positions chunk by chunk, and an objective in parts of these: as if all were traced."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=151_936, max_position_embeddings=4096, **sizes)).train()
+    model.lm_head.requires_grad_(trains_head)
+    method = SimpleNamespace(method=gkd.GkdConfig(teacher_model="another"))
+    loss_of = against_frozen(gkd.STAGE, method, ["teacher"]) if reads == "gkd" else None
+
+    def traced():
+        kind = "cross_entropy" if reads == "gkd" else reads
+        batch = Batch((1500,), 1500)
+        return trace_step(model, batch, reads=kind, half=half, on_device=on_device, loss_of=loss_of)
+
+    once = traced()
+
+    def all_parts(num_rows, size):
+        return (slice(at, min(at + size, num_rows)) for at in range(0, num_rows, size))
+
+    monkeypatch.setattr(chunked_head, "slices", all_parts)
+    assert once == traced()
