@@ -13,6 +13,18 @@ PACKAGE = ROOT / "luthier"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TREES = [ROOT / "README.md", ROOT / "docs" / "architecture.md"]
 ROOMS = sorted(folder for folder in PACKAGE.rglob("*") if folder.is_dir() and any(folder.glob("*.py")))
+OF_REFERENCE = (
+    *("USE_V1", "FORCE_TORCHRUN", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "RDZV_ID"),
+    *("MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS", "OPTIM_TORCH", "USE_RAY", "USE_KT", "USE_MCA", "USE_MEGATRON_BRIDGE"),
+    *("ALLOW_EXTRA_ARGS", "DISABLE_VERSION_CHECK", "FORCE_CHECK_IMPORTS", "LLAMAFACTORY_VERBOSITY", "RECORD_VRAM"),
+    *("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB", "NPU_JIT_COMPILE", "WANDB_PROJECT", "API_HOST", "API_PORT", "API_KEY"),
+    *("API_MODEL_NAME", "API_VERBOSE", "FASTAPI_ROOT_PATH", "MAX_CONCURRENT", "SAFE_MEDIA_PATH", "ALLOW_LOCAL_FILES"),
+    *("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_ROOT_PATH", "GRADIO_SHARE", "GRADIO_IPV6", "DEMO_MODEL"),
+    *("DEMO_TEMPLATE", "DEMO_BACKEND", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR", "IMAGE_PLACEHOLDER"),
+    *("VIDEO_PLACEHOLDER", "AUDIO_PLACEHOLDER", "DOWNSAMPLE_MODE"),
+)
+NO_EFFECT = re.compile(r"have no effect here:\n\n(.*?)\n\n", re.DOTALL)
+"""The environment variables of LLaMA-Factory, and the table of those that do nothing here."""
 LAYERS = "api|cli|config|core|data|evals|infer|inspection|model|run|stages|training|webui|workflow"
 
 
@@ -159,3 +171,13 @@ def test_readme_names_every_page_and_architecture_every_command():
     known = set(tree_paths(tree_lines(ROOT / "docs" / "architecture.md")))
     commands = [f"luthier/run/{path.name}" for path in (PACKAGE / "run").glob("[a-z]*.py")]
     assert [path for path in commands if path not in known] == []
+
+
+@pytest.mark.parametrize("name", OF_REFERENCE)
+def test_a_variable_of_llama_factory_is_read_or_said_to_have_no_effect(name):
+    pages = "\n".join(page.read_text("utf-8") for page in PAGES)
+    without = NO_EFFECT.search(pages)
+    assert without is not None and re.search(rf"`[^`]*\b{name}\b", pages), "is in no page"
+    if f"`{name}`" not in without[1]:
+        reads = re.compile(rf"\b{name}\b")
+        assert any(reads.search(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")), "is read nowhere"

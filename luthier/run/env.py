@@ -2,7 +2,10 @@
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 from luthier import __version__
 from luthier.core.versions import is_installed, library_version
@@ -14,6 +17,7 @@ OPTIONAL = ("trl", "deepspeed", "bitsandbytes", "vllm", "matplotlib", "nltk", "t
 def main(argv: list[str]) -> int:
     lines = [
         ("luthier", __version__),
+        *(("git commit", commit) for commit in [_commit(Path(__file__).parents[1])] if commit),
         ("platform", platform.platform()),
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("CPU cores", str(os.cpu_count())),
@@ -25,6 +29,21 @@ def main(argv: list[str]) -> int:
     for name, text in lines:
         print(f"- {name}: {text}")
     return 0
+
+
+def _commit(package: Path) -> str | None:
+    """Of the checkout that the package is a part of, and whether files of it have changed since; None in an installed
+    package, which may lie in a checkout of something else, or without git."""
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(package), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if shutil.which("git") is None or git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit} with changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 
 def _accelerators() -> str:
