@@ -151,7 +151,7 @@ def _float(value: Any) -> float:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter of a whole number beyond all floats
             number = math.nan
         if not math.isnan(number):
             return number

@@ -322,7 +322,7 @@ class Draft:
             for key in catalog()[name]:
                 if key.section.config is TrainingKeys or name in OWN_DEFAULTS:
                     given[name] = value
-                elif key.section.config is LegacyTrainingConfig and key.current:
+                elif key.section.config is LegacyTrainingConfig and key.current and value is not None:
                     given.setdefault(key.current, value)
         return TrainingKeys(MappingProxyType(given))
 

@@ -265,3 +265,9 @@ def test_decode(value, expected, result):
 def test_decode_refuses(value, expected):
     with pytest.raises(Misfit):
         decode(value, expected)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_a_whole_number_beyond_all_floats_is_no_number(value):
+    with pytest.raises(Misfit, match="must be a number"):
+        decode(value, float)

@@ -1,9 +1,11 @@
 """Judging a whole run: unknown, refused and unread keys, rules between keys, and all problems at once."""
 
+import contextlib
 import dataclasses
 
 import pytest
 
+from luthier.config.key_table import catalog
 from luthier.config.load import load_export, load_infer, load_train
 from luthier.core.errors import ConfigError
 
@@ -357,6 +359,26 @@ def test_training_keys_are_a_mapping_with_defaults():
     assert len(list(training)) == len(training) and "seed" in training and "sede" not in training
     with pytest.raises(KeyError):
         training["sede"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), 10**30, -1, None, [], {"a": 1}], ids=str)
+def test_no_value_of_a_key_is_a_traceback(value):
+    """Every rule reads values that other rules refuse, since all problems are told at once."""
+    base = {**BASE, "stage": "grpo", "reward_funcs": "r.py:f", "eval_strategy": "steps", "val_size": 0.1}
+    for name in catalog():
+        with contextlib.suppress(ConfigError):
+            load_train({**base, name: value})
+
+
+def test_a_former_name_with_null_leaves_the_default():
+    assert load_train({**BASE, "per_gpu_train_batch_size": None}).training["per_device_train_batch_size"] == 8
+
+
+@pytest.mark.parametrize("key", ["logging_steps", "save_steps", "eval_steps"])
+@pytest.mark.parametrize("steps", [2.5, float("inf")])
+def test_steps_are_whole_or_a_share(key, steps):
+    problems = problems_of(load_train, {**BASE, **EVAL, "eval_strategy": "steps", key: steps})
+    assert "must be a whole number of steps" in problems[key].reason
 
 
 def test_export_and_infer_runs_hold_their_sections():

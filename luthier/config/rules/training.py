@@ -16,7 +16,7 @@ def _smooths_labels(run: Any) -> bool:
 def _is_a_broken_number_of_steps(key: str, strategy: str) -> Condition:
     def is_broken(run: Any) -> bool:
         steps = run.training[key]
-        return run.training[strategy] == "steps" and steps is not None and steps > 1 and steps != int(steps)
+        return run.training[strategy] == "steps" and steps is not None and _is_no_number_of_steps(steps)
 
     return is_broken
 
@@ -26,7 +26,12 @@ def _evaluates_at_no_step(run: Any) -> bool:
     keys = run.training
     steps = keys["logging_steps"]
     falls_back = keys["eval_strategy"] == "steps" and keys["eval_steps"] is None
-    return falls_back and (steps <= 0 or (steps > 1 and steps != int(steps)))
+    return falls_back and (steps <= 0 or _is_no_number_of_steps(steps))
+
+
+def _is_no_number_of_steps(steps: float) -> bool:
+    """Below 1 it is a share of all steps."""
+    return steps > 1 and steps % 1 != 0
 
 
 DEBUG_OPTIONS = ("underflow_overflow", "tpu_metrics_debug")
