@@ -55,7 +55,15 @@ def loss(
 
 def perplexity(means: Mapping[str, float]) -> Mapping[str, float]:
     """exp(loss) of an evaluation. Every token is labeled, so this is the perplexity of the text."""
-    return {"perplexity": math.exp(means["loss"])} if "loss" in means else {}
+    return {"perplexity": perplexity_at(means["loss"])} if "loss" in means else {}
+
+
+def perplexity_at(loss: float) -> float:
+    """exp(loss); infinite for a loss above 709, which a model that has diverged reaches."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 STAGE = Stage(

@@ -15,6 +15,7 @@ from luthier.config.rules.data import has_rows
 from luthier.config.rules.engine import Rule, Rules
 from luthier.core.kinds import STAGES
 from luthier.evals.task import EvalKind, EvalTask, Record
+from luthier.stages.pt import perplexity_at
 
 if TYPE_CHECKING:
     from luthier.config.runs import EvalRun
@@ -102,7 +103,7 @@ class Perplexity:
         for record in records:
             tokens = record.values["num_tokens"]
             if tokens:
-                perplexity = math.exp(-record.values["loglikelihood"] / tokens)
+                perplexity = perplexity_at(-record.values["loglikelihood"] / tokens)
                 found.setdefault(record.subject, {})[str(record.index)] = perplexity
         return found
 
