@@ -15,10 +15,13 @@ from luthier.core.errors import InvalidInput, LuthierError, MissingExtra
 from luthier.core.log import warn
 from luthier.core.machine import Machine
 from luthier.model.backends import backend_of
+from luthier.model.dtype import autocast_of_training
 from luthier.training.fp8 import switch_on
 
 if TYPE_CHECKING:
-    from transformers import Seq2SeqTrainingArguments, TrainerCallback
+    import torch
+    from torch import nn
+    from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
     from luthier.config.runs import TrainRun
 
@@ -156,6 +159,14 @@ def join_on_cpu(timeout_seconds: float) -> None:
 
 def is_in_16_bits(run: "TrainRun") -> bool:
     return bool(run.training["bf16"] or run.training["fp16"] or run.finetuning.pure_bf16)
+
+
+def autocast_of(args: "TrainingArguments", model: "nn.Module") -> "torch.autocast":
+    """The autocast of the run, for a forward pass of `model` outside the trainer."""
+    import torch
+
+    half = {(True, False): torch.bfloat16, (False, True): torch.float16}.get((args.bf16, args.fp16))
+    return autocast_of_training(model, half)
 
 
 def trackers(report_to: Any) -> "list[TrainerCallback]":

@@ -25,9 +25,9 @@ from luthier.data.rows.columns import IMAGES
 from luthier.data.rows.table import Table
 from luthier.data.shared_media import positions_of
 from luthier.data.stored_features import FeatureWriter, Form, StoredFeatures
-from luthier.model.dtype import autocast_of_training
 from luthier.model.modules import unwrap
 from luthier.model.towers import encoder_digest, encoders_learn, features_by_sample
+from luthier.training.arguments import autocast_of
 from luthier.training.distributed import to_device
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class FeatureKeeper:
         base, was_training = unwrap(model), model.training
         model.eval()
         writer, rest, is_first = FeatureWriter(folder), iter(samples), True
-        with torch.no_grad(), autocast_of_training(base):
+        with torch.no_grad(), autocast_of(self.args, base):
             while chosen := list(islice(rest, self.args.eval_batch_size)):
                 found = self._features(base, chosen)
                 if is_first:

@@ -25,11 +25,11 @@ from luthier.data.media.kinds import states_of
 from luthier.data.prepare import rows_digest
 from luthier.data.rows.columns import IMAGES, parts_of
 from luthier.data.rows.table import Table
-from luthier.model.dtype import autocast_of_training
 from luthier.model.heads.output_head import inspect_head
 from luthier.model.modules import unwrap
 from luthier.model.types import Models
 from luthier.stages._logps import sequence_logps
+from luthier.training.arguments import autocast_of
 from luthier.training.distributed import Collate, for_every_row
 
 if TYPE_CHECKING:
@@ -126,15 +126,11 @@ class ReferenceScorer:
             """A batch holds the parts one after the other: all chosen answers, then all rejected ones."""
             return sequence_logps(models, batch).sums.float().cpu().view(num_parts, -1).T.tolist()
 
-        with self._autocast(model):
+        # That of the run: at the start of training, policy and reference differ in no bit.
+        with autocast_of(self.args, unwrap(model)):
             values = for_every_row(rows, self.args, self.collate, compute)
         model.train(was_training)
         return np.array(values, np.float32)
-
-    def _autocast(self, model: "nn.Module") -> "torch.autocast":
-        """That of the run: at the start of training, policy and reference differ in no bit."""
-        half = {(True, False): torch.bfloat16, (False, True): torch.float16}.get((self.args.bf16, self.args.fp16))
-        return autocast_of_training(unwrap(model), half)
 
 
 def files_state(rows: Table) -> str:

@@ -24,13 +24,13 @@ class Rows(list):
     column_names = ("chosen_input_ids", "images")
 
 
-def keeper(seeing, folder):
+def keeper(seeing, folder, *, bf16=False):
     from dataclasses import replace
     from types import SimpleNamespace
 
     from luthier.data.cache.store import Cache
 
-    args = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False, eval_batch_size=2)
+    args = SimpleNamespace(device=torch.device("cpu"), bf16=bf16, fp16=False, eval_batch_size=2)
     folder.mkdir(exist_ok=True)
     return FeatureKeeper(seeing.model, replace(seeing.pixels, shares=True), "processor", args, Cache(folder))
 
@@ -73,6 +73,17 @@ def test_stored_features_give_the_loss_of_images_in_every_family_and_layout(fami
             ),
             rel=1e-6,
         )
+
+
+def test_features_are_computed_in_the_numbers_of_the_run(tmp_path):
+    """With `bf16: true`, weights in float32 compute in bfloat16, here as in training."""
+    seeing = Seeing(tmp_path, "llava")
+    assert fault(seeing, False) is None
+    freeze(seeing.model)
+    pixels = keeper(seeing, tmp_path / "cache", bf16=True).keep([Rows(paired(seeing.rows))], {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = (seeing.loss(collator(256, None, pixels=p)(seeing.rows)) for p in (seeing.pixels, pixels))
+    assert found == expected
 
 
 @pytest.fixture
