@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 1000
+BATCH_NUMBERS = 1 << 22
+"""A batch that holds so many is written before it has all its rows: a thousand books would fill the memory."""
 
 
 class TableWriter:
@@ -28,6 +30,8 @@ class TableWriter:
 
         self.columns, self.num_rows = tuple(columns), 0
         self._pending: list[Sequence[Sequence[Any]]] = []
+        self._num_pending = 0
+        """The numbers in all lists of these rows."""
         self._file = pa.OSFile(str(path), "wb") if isinstance(path, Path) else path
         types = {column.name: pa.list_(getattr(pa, column.kind.dtype)()) for column in columns}
         self._stream = pa.ipc.new_stream(self._file, pa.schema(list(types.items())))
@@ -46,7 +50,8 @@ class TableWriter:
     def add(self, row: Sequence[Sequence[Any]]) -> None:
         """A row: one list per column."""
         self._pending.append(row)
-        if len(self._pending) == BATCH_ROWS:
+        self._num_pending += sum(map(len, row))
+        if len(self._pending) == BATCH_ROWS or self._num_pending >= BATCH_NUMBERS:
             self._flush()
 
     def add_arrays(self, columns: "Sequence[pa.ListArray]") -> None:
@@ -62,7 +67,7 @@ class TableWriter:
                 from_lists(lists, column.kind.dtype)
                 for column, lists in zip(self.columns, zip(*self._pending, strict=True), strict=True)
             ]
-            self._pending = []
+            self._pending, self._num_pending = [], 0
             self.add_arrays(columns)
 
 
@@ -105,19 +110,24 @@ def flat(column: "pa.ChunkedArray") -> "tuple[np.ndarray, np.ndarray]":
     import numpy as np
 
     chunks = column.chunks or [column.combine_chunks()]
-    lengths = [np.diff(to_numpy(chunk.offsets)) for chunk in chunks]
-    return np.concatenate([to_numpy(chunk.flatten()) for chunk in chunks]), np.concatenate(lengths)
+    return np.concatenate([to_numpy(chunk.flatten()) for chunk in chunks]), _lengths(column)
+
+
+def _lengths(column: "pa.ChunkedArray") -> "np.ndarray":
+    """(R,) of the lists in a column, whose values are not read."""
+    import numpy as np
+
+    return np.concatenate([np.diff(to_numpy(chunk.offsets)) for chunk in column.chunks or [column.combine_chunks()]])
 
 
 def row_lengths(rows: Table) -> "np.ndarray":
     """(rows,) tokens of every row of a table, in all its parts."""
     import numpy as np
 
-    found = np.zeros(len(rows), np.int64)
+    found = np.zeros(rows.whole.num_rows, np.int64)
     for part in parts_of(rows.column_names):
-        pieces = (lengths for _, lengths in batches_of(rows, part + IDS.name))
-        found += np.concatenate([np.zeros(0, np.int64), *pieces])
-    return found
+        found += _lengths(rows.whole.column(part + IDS.name))
+    return found if rows.index is None else found[rows.index]
 
 
 def from_lists(lists: Sequence[Sequence[Any]], dtype: str = "int32") -> "pa.ListArray":

@@ -53,6 +53,16 @@ def test_tables_are_joined_and_extended(both):
     assert list(extended(ours, [theirs[0]])) == [*theirs.to_list(), theirs[0]]
 
 
+def test_long_rows_are_written_before_there_are_a_thousand(tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.data.rows.arrow.BATCH_NUMBERS", 10)
+    with TableWriter(tmp_path / "rows.arrow", SEQUENCE) as writer:
+        for row in ([[1] * 4] * 2, [[2] * 1] * 2, [[3] * 7] * 2, [[4] * 2] * 2):
+            writer.add(row)
+    table = table_at(tmp_path / "rows.arrow")
+    assert [batch.num_rows for batch in table.whole.to_batches()] == [2, 1, 1]
+    assert table["input_ids"] == [[1] * 4, [2], [3] * 7, [4] * 2]
+
+
 def test_numbers_and_lengths_come_in_batches(both):
     ours, theirs = both
     values, lengths = zip(*batches_of(ours, "input_ids"), strict=True)
