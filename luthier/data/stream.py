@@ -183,6 +183,7 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
     def order(self) -> tuple[Any, ...]:
         """What decides the order, apart from the rows themselves and the share."""
         stream = self.stream
+        shuffle_seed = stream.seed if stream.shuffle_seed is None else stream.shuffle_seed
         return (
             stream.strategy,
             stream.probabilities,
@@ -190,6 +191,8 @@ class StreamedRows(torch.utils.data.IterableDataset[Streamed]):
             stream.buffer_size,
             len(stream.held_out),
             self.window_rows,
+            # Only where it differs, so that checkpoints of versions without it are recognized.
+            *(() if shuffle_seed == stream.seed else (shuffle_seed,)),
         )
 
     def __iter__(self) -> Iterator[Streamed]:

@@ -40,10 +40,6 @@ class KtoConfig(ReferenceConfig):
     """Weight of disliked answers."""
 
 
-def has_reference(run: "TrainRun") -> bool:
-    return True
-
-
 RULES = Rules(
     (
         Rule(
@@ -56,7 +52,7 @@ RULES = Rules(
         NO_ANSWERS,
         NO_PREDICTIONS,
         NO_DROPOUT,
-        *of_reference(has_reference),
+        *of_reference(lambda run: True),
         above("method", "pref_beta", 0),
         at_least("method", "pref_ftx", 0),
         at_least("method", "kto_chosen_weight", 0),
@@ -128,7 +124,7 @@ def update(state: StageState, means: Mapping[str, tuple[float, float]], config: 
 
 
 def frozen_models(run: "TrainRun") -> tuple[FrozenModelSpec, ...]:
-    return (reference_model(run.method, is_cached=True),) if has_reference(run) else ()
+    return (reference_model(run.method, is_cached=True),)
 
 
 STAGE = Stage(

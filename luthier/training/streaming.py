@@ -117,7 +117,7 @@ class StreamReading:
         now = {"shares": self._shares(), "order": repr(self.rows.order), "rows": self._rows()}
         words = {
             "shares": "another number of processes or workers",
-            "order": "another row order (seed, buffer_size, mix_strategy or val_size)",
+            "order": "another row order (seed, data_seed, buffer_size, mix_strategy or val_size)",
             "rows": "other data files",
         }
         changed = [words[name] for name, value in now.items() if state[name] != value]

@@ -114,6 +114,17 @@ def test_pass_follows_pass_in_other_orders_that_the_seed_decides(world):
     assert numbers(take(world.stream(seed=1), 3 * NUM_ROWS)) != found
 
 
+def test_what_a_checkpoint_says_of_the_order_tells_another_order(world):
+    """`data_seed` seeds the shuffle buffer; one that is equal to `seed` changes nothing."""
+
+    def order(**keys):
+        rows = world.stream(**keys)
+        return rows.order, numbers(take(rows, NUM_ROWS))
+
+    assert order(data_seed=42) == order()
+    assert all(other != same for other, same in zip(order(data_seed=7), order(), strict=True))
+
+
 def test_without_shuffling_the_order_is_that_of_the_files(world):
     assert numbers(take(world.stream(disable_shuffling=True), NUM_ROWS + 2)) == [*range(NUM_ROWS), 0, 1]
 

@@ -95,7 +95,7 @@ def file_digest(file: "DataFile", folder: Path) -> str:
     is_big = os.name == "posix" and path.is_file() and path.stat().st_size >= BIG_FILE_BYTES
     if not is_big:
         return _hashed(file)
-    memo = folder / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
+    memo = folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
     before = _state(path)
     remembered = _read_memo(memo)
     if remembered.get("state") == before:

@@ -114,4 +114,9 @@ def _own_columns(folder: Path, name: str, table: Table, wanted: tuple[Column, ..
 
 
 def _ledger(folder: Path) -> Ledger:
-    return ledger_of(json.loads((folder / LEDGER_FILE).read_text()))
+    path = folder / LEDGER_FILE
+    try:
+        return ledger_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        reason = f"is damaged, or of another version ({type(fault).__name__}: {fault})"
+        raise DataError(f"tokenized_path: {path}: {reason} -> remove this file, or name a new folder") from fault

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -71,7 +72,7 @@ def called(work: Callable[[], Any]) -> Outcome[Any]:
 
 def _module_of(path: Path) -> ModuleType:
     """Two files may have the same name, and decorators such as `dataclass` look a module up by its own."""
-    name = f"luthier_reward_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"luthier_reward_{path.stem}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)

@@ -88,3 +88,12 @@ def test_rows_that_cannot_be_trained_on(values, tmp_path, columns, reason):
     datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)}).save_to_disk(str(tmp_path / "tokenized"))
     with pytest.raises(DataError, match=reason):
         prepared(values)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"datasets": {"rows": {"stars": 5}}, "samples": {}}'])
+def test_a_damaged_report_is_named(values, tmp_path, text):
+    """It comes from another version, or a copy was cut off."""
+    prepared(values)
+    (tmp_path / "tokenized" / "data_report.json").write_text(text)
+    with pytest.raises(DataError, match=r"tokenized_path: .*data_report\.json: is damaged, or of another version"):
+        prepared(values)
