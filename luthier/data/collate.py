@@ -63,8 +63,8 @@ def _with_media(
 ) -> dict[str, Any]:
     """A batch with the inputs `media` for the items of its rows, which each of its `media_parts` parts needs.
 
-    An item that stands in for one is a sequence behind the others, of which only the model knows: it is none of `ends`,
-    and has no target. Each part has its own. Where the model can share them, `media` are those of the distinct samples,
+    An item that stands in for one is a sequence after the others that only the model sees: it is none of `ends`, and
+    has no target. Each part has its own. Where the model can share them, `media` are those of the distinct samples,
     and `sharing` says which sequence shows which.
     """
     missing = pixels.missing(rows)
@@ -77,12 +77,12 @@ def _with_media(
     media = pixels.inputs(rows)
     if not media:
         num_parts = 1
-    behind = [pixels.stand_in(name) for _ in range(num_parts) for name in missing]
+    stand_ins = [pixels.stand_in(name) for _ in range(num_parts) for name in missing]
     for name in missing:
         media |= pixels.stand_in_inputs(name)
-    batch = layout([*sequences, *behind])
-    if behind:
-        batch["ends"] = batch["ends"][: -len(behind)]
+    batch = layout([*sequences, *stand_ins])
+    if stand_ins:
+        batch["ends"] = batch["ends"][: -len(stand_ins)]
     batch |= pixels.token_inputs(batch, repeated(media, num_parts))
     return {**batch, "media": media, "media_parts": num_parts} if media else batch
 
@@ -109,19 +109,19 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
     chosen = (rows >= start) & (rows < stop)
     num_sequences = batch["ends"].numel()
     media = _media_of(batch, start, stop)
-    end = num_sequences + _num_behind(batch) * media.get("media_parts", 1) // batch.get("media_parts", 1)
+    end = num_sequences + _num_stand_ins(batch) * media.get("media_parts", 1) // batch.get("media_parts", 1)
     if "cu_seq_lens_q" in batch:
         bounds = batch["cu_seq_lens_q"][start : stop + 1]
         first, last = int(bounds[0]), int(bounds[-1])
-        behind = batch["cu_seq_lens_q"][num_sequences : end + 1]
+        last_bounds = batch["cu_seq_lens_q"][num_sequences : end + 1]
         kept = slice(first, last)
-        if behind.numel() > 1:
-            more = slice(int(behind[0]), int(behind[-1]))
-            bounds = torch.cat([bounds, behind[1:] - behind[0] + last])
+        if last_bounds.numel() > 1:
+            more = slice(int(last_bounds[0]), int(last_bounds[-1]))
+            bounds = torch.cat([bounds, last_bounds[1:] - last_bounds[0] + last])
         longest = int(bounds.diff().max())
         names = [name for name in ("input_ids", "position_ids", *TYPE_KEYS) if name in batch]
         inputs = {name: batch[name][..., kept] for name in names}
-        if behind.numel() > 1:
+        if last_bounds.numel() > 1:
             inputs = {name: torch.cat([inputs[name], batch[name][..., more]], -1) for name in names}
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds - first)
         inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
@@ -141,8 +141,8 @@ def sequences(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]
     }
 
 
-def _num_behind(batch: Mapping[str, Any]) -> int:
-    """The sequences of what stands in for items."""
+def _num_stand_ins(batch: Mapping[str, Any]) -> int:
+    """The number of sequences that stand in for items."""
     bounds = batch.get("cu_seq_lens_q")
     whole: int = batch["input_ids"].shape[0] if bounds is None else bounds.numel() - 1
     return whole - int(batch["ends"].numel())

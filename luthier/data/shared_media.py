@@ -54,7 +54,7 @@ class Sharing:
 
 
 class SharedMedia:
-    """What the model gets in place of pixels. Neither a mapping nor a dataclass: whoever wraps a model for several
+    """What the model gets in place of pixels. Neither a mapping nor a dataclass: code that wraps a model for several
     processes looks into these."""
 
     __slots__ = ("media", "sharing")

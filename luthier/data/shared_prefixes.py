@@ -3,7 +3,7 @@
     [system, prompt 1, answer 1]  [answer 2 to prompt 1]  [prompt 2, answer]
 
 The tokens of the second sequence attend to those of the first up to its answer, and those of the third to the system
-prompt (`luthier.model.attention`), at the positions that they have behind them. So every hidden state is what it would
+prompt (`luthier.model.attention`), at the positions that they have after these. So every hidden state is what it would
 be after tokens of its own. With P tokens in a prompt and A in each of n answers, P + n A tokens are computed in place
 of n (P + A). A system prompt is computed once for a batch of conversations.
 

@@ -285,7 +285,7 @@ class CheckpointedTrainer(Trainer):
             super()._push_from_checkpoint(str(folder))
 
     def _finish_checkpoint(self, folder: Path, ledger: Ledger | None) -> None:
-        """What follows when a checkpoint has its name; a fault costs nothing of it."""
+        """What follows once a checkpoint has its name. A fault here does not damage it."""
         try:
             if ledger is not None:
                 write_json(Path(self.output_dir, LEDGER_FILE), ledger.to_json())
@@ -329,7 +329,7 @@ class CheckpointedTrainer(Trainer):
             self._sums_after_step = self.unlogged()
 
     def _make_up_for_evaluation(self, trial: Any, ignored_keys: list[str] | None) -> None:
-        """Of a run that resumes behind an evaluation that was given up."""
+        """For a run that resumes after an evaluation that was given up."""
         if not self.noted.pop(EVALUATION_DUE, False):
             return
         metrics = self._evaluate(trial, ignored_keys)
@@ -385,7 +385,7 @@ class CheckpointedTrainer(Trainer):
             raise save.incomplete(output_dir, self.unsaved, str(unwrap(self.policy).name_or_path))
 
     def _remove_surplus(self, output_dir: Path, best: Path | None) -> None:
-        """What a run leaves that was killed between its last checkpoint and the removal of the oldest."""
+        """Checkpoints that are left after a kill between the last save and the removal of the oldest."""
         newest = output_dir / f"checkpoint-{self.state.global_step}"
         if best is not None and self.args.save_total_limit == 1:
             newest, best = best, None

@@ -24,7 +24,7 @@ ROWS = "rows_of_batch"
 
 
 class Rows:
-    """The rows of a batch. Not a sequence: whoever moves batches to a device looks into sequences."""
+    """The rows of a batch. Not a sequence: code that moves batches to a device looks into sequences."""
 
     __slots__ = ("rows",)
 

@@ -1,7 +1,7 @@
 """Steps whose update is left out, since their loss or gradient is NaN or infinite (`on_nonfinite: skip`, `rollback`).
 
 Such a step is a step like any other for its number, the learning rate schedule and the order of the rows, so a run
-resumes behind it as behind any other. Weights, optimizer and the state of the stage stay as they were before the step;
+resumes after it as after any other. Weights, optimizer and the state of the stage stay as they were before the step;
 with `rollback` they are those of the last checkpoint. The latter leaves out all steps since that checkpoint, as PaLM
 did at loss spikes (https://arxiv.org/abs/2204.02311, section 5.1).
 """
@@ -27,7 +27,7 @@ class LeftOut:
         self.here += is_left_out
 
     def correct_line(self, logs: dict[str, float], total: int) -> None:
-        """transformers divides the loss since the last line by all steps; without one that counts there is no loss."""
+        """transformers divides the loss since the last line by all steps; if none of them counts, there is no loss."""
         updates, left_out = self.since_log[False], self.since_log[True]
         self.since_log = {True: 0, False: 0}
         if left_out and updates:

@@ -51,7 +51,7 @@ class NonFiniteWatch:
         self._seen, self._norm, self._read = [], None, None
 
     def require_finite_step(self, num_steps: int) -> None:
-        """Checks step `num_steps`: its losses and its gradient. Raises `RunFailed` with the rows; a spike is told."""
+        """Checks losses and gradient of step `num_steps`. Raises `RunFailed` with its rows; warns of a spike."""
         if not self._seen:
             return
         fault = self.fault()

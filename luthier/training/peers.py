@@ -187,7 +187,7 @@ class Pulse:
     def _tell(self, name: str, value: str) -> None:
         try:
             self.store.set(name, value)
-        except RuntimeError:  # who held the store has ended before
+        except RuntimeError:  # the process that held the store has ended before
             return
 
 

@@ -56,7 +56,7 @@ class BegunStep:
     returned: "list[Tensor]" = field(default_factory=list)
     """Those that transformers has added up."""
     fault: str | None = None
-    """Why memory was out in this process."""
+    """Why this process ran out of memory; None if it did not."""
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Guard:
 
 
 class RetryingTrainer(CheckpointedTrainer):
-    """transformers.Trainer whose steps need not fit in memory as they are."""
+    """transformers.Trainer that computes a step in smaller parts if it does not fit in memory."""
 
     def __init__(self, args: "Seq2SeqTrainingArguments", parts: TrainingParts, **words: Any) -> None:
         self.counting = Counting(parts.collate, parts.stage.units)
@@ -110,7 +110,7 @@ class RetryingTrainer(CheckpointedTrainer):
             self.guard.begin(size)
 
     def training_step(self, model: "nn.Module", inputs: Any, num_items_in_batch: Any = None) -> "Tensor":
-        """As in transformers. If memory is out, the step begins again with its batches cut into smaller parts."""
+        """As in transformers. If memory runs out, the step begins again with its batches cut into smaller parts."""
         self._begun.batches.append(inputs)
         if self.guard.is_on:
             return self._guarded_step(model, num_items_in_batch)
@@ -138,7 +138,7 @@ class RetryingTrainer(CheckpointedTrainer):
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def memory_remedy(self) -> str:
-        """What to change after memory was out."""
+        """What to change after running out of memory."""
         args, saved = self.args, self.last_saved
         rows = max(map(num_rows, self._begun.batches), default=1)
         is_shared = self.accelerator.num_processes > 1 and not isinstance(self.model_wrapped, DistributedDataParallel)
@@ -206,7 +206,7 @@ class RetryingTrainer(CheckpointedTrainer):
         clear(self.policy)
 
     def _is_memory_out(self) -> bool:
-        """Whether it was in any process. Raises what torch raises, in all of them, if that one cannot do with less."""
+        """Whether any process ran out of memory. If that one cannot cut its batches further, all raise its error."""
         fault = self._begun.fault
         mine = [fault is not None, fault is not None and not self._can_cut_more()]
         is_out, is_final = self.accelerator.gather(torch.tensor([mine], device=self.args.device)).any(0).tolist()

@@ -1,4 +1,4 @@
-"""Loss spikes are told, with the rows of their step; whether to act on one is up to the user.
+"""Loss spikes are reported, with the rows of their step; whether to act on one is up to the user.
 
 A spike is a loss above all of the last steps and more than `NUM_DEVIATIONS` standard deviations above their mean.
 """
@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 WINDOW_STEPS = 64
 LEAST_STEPS = 16
-"""Fewer say nothing about how much a loss varies; a resumed run counts them from the start."""
+"""With fewer it is not known how much a loss varies; a resumed run counts them from the start."""
 NUM_DEVIATIONS = 6.0
 
 

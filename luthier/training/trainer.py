@@ -5,7 +5,7 @@ One optimizer step, from top to bottom of `StageTrainer`:
 
     get_batch_samples         the micro-batches of the step: rows, or sampled answers
     _get_num_items_in_batch   their units over all processes, and the statistics of the step
-    training_step             for each micro-batch: forward and backward, in parts if memory was out before (`retrying`)
+    training_step             for each micro-batch: forward and backward, in parts after memory has run out (`retrying`)
     compute_loss              loss sum / units of the whole step
     _get_grad_norm            whether all of it is finite, and what follows if it is not
     create_optimizer          (once) the optimizer that transformers then steps
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 
 ASKED_BATCHES = 8
-"""After so many batches of an evaluation, the processes ask each other for a signal."""
+"""Every so many batches of an evaluation, the processes ask each other whether one of them got a signal."""
 
 
 class StageTrainer(RetryingTrainer):
@@ -87,7 +87,7 @@ class StageTrainer(RetryingTrainer):
         self.waiting = Waiting()
         self._train_start_seconds = 0.0
         self._first_summed_step = 0
-        """Behind which the loss is added up."""
+        """The loss is added up from the step after this one on."""
         self._flops_per_token: int | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -124,7 +124,7 @@ class StageTrainer(RetryingTrainer):
         self.num_trained_tokens += int(sum(number for _, number, _ in of_all)) // self.get_tp_size()
         statistics = self.stage.statistics
         if statistics is not None:
-            # A run that resumes takes up its random numbers behind this, so these are of their own (neftune).
+            # A resumed run restores its random numbers after this, so these have a seed of their own (neftune).
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(self.args.seed + self.state.global_step)
                 self.stage_state = self._state_for(statistics, self.model_wrapped, batch_samples, self.stage_state)
@@ -163,7 +163,7 @@ class StageTrainer(RetryingTrainer):
         return None if is_left_out else norm
 
     def _leave_out_update(self) -> None:
-        """Raises `RunFailed` if that was done often enough."""
+        """Raises `RunFailed` after `max_nonfinite_steps` such steps."""
         step, limit = self.state.global_step + 1, self.left_out.limit
         faults: list[tuple[str, list[str]]] = gather_object([(self.watch.fault(), self.watch.rows())])
         what, rows = max(faults, key=lambda fault: (bool(fault[0]), "loss" in fault[0]))
@@ -181,7 +181,7 @@ class StageTrainer(RetryingTrainer):
         saved = self.go_back() if self.left_out.action == "rollback" else None
         then = "its update is left out" if saved is None else f"weights and optimizer go back to {saved}"
         warn(
-            f"step {step}: {what}, so {then}, and training continues behind it ({total} of at most {limit}, see"
+            f"step {step}: {what}, so {then}, and training continues after it ({total} of at most {limit}, see"
             f" max_nonfinite_steps); the rows of this step:{listed(rows)}"
         )
 
@@ -251,8 +251,8 @@ class StageTrainer(RetryingTrainer):
         return statistics.update(state, means, config)
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        """As in transformers, but tokens that several texts share count in each of them, and none is taken for
-        padding that is not."""
+        """As in transformers, but tokens that several texts share count in each of them, and only padding counts as
+        padding."""
         if self.args.include_num_input_tokens_seen == "no":
             return
         counts_padding = self.args.include_num_input_tokens_seen == "all" and "attention_mask" in inputs

@@ -18,7 +18,7 @@ class RayConfig:
     ray_run_name: str | None = None
     """Name of the run in Ray; by default it has the time in it."""
     ray_storage_path: str | None = None
-    """Folder of Ray's own notes on the run, which all nodes share; by default `output_dir` with `.ray` behind it."""
+    """Folder of Ray's own notes on the run, which all nodes share; by default `output_dir` with `.ray` appended."""
     placement_strategy: Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"] = "PACK"
     """How processes are put on nodes: on few of them (PACK) or on many (SPREAD); STRICT_: on
     one, or each on its own."""

@@ -8,7 +8,7 @@ from typing import Literal
 class RecoveryConfig:
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient that is NaN or infinite ends the run, or the update of its step is left out, or the weights
-    and the optimizer go back to the last checkpoint; training continues with the rows behind that step."""
+    and the optimizer go back to the last checkpoint; training continues with the rows after that step."""
     max_nonfinite_steps: int = 10
     """How many such steps a run may leave out or go back from before it stops."""
     save_on_signal_seconds: float | None = None

@@ -97,7 +97,7 @@ def thought_of(message: Message, thinking_tags: tuple[str, str] = THINKING_TAGS)
 
 
 def flat_text(message: Message, *, with_thought: bool = False) -> str:
-    """A message as one text: calls that the data give as objects are JSON behind the text, between tags."""
+    """A message as one text: calls that the data give as objects are JSON after the text, between tags."""
     text = message.content
     if message.calls:
         listed = [{"name": call.name, "arguments": call.arguments} for call in message.calls]

@@ -53,7 +53,7 @@ def render(
     answer, which is empty if the conversation ends with a question.
 
     What the data give apart is written as data without keys for it have it: a thought stands in front of the answer,
-    between the format's tags, and calls stand on a new line behind the text. `enable_thinking` False leaves such a
+    between the format's tags, and calls stand on a new line after the text. `enable_thinking` False leaves such a
     thought out.
 
     All else about thinking matters for reasoning formats only. `enable_thinking`: with True, answers without a thought

@@ -97,7 +97,7 @@ def _other_switches(chat_template: str) -> tuple[str, ...]:
     parser = Environment(extensions=["jinja2.ext.loopcontrols"])
     try:
         free = meta.find_undeclared_variables(parser.parse(_GENERATION_TAGS.sub("", chat_template)))
-    except TemplateSyntaxError:  # told when the template runs
+    except TemplateSyntaxError:  # reported when the template runs
         return ()
     return tuple(name for name in SWITCHES if name in free)
 

@@ -239,7 +239,7 @@ def _with_calls(first: Spoken, second: Spoken) -> Spoken:
     if first.loss != second.loss:
         raise RowError(f"{first.place} and {second.place} are one answer, and each has a 'loss' of its own")
     if thought_of(second.message):
-        raise RowError(f"{second.place} has a thought behind the beginning of its answer, {first.place}")
+        raise RowError(f"{second.place} has a thought after the beginning of its answer, {first.place}")
     before, after = take_apart(first.message), take_apart(second.message)
     beside = before.text
     if first.is_call and not first.calls and split_thought(beside)[1]:

@@ -137,7 +137,7 @@ def _calls_in_parts(parts: list[Any], key: str, place: str) -> tuple[tuple[ToolC
     for number, part in enumerate(parts[first:], start=first + 1):
         where = f"part {number} of {key!r} of {place}"
         if not _is_call_part(part):
-            raise ToolFault(f"{where} stands behind a call -> move it before the calls")
+            raise ToolFault(f"{where} follows a call -> move it before the calls")
         held = part.get(_held_under(part, part["type"]))
         calls.append(_call(parsed_json(held, where, ToolFault), where))
     return tuple(calls), parts[:first] or None

@@ -32,7 +32,7 @@ WEIGHTS = Kind("weights", "float32", per="token", is_optional=True)
 LENGTHS = Kind("sample_lengths", "int32", per="sample")
 """The number of tokens of each sample of a packed row."""
 BLOCKS = Kind("blocks", "int32", per="item", is_optional=True)
-"""Where the tokens of images lie: start, stop, start, stop, ...; `stop` is behind the last token.
+"""Where the tokens of images lie: start, stop, start, stop, ...; `stop` is one past the last token.
 Only runs with a dataset that declares images have this column and the next one."""
 KINDS = (IDS, LABELS, WEIGHTS, LENGTHS, BLOCKS)
 """The kinds of columns that a part has."""

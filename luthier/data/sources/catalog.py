@@ -241,7 +241,7 @@ def declared_media(
     try:
         catalog = load_catalog(data.dataset_dir, data.media_dir, hf_hub_token=hf_hub_token, cache_dir=cache_dir)
         specs = [catalog.get(name) for name in (*data.dataset, *data.eval_dataset)]
-    except DataError:  # told where the data are read
+    except DataError:  # reported when the data are read
         return ()
     found = {kind.name for spec in specs for kind in declared_kinds(spec)}
     return tuple(kind.name for kind in media_kinds() if kind.name in found)

@@ -79,7 +79,7 @@ class TestMessagesThatAreOne:
         ("change", "reason"),
         [
             ({"loss": 0}, "message 2 and message 3 are one answer, and each has a 'loss' of its own"),
-            ({"thinking": "hm"}, "message 3 has a thought behind the beginning of its answer, message 2"),
+            ({"thinking": "hm"}, "message 3 has a thought after the beginning of its answer, message 2"),
             ({"value": "no call"}, "a function message is not JSON of a call: 'no call'"),
         ],
     )

@@ -145,7 +145,7 @@ class TestCallsInParts:
         [
             (
                 {"content": [{"type": "tool_call", "value": FUNCTION}, {"type": "text", "text": "a"}]},
-                "part 2 of 'content' of message 2 stands behind a call -> move it before the calls",
+                "part 2 of 'content' of message 2 follows a call -> move it before the calls",
             ),
             (
                 {"content": [{"type": "tool_call", "value": FUNCTION}], "tool_calls": [FUNCTION]},

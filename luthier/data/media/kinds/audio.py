@@ -1,7 +1,7 @@
 """Audio: wav, flac, ogg and mp3, read by soundfile, in one channel and at the rate of the model (soxr).
 
-The processors of Whisper's relatives look at a window of 30 seconds and leave out what is behind it. So only the window
-is read for training, and what is lost is told (`left`).
+The processors of Whisper's relatives look at a window of 30 seconds and leave out what comes after it. So only the
+window is read for training, and what is lost is reported (`left`).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MEASURES_FILE = "audios.jsonl"
 _CHUNK_SAMPLES = 1 << 18
 _MARGIN_SAMPLES = 4096
-"""Read behind the window, so that its end is resampled as in the whole file."""
+"""Read beyond the window, so that its end is resampled as in the whole file."""
 _LEAST_CUT = 4608
 """Samples that a file may have fewer than its header says: the padding of mp3."""
 _CUT = "should be"

@@ -51,8 +51,8 @@ def _without_mark(file: DataFile, data: bytes) -> tuple[bytes, int]:
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise DataError(f"{file.name}: the file is {encoding}, not UTF-8 -> save it as UTF-8")
-    behind = data.removeprefix(codecs.BOM_UTF8)
-    return behind, len(data) - len(behind)
+    rest = data.removeprefix(codecs.BOM_UTF8)
+    return rest, len(data) - len(rest)
 
 
 def _not_utf8(file: DataFile, position: int, byte: int) -> DataError:
