@@ -3,10 +3,17 @@
 import math
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from luthier.stages.grpo import LOSSES, GrpoConfig
+from luthier.data.collate import concatenate_rows
+from luthier.data.rows.labels import IGNORE_INDEX
+from luthier.model.heads.output_head import inspect_head
+from luthier.model.types import Models
+from luthier.stages.grpo import LOSSES, STAGE, GrpoConfig
 from luthier.stages.grpo import advantages as group_targets
 from tests.stages.one_rollout import alone, experience
+from tests.tiny import TINY_LLAMA
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -28,3 +35,17 @@ def test_rloo_subtracts_the_kl_from_the_score():
     targets = group_targets(experience(reference=0.1), config, state={}, totals=alone, max_new_tokens=8)
     assert targets.columns["advantages"].tolist() == pytest.approx([-3, -3, 3])
     assert "reference_logps" not in targets.columns
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_the_loss_is_the_weighted_sum_over_the_tokens(loss_type):
+    """The policy has just sampled the answer, so each ratio is 1, and the loss of a token is -A."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY_LLAMA))
+    batch = concatenate_rows([{"input_ids": [1, 2, 3, 4], "labels": [IGNORE_INDEX, 2, 3, 4]}])
+    batch |= {
+        "advantages": torch.tensor([2.0, 2.0, 2.0]),
+        "weights": torch.tensor([1.0, 0.5, 0.25]),
+        "temperature": 1.0,
+    }
+    models, config = Models(model, inspect_head(model)), GrpoConfig(loss_type=loss_type)
+    assert STAGE.loss(models, batch, config, state={}, training=True).total.item() == pytest.approx(-3.5)

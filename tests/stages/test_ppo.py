@@ -33,6 +33,12 @@ def test_the_rewards_of_ppo_by_hand():
     assert targets.metrics["kl"][0].item() / targets.metrics["kl"][1] == pytest.approx(0.75)
 
 
+def test_returns_are_advantages_plus_values():
+    """V 1 everywhere: delta = -0.1, -0.1 | 1.9, so A = -0.195, -0.1, 1.9, and the returns are 1 more."""
+    targets = token_targets(experience(0.5, 1.0), PpoConfig(), state={}, totals=alone, max_new_tokens=8)
+    assert targets.columns["returns"].tolist() == pytest.approx([0.805, 0.9, 2.9])
+
+
 def test_scores_are_normalized_by_all_so_far():
     """1 and 3: mean 2, deviation sqrt(2)."""
     config = PpoConfig(ppo_score_norm=True)

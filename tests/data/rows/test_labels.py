@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from luthier.data.chat.encoder import Encoder
 from luthier.data.chat.render import render
-from luthier.data.rows.labels import IGNORE_INDEX, Encoded, label_turns, split_budget
+from luthier.data.rows.labels import IGNORE_INDEX, Encoded, cut_prompt, label_turns, split_budget
 from luthier.data.rows.tokenize import turn_ids
 from luthier.data.templates import get_template, template_names
 from luthier.data.types import Message
@@ -25,6 +25,8 @@ EOS = 9
         (100, 1000, (100, 900)),
         (100, 500, (100, 500)),
         (500, 100, (500, 100)),
+        (2000, 500, (800, 200)),  # half of the budget is not less than half
+        (500, 2000, (200, 800)),
         (10, 10, (10, 10)),
     ],
 )
@@ -43,6 +45,24 @@ def test_budget_is_used_up(source, target, cutoff):
 
 
 TURNS = [([1, 2], [3, 4]), ([5, 6], [7, 8])]
+
+
+def test_a_prompt_that_is_cut_keeps_its_closing_marks():
+    assert cut_prompt([1, 2, 3, 4, 8, 9], 4, num_marks=2) == [1, 2, 8, 9]
+    assert cut_prompt([1, 2, 3, 4, 8, 9], 6, num_marks=2) == [1, 2, 3, 4, 8, 9]
+    assert cut_prompt([1, 2, 3, 4, 8, 9], 1, num_marks=2) == [1]
+
+
+def test_the_first_token_is_no_target():
+    """Nothing stands before it that could predict it."""
+    assert not Encoded([1, 2], [1, X]).has_target
+    assert Encoded([1, 2], [X, 2]).has_target
+
+
+def test_the_end_is_not_learned_after_a_prompt_without_its_answer():
+    """Four tokens hold the first turn, one token of the second prompt, and the eos."""
+    row = label_turns([([1], [2]), ([3] * 5, [4])], cutoff_len=4, eos_token_id=EOS)
+    assert (row.input_ids, row.labels) == ([1, 2, 3, EOS], [X, 2, EOS, X])
 
 
 def test_every_answer_is_learned():
