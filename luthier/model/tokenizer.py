@@ -5,9 +5,11 @@ that the user adds.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
@@ -62,9 +64,9 @@ def load_tokenizer(
     options: dict[str, Any] = {"gguf_file": files.gguf_file} if files.gguf_file else {}
     if files.is_local and not files.gguf_file:
         options["config"] = _kind_of_model(Path(files.name))
-    with readable(files, "tokenizer"):
+    with readable(files, "tokenizer"), _apart(files) as place:
         tokenizer = AutoTokenizer.from_pretrained(
-            files.name,
+            place,
             use_fast=use_fast,
             split_special_tokens=split_special_tokens,
             padding_side="right",
@@ -72,10 +74,23 @@ def load_tokenizer(
             **options,
         )
         if files.gguf_file:
+            tokenizer.name_or_path = files.name
             file = Path(files.name) / files.gguf_file
             restore_tokens(tokenizer, file)
             restore_blanks(tokenizer, file)
     return tokenizer
+
+
+@contextmanager
+def _apart(files: ModelFiles) -> Iterator[str]:
+    """The folder to read the tokenizer from. Where other files lie beside a GGUF file, as in an export, transformers
+    would take its end token and its chat template from these, and find none."""
+    if files.gguf_file is None:
+        yield files.name
+        return
+    with TemporaryDirectory(prefix="luthier-gguf-") as folder:
+        Path(folder, files.gguf_file).symlink_to(Path(files.name, files.gguf_file).expanduser().resolve())
+        yield folder
 
 
 def _kind_of_model(folder: Path) -> "PreTrainedConfig | None":

@@ -10,7 +10,9 @@ from huggingface_hub.errors import HTTPError
 import luthier
 from luthier.core.errors import ConfigError, ModelError, OutputError, RunFailed
 from luthier.core.manifest import read_manifest, verify_folder
+from luthier.model.files.sources import ModelSource
 from luthier.model.save import write_model
+from luthier.model.tokenizer import load_tokenizer
 from luthier.run.export import main
 
 PROMPT = [65, 66, 67, 68, 69]
@@ -338,6 +340,11 @@ def test_a_gguf_file_gives_the_same_greedy_answer(llama_folder, tmp_path, number
         return luthier.chat({"model_name_or_path": str(model), **keys}).ask("Hello")
 
     assert answer(file) == answer(folder)
+    # The file beside the tokenizer of the export has its own end token and chat template.
+    own, exported_one = (load_tokenizer(ModelSource(str(path))) for path in (file, folder))
+    assert own.eos_token == exported_one.eos_token is not None
+    assert own.chat_template == exported_one.chat_template is not None
+    assert own.name_or_path == str(folder)
 
 
 def test_a_model_that_gguf_has_no_layout_for_is_refused_before_it_is_loaded(tmp_path):
