@@ -60,7 +60,8 @@ class AnswerThread:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._free_bytes = free_bytes
         self._max_tokens: int | None = None
-        self._has_asked_memory = self._has_told = False
+        self._has_asked_memory = self._has_told = self._has_told_room = False
+        self._bytes_per_token = 0.0
 
     @property
     def num_running(self) -> int:
@@ -138,6 +139,7 @@ class AnswerThread:
         running = [*(self._batch.rows if self._batch is not None else ()), *before]
         if not running:
             return True
+        self._tell_room()
         if self._goes_alone(row) or self._goes_alone(running[-1]) or len(running) >= self.max_rows:
             return False
         longest = max(len(one.prompt_ids) + one.num_new_tokens for one in (row, *running))
@@ -159,10 +161,16 @@ class AnswerThread:
         self._has_asked_memory, free = True, self._free_bytes()
         if free is None:
             return
-        self._max_tokens = max(int(free * SHARE_FOR_CACHE) // per_token, 1)
+        self._max_tokens, self._bytes_per_token = max(int(free * SHARE_FOR_CACHE) // per_token, 1), per_token
+
+    def _tell_room(self) -> None:
+        """Said when a second answer asks for a place: a conversation in a terminal would show it amid its first one."""
+        if self._max_tokens is None or self._has_told_room:
+            return
+        self._has_told_room = True
         info(
             f"batch: up to {self.max_rows} answers at once, with {self._max_tokens:,} tokens together"
-            f" ({size(per_token)} each)"
+            f" ({size(self._bytes_per_token)} each)"
         )
 
     def _tell_once(self) -> None:

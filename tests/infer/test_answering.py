@@ -80,6 +80,16 @@ def test_memory_limits_the_batch_and_the_limit_is_told(said):
     assert any("up to 8 answers at once, with 20 tokens together" in line for line in said)
 
 
+def test_one_answer_after_the_other_is_told_no_limit(said):
+    """A line of the log would stand amid the first answer of a conversation in a terminal."""
+    model = llama()
+    thread = AnswerThread(model, byte_tokenizer(), frozenset([260]), max_rows=8, free_bytes=lambda: 10**9)
+    served = engine(model)
+    served._thread = thread
+    assert [len(ids_of(served.submit([n], GREEDY))) > 0 for n in range(2)] == [True, True]
+    assert thread._max_tokens is not None and not any(line.startswith("batch: ") for line in said)
+
+
 def test_a_canceled_answer_frees_its_place():
     model = engine(max_rows=1)
     long = model.submit([1], Settings(do_sample=False, max_new_tokens=500, ignore_eos=True))
