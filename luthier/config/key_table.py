@@ -79,12 +79,20 @@ class Key:
     """Values that pass silently although the key is refused or has no effect."""
     current: str = ""
     """The key that a renamed key is stored under."""
+    becomes: str = ""
+    """Of a switch that is a value of `current` today: that value."""
     is_variant: bool = False
     """The values are the names of a registry."""
     remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of a variant: wrong value in small letters -> what to write instead."""
     is_never_unread: bool = False
     """In a training run that does not read it, any value but the default is an error."""
+
+    def stored(self, value: Any) -> Any:
+        """What a renamed key stores under `current`; None for nothing."""
+        if not self.becomes:
+            return value
+        return self.becomes if value else None
 
 
 @cache

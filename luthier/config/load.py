@@ -250,7 +250,7 @@ class Draft:
             self._blame(key.name, key.reason, key.remedy)
         elif key.status == "no_effect" and value not in key.allowed:
             self._warn(key.name, f"has no effect: {key.reason}")
-        elif key.status == "renamed":
+        elif key.status == "renamed" and (value or not key.becomes):
             self._warn(key.name, key.reason)
 
     def _build(self) -> Run:
@@ -322,8 +322,8 @@ class Draft:
             for key in catalog()[name]:
                 if key.section.config is TrainingKeys or name in OWN_DEFAULTS:
                     given[name] = value
-                elif key.section.config is LegacyTrainingConfig and key.current and value is not None:
-                    given.setdefault(key.current, value)
+                elif key.section.config is LegacyTrainingConfig and key.current and key.stored(value) is not None:
+                    given.setdefault(key.current, key.stored(value))
         return TrainingKeys(MappingProxyType(given))
 
     def _apply_rules(self, writes: bool, begins: bool) -> None:

@@ -180,6 +180,19 @@ def test_former_names_are_stored_under_todays():
     ]
 
 
+def test_a_former_switch_is_stored_as_the_value_that_it_is_today():
+    run = load_train({**BASE, "group_by_length": True, "adafactor": True})
+    assert (run.training["train_sampling_strategy"], run.training["optim"]) == ("group_by_length", "adafactor")
+    assert [warning.reason for warning in run.warnings] == [
+        "now written train_sampling_strategy: group_by_length, and stored so",
+        "now written optim: adafactor, and stored so",
+    ]
+    off = load_train({**BASE, "group_by_length": False, "adafactor": False})
+    assert off.warnings == () and off.training["optim"] == load_train(BASE).training["optim"]
+    both = load_train({**BASE, "adafactor": True, "optim": "sgd"})
+    assert both.training["optim"] == "sgd"
+
+
 def test_the_keys_of_an_engine_are_read_if_it_is_chosen():
     keys = {
         "model_name_or_path": "m",

@@ -1,5 +1,7 @@
 """Keys of other versions of LLaMA-Factory and of other programs are errors that name today's key, and nothing else."""
 
+import inspect
+
 import pytest
 
 from luthier.config import describe
@@ -99,7 +101,12 @@ def test_a_run_file_of_v1_is_refused_key_by_key_and_nothing_else_is_said_of_it()
             {"optim_config": {"name": "muon", "wd": 0.1, "adamw_betas": [0.9, 0.95], "adamw_eps": 1e-8}},
             "use_muon: true; weight_decay: 0.1; adam_beta1: 0.9; adam_beta2: 0.95; adam_epsilon: 1e-08",
         ),
+        (
+            {"optim_config": {"name": "muon", "wd": 0.1, "momentum": 0.95, "nesterov": True, "ns_steps": 5}},
+            "use_muon: true; weight_decay: 0.1",
+        ),
         ({"dist_config": {"name": "fsdp2", "dcp_path": None}}, "fsdp: true"),
+        ({"dist_config": {"name": "fsdpturbo", "ep_size": 1}}, "fsdp: true"),
         ({"dist_config": {"name": "deepspeed", "config_file": "ds.json"}}, "deepspeed: ds.json"),
         ({"kernel_config": {"name": "liger_kernel"}}, "enable_liger_kernel: true"),
     ],
@@ -119,6 +126,19 @@ def test_a_mapping_with_unknown_members_names_the_keys(given):
     name = "optim_config" if given == {"betas": 1} else "kernel_config" if given == {"name": "auto"} else "peft_config"
     (problem,) = problems_of({**BASE, name: given})
     assert problem.remedy == table()[name].remedy
+
+
+@pytest.mark.parametrize("changed", [{"momentum": 0.9}, {"nesterov": False}, {"ns_steps": 6}])
+def test_muon_with_other_constants_has_no_lines(changed):
+    """They are those of torch.optim.Muon, and no key changes them."""
+    (problem,) = problems_of({**BASE, "optim_config": {"name": "muon", **changed}})
+    assert problem.remedy == table()["optim_config"].remedy
+
+
+def test_muon_has_the_constants_that_are_left_out():
+    torch = pytest.importorskip("torch")
+    defaults = inspect.signature(torch.optim.Muon).parameters
+    assert [defaults[name].default for name in ("momentum", "nesterov", "ns_steps")] == [0.95, True, 5]
 
 
 def test_every_member_has_a_key_of_today():

@@ -55,7 +55,13 @@ def never_unread(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"status": "supported", "is_never_unread": True})
 
 
-def renamed(default: Any, current: str) -> Any:
-    """A key that is now called `current`; what it holds is stored there, in the same type."""
-    reason = f"now called {current}, and stored there"
-    return dataclasses.field(default=default, metadata={"status": "renamed", "current": current, "reason": reason})
+def renamed(default: Any, current: str, becomes: str = "") -> Any:
+    """A key that is now called `current`; what it holds is stored there, in the same type.
+
+    `becomes`: of a switch that is now a value of `current`. It is stored if the switch is on.
+    """
+    reason = (
+        f"now written {current}: {becomes}, and stored so" if becomes else f"now called {current}, and stored there"
+    )
+    metadata = {"status": "renamed", "current": current, "becomes": becomes, "reason": reason}
+    return dataclasses.field(default=default, metadata=metadata)

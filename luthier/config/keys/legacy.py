@@ -49,11 +49,9 @@ class LegacyTrainingConfig:
     """Report the speed in tokens per second."""
     save_safetensors: bool = refused(True, "weights are saved as safetensors only", "leave it out")
     """Save weights as safetensors."""
-    group_by_length: bool = refused(
-        False, "transformers 5 has it under another name", "use train_sampling_strategy: group_by_length"
-    )
+    group_by_length: bool = renamed(False, "train_sampling_strategy", becomes="group_by_length")
     """Put rows of similar length into one batch."""
-    adafactor: bool = refused(False, "transformers 5 has it under another name", "use optim: adafactor")
+    adafactor: bool = renamed(False, "optim", becomes="adafactor")
     """Use the optimizer Adafactor."""
     fsdp_min_num_params: int = 0
     """Smallest module that FSDP shards, as `min_num_params` in `fsdp_config`."""
