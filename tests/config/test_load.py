@@ -394,6 +394,12 @@ def test_steps_are_whole_or_a_share(key, steps):
     assert "must be a whole number of steps" in problems[key].reason
 
 
+def test_one_setting_that_a_schedule_lacks_is_refused_beside_those_that_it_has():
+    kwargs = {"num_cycles": 2, "min_lr": 1e-6}
+    problems = problems_of(load_train, {**BASE, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": kwargs})
+    assert "does not fit lr_scheduler_type: cosine, which has num_cycles" in problems["lr_scheduler_kwargs"].reason
+
+
 def test_export_and_infer_runs_hold_their_sections():
     run = load_export({"model_name_or_path": "m", "adapter_name_or_path": "a,b", "export_dir": "e", "export_size": 2})
     assert run.export.export_size == 2 and run.model.adapter_name_or_path == ("a", "b")

@@ -47,6 +47,21 @@ def isolated(model):
     return model
 
 
+def test_each_target_counts_with_its_weight():
+    """The loss is linear in the weights, so it is that of each target alone times its weight."""
+    student, teacher = isolated(model_of(1)), isolated(model_of(2))
+    models = Models(student, inspect_head(student), {"teacher": SeparateModel(teacher, inspect_head(teacher))})
+
+    def total(weights):
+        batch = {**concatenate_rows(ROWS), "weights": torch.tensor(weights)}
+        return STAGE.loss(models, batch, GkdConfig(), state={}, training=True).total.item()
+
+    each = [total([float(place == number) for place in range(4)]) for number in range(4)]
+    weights = [1.0, 0.5, 0.25, 2.0]
+    assert min(each) > 0
+    assert total(weights) == pytest.approx(sum(w * one for w, one in zip(weights, each, strict=True)))
+
+
 @pytest.mark.parametrize("padded_vocabulary", [320, 328])
 def test_the_loss_of_a_batch_is_the_divergence_at_its_targets(padded_vocabulary):
     """Row by row with the models' own logits; a teacher whose embedding is padded further gives the same words."""

@@ -32,6 +32,26 @@ def test_every_row_has_its_result_in_order_whatever_the_batch_size(size):
     assert sum(seen) == 7 and max(seen) <= size and torch.is_grad_enabled()
 
 
+def test_rows_of_two_processes_come_back_in_their_order(monkeypatch):
+    """Each takes every second row, so what is gathered is not in order."""
+    gathered = []
+
+    def both(mine):
+        gathered.append(mine)
+        return [pair for each in gathered for pair in each]
+
+    monkeypatch.setattr("luthier.training.distributed.gather_object", both)
+    for process in (1, 0):
+        args = SimpleNamespace(process_index=process, world_size=2, eval_batch_size=2, device=CPU)
+        found = for_every_row(
+            [{"n": n} for n in range(5)],
+            args,
+            lambda rows: {"n": torch.tensor([row["n"] for row in rows])},
+            lambda batch: batch["n"].tolist(),
+        )
+    assert found == [0, 1, 2, 3, 4]
+
+
 def test_sums_add_up_by_name_without_their_graph():
     sums = {}
     weight = torch.ones((), requires_grad=True)

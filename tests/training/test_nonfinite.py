@@ -75,3 +75,15 @@ def test_the_loss_of_a_step_is_that_of_all_its_batches(watch, said):
     note(watch, 2.0, 2.5)
     watch.require_finite_step(17)
     assert "step 17: the loss rose to 4.5, after 2.05" in said[0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_number_that_is_not_finite_keeps_weights_from_being_saved(watch, value):
+    """In a frozen weight it came with the model, and the run has not made it."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    watch.require_finite_weights(model, 3)
+    with torch.no_grad():
+        model[1].weight[0, 1] = value
+    with pytest.raises(RunFailed, match=r"the weight 1\.weight is not finite at step 3"):
+        watch.require_finite_weights(model, 3)
+    watch.require_finite_weights(model.requires_grad_(False), 3)

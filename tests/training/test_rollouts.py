@@ -177,6 +177,17 @@ def rollouts_of(plan: Rollout, seed: int = 1, **args: int) -> Rollouts:
     return Rollouts(plan=plan, args=SimpleNamespace(seed=seed, **args), prompts=prompts, **parts, **sizes)
 
 
+def test_the_steps_of_a_rollout_share_its_answers_in_each_pass():
+    """Two steps of two batches of two rows: the first half, the second half, and in the second pass both again."""
+    rollouts = rollouts_of(Rollout(num_batches=2, num_passes=2), train_batch_size=2)
+    rollouts.collate = lambda rows: {"ids": [row["input_ids"] for row in rows]}
+    rollouts.rows = [{"input_ids": number, "units": 1, "columns": {}} for number in range(8)]
+    steps = [rollouts.step(number, 2, {}) for number in (1, 2, 3)]
+    first, second = [[0, 1], [2, 3]], [[4, 5], [6, 7]]
+    assert [[batch["ids"] for batch in step.batches] for step in steps] == [second, first, second]
+    assert {batch["units"] for step in steps for batch in step.batches} == {2}
+
+
 @pytest.mark.parametrize(("num_generations", "num_batches"), [(1, 1), (4, 1), (1, 3), (2, 2)])
 def test_a_step_uses_the_same_prompts_on_any_number_of_processes(num_generations, num_batches):
     """Each step uses the next prompts once; each process uses its part of every step."""

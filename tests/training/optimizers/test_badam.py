@@ -19,6 +19,22 @@ def learning(model: Any) -> set[str]:
     return {name.split(".")[2] if ".layers." in name else name for name in names}
 
 
+def test_a_schedule_reaches_the_optimizer_of_the_block(tmp_path):
+    """The first step of Adam moves each weight by the rate, so a tenth of it moves a tenth as far."""
+    moved = []
+    for rate in (1e-2, 1e-3):
+        model = tiny_model()
+        before = weights(model)
+        optimizer = built("badam", model, arguments(tmp_path), use_badam=True)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        fill_gradients(model, 0)
+        optimizer.step()
+        after = weights(model)
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in after))
+    assert moved == pytest.approx([1e-2, 1e-3], rel=1e-2)
+
+
 def test_blocks_step_in_turn_each_with_fresh_moments(tmp_path):
     """Two steps for layer 0, two for layer 1, one for layer 0 again, against a new AdamW for each turn."""
     model, by_hand = tiny_model(), tiny_model()
