@@ -1,5 +1,6 @@
 """Packs hold every row once, are full, and their samples are to each other as if they were alone."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -140,6 +141,9 @@ def test_a_model_that_cannot_keep_samples_apart(tmp_path, llama_folder, monkeypa
     """`neat_packing` is refused with the reason; `packing` goes on as the reference does, and says so."""
     import luthier
 
+    # A module that is imported meanwhile would keep the function that takes its place here, for all later tests.
+    for name in ("model.features.mixture_of_depths", "workflow.frozen_models", "workflow.rollouts"):
+        importlib.import_module(f"luthier.{name}")
     monkeypatch.setattr("luthier.model.attention.isolates_samples", unable("it has an encoder"))
     monkeypatch.setattr("luthier.model.loading.training.isolates_samples", unable("it has an encoder"))
     values = {
