@@ -141,8 +141,8 @@ def test_a_model_that_cannot_keep_samples_apart(tmp_path, llama_folder, monkeypa
     """`neat_packing` is refused with the reason; `packing` goes on as the reference does, and says so."""
     import luthier
 
-    # A module that is imported meanwhile would keep the function that takes its place here, for all later tests.
-    for name in ("model.features.mixture_of_depths", "workflow.frozen_models", "workflow.rollouts"):
+    # A module that is first imported after the replacement would keep it for all later tests.
+    for name in ("model.loading.training", "model.features.mixture_of_depths", "workflow.frozen_models"):
         importlib.import_module(f"luthier.{name}")
     monkeypatch.setattr("luthier.model.attention.isolates_samples", unable("it has an encoder"))
     monkeypatch.setattr("luthier.model.loading.training.isolates_samples", unable("it has an encoder"))
