@@ -1,6 +1,7 @@
 """What all pages share: the folder that is shown, and what has been read of it. Nothing of a run is kept here."""
 
 import asyncio
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -60,10 +61,16 @@ class Board:
         return folder.relative_to(self.root).as_posix()
 
     def folder_of(self, name: str) -> Path | None:
-        """The folder of an address; None if it is not below the root."""
+        """The folder of an address; None if it is not below the root, or if no folder can have this name."""
         folder = self.root / name
+        try:
+            folder.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the page says that nothing is there
+        except (OSError, ValueError):  # too long a name, or a null character
+            return None
         return folder if self.holds(folder) else None
 
     def holds(self, folder: Path) -> bool:
         """Whether a folder is below the root, whatever links and `..` it goes through."""
-        return self.root in folder.resolve().parents
+        return self.root in Path(os.path.realpath(folder)).parents  # Path.resolve raises for a link to itself

@@ -4,13 +4,14 @@ An evaluation that the board starts has a folder of its own like every run; its 
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from luthier.evals.results import COMPARISON_LOG, LINES_FILE, LOG_FILE, SUMMARY_FILE
-from luthier.webui.runs import Run, read_object
+from luthier.webui.runs import Run, read_object, shown_json
 
 RESULTS = "results"
 TABLES = (COMPARISON_LOG, LOG_FILE)
@@ -51,10 +52,12 @@ def _models(folder: Path) -> set[Path]:
     tasks = summary.get("tasks")
     found = set()
     for one in tasks.values() if isinstance(tasks, dict) else [summary]:
+        if not isinstance(one, dict):
+            continue
         adapters = one.get("adapters")
         for name in (one.get("model"), *(adapters if isinstance(adapters, list) else ())):
-            if isinstance(name, str) and name:
-                found.add(Path(name).resolve())
+            if isinstance(name, str) and name and "\0" not in name:
+                found.add(Path(os.path.realpath(name)))
     return found
 
 
@@ -62,8 +65,10 @@ def _rows(file: Path) -> Iterator[list[str]]:
     with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                record: Any = json.loads(line)
-            except ValueError:  # half of a line
+                record = shown_json(line.encode())
+            except (ValueError, RecursionError):  # half of a line
+                continue
+            if not isinstance(record, dict):
                 continue
             rest = {name: value for name, value in record.items() if name not in ("subject", "index")}
             shown = "\n".join(f"{name}: {_shown(value)}" for name, value in rest.items())

@@ -51,7 +51,7 @@ class Gate:
         if not self._is_own_name(host):
             return PlainTextResponse(f"{host}: not a name of this board\n", 421)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             return PlainTextResponse("requests of other sites are refused\n", 403)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if given and self._is_token(given) and scope["type"] == "http":
@@ -86,6 +86,14 @@ class Gate:
         except ValueError:
             return False
         return True
+
+
+def _place(origin: str) -> str:
+    """Host and port of an origin; empty for what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _cookies(text: str) -> dict[str, str]:

@@ -12,10 +12,13 @@ from luthier.config.source import SUFFIXES
 from luthier.core.errors import InvalidInput, OutputError
 from luthier.core.files import write_atomically
 from luthier.webui import llamaboard
+from luthier.webui.runs import is_shown
 
 MAX_DEPTH = 3
 MAX_FILES = 300
 MAX_BYTES = 1 << 20
+MAX_NAME_BYTES = 200
+"""Of what is saved. File systems take 255, of which a draft needs some for its own name."""
 _HEAD_BYTES = 4096
 _KEYS = (b"model_name_or_path", b"stage", b"top.model_name", b"train.")
 
@@ -26,12 +29,13 @@ def run_files(root: Path) -> list[str]:
     for folder, inner, names in os.walk(root):
         depth = len(Path(folder).relative_to(root).parts)
         inner[:] = sorted(n for n in inner if not n.startswith((".", "checkpoint-", "__"))) if depth < MAX_DEPTH else []
+        inner[:] = [name for name in inner if is_shown(os.path.join(folder, name))]
         if "pyvenv.cfg" in names:
             inner.clear()
             continue
         for name in sorted(names):
             path = Path(folder, name)
-            if name.endswith(SUFFIXES) and _looks_like_one(path):
+            if name.endswith(SUFFIXES) and _looks_like_one(path) and is_shown(str(path)):
                 found.append(path.relative_to(root).as_posix())
                 if len(found) == MAX_FILES:
                     return found
@@ -68,8 +72,9 @@ def load(path: Path) -> str:
 def save(root: Path, name: str, text: str) -> Path:
     """Write a run file called `name` into `root`. Raises `OutputError` if it exists, or the name is none."""
     name = name.strip().removesuffix(".yaml")
-    if not name or Path(name).name != name or name.startswith("."):
-        raise OutputError(f"{name or 'the name'}: is not the name of a file -> write e.g. my-run")
+    is_name = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES and Path(name).name == name
+    if not name or not is_name or name.startswith("."):
+        raise OutputError(f"{name[:80] or 'the name'}: is not the name of a file -> write e.g. my-run")
     path = root / f"{name}.yaml"
     if path.exists():
         raise OutputError(f"{path.name}: exists already -> choose another name")

@@ -19,9 +19,11 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.log import warn
 from luthier.core.manifest import EXIT, RECORD, RUN_FILE, STOP
 from luthier.webui.identity import is_same
 
@@ -39,6 +41,8 @@ INTERRUPTED = 130
 MAX_DEPTH = 6
 _TAIL_BYTES = 4096
 _MAX_BYTES = 1 << 20
+_YEAR_9999 = 253_370_764_800
+"""In seconds since 1970. Python has no later dates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ def is_run(names: set[str]) -> bool:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every run below `root`, the latest first. Folders that cannot be read are passed over."""
+    """Every run below `root`, the latest first. Passed over are folders that cannot be read, and those whose names are
+    not UTF-8, of which the log speaks: a page has no address for them."""
     runs = [read_run(folder) for folder in _folders(root, MAX_DEPTH)]
     return sorted(runs, key=lambda run: (not run.is_live, -run.started, str(run.folder)))
 
@@ -111,8 +116,19 @@ def _folders(folder: Path | str, depth: int) -> Iterator[Path]:
         return
     for entry in entries:
         is_inner = entry.name.startswith((".", "checkpoint-", "__")) or entry.name == "node_modules"
-        if not is_inner and _is_folder(entry):
+        if not is_inner and _is_folder(entry) and is_shown(entry.path):
             yield from _folders(entry.path, depth - 1)
+
+
+@cache
+def is_shown(path: str) -> bool:
+    """Whether a name is UTF-8. The log names one that is not, once."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        warn(f"webui: {os.fsencode(path)!r}: is not shown, since its name is not UTF-8 -> rename it")
+        return False
+    return True
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -137,7 +153,7 @@ def read_run(folder: Path, now: float | None = None) -> Run:
     changed = _modified(folder / LOG)
     run_file_changed = _modified(folder / RUN_FILE)
     state, beat = _state(folder, status, is_alive, now), _modified(folder / HEARTBEAT)
-    started = _number(record.get("started")) or run_file_changed or changed
+    started = _time(record.get("started")) or run_file_changed or changed
     is_silent = state in LIVE and started <= beat < now - SILENT_SECONDS
     return Run(
         folder=folder,
@@ -146,7 +162,7 @@ def read_run(folder: Path, now: float | None = None) -> Run:
         mark=mark,
         host=host if isinstance(host, str) and host != platform.node() else "",
         started=started,
-        ended=_number(ending.get("ended")),
+        ended=_time(ending.get("ended")),
         status=status,
         silent_since=beat if is_silent else 0.0,
         last=last_line(folder / LOG),
@@ -198,7 +214,8 @@ def files_in(folder: Path) -> list[tuple[str, int]]:
         except OSError:
             continue
         if stat.S_ISREG(state.st_mode):
-            found.append((path.relative_to(folder).as_posix(), state.st_size))
+            name = os.fsencode(path.relative_to(folder)).decode("utf-8", "replace")
+            found.append((name, state.st_size))
     return found
 
 
@@ -206,10 +223,26 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none, or if it is half-written."""
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(_MAX_BYTES))
+            value = shown_json(file.read(_MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def shown_json(data: bytes) -> Any:
+    """A value that a page can show. Raises `ValueError` and `RecursionError` for anything else: also for whole numbers
+    beyond 64 bits, of which no float can be made, and for half of a surrogate pair."""
+    value = json.loads(data, parse_int=_int64)
+    if b"\\ud" in data.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _int64(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a whole number beyond 64 bits")
+    return number
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -226,8 +259,8 @@ def last_line(path: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for line in reversed(lines[:-1]):  # behind the last line break is nothing, or half a line
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = shown_json(line)
+        except (ValueError, RecursionError):
             continue
         if not isinstance(value, dict):
             continue
@@ -245,5 +278,6 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+def _time(value: Any) -> float:
+    """Seconds since 1970; 0 for what is no time."""
+    return float(value) if isinstance(value, int | float) and 0 < value < _YEAR_9999 else 0.0

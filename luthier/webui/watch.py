@@ -4,7 +4,6 @@ Only what is new is read. A line that is not complete yet is left for the next l
 """
 
 import contextlib
-import json
 import os
 import re
 from array import array
@@ -17,6 +16,8 @@ from threading import Lock
 from typing import Any
 
 import orjson
+
+from luthier.webui.runs import shown_json
 
 MAX_POINTS = 2000
 NOT_A_CURVE = frozenset({"current_steps", "total_steps", "percentage", "elapsed_time", "remaining_time"})
@@ -225,13 +226,13 @@ def _is_number(value: Any) -> bool:
 def _parsed(lines: Sequence[bytes]) -> Iterator[Any]:
     """The values of lines of JSON. A killed process can leave half a line in the middle, which is left out."""
     whole = b"[" + b",".join(lines) + b"]"  # faster than one by one
-    for load in (orjson.loads, json.loads):  # only the second one reads NaN
-        with contextlib.suppress(ValueError):
+    for load in (orjson.loads, shown_json):  # only the second one reads NaN
+        with contextlib.suppress(ValueError, RecursionError):
             yield from load(whole)
             return
     for line in lines:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+        with contextlib.suppress(ValueError, RecursionError):
+            yield shown_json(line)
 
 
 def thinned(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POINTS) -> list[Point]:

@@ -21,6 +21,15 @@ def test_an_address_leads_nowhere_outside(tmp_path):
         assert board.folder_of(name) is None, name
 
 
+def test_an_address_that_no_folder_can_have_leads_nowhere(tmp_path):
+    board = Board(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a\0b", "a" * 300, "a/" * 3000):
+        assert board.folder_of(name) is None, name
+    for name in ("absent", "loop"):  # a page says that there is no run
+        assert board.folder_of(name) == tmp_path / name
+
+
 def test_what_has_been_read_is_shared_and_bounded(tmp_path):
     board = Board(tmp_path)
     first = board.curves(tmp_path / "one")

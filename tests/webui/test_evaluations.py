@@ -6,7 +6,7 @@ import luthier
 from luthier.core.manifest import RECORD
 from luthier.webui import form
 from luthier.webui.evaluations import MAX_RECORDS, evaluations_of, records_in, tables_in, words_for
-from luthier.webui.runs import find_runs
+from luthier.webui.runs import find_runs, read_run
 from tests.small_world import small_world
 from tests.workflow.test_export import adapter
 
@@ -55,6 +55,20 @@ def test_files_of_any_state_can_be_read(tmp_path):
     assert len(records_in(tmp_path)[0][2]) < 700
     (results / "results.jsonl").write_text(line[:20])
     assert records_in(tmp_path) == []
+
+
+def test_odd_values_in_the_files_of_an_evaluation(tmp_path):
+    own, folder = tmp_path / "own", tmp_path / "evaluation"
+    (folder / "results").mkdir(parents=True)
+    own.mkdir()
+    lines = ["null", "5", "[" * 9999, '{"subject": "\\ud800"}', '{"index": 1}']
+    (folder / "results" / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert records_in(folder) == [["", "1", ""]]
+    tasks = {"a": 5, "b": {"model": "a\0b", "adapters": [1, str(own)]}, "c": {"model": {}}}
+    (folder / "results" / "summary.json").write_text(json.dumps({"tasks": tasks}))
+    evaluation = read_run(folder)
+    assert evaluations_of(own, [evaluation]) == [evaluation]
+    assert evaluations_of(tmp_path / "other", [evaluation]) == []
 
 
 def test_the_form_of_an_evaluation():

@@ -81,3 +81,8 @@ def test_another_site_can_neither_post_nor_open_a_socket(client, origin, is_ours
 def test_a_socket_needs_the_cookie(client):
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/socket", headers=HOST):
         raise AssertionError("the socket is open")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "", "http://evil.example", "http://127.0.0.1:1"])
+def test_a_request_of_another_origin_is_refused_however_it_is_written(client, origin):
+    assert client.get(f"/?token={TOKEN}", headers={**HOST, "origin": origin}).status_code == 403

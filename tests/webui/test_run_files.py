@@ -44,6 +44,6 @@ def test_a_llamaboard_config_becomes_a_run_file(tmp_path):
 def test_a_run_file_is_saved_under_a_new_name_in_the_root(tmp_path):
     assert save(tmp_path, " my-run ", "stage: sft\n").name == "my-run.yaml"
     assert (tmp_path / "my-run.yaml").read_text("utf-8") == "stage: sft\n"
-    for name in ("my-run", "", "../up", "a/b", ".hidden"):
+    for name in ("my-run", "", "../up", "a/b", ".hidden", "a\0b", "a\nb", "a" * 300, "é" * 150):
         with pytest.raises(OutputError):
             save(tmp_path, name, "")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,45 @@ def test_files_that_go_while_they_are_listed_are_left_out(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "stat", going)
     assert files_in(tmp_path) == [("a.json", 6), ("checkpoint-4/c.bin", 18)]
+
+
+ODD = [
+    "null",
+    "true",
+    '"x"',
+    "[]",
+    "{}",
+    "NaN",
+    "Infinity",
+    "-1",
+    "1e308",
+    "1" * 400,
+    "1" * 5000,
+    '"\\ud800"',
+    "[" * 9999,
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:12])
+def test_odd_values_in_the_files_of_one_run_do_not_hide_the_others(tmp_path, value):
+    run_folder(tmp_path / "good", log='{"loss": 2.5}\n')
+    names = {"board": ("pid", "mark", "host", "started"), "exit": ("status", "ended"), "stop": ("asked",)}
+    files = {name: "{" + ",".join(f'"{key}": {value}' for key in keys) + "}" for name, keys in names.items()}
+    log = f'{{"current_steps": {value}, "total_steps": {value}, "loss": {value}}}\n'
+    run_folder(tmp_path / "odd", log=log, **files)
+    found = {run.name: run for run in find_runs(tmp_path)}
+    assert set(found) == {"good", "odd"} and found["good"].last == {"loss": 2.5}
+    odd = found["odd"]
+    for seconds in (odd.started, odd.ended):
+        datetime.fromtimestamp(seconds)
+    json.dumps([odd.host, dict(odd.last)], ensure_ascii=False).encode()
+
+
+def test_a_name_that_is_not_utf8_is_passed_over_and_named_once(tmp_path, caplog):
+    run_folder(tmp_path / "good", log="{}\n")
+    run_folder(tmp_path / os.fsdecode(b"caf\xe9"), log="{}\n")
+    (tmp_path / "good" / os.fsdecode(b"b\xe9")).touch()
+    for _ in range(2):
+        assert [run.name for run in find_runs(tmp_path)] == ["good"]
+    assert caplog.text.count(r"caf\xe9': is not shown, since its name is not UTF-8") == 1
+    assert [name for name, _ in files_in(tmp_path / "good")] == ["b\ufffd", "trainer_log.jsonl"]

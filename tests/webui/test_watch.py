@@ -124,3 +124,9 @@ def test_the_end_of_the_console_has_no_colors_and_one_state_of_a_progress_line(t
     assert console_end(path) == "one\n 30%\nlast \N{REPLACEMENT CHARACTER}"
     path.write_text("x" * 200_000 + "\n" + "y\n" * 500, "utf-8")
     assert console_end(path).count("y") == 399  # and the empty line behind the last break
+
+
+def test_a_line_that_is_nested_without_end_is_left_out(tmp_path):
+    (tmp_path / "log").write_text('{"current_steps": 1, "loss": 2.0}\n' + "[" * 9999 + "\n", "utf-8")
+    curves = Curves(tmp_path / "log")
+    assert curves.read() and curves.curve("loss") == [(1, 2.0)]

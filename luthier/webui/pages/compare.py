@@ -1,6 +1,7 @@
 """Up to eight runs side by side: their curves on one axis, and the keys that differ."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from nicegui import run, ui
 
@@ -33,7 +34,7 @@ class Compare:
         with box("ul", "row plain"):
             for name, folder in self.folders.items():
                 with box("li", "row"):
-                    link(name, f"/run/{name}")
+                    link(name, f"/run/{quote(name)}")
                     badge(self.frame, read_run(folder))
         self.settings()
         self.chart = Chart(self.metric)

@@ -1,8 +1,10 @@
 """A form for a run file of training, export or evaluation, with the file itself beside it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nicegui import run, ui
 from nicegui.element import Element
@@ -230,9 +232,9 @@ class NewRun:
         self.name = name
 
     async def _load(self, name: str) -> None:
-        path = Path(name.strip()).expanduser()
-        if path.suffix and (self.root / path).is_file():
-            content = await self._do(lambda: run_files.load(self.root / path))
+        path = self.root / os.path.expanduser(name.strip())
+        if path.suffix and os.path.isfile(path):  # Path.is_file would raise for a name that is too long
+            content = await self._do(lambda: run_files.load(path))
             if content is not None:
                 self.area.set(content)
                 await self._edited(content)
@@ -249,13 +251,12 @@ class NewRun:
             tell(self.frame.say("new.faults").format(count=len(self.checked.problems)))
             ui.run_javascript("document.querySelector('[aria-invalid=true]')?.focus()")
             return
-        folder = Path(form.folder_in(content, self.command)).expanduser()
-        folder = folder if folder.is_absolute() else self.root / folder
+        folder = self.root / os.path.expanduser(form.folder_in(content, self.command))
         if not self.frame.board.holds(folder):
             tell(self.frame.say("new.outside").format(folder=folder, root=self.root))
             return
         if await self._do(lambda: process.start(folder, content, self.command, self._words(folder))) is not None:
-            ui.navigate.to(f"/run/{self.frame.board.name_of(folder.resolve())}")
+            ui.navigate.to(f"/run/{quote(self.frame.board.name_of(folder.resolve()))}")
 
     def _words(self, folder: Path) -> tuple[str, ...]:
         return evaluations.words_for(folder) if self.command == "eval" else ()
@@ -290,7 +291,8 @@ async def build(board: Board, frame: Frame, file: str) -> None:
 async def build_export(board: Board, frame: Frame, name: str) -> None:
     """The form of an export. `name`: the run or checkpoint whose adapter is merged into its model."""
     model = (await run.io_bound(chat_models, board.root) or {}).get(name)
-    content = f"{model.run_file}export_dir: {name}-merged\n" if model else "export_dir: merged\n"
+    merged = as_yaml(f"{name}-merged", is_text=True)
+    content = f"{model.run_file}export_dir: {merged}\n" if model else "export_dir: merged\n"
     frame.show(NewRun(frame, content, "export").content)
 
 
@@ -302,7 +304,8 @@ async def build_evaluation(board: Board, frame: Frame, name: str) -> None:
     model = (await run.io_bound(chat_models, board.root) or {}).get(name)
     if given or model:
         given = given or (model.run_file if model else "")
-        content = f"{given.rstrip()}\n\ntask: generation\ncompare: base\nsave_dir: {name}-evaluation\n"
+        results = as_yaml(f"{name}-evaluation", is_text=True)
+        content = f"{given.rstrip()}\n\ntask: generation\ncompare: base\nsave_dir: {results}\n"
     frame.show(NewRun(frame, content, "eval").content)
 
 

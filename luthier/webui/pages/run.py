@@ -174,7 +174,7 @@ class RunPage:
             with box("details"):
                 text(self.frame.say("run.run_file"), "summary")
                 text(self.found.text, "pre", "log")
-                link(self.frame.say("run.again"), f"/new?file={self.frame.board.name_of(self.found.run_file)}")
+                link(self.frame.say("run.again"), f"/new?file={quote(self.frame.board.name_of(self.found.run_file))}")
 
     @ui.refreshable_method
     def files(self) -> None:
