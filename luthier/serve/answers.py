@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,14 +54,17 @@ class Answers:
                 raise too_long(len(job.prompt_ids), limit, job.param)
         self._admission.enter(len(self._jobs))
         self._started = time.perf_counter()
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._give_up)
             for number, job in enumerate(self._jobs):
                 self._submit(number, job)
-        except ApiError:
-            self._admission.leave(len(self._jobs) - len(self._tickets))
-            self.close()
-            raise
+            stack.pop_all()
         self._metrics.prompt_tokens += sum(len(job.prompt_ids) for job in self._jobs)
+
+    def _give_up(self) -> None:
+        """A job could not be started, whatever the reason: none of them takes a place."""
+        self._admission.leave(len(self._jobs) - len(self._tickets))
+        self.close()
 
     def close(self) -> None:
         """End what has not ended."""

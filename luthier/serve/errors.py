@@ -101,6 +101,8 @@ def of_status(status: int, path: str, method: str) -> ApiError:
         )
     if status == 405:
         return ApiError(f"{path} does not take {method}; GET /docs says more", status=405, code="method_not_allowed")
+    if status == 400:  # of FastAPI, for a body that Python's json refuses with another error than that for its grammar
+        return ApiError("the body cannot be read as JSON: it has a number of too many digits, or is nested too deeply")
     return ApiError(f"the request is refused with status {status}", status=status)
 
 

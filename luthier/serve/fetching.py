@@ -39,17 +39,26 @@ def fetched(url: str, max_bytes: int, *, is_allowed: Callable[[str], bool] = is_
     end = time.monotonic() + MAX_SECONDS
     with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
         for _ in range(MAX_REDIRECTS + 1):
-            parts = urlsplit(url)
-            if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
-                raise NotFetched("only plain addresses with http:// and https:// are fetched")
+            host = _host_of(url)
             try:
                 found = _content(client, url, is_allowed, max_bytes, end)
+                if isinstance(found, bytes):
+                    return found
+                url = urljoin(url, found)
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValueError) as fault:
-                raise NotFetched(f"{parts.hostname}: {str(fault) or type(fault).__name__}") from fault
-            if isinstance(found, bytes):
-                return found
-            url = urljoin(url, found)
+                raise NotFetched(f"{host}: {str(fault) or type(fault).__name__}") from fault
     raise NotFetched(f"there are more than {MAX_REDIRECTS} redirects")
+
+
+def _host_of(url: str) -> str:
+    """Raises `NotFetched` for an address of another kind."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as fault:  # such as http://[
+        raise NotFetched(f"this is not an address: {fault}") from fault
+    if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
+        raise NotFetched("only plain addresses with http:// and https:// are fetched")
+    return parts.hostname
 
 
 def _content(

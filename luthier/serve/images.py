@@ -11,6 +11,7 @@ What is sent or fetched is kept in the cache under its SHA-256; the oldest files
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile, realpath
 from pathlib import Path
 
 from luthier.core.errors import RowError
@@ -65,12 +66,11 @@ class ImageRules:
 
     def _local(self, name: str, kind: MediaKind, place: str) -> str:
         """The same answer for a file outside and for one that is absent: nobody learns which files there are."""
-        path = None if self.folder is None else (self.folder / name).resolve()
-        if (
-            path is None
-            or not path.is_relative_to(self.folder.resolve() if self.folder else path)
-            or not path.is_file()
-        ):
+        path = None
+        if self.folder is not None and "\0" not in name:
+            path = Path(realpath(self.folder / name))  # Path.resolve would raise for a link to itself
+        # Path.is_file would raise for a name that is too long.
+        if path is None or not path.is_relative_to(self.folder.resolve() if self.folder else path) or not isfile(path):
             raise ApiError(
                 f"{place}: there is no such {kind.one} in the folder of the server (SAFE_MEDIA_PATH) -> send it as"
                 f" {_example(kind)}",

@@ -278,3 +278,16 @@ def test_lists_without_end_are_no_call(name):
     for deep in ("[" * 100_000, "[" * 100_000 + "]" * 100_000):
         found = syntax.parse(written.replace("12345", deep))
         assert found is None or found == [ToolCall("f", {"a": deep})]
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', '"\\udc00\\ud800"', "1e999", "-1e999", "NaN"])
+@pytest.mark.parametrize("name", ["default", "llama3", "mistral", "qwen", "glm4"])
+def test_a_value_that_no_client_could_read_makes_no_call(name, value):
+    """Half of a surrogate pair cannot be encoded, and JSON has no infinity."""
+    syntax = TOOL_SYNTAXES.get(name)
+    tools = [{"name": "f", "parameters": {}}]
+    good = syntax.write([ToolCall("f", {"a": "MARK"})])
+    assert syntax.parse(good, tools)
+    assert syntax.parse(good.replace('"MARK"', value), tools) is None
+    pair = syntax.parse(good.replace("MARK", "\\ud83d\\ude00"), tools)
+    assert pair is not None and pair[0].arguments == {"a": "\U0001f600"}

@@ -18,12 +18,13 @@ ANSWER = Answer(text="x", num_prompt_tokens=1, num_new_tokens=2, finish_reason="
 class Engine:
     """Keeps what is submitted; the test delivers."""
 
-    def __init__(self, refuses=None):
+    def __init__(self, refuses=None, fault=None):
         self.delivers, self.canceled, self.refuses = [], [], refuses
+        self.fault = fault or InvalidInput("no")
 
     def submit(self, prompt_ids, settings, deliver):
         if len(self.delivers) == self.refuses:
-            raise InvalidInput("no")
+            raise self.fault
         number = len(self.delivers)
         self.delivers.append(deliver)
         return SimpleNamespace(cancel=lambda: self.canceled.append(number))
@@ -84,6 +85,18 @@ def test_a_job_that_is_refused_takes_the_others_with_it():
             answers.start()
         assert caught.value.param == "messages"
         assert engine.canceled == [0, 1] and admission.num_answers == 0
+
+    asyncio.run(run())
+
+
+def test_a_fault_while_jobs_are_started_leaves_no_place_taken():
+    """A fault of the server itself, too: with each one, a queue would get shorter for good."""
+
+    async def run():
+        answers, engine, admission, metrics = started(3, Engine(1, RuntimeError("no thread can be started")))
+        with pytest.raises(RuntimeError):
+            answers.start()
+        assert engine.canceled == [0] and admission.num_answers == 0 and metrics.prompt_tokens == 0
 
     asyncio.run(run())
 

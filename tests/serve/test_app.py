@@ -107,6 +107,12 @@ def test_a_body_that_is_no_json_object(server, body):
     error_of(post(server, content=body, headers={"content-type": "application/json"}))
 
 
+def test_a_number_of_too_many_digits_is_named(server):
+    body = json.dumps({"messages": HI, "seed": 0}).replace('"seed": 0', '"seed": ' + "1" * 5000)
+    error = error_of(post(server, content=body, headers={"content-type": "application/json"}))
+    assert "cannot be read as JSON" in error["message"]
+
+
 def test_a_body_without_its_content_type(server):
     assert "application/json" in error_of(post(server, content=json.dumps({"messages": HI})))["message"]
 

@@ -26,6 +26,7 @@ SCRIPTS = {
     "call": ["Let me see. <tool_", CALL.removeprefix("<tool_"), "\n" + CALL],
     "fail": ["some", RunFailed("out of memory")],
     "bug": ["some", KeyError("inner")],
+    "half": [CALL.replace("Łódź", "\\ud800")],
     "wait": ["first", GATE, "last"],
     "€": ["a", "€", "\u2028b"],
 }
@@ -112,6 +113,11 @@ def test_calls(client):
     first, second = choice.message.tool_calls
     assert first.type == "function" and first.id != second.id and first.id
     assert first.function.name == "weather" and json.loads(first.function.arguments) == {"city": "Łódź"}
+
+
+def test_a_call_that_cannot_be_encoded_is_text(client):
+    message = ask(client, "half", tools=[WEATHER]).choices[0].message
+    assert message.tool_calls is None and message.content == CALL.replace("Łódź", "\\ud800")
 
 
 def test_calls_stream(server):

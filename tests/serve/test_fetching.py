@@ -84,6 +84,9 @@ def test_content_and_redirects(port):
         ("http://[::1]:PORT/a", "::1 is not an internet address"),
         ("ftp://example.org/a", "only plain addresses"),
         ("http://", "only plain addresses"),
+        ("http://[", "this is not an address"),
+        ("http://\u2100.com/", "this is not an address"),
+        (f"http://{OUTSIDE}:PORT/moved?to=http://[", f"{OUTSIDE}: "),
     ],
 )
 def test_what_is_not_fetched(port, url, reason):

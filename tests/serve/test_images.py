@@ -85,6 +85,9 @@ def test_files_outside_the_folder_look_absent(tmp_path):
         for name in ("absent.png", "../out.png", str(outside), "link.png", "../in2/a.png", f"file://{outside}", ".")
     }
     assert len(answers) == 1 and "no such image in the folder of the server (SAFE_MEDIA_PATH)" in answers.pop()
+    (inside / "loop.png").symlink_to("loop.png")
+    for name in ("a\0b.png", "file://\0", "a" * 300, "a/" * 3000, "loop.png"):  # no file can be there
+        assert "no such image" in refused(rules, name)
     own = draw(inside / "own.png")
     assert rules.item_of("own.png", IMAGE, PLACE) == rules.item_of(str(own), IMAGE, PLACE) == str(own)
     assert "no such image" in refused(ImageRules(), str(own))

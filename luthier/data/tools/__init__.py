@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from math import isfinite
 from typing import Any, Protocol
 
 from luthier.data.types import ToolCall
@@ -71,23 +72,40 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON value")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-"""Python's own would read NaN and Infinity, which no client of the API could read again."""
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is beyond all floats")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+"""Python's own would read NaN, Infinity and 1e999, which no client of the API could read again."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half of a surrogate pair in JSON, which need not be followed by the other half."""
+
+
+def _encodable(value: Any, text: str) -> Any:
+    """The value that was read from `text`. Raises `ValueError` if a text in it is none that can be written."""
+    if _HALF.search(text):
+        dump(value).encode()
+    return value
 
 
 def read_value(text: str, at: int) -> tuple[Any, int]:
     """(the JSON value that begins at `at`, its end). Raises `ValueError`, also for lists without end: a model that
     repeats itself writes some."""
     try:
-        return _DECODER.raw_decode(text, at)
+        value, end = _DECODER.raw_decode(text, at)
     except RecursionError as fault:
         raise ValueError("it is nested too deep") from fault
+    return _encodable(value, text[at:end]), end
 
 
 def loads(text: str) -> Any:
     """The JSON value of a text, or None if it is not JSON (no call is the JSON value null)."""
     try:
-        return _DECODER.decode(text)
+        return _encodable(_DECODER.decode(text), text)
     except (ValueError, RecursionError):
         return None
 
@@ -126,7 +144,7 @@ def value_from(text: str, name: str, argument: str, tools: Sequence[Tool]) -> An
     if "string" in _types(name, argument, tools):
         return text
     try:
-        return _DECODER.decode(text)
+        return _encodable(_DECODER.decode(text), text)
     except (ValueError, RecursionError):
         return text
 
