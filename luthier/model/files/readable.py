@@ -2,10 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pickle import UnpicklingError
 
 from luthier.core.errors import LuthierError, ModelError
 from luthier.model.compat.gguf_speed import fast_gguf
 from luthier.model.files.sources import ModelFiles
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+)
+"""What libraries raise for files with values that they do not expect, such as `"dtype": "x"` or `"head_dim": 0`."""
 
 
 @contextmanager
@@ -19,8 +35,13 @@ def readable(source: ModelFiles, part: str) -> Iterator[None]:
             yield
     except LuthierError:  # which says already what to do
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as fault:
+    except (*UNREADABLE, SafetensorError, StrictDataclassError) as fault:
         raise _unusable(source, part, fault) from fault
+
+
+def first_line(fault: BaseException) -> str:
+    """What a library says, or the name of its error if it says nothing."""
+    return next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
 
 
 _CAUSES = (

@@ -59,9 +59,10 @@ class ModelSource:
     @cached_property
     def headers(self) -> dict[str, dict[str, Any]]:
         """File name -> header of each weight file of a local folder, {} for files of PyTorch. Raises `ModelError`."""
+        folder = Path(self.files.name)
         return {
-            file.name: read_safetensors_header(file) if file.suffix == ".safetensors" else {}
-            for file in weight_files(Path(self.files.name))
+            str(file.relative_to(folder)): read_safetensors_header(file) if file.suffix == ".safetensors" else {}
+            for file in weight_files(folder)
         }
 
     @property
@@ -236,7 +237,7 @@ def read_json(path: Path) -> dict:
     """A JSON object of a model's files. Raises `ModelError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ModelError(f"{path}: this is not valid JSON ({fault}) -> copy or download it again") from fault
     if not isinstance(content, dict):
         raise ModelError(f"{path}: this should hold a JSON object, not a {type(content).__name__}")
@@ -250,9 +251,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(source: ModelSource) -> None:
-    if "model_type" not in source.config and "architectures" not in source.config:
-        path = Path(source.files.name) / "config.json"
+    path, config = Path(source.files.name) / "config.json", source.config
+    if "model_type" not in config and "architectures" not in config:
         raise ModelError(f"{path}: this config names no model_type, so it is not the config of a language model")
+    check_architectures(path, config.get("architectures"))
+
+
+def check_architectures(path: Path | str, named: Any) -> None:
+    """Raises `ModelError` if `named`, the entry of the config at `path`, is not a list of names."""
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ModelError(
+            f"{path}: architectures: {named!r}: must be a list of class names, such as [LlamaForCausalLM]"
+            " -> correct it, or copy or download the file again"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -266,6 +277,9 @@ def weight_files(folder: Path) -> list[Path]:
     if not present[0].endswith(".index.json"):
         return [folder / present[0]]
     shards = sorted(set(_weight_map(folder / present[0]).values()))
+    outside = [shard for shard in shards if Path(shard).is_absolute() or ".." in Path(shard).parts or "\0" in shard]
+    if outside:
+        raise ModelError(f"{folder / present[0]}: it names {outside[0]!r}, which is not in this folder -> correct it")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise ModelError(
@@ -290,7 +304,7 @@ def _check_weights(source: ModelSource) -> None:
     index = folder / f"{_SAFETENSORS}.index.json"
     if not index.is_file() or (folder / _SAFETENSORS).is_file():
         return
-    lost = [name for name, file in _weight_map(index).items() if name not in headers[file]]
+    lost = [name for name, file in _weight_map(index).items() if name not in headers[str(Path(file))]]
     if lost:
         raise ModelError(
             f"{index}: it names {len(lost)} tensors that are not in their files, such as {lost[0]} in "

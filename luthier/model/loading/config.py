@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.errors import ModelError
 from luthier.model.adapters._merge import adapter_path, given_adapters
 from luthier.model.classes import adapter_gives_scores, gives_scores, make_scorer, require_kind
 from luthier.model.features.mixture_of_depths import register
 from luthier.model.files.gguf.config import repair_config
 from luthier.model.files.gguf.header import check_loadable
 from luthier.model.files.readable import readable
-from luthier.model.files.sources import ModelSource, check_hub
+from luthier.model.files.sources import ModelFiles, ModelSource, check_architectures, check_hub
 from luthier.model.quantization._prequantized import note_qmodel
 
 if TYPE_CHECKING:
@@ -30,11 +31,23 @@ def load_config(source: ModelSource) -> "PreTrainedConfig":
         check_hub(files.name, source.access)
     with readable(files, "config"):
         config = AutoConfig.from_pretrained(files.name, **source.options, **options)
+    check_architectures(files.name, config.architectures)
     if header is not None:
-        repair_config(config, header)
+        with readable(files, "config"):
+            repair_config(config, header)
+    _check_sizes(files, config)
     note_qmodel(config, Path(files.name))
     # Of a model that also speaks (Qwen Omni), the part that reads and writes.
     return getattr(config, "thinker_config", config)
+
+
+def _check_sizes(files: ModelFiles, config: "PreTrainedConfig") -> None:
+    """Raises `ModelError` for a model without numbers, which libraries divide by."""
+    text = config.get_text_config()
+    for name in ("hidden_size", "vocab_size"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value < 1:
+            raise ModelError(f"{files}: {name}: {value}: must be above 0 -> copy or download its config again")
 
 
 def embedding_rows(source: ModelSource) -> int:
@@ -46,7 +59,8 @@ def embedding_rows(source: ModelSource) -> int:
 
     if source.files.is_local and not source.files.gguf_file:
         config = source.config
-        is_known = config.get("model_type") in CONFIG_MAPPING_NAMES and "auto_map" not in config
+        check_architectures(source.files.name, config.get("architectures"))
+        is_known = str(config.get("model_type")) in CONFIG_MAPPING_NAMES and "auto_map" not in config
         is_plain = all(str(name).endswith("ForCausalLM") for name in config.get("architectures") or [""])
         has_parts = any(isinstance(value, dict) and "model_type" in value for value in config.values())
         rows = config.get("vocab_size")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.log import quiet, warn
+from luthier.model.files.readable import UNREADABLE
 from luthier.model.files.sources import ModelFiles, ModelSource
 from luthier.model.heads.score_head import SCORE_LAYER
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 SETTINGS_LOGGER = "transformers.generation.configuration_utils"
 """What warns of settings without effect; `repair_generation_config` says what becomes of them."""
+
+
+_MOST_IDS = 1 << 31
 
 
 def check_found(source: ModelFiles, found: Mapping[str, Any], *, starts_score: bool = False) -> None:
@@ -52,12 +56,24 @@ def check_generation_config(source: ModelSource) -> None:
     files = source.files
     try:
         with quiet(SETTINGS_LOGGER):
-            GenerationConfig.from_pretrained(files.name, **source.access.options)
+            _check_ids(GenerationConfig.from_pretrained(files.name, **source.access.options))
     except OSError as fault:
         if (Path(files.name) / "generation_config.json").is_file():
             raise _refused(files, fault) from fault
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+    except UNREADABLE as fault:
         raise _refused(files, fault) from fault
+
+
+def _check_ids(generation: "GenerationConfig") -> None:
+    """Raises `ValueError` for ends that are no ids or texts; transformers looks at them during an answer."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value: Any = getattr(generation, name)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(index) is int and -1 <= index < _MOST_IDS for index in ids):
+            raise ValueError(f"{name}: {value!r} is no token id")
+    stops = generation.stop_strings or []
+    if not isinstance(stops, str) and not (isinstance(stops, list) and all(isinstance(stop, str) for stop in stops)):
+        raise ValueError(f"stop_strings: {stops!r} is no list of texts")
 
 
 def _refused(files: ModelFiles, fault: Exception) -> ModelError:

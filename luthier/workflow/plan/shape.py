@@ -23,6 +23,7 @@ from luthier.model.dropout import switch_dropout_off
 from luthier.model.dtype import upcast_norms
 from luthier.model.features import Training
 from luthier.model.features.mixture_of_depths import add_routers
+from luthier.model.files.readable import UNREADABLE
 from luthier.model.heads.value_head import add_value_head
 from luthier.model.loading.base import dtype_of, purpose_of, takes_fast_path
 from luthier.model.loading.config import fit_task
@@ -86,8 +87,8 @@ def build_shape(
     try:
         with quiet("luthier"), quiet("transformers"), torch.device("meta"), Affirming():
             return _built(run, stage, text, deepcopy(config), machine, num_layers)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, LuthierError) as fault:
-        # Code of a model or a library that reads numbers, which tensors on `meta` do not have.
+    except (*UNREADABLE, LuthierError) as fault:
+        # Of a config with odd values, or code of a library that reads numbers, which tensors on `meta` do not have.
         reason = str(fault).strip().partition("\n")[0]
         raise Unplanned(f"the model cannot be built without its weights ({reason})") from fault
 

@@ -10,7 +10,13 @@ import pytest
 from luthier.core.errors import ModelError
 from luthier.model.files.gguf.header import check_loadable, read_header
 from luthier.model.files.hubs import HubAccess
-from luthier.model.files.sources import ModelFiles, ModelSource, check_adapter_source, check_source
+from luthier.model.files.sources import (
+    ModelFiles,
+    ModelSource,
+    check_adapter_source,
+    check_source,
+    read_safetensors_header,
+)
 from luthier.model.loading.config import load_config
 from luthier.model.loading.load import load_model
 from luthier.model.tokenizer import load_tokenizer
@@ -113,6 +119,21 @@ def test_a_missing_shard_is_named(tmp_path):
     assert "1 of 2 weight files are missing: model-00002" in refused(check_source, str(folder))
 
 
+def test_shards_may_lie_in_a_folder_inside_and_nowhere_else(tmp_path):
+    folder = tiny_llama(tmp_path / "model")
+    (folder / "parts").mkdir()
+    whole = folder / "model.safetensors"
+    names = [name for name in read_safetensors_header(whole) if name != "__metadata__"]
+    whole.rename(folder / "parts" / "a.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for place in ("parts/a.safetensors", "./parts/a.safetensors"):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, place)}))
+        check_source(ModelSource(str(folder)))
+    for place in (str(folder / "parts" / "a.safetensors"), "../model/parts/a.safetensors", "\0"):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, place)}))
+        assert "which is not in this folder" in refused(check_source, str(folder))
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     import torch
 
@@ -170,6 +191,31 @@ def test_a_damaged_gguf_file_is_refused(tmp_path, damage):
         }[damage]
     )
     assert "not a whole GGUF file" in refused(check_source, str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("general.alignment", 0, "aligned to 0 bytes"),
+        ("general.alignment", "x", "aligned to 'x' bytes"),
+        ("llama.block_count", 1 << 31, "2147483648 blocks of 1 tensors"),
+        ("llama.block_count", 2.5, "2.5 blocks of 1 tensors"),
+    ],
+)
+def test_a_gguf_header_with_an_odd_value_is_refused(tmp_path, key, value, words):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    data = path.read_bytes().replace(b"llama.block_count", b"llama.block_other")
+    text = struct.pack("<Q", len(key)) + key.encode()
+    packed = {
+        int: lambda: struct.pack("<IQ", 10, value),
+        float: lambda: struct.pack("<Id", 12, value),
+        str: lambda: struct.pack("<IQ", 8, len(value)) + value.encode(),
+    }[type(value)]()
+    (num_keys,) = struct.unpack("<Q", data[16:24])
+    path.write_bytes(data[:16] + struct.pack("<Q", num_keys + 1) + text + packed + data[24:])
+    message = refused(check_source, str(path))
+    assert "not a whole GGUF file" in message
+    assert words in message
 
 
 def test_a_gguf_file_cut_inside_its_last_tensor_is_refused(tmp_path):

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from luthier.core.errors import ModelError
-from luthier.model.files.sources import ModelSource
+from luthier.model.files.sources import ModelSource, check_source
 from luthier.model.loading.config import embedding_rows, load_config
+from luthier.model.loading.load import load_model
+from tests.tiny import TINY_LLAMA
 
 CAUSAL = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 CONFIGS = {
@@ -43,3 +46,24 @@ def test_a_type_that_transformers_does_not_know_is_refused(tmp_path):
         embedding_rows(
             source(tmp_path, {"model_type": "unheard_of", "vocab_size": 5, "architectures": ["AForCausalLM"]})
         )
+
+
+ODD = (None, -1, 0, 1.5, "x", "", [], [1], {}, {"a": 1}, True, 10**30, 1e308)
+
+
+@pytest.mark.parametrize("name", ["architectures", "dtype", "model_type", "head_dim", "num_attention_heads"])
+def test_an_odd_value_in_a_config_is_read_or_refused_in_a_sentence(tmp_path, name):
+    plain = {**TINY_LLAMA, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    for value in ODD:
+        model = source(tmp_path, plain | {name: value})
+        for look in (check_source, embedding_rows, load_config, lambda one: load_model(one, dtype=torch.float32)):
+            try:
+                look(model) if look is not check_source else check_source(model, weights=False)
+            except ModelError as refused:
+                assert str(refused).startswith(str(tmp_path)), value
+
+
+def test_a_config_of_a_million_brackets_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 1_000_000)
+    with pytest.raises(ModelError, match="not valid JSON"):
+        embedding_rows(ModelSource(str(tmp_path)))

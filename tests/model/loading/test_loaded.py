@@ -121,6 +121,10 @@ def test_a_temperature_of_zero_asks_for_no_sampling(tmp_path):
         ('{"num_return_sequences": 3}', "do not support `num_return_sequences`"),
         ('{"cache_implementation": "none"}', "Invalid `cache_implementation`"),
         ('{"watermarking_config": "w"}', "has no attribute 'validate'"),
+        ('{"eos_token_id": 1.5}', "eos_token_id: 1.5 is no token id"),
+        ('{"eos_token_id": [2, "</s>"]}', "eos_token_id: [2, '</s>'] is no token id"),
+        ('{"bos_token_id": 1000000000000000000000000000000}', "is no token id"),
+        ('{"stop_strings": [7]}', "stop_strings: [7] is no list of texts"),
     ],
 )
 def test_settings_that_are_refused_are_named_with_their_file(tmp_path, text, reason):

@@ -5,6 +5,7 @@ another model. What transformers reads stands in
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/integrations/ggml.py
 """
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Of all Llama 3 models; the file has the frequencies that came out, and only the factor differs between models."""
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_WINDOW_OF_LLAMA3 = 8192
+"""Of all Llama 3 models; the file has the frequencies that came out, and only the factor differs between models.
+
+Another model that was stretched in this way (`rope_scaling: llama3`) began with its context length / factor."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """These two scale queries by hidden size / heads, all others by the head size. GGUF has no key for it."""
 
@@ -44,7 +48,7 @@ def repair_config(config: "PreTrainedConfig", header: GgufHeader) -> None:
             stretched["original_max_position_embeddings"] = original
         _set_rope(config, stretched)
     elif architecture == "llama" and any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
-        _set_rope(config, _llama3_parameters(header))
+        _set_rope(config, _llama3_parameters(config, header))
 
 
 def _set_rope(config: "PreTrainedConfig", parameters: dict[str, Any]) -> None:
@@ -55,15 +59,23 @@ def _set_rope(config: "PreTrainedConfig", parameters: dict[str, Any]) -> None:
         config.rope_parameters = whole | parameters
 
 
-def _llama3_parameters(header: GgufHeader) -> dict[str, Any]:
+def _llama3_parameters(config: "PreTrainedConfig", header: GgufHeader) -> dict[str, Any]:
     """The lowest frequency is divided by the factor itself."""
+    import torch
+
+    from luthier.model.files.gguf.frequencies import llama3_factors
+
     factors = _rope_factors(header)
-    parameters = {"rope_type": "llama3", "factor": round(float(factors.max()), 4), **_LLAMA3}
-    if abs(float(factors.min()) - 1) > 1e-3:
-        raise ModelError(
-            f"{header.path}: its rotary frequencies are not those of Llama 3 -> use the model's safetensors folder"
-        )
-    return parameters
+    factor = round(float(factors.max()), 4)
+    for window in (_WINDOW_OF_LLAMA3, round(config.max_position_embeddings / factor)):
+        whole = {"rope_type": "llama3", "factor": factor, **_LLAMA3, "original_max_position_embeddings": window}
+        stretched = deepcopy(config)
+        _set_rope(stretched, whole)
+        if torch.allclose(llama3_factors(stretched), factors, rtol=1e-3):
+            return whole
+    raise ModelError(
+        f"{header.path}: its rotary frequencies are not those of Llama 3 -> use the model's safetensors folder"
+    )
 
 
 def _rope_factors(header: GgufHeader) -> "torch.Tensor":

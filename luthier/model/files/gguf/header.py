@@ -58,7 +58,7 @@ def _read_once(path: Path, num_bytes: int, modified_ns: int) -> GgufHeader:
     try:
         with path.open("rb") as file:
             return _read(file, path)
-    except (_Damaged, struct.error, UnicodeDecodeError) as fault:
+    except (_Damaged, struct.error, UnicodeDecodeError, OverflowError) as fault:
         raise ModelError(f"{path}: this is not a whole GGUF file ({fault}) -> download or convert it again") from fault
 
 
@@ -69,15 +69,20 @@ def _read(file: BinaryIO, path: Path) -> GgufHeader:
     if version not in (2, 3):
         raise _Damaged(f"its version is {version}, known are 2 and 3")
     keys = dict(_key(file) for _ in range(num_keys))
-    if "general.architecture" not in keys:
+    architecture, alignment = keys.get("general.architecture"), keys.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
+    if not isinstance(architecture, str):
         raise _Damaged("it names no architecture")
+    if not isinstance(alignment, int) or alignment < 1:
+        raise _Damaged(f"its tensors are aligned to {alignment!r} bytes")
+    num_blocks = keys.get(f"{architecture}.block_count", 0)
+    if not isinstance(num_blocks, int) or num_blocks > num_tensors:
+        raise _Damaged(f"{num_blocks!r} blocks of {num_tensors:,} tensors")
     tensors = tuple(_tensor(file) for _ in range(num_tensors))
-    alignment = keys.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
     start = -(-file.tell() // alignment) * alignment
     size = path.stat().st_size
     if tensors and start + max(tensor.offset_bytes for tensor in tensors) >= size:
         raise _Damaged(f"it ends after {size:,} bytes, in the middle of its tensors")
-    return GgufHeader(path, keys["general.architecture"], tensors, start, keys)
+    return GgufHeader(path, architecture, tensors, start, keys)
 
 
 def _string(file: BinaryIO) -> str:

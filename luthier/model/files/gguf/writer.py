@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.core.errors import ModelError, RunFailed
 from luthier.model.classes import require_dense
 from luthier.model.compat.gguf_tokens import PREPENDS
+from luthier.model.files.gguf.frequencies import head_dim, llama3_factors, rope_parameters
 from luthier.model.files.gguf.vocabulary import Vocabulary, read_vocabulary
 from luthier.model.files.sources import weight_files
 
@@ -101,17 +102,6 @@ def write_gguf(folder: Path, file: Path, number_format: NumberFormat, *, trust_r
             writer.write_tensor_data(tensor.read())
     finally:
         writer.close()
-
-
-def rope_parameters(config: "PreTrainedConfig") -> dict[str, Any]:
-    """Of the layers that attend to everything, where a model has others as well."""
-    parameters = config.rope_parameters or {}
-    return dict(parameters.get("full_attention", parameters))
-
-
-def head_dim(config: "PreTrainedConfig") -> int:
-    own = getattr(config, "head_dim", None)  # not every model type has the key
-    return own or config.hidden_size // config.num_attention_heads
 
 
 def _add_hyperparameters(writer: "GGUFWriter", config: "PreTrainedConfig", layout: Layout, folder: Path) -> None:
@@ -226,7 +216,8 @@ def _tensors(
 
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == layout.architecture)
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
-    if (factors := _rope_factors(config)) is not None:
+    if rope_parameters(config).get("rope_type") == "llama3":
+        factors = llama3_factors(config)
         yield _Tensor("rope_freqs.weight", tuple(factors.shape), "f32", lambda: factors)
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
@@ -276,24 +267,6 @@ def interleave(weight: "torch.Tensor", num_heads: int) -> "torch.Tensor":
     """Rows 0, d/2, 1, d/2 + 1, ... of each head of d rows."""
     halves = weight.reshape(num_heads, 2, -1, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
-
-
-def _rope_factors(config: "PreTrainedConfig") -> "torch.Tensor | None":
-    """By how much Llama 3 slows each frequency down; None for other models."""
-    if rope_parameters(config).get("rope_type") != "llama3":
-        return None
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    return plain_frequencies(config) / stretched
-
-
-def plain_frequencies(config: "PreTrainedConfig") -> "torch.Tensor":
-    """theta^(-2i/d) for i < d/2."""
-    import torch
-
-    d = head_dim(config)
-    return rope_parameters(config)["rope_theta"] ** -(torch.arange(0, d, 2, dtype=torch.float32) / d)
 
 
 def gguf_name(number_format: NumberFormat) -> str:
