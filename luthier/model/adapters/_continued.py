@@ -80,7 +80,13 @@ def _is_target(key: str) -> bool:
 
 def _comparable(value: Any) -> Any:
     """Lists in any order; one that is not there is empty."""
-    return frozenset(value) if isinstance(value, list | tuple | set) else value if value is not None else frozenset()
+    return (
+        frozenset(map(str, value))
+        if isinstance(value, list | tuple | set)
+        else value
+        if value is not None
+        else frozenset()
+    )
 
 
 def _words(value: Any) -> str:

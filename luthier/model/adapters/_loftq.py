@@ -84,7 +84,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(file.read_text("utf-8"))
         keys_in(record)
-    except (ValueError, AttributeError) as fault:
+        if not all(record[key] in ("float32", "float16", "bfloat16") for key in FORMATS):
+            raise ValueError(f"{' and '.join(FORMATS)} must be number formats")
+    except (ValueError, AttributeError, KeyError, TypeError) as fault:
         raise ModelError(f"{file}: cannot be read ({fault!r}) -> copy or download the adapter again") from fault
     return record
 

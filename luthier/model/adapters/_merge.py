@@ -19,6 +19,7 @@ from luthier.model.adapters._ties import settle_ties, untie_adapted
 from luthier.model.classes import SCORE_TASK, adapter_gives_scores, gives_scores
 from luthier.model.embeddings import NewTokens, embedding_names, grow_embeddings, num_rows
 from luthier.model.files.hubs import NO_ACCESS, HubAccess, hub_access
+from luthier.model.files.readable import UNREADABLE, first_line
 from luthier.model.files.sources import ModelSource, check_adapter_source, is_hub_id, local_path
 from luthier.model.modules import linear_layers, unwrap
 from luthier.model.quantization._layers import forget_description, is_quantized
@@ -93,6 +94,7 @@ def attach_adapter(
     model: "PreTrainedModel", name: str, given: GivenAdapters, *, is_trainable: bool, pure_bf16: bool = False
 ) -> "PeftModel":
     """The model with the adapter on top. Raises `ModelError` if it is missing, damaged or made for another model."""
+    import torch
     from peft import PeftConfig, PeftModel
 
     path = adapter_path(name, given)
@@ -104,16 +106,13 @@ def attach_adapter(
         )
     try:
         config = PeftConfig.from_pretrained(str(path))
-    except (KeyError, TypeError, ValueError) as fault:  # an unknown `peft_type`, or keys that it does not have
-        raise ModelError(
-            f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
-            " -> update peft, or copy or download the adapter again"
-        ) from fault
+    except UNREADABLE as fault:  # an unknown `peft_type`, or keys that it does not have
+        raise _unreadable(path, fault) from fault
     _require_mergeable(name, config)
     if gives_scores(model.config) and config.task_type != SCORE_TASK:
         config.task_type = None  # peft would make it write, and the model does not
     _make_room(model, shapes, config)
-    base, used = config.base_model_name_or_path or "", model.config._name_or_path
+    base, used = str(config.base_model_name_or_path or ""), model.config._name_or_path
     try:
         with warnings.catch_warnings():
             # `_check_names` turns what peft only warns of into an error.
@@ -121,14 +120,25 @@ def attach_adapter(
             adapted = PeftModel.from_pretrained(
                 model, str(path), is_trainable=is_trainable, config=config, autocast_adapter_dtype=not pure_bf16
             )
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as fault:  # what torch and peft raise for shapes and names that do not fit
         raise _does_not_fit(name, base, used, _first_difference(str(fault))) from fault
+    except UNREADABLE as fault:  # values that peft does not expect, such as `"alpha_pattern": null`
+        raise _unreadable(path, fault) from fault
     _check_names(adapted, path, name, base, used)
     _try_out(adapted, name)
     require_base(adapted, model, name, path)
     if base and Path(base).name != Path(used).name:
         warn(f"adapter {name} was trained on {base}, not on {used}; its shapes fit, so it is used")
     return adapted
+
+
+def _unreadable(path: Path, fault: BaseException) -> ModelError:
+    return ModelError(
+        f"{path / 'adapter_config.json'}: the installed peft cannot read this adapter ({fault!r})"
+        " -> update peft, or copy or download the adapter again"
+    )
 
 
 def continue_adapter(
@@ -251,13 +261,27 @@ def _require_mergeable(name: str, config: "PeftConfig") -> None:
             " it can be neither merged nor trained further here -> give an adapter of LoRA or OFT, or use this one in"
             " plain peft"
         )
+    settings = vars(config)
+    if settings.get("alora_invocation_tokens") or settings.get("arrow_config"):
+        variant = "aLoRA" if settings.get("alora_invocation_tokens") else "Arrow"
+        raise ModelError(
+            f"adapter_name_or_path: {name}: this is an adapter of {variant}, which changes some tokens of a text only,"
+            " so it can be neither merged nor trained further here -> give a plain adapter of LoRA, or use this one in"
+            " plain peft"
+        )
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of the adapter's file."""
+    """Tensor name -> shape of the adapter's file. Raises `ModelError` if it cannot be read."""
     from peft.utils.save_and_load import load_peft_weights
 
-    return {name: tuple(tensor.shape) for name, tensor in load_peft_weights(str(path), device="cpu").items()}
+    try:
+        weights = load_peft_weights(str(path), device="cpu")
+        return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    except UNREADABLE as fault:
+        raise ModelError(
+            f"{path}: the adapter's weights cannot be read ({first_line(fault)}) -> copy or download the adapter again"
+        ) from fault
 
 
 def _make_room(model: "PreTrainedModel", shapes: dict[str, tuple[int, ...]], config: "PeftConfig") -> None:

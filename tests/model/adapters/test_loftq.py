@@ -182,9 +182,10 @@ def test_keys_that_quantize_are_not_read_by_an_export_of_other_adapters(trained,
     assert not load_export({**other, "adapter_name_or_path": keys["adapter_name_or_path"]}).warnings
 
 
-def test_a_record_that_is_damaged_is_said(trained, tmp_path):
+@pytest.mark.parametrize("content", ["{", "[]", '{"quantization_bit": 4}', '{"weights_read_in": [], "computed_in": 1}'])
+def test_a_record_that_is_damaged_is_said(trained, tmp_path, content):
     keys, bits, _ = trained
     folder = Path(shutil.copytree(keys["adapter_name_or_path"], tmp_path / "lora"))
-    (folder / LOFTQ_FILE).write_text("{", encoding="utf-8")
+    (folder / LOFTQ_FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ModelError, match=rf"{LOFTQ_FILE}: cannot be read"):
         logits_of({**keys, **bits, "adapter_name_or_path": str(folder)})

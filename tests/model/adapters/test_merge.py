@@ -154,3 +154,41 @@ def test_adapters_of_other_methods_are_merged_as_plain_peft_does(tmp_path, kind)
     adapted.save_pretrained(tmp_path / "other")
     ours = merge_adapters(fresh(folder), [str(tmp_path / "other")], GivenAdapters())
     torch.testing.assert_close(logits(ours), logits(adapted.eval()), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"alpha_pattern": None}, "cannot read this adapter"),
+        ({"bias": None}, "cannot read this adapter"),
+        ({"layer_replication": -1}, "cannot read this adapter"),
+        ({"init_lora_weights": -1}, "cannot read this adapter"),
+        ({"alora_invocation_tokens": [1]}, "an adapter of aLoRA, which changes some tokens"),
+        ({"arrow_config": {"top_k": 1}}, "an adapter of Arrow, which changes some tokens"),
+    ],
+)
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_an_odd_value_in_the_config_of_an_adapter_is_refused_in_a_sentence(
+    two_adapters, tmp_path, changes, words, is_trainable
+):
+    folder, first, _ = two_adapters
+    file = tmp_path / "first" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelError, match=words):
+        attach_adapter(fresh(folder), first, GivenAdapters(), is_trainable=is_trainable)
+
+
+def test_the_name_of_the_base_may_be_anything(two_adapters, tmp_path):
+    folder, first, _ = two_adapters
+    file = tmp_path / "first" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": -1}))
+    attach_adapter(fresh(folder), first, GivenAdapters(), is_trainable=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04}", bytes(64)])
+def test_damaged_weights_of_pytorch_are_refused_in_a_sentence(two_adapters, tmp_path, content):
+    folder, first, _ = two_adapters
+    (tmp_path / "first" / "adapter_model.safetensors").unlink()
+    (tmp_path / "first" / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="the adapter's weights cannot be read"):
+        attach_adapter(fresh(folder), first, GivenAdapters(), is_trainable=False)
